@@ -1,0 +1,143 @@
+"""The merge engine: runs plans made in Python, in bounded memory, with the GIL released.
+
+Every function raises the classes of `mol.errors`; what the operating system refuses raises the built-in subclass of
+`OSError`. Calls that take `on_progress` run it on the calling thread about every 100 ms; an exception from it, or a
+signal, stops the work within a tile and is raised once it has stopped.
+"""
+
+from collections.abc import Callable, Sequence
+from os import PathLike
+from typing import Final
+
+__version__: Final[str]
+
+def read_header(path: str | PathLike[str]) -> tuple[int, int, str, list[tuple[str, str, tuple[int, ...], int]]]:
+    """Read and check the header of a SafeTensors file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its size in bytes, its time of last change in nanoseconds since 1970, the BLAKE3 digest of its header in
+        hexadecimal, and its tensors in file order as (name, dtype, shape, bytes); dtypes are SafeTensors names ("BF16").
+
+    Raises:
+        CheckpointError: The header is cut, overlaps, leaves holes, overflows, or names a tensor twice.
+        OSError: The file cannot be read.
+    """
+
+def plan_digest(plan: str) -> str:
+    """Name the work of a plan: BLAKE3 of its canonical form, which holds no path and no time.
+
+    Raises:
+        MergeError: The plan is not a plan of this engine's version.
+    """
+
+def preflight(plan: str, partial: str | PathLike[str], *, discard_partial: bool = False) -> str:
+    """Check everything that can be checked before the first byte is written.
+
+    Inputs are what the plan was made from, every task fits them, integer and bool tensors that must be equal are, the
+    disk has room, and `partial` is free or holds unfinished work of the same plan.
+
+    Args:
+        plan: The plan as JSON.
+        partial: The directory that `execute` will fill.
+        discard_partial: Remove other work found there instead of refusing it.
+
+    Returns:
+        JSON: `bytes_needed`, `bytes_free`, `resumable`.
+
+    Raises:
+        CheckpointError: An input is damaged, has changed, or does not fit.
+        MergeError: The plan is unsound, other work is in the way, or the disk is too small.
+    """
+
+def execute(
+    plan: str,
+    partial: str | PathLike[str],
+    *,
+    threads: int | None = None,
+    tile: int | None = None,
+    simd: str = "auto",
+    on_progress: Callable[[int, int, int, int], object] | None = None,
+) -> str:
+    """Run a plan: write its shards, index and journal into `partial`, or finish what an earlier run left there.
+
+    Args:
+        plan: The plan as JSON.
+        partial: The directory to fill.
+        threads: Size of the pool; all cores by default.
+        tile: Elements of a tile, a multiple of 65,536; the bytes written do not depend on it.
+        simd: "auto", "off", "avx2" or "avx512"; the bytes written do not depend on it.
+        on_progress: Called with bytes read, bytes to read, bytes written, bytes to write.
+
+    Returns:
+        JSON: `plan_digest`, `files` and `tensors` with their CRC-64/NVME, `bytes_read`, `bytes_written`, and `resumed`,
+        the number of tensors that an earlier run had finished.
+
+    Raises:
+        MergeError: NaN, infinity or overflow was met (`partial` is then removed), or the plan is unsound.
+        CheckpointError: An input is damaged, has changed, or does not fit.
+        OSError: Reading or writing failed; `partial` stays, and the same call resumes.
+    """
+
+def commit(
+    partial: str | PathLike[str], out: str | PathLike[str], *, overwrite: bool = False, sync: bool = False
+) -> None:
+    """Turn a finished partial directory into `out` by one rename.
+
+    Args:
+        partial: The finished directory; its journal is removed.
+        out: Where the checkpoint goes; an empty directory there is replaced.
+        overwrite: Replace a directory that is not empty, which is removed once the new one is in its place.
+        sync: Wait until everything is on the disk.
+
+    Raises:
+        MergeError: `out` is not empty, and `overwrite` was not given.
+        OSError: The system refused.
+    """
+
+def checksum(
+    path: str | PathLike[str],
+    *,
+    digest: str | None = None,
+    threads: int | None = None,
+    on_progress: Callable[[int, int], object] | None = None,
+) -> str:
+    """Read a SafeTensors file and compute its checksums.
+
+    Args:
+        path: The file.
+        digest: Add a cryptographic digest of each tensor: "blake3" or "sha256".
+        threads: Size of the pool; all cores by default.
+        on_progress: Called with bytes read and bytes to read.
+
+    Returns:
+        JSON: `size`, `crc64nvme` of the file, and `tensors` with `name`, `crc64nvme` and the digest asked for.
+
+    Raises:
+        CheckpointError: The header is damaged.
+        OSError: The file cannot be read.
+    """
+
+def compare(
+    pairs: Sequence[tuple[str | PathLike[str], str, str | PathLike[str], str]],
+    *,
+    threads: int | None = None,
+    on_progress: Callable[[int, int], object] | None = None,
+) -> list[tuple[float, float, float, float, float, int]]:
+    """Measure how far tensors are apart, streamed.
+
+    Args:
+        pairs: (file a, tensor a, file b, tensor b), of float dtypes and equal shapes.
+        threads: Size of the pool; all cores by default.
+        on_progress: Called with bytes read and bytes to read.
+
+    Returns:
+        For each pair the norm of a, the norm of b, the norm of b - a, the dot product, the largest |b - a|, and the
+        first element where it is reached; sums are in f64.
+
+    Raises:
+        CheckpointError: A tensor is missing, is not of a float dtype, or the shapes differ.
+        OSError: A file cannot be read.
+    """

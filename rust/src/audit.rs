@@ -1,0 +1,186 @@
+//! Reads finished checkpoints again: checksums of tensors and files, and how far two tensors are apart.
+use crate::dtype::{Format, with_format};
+use crate::error::{Error, Result};
+use crate::execute::Watch;
+use crate::kernels::{BLOCK, Sum};
+use crate::real::Real;
+use crate::shard::{Shard, Tensor};
+use crate::simd::Simd;
+use crate::stream::{View, common, runs};
+use crc_fast::CrcAlgorithm::Crc64Nvme;
+use crc_fast::{checksum, checksum_combine};
+use rayon::prelude::*;
+use serde::Serialize;
+use sha2::Digest as _;
+use std::fmt::Write as _;
+use std::path::Path;
+
+/// A cryptographic digest, on request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Digest {
+    /// BLAKE3.
+    Blake3,
+    /// SHA-256.
+    Sha256,
+}
+
+impl Digest {
+    /// Reads `blake3` or `sha256`.
+    pub fn parse(text: &str) -> Result<Self> {
+        match text {
+            "blake3" => Ok(Self::Blake3),
+            "sha256" => Ok(Self::Sha256),
+            _ => Err(Error::Merge(format!("digest `{text}` is not one of blake3, sha256"))),
+        }
+    }
+
+    fn of(self, bytes: &[u8]) -> String {
+        match self {
+            Self::Blake3 => blake3::hash(bytes).to_hex().to_string(),
+            Self::Sha256 => sha2::Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
+                let _infallible = write!(hex, "{byte:02x}");
+                hex
+            }),
+        }
+    }
+}
+
+/// The checksums of a tensor.
+#[derive(Debug, Serialize)]
+pub struct TensorSum {
+    /// Its name.
+    pub name: String,
+    /// CRC-64/NVME, hexadecimal.
+    pub crc64nvme: String,
+    /// BLAKE3, where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<String>,
+    /// SHA-256, where asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// The checksums of a file.
+#[derive(Debug, Serialize)]
+pub struct FileSum {
+    /// Bytes.
+    pub size: u64,
+    /// CRC-64/NVME, hexadecimal.
+    pub crc64nvme: String,
+    /// Its tensors, by offset.
+    pub tensors: Vec<TensorSum>,
+}
+
+/// Reads a file and returns its checksums.
+pub fn sum_file(path: &Path, digest: Option<Digest>, watch: &Watch) -> Result<FileSum> {
+    let shard = Shard::open(path)?;
+    let sum_tensor = |tensor: &Tensor| {
+        let pieces: Vec<(u64, u64)> = shard
+            .bytes(tensor)
+            .par_chunks(1 << 20)
+            .map(|bytes| {
+                watch.check()?;
+                watch.add_read(bytes.len());
+                Ok((checksum(Crc64Nvme, bytes), bytes.len() as u64))
+            })
+            .collect::<Result<_>>()?;
+        let crc = pieces
+            .into_iter()
+            .fold(checksum(Crc64Nvme, &[]), |crc, (next, n)| checksum_combine(Crc64Nvme, crc, next, n));
+        let hash = |wanted| (digest == Some(wanted)).then(|| wanted.of(shard.bytes(tensor)));
+        let sums = TensorSum {
+            name: tensor.name.clone(),
+            crc64nvme: format!("{crc:016x}"),
+            blake3: hash(Digest::Blake3),
+            sha256: hash(Digest::Sha256),
+        };
+        Ok((crc, tensor.bytes.len() as u64, sums))
+    };
+    let sums: Vec<_> = shard.tensors.par_iter().map(sum_tensor).collect::<Result<_>>()?;
+    let mut crc = checksum(Crc64Nvme, shard.prefix());
+    let mut tensors = Vec::with_capacity(sums.len());
+    for (tensor_crc, bytes, sum) in sums {
+        crc = checksum_combine(Crc64Nvme, crc, tensor_crc, bytes);
+        tensors.push(sum);
+    }
+    Ok(FileSum { size: shard.size() as u64, crc64nvme: format!("{crc:016x}"), tensors })
+}
+
+/// How far two tensors are apart.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Distance {
+    /// Norm of the first.
+    pub norm_a: f64,
+    /// Norm of the second.
+    pub norm_b: f64,
+    /// Norm of second minus first.
+    pub norm_difference: f64,
+    /// Their dot product.
+    pub dot: f64,
+    /// The largest |second - first|.
+    pub max_difference: f64,
+    /// The first element where it is reached.
+    pub index: usize,
+}
+
+/// Sums of squares and products of one block, and its largest difference.
+#[derive(Clone, Copy, Default)]
+struct Part {
+    sums: [Sum; 4],
+    max: f64,
+    index: usize,
+}
+
+impl Part {
+    fn add<F: Format>(&mut self, start: usize, a: &[u8], b: &[u8]) {
+        for i in 0..a.len() / F::BYTES {
+            let (a, b) = (F::get(a, i).to_f64(), F::get(b, i).to_f64());
+            let difference = b - a;
+            for (sum, term) in self.sums.iter_mut().zip([a * a, b * b, difference * difference, a * b]) {
+                sum.add_one(i, term);
+            }
+            // A NaN counts as larger than anything.
+            if difference.abs() > self.max || difference.is_nan() && !self.max.is_nan() {
+                (self.max, self.index) = (difference.abs(), start + i);
+            }
+        }
+    }
+}
+
+/// Compares two float tensors of one shape.
+pub fn compare(a: (&Path, &str), b: (&Path, &str), shards: &[Shard], simd: Simd, watch: &Watch) -> Result<Distance> {
+    let find = |(path, name): (&Path, &str)| {
+        let shard = shards.iter().find(|shard| shard.path == path);
+        let shard = shard.ok_or_else(|| Error::checkpoint(path, "not opened"))?;
+        View::new(shard, shard.tensor(name)?)
+    };
+    let views = [find(a)?, find(b)?];
+    if views[0].tensor.shape != views[1].tensor.shape {
+        let (found, wanted) = (&views[1].tensor.shape, &views[0].tensor.shape);
+        return Err(Error::checkpoint(b.0, format!("tensor `{}` has shape {found:?}, the other {wanted:?}", b.1)));
+    }
+    let len: usize = views[0].tensor.shape.iter().product();
+    let work = common(views.iter().map(|view| view.float));
+    let part = |block: usize| {
+        watch.check()?;
+        let block = block * BLOCK..len.min((block + 1) * BLOCK);
+        let mut part = Part::default();
+        runs(&views, work, block.clone(), BLOCK, simd, |run, x| {
+            with_format!(work, F => part.add::<F>(run.start, x[0], x[1]));
+        });
+        watch.add_read(views.iter().map(|view| view.slice(block.clone()).len()).sum());
+        Ok(part)
+    };
+    let parts: Vec<Part> = (0..len.div_ceil(BLOCK)).into_par_iter().map(part).collect::<Result<_>>()?;
+    let (mut sums, mut distance) = ([0.0; 4], Distance::default());
+    for part in parts {
+        for (total, sum) in sums.iter_mut().zip(part.sums) {
+            *total += sum.total();
+        }
+        if part.max > distance.max_difference || part.max.is_nan() && !distance.max_difference.is_nan() {
+            (distance.max_difference, distance.index) = (part.max, part.index);
+        }
+    }
+    let [aa, bb, difference, dot] = sums;
+    Ok(Distance { norm_a: aa.sqrt(), norm_b: bb.sqrt(), norm_difference: difference.sqrt(), dot, ..distance })
+}

@@ -1,0 +1,346 @@
+//! The float formats: little-endian bytes to and from numbers. The only `match` on a dtype.
+use crate::kernels::{Fold, Map, Peaks};
+use crate::real::Real;
+use safetensors::Dtype;
+
+/// A format that kernels can compute on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Float {
+    /// IEEE half precision.
+    F16,
+    /// The upper half of an f32.
+    BF16,
+    /// IEEE single precision.
+    F32,
+    /// IEEE double precision.
+    F64,
+}
+
+impl Float {
+    /// The float format of a SafeTensors dtype, or `None` for integers, bools and packed formats.
+    pub fn of(dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F16 => Some(Self::F16),
+            Dtype::BF16 => Some(Self::BF16),
+            Dtype::F32 => Some(Self::F32),
+            Dtype::F64 => Some(Self::F64),
+            _ => None,
+        }
+    }
+
+    /// Bytes an element.
+    pub fn bytes(self) -> usize {
+        with_format!(self, F => F::BYTES)
+    }
+
+    /// The largest |x|, as a key of `R`, that does not overflow when it is rounded to this format.
+    pub fn limit<R: Real>(self) -> i64 {
+        let below_infinity = R::INFINITE.into() - 1;
+        let largest: f64 = match self {
+            // Halfway to the next power of two rounds to even, that is to infinity.
+            Self::F16 => f64::from_bits(65_520.0_f64.to_bits() - 1),
+            Self::BF16 => f64::from_bits(f64::from(f32::from_bits(0x7f7f_8000)).to_bits() - 1),
+            Self::F32 => f64::from_bits(3.402_823_567_797_336_6e38_f64.to_bits() - 1),
+            Self::F64 => f64::MAX,
+        };
+        let rounded = R::from_f64(largest);
+        let key: i64 = rounded.key().into();
+        // `largest` may round up on its way to R: then the value below it is the limit.
+        below_infinity.min(if rounded.to_f64() > largest { key - 1 } else { key })
+    }
+}
+
+/// Runs a body with `$F` bound to the format's type.
+#[macro_export]
+macro_rules! with_format {
+    ($float:expr, $F:ident => $body:expr) => {
+        match $float {
+            $crate::dtype::Float::F16 => {
+                type $F = $crate::dtype::Halves<$crate::dtype::F16>;
+                $body
+            }
+            $crate::dtype::Float::BF16 => {
+                type $F = $crate::dtype::Halves<$crate::dtype::BF16>;
+                $body
+            }
+            $crate::dtype::Float::F32 => {
+                type $F = $crate::dtype::F32;
+                $body
+            }
+            $crate::dtype::Float::F64 => {
+                type $F = $crate::dtype::F64;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_format;
+
+/// How a format's lanes are loaded and stored. Every method is inlined into its caller's instruction set.
+pub trait Format: Copy + Send + Sync + 'static {
+    /// What it is computed in.
+    type Real: Real;
+    /// Which format it is.
+    const FLOAT: Float;
+    /// Bytes an element.
+    const BYTES: usize;
+
+    /// Element `i` as a number.
+    fn get(bytes: &[u8], i: usize) -> Self::Real;
+    /// Sixteen elements from the front of `bytes`.
+    fn get16(bytes: &[u8]) -> [Self::Real; 16];
+    /// `output[i] = map(inputs[..][i])`; returns the largest magnitudes met. All slices hold the same count.
+    fn map<M: Map<Self::Real, N>, const N: usize>(map: M, inputs: [&[u8]; N], output: &mut [u8]) -> Peaks<Self::Real>;
+    /// Folds over elements in order. All slices hold the same count.
+    fn fold<T: Fold<Self::Real, N>, const N: usize>(fold: T, inputs: [&[u8]; N]) -> T;
+    /// Writes a number of either precision as one element, rounded once.
+    fn put<R: Real>(x: R, bytes: &mut [u8]);
+}
+
+macro_rules! plain_format {
+    ($(#[$doc:meta])* $name:ident, $t:ty, $size:literal, $round:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug)]
+        pub struct $name;
+        impl Format for $name {
+            type Real = $t;
+            const FLOAT: Float = Float::$name;
+            const BYTES: usize = $size;
+
+            #[inline(always)]
+            fn get(bytes: &[u8], i: usize) -> $t {
+                <$t>::from_le_bytes(bytes.as_chunks::<$size>().0[i])
+            }
+            #[inline(always)]
+            fn get16(bytes: &[u8]) -> [$t; 16] {
+                let words = &bytes.as_chunks::<$size>().0[..16];
+                std::array::from_fn(|i| <$t>::from_le_bytes(words[i]))
+            }
+            #[inline(always)]
+            fn map<M: Map<$t, N>, const N: usize>(map: M, inputs: [&[u8]; N], output: &mut [u8]) -> Peaks<$t> {
+                let output = output.as_chunks_mut::<$size>().0;
+                let inputs = inputs.map(|x| &x.as_chunks::<$size>().0[..output.len()]);
+                let mut peaks = Peaks::default();
+                for i in 0..output.len() {
+                    let (y, witness) = map.call(std::array::from_fn(|k| <$t>::from_le_bytes(inputs[k][i])));
+                    peaks = peaks.see(y, witness);
+                    output[i] = y.to_le_bytes();
+                }
+                peaks
+            }
+            #[inline(always)]
+            fn fold<T: Fold<$t, N>, const N: usize>(mut fold: T, inputs: [&[u8]; N]) -> T {
+                let count = inputs[0].len() / $size;
+                let inputs = inputs.map(|x| &x.as_chunks::<$size>().0[..count]);
+                for i in 0..count {
+                    fold = fold.step(std::array::from_fn(|k| <$t>::from_le_bytes(inputs[k][i])));
+                }
+                fold
+            }
+            #[inline(always)]
+            fn put<R: Real>(x: R, bytes: &mut [u8]) {
+                bytes.copy_from_slice(&x.$round().to_le_bytes());
+            }
+        }
+    };
+}
+plain_format!(
+    /// f32.
+    F32, f32, 4, to_f32
+);
+plain_format!(
+    /// f64.
+    F64, f64, 8, to_f64
+);
+
+/// A 16-bit float inside a 32-bit word.
+pub trait Half: Copy + Send + Sync + 'static {
+    /// Which format it is.
+    const FLOAT: Float;
+    /// The lower half of a word.
+    fn low(word: u32) -> f32;
+    /// The upper half of a word.
+    fn high(word: u32) -> f32;
+    /// Rounds two numbers to nearest even and packs them; a NaN stays a NaN.
+    fn pack(low: f32, high: f32) -> u32;
+}
+
+/// bfloat16.
+#[derive(Clone, Copy, Debug)]
+pub struct BF16;
+
+/// The rounded number in the upper 16 bits; the lower ones are junk.
+#[inline(always)]
+fn round_bf16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
+    let nan = u32::from(x.is_nan()).wrapping_neg();
+    (rounded & !nan) | ((bits | 0x0040_0000) & nan)
+}
+
+impl Half for BF16 {
+    const FLOAT: Float = Float::BF16;
+    #[inline(always)]
+    fn low(word: u32) -> f32 {
+        f32::from_bits(word << 16)
+    }
+    #[inline(always)]
+    fn high(word: u32) -> f32 {
+        f32::from_bits(word & 0xffff_0000)
+    }
+    #[inline(always)]
+    fn pack(low: f32, high: f32) -> u32 {
+        (round_bf16(low) >> 16) | (round_bf16(high) & 0xffff_0000)
+    }
+}
+
+/// IEEE half precision.
+#[derive(Clone, Copy, Debug)]
+pub struct F16;
+
+/// `a` where `condition`, else `b`, as bits.
+#[inline(always)]
+fn select(condition: bool, a: u32, b: u32) -> u32 {
+    let mask = u32::from(condition).wrapping_neg();
+    (a & mask) | (b & !mask)
+}
+
+/// Widens the half in the lower 16 bits; the upper ones must be zero.
+#[inline(always)]
+fn widen_f16(half: u32) -> f32 {
+    let shifted = (half & 0x7fff) << 13;
+    let exponent = shifted & 0x0f80_0000;
+    let normal = shifted + 0x3800_0000;
+    let special = shifted + 0x7000_0000;
+    // A subnormal half: place it under an implicit one, then subtract that one. Exact, and no subnormal operand.
+    let subnormal = (f32::from_bits(normal + 0x0080_0000) - f32::from_bits(0x3880_0000)).to_bits();
+    let magnitude = select(exponent == 0x0f80_0000, special, select(exponent == 0, subnormal, normal));
+    f32::from_bits(magnitude | (half & 0x8000) << 16)
+}
+
+/// Rounds to the nearest half, ties to even, in the lower 16 bits.
+#[inline(always)]
+fn round_f16(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    // Adding 0.5 lines the last bit of a subnormal half up with the last bit of an f32, which then does the rounding.
+    let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
+    let normal = magnitude.wrapping_sub(0x3800_0000 - 0xfff).wrapping_add((magnitude >> 13) & 1) >> 13;
+    let finite = select(magnitude < 0x3880_0000, subnormal, normal);
+    let special = select(magnitude > 0x7f80_0000, 0x7e00, 0x7c00);
+    select(magnitude >= 0x4780_0000, special, finite) | (bits >> 16 & 0x8000)
+}
+
+impl Half for F16 {
+    const FLOAT: Float = Float::F16;
+    #[inline(always)]
+    fn low(word: u32) -> f32 {
+        widen_f16(word & 0xffff)
+    }
+    #[inline(always)]
+    fn high(word: u32) -> f32 {
+        widen_f16(word >> 16)
+    }
+    #[inline(always)]
+    fn pack(low: f32, high: f32) -> u32 {
+        round_f16(low) | round_f16(high) << 16
+    }
+}
+
+/// A 16-bit format, taken two elements a word: no lane has to cross to widen or to narrow.
+#[derive(Clone, Copy, Debug)]
+pub struct Halves<H>(std::marker::PhantomData<H>);
+
+/// The odd last element, widened to a word with a zero beside it.
+#[inline(always)]
+fn odd(bytes: &[u8]) -> u32 {
+    let rest = bytes.as_chunks::<4>().1;
+    u32::from(u16::from_le_bytes([rest[0], rest[1]]))
+}
+
+impl<H: Half> Format for Halves<H> {
+    type Real = f32;
+    const FLOAT: Float = H::FLOAT;
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    fn get(bytes: &[u8], i: usize) -> f32 {
+        H::low(u32::from(u16::from_le_bytes(bytes.as_chunks::<2>().0[i])))
+    }
+    #[inline(always)]
+    fn get16(bytes: &[u8]) -> [f32; 16] {
+        let words = &bytes.as_chunks::<2>().0[..16];
+        std::array::from_fn(|i| H::low(u32::from(u16::from_le_bytes(words[i]))))
+    }
+    #[inline(always)]
+    fn map<M: Map<f32, N>, const N: usize>(map: M, inputs: [&[u8]; N], output: &mut [u8]) -> Peaks<f32> {
+        let (words, rest) = output.as_chunks_mut::<4>();
+        let pairs = inputs.map(|x| &x.as_chunks::<4>().0[..words.len()]);
+        let mut peaks = Peaks::default();
+        for i in 0..words.len() {
+            let x: [u32; N] = std::array::from_fn(|k| u32::from_le_bytes(pairs[k][i]));
+            let (low, low_witness) = map.call(x.map(H::low));
+            let (high, high_witness) = map.call(x.map(H::high));
+            peaks = peaks.see(low, low_witness).see(high, high_witness);
+            words[i] = H::pack(low, high).to_le_bytes();
+        }
+        if !rest.is_empty() {
+            let (y, witness) = map.call(inputs.map(|x| H::low(odd(x))));
+            peaks = peaks.see(y, witness);
+            rest.copy_from_slice(&H::pack(y, 0.0).to_le_bytes()[..2]);
+        }
+        peaks
+    }
+    #[inline(always)]
+    fn fold<T: Fold<f32, N>, const N: usize>(mut fold: T, inputs: [&[u8]; N]) -> T {
+        let (first, rest) = inputs[0].as_chunks::<4>();
+        let pairs = inputs.map(|x| &x.as_chunks::<4>().0[..first.len()]);
+        for i in 0..first.len() {
+            let x: [u32; N] = std::array::from_fn(|k| u32::from_le_bytes(pairs[k][i]));
+            fold = fold.step(x.map(H::low)).step(x.map(H::high));
+        }
+        if rest.is_empty() { fold } else { fold.step(inputs.map(|x| H::low(odd(x)))) }
+    }
+    #[inline(always)]
+    fn put<R: Real>(x: R, bytes: &mut [u8]) {
+        bytes.copy_from_slice(&H::pack(x.to_f32_odd(), 0.0).to_le_bytes()[..2]);
+    }
+}
+
+/// Identity, for moving elements from one format to another.
+#[derive(Clone, Copy)]
+struct Same;
+impl<R: Real> Map<R, 1> for Same {
+    #[inline(always)]
+    fn call(&self, [x]: [R; 1]) -> (R, R) {
+        (x, x)
+    }
+}
+
+/// Rewrites elements of one format in another, rounded once.
+struct Transcode<'a, A, B> {
+    from: &'a [u8],
+    to: &'a mut [u8],
+    formats: std::marker::PhantomData<(A, B)>,
+}
+
+impl<A: Format, B: Format> crate::simd::Task for Transcode<'_, A, B> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        if A::FLOAT == B::FLOAT {
+            A::map(Same, [self.from], self.to);
+            return;
+        }
+        for (i, to) in self.to.chunks_exact_mut(B::BYTES).enumerate() {
+            B::put(A::get(self.from, i), to);
+        }
+    }
+}
+
+/// Rewrites `from` (format `a`) as format `b`; both slices hold the same count of elements.
+pub fn transcode(simd: crate::simd::Simd, a: Float, from: &[u8], b: Float, to: &mut [u8]) {
+    with_format!(a, A => with_format!(b, B => {
+        simd.run(Transcode::<A, B> { from, to, formats: std::marker::PhantomData });
+    }));
+}

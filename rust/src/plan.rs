@@ -1,0 +1,297 @@
+//! The JSON contract with Python, version 1: everything that will be done, and the checks that trust nothing.
+use crate::dtype::Float;
+use crate::error::{Error, Result};
+use crate::kernels::ties::MajoritySign;
+use crate::shard::{Shard, Tensor};
+use safetensors::Dtype;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+/// The version of the contract; it rises with every new method or transform.
+pub const VERSION: u32 = 1;
+
+/// An input file, and what it was when the plan was made.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputFile {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// Bytes.
+    pub size: u64,
+    /// Time of last change, nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// BLAKE3 of the header, hexadecimal.
+    pub header: String,
+}
+
+/// A tensor of an input file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    /// Index into `inputs`.
+    pub input: usize,
+    /// Name there.
+    pub tensor: String,
+}
+
+/// What is done to an output tensor, every number resolved.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Method {
+    /// The first source, cast where the dtypes differ; further sources must be byte-equal to it.
+    Copy {},
+    /// One source times a factor.
+    Scale {
+        /// The factor.
+        factor: f64,
+    },
+    /// Weighted sum, divided by the sum of weights with `normalize`.
+    Linear {
+        /// One a source.
+        weights: Vec<f64>,
+        /// Divide by their sum.
+        normalize: bool,
+    },
+    /// Spherical interpolation from the first source (t = 0) to the second (t = 1).
+    Slerp {
+        /// Where between them.
+        t: f64,
+    },
+    /// Base (the first source) plus weighted task vectors.
+    TaskArithmetic {
+        /// One a model, the base excluded.
+        weights: Vec<f64>,
+        /// Divide by their sum.
+        normalize: bool,
+        /// Factor on the sum.
+        lambda: f64,
+    },
+    /// Trim, elect sign, disjoint mean over the base (the first source).
+    Ties {
+        /// One a model, the base excluded.
+        weights: Vec<f64>,
+        /// Share of elements kept, one a model.
+        densities: Vec<f64>,
+        /// Divide by the weights that agree.
+        normalize: bool,
+        /// Keep the L1 norm of a task vector through trimming.
+        rescale: bool,
+        /// Factor on the mean.
+        lambda: f64,
+        /// How signs are elected.
+        majority_sign_method: MajoritySign,
+    },
+}
+
+/// One output tensor.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorTask {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its shape, which is also the shape of every source.
+    pub shape: Vec<usize>,
+    /// Index into `outputs`.
+    pub output: usize,
+    /// What is done.
+    pub method: Method,
+    /// What it is done to.
+    pub sources: Vec<Source>,
+}
+
+/// Everything that will be done.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// `VERSION`.
+    pub plan: u32,
+    /// Files read.
+    pub inputs: Vec<InputFile>,
+    /// Names of the files written.
+    pub outputs: Vec<String>,
+    /// Tensors in layout order.
+    pub tasks: Vec<TensorTask>,
+    /// For methods that draw random numbers.
+    pub seed: u64,
+    /// Whether NaN, infinities and overflow pass.
+    pub allow_nonfinite: bool,
+}
+
+impl Method {
+    /// How many sources the method takes, and its numbers, checked.
+    fn check(&self, sources: usize) -> std::result::Result<(), String> {
+        let finite = |what: &str, numbers: &[f64]| match numbers.iter().find(|x| !x.is_finite()) {
+            Some(x) => Err(format!("{what} {x} is not finite")),
+            None => Ok(()),
+        };
+        let expect = |wanted: usize| {
+            if sources == wanted { Ok(()) } else { Err(format!("{sources} sources, wanted {wanted}")) }
+        };
+        match self {
+            Self::Copy {} if sources == 0 => Err("no source".into()),
+            Self::Copy {} => Ok(()),
+            Self::Scale { factor } => expect(1).and(finite("factor", &[*factor])),
+            Self::Linear { weights, normalize } => {
+                expect(weights.len().max(1))?;
+                finite("weight", weights)?;
+                if *normalize && weights.iter().sum::<f64>() == 0.0 {
+                    return Err("weights sum to zero, and `normalize` divides by their sum".into());
+                }
+                Ok(())
+            }
+            Self::Slerp { t } => expect(2).and(finite("t", &[*t])),
+            Self::TaskArithmetic { weights, normalize: _, lambda } => {
+                expect(weights.len().max(1) + 1)?;
+                finite("weight", weights).and(finite("lambda", &[*lambda]))
+            }
+            Self::Ties { weights, densities, lambda, .. } => {
+                expect(weights.len().max(1) + 1).and(expect(densities.len() + 1))?;
+                finite("weight", weights).and(finite("lambda", &[*lambda]))?;
+                match densities.iter().find(|d| !(0.0..=1.0).contains(*d)) {
+                    Some(d) => Err(format!("density {d} is outside [0, 1]")),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    /// How often the sources are read, extra sweeps of a threshold search not counted.
+    pub fn sweeps(&self) -> u64 {
+        match self {
+            Self::Slerp { .. } | Self::Ties { .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
+impl TensorTask {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes written.
+    pub fn bytes(&self) -> usize {
+        self.len() * self.dtype.bitsize() / 8
+    }
+
+    /// The sources in the mapped files.
+    pub fn resolve<'a>(&self, shards: &'a [Shard]) -> Result<Vec<(&'a Shard, &'a Tensor)>> {
+        self.sources.iter().map(|s| Ok((&shards[s.input], shards[s.input].tensor(&s.tensor)?))).collect()
+    }
+
+    /// Checks the task against the mapped files.
+    fn check(&self, shards: &[Shard]) -> Result<()> {
+        let fault = |reason: String| Error::Merge(format!("plan, tensor `{}`: {reason}", self.name));
+        self.method.check(self.sources.len()).map_err(fault)?;
+        if self.sources.iter().any(|s| s.input >= shards.len()) {
+            return Err(fault("a source names an input that the plan lacks".into()));
+        }
+        let bits = self.shape.iter().try_fold(self.dtype.bitsize(), |bits, n| bits.checked_mul(*n));
+        if bits.is_none_or(|bits| bits % 8 != 0) {
+            return Err(fault(format!("shape {:?} of {} is not a whole number of bytes", self.shape, self.dtype)));
+        }
+        let copies = matches!(self.method, Method::Copy {});
+        for (shard, tensor) in self.resolve(shards)? {
+            if tensor.shape != self.shape {
+                let (found, wanted) = (&tensor.shape, &self.shape);
+                let reason = format!("tensor `{}` has shape {found:?}, the plan wants {wanted:?}", tensor.name);
+                return Err(Error::checkpoint(&shard.path, reason));
+            }
+            let both_float = Float::of(tensor.dtype).and(Float::of(self.dtype)).is_some();
+            if !(both_float || copies && tensor.dtype == self.dtype) {
+                let reason =
+                    format!("tensor `{}` is {}, which cannot become {}", tensor.name, tensor.dtype, self.dtype);
+                return Err(Error::checkpoint(&shard.path, reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Plan {
+    /// Reads a plan; unknown fields and other versions are refused.
+    pub fn parse(json: &str) -> Result<Self> {
+        let plan: Self = serde_json::from_str(json).map_err(|e| Error::Merge(format!("plan: {e}")))?;
+        if plan.plan != VERSION {
+            return Err(Error::Merge(format!("plan has version {}, this engine runs version {VERSION}", plan.plan)));
+        }
+        Ok(plan)
+    }
+
+    /// What names the work: BLAKE3 of the plan with inputs counted by size and header, not by place and time.
+    pub fn digest(&self) -> Result<String> {
+        #[derive(Serialize)]
+        struct Canonical<'a> {
+            plan: u32,
+            inputs: Vec<(u64, &'a str)>,
+            outputs: &'a [String],
+            tasks: &'a [TensorTask],
+            seed: u64,
+            allow_nonfinite: bool,
+        }
+        let canonical = Canonical {
+            plan: self.plan,
+            inputs: self.inputs.iter().map(|file| (file.size, file.header.as_str())).collect(),
+            outputs: &self.outputs,
+            tasks: &self.tasks,
+            seed: self.seed,
+            allow_nonfinite: self.allow_nonfinite,
+        };
+        let mut hasher = blake3::Hasher::new();
+        serde_json::to_writer(&mut hasher, &canonical).map_err(|e| Error::Panic(format!("plan digest: {e}")))?;
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+
+    /// Maps the inputs, and checks that they are what they were when the plan was made.
+    pub fn open_inputs(&self) -> Result<Vec<Shard>> {
+        let open = |file: &InputFile| {
+            let shard = Shard::open(&file.path)?;
+            let unchanged = shard.size() as u64 == file.size
+                && shard.mtime_ns == file.mtime_ns
+                && shard.header_digest == file.header;
+            if unchanged { Ok(shard) } else { Err(changed(&file.path)) }
+        };
+        self.inputs.iter().map(open).collect()
+    }
+
+    /// Checks every task against the mapped files, and the layout.
+    pub fn check(&self, shards: &[Shard]) -> Result<()> {
+        let fault = |reason: String| Error::Merge(format!("plan: {reason}"));
+        for name in &self.outputs {
+            if Path::new(name).file_name() != Some(name.as_ref()) {
+                return Err(fault(format!("output `{name}` is not a plain file name")));
+            }
+        }
+        let distinct: HashSet<&str> = self.outputs.iter().map(String::as_str).collect();
+        if distinct.len() != self.outputs.len() || self.outputs.is_empty() {
+            return Err(fault("output files are not distinct".into()));
+        }
+        let mut names = HashSet::with_capacity(self.tasks.len());
+        let mut output = 0;
+        for task in &self.tasks {
+            if !names.insert(task.name.as_str()) {
+                return Err(fault(format!("tensor `{}` is written twice", task.name)));
+            }
+            if task.output < output || task.output >= self.outputs.len() {
+                return Err(fault(format!("tensor `{}` is out of the order of the output files", task.name)));
+            }
+            output = task.output;
+            task.check(shards)?;
+        }
+        Ok(())
+    }
+}
+
+/// An input is not what the plan was made from.
+fn changed(path: &Path) -> Error {
+    Error::checkpoint(path, "the file has changed since the merge was planned; run the command again to plan anew")
+}

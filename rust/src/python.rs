@@ -1,0 +1,250 @@
+//! `mol._rust`: the only file that names pyo3. One call a merge; the GIL is released while Rust works.
+// Arguments arrive as values that pyo3 has made.
+#![allow(clippy::needless_pass_by_value)]
+
+use crate::audit::{self, Digest, Distance};
+use crate::error::Error;
+use crate::execute::{Options, TILE, Watch, execute as run, preflight as check, totals};
+use crate::plan::Plan;
+use crate::shard::Shard;
+use crate::simd::Simd;
+use crate::writer;
+use pyo3::IntoPyObjectExt;
+use pyo3::exceptions::PyOSError;
+use pyo3::prelude::*;
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// How often the waiting Python thread looks at signals and reports progress.
+const TICK: Duration = Duration::from_millis(100);
+
+impl From<Error> for PyErr {
+    fn from(error: Error) -> Self {
+        let class = match &error {
+            // OSError's own constructor picks FileNotFoundError, PermissionError and so on from the number.
+            Error::Io { path, source } => {
+                let path = path.display().to_string();
+                return match source.raw_os_error() {
+                    Some(number) => {
+                        let text = source.to_string();
+                        let text = text.split(" (os error").next().unwrap_or(&text).to_owned();
+                        PyOSError::new_err((number, text, path))
+                    }
+                    None => PyOSError::new_err(error.to_string()),
+                };
+            }
+            Error::Checkpoint { .. } => "CheckpointError",
+            Error::Merge(_) | Error::NonFinite(_) => "MergeError",
+            Error::Cancelled => "MergeCancelled",
+            Error::Panic(_) => "MolError",
+        };
+        let message = error.to_string();
+        Python::attach(|py| match py.import("mol.errors").and_then(|errors| errors.getattr(class)?.call1((message,))) {
+            Ok(exception) => PyErr::from_value(exception),
+            Err(error) => error,
+        })
+    }
+}
+
+/// Runs `work` with the GIL released; a panic becomes an error.
+fn enter<T: Send>(py: Python<'_>, work: impl FnOnce() -> crate::error::Result<T> + Send) -> PyResult<T> {
+    py.detach(|| guard(work)).map_err(PyErr::from)
+}
+
+fn guard<T>(work: impl FnOnce() -> crate::error::Result<T>) -> crate::error::Result<T> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        Err(Error::Panic(text.unwrap_or_else(|| "a panic without a message".into())))
+    })
+}
+
+/// Runs `work` on another thread while this one checks signals and calls `tick` every 100 ms; a signal or an exception
+/// there cancels the work and is raised after it has stopped.
+fn watched<T: Send>(
+    py: Python<'_>,
+    watch: &Watch,
+    work: impl FnOnce() -> crate::error::Result<T> + Send,
+    mut tick: impl FnMut(Python<'_>) -> PyResult<()>,
+) -> PyResult<T> {
+    let (waiting, done) = (std::thread::current(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let result = guard(work);
+            done.store(true, Ordering::Release);
+            waiting.unpark();
+            result
+        });
+        let mut raised = None;
+        loop {
+            py.detach(|| std::thread::park_timeout(TICK));
+            if done.load(Ordering::Acquire) {
+                break;
+            }
+            if raised.is_none()
+                && let Err(error) = py.check_signals().and_then(|()| tick(py))
+            {
+                watch.cancel();
+                raised = Some(error);
+            }
+        }
+        let result = py.detach(|| worker.join());
+        let result = result.unwrap_or_else(|_| Err(Error::Panic("the worker thread died".into())));
+        if let Some(error) = raised {
+            return Err(error);
+        }
+        tick(py)?;
+        result.map_err(PyErr::from)
+    })
+}
+
+fn json(value: &impl serde::Serialize) -> crate::error::Result<String> {
+    serde_json::to_string(value).map_err(|e| Error::Panic(format!("report: {e}")))
+}
+
+fn pool<T: Send>(threads: Option<usize>, work: impl FnOnce() -> T + Send) -> crate::error::Result<T> {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build();
+    Ok(pool.map_err(|e| Error::Merge(format!("cannot start the thread pool: {e}")))?.install(work))
+}
+
+type Header = (usize, i64, String, Vec<(String, String, Vec<usize>, usize)>);
+
+#[pyfunction]
+fn read_header(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyAny>> {
+    let (size, mtime_ns, digest, tensors): Header = enter(py, || {
+        let Shard { mtime_ns, header_digest, tensors, .. } = &Shard::open(&path)?;
+        let rows = tensors.iter().map(|t| (t.name.clone(), t.dtype.to_string(), t.shape.clone(), t.bytes.len()));
+        let size = tensors.last().map_or(0, |t| t.bytes.end);
+        Ok((size, *mtime_ns, header_digest.clone(), rows.collect()))
+    })?;
+    let rows: Vec<_> = tensors
+        .into_iter()
+        .map(|(name, dtype, shape, bytes)| {
+            Ok((name, pyo3::types::PyString::intern(py, &dtype), pyo3::types::PyTuple::new(py, shape)?, bytes))
+        })
+        .collect::<PyResult<_>>()?;
+    (size, mtime_ns, digest, rows).into_bound_py_any(py)
+}
+
+#[pyfunction]
+fn plan_digest(py: Python<'_>, plan: &str) -> PyResult<String> {
+    enter(py, || Plan::parse(plan)?.digest())
+}
+
+#[pyfunction]
+#[pyo3(signature = (plan, partial, *, discard_partial = false))]
+fn preflight(py: Python<'_>, plan: &str, partial: PathBuf, discard_partial: bool) -> PyResult<String> {
+    enter(py, || json(&check(&Plan::parse(plan)?, &partial, discard_partial)?))
+}
+
+#[pyfunction]
+#[pyo3(signature = (plan, partial, *, threads = None, tile = None, simd = "auto", on_progress = None))]
+fn execute(
+    py: Python<'_>,
+    plan: &str,
+    partial: PathBuf,
+    threads: Option<usize>,
+    tile: Option<usize>,
+    simd: &str,
+    on_progress: Option<Py<PyAny>>,
+) -> PyResult<String> {
+    let options = Options { threads, tile: tile.unwrap_or(TILE), simd: Simd::parse(simd)? };
+    let plan = enter(py, || Plan::parse(plan))?;
+    let (total_read, total_written) = enter(py, || {
+        let shards = plan.open_inputs()?;
+        plan.check(&shards)?;
+        totals(&plan, &shards)
+    })?;
+    let watch = Watch::default();
+    watched(
+        py,
+        &watch,
+        || json(&run(&plan, &partial, options, &watch)?),
+        |py| {
+            let (read, written) = watch.progress();
+            on_progress
+                .as_ref()
+                .map_or(Ok(()), |call| call.call1(py, (read, total_read, written, total_written)).map(drop))
+        },
+    )
+}
+
+#[pyfunction]
+#[pyo3(signature = (partial, out, *, overwrite = false, sync = false))]
+fn commit(py: Python<'_>, partial: PathBuf, out: PathBuf, overwrite: bool, sync: bool) -> PyResult<()> {
+    enter(py, || writer::commit(&partial, &out, overwrite, sync))
+}
+
+#[pyfunction]
+#[pyo3(signature = (path, *, digest = None, threads = None, on_progress = None))]
+fn checksum(
+    py: Python<'_>,
+    path: PathBuf,
+    digest: Option<&str>,
+    threads: Option<usize>,
+    on_progress: Option<Py<PyAny>>,
+) -> PyResult<String> {
+    let digest = digest.map(Digest::parse).transpose()?;
+    let total = std::fs::metadata(&path).map_err(Error::io(&path))?.len();
+    let watch = Watch::default();
+    watched(
+        py,
+        &watch,
+        || json(&pool(threads, || audit::sum_file(&path, digest, &watch))??),
+        |py| on_progress.as_ref().map_or(Ok(()), |call| call.call1(py, (watch.progress().0, total)).map(drop)),
+    )
+}
+
+type Pair = (PathBuf, String, PathBuf, String);
+type Distances = Vec<(f64, f64, f64, f64, f64, usize)>;
+
+#[pyfunction]
+#[pyo3(signature = (pairs, *, threads = None, on_progress = None))]
+fn compare(
+    py: Python<'_>,
+    pairs: Vec<Pair>,
+    threads: Option<usize>,
+    on_progress: Option<Py<PyAny>>,
+) -> PyResult<Distances> {
+    use rayon::prelude::*;
+    let watch = Watch::default();
+    let (shards, total) = enter(py, || {
+        let mut seen = HashSet::new();
+        let mut paths: Vec<&PathBuf> = pairs.iter().flat_map(|(a, _, b, _)| [a, b]).collect();
+        paths.retain(|path| seen.insert(*path));
+        let shards = paths.into_iter().map(|path| Shard::open(path)).collect::<crate::error::Result<Vec<_>>>()?;
+        let mut total = 0;
+        for (path, name) in pairs.iter().flat_map(|(a, x, b, y)| [(a, x), (b, y)]) {
+            if let Some(shard) = shards.iter().find(|shard| shard.path == *path) {
+                total += shard.tensor(name)?.bytes.len();
+            }
+        }
+        Ok((shards, total))
+    })?;
+    let one = |(a, x, b, y): &Pair| {
+        let Distance { norm_a, norm_b, norm_difference, dot, max_difference, index } =
+            audit::compare((a, x), (b, y), &shards, Simd::detect(), &watch)?;
+        Ok((norm_a, norm_b, norm_difference, dot, max_difference, index))
+    };
+    watched(
+        py,
+        &watch,
+        || pool(threads, || pairs.par_iter().map(one).collect())?,
+        |py| on_progress.as_ref().map_or(Ok(()), |call| call.call1(py, (watch.progress().0, total)).map(drop)),
+    )
+}
+
+#[pymodule(gil_used = false)]
+fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_function(wrap_pyfunction!(read_header, module)?)?;
+    module.add_function(wrap_pyfunction!(plan_digest, module)?)?;
+    module.add_function(wrap_pyfunction!(preflight, module)?)?;
+    module.add_function(wrap_pyfunction!(execute, module)?)?;
+    module.add_function(wrap_pyfunction!(commit, module)?)?;
+    module.add_function(wrap_pyfunction!(checksum, module)?)?;
+    module.add_function(wrap_pyfunction!(compare, module)?)
+}

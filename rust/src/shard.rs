@@ -1,0 +1,205 @@
+//! One mapped `.safetensors` file: its header, checked, and its bytes. One of the two places with `unsafe`.
+#![allow(unsafe_code)]
+
+use crate::error::{Error, Result};
+use memmap2::{Advice, Mmap, UncheckedAdvice};
+use safetensors::Dtype;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// The length field in front of the header.
+const PREFIX: usize = 8;
+/// The format's own bound on headers.
+const MAX_HEADER: usize = 100_000_000;
+
+/// One tensor of a file.
+#[derive(Clone, Debug)]
+pub struct Tensor {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its bytes in the file.
+    pub bytes: Range<usize>,
+}
+
+/// A mapped file.
+#[derive(Debug)]
+pub struct Shard {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Time of last change, nanoseconds since 1970.
+    pub mtime_ns: i64,
+    /// BLAKE3 of the header.
+    pub header_digest: String,
+    /// Its tensors, by offset.
+    pub tensors: Vec<Tensor>,
+    by_name: HashMap<String, usize>,
+    map: Mmap,
+}
+
+/// A tensor as the header states it; unknown keys are refused.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data_offsets: (usize, usize),
+}
+
+/// The header's entries in the order written, so that a name that is written twice is seen.
+struct Entries(Vec<(String, Entry)>);
+
+impl<'de> serde::Deserialize<'de> for Entries {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Entries;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a map of tensor names")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    if name == "__metadata__" {
+                        map.next_value::<IgnoredAny>()?;
+                    } else {
+                        entries.push((name, map.next_value()?));
+                    }
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+/// Checks everything that a header can lie about; returns the tensors by offset.
+fn check(header: &[u8], data: usize) -> std::result::Result<Vec<Tensor>, String> {
+    let Entries(mut entries) =
+        serde_json::from_slice(header).map_err(|e| format!("the header is not a SafeTensors header: {e}"))?;
+    entries.sort_by_key(|(_, entry)| entry.data_offsets);
+    let mut tensors: Vec<Tensor> = Vec::with_capacity(entries.len());
+    let mut end = 0;
+    for (name, Entry { dtype, shape, data_offsets: (from, to) }) in entries {
+        let bits = shape.iter().try_fold(dtype.bitsize(), |bits, n| bits.checked_mul(*n));
+        let Some(bits) = bits else {
+            return Err(format!("tensor `{name}`: shape {shape:?} of {dtype} overflows"));
+        };
+        if bits % 8 != 0 || to.checked_sub(from) != Some(bits / 8) {
+            return Err(format!(
+                "tensor `{name}`: shape {shape:?} of {dtype} takes {} bytes, but its offsets are [{from}, {to}]",
+                bits.div_ceil(8)
+            ));
+        }
+        if from != end {
+            let (what, other) = if from < end {
+                ("overlaps", "the tensor before it ends")
+            } else {
+                ("leaves a hole", "the data before it end")
+            };
+            return Err(format!("tensor `{name}` {what}: it starts at {from}, but {other} at {end}"));
+        }
+        if to > data {
+            return Err(format!(
+                "tensor `{name}` ends at {to}, but the file holds {data} bytes of data: the file is cut"
+            ));
+        }
+        end = to;
+        tensors.push(Tensor { name, dtype, shape, bytes: from..to });
+    }
+    if end != data {
+        return Err(format!("the tensors end at {end}, but the file holds {data} bytes of data"));
+    }
+    Ok(tensors)
+}
+
+impl Shard {
+    /// Maps a file and checks its header.
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        let meta = file.metadata().map_err(Error::io(path))?;
+        let fault = |reason: String| Error::checkpoint(path, reason);
+        if !meta.is_file() {
+            return Err(fault("not a file".into()));
+        }
+        let size = usize::try_from(meta.len()).map_err(|_| fault("too large for this machine".into()))?;
+        if size < PREFIX {
+            return Err(fault(format!("{size} bytes are too few for a SafeTensors file")));
+        }
+        // SAFETY: the mapping is read-only and private, and lives as long as `self`. Another process may still change or
+        // cut the file under it: then values are wrong (size, time and header are checked against the plan) or the
+        // kernel stops us with SIGBUS; the documentation says so, and the partial output stays resumable.
+        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        let length = u64::from_le_bytes(*map.first_chunk().unwrap_or(&[0; PREFIX]));
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        if length > size - PREFIX {
+            return Err(fault(format!(
+                "its header claims {length} bytes, but the file holds {} after the length: cut, or not SafeTensors",
+                size - PREFIX
+            )));
+        }
+        if length > MAX_HEADER {
+            return Err(fault(format!("its header of {length} bytes exceeds the format's {MAX_HEADER}")));
+        }
+        let header = &map[PREFIX..PREFIX + length];
+        let start = PREFIX + length;
+        let mut tensors = check(header, size - start).map_err(fault)?;
+        let mut by_name = HashMap::with_capacity(tensors.len());
+        for (i, tensor) in tensors.iter_mut().enumerate() {
+            tensor.bytes = tensor.bytes.start + start..tensor.bytes.end + start;
+            if by_name.insert(tensor.name.clone(), i).is_some() {
+                return Err(fault(format!("tensor `{}` is listed twice in the header", tensor.name)));
+            }
+        }
+        let header_digest = blake3::hash(header).to_hex().to_string();
+        let mtime_ns = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
+        Ok(Self { path: path.to_path_buf(), mtime_ns, header_digest, tensors, by_name, map })
+    }
+
+    /// Bytes of the file.
+    pub fn size(&self) -> usize {
+        self.map.len()
+    }
+
+    /// A tensor by name.
+    pub fn tensor(&self, name: &str) -> Result<&Tensor> {
+        let index = self.by_name.get(name);
+        index
+            .map(|i| &self.tensors[*i])
+            .ok_or_else(|| Error::checkpoint(&self.path, format!("tensor `{name}` is not in this file")))
+    }
+
+    /// A tensor's bytes.
+    pub fn bytes(&self, tensor: &Tensor) -> &[u8] {
+        &self.map[tensor.bytes.clone()]
+    }
+
+    /// All bytes before the first tensor's.
+    pub fn prefix(&self) -> &[u8] {
+        &self.map[..self.tensors.first().map_or(self.map.len(), |t| t.bytes.start)]
+    }
+
+    /// Asks for a range of a tensor ahead of its use. Advice only: a refusal by the system changes nothing.
+    pub fn fetch(&self, tensor: &Tensor, range: Range<usize>) {
+        let (from, to) = (tensor.bytes.start + range.start, (tensor.bytes.start + range.end).min(tensor.bytes.end));
+        if from < to {
+            let _advice = self.map.advise_range(Advice::WillNeed, from, to - from);
+        }
+    }
+
+    /// Lets go of the pages of a range of a tensor that is done with; reading it again faults them in again.
+    pub fn release(&self, tensor: &Tensor, range: Range<usize>) {
+        let (from, to) = (tensor.bytes.start + range.start, (tensor.bytes.start + range.end).min(tensor.bytes.end));
+        if from < to {
+            // SAFETY: the mapping is of a file and read-only, so dropped pages come back with the same bytes.
+            let _advice = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, to - from) };
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! Run-time choice of the instruction set. One of the two places with `unsafe`.
+#![allow(unsafe_code)]
+
+use crate::error::{Error, Result};
+
+/// An instruction set level that this processor has. Results are the same bytes on every level: no operation is fused
+/// or reordered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Simd(Level);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    /// What the crate was compiled for.
+    Baseline,
+    /// 256-bit vectors.
+    Avx2,
+    /// 512-bit vectors and masks.
+    Avx512,
+}
+
+/// A piece of work that is compiled once per level. `run` must be `#[inline(always)]`.
+pub trait Task {
+    /// What the work returns.
+    type Output;
+    /// Does the work.
+    fn run(self) -> Self::Output;
+}
+
+impl Simd {
+    /// The highest level that this processor has.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl")
+            {
+                return Self(Level::Avx512);
+            }
+            if is_x86_feature_detected!("avx2") {
+                return Self(Level::Avx2);
+            }
+        }
+        Self(Level::Baseline)
+    }
+
+    /// Reads `auto`, `off`, `avx2` or `avx512`; a level that this processor lacks is refused.
+    pub fn parse(text: &str) -> Result<Self> {
+        let level = match text {
+            "auto" => Self::detect(),
+            "off" => Self(Level::Baseline),
+            "avx2" => Self(Level::Avx2),
+            "avx512" => Self(Level::Avx512),
+            _ => return Err(Error::Merge(format!("simd `{text}` is not one of auto, off, avx2, avx512"))),
+        };
+        if level > Self::detect() {
+            return Err(Error::Merge(format!("this processor has no {text}; use simd `auto`")));
+        }
+        Ok(level)
+    }
+
+    /// Runs a task with the code compiled for this level.
+    #[inline]
+    pub fn run<T: Task>(self, task: T) -> T::Output {
+        #[cfg(target_arch = "x86_64")]
+        match self.0 {
+            // SAFETY: such a `Simd` comes from `detect` or `parse`, which found all the features that `avx512` enables.
+            Level::Avx512 => return unsafe { avx512(task) },
+            // SAFETY: as above, for `avx2`.
+            Level::Avx2 => return unsafe { avx2(task) },
+            Level::Baseline => {}
+        }
+        task.run()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn avx2<T: Task>(task: T) -> T::Output {
+    task.run()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn avx512<T: Task>(task: T) -> T::Output {
+    task.run()
+}
