@@ -45,7 +45,7 @@ def preflight(plan: str, partial: str | PathLike[str], *, discard_partial: bool 
         discard_partial: Remove other work found there instead of refusing it.
 
     Returns:
-        JSON: `bytes_needed`, `bytes_free`, `resumable`.
+        JSON: `bytes_needed`, `bytes_free`, and `resumable`, the number of tensors that an earlier run has finished.
 
     Raises:
         CheckpointError: An input is damaged, has changed, or does not fit.
@@ -59,6 +59,7 @@ def execute(
     threads: int | None = None,
     tile: int | None = None,
     simd: str = "auto",
+    digest: str | None = None,
     on_progress: Callable[[int, int, int, int], object] | None = None,
 ) -> str:
     """Run a plan: write its shards, index and journal into `partial`, or finish what an earlier run left there.
@@ -69,6 +70,7 @@ def execute(
         threads: Size of the pool; all cores by default.
         tile: Elements of a tile, a multiple of 65,536; the bytes written do not depend on it.
         simd: "auto", "off", "avx2" or "avx512"; the bytes written do not depend on it.
+        digest: Add a cryptographic digest of each tensor: "blake3" or "sha256"; the finished files are read again.
         on_progress: Called with bytes read, bytes to read, bytes written, bytes to write.
 
     Returns:

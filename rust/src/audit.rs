@@ -12,7 +12,6 @@ use crc_fast::{checksum, checksum_combine};
 use rayon::prelude::*;
 use serde::Serialize;
 use sha2::Digest as _;
-use std::fmt::Write as _;
 use std::path::Path;
 
 /// A cryptographic digest, on request.
@@ -34,15 +33,25 @@ impl Digest {
         }
     }
 
-    fn of(self, bytes: &[u8]) -> String {
+    fn of(self, bytes: &[u8]) -> DigestOf {
         match self {
-            Self::Blake3 => blake3::hash(bytes).to_hex().to_string(),
-            Self::Sha256 => sha2::Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
-                let _infallible = write!(hex, "{byte:02x}");
-                hex
-            }),
+            Self::Blake3 => DigestOf::Blake3(blake3::hash(bytes).to_hex().to_string()),
+            Self::Sha256 => {
+                let hex = |byte: &u8| format!("{byte:02x}");
+                DigestOf::Sha256(sha2::Sha256::digest(bytes).iter().map(hex).collect())
+            }
         }
     }
+}
+
+/// A cryptographic digest in hexadecimal.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DigestOf {
+    /// BLAKE3.
+    Blake3(String),
+    /// SHA-256.
+    Sha256(String),
 }
 
 /// The checksums of a tensor.
@@ -52,12 +61,9 @@ pub struct TensorSum {
     pub name: String,
     /// CRC-64/NVME, hexadecimal.
     pub crc64nvme: String,
-    /// BLAKE3, where asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub blake3: Option<String>,
-    /// SHA-256, where asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<String>,
+    /// Under its name, where one was asked for.
+    #[serde(flatten)]
+    pub digest: Option<DigestOf>,
 }
 
 /// The checksums of a file.
@@ -87,12 +93,10 @@ pub fn sum_file(path: &Path, digest: Option<Digest>, watch: &Watch) -> Result<Fi
         let crc = pieces
             .into_iter()
             .fold(checksum(Crc64Nvme, &[]), |crc, (next, n)| checksum_combine(Crc64Nvme, crc, next, n));
-        let hash = |wanted| (digest == Some(wanted)).then(|| wanted.of(shard.bytes(tensor)));
         let sums = TensorSum {
             name: tensor.name.clone(),
             crc64nvme: format!("{crc:016x}"),
-            blake3: hash(Digest::Blake3),
-            sha256: hash(Digest::Sha256),
+            digest: digest.map(|digest| digest.of(shard.bytes(tensor))),
         };
         Ok((crc, tensor.bytes.len() as u64, sums))
     };

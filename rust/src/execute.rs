@@ -1,4 +1,5 @@
 //! Runs a plan: the pool, the tiles, progress, cancel, resume and the report.
+use crate::audit::{self, Digest, DigestOf};
 use crate::dtype::{Float, Format, with_format};
 use crate::error::{Error, Result};
 use crate::journal::{self, Claim, Found, Journal};
@@ -9,7 +10,7 @@ use crate::kernels::{BLOCK, Kernel, Peaks, STRIP, slerp};
 use crate::passes::{self, Sweep, Threshold};
 use crate::plan::{Method, Plan, TensorTask};
 use crate::real::Real;
-use crate::shard::Shard;
+use crate::shard::{Shard, Tensor};
 use crate::simd::Simd;
 use crate::stream::{self, View, common, runs};
 use crate::writer::{Writer, bytes_needed};
@@ -18,6 +19,7 @@ use crc_fast::{checksum, checksum_combine};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::fs;
 use std::ops::Range;
 use std::path::Path;
@@ -69,6 +71,8 @@ pub struct Options {
     pub tile: usize,
     /// Instruction set.
     pub simd: Simd,
+    /// A cryptographic digest of each tensor, from a reading of the finished files.
+    pub digest: Option<Digest>,
 }
 
 /// A finished file or tensor.
@@ -79,10 +83,14 @@ pub struct Written<'a> {
     /// The file that holds it, of a tensor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<&'a str>,
-    /// Bytes.
-    pub size: u64,
+    /// Bytes, of a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
     /// CRC-64/NVME, hexadecimal.
     pub crc64nvme: String,
+    /// Under its name, of a tensor, where one was asked for.
+    #[serde(flatten)]
+    pub digest: Option<DigestOf>,
 }
 
 /// What a run did.
@@ -125,8 +133,8 @@ pub struct Preflight {
     pub bytes_needed: u64,
     /// Bytes free there.
     pub bytes_free: u64,
-    /// Whether an earlier run of the same plan left its work.
-    pub resumable: bool,
+    /// Tensors that an earlier run of the same plan claims to have finished.
+    pub resumable: usize,
 }
 
 /// Checks everything that can be checked before a byte is written: inputs, plan, copies that must be equal, an earlier
@@ -135,23 +143,24 @@ pub fn preflight(plan: &Plan, partial: &Path, discard: bool) -> Result<Preflight
     let shards = plan.open_inputs()?;
     plan.check(&shards)?;
     check_equal_copies(plan, &shards)?;
-    let digest = plan.digest()?;
     let place = partial.display();
-    let resumable = match journal::inspect(partial)? {
-        Found::Nothing => false,
-        Found::Plan(found) if found == digest => true,
-        Found::Plan(_) | Found::Foreign if discard => {
+    let resumable = match journal::inspect(partial, plan)? {
+        Found::Nothing => 0,
+        Found::Claims(claims) => claims.len(),
+        Found::OtherPlan if discard => {
             fs::remove_dir_all(partial).map_err(Error::io(partial))?;
-            false
+            0
         }
-        Found::Plan(_) => {
+        Found::OtherPlan => {
             return Err(Error::Merge(format!(
-                "{place}: holds the unfinished work of another merge; finish that one, remove the directory, or pass --overwrite"
+                "{place}: holds the unfinished work of another merge; finish that one, remove the directory, or pass \
+                 --overwrite"
             )));
         }
         Found::Foreign => {
             return Err(Error::Merge(format!(
-                "{place}: is in the way; remove it, choose another OUT, or pass --overwrite"
+                "{place}: is needed for the unfinished work, but holds files that are not mol's; remove it, or choose \
+                 another OUT"
             )));
         }
     };
@@ -159,8 +168,7 @@ pub fn preflight(plan: &Plan, partial: &Path, discard: bool) -> Result<Preflight
     let existing = parent.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."));
     let space = rustix::fs::statvfs(existing).map_err(|e| Error::io(existing)(e.into()))?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
-    let claimed: u64 =
-        if resumable { plan.outputs.iter().map(|name| claimed_bytes(&partial.join(name))).sum() } else { 0 };
+    let claimed: u64 = plan.outputs.iter().map(|name| claimed_bytes(&partial.join(name))).sum();
     let needed = bytes_needed(plan)?.saturating_sub(claimed);
     if needed > free {
         let (needed, free) = (needed as f64 / 1e9, free as f64 / 1e9);
@@ -179,23 +187,23 @@ fn claimed_bytes(path: &Path) -> u64 {
 }
 
 fn check_equal_copies(plan: &Plan, shards: &[Shard]) -> Result<()> {
+    let mut problems = Vec::new();
     for task in plan.tasks.iter().filter(|task| matches!(task.method, Method::Copy {})) {
         let sources = task.resolve(shards)?;
         let (first_shard, first) = sources[0];
         for (shard, tensor) in &sources[1..] {
             if tensor.dtype != first.dtype || shard.bytes(tensor) != first_shard.bytes(first) {
-                let (first, other) = (first_shard.path.display(), &tensor.name);
-                return Err(Error::checkpoint(
-                    &shard.path,
-                    format!(
-                        "tensor `{other}` ({}) differs from {first}; it cannot be averaged, so it must be equal in all inputs",
-                        tensor.dtype
-                    ),
-                ));
+                let (path, other) = (shard.path.display(), first_shard.path.display());
+                let Tensor { name, dtype, .. } = tensor;
+                problems.push(format!("{path}: tensor `{name}` ({dtype}) differs from `{}` in {other}", first.name));
             }
         }
     }
-    Ok(())
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let rule = "tensors that cannot be averaged must be equal in all inputs";
+    Err(Error::Merge(format!("{rule}:\n- {}", problems.join("\n- "))))
 }
 
 /// Runs a plan into `partial`: shards, index and journal. Data that cannot be merged remove `partial`; any other failure
@@ -218,8 +226,7 @@ fn execute_in<'a>(plan: &'a Plan, partial: &Path, options: Options, watch: &Watc
     let shards = plan.open_inputs()?;
     plan.check(&shards)?;
     let digest = plan.digest()?;
-    fs::create_dir_all(partial).map_err(Error::io(partial))?;
-    let (journal, claims) = Journal::open(partial, &digest)?;
+    let (journal, claims) = Journal::open(partial, plan)?;
     let writer = Writer::open(plan, partial)?;
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(options.threads.unwrap_or(0))
@@ -231,6 +238,13 @@ fn execute_in<'a>(plan: &'a Plan, partial: &Path, options: Options, watch: &Watc
     let run = Run { plan, shards: &shards, writer: &writer, journal: &journal, options, watch };
     let (digests, resumed) = pool.install(|| run.all(&claims))?;
     writer.write_index(plan, partial)?;
+    let mut cryptographic = HashMap::new();
+    if options.digest.is_some() {
+        for name in &plan.outputs {
+            let sums = pool.install(|| audit::sum_file(&partial.join(name), options.digest, watch))?;
+            cryptographic.extend(sums.tensors.into_iter().map(|sum| (sum.name, sum.digest)));
+        }
+    }
     let (bytes_read, bytes_written) = watch.progress();
     Ok(Report {
         plan_digest: digest,
@@ -242,8 +256,9 @@ fn execute_in<'a>(plan: &'a Plan, partial: &Path, options: Options, watch: &Watc
             .map(|(task, crc)| Written {
                 name: &task.name,
                 file: Some(&plan.outputs[task.output]),
-                size: task.bytes() as u64,
+                size: None,
                 crc64nvme: format!("{crc:016x}"),
+                digest: cryptographic.remove(&task.name).flatten(),
             })
             .collect(),
         bytes_read,
@@ -260,7 +275,7 @@ fn file_digests<'a>(plan: &'a Plan, writer: &Writer, digests: &[u64]) -> Vec<Wri
         for (task, tensor) in plan.tasks.iter().zip(digests).filter(|(task, _)| task.output == index) {
             crc = checksum_combine(Crc64Nvme, crc, *tensor, task.bytes() as u64);
         }
-        Written { name, file: None, size, crc64nvme: format!("{crc:016x}") }
+        Written { name, file: None, size: Some(size), crc64nvme: format!("{crc:016x}"), digest: None }
     };
     plan.outputs.iter().enumerate().map(file).collect()
 }
@@ -385,9 +400,12 @@ impl<'a, F: Format> Job<'a, F> {
             }
             Method::Ties { weights, densities, normalize, rescale: rescaling, lambda, majority_sign_method } => {
                 let (base, models) = (views[0], &views[1..]);
-                thresholds = passes::thresholds(sweep, base, models, densities)?;
+                // Keys of f32 and of f64 do not compare; halves are searched as they are.
+                let own = common(views.iter().map(|view| view.float));
+                let work = if F::FLOAT == Float::F64 { Float::F64 } else { own };
+                thresholds = passes::thresholds(sweep, work, base, models, densities)?;
                 let factors = if *rescaling {
-                    passes::masses(sweep, base, models, &thresholds)?.into_iter().map(rescale).collect()
+                    passes::masses(sweep, work, base, models, &thresholds)?.into_iter().map(rescale).collect()
                 } else {
                     vec![1.0; models.len()]
                 };

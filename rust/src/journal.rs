@@ -1,19 +1,28 @@
 //! What is finished in `OUT.partial`: one line a tensor, so that the same command resumes where a crash left it.
 use crate::error::{Error, Result};
+use crate::plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 /// The file's name in the partial directory.
 pub const NAME: &str = "journal";
 
-/// The first line.
-#[derive(Serialize, Deserialize)]
+/// The first line: what the work is, and when its inputs were last changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Head {
     journal: u32,
     plan: String,
+    mtimes_ns: Vec<i64>,
+}
+
+impl Head {
+    fn of(plan: &Plan) -> Result<Self> {
+        let mtimes_ns = plan.inputs.iter().map(|file| file.mtime_ns).collect();
+        Ok(Self { journal: 1, plan: plan.digest()?, mtimes_ns })
+    }
 }
 
 /// A finished tensor: its index in the plan, and the CRC-64/NVME of its bytes.
@@ -33,18 +42,20 @@ pub struct Journal {
 }
 
 /// What stands in a partial directory.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Found {
-    /// There is no such directory, or it is empty.
+    /// Nothing to resume: no directory, an empty one, or a journal that was never begun.
     Nothing,
-    /// Work of the plan with this digest.
-    Plan(String),
+    /// Work of this plan; its inputs may have been written anew since, and then nothing is claimed.
+    Claims(Vec<Claim>),
+    /// Work of another plan.
+    OtherPlan,
     /// Something that mol did not make.
     Foreign,
 }
 
-/// Looks at a partial directory without touching it.
-pub fn inspect(partial: &Path) -> Result<Found> {
+/// Looks at a partial directory without touching it. A last line that a crash cut short is dropped.
+pub fn inspect(partial: &Path, plan: &Plan) -> Result<Found> {
     match fs::read_dir(partial) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(e) => return Err(Error::io(partial)(e)),
@@ -55,47 +66,49 @@ pub fn inspect(partial: &Path) -> Result<Found> {
         }
     }
     let path = partial.join(NAME);
-    match fs::read_to_string(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Found::Foreign),
-        Err(e) => Err(Error::io(&path)(e)),
-        Ok(text) => {
-            let head = text.lines().next().and_then(|line| serde_json::from_str::<Head>(line).ok());
-            Ok(head.map_or(Found::Foreign, |head| Found::Plan(head.plan)))
-        }
+    let text = match fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Foreign),
+        read => read.map_err(Error::io(&path))?,
+    };
+    let whole = text.rfind('\n').map_or(0, |end| end + 1);
+    let mut lines = text[..whole].lines();
+    let Some(first) = lines.next() else { return Ok(Found::Nothing) };
+    let Ok(head) = serde_json::from_str::<Head>(first) else { return Ok(Found::Foreign) };
+    let wanted = Head::of(plan)?;
+    if head.plan != wanted.plan {
+        return Ok(Found::OtherPlan);
     }
+    let claims = lines.map_while(|line| serde_json::from_str(line).ok());
+    Ok(Found::Claims(if head == wanted { claims.collect() } else { Vec::new() }))
 }
 
 impl Journal {
-    /// Opens or begins the journal of a plan, and reads what it claims. A last line that a crash cut short is dropped.
-    pub fn open(partial: &Path, digest: &str) -> Result<(Self, Vec<Claim>)> {
+    /// Opens or begins the journal of a plan, and returns what an earlier run claims.
+    pub fn open(partial: &Path, plan: &Plan) -> Result<(Self, Vec<Claim>)> {
+        let place = partial.display();
+        let claims = match inspect(partial, plan)? {
+            Found::Nothing => Vec::new(),
+            Found::Claims(claims) => claims,
+            Found::OtherPlan => {
+                return Err(Error::Merge(format!("{place}: holds the unfinished work of another plan")));
+            }
+            Found::Foreign => return Err(Error::Merge(format!("{place}: holds files that are not mol's"))),
+        };
+        fs::create_dir_all(partial).map_err(Error::io(partial))?;
         let path = partial.join(NAME);
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(Error::io(&path))?;
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).open(&path).map_err(Error::io(&path))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(Error::Merge(format!("{}: another mol-merge is at work there", partial.display())));
+                return Err(Error::Merge(format!("{place}: another mol-merge is at work there")));
             }
             Err(TryLockError::Error(e)) => return Err(Error::io(&path)(e)),
         }
-        let mut text = String::new();
-        file.read_to_string(&mut text).map_err(Error::io(&path))?;
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        let mut lines = text[..whole].lines();
-        let claims = match lines.next().map(serde_json::from_str::<Head>) {
-            Some(Ok(head)) if head.plan == digest => lines.map_while(|line| serde_json::from_str(line).ok()).collect(),
-            Some(_) => return Err(Error::Merge(format!("{}: work of another plan", partial.display()))),
-            None => Vec::new(),
-        };
-        // Written anew from what could be read, so that nothing unreadable stands between good lines.
-        file.set_len(0).and_then(|()| file.rewind()).map_err(Error::io(&path))?;
+        // Begun anew: the run repeats the claims whose bytes it finds on the disk.
+        file.set_len(0).map_err(Error::io(&path))?;
         let journal = Self { path, file: Mutex::new(file) };
-        journal.line(&Head { journal: 1, plan: digest.to_owned() })?;
+        journal.line(&Head::of(plan)?)?;
         Ok((journal, claims))
     }
 

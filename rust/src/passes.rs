@@ -1,5 +1,5 @@
 //! What some methods must know of a whole tensor before its elements are combined: sweeps over tiles, folded in order.
-use crate::dtype::{Format, with_format};
+use crate::dtype::{Float, Format, with_format};
 use crate::error::Result;
 use crate::execute::Watch;
 use crate::kernels::select::{self, SAMPLE, SAMPLE_RUN, Search, Step};
@@ -96,10 +96,9 @@ fn learn(search: &mut Search, step: &Step, answers: &[Answer]) -> Option<Vec<usi
     Some(answers.iter().map(|answer| answer.keys.iter().filter(|k| **k == key).count()).collect())
 }
 
-/// The thresholds of `models` over `base` for densities in [0, 1]: exactly `max(1, trunc(density * len))` survive,
+/// The thresholds of `models` over `base`, as keys of format `work`, for densities in [0, 1]: exactly `max(1, trunc(density * len))` survive,
 /// equal magnitudes lowest index first.
-pub fn thresholds(sweep: Sweep, base: View, models: &[View], densities: &[f64]) -> Result<Vec<Threshold>> {
-    let work = common(models.iter().chain([&base]).map(|view| view.float));
+pub fn thresholds(sweep: Sweep, work: Float, base: View, models: &[View], densities: &[f64]) -> Result<Vec<Threshold>> {
     with_format!(work, F => search_all::<F>(sweep, base, models, densities))
 }
 
@@ -220,8 +219,13 @@ fn nth_equal<F: Format>(sweep: Sweep, base: View, model: View, start: usize, key
 }
 
 /// `sum |d|` and `sum |d|` of the survivors, for each model.
-pub fn masses(sweep: Sweep, base: View, models: &[View], thresholds: &[Threshold]) -> Result<Vec<[f64; 2]>> {
-    let work = common(models.iter().chain([&base]).map(|view| view.float));
+pub fn masses(
+    sweep: Sweep,
+    work: Float,
+    base: View,
+    models: &[View],
+    thresholds: &[Threshold],
+) -> Result<Vec<[f64; 2]>> {
     let chosen: Vec<View> = std::iter::once(base).chain(models.iter().copied()).collect();
     let blocks = sweep.blocks(&chosen, |block| {
         let mut masses = vec![Masses::default(); models.len()];

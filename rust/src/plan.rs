@@ -131,11 +131,16 @@ impl Method {
             if sources == wanted { Ok(()) } else { Err(format!("{sources} sources, wanted {wanted}")) }
         };
         match self {
+            Self::Linear { weights, .. } | Self::TaskArithmetic { weights, .. } | Self::Ties { weights, .. }
+                if weights.is_empty() =>
+            {
+                Err("no weights".into())
+            }
             Self::Copy {} if sources == 0 => Err("no source".into()),
             Self::Copy {} => Ok(()),
             Self::Scale { factor } => expect(1).and(finite("factor", &[*factor])),
             Self::Linear { weights, normalize } => {
-                expect(weights.len().max(1))?;
+                expect(weights.len())?;
                 finite("weight", weights)?;
                 if *normalize && weights.iter().sum::<f64>() == 0.0 {
                     return Err("weights sum to zero, and `normalize` divides by their sum".into());
@@ -144,11 +149,11 @@ impl Method {
             }
             Self::Slerp { t } => expect(2).and(finite("t", &[*t])),
             Self::TaskArithmetic { weights, normalize: _, lambda } => {
-                expect(weights.len().max(1) + 1)?;
+                expect(weights.len() + 1)?;
                 finite("weight", weights).and(finite("lambda", &[*lambda]))
             }
             Self::Ties { weights, densities, lambda, .. } => {
-                expect(weights.len().max(1) + 1).and(expect(densities.len() + 1))?;
+                expect(weights.len() + 1).and(expect(densities.len() + 1))?;
                 finite("weight", weights).and(finite("lambda", &[*lambda]))?;
                 match densities.iter().find(|d| !(0.0..=1.0).contains(*d)) {
                     Some(d) => Err(format!("density {d} is outside [0, 1]")),
@@ -267,8 +272,8 @@ impl Plan {
     pub fn check(&self, shards: &[Shard]) -> Result<()> {
         let fault = |reason: String| Error::Merge(format!("plan: {reason}"));
         for name in &self.outputs {
-            if Path::new(name).file_name() != Some(name.as_ref()) {
-                return Err(fault(format!("output `{name}` is not a plain file name")));
+            if Path::new(name).file_name() != Some(name.as_ref()) || !name.ends_with(".safetensors") {
+                return Err(fault(format!("output `{name}` is not the name of a .safetensors file")));
             }
         }
         let distinct: HashSet<&str> = self.outputs.iter().map(String::as_str).collect();

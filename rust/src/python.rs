@@ -115,10 +115,9 @@ type Header = (usize, i64, String, Vec<(String, String, Vec<usize>, usize)>);
 #[pyfunction]
 fn read_header(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyAny>> {
     let (size, mtime_ns, digest, tensors): Header = enter(py, || {
-        let Shard { mtime_ns, header_digest, tensors, .. } = &Shard::open(&path)?;
-        let rows = tensors.iter().map(|t| (t.name.clone(), t.dtype.to_string(), t.shape.clone(), t.bytes.len()));
-        let size = tensors.last().map_or(0, |t| t.bytes.end);
-        Ok((size, *mtime_ns, header_digest.clone(), rows.collect()))
+        let shard = Shard::open(&path)?;
+        let rows = shard.tensors.iter().map(|t| (t.name.clone(), t.dtype.to_string(), t.shape.clone(), t.bytes.len()));
+        Ok((shard.size(), shard.mtime_ns, shard.header_digest.clone(), rows.collect()))
     })?;
     let rows: Vec<_> = tensors
         .into_iter()
@@ -141,7 +140,9 @@ fn preflight(py: Python<'_>, plan: &str, partial: PathBuf, discard_partial: bool
 }
 
 #[pyfunction]
-#[pyo3(signature = (plan, partial, *, threads = None, tile = None, simd = "auto", on_progress = None))]
+// Keyword arguments of Python.
+#[allow(clippy::too_many_arguments)]
+#[pyo3(signature = (plan, partial, *, threads = None, tile = None, simd = "auto", digest = None, on_progress = None))]
 fn execute(
     py: Python<'_>,
     plan: &str,
@@ -149,9 +150,11 @@ fn execute(
     threads: Option<usize>,
     tile: Option<usize>,
     simd: &str,
+    digest: Option<&str>,
     on_progress: Option<Py<PyAny>>,
 ) -> PyResult<String> {
-    let options = Options { threads, tile: tile.unwrap_or(TILE), simd: Simd::parse(simd)? };
+    let digest = digest.map(Digest::parse).transpose()?;
+    let options = Options { threads, tile: tile.unwrap_or(TILE), simd: Simd::parse(simd)?, digest };
     let plan = enter(py, || Plan::parse(plan))?;
     let (total_read, total_written) = enter(py, || {
         let shards = plan.open_inputs()?;

@@ -157,6 +157,8 @@ fn is_occupied(directory: &Path) -> Result<bool> {
 /// Turns a finished partial directory into `out` by one rename. With `overwrite` an earlier `out` is set aside first and
 /// removed after; without it, it is refused. `sync` waits until everything is on the disk.
 pub fn commit(partial: &Path, out: &Path, overwrite: bool, sync: bool) -> Result<()> {
+    let journal = partial.join(journal::NAME);
+    fs::metadata(&journal).map_err(Error::io(&journal))?;
     let occupied = is_occupied(out)?;
     if occupied && !overwrite {
         let out = out.display();
@@ -165,8 +167,6 @@ pub fn commit(partial: &Path, out: &Path, overwrite: bool, sync: bool) -> Result
     if sync {
         sync_tree(partial)?;
     }
-    let journal = partial.join(journal::NAME);
-    fs::remove_file(&journal).map_err(Error::io(&journal))?;
     let aside = out.with_file_name(format!("{}.replaced", out.file_name().unwrap_or_default().to_string_lossy()));
     if occupied {
         if is_occupied(&aside)? {
@@ -179,8 +179,10 @@ pub fn commit(partial: &Path, out: &Path, overwrite: bool, sync: bool) -> Result
         if occupied {
             fs::rename(&aside, out).map_err(Error::io(&aside))?;
         }
-        return Err(Error::io(partial)(e));
+        return Err(Error::io(out)(e));
     }
+    let journal = out.join(journal::NAME);
+    fs::remove_file(&journal).map_err(Error::io(&journal))?;
     if let (true, Some(parent)) = (sync, out.parent().filter(|parent| !parent.as_os_str().is_empty())) {
         sync_path(parent)?;
     }
