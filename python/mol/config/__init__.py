@@ -1,0 +1,11 @@
+"""Recipes: what shall be merged and how, checked before anything is opened."""
+
+from mol.config.merge_config import MergeConfig as MergeConfig
+from mol.config.merge_config import ModelReference as ModelReference
+from mol.config.merge_config import ParameterMap as ParameterMap
+from mol.config.merge_config import Rule as Rule
+from mol.config.merge_config import SliceConfig as SliceConfig
+from mol.config.merge_config import SourceConfig as SourceConfig
+from mol.config.recipe import load_recipe as load_recipe
+from mol.config.recipe import parse_recipe as parse_recipe
+from mol.config.recipe import recipe_from_dict as recipe_from_dict

@@ -1,0 +1,120 @@
+"""The recipes that `mol-merge examples` writes: each validates, and runs where its models are at hand."""
+
+from __future__ import annotations
+
+from typing import Final
+
+EXAMPLES: Final[dict[str, str]] = {
+    "slerp_example.yml": """\
+# Spherical interpolation between two models of one width.
+# t: 0 is the base model, 1 the other. distilgpt2 has 6 layers, gpt2 has 12:
+# `layer_alignment: auto` maps them proportionally; the depth is the base's.
+merge_method: slerp
+base_model: openai-community/gpt2
+models:
+  - model: openai-community/gpt2
+  - model: distilbert/distilgpt2
+parameters:
+  t: 0.5
+layer_alignment: auto
+""",
+    "gradient_slerp_example.yml": """\
+# Interpolation that changes over the layers and differs by part: a list holds
+# control points from the first layer to the last, a filter chooses tensors by name.
+merge_method: slerp
+base_model: openai-community/gpt2
+models:
+  - model: openai-community/gpt2
+  - model: distilbert/distilgpt2
+parameters:
+  t:
+    - filter: .attn.
+      value: [0, 0.5, 0.3, 0.7, 1]
+    - filter: .mlp.
+      value: [1, 0.5, 0.7, 0.3, 0]
+    - value: 0.5
+layer_alignment: auto
+""",
+    "linear_example.yml": """\
+# Weighted average. Weights need not sum to 1: `normalize: true` divides by their sum.
+merge_method: linear
+models:
+  - model: openai-community/gpt2
+    parameters:
+      weight: 0.7
+  - model: distilbert/distilgpt2
+    parameters:
+      weight: 0.3
+parameters:
+  normalize: true
+layer_alignment: auto
+""",
+    "task_arithmetic_example.yml": """\
+# base + lambda * sum of weight * (model - base). Add fine-tunes of the base under
+# `models`; a negative weight takes a skill away.
+merge_method: task_arithmetic
+base_model: openai-community/gpt2
+models:
+  - model: distilbert/distilgpt2
+    parameters:
+      weight: 0.4
+parameters:
+  lambda: 1.0
+layer_alignment: auto
+""",
+    "ties_example.yml": """\
+# TIES: of each model's difference from the base, keep the largest share (density),
+# elect a sign for each weight, and average those that agree. Add fine-tunes of the base.
+merge_method: ties
+base_model: openai-community/gpt2
+models:
+  - model: distilbert/distilgpt2
+    parameters:
+      weight: 1.0
+      density: 0.5
+parameters:
+  normalize: true
+layer_alignment: auto
+""",
+    "passthrough_example.yml": """\
+# Layers stacked as they are: layers 0 to 7, then 4 to 11, make a model of 16 layers.
+merge_method: passthrough
+slices:
+  - sources:
+      - model: openai-community/gpt2
+        layer_range: [0, 8]
+  - sources:
+      - model: openai-community/gpt2
+        layer_range: [4, 12]
+""",
+    "slices_example.yml": """\
+# Different blends in different layers: the first six pure, the last six interpolated.
+merge_method: slerp
+base_model: openai-community/gpt2
+slices:
+  - sources:
+      - model: openai-community/gpt2
+        layer_range: [0, 6]
+      - model: distilbert/distilgpt2
+        layer_range: [0, 6]
+    parameters:
+      t: 0
+  - sources:
+      - model: openai-community/gpt2
+        layer_range: [6, 12]
+      - model: distilbert/distilgpt2
+        layer_range: [0, 6]
+    parameters:
+      t: [0, 0.5]
+""",
+    "flat_example.yml": """\
+# The short form: names of models, one list of weights, and where to write.
+merge_method: linear
+models:
+  - openai-community/gpt2
+  - distilbert/distilgpt2
+weights: [0.7, 0.3]
+output_path: ./merged_model
+""",
+}
+"""Recipes by file name."""

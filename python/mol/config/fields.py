@@ -1,0 +1,265 @@
+"""A recipe's map to the fields of MergeConfig: every key is read, noted as without effect, or refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from mol.config.document import Place, Problems, Table, suggestion
+from mol.config.flat import is_flat, to_mergekit_form
+from mol.config.inputs import Inputs, check_inputs, read_inputs
+from mol.config.methods import LATER_METHODS, METHODS, MethodSpec
+from mol.config.parameters import ParameterMap, Rule
+from mol.config.values import ValueReader
+
+if TYPE_CHECKING:
+    from mol.config.model_reference import ModelReference
+    from mol.config.sources import SliceConfig, SourceConfig
+
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+"""Names of dtypes in a recipe, each with safetensors' name for it."""
+
+DTYPE_WORDS = {
+    **DTYPES,
+    **{name: name for name in DTYPES.values()},
+    **{"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp64": "F64"},
+}
+_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
+_NO_EFFECT = {
+    "device": "a merge runs on the CPU",
+    "lazy_unpickle": "weights are always read piece by piece",
+    "low_cpu_mem_usage": "a merge always runs in constant memory",
+    "memory_efficient": "a merge always runs in constant memory",
+    "use_safetensors": "weights are always written as safetensors",
+}
+_LATER = {
+    "modules": "models of several modules come later",
+    "push_to_hub": "upload the finished directory instead",
+    "repo_id": "upload the finished directory instead",
+    "target_hidden_dim": "this belongs to fusion, not to a merge",
+}
+_KEYS = (
+    "merge_method",
+    "models",
+    "slices",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "layer_alignment",
+    "output_path",
+    "trust_remote_code",
+    "allow_crimes",
+    "weights",
+    "layer_range",
+)
+
+
+@dataclass(slots=True)
+class RecipeFields:
+    """The fields of MergeConfig, by name, as they are read."""
+
+    method: str = ""
+    models: tuple[SourceConfig, ...] | None = None
+    slices: tuple[SliceConfig, ...] | None = None
+    base_model: ModelReference | None = None
+    parameters: ParameterMap = field(default_factory=ParameterMap)
+    dtype: str | None = None
+    out_dtype: str | None = None
+    tokenizer_source: Literal["base"] | ModelReference | None = None
+    chat_template: str | None = None
+    layer_alignment: Literal["auto", "strict"] = "strict"
+    output_path: str | None = None
+    trust_remote_code: bool = False
+    allow_crimes: bool = False
+    notes: tuple[str, ...] = ()
+    places: dict[ModelReference, str] = field(default_factory=dict)
+
+
+def read_fields(table: Table, header: str, *, flat: bool | None = None, defaults: bool = True) -> RecipeFields:
+    """Read and check a recipe.
+
+    Args:
+        table: the recipe.
+        header: first line of the error, such as "config.yml is refused".
+        flat: whether it is in the Python or flat form; None looks at the recipe.
+        defaults: whether the defaults of those forms are filled in.
+
+    Raises:
+        ConfigError: lists everything that is wrong.
+    """
+    reader = ValueReader(None, Problems(), [])
+    recipe = _take_method(table, reader)
+    if flat is None:
+        flat = is_flat(recipe)
+    if flat:
+        recipe = to_mergekit_form(recipe, reader.spec, reader.problems, reader.notes)
+    read = RecipeFields(method=reader.spec.name if reader.spec else "")
+    _read_plain_keys(recipe, read, reader, flat=flat)
+    before = len(reader.problems)
+    read.parameters = reader.parameters(recipe.get("parameters"), recipe.at("parameters"), of_model=False)
+    parameters_sound = len(reader.problems) == before
+    inputs = read_inputs(recipe, reader)
+    inputs.parameters_sound &= parameters_sound
+    if recipe.get("base_model") is not None:
+        read.base_model = reader.model(recipe["base_model"], recipe.at("base_model"))
+        inputs.sound &= read.base_model is not None
+    weighs_base = "weight" in read.parameters
+    if flat and inputs.sound:
+        _note_gradient_for_weights(read.parameters, inputs, reader)
+    if flat and defaults and reader.spec:
+        read.parameters = _with_flat_defaults(read.parameters, reader.spec)
+    if reader.spec and inputs.sound:
+        check_inputs(inputs, reader.spec, read.base_model, read.parameters, reader, weighs_base=weighs_base)
+    _read_tokenizer(recipe, read, inputs, reader)
+    reader.problems.raise_any(header)
+    if inputs.whole:
+        read.models = inputs.slices[0].sources
+    else:
+        read.slices = tuple(inputs.slices)
+    read.notes = tuple(dict.fromkeys(reader.notes))
+    read.places = reader.places
+    return read
+
+
+def _take_method(table: Table, reader: ValueReader) -> Table:
+    """Find the method under either of its two keys, and return the recipe with `merge_method` alone."""
+    recipe = table.without("method")
+    if table.get("method") is not None:
+        if table.get("merge_method") not in (None, table["method"]):
+            reader.problems.add(table.at("method"), "`method` and `merge_method` differ; give one of them")
+        if table.get("merge_method") is None:
+            recipe.put("merge_method", table["method"], table.at("method"))
+    word, place = recipe.get("merge_method"), recipe.at("merge_method")
+    known = ", ".join(f"`{name}`" for name in METHODS)
+    if word is None:
+        reader.problems.add(place, f"`merge_method` is missing; it is one of {known}")
+    elif not isinstance(word, str):
+        reader.problems.add(place, f"`merge_method` is the name of a method, not {word!r}")
+    elif word.replace("-", "_") in LATER_METHODS:
+        reader.problems.add(place, f"merge method `{word}` is known but not built yet; there are {known}")
+    elif word not in METHODS:
+        hint = suggestion(word, METHODS) or f"; there are {known}"
+        reader.problems.add(place, f"unknown merge method `{word}`{hint}")
+    else:
+        reader.spec = METHODS[word]
+    return recipe
+
+
+def _read_plain_keys(recipe: Table, read: RecipeFields, reader: ValueReader, *, flat: bool) -> None:
+    known = (*_KEYS, *_NO_EFFECT, *_LATER)
+    reader.keys(recipe, known, "a recipe", {"name": "recipes in several stages come later"})
+    for word, why in _NO_EFFECT.items():
+        if recipe.get(word) is None:
+            continue
+        if word == "use_safetensors" and recipe[word] is not True:
+            reader.problems.add(recipe.at(word), "`use_safetensors: false`: weights are never written as pickles")
+        else:
+            reader.notes.append(f"`{word}` has no effect: {why}")
+    for word, why in _LATER.items():
+        if recipe.get(word) is not None:
+            reader.problems.add(recipe.at(word), f"`{word}`: {why}")
+    read.dtype = _read_dtype(recipe, "dtype", reader)
+    read.out_dtype = _read_dtype(recipe, "out_dtype", reader)
+    read.chat_template = _read_chat_template(recipe.get("chat_template"), recipe.at("chat_template"), reader)
+    alignment = recipe.get("layer_alignment")
+    if alignment not in (None, "auto", "strict"):
+        reader.problems.add(recipe.at("layer_alignment"), f"`layer_alignment` is `auto` or `strict`, not {alignment!r}")
+    elif alignment is None:
+        read.layer_alignment = "auto" if flat else "strict"
+    else:
+        read.layer_alignment = cast('Literal["auto", "strict"]', alignment)
+    path = recipe.get("output_path")
+    if isinstance(path, Path) or (isinstance(path, str) and path):
+        read.output_path = str(path)
+    elif path is not None:
+        reader.problems.add(recipe.at("output_path"), f"`output_path` is a path, not {path!r}")
+    if recipe.get("trust_remote_code") is not None:
+        value = recipe["trust_remote_code"]
+        read.trust_remote_code = reader.boolean(value, recipe.at("trust_remote_code"), "trust_remote_code")
+    if recipe.get("allow_crimes") is not None:
+        read.allow_crimes = reader.boolean(recipe["allow_crimes"], recipe.at("allow_crimes"), "allow_crimes")
+
+
+def _read_dtype(recipe: Table, key: str, reader: ValueReader) -> str | None:
+    value = recipe.get(key)
+    if value is None:
+        return None
+    word = str(value).removeprefix("torch.")  # a torch.dtype is written as `torch.float16`
+    if word in DTYPE_WORDS:
+        return DTYPE_WORDS[word]
+    known = ", ".join(DTYPES)
+    hint = suggestion(word, DTYPES)
+    if word.startswith(("int", "uint", "bool")):
+        hint = ": weights would be cut to whole numbers"
+    elif "8" in word or "4" in word:
+        hint = ": quantized output comes later"
+    reader.problems.add(recipe.at(key), f"`{key}` {word} is not one of {known}{hint}")
+    return None
+
+
+def _read_chat_template(value: object, place: Place, reader: ValueReader) -> str | None:
+    if value is None or value == "auto":
+        return None
+    if isinstance(value, str) and value in _TEMPLATES:
+        reader.problems.add(place, f"the built-in chat template `{value}` comes later; write its Jinja text")
+    elif isinstance(value, str) and "{" in value and len(value) >= 20:
+        return value
+    else:
+        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+        hint = suggestion(value, ("auto", *_TEMPLATES)) if isinstance(value, str) else ""
+        reader.problems.add(place, f"`chat_template` is `auto` or Jinja text, not {shown}{hint}")
+    return None
+
+
+def _read_tokenizer(recipe: Table, read: RecipeFields, inputs: Inputs, reader: ValueReader) -> None:
+    source, place = recipe.get("tokenizer_source"), recipe.at("tokenizer_source")
+    section: Any = recipe.get("tokenizer")
+    if section is not None and source is not None:
+        reader.problems.add(recipe.at("tokenizer"), "`tokenizer` and `tokenizer_source` exclude each other")
+        return
+    if section is not None and not isinstance(section, Table):
+        reader.problems.add(recipe.at("tokenizer"), "`tokenizer` is a map with `source`: `base` or a model")
+        return
+    if section is not None:
+        reader.keys(section, ("source", "tokens", "pad_to_multiple_of"), "`tokenizer`")
+        for word in ("tokens", "pad_to_multiple_of"):
+            if section.get(word) is not None:
+                reader.problems.add(section.at(word), f"`{word}` of `tokenizer` comes later")
+        source, place = section.get("source", "union"), section.at("source")
+    if source is None:
+        return
+    if source == "union":
+        reader.problems.add(place, "the tokenizer `union` comes later; there are `base` and the models of the recipe")
+    elif source == "base":
+        read.tokenizer_source = "base"
+    else:
+        model = reader.model(source, place)
+        known = [*inputs.models(), *([read.base_model] if read.base_model else [])]
+        if model is not None and inputs.sound and model not in known:
+            hint = suggestion(str(model), map(str, known))
+            reader.problems.add(place, f"the tokenizer's model {model} is none of the recipe's models{hint}")
+        read.tokenizer_source = model
+
+
+def _note_gradient_for_weights(parameters: ParameterMap, inputs: Inputs, reader: ValueReader) -> None:
+    """Say what a list under `weight` means, where it looks as if it was meant to be one weight a model."""
+    for rule in parameters.get("weight", ()):
+        if isinstance(rule.value, tuple) and len(rule.value) == len(inputs.slices[0].sources):
+            reader.notes.append(
+                f"`weight: {list(rule.value)}` is a gradient over the layers; one weight a model is written `weights`"
+            )
+
+
+def _with_flat_defaults(parameters: ParameterMap, spec: MethodSpec) -> ParameterMap:
+    """Write the defaults of the Python and flat forms into the recipe, where filters leave tensors without a value."""
+    rules = dict(parameters)
+    for name, parameter in spec.parameters.items():
+        given = rules.get(name, ())
+        if parameter.flat_default is not None and all(rule.filter is not None for rule in given):
+            rules[name] = (*given, Rule(parameter.flat_default))
+    return ParameterMap(rules)

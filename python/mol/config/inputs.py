@@ -1,0 +1,244 @@
+"""Reads `models` and `slices`, and checks that they are what the method takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from mol.config.document import Items, Place, Table, suggestion
+from mol.config.methods import REQUIRED, MethodSpec, weights_cancel
+from mol.config.parameters import Chain, ParameterMap
+from mol.config.sources import SliceConfig, SourceConfig
+
+if TYPE_CHECKING:
+    from mol.config.model_reference import ModelReference
+    from mol.config.values import ValueReader
+
+_HINTS = {
+    "weight": "write `parameters: {weight: ...}`",
+    "density": "write `parameters: {density: ...}`",
+    "lora": "adapters come later",
+}
+
+
+@dataclass(slots=True)
+class Inputs:
+    """What was read of `models` or `slices`.
+
+    Attributes:
+        slices: the slices; `models` count as one.
+        places: where each slice stands.
+        whole: whether the recipe has `models`.
+        sound: whether every model and range was read, so that counting them makes sense.
+        parameters_sound: whether every parameter was read, so that missing ones are really missing.
+    """
+
+    slices: list[SliceConfig] = field(default_factory=list)
+    places: list[Place] = field(default_factory=list)
+    whole: bool = False
+    sound: bool = True
+    parameters_sound: bool = True
+
+    def models(self) -> list[ModelReference]:
+        """Return the models in order, each once."""
+        return list(dict.fromkeys(source.model for part in self.slices for source in part.sources))
+
+
+def read_inputs(recipe: Table, reader: ValueReader) -> Inputs:
+    """Read the inputs of a recipe in mergekit's grammar."""
+    return _InputReader(reader).read(recipe)
+
+
+class _InputReader:
+    def __init__(self, reader: ValueReader) -> None:
+        self._reader = reader
+        self._inputs = Inputs()
+
+    def read(self, recipe: Table) -> Inputs:
+        inputs = self._inputs
+        models, slices = recipe.get("models"), recipe.get("slices")
+        if (models is None) == (slices is None):
+            found, place = ("neither", recipe.place) if models is None else ("both", recipe.at("slices"))
+            self._refuse(place, f"a recipe has either `models` or `slices`; here is {found}")
+        if models is not None:
+            inputs.slices.append(SliceConfig(self._sources(models, recipe.at("models"), "models", ranged=False)))
+            inputs.places.append(recipe.at("models"))
+            inputs.whole = True
+        elif slices is not None:
+            for entry, place in self._entries(slices, recipe.at("slices"), "slices"):
+                inputs.slices.append(self._slice(entry))
+                inputs.places.append(place)
+        return inputs
+
+    def _refuse(self, place: Place, message: str) -> None:
+        self._reader.problems.add(place, message)
+        self._inputs.sound = False
+
+    def _entries(self, value: object, place: Place, name: str) -> list[tuple[Table, Place]]:
+        if not isinstance(value, Items):
+            kind = "a map" if isinstance(value, Table) else repr(value)
+            self._refuse(place, f"`{name}` is a list, its entries begin with `- `; here is {kind}")
+            return []
+        if not value:
+            self._refuse(place, f"`{name}` is empty")
+        entries: list[tuple[Table, Place]] = []
+        for entry, where in zip(value, value.places, strict=True):
+            if isinstance(entry, Table):
+                entries.append((entry, where))
+            else:
+                kind = "a list" if isinstance(entry, Items) else repr(entry)
+                self._refuse(where, f"an entry of `{name}` is a map, not {kind}")
+        return entries
+
+    def _keys(self, entry: Table, known: tuple[str, ...], what: str, hints: dict[str, str]) -> None:
+        if not self._reader.keys(entry, known, what, hints):
+            self._inputs.parameters_sound = False  # the word may be a parameter in the wrong place
+
+    def _parameters(self, entry: Table, *, of_model: bool) -> ParameterMap:
+        before = len(self._reader.problems)
+        read = self._reader.parameters(entry.get("parameters"), entry.at("parameters"), of_model=of_model)
+        if len(self._reader.problems) > before:
+            self._inputs.parameters_sound = False
+        return read
+
+    def _slice(self, entry: Table) -> SliceConfig:
+        known = ("sources", "base_model", "parameters", "residual_weight")
+        hints = {"model": "the inputs of a slice stand under `sources`", "layer_range": "each of `sources` has its own"}
+        self._keys(entry, known, "a slice", hints)
+        if "residual_weight" in entry:
+            self._reader.notes.append("`residual_weight` has no effect: mergekit reads it and never uses it")
+        base_model = None
+        if entry.get("base_model") is not None:
+            base_model = self._reader.model(entry["base_model"], entry.at("base_model"))
+            self._inputs.sound &= base_model is not None
+        parameters = self._parameters(entry, of_model=False)
+        if entry.get("sources") is None:
+            self._refuse(entry.place, "a slice needs `sources`, a list of `{model, layer_range}`")
+            return SliceConfig((), base_model, parameters)
+        sources = self._sources(entry["sources"], entry.at("sources"), "sources", ranged=True)
+        return SliceConfig(sources, base_model, parameters)
+
+    def _sources(self, value: object, place: Place, name: str, *, ranged: bool) -> tuple[SourceConfig, ...]:
+        read = [self._source(entry, where, name, ranged) for entry, where in self._entries(value, place, name)]
+        return tuple(source for source in read if source is not None)
+
+    def _source(self, entry: Table, place: Place, name: str, ranged: bool) -> SourceConfig | None:
+        needed = ("model", "layer_range") if ranged else ("model",)
+        self._keys(entry, (*needed, "parameters"), f"an entry of `{name}`", _HINTS)
+        parameters = self._parameters(entry, of_model=True)
+        missing = [key for key in needed if entry.get(key) is None]
+        for key in missing:
+            self._refuse(place, f"an entry of `{name}` needs `{key}`")
+        layers = model = None
+        if ranged and "layer_range" not in missing:
+            layers = self._reader.layer_range(entry["layer_range"], entry.at("layer_range"))
+            self._inputs.sound &= layers is not None
+        if "model" not in missing:
+            model = self._reader.model(entry["model"], entry.at("model"))
+            self._inputs.sound &= model is not None
+        return None if model is None else SourceConfig(model, layers, parameters)
+
+
+def check_inputs(
+    inputs: Inputs,
+    spec: MethodSpec,
+    base_model: ModelReference | None,
+    parameters: ParameterMap,
+    reader: ValueReader,
+    *,
+    weighs_base: bool,
+) -> None:
+    """Check number of inputs, base, lengths of ranges, parameters that must be there and weights that cancel.
+
+    Args:
+        inputs: what was read; for a method whose base is an input like any other, an unlisted base is added.
+        spec: the method.
+        base_model: the recipe's base.
+        parameters: the recipe's parameters.
+        reader: collects the problems.
+        weighs_base: whether the recipe itself gives a weight to models that have none of their own.
+    """
+    if inputs.whole and spec.base == "input" and base_model is not None and base_model not in inputs.models():
+        _add_base(inputs, spec, base_model, reader, weighs_base=weighs_base)
+    for index, (part, place) in enumerate(zip(inputs.slices, inputs.places, strict=True)):
+        where = "" if inputs.whole else f"slice {index + 1}: "
+        base = part.base_model or base_model
+        listed = [source.model for source in part.sources]
+        if spec.base == "required" and base is None:
+            reader.problems.add(place, f"{where}{spec.name} needs `base_model`, the model it starts from")
+            continue
+        if spec.base == "required" and not inputs.whole and base not in listed:
+            hint = suggestion(str(base), map(str, listed)) or ", with its `layer_range`"
+            reader.problems.add(place, f"{where}the base, {base}, must be one of `sources`{hint}")
+            continue
+        count = len(listed) + (spec.base == "required" and base not in listed)
+        if not _check_count(count, spec, place, where, base if base not in listed else None, reader):
+            continue
+        if spec.name != "slerp" and spec.base == "required" and all(model == base for model in listed):
+            reader.problems.add(place, f"{where}{spec.name} needs a model besides the base, {base}")
+        lengths = {source.layer_range[1] - source.layer_range[0] for source in part.sources if source.layer_range}
+        if len(lengths) > 1:
+            ranges = ", ".join(f"{source.model} {list(source.layer_range or ())}" for source in part.sources)
+            reader.problems.add(place, f"{where}the layer ranges of a slice have equal length; found {ranges}")
+        if inputs.parameters_sound:
+            _check_parameters(part, place, where, spec, base, parameters, reader)
+
+
+def _add_base(
+    inputs: Inputs, spec: MethodSpec, base: ModelReference, reader: ValueReader, *, weighs_base: bool
+) -> None:
+    if spec.name == "linear" and weighs_base:
+        part = inputs.slices[0]
+        inputs.slices[0] = SliceConfig((*part.sources, SourceConfig(base)), part.base_model, part.parameters)
+        reader.notes.append(f"the base, {base}, is not among `models`: {spec.name} takes it as one more input")
+        return
+    reader.problems.add(
+        inputs.places[0],
+        f"`base_model` {base} is not among `models`: {spec.name} has no base, mergekit takes it as one more input "
+        "and finds no weight for it; list it among `models`, or leave `base_model` out",
+    )
+
+
+def _check_count(
+    count: int, spec: MethodSpec, place: Place, where: str, unlisted: ModelReference | None, reader: ValueReader
+) -> bool:
+    if spec.min_models <= count <= (spec.max_models or count):
+        return True
+    base = ", the base among them" if spec.base == "required" else ""
+    extra = f"; the base, {unlisted}, is not listed and counts too" if unlisted and spec.base == "required" else ""
+    wanted = f"exactly {spec.min_models}" if spec.max_models == spec.min_models else f"at least {spec.min_models}"
+    noun = "model" if spec.min_models == 1 else "models"
+    reader.problems.add(place, f"{where}{spec.name} takes {wanted} {noun}{base}; found {count}{extra}")
+    return False
+
+
+def _check_parameters(
+    part: SliceConfig,
+    place: Place,
+    where: str,
+    spec: MethodSpec,
+    base: ModelReference | None,
+    parameters: ParameterMap,
+    reader: ValueReader,
+) -> None:
+    weighted = [source for source in part.sources if spec.base == "input" or source.model != base]
+    for parameter in spec.parameters.values():
+        if parameter.default is not REQUIRED:
+            continue
+        if not parameter.per_model and not Chain(parameter.name, part.parameters, parameters).links:
+            reader.problems.add(place, f"{where}{spec.name} needs the parameter `{parameter.name}`")
+        for source in weighted if parameter.per_model else ():
+            if not Chain(parameter.name, source.parameters, part.parameters, parameters).links:
+                reader.problems.add(place, f"{where}{source.model} has no `{parameter.name}`")
+    if spec.name not in ("linear", "task_arithmetic"):
+        return
+    chain = Chain("normalize", part.parameters, parameters)
+    normalize = chain.constant if chain.links else spec.parameters["normalize"].default
+    weights = [Chain("weight", source.parameters, part.parameters, parameters).constant for source in weighted]
+    numbers = [float(weight) for weight in weights if weight is not None]
+    if normalize is True and numbers and len(numbers) == len(weights) and weights_cancel(numbers):
+        reader.problems.add(
+            place,
+            f"{where}the weights {numbers} sum to zero, and `normalize: true` divides by their sum; "
+            "change them or set `normalize: false`",
+        )

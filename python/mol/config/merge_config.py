@@ -1,0 +1,255 @@
+"""MergeConfig: a checked recipe, frozen, and the value of each parameter for each tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+import yaml
+
+from mol.config.document import Table, from_python
+from mol.config.fields import DTYPES, RecipeFields, read_fields
+from mol.config.methods import METHODS, Required, Scalar
+from mol.config.model_reference import ModelReference
+from mol.config.parameters import Chain, ParameterMap, Rule
+from mol.config.sources import SliceConfig, SourceConfig
+from mol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from typing_extensions import Self
+
+__all__ = ["MergeConfig", "ModelReference", "ParameterMap", "Rule", "Scalar", "SliceConfig", "SourceConfig"]
+
+
+@dataclass(frozen=True, init=False)
+class MergeConfig:
+    """A recipe that has been read and checked.
+
+    Two recipes are equal when they ask for the same; `notes` and `source_text` do not count.
+
+    Attributes:
+        method: name of the merge method.
+        models: whole models, as listed; None where the recipe has slices. Exactly one of the two is given. For a
+            method that starts from its base, the base may be among them or not.
+        slices: ranges of layers, stacked in order.
+        base_model: the base of all slices that name none of their own; donor of config and tokenizer.
+        parameters: parameters of lowest precedence.
+        dtype: safetensors name of the output's dtype ("F32", "F16", "BF16", "F64"); None keeps the donor's.
+        out_dtype: the same, stronger than `dtype`.
+        tokenizer_source: "base", a model of the recipe, or None (the donor's).
+        chat_template: Jinja text, or None (the donor's).
+        layer_alignment: "auto" maps layers of models of unequal depth proportionally, "strict" refuses them.
+        output_path: where the Python classes save.
+        trust_remote_code: also copy Python files of the donor.
+        allow_crimes: admit different architectures whose tensors have equal shapes.
+        notes: one line for each thing in the recipe that has no effect, or that was filled in.
+        source_text: the YAML as it was read.
+        places: where the recipe names each model first, as in "config.yml:4", for errors found later.
+    """
+
+    method: str
+    models: tuple[SourceConfig, ...] | None
+    slices: tuple[SliceConfig, ...] | None
+    base_model: ModelReference | None
+    parameters: ParameterMap
+    dtype: str | None
+    out_dtype: str | None
+    tokenizer_source: Literal["base"] | ModelReference | None
+    chat_template: str | None
+    layer_alignment: Literal["auto", "strict"]
+    output_path: str | None
+    trust_remote_code: bool
+    allow_crimes: bool
+    notes: tuple[str, ...] = field(compare=False)
+    source_text: str | None = field(compare=False, repr=False)
+    places: dict[ModelReference, str] = field(init=False, compare=False, repr=False)
+    _chains: dict[tuple[str, int, int | None], Chain] = field(init=False, compare=False, repr=False)
+
+    def __init__(
+        self,
+        method: str | None = None,
+        models: Sequence[str | Path | ModelReference | Mapping[str, Any] | SourceConfig] | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        notes: Sequence[str] = (),
+        source_text: str | None = None,
+        **keys: object,
+    ) -> None:
+        """Check a recipe given in Python: `t` defaults to 0.5, `density` to 0.8, `layer_alignment` to "auto".
+
+        Args:
+            method: name of the merge method; `merge_method=` is the same.
+            models: names of models, or entries as YAML has them.
+            parameters: values by parameter, as YAML has them; `weights` is a list or a map from model to weight.
+            notes: lines to keep from another recipe.
+            source_text: the YAML that the recipe was made from.
+            **keys: any other key of a recipe: `base_model`, `slices`, `layer_range`, `dtype`, `output_path`, ...
+
+        Raises:
+            ConfigError: lists everything that is wrong with the recipe.
+        """
+        given = {"method": method, "models": models, "parameters": parameters, **keys}
+        table = from_python({key: value for key, value in given.items() if value is not None})
+        # The parts of a recipe that was checked before (dataclasses.replace) have their defaults already.
+        parts = [*_listed(models), *_listed(keys.get("slices"))]
+        fresh = not parts or any(not isinstance(part, (SourceConfig, SliceConfig)) for part in parts)
+        read = read_fields(table, "the merge cannot be done as asked", flat=True, defaults=fresh)
+        self._fill(read, source_text, notes)
+
+    def _fill(self, read: RecipeFields, source_text: str | None, notes: Sequence[str] = ()) -> None:
+        for name in (item.name for item in fields(RecipeFields)):
+            object.__setattr__(self, name, getattr(read, name))
+        object.__setattr__(self, "notes", tuple(dict.fromkeys((*notes, *read.notes))))
+        object.__setattr__(self, "source_text", source_text)
+        object.__setattr__(self, "_chains", {})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the chains, which hold functions and are made again when asked for."""
+        return {**self.__dict__, "_chains": {}}
+
+    @classmethod
+    def from_table(cls, table: Table, header: str, source_text: str | None = None) -> Self:
+        """Check a recipe that is a table; which defaults hold is seen from its form.
+
+        Raises:
+            ConfigError: lists everything that is wrong, under `header`.
+        """
+        config = cls.__new__(cls)
+        config._fill(read_fields(table, header), source_text)
+        return config
+
+    @classmethod
+    def from_dict(cls, recipe: Mapping[str, Any]) -> Self:
+        """Check a recipe given as the mapping that its YAML would be.
+
+        Raises:
+            ConfigError: lists everything that is wrong with the recipe.
+        """
+        if not isinstance(recipe, Mapping):
+            raise ConfigError(f"a recipe is a map of keys such as `merge_method`, not {type(recipe).__name__}")
+        return cls.from_table(from_python(recipe), "the recipe is refused")
+
+    @classmethod
+    def from_yaml(cls, source: str | Path) -> Self:
+        """Read a recipe from a file, or from YAML text (a `str` with a line break).
+
+        Raises:
+            ConfigError: lists everything that is wrong with the recipe, with lines.
+            OSError: the file is missing or cannot be read.
+        """
+        from mol.config.recipe import read_recipe_file, read_recipe_text
+
+        if isinstance(source, str) and "\n" in source:
+            table, text, where = *read_recipe_text(source, "recipe"), "recipe"
+        else:
+            table, text, where = *read_recipe_file(source), str(source)
+        return cls.from_table(table, f"{where} is refused", text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe in mergekit's grammar; `from_dict` reads it back to an equal recipe."""
+        recipe: dict[str, Any] = {"merge_method": self.method}
+        if self.models is not None:
+            recipe["models"] = [source.to_dict() for source in self.models]
+        if self.slices is not None:
+            recipe["slices"] = [part.to_dict() for part in self.slices]
+        if self.base_model is not None:
+            recipe["base_model"] = self.base_model.to_plain()
+        if self.parameters:
+            recipe["parameters"] = self.parameters.to_dict()
+        words = {name: word for word, name in DTYPES.items()}
+        for key, dtype in (("dtype", self.dtype), ("out_dtype", self.out_dtype)):
+            if dtype is not None:
+                recipe[key] = words[dtype]
+        if isinstance(self.tokenizer_source, ModelReference):
+            recipe["tokenizer_source"] = self.tokenizer_source.to_plain()
+        elif self.tokenizer_source is not None:
+            recipe["tokenizer_source"] = self.tokenizer_source
+        if self.chat_template is not None:
+            recipe["chat_template"] = self.chat_template
+        recipe["layer_alignment"] = self.layer_alignment
+        if self.output_path is not None:
+            recipe["output_path"] = self.output_path
+        recipe.update({key: True for key in ("trust_remote_code", "allow_crimes") if getattr(self, key)})
+        return recipe
+
+    def to_yaml(self) -> str:
+        """Return the recipe as YAML in mergekit's grammar."""
+        # No folding: a path stays in one piece, so that the card can find and shorten it.
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=1 << 31)
+
+    def model_references(self) -> tuple[ModelReference, ...]:
+        """Return every model of the recipe, once, in its order; bases that are not listed come last."""
+        parts = self.slices or ()
+        found = [source.model for source in self.models or ()]
+        found += [source.model for part in parts for source in part.sources]
+        found += [base for base in (self.base_model, *(part.base_model for part in parts)) if base is not None]
+        return tuple(dict.fromkeys(found))
+
+    def donor(self) -> ModelReference:
+        """Return the model whose config and tokenizer the output has: the base, else the first model listed."""
+        return self.base_model or self.model_references()[0]
+
+    def resolve(
+        self,
+        name: str,
+        *,
+        slice_index: int,
+        source: int | None,
+        source_tensor: str,
+        output_tensor: str,
+        position: float,
+    ) -> Scalar:
+        """Give the value of a parameter for one tensor.
+
+        The source's parameters are stronger than the slice's, those than the recipe's, those than the default.
+
+        Args:
+            name: a parameter of the method.
+            slice_index: which slice; 0 where the recipe has models.
+            source: which source of the slice, for a parameter that each model has; None for the others.
+            source_tensor: name in the source's checkpoint; filters of parameters that each model has look at it.
+            output_tensor: name in the output; filters of the other parameters look at it.
+            position: from 0 at the first layer of the slice to 1 at its last; where a gradient is read.
+
+        Raises:
+            ConfigError: the recipe gives no value for this tensor, and the parameter has no default.
+        """
+        key = (name, slice_index, source)
+        chain = self._chains.get(key)
+        if chain is None:
+            chain = self._chains[key] = self._chain(name, slice_index, source)
+        if chain.constant is not None:
+            return chain.constant
+        spec = METHODS[self.method].parameters[name]
+        value = chain.find(source_tensor if spec.per_model else output_tensor, position)
+        if value is not None:
+            return value
+        if isinstance(spec.default, Required):
+            tensor = source_tensor if spec.per_model else output_tensor
+            raise ConfigError(
+                f"tensor `{tensor}`: {self._owner(slice_index, source)} has no `{name}` whose filter fits, and "
+                f"{self.method} needs one; add a value without `filter` at the end of the list"
+            )
+        return spec.default
+
+    def _chain(self, name: str, slice_index: int, source: int | None) -> Chain:
+        spec = METHODS[self.method].parameters[name]
+        levels = [self.parameters]
+        sources = self.models or ()
+        if self.slices is not None:
+            levels.insert(0, self.slices[slice_index].parameters)
+            sources = self.slices[slice_index].sources
+        if spec.per_model and source is not None:
+            levels.insert(0, sources[source].parameters)
+        return Chain(name, *levels)
+
+    def _owner(self, slice_index: int, source: int | None) -> str:
+        sources = self.slices[slice_index].sources if self.slices is not None else self.models or ()
+        return "the recipe" if source is None else str(sources[source].model)
+
+
+def _listed(value: object) -> Sequence[object]:
+    return value if isinstance(value, (list, tuple)) else ()

@@ -1,0 +1,126 @@
+"""ModelReference: the name of a model in a recipe, a local directory or a hub id with an optional revision."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mol.errors import ConfigError
+
+_LATER = {"lora": "adapters (LoRA) come later", "override_architecture": "overriding the architecture comes later"}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReference:
+    """A model as a recipe names it.
+
+    Attributes:
+        name: local directory, or hub id such as `org/model`.
+        revision: branch, tag or commit of a hub id; None means the default branch.
+    """
+
+    name: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        """Return `name` or `name@revision`, as a recipe writes it."""
+        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+
+    @classmethod
+    def parse(cls, value: object) -> ModelReference:
+        """Read a reference in any form a recipe may use.
+
+        A text that names an existing local path is that path, whatever signs it holds. Otherwise `@` separates a
+        revision from a hub id.
+
+        Args:
+            value: `name[@revision]`, a path, a ModelReference, or a mapping `{path, revision}` or
+                `{model: {path, revision}}`.
+
+        Raises:
+            ConfigError: the value is none of these, is empty, or names an adapter (`+`), which comes later.
+        """
+        if isinstance(value, ModelReference):
+            return value
+        if isinstance(value, Mapping):
+            return cls._parse_mapping(value)
+        if isinstance(value, Path):
+            return cls(str(value))
+        if not isinstance(value, str):
+            raise ConfigError(f"a model is named by text, not by {value!r}; put the name in quotes")
+        return cls._parse_text(value)
+
+    @classmethod
+    def _parse_text(cls, text: str) -> ModelReference:
+        if not text.strip():
+            raise ConfigError("the name of a model is empty")
+        if is_local(text):
+            return cls(text)
+        if "+" in text:
+            raise ConfigError(
+                f"`{text}` is no local path, and `+` then names an adapter (LoRA): adapters come later; "
+                "merge the adapter into its model first"
+            )
+        name, at, revision = text.rpartition("@")
+        if not at:
+            return cls(text)
+        if not name or not revision:
+            raise ConfigError(f"`{text}` is no local path, and not `name@revision` either: a part is empty")
+        if "@" in name and not is_local(name):
+            raise ConfigError(f"`{text}` is no local path and has more than one `@`: write `name@revision`")
+        return cls(name, revision)
+
+    @classmethod
+    def _parse_mapping(cls, value: Mapping[Any, Any]) -> ModelReference:
+        for key, why in _LATER.items():
+            if value.get(key) is not None:
+                raise ConfigError(f"`{key}` in a model reference: {why}")
+        unknown = [str(key) for key in value if key not in {"model", "path", "revision", *_LATER}]
+        if unknown:
+            raise ConfigError(f"unknown key `{unknown[0]}` in a model reference, which has `path` and `revision`")
+        if "model" in value:
+            inner = value["model"]
+            if "path" in value or "revision" in value:
+                raise ConfigError("a model reference is `{model: {path, revision}}`; here `model` stands beside them")
+            if isinstance(inner, Mapping) and "model" in inner:
+                raise ConfigError("a model reference is `{model: {path, revision}}`; here `model` is nested twice")
+            return cls.parse(inner)
+        path, revision = value.get("path"), value.get("revision")
+        if not isinstance(path, (str, Path)) or not str(path).strip():
+            raise ConfigError("a model reference in map form needs `path`, a directory or a hub id (a text)")
+        if revision is not None and (not isinstance(revision, str) or not revision.strip()):
+            raise ConfigError(f"the revision of `{path}` must be text, not {revision!r}; put it in quotes")
+        return cls(str(path), revision)
+
+    def to_plain(self) -> str | dict[str, dict[str, str]]:
+        """Return the form that YAML holds, which `parse` reads back to this reference on any machine."""
+        if not any(sign in self.name for sign in "+@"):
+            return str(self)
+        parts = {"path": self.name}
+        if self.revision is not None:
+            parts["revision"] = self.revision
+        return {"model": parts}
+
+
+def is_local(text: str) -> bool:
+    """Tell whether a text names something that exists in the file system."""
+    try:
+        path = Path(text)
+        return (path.expanduser() if text.startswith("~/") else path).exists()
+    except (OSError, ValueError, RuntimeError):
+        # A name too long or with a NUL cannot exist; `~/` without a home cannot be expanded.
+        return False
+
+
+def nearby(name: str) -> str:
+    """Return `; did you mean ...?` for a path that does not exist but resembles one beside it, else nothing."""
+    path = Path(name)
+    try:
+        beside = [entry.name for entry in path.expanduser().parent.iterdir() if entry.is_dir()]
+    except (OSError, ValueError, RuntimeError):
+        return ""  # nothing can be listed there
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    return f"; did you mean `{path.parent / close[0]}`?" if close else ""

@@ -1,0 +1,59 @@
+"""SourceConfig and SliceConfig: which models, and which of their layers, go into one range of output layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mol.config.parameters import ParameterMap
+
+if TYPE_CHECKING:
+    from mol.config.model_reference import ModelReference
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One input of a slice, or of a merge of whole models.
+
+    Attributes:
+        model: the model.
+        layer_range: first layer and the layer after the last, counted from 0; None means all.
+        parameters: values for this input, of highest precedence.
+    """
+
+    model: ModelReference
+    layer_range: tuple[int, int] | None = None
+    parameters: ParameterMap = field(default_factory=ParameterMap)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as YAML holds it."""
+        entry: dict[str, Any] = {"model": self.model.to_plain()}
+        if self.layer_range is not None:
+            entry["layer_range"] = list(self.layer_range)
+        if self.parameters:
+            entry["parameters"] = self.parameters.to_dict()
+        return entry
+
+
+@dataclass(frozen=True)
+class SliceConfig:
+    """A range of output layers and the inputs that it is made of; all ranges of a slice have equal length.
+
+    Attributes:
+        sources: the inputs, in order.
+        base_model: the base of this slice; None means the recipe's.
+        parameters: values for this slice.
+    """
+
+    sources: tuple[SourceConfig, ...]
+    base_model: ModelReference | None = None
+    parameters: ParameterMap = field(default_factory=ParameterMap)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entry as YAML holds it."""
+        entry: dict[str, Any] = {"sources": [source.to_dict() for source in self.sources]}
+        if self.base_model is not None:
+            entry["base_model"] = self.base_model.to_plain()
+        if self.parameters:
+            entry["parameters"] = self.parameters.to_dict()
+        return entry

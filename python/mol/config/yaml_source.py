@@ -1,0 +1,214 @@
+"""YAML text to tables and items with line numbers; nothing in a file can make it hang, fill memory or run code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import yaml
+
+from mol.config.document import MAX_DEPTH, Items, Place, Table
+from mol.errors import ConfigError
+
+MAX_ALIASED = 20_000
+"""Values that may come from writing out aliases; aliases of aliases can otherwise stand for billions."""
+
+_PREFIX = "tag:yaml.org,2002:"
+_TEXT_TAGS = {f"{_PREFIX}{name}" for name in ("str", "timestamp", "value", "merge")}
+
+_Scalar = str | int | float | bool | None
+
+
+@dataclass(slots=True)
+class _Node:
+    """A value as the parser tells it: a scalar, a list (`items`) or a map (`pairs`)."""
+
+    line: int
+    text: str | None = None
+    scalar: _Scalar = None
+    items: list[_Node] | None = None
+    pairs: list[tuple[_Node, _Node]] | None = None
+    is_merge: bool = False
+    key: _Node | None = None  # of a map that is being read: the key that waits for its value
+    is_open: bool = False
+    size: int = 1  # values in it, aliases written out
+    height: int = 0  # containers nested in it
+
+
+def read_yaml(text: str, where: str) -> Table:
+    """Read a recipe's YAML, which must be one document with a map at the top.
+
+    Args:
+        text: the YAML.
+        where: name of the file, as problems shall call it.
+
+    Raises:
+        ConfigError: the text is not YAML, is empty, holds several documents, a list or a scalar at the top, a key
+            twice, a tag, aliases that explode, or is nested too deeply; the message starts with `where:line`.
+    """
+    try:
+        root = _Reader(where).read(text)
+    except yaml.MarkedYAMLError as error:
+        raise ConfigError(_describe(error, text, where)) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
+    if root is None or (root.scalar is None and root.items is None and root.pairs is None):
+        raise ConfigError(f"{where}:1: the recipe is empty; it needs `merge_method`, and `models` or `slices`")
+    if root.pairs is None:
+        kind = "a list" if root.items is not None else f"the single value `{str(root.text)[:40]}`"
+        raise ConfigError(f"{where}:{root.line}: a recipe is a map with keys such as `merge_method`; here is {kind}")
+    return _to_table(root, Place(where, root.line), where)
+
+
+def _describe(error: yaml.MarkedYAMLError, text: str, where: str) -> str:
+    mark = error.problem_mark or error.context_mark
+    line = mark.line + 1 if mark else 1
+    lines = text.splitlines()
+    shown = lines[line - 1] if line <= len(lines) else ""
+    if "\t" in shown[: len(shown) - len(shown.lstrip())]:
+        return f"{where}:{line}: a tab in the indentation; YAML is indented with spaces"
+    details = " ".join(part for part in (error.problem, error.context) if part)
+    return f"{where}:{line}: not YAML: {details}"
+
+
+class _Reader:
+    """Turns parser events into nodes without recursion, so that nesting cannot exhaust the stack."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._anchors: dict[str, _Node] = {}
+        self._open: list[_Node] = []
+        self._root: _Node | None = None
+        self._aliased = 0
+        self._scalars = yaml.SafeLoader("")  # knows what a plain scalar means
+
+    def _refusal(self, line: int, message: str) -> ConfigError:
+        return ConfigError(f"{self._where}:{line}: {message}")
+
+    def read(self, text: str) -> _Node | None:
+        """Return the root of the one document, or None where the text holds none."""
+        documents = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            line = event.start_mark.line + 1 if event.start_mark else 1
+            if isinstance(event, yaml.DocumentStartEvent):
+                documents += 1
+                if documents > 1:
+                    raise self._refusal(line, "a second YAML document (`---`); recipes in several stages come later")
+            elif isinstance(event, yaml.AliasEvent):
+                self._attach(self._resolve_alias(str(event.anchor), line), line)
+            elif isinstance(event, yaml.ScalarEvent):
+                self._attach(self._anchor(event.anchor, self._scalar(event, line)), line)
+            elif isinstance(event, yaml.CollectionStartEvent):
+                self._begin(event, line)
+            elif isinstance(event, yaml.CollectionEndEvent):
+                node = self._open.pop()
+                node.is_open = False
+                self._attach(node, line)
+        return self._root
+
+    def _anchor(self, anchor: str | None, node: _Node) -> _Node:
+        if anchor is not None:
+            self._anchors[anchor] = node
+        return node
+
+    def _resolve_alias(self, anchor: str, line: int) -> _Node:
+        target = self._anchors.get(anchor)
+        if target is None:
+            raise self._refusal(line, f"alias `*{anchor}` has no anchor `&{anchor}` before it")
+        if target.is_open:
+            raise self._refusal(line, f"alias `*{anchor}` stands inside its own anchor")
+        self._aliased += target.size
+        if self._aliased > MAX_ALIASED:
+            raise self._refusal(line, f"aliases that stand for more than {MAX_ALIASED} values; write them out")
+        return target
+
+    def _begin(self, event: yaml.CollectionStartEvent, line: int) -> None:
+        if event.tag is not None and event.tag not in (f"{_PREFIX}map", f"{_PREFIX}seq"):
+            raise self._refusal(line, f"the tag `{event.tag}`; a recipe holds plain values only")
+        is_list = isinstance(event, yaml.SequenceStartEvent)
+        node = _Node(line, items=[] if is_list else None, pairs=None if is_list else [], is_open=True)
+        self._open.append(self._anchor(event.anchor, node))
+        self._check_depth(len(self._open), line)
+
+    def _check_depth(self, depth: int, line: int) -> None:
+        if depth > MAX_DEPTH:
+            raise self._refusal(line, f"nested more than {MAX_DEPTH} deep")
+
+    def _attach(self, node: _Node, line: int) -> None:
+        """Hang a finished node into the container around it."""
+        if not self._open:
+            self._root = node
+            return
+        parent = self._open[-1]
+        parent.size += node.size
+        parent.height = max(parent.height, node.height + 1)
+        self._check_depth(len(self._open) + node.height, line)
+        if parent.items is not None:
+            parent.items.append(node)
+        elif parent.key is None:
+            if node.text is None:
+                raise self._refusal(line, "a key of a map must be a word, not a list or a map")
+            parent.key = node
+        else:
+            assert parent.pairs is not None
+            parent.pairs.append((parent.key, node))
+            parent.key = None
+
+    def _scalar(self, event: yaml.ScalarEvent, line: int) -> _Node:
+        explicit = event.tag if event.tag != "!" else None
+        tag: str = explicit or self._scalars.resolve(yaml.ScalarNode, event.value, event.implicit)  # type: ignore[no-untyped-call]
+        node = _Node(line, text=event.value, scalar=event.value, is_merge=tag == f"{_PREFIX}merge")
+        if tag in _TEXT_TAGS:
+            return node
+        constructor = {
+            f"{_PREFIX}null": lambda _: None,
+            f"{_PREFIX}bool": self._scalars.construct_yaml_bool,
+            f"{_PREFIX}int": self._scalars.construct_yaml_int,
+            f"{_PREFIX}float": self._scalars.construct_yaml_float,
+        }.get(tag)
+        if constructor is None:
+            raise self._refusal(line, f"the tag `{tag}`; a recipe holds plain values only")
+        try:
+            node.scalar = constructor(yaml.ScalarNode(tag, event.value))
+        except (ValueError, KeyError, IndexError) as error:
+            raise self._refusal(line, f"`{event.value[:40]}` is not a {tag.removeprefix(_PREFIX)}") from error
+        return node
+
+
+def _to_table(node: _Node, place: Place, where: str) -> Table:
+    table = Table(place)
+    merged: list[_Node] = []
+    for key, value in node.pairs or ():
+        here = Place(where, key.line)
+        if key.is_merge:
+            merged.extend(_merge_targets(value, where, key.line))
+            continue
+        assert key.text is not None
+        if key.text in table:
+            first = table.at(key.text).line
+            raise ConfigError(f"{here}: key `{key.text}` is given twice, first on line {first}")
+        table.put(key.text, _to_value(value, here, where), here)
+    for target in merged:  # what the map says itself is stronger, and the first of several maps
+        inherited = _to_table(target, place, where)
+        for word, value in inherited.items():
+            if word not in table:
+                table.put(word, value, inherited.at(word))
+    return table
+
+
+def _merge_targets(value: _Node, where: str, line: int) -> list[_Node]:
+    targets = [value] if value.items is None else value.items
+    if any(target.pairs is None for target in targets):
+        raise ConfigError(f"{where}:{line}: `<<` takes a map or a list of maps")
+    return targets
+
+
+def _to_value(node: _Node, place: Place, where: str) -> _Scalar | Table | Items:
+    if node.pairs is not None:
+        return _to_table(node, place, where)
+    if node.items is None:
+        return node.scalar
+    items = Items(place)
+    for item in node.items:
+        here = Place(where, item.line)
+        items.put(_to_value(item, here, where), here)
+    return items

@@ -1,0 +1,62 @@
+"""The exceptions that mol raises on purpose.
+
+    MolError
+    ├── ConfigError        a recipe or an argument that cannot be carried out (also a ValueError)
+    ├── ArchitectureError  a model whose structure is not understood
+    ├── CheckpointError    a model directory or weight file that is damaged, incomplete or of an unsupported format
+    └── MergeError         inputs that do not fit together, or a run that failed
+        └── MergeCancelled the caller asked the run to stop; the work done so far can be resumed
+
+Files that are missing or forbidden raise the builtin OSError family.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from typing_extensions import Self
+
+
+class MolError(Exception):
+    """Base of every exception that mol raises on purpose.
+
+    Attributes:
+        problems: what is wrong, one line each; empty where the message itself is the one problem.
+    """
+
+    problems: tuple[str, ...] = ()
+
+    @classmethod
+    def listing(cls, header: str, problems: Sequence[str]) -> Self:
+        """Build an error that tells everything that is wrong at once, one bullet line a problem.
+
+        Args:
+            header: what was refused, without a final colon.
+            problems: one line each, in the order in which to read them.
+        """
+        error = cls("\n".join([f"{header}:", *(f"  - {problem}" for problem in problems)]))
+        error.problems = tuple(problems)
+        return error
+
+
+class ConfigError(MolError, ValueError):
+    """A recipe, or an argument, says something that cannot be carried out."""
+
+
+class ArchitectureError(MolError):
+    """The structure of a model is not understood."""
+
+
+class CheckpointError(MolError):
+    """A model directory or one of its files is damaged, incomplete or of an unsupported format."""
+
+
+class MergeError(MolError):
+    """The inputs do not fit together, or the run failed; no output directory appears."""
+
+
+class MergeCancelled(MergeError):
+    """The run stopped because the caller asked for it; running it again resumes."""

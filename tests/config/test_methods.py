@@ -1,0 +1,41 @@
+"""The table of methods: parameters and defaults as merge-semantics 1.4 has them."""
+
+from __future__ import annotations
+
+import pytest
+
+from mol.config.methods import FOREIGN_PARAMETERS, LATER_METHODS, METHODS, REQUIRED, weights_cancel
+
+
+@pytest.mark.parametrize(
+    ("method", "of_models", "shared"),
+    [
+        ("linear", {"weight": REQUIRED}, {"normalize": True}),
+        ("slerp", {}, {"t": REQUIRED}),
+        ("task_arithmetic", {"weight": REQUIRED}, {"normalize": False, "lambda": 1.0}),
+        (
+            "ties",
+            {"weight": REQUIRED, "density": 1.0},
+            {"normalize": True, "rescale": False, "lambda": 1.0, "majority_sign_method": "total"},
+        ),
+        ("passthrough", {"scale": 1.0}, {}),
+    ],
+)
+def test_defaults(method: str, of_models: dict[str, object], shared: dict[str, object]) -> None:
+    specs = METHODS[method].parameters.values()
+    assert {spec.name: spec.default for spec in specs if spec.per_model} == of_models
+    assert {spec.name: spec.default for spec in specs if not spec.per_model} == shared
+
+
+def test_every_word_is_either_a_parameter_or_explained() -> None:
+    words = {word for method in METHODS.values() for spec in method.parameters.values() for word in (spec.name,)}
+    assert words <= set(FOREIGN_PARAMETERS)
+    assert not set(METHODS) & set(LATER_METHODS)
+
+
+@pytest.mark.parametrize(
+    ("weights", "cancel"),
+    [([1.0, -1.0], True), ([0.1, 0.2, -0.3], True), ([0.0], True), ([1e-12], False), ([1.0, -0.99], False)],
+)
+def test_weights_cancel(weights: list[float], cancel: bool) -> None:
+    assert weights_cancel(weights) is cancel

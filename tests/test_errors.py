@@ -1,0 +1,38 @@
+"""The tree of exceptions, and errors that list several problems."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from mol import errors
+
+
+def test_listing_has_one_bullet_line_a_problem() -> None:
+    error = errors.MergeError.listing("these models do not fit", ["a: 1", "b: 2"])
+    assert type(error) is errors.MergeError
+    assert str(error) == "these models do not fit:\n  - a: 1\n  - b: 2"
+    assert error.problems == ("a: 1", "b: 2")
+
+
+def test_a_plain_error_has_no_list() -> None:
+    assert errors.CheckpointError("cut off").problems == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["ConfigError", "ArchitectureError", "CheckpointError", "MergeError", "MergeCancelled"]
+)
+def test_every_error_is_a_mol_error(name: str) -> None:
+    assert issubclass(getattr(errors, name), errors.MolError)
+
+
+def test_a_config_error_is_a_value_error_and_a_cancelled_merge_a_merge_error() -> None:
+    assert issubclass(errors.ConfigError, ValueError)
+    assert issubclass(errors.MergeCancelled, errors.MergeError)
+
+
+def test_problems_survive_a_pickle() -> None:
+    error = pickle.loads(pickle.dumps(errors.ConfigError.listing("no", ["a"])))
+    assert error.problems == ("a",)
+    assert str(error) == "no:\n  - a"
