@@ -1,0 +1,1 @@
+"""Checkpoints: on disk, on the Hub, and the files around the weights."""

@@ -1,0 +1,194 @@
+"""The inputs of a merge, opened up: each model's parts, and which of its layers go where."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mol.config.methods import METHODS
+from mol.merge.combine import Combiner
+from mol.merge.layers import find_structure, map_layers
+from mol.merge.mismatch import ranges
+from mol.merge.names import Alignment, align
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mol.config.merge_config import MergeConfig, ModelReference, SourceConfig
+    from mol.io.checkpoint import Checkpoint
+    from mol.merge.layers import Stack, Structure
+    from mol.merge.mismatch import Mismatches
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A checkpoint that takes part, once however often it is listed.
+
+    Attributes:
+        index: its position among the models of the recipe.
+        label: what the recipe calls it.
+        checkpoint: its tensors and config.json.
+        structure: its layers and everything else.
+        alignment: how its names map onto the donor's.
+        first_file: position of its first file among the files of all models.
+        used: names of its tensors that have been accounted for.
+    """
+
+    index: int
+    label: str
+    checkpoint: Checkpoint
+    structure: Structure
+    alignment: Alignment
+    first_file: int
+    used: set[str]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One input of a slice.
+
+    Attributes:
+        model: the model.
+        start: its first layer, for slices and layer ranges.
+    """
+
+    model: Model
+    start: int
+
+
+@dataclass(frozen=True)
+class Band:
+    """One slice, its inputs found.
+
+    Attributes:
+        lanes: its inputs.
+        length: number of output layers; 0 where whole models are merged.
+        lead: the input whose layers say which tensors the output's have.
+        combine: decides how each tensor is made.
+    """
+
+    lanes: tuple[Lane, ...]
+    length: int
+    lead: int
+    combine: Combiner
+
+
+def open_models(
+    config: MergeConfig, checkpoints: Mapping[ModelReference, Checkpoint]
+) -> tuple[dict[ModelReference, Model], Model]:
+    """Find the parts of every model of the recipe.
+
+    Returns:
+        The models in recipe order, and the donor.
+    """
+    structures: dict[ModelReference, Structure] = {}
+    for reference in config.model_references():
+        checkpoint = checkpoints[reference]
+        structures[reference] = find_structure(checkpoint.tensors, checkpoint.config)
+    donor = structures[config.donor()]
+    models: dict[ModelReference, Model] = {}
+    first_file = 0
+    for index, (reference, structure) in enumerate(structures.items()):
+        checkpoint = checkpoints[reference]
+        alignment = align(donor, structure)
+        models[reference] = Model(index, str(reference), checkpoint, structure, alignment, first_file, set())
+        first_file += len(checkpoint.files)
+    return models, models[config.donor()]
+
+
+def make_bands(config: MergeConfig, models: Mapping[ModelReference, Model], problems: Mismatches) -> list[Band]:
+    """Find the inputs of each slice; whole models are one slice without a range."""
+    if config.slices is not None:
+        return [
+            _band(config, index, piece.sources, piece.base_model or config.base_model, models, problems)
+            for index, piece in enumerate(config.slices)
+        ]
+    assert config.models is not None  # MergeConfig has one of the two
+    return [_band(config, 0, config.models, config.base_model, models, problems)]
+
+
+def _band(
+    config: MergeConfig,
+    index: int,
+    sources: Sequence[SourceConfig],
+    base: ModelReference | None,
+    models: Mapping[ModelReference, Model],
+    problems: Mismatches,
+) -> Band:
+    spec = METHODS[config.method]
+    references = [source.model for source in sources]
+    positions: list[int | None] = list(range(len(sources)))
+    if spec.base == "required" and base is not None and base not in references and config.slices is None:
+        references.append(base)
+        positions.append(None)
+    where = f"slice {index + 1}: " if config.slices is not None else ""
+    if len(references) < spec.min_models:
+        problems.add(f"{where}{config.method} needs at least {spec.min_models} models, here are {len(references)}")
+    base_lane = references.index(base) if base is not None and base in references else None
+    if spec.base == "required" and base_lane is None and config.method != "slerp":
+        problems.add(f"{where}{config.method} needs a base model among the sources of the slice; set base_model")
+        base_lane = 0
+    spans = [_span(models[source.model], source, where, problems) for source in sources]
+    ranged = any(source.layer_range is not None for source in sources)
+    if ranged and len(references) > len(sources):
+        assert base is not None  # the lane that was added
+        spans.append(spans[0] if spans[0][1] <= _depth(models[base]) else (0, _depth(models[base])))
+    lengths = {end - start for start, end in spans} if ranged else {0}
+    if len(lengths) > 1:
+        listed = ", ".join(f"{models[ref].label} {list(span)}" for ref, span in zip(references, spans, strict=True))
+        problems.add(f"{where}all sources of a slice need as many layers, here are {listed}")
+    starts = [start for start, _ in spans] if ranged else [0] * len(references)
+    lanes = tuple(Lane(models[ref], start) for ref, start in zip(references, starts, strict=True))
+    combine = Combiner(config, index, positions, base_lane)
+    if isinstance(combine.fixed, str):
+        problems.add(f"{where}{combine.fixed}")
+    return Band(lanes, min(lengths), base_lane or 0, combine)
+
+
+def _depth(model: Model) -> int:
+    return 0 if model.structure.main is None else len(model.structure.main)
+
+
+def _span(model: Model, source: SourceConfig, where: str, problems: Mismatches) -> tuple[int, int]:
+    """Give the layers of a source, checked against what the model has."""
+    depth = _depth(model)
+    if source.layer_range is None:
+        return 0, depth
+    start, end = source.layer_range
+    if model.structure.main is None:
+        problems.add(f"{where}{model.label} cannot be cut into layers: {model.structure.ambiguity}")
+    elif not 0 <= start < end <= depth:
+        problems.add(
+            f"{where}layer_range [{start}, {end}] of {model.label} is not within its {depth} layers, [0, {depth}]"
+        )
+    return start, end
+
+
+def layers_for(
+    stack: Stack, model: Model, donor: Model, *, strict: bool, problems: Mismatches, warnings: dict[str, None]
+) -> tuple[Stack, tuple[int, ...]] | None:
+    """Find the layers of a model that correspond to those of a stack of the donor.
+
+    Returns:
+        The model's stack, and for each of the donor's layers the number of the model's; None where it has no such
+        stack or `layer_alignment: strict` forbids the mapping.
+    """
+    theirs = model.alignment.stacks.get(stack.prefix)
+    if theirs is None:
+        problems.add(f"{model.label} has no layers that correspond to `{stack.prefix}` of {donor.label}")
+        return None
+    if len(theirs) == len(stack):
+        return theirs, tuple(range(len(stack)))
+    counts = f"{model.label} has {len(theirs)} layers in `{theirs.prefix}`, {donor.label} has {len(stack)}"
+    if strict:
+        problems.add(f"{counts}; `layer_alignment: auto` maps them proportionally, `slices` choose them one by one")
+        return None
+    mapping = map_layers(len(stack), len(theirs))
+    listed = ", ".join(f"{i}<-{j}" for i, j in enumerate(mapping))
+    unused = set(range(len(theirs))) - set(mapping)
+    rest = f"; its layers {ranges(unused)} are not used" if unused else ""
+    warnings[
+        f"layer_alignment auto: {counts}. The output has {len(stack)}; layer by layer ({donor.label}<-{model.label}): "
+        f"{listed}{rest}. Models of unequal depth seldom merge well"
+    ] = None
+    return theirs, mapping

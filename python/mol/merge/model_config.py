@@ -1,0 +1,165 @@
+"""The config.json of the output, made to agree with its tensors."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from mol.merge.layers import Structure, is_layer_count_key
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Words of config.json for the dtypes that are merged."""
+
+_DTYPE_KEYS: Final = ("dtype", "torch_dtype")
+_TIE_KEY: Final = "tie_word_embeddings"
+_INDEX_LIST: Final = re.compile(r"(?:^|_)(?:layers?|blocks?)(?:_|$)")
+
+
+class LayerOrigin(NamedTuple):
+    """Where a layer of the output comes from.
+
+    Attributes:
+        config: config.json of the model that it is taken from first.
+        layer: its number there.
+        depth: how many layers that model has.
+    """
+
+    config: Mapping[str, Any]
+    layer: int
+    depth: int
+
+
+def tie_flag(config: Mapping[str, Any]) -> bool | None:
+    """Read whether a model says that its head is its embedding; None where it says nothing."""
+    for mapping in _mappings(config):
+        if isinstance(mapping.get(_TIE_KEY), bool):
+            return bool(mapping[_TIE_KEY])
+    return None
+
+
+def set_tie(config: dict[str, Any], *, tied: bool) -> None:
+    """State whether the head is the embedding, at the top and wherever else it is stated."""
+    for mapping in _mappings(config):
+        if _TIE_KEY in mapping:
+            mapping[_TIE_KEY] = tied
+    config[_TIE_KEY] = tied
+
+
+def set_dtype(config: dict[str, Any], dtype: str) -> None:
+    """State the dtype of the tensors, at the top and wherever else one is stated.
+
+    Args:
+        config: changed in place.
+        dtype: safetensors name.
+    """
+    word = DTYPE_NAMES[dtype]
+    for mapping in _mappings(config):
+        for key in _DTYPE_KEYS:
+            if isinstance(mapping.get(key), str):
+                mapping[key] = word
+    if not any(key in config for key in _DTYPE_KEYS):
+        config["torch_dtype"] = word  # the key that old and new versions of transformers read
+    for key in _DTYPE_KEYS:
+        if key in config:
+            config[key] = word
+
+
+def restack(
+    config: dict[str, Any], structure: Structure, origins: Sequence[LayerOrigin]
+) -> tuple[list[str], list[str]]:
+    """Make config.json describe other layers than the donor's: their number, and every list with one entry a layer.
+
+    A list belongs to the layers when it has as many entries as the donor has layers. A list of layer numbers, such as
+    `mlp_only_layers`, is renumbered. Sections of side towers (`vision_config`) are left alone.
+
+    Args:
+        config: the donor's config.json, changed in place.
+        structure: the donor's.
+        origins: for each output layer where it comes from.
+
+    Returns:
+        Notes on what was changed, and problems.
+    """
+    assert structure.main is not None  # the planner refuses slices without one
+    depth = len(structure.main)
+    notes: list[str] = []
+    counted = False
+    for path, mapping in _sections(config, structure):
+        for key, value in list(mapping.items()):
+            where = ".".join((*path, key))
+            if type(value) is int and value == depth and is_layer_count_key(key):
+                mapping[key] = len(origins)
+                counted = True
+            elif isinstance(value, list) and len(value) == depth:
+                mapping[key] = [_entry(origin, path, key, value) for origin in origins]
+                notes.append(f"config.json: `{where}` has one entry a layer, so its entries went with the layers")
+            elif isinstance(value, list) and _is_index_list(key, value, depth):
+                mapping[key] = [
+                    i for i, origin in enumerate(origins) if origin.layer in _indices(origin, path, key, value)
+                ]
+                notes.append(f"config.json: the layer numbers of `{where}` went with the layers")
+    if counted or depth == len(origins):
+        return notes, []
+    return notes, [
+        f"config.json of the donor counts no layers as {depth}, which is how many its tensors have, "
+        f"so the {len(origins)} layers of the output cannot be stated in it; correct its layer count first"
+    ]
+
+
+def _mappings(config: dict[str, Any] | Mapping[str, Any]) -> Iterator[Any]:
+    """Yield config.json and every object in it, outermost first."""
+    yield config
+    for value in config.values():
+        if isinstance(value, dict):
+            yield from _mappings(value)
+
+
+def _sections(
+    config: dict[str, Any], structure: Structure, path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
+    """Yield the objects of config.json that may speak of the main stack, with their paths."""
+    yield path, config
+    assert structure.main is not None
+    for key, value in config.items():
+        if not isinstance(value, dict):
+            continue
+        tower = key.removesuffix("_config")
+        elsewhere = any(tower in stack.prefix for stack in structure.stacks if stack is not structure.main)
+        if not elsewhere or tower in structure.main.prefix:
+            yield from _sections(value, structure, (*path, key))
+
+
+def _entry(origin: LayerOrigin, path: tuple[str, ...], key: str, donors: list[Any]) -> Any:  # noqa: ANN401
+    """Give the entry of a per-layer list that belongs to a layer, from the layer's own model if it has the list."""
+    own = _lookup(origin.config, path).get(key)
+    source = own if isinstance(own, list) and len(own) == origin.depth else donors
+    return copy.deepcopy(source[min(origin.layer, len(source) - 1)])
+
+
+def _indices(origin: LayerOrigin, path: tuple[str, ...], key: str, donors: list[Any]) -> list[Any]:
+    own = _lookup(origin.config, path).get(key)
+    return own if isinstance(own, list) else donors
+
+
+def _is_index_list(key: str, value: list[Any], depth: int) -> bool:
+    """Tell a list of layer numbers: its key speaks of layers, its entries rise and stay below the depth."""
+    return (
+        bool(value)
+        and _INDEX_LIST.search(key) is not None
+        and all(type(entry) is int and 0 <= entry < depth for entry in value)
+        and all(a < b for a, b in itertools.pairwise(value))
+    )
+
+
+def _lookup(config: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any]:
+    for key in path:
+        inner = config.get(key)
+        if not isinstance(inner, dict):
+            return {}
+        config = inner
+    return config

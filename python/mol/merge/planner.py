@@ -1,0 +1,379 @@
+"""plan_merge: recipe and checkpoints in, everything that will be done out, or every reason why not."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from mol.config.fields import DTYPE_WORDS, DTYPES
+from mol.errors import ConfigError, MergeError
+from mol.merge.inputs import Model, layers_for, make_bands, open_models
+from mol.merge.mismatch import Mismatches, ranges
+from mol.merge.model_config import LayerOrigin, restack, set_dtype, set_tie, tie_flag
+from mol.merge.names import is_buffer, natural_key, side_of
+from mol.merge.options import MergeOptions
+from mol.merge.tasks import Cell, TaskBuilder, Want
+from mol.merge.tied import Tying, find_tying
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mol.config.merge_config import MergeConfig, ModelReference
+    from mol.io.checkpoint import Checkpoint
+    from mol.merge.layers import Stack
+    from mol.merge.plan import MergePlan
+
+
+@dataclass(frozen=True)
+class PlannedMerge:
+    """A plan, and what there is to say about it.
+
+    Attributes:
+        plan: what Rust runs.
+        config: the recipe.
+        donor: the checkpoint whose names, config and tokenizer the output has.
+        sources: every checkpoint of the recipe, in its order.
+        model_config: the output's config.json.
+        methods: number of tensors by what is done to them.
+        copied: "name: reason" of each tensor that is copied although the method would merge it.
+        dropped: "name: reason" of each input tensor that does not go into the output.
+        notes: what was aligned, filled in or ignored.
+        warnings: what may well surprise.
+        bytes_read: sum of the sources of all tasks; a method that needs statistics reads some of them again.
+        bytes_written: sum of the output's tensors.
+    """
+
+    plan: MergePlan
+    config: MergeConfig
+    donor: Checkpoint
+    sources: tuple[Checkpoint, ...]
+    model_config: dict[str, Any]
+    methods: dict[str, int]
+    copied: tuple[str, ...]
+    dropped: tuple[str, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    bytes_read: int
+    bytes_written: int
+
+
+def plan_merge(
+    config: MergeConfig, checkpoints: Mapping[ModelReference, Checkpoint], *, options: MergeOptions | None = None
+) -> PlannedMerge:
+    """Plan a merge. Pure: reads no file, and takes time in proportion to the number of tensors.
+
+    Args:
+        config: the recipe.
+        checkpoints: every model of `config.model_references()`.
+        options: `out_shard_size`, `strict_tensors`, `allow_crimes`, `allow_nonfinite`, `seed` and `dtype` count here.
+
+    Raises:
+        MergeError: the checkpoints do not fit together or the recipe does not fit them; lists every problem.
+    """
+    return _Planner(config, checkpoints, options or MergeOptions()).plan()
+
+
+def output_dtype(config: MergeConfig, options: MergeOptions) -> str | None:
+    """Give the safetensors name of the dtype that float tensors get, None where each keeps the donor's.
+
+    Raises:
+        ConfigError: the option is not the name of a float dtype.
+    """
+    if options.dtype is None:
+        return config.out_dtype or config.dtype
+    word = options.dtype.removeprefix("torch.")
+    if word not in DTYPE_WORDS:
+        raise ConfigError(f"dtype {options.dtype!r} is not one of {', '.join(DTYPES)}")
+    return config.out_dtype or DTYPE_WORDS[word]
+
+
+class _Planner:
+    def __init__(
+        self, config: MergeConfig, checkpoints: Mapping[ModelReference, Checkpoint], options: MergeOptions
+    ) -> None:
+        self._config = config
+        self._options = options
+        models, self._donor = open_models(config, checkpoints)
+        self._models = list(models.values())
+        self._problems = Mismatches()
+        self._notes: dict[str, None] = dict.fromkeys(config.notes)
+        self._warnings: dict[str, None] = {}
+        self._bands = make_bands(config, models, self._problems)
+        self._dtype = output_dtype(config, options)
+        if config.out_dtype and (options.dtype or config.dtype):
+            self._notes["`dtype` has no effect beside `out_dtype`: inputs are read as they are, and rounded once"] = (
+                None
+            )
+        self._tasks = TaskBuilder(
+            self._problems, dtype=self._dtype, strict=options.strict_tensors, shard_size=options.out_shard_size
+        )
+        self._model_config = copy.deepcopy(self._donor.checkpoint.config)
+        self._tying: Tying | None = None
+        self._dropped: list[str] = []
+
+    def plan(self) -> PlannedMerge:
+        self._check_model_types()
+        self._note_alignments()
+        self._refuse()  # what follows relies on ranges and inputs that hold
+        self._tying = find_tying(self._donor, self._taking_part())
+        sides = self._sides()
+        for name in sides["first"]:
+            self._add_loose(name, "first")
+        for stack in self._donor.structure.stacks:
+            if stack is self._donor.structure.main and self._bands[0].length:
+                self._add_slices(stack)
+            else:
+                self._add_stack(stack)
+        for name in sides["last"]:
+            self._add_loose(name, "last")
+        if self._tying is not None:
+            self._finish_head(self._tying)
+        self._account()
+        self._refuse()
+        return self._result()
+
+    def _taking_part(self) -> list[Model]:
+        """Give the models that are inputs of some slice, once each."""
+        return list({lane.model.index: lane.model for band in self._bands for lane in band.lanes}.values())
+
+    def _check_model_types(self) -> None:
+        models = {model.index: model for model in (self._donor, *self._taking_part())}.values()
+        types = {model.label: model.checkpoint.config.get("model_type") for model in models}
+        known = {label: str(kind) for label, kind in types.items() if kind is not None}
+        if len(set(known.values())) > 1:
+            listed = ", ".join(f"{label} ({kind})" for label, kind in known.items())
+            if self._config.allow_crimes or self._options.allow_crimes:
+                self._warnings[f"different architectures are mixed, as allowed: {listed}"] = None
+            else:
+                self._problems.add(
+                    f"different architectures: {listed}; `allow_crimes` admits them where all shapes are equal"
+                )
+        for label in types.keys() - known.keys():
+            self._notes[f"config.json of {label} has no model_type: it is taken for the donor's"] = None
+
+    def _note_alignments(self) -> None:
+        for model in self._taking_part():
+            for ours, theirs in model.alignment.pairs:
+                self._notes[
+                    f"names of {model.label} are aligned with {self._donor.label}: `{theirs}*` is `{ours}*`"
+                ] = None
+
+    def _sides(self) -> dict[str, list[str]]:
+        sides: dict[str, list[str]] = {"first": [], "last": []}
+        unknown = []
+        for name in sorted(self._donor.structure.loose, key=natural_key):
+            side = side_of(name)
+            if side == "unknown":
+                unknown.append(name)
+            sides["last" if side == "last" else "first"].append(name)
+        # The side decides nothing where all tensors are made alike.
+        if unknown and (len(self._bands) > 1 or self._bands[0].combine.fixed is None):
+            listed = ", ".join(f"`{name}`" for name in unknown)
+            self._notes[f"taken to come before the layers, since their names do not tell: {listed}"] = None
+        return sides
+
+    def _add_loose(self, name: str, side: str) -> None:
+        """Make a tensor outside the layers."""
+        donor = self._donor
+        tying = self._tying
+        band, position = (self._bands[-1], 1.0) if side == "last" else (self._bands[0], 0.0)
+        decide_as = None
+        if tying is not None and name == tying.head and tying.as_embedding:
+            band, position, decide_as = self._bands[0], 0.0, tying.embedding
+        models = [lane.model for lane in band.lanes]
+        if tying is not None and name == tying.head:
+            if tying.as_embedding:
+                donor.used.add(name)
+            names = [tying.heads[model.index] for model in models]
+        else:
+            names = [model.alignment.find(name, model.checkpoint.tensors) for model in models]
+        for model, found in zip(models, names, strict=True):
+            if found is not None:
+                model.used.add(found)
+        info = donor.checkpoint.tensors[name]
+        self._tasks.add(Want(name, info, donor, name, position, name, None), models, names, band.combine, decide_as)
+
+    def _finish_head(self, tying: Tying) -> None:
+        """Write the head that a tied donor lacks, and say which heads on disk count for nothing."""
+        if not tying.in_donor and not tying.as_embedding:
+            band = self._bands[-1]
+            models = [lane.model for lane in band.lanes]
+            names = [tying.heads[model.index] for model in models]
+            for model, found in zip(models, names, strict=True):
+                if found is not None:
+                    model.used.add(found)
+            info = self._donor.checkpoint.tensors[tying.embedding]
+            want = Want(tying.head, info, self._donor, tying.embedding, 1.0, tying.head, None)
+            self._tasks.add(want, models, names, band.combine)
+        for index, name in tying.unused.items():
+            model = self._models[index]
+            if name not in model.used:
+                model.used.add(name)
+                self._dropped.append(
+                    f"{name} of {model.label}: its scores are made with the embedding, to which it is tied"
+                )
+        if tying.flag is not None:
+            set_tie(self._model_config, tied=tying.flag)
+        self._notes.update(dict.fromkeys(tying.notes))
+
+    def _add_stack(self, stack: Stack) -> None:
+        """Make a tower of layers from whole models: in order, as many as the donor has."""
+        band, donor = self._bands[0], self._donor
+        strict = self._config.layer_alignment == "strict"
+        found = [
+            layers_for(stack, lane.model, donor, strict=strict, problems=self._problems, warnings=self._warnings)
+            for lane in band.lanes
+        ]
+        mapped = [layers for layers in found if layers is not None]
+        if len(mapped) < len(found):
+            return
+        last = len(stack) - 1
+        for layer in range(len(stack)):
+            cells = [
+                Cell(lane.model, theirs, mapping[layer])
+                for lane, (theirs, mapping) in zip(band.lanes, mapped, strict=True)
+            ]
+            position = layer / last if last else 1.0
+            self._tasks.add_layer(stack.start(layer), Cell(donor, stack, layer), cells, band.combine, position, layer)
+
+    def _add_slices(self, stack: Stack) -> None:
+        """Make the main tower from slices, one after the other."""
+        dtypes: dict[str, str] = {}
+        shapes: dict[str, set[tuple[int, ...]]] = {}
+        for layer in range(len(stack)):
+            for suffix, name in zip(stack.layers[layer], stack.names(layer), strict=True):
+                info = self._donor.checkpoint.tensors[name]
+                dtypes.setdefault(suffix, info.dtype)
+                shapes.setdefault(suffix, set()).add(info.shape)
+        leads: list[Cell] = []
+        for band in self._bands:
+            last = band.length - 1
+            for i in range(band.length):
+                cells = []
+                for lane in band.lanes:
+                    theirs = lane.model.structure.main
+                    assert theirs is not None  # make_bands refuses ranges of a model without
+                    cells.append(Cell(lane.model, theirs, lane.start + i))
+                out_layer = len(leads)
+                lead = cells[band.lead]
+                self._check_fits(lead, stack, shapes, out_layer)
+                position = i / last if last else 1.0
+                self._tasks.add_layer(stack.start(out_layer), lead, cells, band.combine, position, out_layer, dtypes)
+                leads.append(lead)
+        self._restack(stack, leads)
+
+    def _check_fits(self, lead: Cell, stack: Stack, shapes: Mapping[str, set[tuple[int, ...]]], out_layer: int) -> None:
+        """Check that a layer of another model can stand among the donor's."""
+        if lead.model is self._donor:
+            return
+        for suffix, name in zip(lead.stack.layers[lead.layer], lead.stack.names(lead.layer), strict=True):
+            info = lead.model.checkpoint.tensors[name]
+            wanted = shapes.get(suffix)
+            pattern = f"{stack.prefix}.*.{suffix}"
+            if wanted is None:
+                if not is_buffer(name, info.shape):
+                    problem = f"comes from {lead.model.label}, and no layer of {self._donor.label} has it"
+                    self._problems.add_tensor(pattern, out_layer, problem)
+            elif info.shape not in wanted:
+                shape = min(wanted)
+                self._problems.add_shape(self._donor, lead.model, pattern, out_layer, info.shape, shape)
+
+    def _restack(self, stack: Stack, leads: list[Cell]) -> None:
+        """Make config.json describe the sliced layers, and check that it does."""
+        origins = [LayerOrigin(cell.model.checkpoint.config, cell.layer, len(cell.stack)) for cell in leads]
+        unchanged = [cell.layer for cell in leads] == list(range(len(stack))) and leads[0].model is self._donor
+        if not unchanged:
+            notes, problems = restack(self._model_config, self._donor.structure, origins)
+            self._notes.update(dict.fromkeys(notes))
+            for problem in problems:
+                self._problems.add(problem)
+            if not notes and len({frozenset(layer) for layer in stack.layers}) > 1:
+                odd = [
+                    i
+                    for i, cell in enumerate(leads[: len(stack)])
+                    if frozenset(cell.stack.layers[cell.layer]) != frozenset(stack.layers[i])
+                ]
+                if odd:
+                    self._problems.add(
+                        f"the layers of {self._donor.label} are of several kinds, and config.json has no list that "
+                        f"says which layer is of which: layers {ranges(odd)} of the output would be read as another "
+                        "kind; choose ranges that keep each kind at its place"
+                    )
+        if tie_flag(self._model_config) and self._bands[0].lanes != self._bands[-1].lanes and len(self._bands) > 1:
+            self._notes["head and embedding are tied: both come from the first slice"] = None
+
+    def _account(self) -> None:
+        """List every tensor of an input that went nowhere."""
+        for model in self._taking_part():
+            left = model.checkpoint.tensors.keys() - model.used
+            if not left:
+                continue
+            for stack in model.structure.stacks:
+                self._account_stack(model, stack, left)
+            for name in sorted(left, key=natural_key):
+                known = name in self._donor.checkpoint.tensors or (
+                    model.alignment.to_donor(name) in self._donor.checkpoint.tensors
+                )
+                if known:
+                    self._dropped.append(f"{name} of {model.label}: another slice gives this tensor")
+                elif self._options.strict_tensors:
+                    self._problems.add_tensor(
+                        name, None, f"is in {model.label}, and {self._donor.label} lacks it (--strict-tensors)"
+                    )
+                else:
+                    self._dropped.append(f"{name} of {model.label}: {self._donor.label} has no such tensor")
+
+    def _account_stack(self, model: Model, stack: Stack, left: set[str]) -> None:
+        """List layers that were left out as a whole, and take their names off `left`."""
+        unused: list[int] = []
+        count = 0
+        for layer in range(len(stack)):
+            names = stack.names(layer)
+            if names and left.issuperset(names):
+                unused.append(layer)
+                count += len(names)
+                left.difference_update(names)
+        if not unused:
+            return
+        start = f"{stack.prefix}." if stack.prefix else ""
+        what = f"{start}{ranges(unused)} of {model.label} ({count} tensors)"
+        paired = any(theirs is stack for theirs in model.alignment.stacks.values())
+        if not paired and model in [lane.model for lane in self._bands[0].lanes]:
+            self._problems.add(f"{what}: {self._donor.label} has no such layers")
+        elif self._bands[0].length:
+            self._dropped.append(f"{what}: in no slice")
+        else:
+            self._dropped.append(f"{what}: layer_alignment maps others in their place")
+
+    def _refuse(self) -> None:
+        if not self._problems:
+            return
+        header = f"these models cannot be merged by {self._config.method}"
+        if self._problems.is_unequal_width:
+            header += (
+                "; a merge needs tensors of equal shapes. Models of unequal widths can be run together instead: "
+                "see fusion (MoLRuntime)"
+            )
+        raise MergeError.listing(header, self._problems.lines(self._donor))
+
+    def _result(self) -> PlannedMerge:
+        options = self._options
+        main = self._tasks.main_dtype()
+        if main is not None:
+            set_dtype(self._model_config, main)
+        plan = self._tasks.build(self._models, seed=options.seed, allow_nonfinite=options.allow_nonfinite)
+        return PlannedMerge(
+            plan,
+            self._config,
+            self._donor.checkpoint,
+            tuple(model.checkpoint for model in self._models),
+            self._model_config,
+            dict(sorted(self._tasks.methods.items())),
+            tuple(self._tasks.copied),
+            tuple(self._dropped),
+            tuple(self._notes),
+            tuple(self._warnings),
+            self._tasks.bytes_read,
+            self._tasks.bytes_written,
+        )

@@ -1,0 +1,247 @@
+"""Builds the tasks of a plan tensor by tensor, and keeps account of every input tensor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from mol.io.checkpoint import EXACT_DTYPES, TensorInfo
+from mol.merge.names import is_buffer
+from mol.merge.plan import COPY, InputFile, MergePlan, Method, Source, TensorTask, shard_names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mol.merge.combine import Combiner
+    from mol.merge.inputs import Model
+    from mol.merge.layers import Stack
+    from mol.merge.mismatch import Mismatches
+
+_SIZES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+
+
+class Cell(NamedTuple):
+    """One layer of one model."""
+
+    model: Model
+    stack: Stack
+    layer: int
+
+
+class Want(NamedTuple):
+    """An output tensor to be made.
+
+    Attributes:
+        name: its name.
+        info: the tensor whose shape, and dtype where the recipe sets none, it has.
+        owner: the model of that tensor, from which it is copied where others lack it.
+        source: the name of that tensor there.
+        position: from 0 (first layer) to 1 (last layer).
+        pattern: its name with `*` for the layer.
+        layer: number of the layer in the output, None outside the layers.
+    """
+
+    name: str
+    info: TensorInfo
+    owner: Model
+    source: str
+    position: float
+    pattern: str
+    layer: int | None
+
+
+class TaskBuilder:
+    """Collects tasks in the order of the output."""
+
+    def __init__(self, problems: Mismatches, *, dtype: str | None, strict: bool, shard_size: int) -> None:
+        """Start with none.
+
+        Args:
+            problems: where everything that does not fit goes.
+            dtype: the output's, None to keep each tensor's.
+            strict: refuse to copy tensors that some input lacks.
+            shard_size: most bytes of tensors in one output file; a larger tensor gets a file of its own.
+        """
+        self._problems = problems
+        self._dtype = dtype
+        self._strict = strict
+        self._shard_size = shard_size
+        self._output = 0
+        self._filled = 0
+        self._tasks: list[TensorTask] = []
+        self._bytes_by_dtype: Counter[str] = Counter()
+        self.methods: Counter[str] = Counter()
+        self.copied: list[str] = []
+        self.bytes_read = 0
+
+    def add_layer(
+        self,
+        out_start: str,
+        lead: Cell,
+        cells: Sequence[Cell],
+        combine: Combiner,
+        position: float,
+        out_layer: int,
+        donor_dtypes: dict[str, str] | None = None,
+    ) -> None:
+        """Make one layer of the output.
+
+        Args:
+            out_start: what the names of its tensors start with.
+            lead: the layer that says which tensors there are, their shapes and dtypes.
+            cells: the layer that each input gives.
+            combine: decides how each tensor is made.
+            position: from 0 (first layer) to 1 (last layer).
+            out_layer: its number in the output.
+            donor_dtypes: dtypes by ending, where the lead is not the donor.
+        """
+        suffixes = lead.stack.layers[lead.layer]
+        tensors = lead.model.checkpoint.tensors
+        lead_start = lead.stack.start(lead.layer)
+        starts = [cell.stack.start(cell.layer) for cell in cells]
+        models = [cell.model for cell in cells]
+        pattern_start = lead.stack.prefix + ".*." if lead.stack.prefix else "*."
+        for cell in cells:
+            theirs = cell.stack.layers[cell.layer]
+            if theirs == suffixes:
+                cell.model.used.update(cell.stack.names(cell.layer))
+            else:
+                self._compare(cell, lead, out_layer, pattern_start)
+        for suffix in suffixes:
+            names = [start + suffix if suffix else start[:-1] for start in starts]
+            source = lead_start + suffix if suffix else lead_start[:-1]
+            info = tensors[source]
+            if donor_dtypes is not None:
+                info = info._replace(dtype=donor_dtypes.get(suffix, info.dtype))
+            name = out_start + suffix if suffix else out_start[:-1]
+            want = Want(name, info, lead.model, source, position, pattern_start + suffix, out_layer)
+            self.add(want, models, names, combine)
+
+    def _compare(self, cell: Cell, lead: Cell, out_layer: int, pattern_start: str) -> None:
+        """Account for a layer whose tensors are not those of the lead's layer."""
+        wanted = frozenset(lead.stack.layers[lead.layer])
+        for suffix, name in zip(cell.stack.layers[cell.layer], cell.stack.names(cell.layer), strict=True):
+            if suffix in wanted:
+                cell.model.used.add(name)
+            elif not is_buffer(name, cell.model.checkpoint.tensors[name].shape):
+                cell.model.used.add(name)
+                self._problems.add_tensor(
+                    pattern_start + suffix, out_layer, f"is in {cell.model.label}, and {lead.model.label} lacks it"
+                )
+
+    def add(
+        self,
+        want: Want,
+        models: Sequence[Model],
+        names: Sequence[str | None],
+        combine: Combiner,
+        decide_as: str | None = None,
+    ) -> None:
+        """Make one tensor of the output.
+
+        Args:
+            want: the tensor.
+            models: the inputs.
+            names: its name in each, None where the input has no such tensor.
+            combine: decides how it is made.
+            decide_as: the name by which parameters are found, if not its own.
+        """
+        output = want.name if decide_as is None else decide_as
+        combination = combine.fixed
+        if combination is None:
+            combination = combine(names, output, want.position)
+            if isinstance(combination, str):
+                self._problems.add_tensor(want.pattern, want.layer, combination)
+        if isinstance(combination, str):
+            return
+        info = want.info
+        shape = info.shape
+        exact = info.dtype in EXACT_DTYPES
+        sources = []
+        read = 0
+        lacking = None
+        for lane in combination.lanes:
+            model, name = models[lane], names[lane]
+            found = None if name is None else model.checkpoint.tensors.get(name)
+            if name is None or found is None:
+                lacking = [*(lacking or ()), model.label]
+                continue
+            if found.shape != shape:
+                self._problems.add_shape(want.owner, model, want.pattern, want.layer, found.shape, shape)
+            if found.dtype != info.dtype and (exact or found.dtype in EXACT_DTYPES):
+                self._problems.add_tensor(
+                    want.pattern,
+                    want.layer,
+                    f"is {found.dtype} in {model.label} and {info.dtype} in {want.owner.label}; integer and bool "
+                    "tensors are copied when they are equal, never cast",
+                )
+            sources.append(Source(model.first_file + found.file, name))
+            read += found.bytes
+        method = combination.method
+        if lacking is not None:
+            self._copy(want, lacking)
+            return
+        if exact and method is not COPY:
+            method = COPY
+            self.copied.append(f"{want.name}: {info.dtype}, copied as it is and not merged")
+        self._append(want.name, info, method, tuple(sources), read)
+
+    def _copy(self, want: Want, lacking: Sequence[str]) -> None:
+        """Copy a tensor that some inputs lack, or refuse where that would mix up a layer."""
+        who = ", ".join(dict.fromkeys(lacking))
+        problem = f"is lacking in {who}, and {want.owner.label} has it"
+        if want.layer is not None and not is_buffer(want.source, want.info.shape):
+            self._problems.add_tensor(want.pattern, want.layer, problem)
+            return
+        if self._strict:
+            self._problems.add_tensor(want.pattern, want.layer, f"{problem} (--strict-tensors)")
+            return
+        found = want.owner.checkpoint.tensors[want.source]
+        want.owner.used.add(want.source)
+        self.copied.append(f"{want.name}: copied from {want.owner.label}, lacking in {who}")
+        source = Source(want.owner.first_file + found.file, want.source)
+        self._append(want.name, want.info, COPY, (source,), found.bytes)
+
+    def _append(self, name: str, info: TensorInfo, method: Method, sources: tuple[Source, ...], read: int) -> None:
+        dtype = info.dtype
+        size = info.bytes
+        wanted = self._dtype
+        if wanted is not None and wanted != dtype and dtype in _SIZES:
+            size = size // _SIZES[dtype] * _SIZES[wanted]
+            dtype = wanted
+        if self._filled and self._filled + size > self._shard_size:
+            self._output += 1
+            self._filled = 0
+        self._filled += size
+        self._tasks.append(TensorTask(name, dtype, info.shape, self._output, method, sources))
+        self._bytes_by_dtype[dtype] += size
+        self.bytes_read += read
+        for kind in method:
+            self.methods[kind] += 1
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of all tensors of the output."""
+        return sum(self._bytes_by_dtype.values())
+
+    def main_dtype(self) -> str | None:
+        """Give the float dtype that most bytes of the output have."""
+        floats = [dtype for dtype in self._bytes_by_dtype if dtype in _SIZES]
+        return max(floats, key=lambda dtype: (self._bytes_by_dtype[dtype], dtype), default=None)
+
+    def build(self, models: Sequence[Model], *, seed: int, allow_nonfinite: bool) -> MergePlan:
+        """Give the plan; files of which nothing is read are no part of it."""
+        files = [
+            InputFile(str(file.path), file.size, file.mtime_ns, file.header)
+            for model in models
+            for file in model.checkpoint.files
+        ]
+        read = sorted({source.input for task in self._tasks for source in task.sources})
+        if len(read) < len(files):
+            renumbered = {old: new for new, old in enumerate(read)}
+            self._tasks = [
+                task._replace(sources=tuple(Source(renumbered[file], tensor) for file, tensor in task.sources))
+                for task in self._tasks
+            ]
+        inputs = tuple(files[old] for old in read)
+        return MergePlan(inputs, shard_names(self._output + 1), tuple(self._tasks), seed, allow_nonfinite)
