@@ -1,0 +1,141 @@
+"""Every method against the float64 references: dtypes and their mixtures, odd sizes, tiles crossed, 1 to 9 models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from tests.engine.toolkit import (
+    Case,
+    Method,
+    Stored,
+    assert_agrees,
+    encode,
+    linear,
+    merge,
+    slerp,
+    task_arithmetic,
+    ties,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SIZES = (1, 2, 3, 15, 17, 4095, 65535, 65536, 65537, 3 * 65536 + 5)
+
+# The weights of TIES are sums of few powers of two. The deltas of 16-bit models lie on a grid, so other weights make
+# votes that cancel in the mathematics and, by a rounding, not in f32: which way these go would be no error.
+METHODS: dict[str, tuple[int, Method]] = {
+    "scale": (1, {"scale": {"factor": -0.3}}),
+    "linear of one": (1, linear(3.0)),
+    "linear": (2, linear(0.3, 0.9)),
+    "linear, not normalized": (3, linear(0.3, -0.7, 1.1, normalize=False)),
+    "linear with a negative weight": (4, linear(0.5, -0.2, 0.4, 0.9)),
+    "slerp": (2, slerp(0.3)),
+    "slerp beyond": (2, slerp(1.4)),
+    "task arithmetic": (4, task_arithmetic(0.3, -0.7, 1.1, lambda_=0.8)),
+    "task arithmetic, normalized": (3, task_arithmetic(0.3, 0.9, normalize=True)),
+    "ties": (4, ties([1.0, 0.5, 1.5], [0.5, 0.5, 0.5])),
+    "ties of one": (2, ties([1.0], [0.2], normalize=False)),
+    "ties with negative weights": (4, ties([0.5, -0.25, 1.5], [0.9, 0.3, 0.01], lambda_=0.7)),
+    "ties by count": (4, ties([1.0, -0.5, 0.25], [0.5, 0.8, 1.0], vote="count")),
+    "ties, rescaled": (4, ties([1.0, 0.5, 0.25], [0.1, 0.5, 0.7], rescale=True, normalize=False)),
+}
+
+# (dtype of the base or first model, of the second, ...), dtype of the output
+MIXTURES = {
+    "bf16": (("BF16", "BF16", "BF16", "BF16"), "BF16"),
+    "f16": (("F16", "F16", "F16", "F16"), "F16"),
+    "f32": (("F32", "F32", "F32", "F32"), "F32"),
+    "f64": (("F64", "F64", "F64", "F64"), "F64"),
+    "f32 base, 16-bit models": (("F32", "BF16", "F16", "BF16"), "BF16"),
+    "bf16 base, f32 models": (("BF16", "F32", "F32", "F16"), "F16"),
+    "bf16 to f32": (("BF16", "BF16", "BF16", "BF16"), "F32"),
+    "f64 among others, to f32": (("BF16", "F64", "F32", "F16"), "F32"),
+    "f32 to f64": (("F32", "F32", "BF16", "F32"), "F64"),
+}
+
+
+def family(seed: int, n: int, dtypes: tuple[str, ...]) -> tuple[Stored, ...]:
+    """A base and its fine-tunes, as flat tensors of n elements; a third of each task vector is zero."""
+    random = np.random.default_rng([seed, n])
+    base = random.normal(0, 0.02, n)
+    tuned = [base + random.normal(0, 0.003, n) * (random.random(n) < 0.67) for _ in dtypes[1:]]
+    return tuple(encode(values, dtype) for values, dtype in zip([base, *tuned], dtypes, strict=True))
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_methods_agree_with_their_references(tmp_path: Path, mixture: str) -> None:
+    dtypes, out = MIXTURES[mixture]
+    families = {n: family(1, n, dtypes) for n in SIZES}
+    cases = {
+        f"{label}, n={n}": Case(method, sources[:inputs], out)
+        for label, (inputs, method) in METHODS.items()
+        for n, sources in families.items()
+    }
+    merged = merge(tmp_path, cases, tile=65536)
+    assert list(merged) == list(cases)
+    for label, case in cases.items():
+        assert_agrees(case, merged[label], label)
+
+
+@pytest.mark.parametrize("models", range(1, 10))
+def test_any_number_of_models(tmp_path: Path, models: int) -> None:
+    sources = family(2, 4099, ("BF16",) * (models + 1))
+    weights = [0.5 + 0.25 * i for i in range(models)]
+    densities = [0.3 + 0.07 * i for i in range(models)]
+    cases = {
+        "linear": Case(linear(*weights), sources[1:], "BF16"),
+        "task arithmetic": Case(task_arithmetic(*weights, lambda_=0.5), sources, "BF16"),
+        "ties": Case(ties(weights, densities), sources, "BF16"),
+        "ties by count": Case(ties(weights, densities, vote="count", normalize=False), sources, "F32"),
+    }
+    merged = merge(tmp_path, cases)
+    for label, case in cases.items():
+        assert_agrees(case, merged[label], label)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1, 1), (5, 7, 3)], ids=str)
+def test_any_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    n = int(np.prod(shape))
+    sources = tuple(Stored(s.dtype, s.data.reshape(shape)) for s in family(3, n, ("F16",) * 4))
+    cases = {label: Case(method, sources[:inputs], "F16") for label, (inputs, method) in METHODS.items()}
+    cases["copy"] = Case({"copy": {}}, sources[:1], "F32")
+    merged = merge(tmp_path, cases)
+    for label, case in cases.items():
+        assert_agrees(case, merged[label], label)
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([3.0, 4.0], [0.0, 0.0]),
+        ([0.0, 0.0], [0.0, 0.0]),
+        ([1.0, 2.0], [-1.0, -2.0]),
+        ([1e-9, 2e-9], [3.0, 1.0]),  # a norm this small counts as 1
+        ([1.0, 1.0], [1.0, 1.001]),  # nearly parallel: a straight line
+        ([1e30, 2e30], [-3e30, 1e30]),  # whose squares f32 cannot hold
+    ],
+    ids=["one zero", "both zero", "opposite", "tiny", "nearly parallel", "huge"],
+)
+@pytest.mark.parametrize("dtype", ["F32", "F64"])
+def test_slerp_at_its_corners(tmp_path: Path, a: list[float], b: list[float], dtype: str) -> None:
+    case = Case(slerp(0.25), (encode(a, dtype), encode(b, dtype)), dtype)
+    assert_agrees(case, merge(tmp_path, {"w": case})["w"], "slerp")
+
+
+def test_a_divisor_that_cancels_counts_as_one(tmp_path: Path) -> None:
+    """Models that agree with weights 1 and -1: TIES adds their votes up and divides by 1."""
+    base, up, down = encode([1.0, 1.0], "F32"), encode([3.0, 0.0], "F32"), encode([0.0, 2.5], "F32")
+    case = Case(ties([1.0, -1.0], [1.0, 1.0]), (base, up, down), "F32")
+    merged = merge(tmp_path, {"w": case})["w"]
+    assert merged.data.tolist() == [1 + 2 + 1, 1 - 1 - 1.5]
+
+
+def test_trimming_is_per_tensor_and_per_model(tmp_path: Path) -> None:
+    base = encode([0.0, 0.0, 0.0, 0.0], "F32")
+    one, two = encode([1.0, 2.0, 3.0, 4.0], "F32"), encode([4.0, 3.0, 2.0, 1.0], "F32")
+    case = Case(ties([1.0, 1.0], [0.25, 0.5], normalize=False), (base, one, two), "F32")
+    assert merge(tmp_path, {"w": case})["w"].data.tolist() == [4.0, 3.0, 0.0, 4.0]

@@ -1,0 +1,130 @@
+"""NaN, Inf and overflow stop a run, name the tensor and the first index, and leave nothing behind."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from mol.errors import MergeError
+from tests.engine.toolkit import (
+    Case,
+    Method,
+    encode,
+    execute,
+    linear,
+    plan_of,
+    slerp,
+    task_arithmetic,
+    ties,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+METHODS: dict[str, Method] = {
+    "linear": linear(0.5, 0.5),
+    "slerp": slerp(0.5),
+    "task_arithmetic": task_arithmetic(1.0),
+    "ties": ties([1.0], [0.25]),
+}
+N = 2 * 65536 + 9
+
+
+def values(n: int = N) -> np.ndarray:
+    return np.random.default_rng(41).normal(0, 0.02, n)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("culprit", [0, 1])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_input_that_is_not_finite(
+    tmp_path: Path, method: str, dtype: str, bad: float, culprit: int, threads: int
+) -> None:
+    """The first index is reported, although later tiles hold worse; n is odd, and the first is in the second tile."""
+    tensors = [values(), values() + 0.001]
+    tensors[culprit][[70_003, 70_004, N - 1]] = bad
+    plan = plan_of(tmp_path, {"layer.w": Case(METHODS[method], tuple(encode(t, dtype) for t in tensors), dtype)})
+    with pytest.raises(MergeError) as caught:
+        execute(plan, tmp_path / "out.partial", threads=threads, tile=65536)
+    message = str(caught.value)
+    assert "layer.w" in message
+    assert "70003" in message.replace(",", "").replace("_", "")
+    assert f"model-{culprit}.safetensors" in message
+    assert ("NaN" if np.isnan(bad) else "inf") in message.replace("Inf", "inf")
+    assert "nonfinite" in message.replace("-", "").replace("_", "").lower()  # the way out, as the command spells it
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("method", [{"copy": {}}, {"scale": {"factor": 1.0}}], ids=["copy", "scale"])
+@pytest.mark.parametrize("target", ["F32", "BF16"])
+def test_one_source_that_is_not_finite(tmp_path: Path, method: Method, target: str) -> None:
+    tensor = values(1000)
+    tensor[17] = np.nan
+    plan = plan_of(tmp_path, {"w": Case(method, (encode(tensor, "F32"),), target)})
+    with pytest.raises(MergeError, match=r"`w`.*17"):
+        execute(plan, tmp_path / "out.partial")
+    assert not (tmp_path / "out.partial").exists()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_one_bad_value_in_every_place_of_a_strip(tmp_path: Path, bad: float) -> None:
+    """Vector bodies and scalar tails see every element."""
+    n = 4096 + 33
+    for index in (0, 1, 31, 2048, 4095, 4096, 4127, n - 1):
+        tensor = values(n)
+        tensor[index] = bad
+        sources = (encode(values(n), "BF16"), encode(tensor, "BF16"))
+        plan = plan_of(tmp_path / str(index), {"w": Case(ties([1.0], [0.01]), sources, "BF16")})
+        with pytest.raises(MergeError, match=rf"\b{index}\b"):
+            execute(plan, tmp_path / "out.partial")
+
+
+def test_a_nan_that_trimming_would_drop(tmp_path: Path) -> None:
+    """It is in the base where no delta would survive, and all other elements outrank it."""
+    base, tuned = np.ones(1000), np.full(1000, 2.0)
+    base[501] = np.nan
+    plan = plan_of(tmp_path, {"w": Case(ties([1.0], [0.1]), (encode(base, "BF16"), encode(tuned, "BF16")), "BF16")})
+    with pytest.raises(MergeError, match="501"):
+        execute(plan, tmp_path / "out.partial")
+
+
+@pytest.mark.parametrize(
+    ("method", "sources", "target"),
+    [
+        ({"copy": {}}, [("F32", 65520.0)], "F16"),  # the least value that rounds beyond 65504
+        ({"copy": {}}, [("BF16", -1e5)], "F16"),
+        ({"copy": {}}, [("F64", 1e39)], "F32"),
+        ({"copy": {}}, [("F32", 3.4e38)], "BF16"),
+        ({"scale": {"factor": 2.0}}, [("F16", 40000.0)], "F16"),
+        (linear(1.0, 1.0, normalize=False), [("F16", 40000.0), ("F16", 30000.0)], "F16"),
+        (linear(2.0, 1.0, normalize=False), [("F32", 3e38), ("F32", 1e38)], "F32"),
+        (task_arithmetic(3.0), [("BF16", -1e38), ("BF16", 2e38)], "BF16"),
+        (ties([3.0], [1.0], normalize=False), [("F16", 0.0), ("F16", 30000.0)], "F16"),
+        (slerp(0.5), [("F32", 1e5), ("F32", 1e5)], "F16"),
+        (task_arithmetic(0.1), [("F32", -3e38), ("F32", 3e38)], "F32"),  # already the delta
+        (ties([0.1], [0.5]), [("F32", -3e38), ("F32", 3e38)], "F32"),
+    ],
+)  # fmt: skip
+def test_a_result_too_large_for_its_dtype(
+    tmp_path: Path, method: Method, sources: list[tuple[str, float]], target: str
+) -> None:
+    tensors = []
+    for dtype, peak in sources:
+        tensor = np.zeros(77)
+        tensor[[42, 60]] = peak
+        tensors.append(encode(tensor, dtype))
+    plan = plan_of(tmp_path, {"layer.w": Case(method, tuple(tensors), target)})
+    with pytest.raises(MergeError, match=r"layer\.w") as caught:
+        execute(plan, tmp_path / "out.partial")
+    assert "42" in str(caught.value)
+    assert target in str(caught.value)
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_the_largest_value_is_no_overflow(tmp_path: Path) -> None:
+    case = Case({"copy": {}}, (encode([65519.0, -65519.0], "F32"),), "F16")
+    execute(plan_of(tmp_path, {"w": case}), tmp_path / "out.partial")

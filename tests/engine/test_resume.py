@@ -1,0 +1,279 @@
+"""A run that was killed, cancelled or damaged goes on where it was, and ends in the same bytes."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pytest
+
+from mol.errors import MergeError, MolError
+from tests.engine.toolkit import (
+    Case,
+    Plan,
+    encode,
+    execute,
+    linear,
+    plan_of,
+    preflight,
+    read_header,
+    shard_bytes,
+    ties,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# The slowest that the engine can be made: enough time to be killed in.
+SLOW = {"tile": 65536, "simd": "off", "digest": "sha256"}
+CHILD = """
+import json, sys
+from mol import _rust
+plan, partial, options = open(sys.argv[1]).read(), sys.argv[2], json.loads(sys.argv[3])
+print(json.loads(_rust.preflight(plan, partial))["resumable"], flush=True)
+if "--announce" in sys.argv:
+    options["on_progress"] = lambda *counts: print(*counts, flush=True)
+print(json.loads(_rust.execute(plan, partial, **options))["resumed"], flush=True)
+"""
+
+
+class Work(NamedTuple):
+    plan: Plan
+    file: Path
+    bytes: dict[str, bytes]
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    """A plan of many tensors in two shards, the time that it takes here, and what it gives when nobody disturbs it."""
+    directory = tmp_path_factory.mktemp("work")
+    drawn = np.random.default_rng(51)
+    base = drawn.normal(0, 0.02, 300_007)
+    sources = tuple(encode(base + drawn.normal(0, 0.003, base.size), "F32") for _ in range(4))
+    method = ties([1.0, 0.5, 0.25], [0.5, 0.3, 0.7], rescale=True)
+    plan = plan_of(directory, {f"layers.{i}.w": Case(method, sources, "F32") for i in range(40)}, shards=2)
+    (directory / "plan.json").write_text(json.dumps(plan))
+    begun = time.monotonic()
+    execute(plan, directory / "undisturbed", threads=1, **SLOW)
+    seconds = time.monotonic() - begun
+    return Work(plan, directory / "plan.json", shard_bytes(directory / "undisturbed"), seconds)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Plan:
+    drawn = np.random.default_rng(52)
+    sources = tuple(encode(drawn.normal(0, 1, 1000), "F32") for _ in range(2))
+    return plan_of(tmp_path, {f"w{i}": Case(linear(0.25, 0.75), sources, "F32") for i in range(6)}, shards=2)
+
+
+def start(work: Work, partial: Path, *flags: str, threads: int = 1) -> subprocess.Popen[str]:
+    options = json.dumps({**SLOW, "threads": threads})
+    command = [sys.executable, "-c", CHILD, str(work.file), str(partial), options, *flags]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_twenty_kills_at_random_moments(work: Work, tmp_path: Path) -> None:
+    moments = random.Random(53)
+    partial = tmp_path / "out.partial"
+    found_done = []
+    for kill in range(20):
+        with start(work, partial, threads=1 + kill % 2) as child:
+            assert child.stdout is not None
+            found_done.append(int(child.stdout.readline()))
+            try:
+                child.wait(moments.uniform(0, work.seconds / 6))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            else:
+                assert child.returncode == 0
+        if child.returncode == 0:  # it was through before it was hit: begin anew
+            assert shard_bytes(partial) == work.bytes
+            shutil.rmtree(partial)
+    report = execute(work.plan, partial, threads=2, **SLOW)
+    assert shard_bytes(partial) == work.bytes
+    assert max(found_done) > 0
+    assert report["resumed"] <= len(work.plan["tasks"])
+
+
+def test_an_exception_in_the_callback_cancels_and_leaves_a_resumable_partial(work: Work, tmp_path: Path) -> None:
+    class EnoughError(Exception):
+        pass
+
+    def stop(read: int, read_total: int, written: int, written_total: int) -> None:
+        assert 0 <= read <= read_total
+        assert 0 <= written <= written_total
+        if written > written_total // 3:
+            raise EnoughError
+
+    partial = tmp_path / "out.partial"
+    with pytest.raises(EnoughError):
+        execute(work.plan, partial, threads=1, on_progress=stop, **SLOW)
+    done = preflight(work.plan, partial)["resumable"]
+    assert done > 0
+    report = execute(work.plan, partial)
+    assert report["resumed"] == done
+    assert shard_bytes(partial) == work.bytes
+    assert len(report["tensors"]) == len(work.plan["tasks"])
+
+
+def test_an_interrupt_stops_the_run(work: Work, tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    with start(work, partial, "--announce") as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.stdout.readline()  # the first report of progress
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=30)
+    assert child.returncode != 0
+    assert "KeyboardInterrupt" in errors
+    execute(work.plan, partial)
+    assert shard_bytes(partial) == work.bytes
+
+
+def test_a_finished_partial_is_taken_as_it_is(small: Plan, tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    first = execute(small, partial)
+    wanted = shard_bytes(partial)
+    again = execute(small, partial)
+    assert (first["resumed"], again["resumed"]) == (0, 6)
+    assert again["tensors"] == first["tensors"]
+    assert again["files"] == first["files"]
+    assert shard_bytes(partial) == wanted
+
+
+def tear(journal: Path) -> None:
+    journal.write_bytes(journal.read_bytes()[:-4])
+
+
+def scribble(journal: Path) -> None:
+    journal.write_bytes(journal.read_bytes() + b'{"na')
+
+
+def forget(journal: Path) -> None:
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join(lines[:-3]))
+
+
+@pytest.mark.parametrize(("harm", "left"), [(tear, 5), (scribble, 6), (forget, 3)])
+def test_a_journal_that_ends_early_or_in_half_a_line(
+    small: Plan, tmp_path: Path, harm: Callable[[Path], None], left: int
+) -> None:
+    partial = tmp_path / "out.partial"
+    execute(small, partial)
+    wanted = shard_bytes(partial)
+    harm(partial / "journal")
+    assert execute(small, partial)["resumed"] == left
+    assert shard_bytes(partial) == wanted
+    assert execute(small, partial)["resumed"] == 6  # the journal is whole again
+
+
+def test_a_claim_whose_bytes_were_damaged_is_redone(small: Plan, tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    execute(small, partial)
+    wanted = shard_bytes(partial)
+    shard = partial / small["outputs"][1]
+    header, start_of_data = read_header(shard)
+    content = bytearray(shard.read_bytes())
+    content[start_of_data + header["w4"]["data_offsets"][0] + 2] ^= 1
+    shard.write_bytes(content)
+    assert execute(small, partial)["resumed"] == 5
+    assert shard_bytes(partial) == wanted
+
+
+@pytest.mark.parametrize("harm", ["cut", "gone", "header"])
+def test_a_shard_that_was_cut_lost_or_overwritten_is_redone(small: Plan, tmp_path: Path, harm: str) -> None:
+    partial = tmp_path / "out.partial"
+    execute(small, partial)
+    wanted = shard_bytes(partial)
+    shard = partial / small["outputs"][1]
+    content = shard.read_bytes()
+    if harm == "cut":
+        shard.write_bytes(content[:-5000])
+    elif harm == "gone":
+        shard.unlink()
+    else:
+        shard.write_bytes(bytes(200) + content[200:])
+    execute(small, partial)
+    assert shard_bytes(partial) == wanted
+
+
+def test_an_empty_journal_begins_anew(small: Plan, tmp_path: Path) -> None:
+    """Killed between making the directory and writing the journal's first line."""
+    partial = tmp_path / "out.partial"
+    execute(small, partial)
+    wanted = shard_bytes(partial)
+    (partial / "journal").write_bytes(b"")
+    assert preflight(small, partial)["resumable"] == 0
+    assert execute(small, partial)["resumed"] == 0
+    assert shard_bytes(partial) == wanted
+
+
+def test_the_partial_of_another_plan_is_refused(small: Plan, tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    execute(small, partial)
+    before = shard_bytes(partial)
+    other = json.loads(json.dumps(small))
+    other["tasks"][0]["method"]["linear"]["weights"][0] = 0.26
+    for attempt in (preflight, execute):
+        with pytest.raises(MergeError) as caught:
+            attempt(other, partial)
+        assert str(partial) in str(caught.value)
+        assert "another" in str(caught.value)
+    assert shard_bytes(partial) == before
+    assert preflight(small, partial)["resumable"] == 6
+    assert preflight(other, partial, discard_partial=True)["resumable"] == 0
+    assert not partial.exists()
+
+
+def test_a_directory_of_somebody_elses_is_neither_used_nor_discarded(small: Plan, tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "thesis.tex").write_text("years of work")
+    for attempt in (preflight, execute):
+        with pytest.raises(MergeError, match=r"out\.partial"):
+            attempt(small, partial)
+    with pytest.raises(MergeError, match=r"out\.partial"):
+        preflight(small, partial, discard_partial=True)
+    assert (partial / "thesis.tex").read_text() == "years of work"
+
+
+def test_the_partial_of_the_same_work_on_changed_inputs_is_refused(small: Plan, tmp_path: Path) -> None:
+    """Same sizes and headers, so the same digest; but the files were written anew, so half the bytes would be stale."""
+    partial = tmp_path / "out.partial"
+    execute(small, partial)
+    path = Path(small["inputs"][0]["path"])
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 0x40
+    path.write_bytes(content)
+    now = json.loads(json.dumps(small))
+    now["inputs"][0]["mtime_ns"] = path.stat().st_mtime_ns
+    try:
+        report = execute(now, partial)
+    except MolError as error:
+        assert "changed" in str(error) or "another" in str(error)  # noqa: PT017
+    else:
+        assert report["resumed"] == 0
+
+
+def test_a_failed_write_names_the_file_and_leaves_a_resumable_partial(work: Work, tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk."""
+    partial = tmp_path / "out.partial"
+    limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+    command = [sys.executable, "-c", limit + CHILD, str(work.file), str(partial), "{}"]
+    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert child.returncode == 1
+    assert "OSError" in child.stderr
+    assert work.plan["outputs"][0] in child.stderr or work.plan["outputs"][1] in child.stderr
+    execute(work.plan, partial)
+    assert shard_bytes(partial) == work.bytes

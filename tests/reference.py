@@ -1,0 +1,102 @@
+"""The merge methods in float64 numpy, each as its definition reads: what every kernel of the engine is held to.
+
+A tensor is a flat float64 array, shape (n,). Two rules are mol's own and not in the papers:
+
+* TIES trims each tensor on its own (the paper trims the whole task vector at once), keeps exactly
+  k = max(1, trunc(density * n)) entries, and among equal magnitudes the lowest index survives.
+* Magnitudes are compared in the engine's working precision: two deltas that round to the same float32 are equal.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Tensor: TypeAlias = NDArray[np.float64]
+
+
+def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = True) -> Tensor:
+    """Weighted sum of the tensors; a weighted mean with `normalize`."""
+    total: Tensor = np.asarray(weights) @ np.stack(tensors)  # (models,) @ (models, n)
+    return total / sum(weights) if normalize else total
+
+
+def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+    """Walk the great circle from `a` (t = 0) to `b` (t = 1); a straight line where the two are (anti)parallel.
+
+    The angle is that of the unit vectors, and it is the original vectors that are interpolated.
+    """
+    norm_a, norm_b = (norm if norm > 1e-8 else 1.0 for norm in (np.linalg.norm(a), np.linalg.norm(b)))
+    cosine = np.clip(np.sum((a / norm_a) * (b / norm_b)), -1.0, 1.0)
+    if abs(cosine) > 0.9995:
+        return (1.0 - t) * a + t * b
+    angle = np.arccos(cosine)
+    arc: Tensor = (np.sin((1.0 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
+    return arc
+
+
+def task_arithmetic(
+    base: Tensor, models: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = False, lambda_: float = 1.0
+) -> Tensor:
+    """Add the weighted task vectors (model minus base) to the base; `lambda_` scales their sum after `normalize`."""
+    mix: Tensor = np.asarray(weights) @ np.stack([model - base for model in models])  # (models,) @ (models, n)
+    if normalize:
+        divisor = sum(weights)
+        mix = mix / (divisor if abs(divisor) >= 1e-8 else 1.0)
+    return base + lambda_ * mix
+
+
+def trim(base: Tensor, model: Tensor, density: float, *, rescale: bool, precision: type[np.floating]) -> Tensor:
+    """Zero all but the k largest entries of the task vector; `rescale` restores the L1 norm it had before."""
+    delta = model - base
+    if density >= 1.0 or delta.size == 0:
+        return delta
+    kept = np.zeros_like(delta)
+    if density <= 0.0:
+        return kept
+    k = max(1, int(density * delta.size))
+    magnitude = np.abs(model.astype(precision) - base.astype(precision))
+    survivors = np.argsort(-magnitude, kind="stable")[:k]  # stable: equal magnitudes stay in index order
+    kept[survivors] = delta[survivors]
+    before, after = np.abs(delta).sum(), np.abs(kept).sum()
+    if rescale and before >= 1e-7 and after >= 1e-7:
+        kept *= before / after
+    return kept
+
+
+def ties(
+    base: Tensor,
+    models: Sequence[Tensor],
+    weights: Sequence[float],
+    densities: Sequence[float],
+    *,
+    normalize: bool = True,
+    rescale: bool = False,
+    lambda_: float = 1.0,
+    majority_sign_method: str = "total",
+    precision: type[np.floating] = np.float32,
+) -> Tensor:
+    """Trim each task vector, elect a sign for each entry, and add up those that agree with it.
+
+    The weighted deltas vote, so a negative weight flips its model's vote; "total" sums them, "count" counts their
+    signs. A draw elects plus, and a zero agrees with nobody. `normalize` divides by the weights of those who agree
+    (by 1 where these cancel or nobody agrees); `lambda_` comes after.
+    """
+    trimmed = [
+        trim(base, model, density, rescale=rescale, precision=precision)
+        for model, density in zip(models, densities, strict=True)
+    ]
+    votes = np.stack([w * delta for w, delta in zip(weights, trimmed, strict=True)])  # (models, n)
+    ballot = votes if majority_sign_method == "total" else np.sign(votes)
+    elected = np.where(ballot.sum(axis=0) >= 0.0, 1.0, -1.0)
+    agrees = np.sign(votes) == elected
+    mix: Tensor = np.where(agrees, votes, 0.0).sum(axis=0)
+    if normalize:
+        divisor = np.where(agrees, np.asarray(weights, dtype=np.float64)[:, None], 0.0).sum(axis=0)
+        mix = mix / np.where(divisor == 0.0, 1.0, divisor)
+    return base + lambda_ * mix
