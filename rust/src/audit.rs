@@ -1,4 +1,5 @@
 //! Reads finished checkpoints again: checksums of tensors and files, and how far two tensors are apart.
+use crate::crc::Crc;
 use crate::dtype::{Format, with_format};
 use crate::error::{Error, Result};
 use crate::execute::Watch;
@@ -7,8 +8,6 @@ use crate::real::Real;
 use crate::shard::{Shard, Tensor};
 use crate::simd::Simd;
 use crate::stream::{View, common, runs};
-use crc_fast::CrcAlgorithm::Crc64Nvme;
-use crc_fast::{checksum, checksum_combine};
 use rayon::prelude::*;
 use serde::Serialize;
 use sha2::Digest as _;
@@ -81,33 +80,24 @@ pub struct FileSum {
 pub fn sum_file(path: &Path, digest: Option<Digest>, watch: &Watch) -> Result<FileSum> {
     let shard = Shard::open(path)?;
     let sum_tensor = |tensor: &Tensor| {
-        let pieces: Vec<(u64, u64)> = shard
-            .bytes(tensor)
-            .par_chunks(1 << 20)
-            .map(|bytes| {
-                watch.check()?;
-                watch.add_read(bytes.len());
-                Ok((checksum(Crc64Nvme, bytes), bytes.len() as u64))
-            })
-            .collect::<Result<_>>()?;
-        let crc = pieces
-            .into_iter()
-            .fold(checksum(Crc64Nvme, &[]), |crc, (next, n)| checksum_combine(Crc64Nvme, crc, next, n));
+        let piece = |bytes: &[u8]| {
+            watch.check()?;
+            watch.add_read(bytes.len());
+            Ok(Crc::of(bytes))
+        };
+        let pieces: Vec<Crc> = shard.bytes(tensor).par_chunks(1 << 20).map(piece).collect::<Result<_>>()?;
+        let crc = pieces.into_iter().fold(Crc::EMPTY, Crc::join);
         let sums = TensorSum {
             name: tensor.name.clone(),
-            crc64nvme: format!("{crc:016x}"),
+            crc64nvme: crc.hex(),
             digest: digest.map(|digest| digest.of(shard.bytes(tensor))),
         };
-        Ok((crc, tensor.bytes.len() as u64, sums))
+        Ok((crc, sums))
     };
     let sums: Vec<_> = shard.tensors.par_iter().map(sum_tensor).collect::<Result<_>>()?;
-    let mut crc = checksum(Crc64Nvme, shard.prefix());
-    let mut tensors = Vec::with_capacity(sums.len());
-    for (tensor_crc, bytes, sum) in sums {
-        crc = checksum_combine(Crc64Nvme, crc, tensor_crc, bytes);
-        tensors.push(sum);
-    }
-    Ok(FileSum { size: shard.size() as u64, crc64nvme: format!("{crc:016x}"), tensors })
+    let crc = sums.iter().fold(Crc::of(shard.prefix()), |file, (tensor, _)| file.join(*tensor));
+    let tensors = sums.into_iter().map(|(_, sum)| sum).collect();
+    Ok(FileSum { size: shard.size() as u64, crc64nvme: crc.hex(), tensors })
 }
 
 /// How far two tensors are apart.

@@ -1,5 +1,6 @@
 //! Runs a plan: the pool, the tiles, progress, cancel, resume and the report.
 use crate::audit::{self, Digest, DigestOf};
+use crate::crc::Crc;
 use crate::dtype::{Float, Format, with_format};
 use crate::error::{Error, Result};
 use crate::journal::{self, Claim, Found, Journal};
@@ -14,8 +15,6 @@ use crate::shard::{Shard, Tensor};
 use crate::simd::Simd;
 use crate::stream::{self, View, common, runs};
 use crate::writer::{Writer, bytes_needed};
-use crc_fast::CrcAlgorithm::Crc64Nvme;
-use crc_fast::{checksum, checksum_combine};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::cell::RefCell;
@@ -257,7 +256,7 @@ fn execute_in<'a>(plan: &'a Plan, partial: &Path, options: Options, watch: &Watc
                 name: &task.name,
                 file: Some(&plan.outputs[task.output]),
                 size: None,
-                crc64nvme: format!("{crc:016x}"),
+                crc64nvme: crc.hex(),
                 digest: cryptographic.remove(&task.name).flatten(),
             })
             .collect(),
@@ -268,14 +267,12 @@ fn execute_in<'a>(plan: &'a Plan, partial: &Path, options: Options, watch: &Watc
 }
 
 /// The checksum of each file, combined from those of its header and tensors.
-fn file_digests<'a>(plan: &'a Plan, writer: &Writer, digests: &[u64]) -> Vec<Written<'a>> {
+fn file_digests<'a>(plan: &'a Plan, writer: &Writer, digests: &[Crc]) -> Vec<Written<'a>> {
     let file = |(index, name): (usize, &'a String)| {
         let (prefix, size) = writer.output(index);
-        let mut crc = checksum(Crc64Nvme, prefix);
-        for (task, tensor) in plan.tasks.iter().zip(digests).filter(|(task, _)| task.output == index) {
-            crc = checksum_combine(Crc64Nvme, crc, *tensor, task.bytes() as u64);
-        }
-        Written { name, file: None, size: Some(size), crc64nvme: format!("{crc:016x}"), digest: None }
+        let mine = plan.tasks.iter().zip(digests).filter(|(task, _)| task.output == index);
+        let crc = mine.fold(Crc::of(prefix), |crc, (_, tensor)| crc.join(*tensor));
+        Written { name, file: None, size: Some(size), crc64nvme: crc.hex(), digest: None }
     };
     plan.outputs.iter().enumerate().map(file).collect()
 }
@@ -297,18 +294,18 @@ thread_local! {
 
 impl Run<'_> {
     /// Every tensor's checksum, in order, and how many tensors an earlier run had finished.
-    fn all(&self, claims: &[Claim]) -> Result<(Vec<u64>, usize)> {
-        let mut digests: Vec<Option<u64>> = vec![None; self.plan.tasks.len()];
+    fn all(&self, claims: &[Claim]) -> Result<(Vec<Crc>, usize)> {
+        let mut digests: Vec<Option<Crc>> = vec![None; self.plan.tasks.len()];
         let verified: Vec<bool> = claims.par_iter().map(|claim| self.verify(*claim)).collect::<Result<_>>()?;
         for (claim, _) in claims.iter().zip(verified).filter(|(_, verified)| *verified) {
             let (read, written) = task_totals(&self.plan.tasks[claim.task], self.shards)?;
             self.watch.add_read(read as usize);
             self.watch.add_written(written as usize);
             self.journal.claim(*claim)?;
-            digests[claim.task] = Some(claim.crc64nvme);
+            digests[claim.task] = Some(Crc::known(claim.crc64nvme, self.plan.tasks[claim.task].bytes()));
         }
         let resumed = digests.iter().flatten().count();
-        let finish = |(index, digest): (usize, &Option<u64>)| match digest {
+        let finish = |(index, digest): (usize, &Option<Crc>)| match digest {
             Some(digest) => Ok(*digest),
             None => self.tensor(index),
         };
@@ -320,23 +317,23 @@ impl Run<'_> {
     /// Whether the bytes on the disk are what a journal claims.
     fn verify(&self, claim: Claim) -> Result<bool> {
         let Some(task) = self.plan.tasks.get(claim.task) else { return Ok(false) };
-        let mut digest = crc_fast::Digest::new(Crc64Nvme);
+        let mut crc = Crc::EMPTY;
         let mut buffer = vec![0; 1 << 20];
         let mut offset = 0;
         while offset < task.bytes() {
             self.watch.check()?;
             let size = buffer.len().min(task.bytes() - offset);
             self.writer.read(claim.task, offset, &mut buffer[..size])?;
-            digest.update(&buffer[..size]);
+            crc = crc.join(Crc::of(&buffer[..size]));
             offset += size;
         }
-        Ok(digest.finalize() == claim.crc64nvme)
+        Ok(crc.value == claim.crc64nvme)
     }
 
-    fn tensor(&self, index: usize) -> Result<u64> {
+    fn tensor(&self, index: usize) -> Result<Crc> {
         self.watch.check()?;
         let task = &self.plan.tasks[index];
-        let crc64nvme = match Float::of(task.dtype) {
+        let crc = match Float::of(task.dtype) {
             None => self.copy_bytes(index)?,
             Some(output) => {
                 let views = stream::views(task, self.shards)?;
@@ -344,19 +341,19 @@ impl Run<'_> {
                 with_format!(work, F => Job::<F>::new(self, index, &views, output)?.run()?)
             }
         };
-        self.journal.claim(Claim { task: index, crc64nvme })?;
-        Ok(crc64nvme)
+        self.journal.claim(Claim { task: index, crc64nvme: crc.value })?;
+        Ok(crc)
     }
 
     /// Integers and bools, byte for byte.
-    fn copy_bytes(&self, index: usize) -> Result<u64> {
+    fn copy_bytes(&self, index: usize) -> Result<Crc> {
         let task = &self.plan.tasks[index];
         let (shard, tensor) = task.resolve(self.shards)?[0];
-        let mut crc = checksum(Crc64Nvme, &[]);
+        let mut crc = Crc::EMPTY;
         for (i, bytes) in shard.bytes(tensor).chunks(1 << 20).enumerate() {
             self.watch.check()?;
             self.writer.write(index, i << 20, bytes)?;
-            crc = checksum_combine(Crc64Nvme, crc, checksum(Crc64Nvme, bytes), bytes.len() as u64);
+            crc = crc.join(Crc::of(bytes));
             self.watch.add_written(bytes.len());
         }
         let (read, _) = task_totals(task, self.shards)?;
@@ -423,17 +420,15 @@ impl<'a, F: Format> Job<'a, F> {
     }
 
     /// Combines and writes every tile; returns the tensor's checksum.
-    fn run(&self) -> Result<u64> {
+    fn run(&self) -> Result<Crc> {
         let (len, tile) = (self.task.len(), self.run.options.tile);
         let tiles = 0..len.div_ceil(tile);
         let range = |i: usize| i * tile..len.min((i + 1) * tile);
-        let crcs: Vec<(u64, u64)> =
-            tiles.into_par_iter().map(|i| self.tile(range(i), range(i + 1))).collect::<Result<_>>()?;
-        let join = |crc, (next, bytes)| checksum_combine(Crc64Nvme, crc, next, bytes);
-        Ok(crcs.into_iter().fold(checksum(Crc64Nvme, &[]), join))
+        let crcs: Vec<Crc> = tiles.into_par_iter().map(|i| self.tile(range(i), range(i + 1))).collect::<Result<_>>()?;
+        Ok(crcs.into_iter().fold(Crc::EMPTY, Crc::join))
     }
 
-    fn tile(&self, tile: Range<usize>, next: Range<usize>) -> Result<(u64, u64)> {
+    fn tile(&self, tile: Range<usize>, next: Range<usize>) -> Result<Crc> {
         let watch = self.run.watch;
         watch.check()?;
         for view in self.views {
@@ -447,11 +442,11 @@ impl<'a, F: Format> Job<'a, F> {
             if !self.run.plan.allow_nonfinite && self.is_bad(peaks) {
                 return Err(self.blame()?);
             }
-            let crc = checksum(Crc64Nvme, bytes);
+            let crc = Crc::of(bytes);
             self.run.writer.write(self.index, tile.start * size, bytes)?;
             watch.add_read(self.views.iter().map(|view| tile.len() * view.float.bytes()).sum());
             watch.add_written(bytes.len());
-            Ok((crc, bytes.len() as u64))
+            Ok(crc)
         })
     }
 

@@ -4,6 +4,7 @@
 //! headers; [`execute`] hands tiles of tensors to a pool; [`stream`] gives a kernel the elements of its sources, direct
 //! or through strips; [`kernels`] combine them; [`writer`] puts the tiles at their offsets, keeps the journal and commits.
 pub mod audit;
+pub mod crc;
 pub mod dtype;
 pub mod error;
 pub mod execute;
