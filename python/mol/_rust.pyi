@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Final
 
+__all__ = ["__version__", "checksum", "commit", "compare", "execute", "plan_digest", "preflight", "read_header"]
+
 __version__: Final[str]
 
 def read_header(path: str | PathLike[str]) -> tuple[int, int, str, list[tuple[str, str, tuple[int, ...], int]]]:
@@ -19,7 +21,7 @@ def read_header(path: str | PathLike[str]) -> tuple[int, int, str, list[tuple[st
 
     Returns:
         Its size in bytes, its time of last change in nanoseconds since 1970, the BLAKE3 digest of its header in
-        hexadecimal, and its tensors in file order as (name, dtype, shape, bytes); dtypes are SafeTensors names ("BF16").
+        hexadecimal, and its tensors in file order as (name, dtype, shape, bytes); dtypes are SafeTensors names.
 
     Raises:
         CheckpointError: The header is cut, overlaps, leaves holes, overflows, or names a tensor twice.

@@ -2,6 +2,7 @@
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -15,13 +16,14 @@ pub const NAME: &str = "journal";
 struct Head {
     journal: u32,
     plan: String,
+    tasks: usize,
     mtimes_ns: Vec<i64>,
 }
 
 impl Head {
     fn of(plan: &Plan) -> Result<Self> {
         let mtimes_ns = plan.inputs.iter().map(|file| file.mtime_ns).collect();
-        Ok(Self { journal: 1, plan: plan.digest()?, mtimes_ns })
+        Ok(Self { journal: 1, plan: plan.digest()?, tasks: plan.tasks.len(), mtimes_ns })
     }
 }
 
@@ -34,7 +36,7 @@ pub struct Claim {
     pub crc64nvme: u64,
 }
 
-/// The open journal; it holds a lock, so that one process at a time works in a partial directory.
+/// The open journal, locked.
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
@@ -65,21 +67,62 @@ pub fn inspect(partial: &Path, plan: &Plan) -> Result<Found> {
             }
         }
     }
-    let path = partial.join(NAME);
-    let text = match fs::read_to_string(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Foreign),
-        read => read.map_err(Error::io(&path))?,
-    };
-    let whole = text.rfind('\n').map_or(0, |end| end + 1);
-    let mut lines = text[..whole].lines();
-    let Some(first) = lines.next() else { return Ok(Found::Nothing) };
-    let Ok(head) = serde_json::from_str::<Head>(first) else { return Ok(Found::Foreign) };
+    let Some(text) = read(partial)? else { return Ok(Found::Foreign) };
+    if text.is_empty() {
+        return Ok(Found::Nothing);
+    }
+    let Some((head, claims)) = parse(&text) else { return Ok(Found::Foreign) };
     let wanted = Head::of(plan)?;
     if head.plan != wanted.plan {
         return Ok(Found::OtherPlan);
     }
-    let claims = lines.map_while(|line| serde_json::from_str(line).ok());
-    Ok(Found::Claims(if head == wanted { claims.collect() } else { Vec::new() }))
+    Ok(Found::Claims(if head == wanted { claims } else { Vec::new() }))
+}
+
+/// Whether the journal claims every tensor of its plan.
+pub fn is_finished(partial: &Path) -> Result<bool> {
+    let Some((head, claims)) = read(partial)?.as_deref().and_then(parse) else { return Ok(false) };
+    let tasks: BTreeSet<usize> = claims.iter().map(|claim| claim.task).collect();
+    Ok(tasks.len() == head.tasks)
+}
+
+/// The whole lines of a journal, or `None` where there is none.
+fn read(partial: &Path) -> Result<Option<String>> {
+    let path = partial.join(NAME);
+    match fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(Error::io(&path)(e)),
+        Ok(mut text) => {
+            text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+            Ok(Some(text))
+        }
+    }
+}
+
+fn parse(text: &str) -> Option<(Head, Vec<Claim>)> {
+    let mut lines = text.lines();
+    let head = serde_json::from_str(lines.next()?).ok()?;
+    Some((head, lines.map_while(|line| serde_json::from_str(line).ok()).collect()))
+}
+
+/// Opens a journal's file and locks it, so that one process at a time works in a partial directory.
+fn lock(partial: &Path) -> Result<File> {
+    let path = partial.join(NAME);
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false).open(&path).map_err(Error::io(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::Merge(format!("{}: another mol-merge is at work there", partial.display())))
+        }
+        Err(TryLockError::Error(e)) => Err(Error::io(&path)(e)),
+    }
+}
+
+/// Removes the unfinished work of another plan, unless a process is at it.
+pub fn discard(partial: &Path) -> Result<()> {
+    let _lock = lock(partial)?;
+    fs::remove_dir_all(partial).map_err(Error::io(partial))
 }
 
 impl Journal {
@@ -95,16 +138,7 @@ impl Journal {
             Found::Foreign => return Err(Error::Merge(format!("{place}: holds files that are not mol's"))),
         };
         fs::create_dir_all(partial).map_err(Error::io(partial))?;
-        let path = partial.join(NAME);
-        let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false).open(&path).map_err(Error::io(&path))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::Merge(format!("{place}: another mol-merge is at work there")));
-            }
-            Err(TryLockError::Error(e)) => return Err(Error::io(&path)(e)),
-        }
+        let (path, file) = (partial.join(NAME), lock(partial)?);
         // Begun anew: the run repeats the claims whose bytes it finds on the disk.
         file.set_len(0).map_err(Error::io(&path))?;
         let journal = Self { path, file: Mutex::new(file) };

@@ -4,8 +4,9 @@
 
 use crate::audit::{self, Digest, Distance};
 use crate::error::Error;
-use crate::execute::{Options, TILE, Watch, execute as run, preflight as check, totals};
+use crate::execute::{Options, TILE, Watch, execute as run, totals};
 use crate::plan::Plan;
+use crate::preflight::preflight as check;
 use crate::shard::Shard;
 use crate::simd::Simd;
 use crate::writer;

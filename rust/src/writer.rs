@@ -154,11 +154,15 @@ fn is_occupied(directory: &Path) -> Result<bool> {
     }
 }
 
-/// Turns a finished partial directory into `out` by one rename. With `overwrite` an earlier `out` is set aside first and
-/// removed after; without it, it is refused. `sync` waits until everything is on the disk.
+/// Turns a finished partial directory into `out` by one rename. With `overwrite` an earlier `out` is exchanged for it and
+/// then removed; without it, it is refused. `sync` waits until everything is on the disk.
 pub fn commit(partial: &Path, out: &Path, overwrite: bool, sync: bool) -> Result<()> {
-    let journal = partial.join(journal::NAME);
-    fs::metadata(&journal).map_err(Error::io(&journal))?;
+    if !journal::is_finished(partial)? {
+        let partial = partial.display();
+        return Err(Error::Merge(format!(
+            "{partial}: holds no finished merge; run the same command again to finish it"
+        )));
+    }
     let occupied = is_occupied(out)?;
     if occupied && !overwrite {
         let out = out.display();
@@ -167,19 +171,11 @@ pub fn commit(partial: &Path, out: &Path, overwrite: bool, sync: bool) -> Result
     if sync {
         sync_tree(partial)?;
     }
-    let aside = out.with_file_name(format!("{}.replaced", out.file_name().unwrap_or_default().to_string_lossy()));
     if occupied {
-        if is_occupied(&aside)? {
-            return Err(Error::Merge(format!("{}: is in the way of --overwrite; remove it", aside.display())));
-        }
-        fs::rename(out, &aside).map_err(Error::io(out))?;
-    }
-    // A rename replaces an empty directory.
-    if let Err(e) = fs::rename(partial, out) {
-        if occupied {
-            fs::rename(&aside, out).map_err(Error::io(&aside))?;
-        }
-        return Err(Error::io(out)(e));
+        swap(partial, out)?;
+    } else {
+        // A rename replaces an empty directory.
+        fs::rename(partial, out).map_err(Error::io(out))?;
     }
     let journal = out.join(journal::NAME);
     fs::remove_file(&journal).map_err(Error::io(&journal))?;
@@ -187,7 +183,28 @@ pub fn commit(partial: &Path, out: &Path, overwrite: bool, sync: bool) -> Result
         sync_path(parent)?;
     }
     if occupied {
-        fs::remove_dir_all(&aside).map_err(Error::io(&aside))?;
+        fs::remove_dir_all(partial).map_err(Error::io(partial))?;
     }
     Ok(())
+}
+
+/// Exchanges two directories: at once where the system can, else with a moment in between where `out` is missing.
+fn swap(partial: &Path, out: &Path) -> Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        use rustix::io::Errno;
+        match renameat_with(CWD, partial, CWD, out, RenameFlags::EXCHANGE) {
+            Ok(()) => return Ok(()),
+            Err(Errno::INVAL | Errno::NOSYS) => {}
+            Err(errno) => return Err(Error::io(out)(errno.into())),
+        }
+    }
+    let aside = partial.with_extension("replaced");
+    fs::rename(out, &aside).map_err(Error::io(out))?;
+    if let Err(e) = fs::rename(partial, out) {
+        fs::rename(&aside, out).map_err(Error::io(&aside))?;
+        return Err(Error::io(out)(e));
+    }
+    fs::rename(&aside, partial).map_err(Error::io(&aside))
 }

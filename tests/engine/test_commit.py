@@ -58,6 +58,30 @@ def test_overwrite_leaves_nothing_of_the_old_model(partial: Path) -> None:
     assert_is_the_merge(out)
 
 
+def test_overwrite_touches_nothing_beside_out(partial: Path) -> None:
+    out, beside = partial.with_name("out"), partial.with_name("out.replaced")
+    for directory in (out, beside):
+        directory.mkdir()
+        (directory / "file").write_text(directory.name)
+    _rust.commit(str(partial), str(out), overwrite=True)
+    assert (beside / "file").read_text() == "out.replaced"
+    assert not (out / "file").exists()
+    assert not partial.exists()
+
+
+def test_unfinished_work_is_never_called_a_model(partial: Path) -> None:
+    journal = partial / "journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    for left in (lines[:-1], []):
+        journal.write_bytes(b"".join(left))
+        with pytest.raises(MergeError, match="no finished merge"):
+            _rust.commit(str(partial), str(partial.with_name("out")))
+    journal.unlink()
+    with pytest.raises(MergeError, match="no finished merge"):
+        _rust.commit(str(partial), str(partial.with_name("out")))
+    assert not partial.with_name("out").exists()
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_file_in_the_place_of_out_is_refused(partial: Path, overwrite: bool) -> None:
     out = partial.with_name("out")

@@ -140,6 +140,19 @@ def test_an_interrupt_stops_the_run(work: Work, tmp_path: Path) -> None:
     assert shard_bytes(partial) == work.bytes
 
 
+def test_two_runs_do_not_share_a_partial(work: Work, tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    with start(work, partial, "--announce") as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.stdout.readline()  # the first report of progress
+        with pytest.raises(MergeError, match=r"out\.partial.*another"):
+            execute(work.plan, partial)
+        child.communicate(timeout=30)
+    assert child.returncode == 0
+    assert shard_bytes(partial) == work.bytes
+
+
 def test_a_finished_partial_is_taken_as_it_is(small: Plan, tmp_path: Path) -> None:
     partial = tmp_path / "out.partial"
     first = execute(small, partial)

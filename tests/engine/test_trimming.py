@@ -48,7 +48,8 @@ def pattern(name: str, n: int, dtype: str) -> Tensor:
         # All the weight in one place that a sample of the tensor is likely to miss.
         "spike": signs * np.where(np.abs(np.arange(n) - 0.61 * n) < 25, 8.0, 1.0),
     }
-    return patterns[name]
+    chosen: Tensor = patterns[name].astype(np.float64)
+    return chosen
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])

@@ -213,7 +213,7 @@ def expected(case: Case) -> reference.Tensor:
         case "copy":
             return first
         case "scale":
-            return first * numbers["factor"]
+            return first * float(numbers["factor"])
         case "linear":
             return reference.linear([first, *rest], numbers["weights"], normalize=numbers["normalize"])
         case "slerp":

@@ -17,27 +17,25 @@ Side = Literal["first", "last", "unknown"]
 
 # The table of sides, first match wins. Weights before the layers take the first slice's sources and the start of a
 # gradient, weights after them the last slice's and the end.
-_SIDES: Final[tuple[tuple[re.Pattern[str], Side], ...]] = tuple(
-    (re.compile(rf"(?:^|\.)(?:{words})(?:\.|$)"), side)
-    for words, side in (
-        (
-            # Heads, before the embeddings, since `embed_out` is a head.
-            r"lm_head\w*|embed_out|output_layer|output|output_projection|head|heads|\w+_head|generator\w*|cls|predictions"
-            r"|\w+_predictions|score|classifier|pre_classifier|qa_outputs|pooler|vocab_\w+|final_logits_bias",
-            "last",
-        ),
-        (
-            r"\w*embeddings?|embed\w*|\w+_embed|wte|wpe|tok_\w+|word_emb\w*|pos_emb\w*|shared|cls_token"
-            r"|embeddings?_\w+|\w+_embeddings?_\w+|ln_pre|pre_layrnorm|emb_norm|project_in|layernorm_embedding"
-            r"|rotary_emb|relative_attention_bias|patch_\w+|position_ids|masked_spec_embed",
-            "first",
-        ),
-        (
-            r"norm|ln_f|norm_f|f_norm|final_\w*norm|\w*layer_?norm|ln_post|norm_out|project_out|last_\w+|out_norm",
-            "last",
-        ),
-    )
+_WORDS: Final[tuple[tuple[str, Side], ...]] = (
+    (
+        # Heads, before the embeddings, since `embed_out` is a head.
+        r"lm_head\w*|embed_out|output_layer|output|output_projection|head|heads|\w+_head|generator\w*|cls|predictions"
+        r"|\w+_predictions|score|classifier|pre_classifier|qa_outputs|pooler|vocab_\w+|final_logits_bias",
+        "last",
+    ),
+    (
+        r"\w*embeddings?|embed\w*|\w+_embed|wte|wpe|tok_\w+|word_emb\w*|pos_emb\w*|shared|cls_token"
+        r"|embeddings?_\w+|\w+_embeddings?_\w+|ln_pre|pre_layrnorm|emb_norm|project_in|layernorm_embedding"
+        r"|rotary_emb|relative_attention_bias|patch_\w+|position_ids|masked_spec_embed",
+        "first",
+    ),
+    (
+        r"norm|ln_f|norm_f|f_norm|final_\w*norm|\w*layer_?norm|ln_post|norm_out|project_out|last_\w+|out_norm",
+        "last",
+    ),
 )
+_SIDES: Final = tuple((re.compile(rf"(?:^|\.)(?:{words})(?:\.|$)"), side) for words, side in _WORDS)
 
 HEAD: Final = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_layer|output|cls\.predictions\.decoder)\.weight$")
 """The matrix that turns hidden states into scores of tokens."""

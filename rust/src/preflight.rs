@@ -1,0 +1,89 @@
+//! Everything that can be checked before a byte is written.
+use crate::error::{Error, Result};
+use crate::journal::{self, Found};
+use crate::plan::{Method, Plan};
+use crate::shard::{Shard, Tensor};
+use crate::writer::bytes_needed;
+use serde::Serialize;
+use std::fs;
+use std::path::Path;
+
+/// What preflight found.
+#[derive(Debug, Serialize)]
+pub struct Preflight {
+    /// Bytes still to be claimed on the disk.
+    pub bytes_needed: u64,
+    /// Bytes free there.
+    pub bytes_free: u64,
+    /// Tensors that an earlier run of the same plan claims to have finished.
+    pub resumable: usize,
+}
+
+/// Checks everything that can be checked before a byte is written: inputs, plan, copies that must be equal, an earlier
+/// partial directory, disk space. With `discard` a partial directory of other work is removed.
+pub fn preflight(plan: &Plan, partial: &Path, discard: bool) -> Result<Preflight> {
+    let shards = plan.open_inputs()?;
+    plan.check(&shards)?;
+    check_equal_copies(plan, &shards)?;
+    let place = partial.display();
+    let resumable = match journal::inspect(partial, plan)? {
+        Found::Nothing => 0,
+        Found::Claims(claims) => claims.len(),
+        Found::OtherPlan if discard => {
+            journal::discard(partial)?;
+            0
+        }
+        Found::OtherPlan => {
+            return Err(Error::Merge(format!(
+                "{place}: holds the unfinished work of another merge; finish that one, remove the directory, or pass \
+                 --overwrite"
+            )));
+        }
+        Found::Foreign => {
+            return Err(Error::Merge(format!(
+                "{place}: is needed for the unfinished work, but holds files that are not mol's; remove it, or choose \
+                 another OUT"
+            )));
+        }
+    };
+    let parent = partial.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let existing = parent.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."));
+    let space = rustix::fs::statvfs(existing).map_err(|e| Error::io(existing)(e.into()))?;
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    let claimed: u64 = plan.outputs.iter().map(|name| claimed_bytes(&partial.join(name))).sum();
+    let needed = bytes_needed(plan)?.saturating_sub(claimed);
+    if needed > free {
+        let (needed, free) = (needed as f64 / 1e9, free as f64 / 1e9);
+        let existing = existing.display();
+        return Err(Error::Merge(format!(
+            "{existing}: the merge needs {needed:.3} GB, the disk has {free:.3} GB free; free some or choose another OUT"
+        )));
+    }
+    Ok(Preflight { bytes_needed: needed, bytes_free: free, resumable })
+}
+
+/// Bytes that a file holds on the disk; a file that is not there holds none.
+fn claimed_bytes(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
+}
+
+fn check_equal_copies(plan: &Plan, shards: &[Shard]) -> Result<()> {
+    let mut problems = Vec::new();
+    for task in plan.tasks.iter().filter(|task| matches!(task.method, Method::Copy {})) {
+        let sources = task.resolve(shards)?;
+        let (first_shard, first) = sources[0];
+        for (shard, tensor) in &sources[1..] {
+            if tensor.dtype != first.dtype || shard.bytes(tensor) != first_shard.bytes(first) {
+                let (path, other) = (shard.path.display(), first_shard.path.display());
+                let Tensor { name, dtype, .. } = tensor;
+                problems.push(format!("{path}: tensor `{name}` ({dtype}) differs from `{}` in {other}", first.name));
+            }
+        }
+    }
+    if problems.is_empty() {
+        return Ok(());
+    }
+    let rule = "tensors that cannot be averaged must be equal in all inputs";
+    Err(Error::Merge(format!("{rule}:\n- {}", problems.join("\n- "))))
+}

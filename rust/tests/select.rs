@@ -1,0 +1,74 @@
+//! The search for the k-th largest key against a sort, whatever the sample says.
+use mol_merge::kernels::select::{COLLECT, Search, Step};
+
+const TOP: i64 = 1 << 31;
+
+/// Answers a search's questions from all keys until it is done.
+fn solve(keys: &[i64], k: usize, sample: Vec<i64>) -> (i64, usize, usize) {
+    let mut search = Search::new(keys.len(), k, TOP, sample);
+    for sweeps in 0.. {
+        match search.step() {
+            Step::Done { key, equal } => return (key, equal, sweeps),
+            Step::Count(pivots) => {
+                let count = |test: &dyn Fn(i64) -> bool| keys.iter().filter(|key| test(**key)).count();
+                let counts: Vec<_> = pivots.iter().map(|p| [count(&|key| key > *p), count(&|key| key == *p)]).collect();
+                search.counted(&pivots, &counts);
+            }
+            Step::Collect(low, high) => {
+                search.collected(keys.iter().copied().filter(|key| low < *key && *key < high).collect());
+            }
+        }
+    }
+    unreachable!()
+}
+
+fn check(keys: &[i64], sample: &[i64]) -> usize {
+    let mut sorted = keys.to_vec();
+    sorted.sort_unstable_by(|a, b| b.cmp(a));
+    let n = keys.len();
+    let mut most = 0;
+    for k in [1, 2, n / 1000 + 1, n / 3, n / 2, n - 1, n] {
+        let (key, equal, sweeps) = solve(keys, k, sample.to_vec());
+        assert_eq!(key, sorted[k - 1], "k = {k} of {n}");
+        assert_eq!(equal, k - sorted.iter().filter(|other| **other > key).count(), "k = {k} of {n}");
+        most = most.max(sweeps);
+    }
+    most
+}
+
+fn hash(i: usize) -> i64 {
+    (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_shr(34) as i64
+}
+
+#[test]
+fn spread_keys_take_few_sweeps() {
+    let keys: Vec<i64> = (0..3 * COLLECT).map(hash).collect();
+    let sample: Vec<i64> = keys.iter().copied().step_by(7).collect();
+    assert!(check(&keys, &sample) <= 4);
+}
+
+#[test]
+fn few_distinct_keys_with_huge_groups() {
+    let keys: Vec<i64> = (0..3 * COLLECT).map(|i| hash(i) % 5 * 1000).collect();
+    let sample: Vec<i64> = keys.iter().copied().step_by(11).collect();
+    check(&keys, &sample);
+    check(&vec![0; 2 * COLLECT + 1], &[0; 9]);
+}
+
+#[test]
+fn a_sample_that_says_nothing_only_costs_sweeps() {
+    let keys: Vec<i64> = (0..2 * COLLECT + 3).map(hash).collect();
+    for sample in [vec![0], vec![TOP - 1], vec![0, TOP - 1], vec![hash(5); 100]] {
+        assert!(check(&keys, &sample) <= 40);
+    }
+}
+
+#[test]
+fn small_tensors_are_known_from_the_sample() {
+    for n in [1, 2, 3, 1000] {
+        let keys: Vec<i64> = (0..n).map(|i| hash(i) % 7).collect();
+        for k in 1..=n.min(20) {
+            let Step::Done { .. } = Search::new(n, k, TOP, keys.clone()).step() else { panic!("not done") };
+        }
+    }
+}
