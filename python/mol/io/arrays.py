@@ -1,0 +1,53 @@
+"""SafeTensors files as numpy arrays, for those who want to look at weights in Python."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+from mol.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+_NUMPY: Final = {
+    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "?", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
+    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
+}  # fmt: skip
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Read every tensor of a file that mol wrote.
+
+    BF16, which numpy lacks, comes as float32 of the same values.
+
+    Raises:
+        ImportError: numpy is not installed.
+        CheckpointError: a tensor has a dtype that numpy lacks.
+        OSError: the file cannot be read.
+    """
+    try:
+        import numpy as np
+    except ImportError as error:
+        raise ImportError("arrays need numpy: pip install numpy") from error
+
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            file.seek(8 + length + begin)
+            data = file.read(end - begin)
+            if entry["dtype"] == "BF16":
+                # The upper half of a float32: shifting it into place changes no value.
+                array = (np.frombuffer(data, "<u2").astype("<u4") << np.uint32(16)).view("<f4")
+            elif entry["dtype"] in _NUMPY:
+                array = np.frombuffer(bytearray(data), _NUMPY[entry["dtype"]])
+            else:
+                raise CheckpointError(f"{path}: tensor `{name}` is {entry['dtype']}, which numpy lacks")
+            arrays[name] = array.reshape(entry["shape"])
+    return arrays

@@ -1,0 +1,263 @@
+"""A model name becomes a local directory at a fixed revision: a local path, else the Hub's cache, else a download."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+from mol.config.model_reference import nearby
+from mol.errors import CheckpointError
+from mol.io.side_files import sort_side_files
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from mol.config import ModelReference
+
+_log = logging.getLogger("mol")
+
+_HUB_ID: Final = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+_SNAPSHOT: Final = re.compile(r"models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
+_WEIGHTS: Final = "model.safetensors"
+_INDEX: Final = "model.safetensors.index.json"
+
+
+def resolve(
+    reference: ModelReference,
+    *,
+    cache_dir: Path | str | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+    weights: bool = True,
+    code: bool = False,
+) -> tuple[Path, str | None]:
+    """Find the directory of a model, downloading what the merge needs of it and nothing else.
+
+    The Hub is asked which commit a revision means; files of that commit that are in its cache are not fetched
+    again. Offline (`HF_HUB_OFFLINE=1`, or no connection) the cached snapshot of the revision serves.
+    `HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME` and the rest of huggingface_hub's settings hold.
+
+    Args:
+        reference: a local directory, or the id of a repository on the Hub with an optional revision.
+        cache_dir: the Hub cache, huggingface_hub's own if None.
+        token: the Hub token, huggingface_hub's own if None.
+        endpoint: the address of the Hub, huggingface_hub's own if None.
+        weights: fetch SafeTensors too, not just the files beside them.
+        code: fetch Python files too.
+
+    Returns:
+        The directory, and the commit hash if it came from the Hub.
+
+    Raises:
+        FileNotFoundError: no such directory, and no such repository.
+        NotADirectoryError: the name is a file.
+        PermissionError: the repository is gated or the token may not read it.
+        CheckpointError: no such revision, no SafeTensors in it, or neither connection nor complete cache.
+    """
+    path = Path(reference.name)
+    if reference.name.startswith("~/"):
+        path = path.expanduser()
+    if path.is_dir():
+        if reference.revision is not None:
+            raise CheckpointError(
+                f"{reference}: {reference.name} is a local directory, which has no revision {reference.revision!r}; "
+                "leave the revision out, or run where no directory has the name of that repository"
+            )
+        origin = hub_origin(path)
+        return path, origin[1] if origin else None
+    if path.exists():
+        raise NotADirectoryError(f"{path} is a file; name the directory that holds the model's config.json")
+    if not _HUB_ID.fullmatch(reference.name) or path.is_absolute():
+        hint = nearby(reference.name)
+        raise FileNotFoundError(
+            f"{reference.name}: no such directory (and it cannot be the id of a Hub repository){hint}"
+        )
+    hub = _Hub(reference, cache_dir=cache_dir, token=token, endpoint=endpoint)
+    return hub.fetch(weights=weights, code=code)
+
+
+def hub_origin(directory: Path) -> tuple[str, str] | None:
+    """Tell (repository id, commit hash) of a directory inside a Hub cache, None for any other."""
+    match = _SNAPSHOT.fullmatch("/".join(directory.resolve().parts[-3:]))
+    return (match["id"].replace("--", "/"), match["commit"]) if match else None
+
+
+class _Hub:
+    """One revision of one repository on the Hub."""
+
+    def __init__(
+        self, reference: ModelReference, *, cache_dir: Path | str | None, token: str | None, endpoint: str | None
+    ) -> None:
+        self._reference = reference
+        self._cache_dir = cache_dir
+        self._token = token
+        self._endpoint = endpoint
+
+    def fetch(self, *, weights: bool, code: bool) -> tuple[Path, str]:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HfHubHTTPError
+
+        with self._errors_told():
+            try:
+                info = HfApi(endpoint=self._endpoint, token=self._token).model_info(
+                    self._reference.name, revision=self._reference.revision
+                )
+            except HfHubHTTPError as error:
+                if error.response is not None and error.response.status_code < 500:
+                    raise
+                return self._from_cache(error, weights=weights)
+            except _connection_errors() as error:  # offline, or no connection in any of its forms
+                return self._from_cache(error, weights=weights)
+            listed = sorted(sibling.rfilename for sibling in info.siblings or ())
+            if info.sha is None:
+                raise CheckpointError(f"{self._reference}: the Hub did not say which commit this revision is")
+            wanted = self._wanted(listed, weights=weights, code=code)
+            if not wanted:
+                raise CheckpointError(f"{self._reference}: the repository holds no file that a merge could use")
+            # The first by the name of the revision, so that the cache knows offline what the name means.
+            directory = self._download(self._reference.revision, wanted[:1])
+            if directory.name != info.sha:
+                raise CheckpointError(f"{self._reference}: the repository changed during the download; run again")
+            self._download(info.sha, wanted[1:])
+            if weights and _WEIGHTS not in listed:
+                self._download(info.sha, self._shards(directory, listed))
+        return directory, info.sha
+
+    def _wanted(self, listed: Sequence[str], *, weights: bool, code: bool) -> list[str]:
+        """Choose from the files of a repository: its config, side files and the index or the one file of weights."""
+        side = sort_side_files(listed)
+        wanted = [name for name in ("config.json", "README.md") if name in listed]
+        wanted += [*side.tokenizer, *side.other, *(side.code if code else ())]
+        if not weights:
+            return wanted
+        if "config.json" not in listed:
+            raise CheckpointError(
+                f"{self._reference}: the repository has no config.json, so there is no model to merge"
+            )
+        # The single file first, as transformers does; the two never describe different weights.
+        for name in (_WEIGHTS, _INDEX):
+            if name in listed:
+                return [*wanted, name]
+        others = ", ".join(side.left_out[:4]) or "no weights at all"
+        raise CheckpointError(
+            f"{self._reference}: the repository has no {_WEIGHTS} and no {_INDEX} (it has {others}); "
+            "convert the model to SafeTensors, or name a revision that has them"
+        )
+
+    def _shards(self, directory: Path, listed: Sequence[str]) -> list[str]:
+        shards = _shards_of(directory / _INDEX)
+        missing = [name for name in shards if name not in listed]
+        if missing:
+            raise CheckpointError(f"{self._reference}: {_INDEX} names {missing[0]}, which the repository lacks")
+        return shards
+
+    def _download(self, revision: str | None, names: Sequence[str]) -> Path:
+        """Put files into the cache (those already there cost nothing) and return the snapshot's directory."""
+        from huggingface_hub import hf_hub_download
+
+        directory = Path()
+        for name in names:
+            path = hf_hub_download(
+                self._reference.name,
+                name,
+                revision=revision,
+                cache_dir=self._cache_dir,
+                token=self._token,
+                endpoint=self._endpoint,
+            )
+            directory = Path(path).parents[len(PurePosixPath(name).parts) - 1]
+        return directory
+
+    def _from_cache(self, cause: Exception, *, weights: bool) -> tuple[Path, str]:
+        """Serve the revision from the cache, if all that the merge needs is there."""
+        from huggingface_hub import try_to_load_from_cache
+
+        def cached(name: str) -> Path | None:
+            found = try_to_load_from_cache(
+                self._reference.name, name, cache_dir=self._cache_dir, revision=self._reference.revision
+            )
+            return Path(found) if isinstance(found, str) else None
+
+        config = cached("config.json")
+        missing = [] if config else ["config.json"]
+        if weights and cached(_WEIGHTS) is None:
+            index = cached(_INDEX)
+            missing += [_WEIGHTS] if index is None else [name for name in _shards_of(index) if cached(name) is None]
+        if config is None or missing:
+            raise CheckpointError(
+                f"{self._reference}: no such directory, the Hub cannot be asked ({_first_line(cause)}), and its cache "
+                f"lacks {', '.join(missing[:4])}; "
+                "connect (unset HF_HUB_OFFLINE) and run again, or name a local directory"
+            ) from cause
+        commit = config.parent.name
+        _log.warning("%s: the Hub was not asked; the cached commit %s serves", self._reference, commit)
+        return config.parent, commit
+
+    @contextmanager
+    def _errors_told(self) -> Iterator[None]:
+        """Say what the errors of huggingface_hub mean for the person who wrote the recipe."""
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        try:
+            yield
+        except GatedRepoError as error:
+            raise PermissionError(
+                f"{self._reference}: the repository is gated; ask for access on its page, then log in "
+                "(`hf auth login`) or set HF_TOKEN"
+            ) from error
+        except RepositoryNotFoundError as error:
+            raise FileNotFoundError(
+                f"{self._reference}: no such directory, and no such repository on the Hub "
+                "(a private one needs `hf auth login` or HF_TOKEN)"
+            ) from error
+        except RevisionNotFoundError as error:
+            raise CheckpointError(
+                f"{self._reference}: the repository has no revision {self._reference.revision!r}; "
+                "name a branch, a tag or a full commit hash"
+            ) from error
+        except HfHubHTTPError as error:
+            if error.response is not None and error.response.status_code in (401, 403):
+                raise PermissionError(
+                    f"{self._reference}: the Hub refused ({_first_line(error)}); check HF_TOKEN and its rights"
+                ) from error
+            raise CheckpointError(
+                f"{self._reference}: the Hub failed ({_first_line(error)}); run again later"
+            ) from error
+        except (LocalEntryNotFoundError, *_connection_errors()[:1]) as error:
+            raise CheckpointError(
+                f"{self._reference}: the connection to the Hub broke ({_first_line(error)}); run again, "
+                "finished files are kept"
+            ) from error
+
+
+def _connection_errors() -> tuple[type[Exception], type[OSError]]:
+    """Return what a broken connection raises in whichever HTTP library huggingface_hub was built on."""
+    from huggingface_hub import errors
+
+    return errors.HTTPError, OSError  # type: ignore[attr-defined]
+
+
+def _shards_of(index: Path) -> list[str]:
+    """Read the names of the shards of an index; what else it may say wrongly is for `Checkpoint.open` to tell."""
+    try:
+        content = json.loads(index.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{index} is not JSON: {error}") from error
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index} has no `weight_map` from tensors to files")
+    return sorted(set(weight_map.values()))
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

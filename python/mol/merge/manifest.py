@@ -1,0 +1,72 @@
+"""mol_manifest.json: what a merge was made from, what it holds, and the checksums that `mol-merge verify` re-reads."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mol.merge.labels import Labels
+    from mol.merge.planner import PlannedMerge
+
+MANIFEST_NAME: Final = "mol_manifest.json"
+MANIFEST_FORMAT: Final = 1
+
+
+def build_manifest(
+    planned: PlannedMerge, executed: Mapping[str, Any], *, recipe: str, labels: Labels, version: str
+) -> dict[str, Any]:
+    """Collect the manifest: no absolute path and no clock time, so the same work gives the same bytes.
+
+    Args:
+        planned: the merge.
+        executed: the engine's report.
+        recipe: the recipe's YAML.
+        labels: names of the inputs.
+        version: mol's version.
+    """
+    tasks = {task.name: task for task in planned.plan.tasks}
+    return {
+        "format": MANIFEST_FORMAT,
+        "mol": version,
+        "plan": executed["plan_digest"],
+        "seed": planned.plan.seed,
+        "recipe": labels.clean(recipe),
+        "sources": [
+            {
+                "name": labels.of(source),
+                "revision": source.revision,
+                "files": [
+                    {"name": file.path.name, "size": file.size, "header_blake3": file.header} for file in source.files
+                ],
+            }
+            for source in planned.sources
+        ],
+        "files": list(executed["files"]),
+        "tensors": [
+            {
+                "name": tensor["name"],
+                "dtype": tasks[tensor["name"]].dtype,
+                "shape": list(tasks[tensor["name"]].shape),
+                **{key: value for key, value in tensor.items() if key != "name"},
+            }
+            for tensor in executed["tensors"]
+        ],
+        "copied": [labels.clean(line) for line in planned.copied],
+        "dropped": [labels.clean(line) for line in planned.dropped],
+        "notes": [labels.clean(line) for line in (*planned.warnings, *planned.notes)],
+    }
+
+
+def manifest_text(manifest: Mapping[str, Any]) -> str:
+    """Write a manifest as JSON with one entry of a list on a line: short, and fit for `diff`."""
+    members = []
+    for key, value in manifest.items():
+        if isinstance(value, list) and value:
+            lines = ",\n  ".join(json.dumps(entry, ensure_ascii=False) for entry in value)
+            members.append(f"{json.dumps(key)}: [\n  {lines}\n ]")
+        else:
+            members.append(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
+    return "{\n " + ",\n ".join(members) + "\n}\n"

@@ -1,0 +1,95 @@
+"""What a caller may choose about a run that the recipe does not say."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal, get_args
+
+from mol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Simd = Literal["auto", "off", "avx2", "avx512"]
+Digest = Literal["blake3", "sha256"]
+
+_SIZE: Final = re.compile(r"([0-9][0-9_]*)\s*([KMGTB]?)(IB|B)?", re.IGNORECASE)
+_POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "B": 3, "T": 4}
+
+
+def parse_size(text: str) -> int:
+    """Read a number of bytes: `5B` (mergekit's billions), `5GB`, `500M`, `4GiB`, `5_000`.
+
+    Raises:
+        ConfigError: if the text is not a positive size.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or (match[2] == "" and (match[3] or "").upper() == "IB"):
+        raise ConfigError(f"{text!r} is not a size: write bytes as `5B`, `5GB`, `500M`, `4GiB` or `5_000`")
+    unit = 1024 if (match[3] or "").upper() == "IB" else 1000
+    size: int = int(match[1].replace("_", "")) * unit ** _POWERS[match[2].upper()]
+    if size == 0:
+        raise ConfigError(f"{text!r} is no size: a shard holds at least one byte")
+    return size
+
+
+@dataclass(frozen=True, slots=True)
+class MergeOptions:
+    """Everything about a run besides the recipe; none of it changes a tensor's bytes but `dtype` and `seed`.
+
+    Attributes:
+        threads: worker threads, all cores if None.
+        out_shard_size: most bytes of tensors in one output file (a larger tensor gets a file of its own).
+        overwrite: replace a model that is already at the output path, after the new one is complete.
+        discard_partial: throw away what an earlier, different merge left unfinished at the same place.
+        allow_nonfinite: let NaN and infinity through instead of stopping.
+        strict_tensors: refuse where a tensor outside the layers would be copied or dropped.
+        copy_tokenizer: write tokenizer files.
+        write_model_card: write a README.md.
+        trust_remote_code: also copy Python files and what points to them.
+        allow_crimes: admit mixed architectures whose shapes are equal.
+        sync: flush everything to the disk before the output appears.
+        digest: a cryptographic digest of each tensor beside its checksum.
+        seed: key of the random methods.
+        tile: elements a thread takes at a time, for tests and measurements.
+        simd: the instruction set, for tests and measurements.
+        cache_dir: the Hub cache, huggingface_hub's own if None.
+        token: the Hub token, huggingface_hub's own if None.
+        dtype: overrides the recipe's `dtype`, any spelling the recipe takes.
+    """
+
+    threads: int | None = None
+    out_shard_size: int = 5_000_000_000
+    overwrite: bool = False
+    discard_partial: bool = False
+    allow_nonfinite: bool = False
+    strict_tensors: bool = False
+    copy_tokenizer: bool = True
+    write_model_card: bool = True
+    trust_remote_code: bool = False
+    allow_crimes: bool = False
+    sync: bool = False
+    digest: Digest | None = None
+    seed: int = 0
+    tile: int | None = None
+    simd: Simd = "auto"
+    cache_dir: Path | str | None = None
+    token: str | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their ranges, all at once."""
+        problems = [
+            f"{name} is {value!r}, but {wanted}"
+            for name, value, fine, wanted in (
+                ("threads", self.threads, self.threads is None or self.threads >= 1, "a run needs at least one thread"),
+                ("out_shard_size", self.out_shard_size, self.out_shard_size >= 1, "a shard holds at least one byte"),
+                ("seed", self.seed, 0 <= self.seed < 2**64, "a seed is a number from 0 to 2**64 - 1"),
+                ("digest", self.digest, self.digest in (None, *get_args(Digest)), "it is blake3, sha256 or none"),
+                ("simd", self.simd, self.simd in get_args(Simd), f"it is one of {', '.join(get_args(Simd))}"),
+            )
+            if not fine
+        ]
+        if problems:
+            raise ConfigError.listing("the options of this run do not hold", problems)

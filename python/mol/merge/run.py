@@ -1,0 +1,327 @@
+"""Carries a recipe out: models are found, the plan is made and run, and the output appears by one rename."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mol.errors import ConfigError, MergeCancelled, MergeError, MolError
+from mol.merge.options import MergeOptions
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Sequence
+
+    from mol.config import MergeConfig, ModelReference
+    from mol.io.checkpoint import Checkpoint
+    from mol.merge.output import SideFilePlan
+    from mol.merge.planner import PlannedMerge
+
+    Recipe = MergeConfig | Mapping[str, Any] | str | Path
+    Progress = Callable[[int, int, int, int], object]
+
+_log = logging.getLogger("mol")
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What a run did.
+
+    Attributes:
+        out: the output directory, with links followed.
+        planned: the merge, its copied and dropped tensors, notes and warnings.
+        plan_digest: digest of the plan.
+        files: name, size and checksum of each weight file, as in the manifest.
+        bytes_read: bytes of weights read.
+        bytes_written: bytes of weights written.
+        resumed: tensors that an earlier run had finished.
+    """
+
+    out: Path
+    planned: PlannedMerge = field(repr=False)
+    plan_digest: str
+    files: tuple[Mapping[str, Any], ...]
+    bytes_read: int
+    bytes_written: int
+    resumed: int
+
+
+def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None) -> dict[ModelReference, Checkpoint]:
+    """Find or download every model of a recipe and read the headers of its weights.
+
+    Raises:
+        MolError: a model cannot be had or is damaged; where several are, a MergeError lists them.
+        OSError: a model is missing or may not be read.
+    """
+    from mol.io.checkpoint import Checkpoint
+
+    options = options or MergeOptions()
+    found: dict[ModelReference, Checkpoint] = {}
+    failures: dict[ModelReference, MolError | OSError] = {}
+    for reference in config.model_references():
+        try:
+            directory, revision = _resolve(reference, config, options, weights=True)
+            found[reference] = Checkpoint.open(directory, name=str(reference), revision=revision)
+        except FileNotFoundError as error:
+            place = config.places.get(reference)
+            failures[reference] = FileNotFoundError(f"{place}: {error}" if place else str(error))
+        except (MolError, OSError) as error:
+            failures[reference] = error
+    _raise_all("models of the recipe cannot be used", failures)
+    return found
+
+
+def plan_recipe(
+    recipe: Recipe,
+    options: MergeOptions | None = None,
+    *,
+    checkpoints: Mapping[ModelReference, Checkpoint] | None = None,
+) -> PlannedMerge:
+    """Plan a merge from headers and recipe, without reading a weight or writing a byte.
+
+    Args:
+        recipe: path of a YAML file, a mapping as YAML gives it, or a MergeConfig.
+        options: see MergeOptions.
+        checkpoints: the models, if they have been opened already.
+
+    Raises:
+        MolError: with every reason why this cannot be merged.
+        OSError: a file is missing or may not be read.
+    """
+    options = options or MergeOptions()
+    return _prepare(_load(recipe), options, checkpoints).planned
+
+
+def run_merge(
+    recipe: Recipe,
+    out: Path | str | None = None,
+    *,
+    on_progress: Progress | None = None,
+    threads: int | None = None,
+    cancel: threading.Event | None = None,
+    options: MergeOptions | None = None,
+    checkpoints: Mapping[ModelReference, Checkpoint] | None = None,
+    **option_fields: Any,  # noqa: ANN401 - the fields of MergeOptions
+) -> MergeReport:
+    """Merge models into a new directory.
+
+    The work is done in `OUT.partial`; a run that was interrupted leaves it there, and running the same merge
+    again resumes. `OUT` appears complete or not at all.
+
+    Args:
+        recipe: path of a YAML file, a mapping as YAML gives it, or a MergeConfig.
+        out: the output directory, the recipe's `output_path` if None.
+        on_progress: called about every 100 ms on this thread with bytes read, to read, written and to write;
+            what it raises cancels the run.
+        threads: worker threads, all cores if None.
+        cancel: the run stops soon after this is set.
+        options: see MergeOptions.
+        checkpoints: the models, if they have been opened already.
+        option_fields: single fields of MergeOptions, e.g. `overwrite=True`.
+
+    Raises:
+        ConfigError: the recipe or an option does not hold.
+        CheckpointError: a model is damaged or of a format that is not supported.
+        MergeError: the models do not fit together, or weights hold or give NaN or infinity.
+        MergeCancelled: `cancel` was set.
+        OSError: a file is missing or may not be read, or the disk failed or is full.
+    """
+    from mol import _rust
+    from mol.merge.output import check_apart, check_output, partial_of
+
+    fields = {**option_fields, **({"threads": threads} if threads is not None else {})}
+    options = replace(options or MergeOptions(), **fields)
+    config = _load(recipe)
+    target = out if out is not None else config.output_path
+    if target is None:
+        raise ConfigError("where should the merged model go? give `out`, or `output_path` in the recipe")
+    place = check_output(Path(target), overwrite=options.overwrite)
+    prepared = _prepare(config, options, checkpoints)
+    inputs = [source.directory for source in prepared.planned.sources]
+    inputs += [file.path.parent for source in prepared.planned.sources for file in source.files]
+    check_apart(place, [*inputs, prepared.tokenizer])
+    for line in prepared.planned.notes:
+        _log.info("%s", line)
+    for line in prepared.planned.warnings:
+        _log.warning("%s", line)
+
+    partial = partial_of(place)
+    watch = _Watch(partial, cancel, on_progress)
+    watch.check()
+    plan = prepared.planned.plan.to_json()
+    _rust.preflight(plan, str(partial), discard_partial=options.discard_partial)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    executed = _execute(prepared, plan, partial, place, options, watch)
+    return MergeReport(
+        out=place,
+        planned=prepared.planned,
+        plan_digest=executed["plan_digest"],
+        files=tuple(executed["files"]),
+        bytes_read=executed["bytes_read"],
+        bytes_written=executed["bytes_written"],
+        resumed=executed["resumed"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A planned merge, with where its tokenizer comes from and what else goes into the output."""
+
+    planned: PlannedMerge
+    tokenizer: Path
+    side: SideFilePlan
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    """Passes progress on and turns the caller's wish to stop into an exception."""
+
+    partial: Path
+    cancel: threading.Event | None
+    on_progress: Progress | None
+
+    @property
+    def resume(self) -> str:
+        return f"what is done is kept in {self.partial}: run the same merge again to resume, or delete it to give up"
+
+    def check(self) -> None:
+        if self.cancel is not None and self.cancel.is_set():
+            raise MergeCancelled(f"the merge was cancelled; {self.resume}")
+
+    def __call__(self, read: int, read_total: int, written: int, written_total: int) -> None:
+        self.check()
+        if self.on_progress is not None:
+            self.on_progress(read, read_total, written, written_total)
+
+
+def _execute(
+    prepared: _Prepared, plan: str, partial: Path, place: Path, options: MergeOptions, watch: _Watch
+) -> dict[str, Any]:
+    from mol import _rust
+    from mol.merge.output import write_side_files
+
+    try:
+        executed: dict[str, Any] = json.loads(
+            _rust.execute(
+                plan,
+                str(partial),
+                threads=options.threads,
+                tile=options.tile,
+                simd=options.simd,
+                digest=options.digest,
+                on_progress=watch,
+            )
+        )
+        write_side_files(partial, prepared.planned, prepared.side, executed, options=options, version=_rust.__version__)
+        watch.check()
+        _rust.commit(str(partial), str(place), overwrite=options.overwrite, sync=options.sync)
+    except OSError as error:
+        if not partial.exists():
+            raise
+        told = f"{error.strerror or error}; {watch.resume}"
+        raise OSError(error.errno, told, error.filename) if error.errno else OSError(told) from error
+    return executed
+
+
+def _load(recipe: Recipe) -> MergeConfig:
+    from mol.config import MergeConfig
+    from mol.config.recipe import load_recipe, recipe_from_dict
+
+    if isinstance(recipe, MergeConfig):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return recipe_from_dict(recipe)
+    return load_recipe(recipe)
+
+
+def _prepare(
+    config: MergeConfig, options: MergeOptions, checkpoints: Mapping[ModelReference, Checkpoint] | None
+) -> _Prepared:
+    from mol.merge.output import plan_side_files
+    from mol.merge.planner import plan_merge
+
+    opened = resolve_checkpoints(config, options) if checkpoints is None else checkpoints
+    planned = plan_merge(config, opened, options=options)
+    tokenizer = _tokenizer_directory(planned, opened, options)
+    remarks = _check_vocabularies(planned, tokenizer)
+    side = plan_side_files(planned, tokenizer, options)
+    if tokenizer != planned.donor.directory:
+        remarks.append(f"the tokenizer is that of {planned.config.tokenizer_source}")
+    if options.dtype is not None:
+        remarks.append(f"dtype {options.dtype} was asked for beside the recipe")
+    planned = replace(
+        planned,
+        notes=(*planned.notes, *remarks, *side.notes),
+        warnings=(*planned.warnings, *side.warnings),
+    )
+    return _Prepared(planned, tokenizer, side)
+
+
+def _tokenizer_directory(
+    planned: PlannedMerge, checkpoints: Mapping[ModelReference, Checkpoint], options: MergeOptions
+) -> Path:
+    source = planned.config.tokenizer_source
+    if source is None or source == "base" or not options.copy_tokenizer:
+        return planned.donor.directory
+    if source in checkpoints:
+        return checkpoints[source].directory
+    return _resolve(source, planned.config, options, weights=False)[0]
+
+
+def _check_vocabularies(planned: PlannedMerge, tokenizer: Path) -> list[str]:
+    """Refuse models for which a row of the embedding means different tokens; return remarks.
+
+    Raises:
+        MergeError: listing the models.
+    """
+    from mol.io.vocabulary import compare_vocabularies, read_vocabulary
+
+    others = {tokenizer: str(planned.config.tokenizer_source)}
+    others |= {source.directory: source.name for source in planned.sources}
+    problems, remarks = [], []
+    for directory, name in others.items():
+        if directory == planned.donor.directory:
+            continue
+        problem, remark = compare_vocabularies(planned.donor.directory, directory)
+        if problem:
+            problems.append(f"{name}: {problem}")
+        if remark:
+            remarks.append(f"{name}: {remark}")
+    rows = planned.model_config.get("vocab_size")
+    if tokenizer != planned.donor.directory and isinstance(rows, int):
+        largest = max((read_vocabulary(tokenizer) or {}).values(), default=-1)
+        if largest >= rows:
+            problems.append(f"{others[tokenizer]}: its tokenizer has the id {largest}, the embedding {rows} rows")
+    if problems:
+        raise MergeError.listing(
+            f"a token must have one id in all models, and these disagree with {planned.donor.name}; merge models of "
+            "one vocabulary (joining vocabularies comes later)",
+            problems,
+        )
+    return remarks
+
+
+def _resolve(
+    reference: ModelReference, config: MergeConfig, options: MergeOptions, *, weights: bool
+) -> tuple[Path, str | None]:
+    from mol.io.hub import resolve
+
+    return resolve(
+        reference,
+        cache_dir=options.cache_dir,
+        token=options.token,
+        weights=weights,
+        code=options.trust_remote_code or config.trust_remote_code,
+    )
+
+
+def _raise_all(header: str, failures: Mapping[ModelReference, MolError | OSError]) -> None:
+    errors: Sequence[MolError | OSError] = list(failures.values())
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise MergeError.listing(header, [str(error) for error in errors])

@@ -1,0 +1,165 @@
+"""BaseMergeMethod: load the models, merge them lazily, save the result."""
+
+from __future__ import annotations
+
+import tempfile
+from abc import ABC
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mol.config import MergeConfig
+from mol.errors import ArchitectureError, ConfigError, MergeError
+from mol.merge.run import plan_recipe, resolve_checkpoints, run_merge
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+    from mol.config import ModelReference
+    from mol.io.checkpoint import Checkpoint
+    from mol.merge.options import MergeOptions
+    from mol.merge.planner import PlannedMerge
+    from mol.merge.run import MergeReport
+
+__all__ = ["BaseMergeMethod", "MergeConfig", "MergedModel"]
+
+
+@dataclass(frozen=True)
+class MergedModel:
+    """A merge that is planned and checked but not run: no weight has been read.
+
+    Attributes:
+        planned: the plan, what is copied and dropped, notes and warnings.
+        checkpoints: the models.
+        options: how it will run.
+    """
+
+    planned: PlannedMerge
+    checkpoints: Mapping[ModelReference, Checkpoint]
+    options: MergeOptions | None = None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor, in the order of the output files."""
+        return {task.name: task.shape for task in self.planned.plan.tasks}
+
+    def save(self, out: Path | str | None = None, **options: Any) -> MergeReport:  # noqa: ANN401 - see run_merge
+        """Run the merge into `out` (the recipe's `output_path` if None); see `run_merge` for the rest."""
+        return run_merge(self.planned.config, out, checkpoints=self.checkpoints, options=self.options, **options)
+
+    def state_dict(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Run the merge and return every tensor as a numpy array: the whole model in memory.
+
+        BF16, which numpy lacks, comes as float32; no value changes by that. Weights pass through a temporary
+        directory (`TMPDIR` says where), so there must be room for the model on that disk.
+
+        Raises:
+            MolError: see `run_merge`.
+            OSError: see `run_merge`.
+        """
+        from mol.io.arrays import read_arrays
+
+        with tempfile.TemporaryDirectory(prefix="mol-") as folder:
+            report = self.save(Path(folder, "merged"))
+            arrays: dict[str, np.ndarray[Any, Any]] = {}
+            for file in report.files:
+                arrays |= read_arrays(report.out / file["name"])
+        return arrays
+
+    def to_module(self) -> Any:  # noqa: ANN401 - a torch module, and a merge does not know torch
+        """Run the merge and load the result with transformers, as the class that config.json names.
+
+        Raises:
+            ImportError: torch or transformers is not installed.
+            ArchitectureError: transformers has no class of the name in config.json.
+            MolError: see `run_merge`.
+            OSError: see `run_merge`.
+        """
+        try:
+            import torch  # noqa: F401 - told apart from what transformers would say later
+            import transformers
+        except ImportError as error:
+            raise ImportError("to_module() needs torch and transformers: pip install 'mol-merge[fusion]'") from error
+
+        names = self.planned.model_config.get("architectures") or ["AutoModel"]
+        if names[0] not in dir(transformers):
+            raise ArchitectureError(
+                f"transformers has no class {names[0]!r}, which config.json of {self.planned.donor.name} names; "
+                "save the merge and load it with the model's own code"
+            )
+        with tempfile.TemporaryDirectory(prefix="mol-") as folder:
+            report = self.save(Path(folder, "merged"))
+            return getattr(transformers, names[0]).from_pretrained(report.out, dtype="auto")
+
+
+class BaseMergeMethod(ABC):
+    """A merge in three steps: `load_models`, `merge`, `save_merged_model`.
+
+    Attributes:
+        method: the method's name in a recipe.
+        config: the checked recipe.
+        options: how the merge runs.
+    """
+
+    method: ClassVar[str]
+
+    def __init__(self, config: MergeConfig, options: MergeOptions | None = None) -> None:
+        """Take a recipe of this method.
+
+        Raises:
+            ConfigError: the recipe is for another method.
+        """
+        if config.method != self.method:
+            raise ConfigError(f"{type(self).__name__} merges by {self.method}, but the recipe says {config.method}")
+        self.config = config
+        self.options = options
+
+    def load_models(self) -> dict[str, Checkpoint]:
+        """Find or download the models and read their headers; no weight is read.
+
+        Returns:
+            Checkpoints by the model's name in the recipe, the base among them.
+
+        Raises:
+            MolError: a model cannot be had or is damaged.
+            OSError: a model is missing or may not be read.
+        """
+        return {str(ref): found for ref, found in resolve_checkpoints(self.config, self.options).items()}
+
+    def merge(self, models: Mapping[str, Checkpoint] | None = None) -> MergedModel:
+        """Plan the merge and check all that headers can tell; nothing is written.
+
+        Args:
+            models: what `load_models` gave; loaded now if None.
+
+        Raises:
+            MergeError: with every reason why these models cannot be merged.
+        """
+        models = self.load_models() if models is None else models
+        references = {str(reference): reference for reference in self.config.model_references()}
+        missing = [name for name in references if name not in models]
+        if missing:
+            raise MergeError.listing("the recipe names models that were not given", missing)
+        checkpoints = {reference: models[name] for name, reference in references.items()}
+        return MergedModel(plan_recipe(self.config, self.options, checkpoints=checkpoints), checkpoints, self.options)
+
+    def save_merged_model(
+        self,
+        merged: MergedModel,
+        output_path: Path | str | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> MergeReport:
+        """Run the merge into `output_path`, the recipe's if None.
+
+        Args:
+            merged: what `merge` gave.
+            output_path: the output directory.
+            options: see `run_merge`, e.g. `overwrite=True` or `on_progress=...`.
+
+        Raises:
+            MolError: see `run_merge`.
+            OSError: see `run_merge`.
+        """
+        return merged.save(output_path, **options)

@@ -1,0 +1,101 @@
+"""A server on this machine that speaks as much of the Hub's protocol as a download takes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(ThreadingHTTPServer):
+    """Holds repositories: id -> path -> content, all at one commit."""
+
+    daemon_threads = True
+
+    def __init__(self, repositories: dict[str, dict[str, bytes]]) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repositories = repositories
+        self.gated: set[str] = set()
+        self.broken = False
+        self.fetched: list[str] = []
+        self.tokens: set[str | None] = set()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        hub = self.server
+        parts = self.path.strip("/").split("/")
+        if "org" in parts:
+            hub.tokens.add(self.headers.get("Authorization"))
+        if hub.broken:
+            self.answer(500, b"")
+        elif parts[:2] == ["api", "models"]:
+            self.model_info("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main")
+        else:
+            self.file("/".join(parts[:2]), "/".join(parts[4:]))
+
+    def model_info(self, name: str, revision: str) -> None:
+        files = self.server.repositories.get(name)
+        if files is None:
+            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        elif revision not in ("main", "v1", COMMIT):
+            self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        else:
+            siblings = [{"rfilename": file} for file in files]
+            self.answer(200, json.dumps({"id": name, "sha": COMMIT, "siblings": siblings}).encode())
+
+    def file(self, name: str, file: str) -> None:
+        if name in self.server.gated:
+            self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
+            return
+        content = self.server.repositories.get(name, {}).get(file)
+        if content is None:
+            self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
+            return
+        if self.command == "GET":
+            self.server.fetched.append(file)
+        self.answer(
+            200, content, {"ETag": f'"{hashlib.sha1(file.encode() + content).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        )
+
+    def answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+
+@contextmanager
+def serving(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
+    hub = Hub(repositories)
+    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.shutdown()
+        thread.join()
+        hub.server_close()
