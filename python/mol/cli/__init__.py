@@ -1,0 +1,147 @@
+"""mol-merge: the command. Parsing loads click alone; each verb loads what it needs when it runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from mol.cli import diff, examples, inspect, merge, plan, validate, verify
+from mol.cli.console import Console, LogHandler, width_of
+from mol.cli.group import VerbGroup, usage_text
+from mol.errors import MolError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+HELP = """Merge language model checkpoints, natively and in constant memory.
+
+CONFIG is a mergekit recipe (YAML); OUT is the directory to write. Without a
+verb the line is a merge. Options may stand anywhere on it. A recipe whose
+name is a verb's is given as ./NAME.
+
+\b
+mol-merge config.yml ./merged
+mol-merge plan config.yml
+mol-merge merge a.yml b.yml --out-dir ./results
+"""
+
+
+def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        import mol
+
+        click.echo(f"mol-merge {mol.__version__}")
+        ctx.exit()
+
+
+cli = VerbGroup(
+    name="mol-merge",
+    help=HELP,
+    epilog="Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted.",
+    commands=[
+        merge.command, plan.command, validate.command, examples.command, inspect.command, diff.command, verify.command,
+    ],
+    params=[
+        click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version,
+                     help="Say the version."),
+    ],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)  # fmt: skip
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command line.
+
+    Args:
+        args: The arguments; those of the process if None.
+
+    Returns:
+        The exit code: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted.
+    """
+    console = Console()
+    handler = LogHandler(console)
+    logger = logging.getLogger("mol")
+    logger.addHandler(handler)
+    hook, sys.excepthook = sys.excepthook, _Bug(console)
+    try:
+        code = _run(console, list(sys.argv[1:] if args is None else args))
+        sys.excepthook = hook
+    finally:
+        logger.removeHandler(handler)
+    return code
+
+
+def _run(console: Console, args: list[str]) -> int:
+    if not args:
+        with click.Context(cli, info_name="mol-merge", max_content_width=80) as ctx:
+            click.echo(cli.get_help(ctx), err=True)
+        return USAGE
+    try:
+        code = cli.main(args, prog_name="mol-merge", standalone_mode=False, obj=console)
+    except click.UsageError as error:
+        console.error(usage_text(error, width_of(sys.stderr)))
+        return USAGE
+    except (click.Abort, KeyboardInterrupt):
+        console.error("interrupted")
+        return INTERRUPTED
+    except (MolError, OSError, click.ClickException) as error:
+        refuse(console, error)
+        return FAILED
+    return code if isinstance(code, int) else DONE
+
+
+def refuse(console: Console, error: MolError | OSError | click.ClickException) -> None:
+    """Say why the command did not do what was asked; with `--json` as the document too."""
+    text = describe(error)
+    if type(error) is MolError:  # none of its kinds: the engine panicked
+        text += f"\n{_where_to_report()}"
+        if console.verbose:
+            sys.__excepthook__(type(error), error, error.__traceback__)
+    console.error(text)
+    console.document({
+        "error": {
+            "type": type(error).__name__,
+            "message": text,
+            "problems": list(error.problems) if isinstance(error, MolError) else [],
+        }
+    })  # fmt: skip
+
+
+def describe(error: MolError | OSError | click.ClickException) -> str:
+    """An error in one text: without Python's number and quotes where the system refused."""
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, OSError) and error.strerror:
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        return ": ".join([*names, error.strerror])
+    return str(error) or type(error).__name__
+
+
+class _Bug:
+    """Takes what no verb foresaw: says that it is mol's fault and where to tell; the traceback only with -v."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if self.console.verbose:
+            sys.__excepthook__(kind, error, trace)
+        self.console.error(f"{kind.__name__}: {error}\n{_where_to_report()}")
+
+
+def _where_to_report() -> str:
+    from importlib.metadata import PackageNotFoundError, metadata
+
+    try:
+        urls = dict(line.split(", ", 1) for line in metadata("mol-merge").get_all("Project-URL", []))
+    except PackageNotFoundError:
+        urls = {}
+    where = next((urls[name] for name in ("Issues", "Repository", "Homepage") if name in urls), "the issue tracker")
+    return f"This is a bug in mol. Please report it to {where}, with the recipe and what this line says with --verbose."

@@ -1,0 +1,141 @@
+"""mol-merge merge, the verb of a line without one: run recipes."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mol.cli import units
+from mol.cli.group import Verb
+from mol.cli.options import merge_options, merging, option, refuse_contradictions, speaking
+from mol.errors import MolError
+
+if TYPE_CHECKING:
+    from mol.cli.console import Console
+    from mol.config.merge_config import MergeConfig
+    from mol.merge.options import MergeOptions
+
+INTERRUPTED = 130
+
+
+@click.command(
+    "merge",
+    cls=Verb,
+    short_help="Merge by a recipe; the verb of a line without one.",
+    help="""Merge the models that the recipe CONFIG names into the directory OUT, which may be left out if the recipe
+has `output_path`. Several recipes go into --out-dir, each under its own name. A merge that was interrupted goes on
+when the same line is given again.""",
+    options_metavar="[OPTIONS]",
+)
+@click.argument("words", metavar="CONFIG... [OUT]", nargs=-1, type=click.Path(path_type=Path))
+@option("--out-dir", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", section="Result",
+        help="Where several recipes go: NAME.yml into DIR/NAME.")  # fmt: skip
+@merging
+@speaking
+def command(console: Console, words: tuple[Path, ...], out_dir: Path | None, **given: Any) -> int:  # noqa: ANN401
+    """Run one recipe, or several one after the other."""
+    options = merge_options(console, given)
+    pairs = _pair(words, out_dir)
+    recipes = _load([recipe for recipe, _ in pairs])
+    for (path, _), recipe in zip(pairs, recipes, strict=True):
+        refuse_contradictions(recipe, path, given)
+    jobs = [(path, recipe, _output(path, recipe, out)) for (path, out), recipe in zip(pairs, recipes, strict=True)]
+    if out_dir is None:
+        ((path, recipe, out),) = jobs
+        console.document(_merge(console, path, recipe, out, options))
+        return 0
+    return _merge_all(console, jobs, options)
+
+
+def _pair(words: tuple[Path, ...], out_dir: Path | None) -> list[tuple[Path, Path | None]]:
+    """Tell recipes from OUT among the words of the line."""
+    if not words:
+        raise click.UsageError("no recipe is named; the line is `mol-merge CONFIG OUT`")
+    if out_dir is not None:
+        outs = [out_dir / word.stem for word in words]
+        twice = sorted({str(out) for out in outs if outs.count(out) > 1})
+        if twice:
+            raise click.UsageError(f"two recipes would go to {twice[0]}; give their files different names")
+        return list(zip(words, outs, strict=True))
+    if len(words) > 2:
+        raise click.UsageError("several recipes need --out-dir DIR; one recipe takes one OUT")
+    if len(words) == 2 and words[1].is_file():
+        hint = "to merge both recipes give --out-dir DIR" if words[1].suffix in (".yml", ".yaml") else "name another"
+        raise click.UsageError(f"OUT, {words[1]}, is a file; {hint}")
+    return [(words[0], words[1] if len(words) == 2 else None)]
+
+
+def _load(paths: list[Path]) -> list[MergeConfig]:
+    """Read every recipe before the first is run, and tell what is wrong with any of them."""
+    from mol.config.recipe import load_recipe
+    from mol.errors import ConfigError
+
+    if len(paths) == 1:
+        return [load_recipe(paths[0])]
+    recipes: list[MergeConfig] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            recipes.append(load_recipe(path))
+        except ConfigError as error:
+            problems.extend(error.problems or (str(error),))
+    if problems:
+        raise ConfigError.listing("nothing was merged, since not every recipe can be", problems)
+    return recipes
+
+
+def _output(path: Path, recipe: MergeConfig, out: Path | None) -> Path:
+    if out is not None:
+        return out
+    if not recipe.output_path:
+        raise click.UsageError(f"OUT is missing: name the directory after {path}, or give the recipe an output_path")
+    return Path(recipe.output_path)
+
+
+def _merge(console: Console, path: Path, recipe: MergeConfig, out: Path, options: MergeOptions) -> dict[str, object]:
+    """Run one recipe and say how it went; interrupted, say how to go on."""
+    from mol.cli.progress import Progress
+    from mol.cli.report import merge_document, merge_text
+    from mol.merge.output import partial_of
+    from mol.merge.run import run_merge
+
+    started = time.monotonic()
+    try:
+        with Progress(console, "merging") as progress:
+            report = run_merge(recipe, out, on_progress=progress, options=options)
+    except KeyboardInterrupt:
+        partial = partial_of(Path(os.path.realpath(out.expanduser())))
+        console.error(
+            f"interrupted; {partial} keeps what is done: give the same line again to go on, or delete it to give up"
+            if partial.exists()
+            else "interrupted before anything was written"
+        )
+        raise click.exceptions.Exit(INTERRUPTED) from None
+    span = time.monotonic() - started
+    for line in merge_text(console, report, span):
+        console.status(line)
+    return merge_document(report, path, span)
+
+
+def _merge_all(console: Console, jobs: list[tuple[Path, MergeConfig, Path]], options: MergeOptions) -> int:
+    """Run recipes in order; one that fails does not keep the rest from running."""
+    from mol.cli import describe
+
+    documents: list[dict[str, object]] = []
+    failed = []
+    for number, (path, recipe, out) in enumerate(jobs, start=1):
+        console.status(f"{'' if number == 1 else chr(10)}{path} ({number} of {len(jobs)})")
+        try:
+            documents.append(_merge(console, path, recipe, out, options))
+        except (MolError, OSError) as error:
+            failed.append(str(path))
+            console.error(describe(error))
+            documents.append({"recipe": str(path), "error": {"type": type(error).__name__, "message": describe(error)}})
+    console.document(documents)
+    if failed:
+        console.error(f"{len(failed)} of {units.amount(len(jobs), 'recipe')} failed: {', '.join(failed)}")
+    return int(bool(failed))

@@ -1,0 +1,190 @@
+"""The options that verbs share: mol's own, mergekit's and the seed's; each works, or says in one line why not."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mol.cli.group import SAID, SectionOption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from mol.cli.console import Console
+    from mol.config.merge_config import MergeConfig
+    from mol.merge.options import MergeOptions
+
+    Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+# Name of the parameter, its declaration, what it takes (None: a flag), and why it changes nothing here.
+WITHOUT_EFFECT: tuple[tuple[str, str, str | None, str], ...] = (
+    ("lazy_unpickle", "--lazy-unpickle/--no-lazy-unpickle", None, "SafeTensors are mapped, never unpickled"),
+    ("low_cpu_memory", "--low-cpu-memory/--no-low-cpu-memory", None, "memory stays small whatever the models' sizes"),
+    ("low_cpu_mem_usage", "--low-cpu-mem-usage/--no-low-cpu-mem-usage", None,
+     "memory stays small whatever the models' sizes"),
+    ("cuda", "--cuda/--no-cuda", None, "merges run on the CPU, at the speed of the disk"),
+    ("read_to_gpu", "--read-to-gpu/--no-read-to-gpu", None, "merges run on the CPU, at the speed of the disk"),
+    ("multi_gpu", "--multi-gpu/--no-multi-gpu", None, "merges run on the CPU, at the speed of the disk"),
+    ("gpu_rich", "--gpu-rich", None, "merges run on the CPU, at the speed of the disk"),
+    ("async_write", "--async-write/--no-async-write", None, "writing always overlaps with reading and computing"),
+    ("write_threads", "--write-threads", "N", "one pool does all; --threads sets its size"),
+    ("clone_tensors", "--clone-tensors/--no-clone-tensors", None, "each tensor of the output is written on its own"),
+    ("cleanup", "--cleanup/--no-cleanup", None, "a merge leaves nothing behind but its output"),
+    ("unsafe_truncate_embeddings", "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings", None,
+     "vocabularies that differ are refused, never cut"),
+    ("lora_merge_cache", "--lora-merge-cache", "PATH", "LoRA adapters in recipes come in a later version"),
+    ("lora_merge_dtype", "--lora-merge-dtype", "DTYPE", "LoRA adapters in recipes come in a later version"),
+)  # fmt: skip
+# These are on here and cannot be turned off: asking for pickle files is refused, not noted.
+SAFETENSORS_ONLY = (
+    ("safe_serialization", "--safe-serialization/--no-safe-serialization"),
+    ("use_safetensors", "--use-safetensors/--no-use-safetensors/--no-safetensors"),
+)
+
+
+def option(*names: str, section: str | None = "Options", **kwargs: Any) -> Decorator:  # noqa: ANN401
+    """`click.option` with the heading that `--help` puts it under."""
+    return click.option(*names, cls=SectionOption, section=section, **kwargs)
+
+
+def speaking(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--verbose`, `--quiet`, `--json` and `--log-level`, and hand the verb a console that obeys them first."""
+
+    def verb(console: Console, /, **given: Any) -> Any:  # noqa: ANN401
+        level = given.pop("log_level")
+        console.configure(
+            quiet=given.pop("quiet") or level == "error",
+            verbose=max(given.pop("verbose"), int(level == "debug")),
+            json=given.pop("json_"),
+        )
+        return function(console, **given)
+
+    return _decorated(functools.update_wrapper(click.pass_obj(verb), function), [
+        option("-v", "--verbose", count=True, section=SAID, help="Say more; list everything."),
+        option("-q", "--quiet", is_flag=True, section=SAID, help="Say nothing but errors."),
+        option("--json", "json_", is_flag=True, section=SAID,
+               help="One JSON document on stdout; all else on stderr."),
+        option("--log-level", type=click.Choice(LOG_LEVELS, case_sensitive=False), hidden=True),
+    ])  # fmt: skip
+
+
+def _decorated(function: Callable[..., Any], decorators: Sequence[Decorator]) -> Callable[..., Any]:
+    """Apply decorators so that `--help` lists them in the order given."""
+    for decorate in reversed(decorators):
+        function = decorate(function)
+    return function
+
+
+def models(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about where models come from and which are admitted."""
+    return _decorated(function, [
+        option("--trust-remote-code/--no-trust-remote-code", default=None, section="Models",
+               help="Keep the donor's Python files in the result; say so only of models that you trust."),
+        option("--allow-crimes/--no-allow-crimes", default=None, section="Models",
+               help="Admit models of different architectures whose tensors have equal shapes."),
+        option("--strict-tensors", is_flag=True, section="Models",
+               help="Refuse tensors that only some models have, instead of copying or dropping them."),
+        option("--transformers-cache", "--cache-dir", "cache_dir", type=click.Path(path_type=Path), metavar="DIR",
+               section="Models", help="The Hugging Face cache to use for models that are no local directory."),
+    ])  # fmt: skip
+
+
+def merging(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add every option of a merge: those with an effect, and those that only say why they have none."""
+    decorators = [
+        option("--overwrite", is_flag=True, section="Result",
+               help="Replace OUT if it is there, once the new one is complete."),
+        option("--discard-partial", is_flag=True, section="Result",
+               help="Throw away what another, unfinished merge left at OUT.partial."),
+        option("--out-shard-size", metavar="SIZE", default=None, section="Result",
+               help="Most bytes in one file: 5B, 5GB, 500M.  [default: 5GB]"),
+        option("--dtype", metavar="DTYPE", default=None, section="Result",
+               help="The output's dtype, before the recipe's: float32, float16, bfloat16, float64."),
+        option("--copy-tokenizer/--no-copy-tokenizer", default=True, section="Result",
+               help="Copy the donor's tokenizer.  [default: yes]"),
+        option("--write-model-card/--no-write-model-card", default=True, section="Result",
+               help="Write README.md.  [default: yes]"),
+        option("--digest", type=click.Choice(["blake3", "sha256"]), default=None, section="Result",
+               help="Add a cryptographic digest of each tensor to the manifest."),
+        option("--allow-nonfinite", is_flag=True, section="Result",
+               help="Go on when a NaN, an infinity or an overflow is met."),
+        option("--random-seed", "--seed", "seed", type=click.IntRange(min=0), metavar="N", default=None,
+               section="Result", help="Seed of the methods that draw at random.  [default: 0]"),
+        option("-j", "--threads", "--num-threads", "threads", type=click.IntRange(min=1), metavar="N", default=None,
+               section="Speed", help="Size of the pool.  [default: all cores]"),
+        option("--sync", is_flag=True, section="Speed", help="Wait until the result is on the disk."),
+        option("--simd", type=click.Choice(["auto", "off", "avx2", "avx512"]), default="auto", hidden=True),
+        option("--tile", type=click.IntRange(min=1), metavar="ELEMENTS", default=None, hidden=True),
+        option("--device", metavar="DEVICE", default=None, section=None),
+    ]  # fmt: skip
+    for name, declaration, takes, _ in WITHOUT_EFFECT:
+        decorators.append(option(declaration, name, default=None, metavar=takes, section=None,
+                                 **({"is_flag": True} if takes is None else {})))  # fmt: skip
+    for name, declaration in SAFETENSORS_ONLY:
+        on, *off = declaration.split("/")
+        decorators.append(option(f"{on}/{off[0]}", *(f" /{extra}" for extra in off[1:]), name, default=None,
+                                 section=None))  # fmt: skip
+    return _decorated(models(function), decorators)
+
+
+def merge_options(console: Console, given: dict[str, Any]) -> MergeOptions:
+    """The engine's options from the command line's; those without effect are taken out and say so.
+
+    Raises:
+        click.UsageError: An option that asks for what mol does not do, or cannot read.
+    """
+    from mol.merge.options import MergeOptions
+
+    _say_without_effect(console, given)
+    values = {name: value for name, value in given.items() if value is not None}
+    if "out_shard_size" in values:
+        values["out_shard_size"] = _shard_size(values["out_shard_size"])
+    return MergeOptions(**values)
+
+
+def refuse_contradictions(recipe: MergeConfig, path: Path, given: dict[str, Any]) -> None:
+    """Refuse a `--no-...` that the recipe overrules: what it asks for would not happen.
+
+    Raises:
+        click.UsageError: Naming the option and the recipe's key.
+    """
+    for name, granted in (("trust_remote_code", recipe.trust_remote_code), ("allow_crimes", recipe.allow_crimes)):
+        if granted and given.get(name) is False:
+            raise click.UsageError(
+                f"--no-{name.replace('_', '-')} contradicts `{name}: true` in {path}; take the key out of the recipe"
+            )
+
+
+def _shard_size(text: str) -> int:
+    from mol.errors import ConfigError
+    from mol.merge.options import parse_size
+
+    try:
+        return parse_size(text)
+    except ConfigError as error:
+        raise click.UsageError(f"--out-shard-size: {error}") from error
+
+
+def _say_without_effect(console: Console, given: dict[str, Any]) -> None:
+    for name, declaration, _, reason in WITHOUT_EFFECT:
+        if given.pop(name, None) is not None:
+            console.note(f"{declaration.split('/')[0]} has no effect: {reason}")
+    for name, declaration in SAFETENSORS_ONLY:
+        wanted = given.pop(name, None)
+        if wanted is False:
+            raise click.UsageError(
+                f"{declaration.split('/')[1]} is refused: pickle files can run code when loaded; mol writes SafeTensors"
+            )
+        if wanted is True:
+            console.note(f"{declaration.split('/')[0]} has no effect: SafeTensors is all that mol writes")
+    device = given.pop("device", None)
+    if device is not None and device != "cpu":
+        kind = device.partition(":")[0]
+        if kind not in ("auto", "cuda", "mps", "xpu", "rocm"):
+            raise click.UsageError(f"--device {device!r} is no device; say cpu, cuda or auto")
+        console.note(f"--device {device} has no effect: merges run on the CPU, at the speed of the disk")

@@ -1,0 +1,63 @@
+"""mol-merge plan: what a merge would do, from headers alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mol.cli.group import Verb
+from mol.cli.options import merge_options, merging, refuse_contradictions, speaking
+from mol.errors import MolError
+
+if TYPE_CHECKING:
+    from mol.cli.console import Console
+    from mol.merge.options import MergeOptions
+    from mol.merge.planner import PlannedMerge
+
+
+@click.command(
+    "plan",
+    cls=Verb,
+    short_help="Show what a merge would do and cost; writes nothing.",
+    help="Show what merging CONFIG would do and cost: methods, copies, drops, alignments, bytes. Reads headers only "
+    "and writes nothing.",
+)
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path), required=False)
+@merging
+@speaking
+def command(console: Console, config: Path, out: Path | None, **given: Any) -> None:  # noqa: ANN401
+    """Show one plan."""
+    options = merge_options(console, given)
+    from dataclasses import replace
+
+    from mol.cli.report import plan_document, plan_text
+    from mol.config.recipe import load_recipe
+    from mol.merge.run import plan_recipe
+
+    recipe = load_recipe(config)
+    refuse_contradictions(recipe, config, given)
+    planned = plan_recipe(recipe, options)
+    if out is None and recipe.output_path:
+        out = Path(recipe.output_path)
+    if out is not None and (problem := _trouble(planned, out, options)):
+        planned = replace(planned, warnings=(*planned.warnings, problem))
+    if console.json:
+        console.document(plan_document(planned, config, out))
+        return
+    for line in plan_text(console, planned, config, out):
+        console.result(line)
+
+
+def _trouble(planned: PlannedMerge, out: Path, options: MergeOptions) -> str | None:
+    """Why a merge into OUT would be refused, if it would."""
+    from mol.cli import describe
+    from mol.merge.output import check_apart, check_output
+
+    try:
+        check_apart(check_output(out, overwrite=options.overwrite), [source.directory for source in planned.sources])
+    except (MolError, OSError) as error:
+        return describe(error)
+    return None

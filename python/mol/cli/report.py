@@ -1,0 +1,154 @@
+"""The words of a plan and of a finished merge: what is merged how, copied, dropped, aligned, read and written."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mol.cli import units
+from mol.cli.console import Console, field, listing
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mol.merge.planner import PlannedMerge
+    from mol.merge.run import MergeReport
+
+SHOWN = 6
+_SEVERAL_PASSES = ("slerp", "ties")
+_DONE = {"copy": "copied", "scale": "scaled"}
+
+
+def plan_text(console: Console, planned: PlannedMerge, recipe: Path, out: Path | None) -> list[str]:
+    """A plan for people: everything that a merge would do, and what it would cost."""
+    plan = planned.plan
+    dtypes = ", ".join(dtype for dtype, _ in Counter(task.dtype for task in plan.tasks).most_common())
+    where = f"{out}: " if out is not None else ""
+    free = shutil.disk_usage(_existing(out or Path.cwd())).free
+    lines = [
+        field("recipe", f"{recipe} ({planned.config.method})"),
+        *listing("inputs", [_input(planned, i) for i in range(len(planned.sources))], limit=None),
+        field("output", f"{where}{dtypes} in {units.amount(len(plan.outputs), 'file')}, "
+                        f"{units.size(planned.bytes_written)}"),
+        field("tensors", f"{len(plan.tasks):,}: {_by_method(planned.methods)}{_dropped(planned)}"),
+        *_details(console, planned),
+        field("cost", f"read {units.size(planned.bytes_read)}{_again(planned.methods)}, "
+                      f"write {units.size(planned.bytes_written)}"),
+        field("disk", f"{units.size(free)} free"),
+    ]  # fmt: skip
+    if planned.bytes_written > free:
+        lines.append(field("warning", f"the disk is too small by {units.size(planned.bytes_written - free)}"))
+    return lines
+
+
+def plan_document(planned: PlannedMerge, recipe: Path, out: Path | None) -> dict[str, object]:
+    """A plan for programs: its account, and under `plan` exactly what the engine is handed."""
+    import json
+
+    from mol import _rust
+
+    text = planned.plan.to_json()
+    return {
+        "recipe": str(recipe),
+        "out": None if out is None else str(out),
+        "method": planned.config.method,
+        "digest": _rust.plan_digest(text),
+        "donor": planned.donor.name,
+        **_account(planned),
+        "bytes_read": planned.bytes_read,
+        "bytes_written": planned.bytes_written,
+        "bytes_free": shutil.disk_usage(_existing(out or Path.cwd())).free,
+        "config": planned.model_config,
+        "plan": json.loads(text),
+    }
+
+
+def merge_text(console: Console, report: MergeReport, span: float) -> list[str]:
+    """A finished merge for people, after `span` seconds. Notes and warnings were said while it was planned."""
+    planned = report.planned
+    # A resumed run's bytes are those of the whole merge: they say nothing of this run's rate.
+    rate = "" if report.resumed else f" ({units.size((report.bytes_read + report.bytes_written) / span)}/s)"
+    resumed = f"; {units.amount(report.resumed, 'tensor')} were there already" if report.resumed else ""
+    return [
+        field("merged", f"{units.amount(len(planned.plan.tasks), 'tensor')}: "
+                        f"{_by_method(planned.methods)}{_dropped(planned)}{resumed}"),
+        *_lists(console, planned),
+        field("bytes", f"read {units.size(report.bytes_read)}, wrote {units.size(report.bytes_written)} "
+                       f"in {units.seconds(span)}{rate}"),
+        field("output", str(report.out)),
+    ]  # fmt: skip
+
+
+def merge_document(report: MergeReport, recipe: Path, span: float) -> dict[str, object]:
+    """A finished merge for programs, after `span` seconds."""
+    return {
+        "recipe": str(recipe),
+        "out": str(report.out),
+        "method": report.planned.config.method,
+        "digest": report.plan_digest,
+        "donor": report.planned.donor.name,
+        **_account(report.planned),
+        "bytes_read": report.bytes_read,
+        "bytes_written": report.bytes_written,
+        "seconds": round(span, 3),
+        "resumed": report.resumed,
+        "files": [dict(file) for file in report.files],
+    }
+
+
+def _account(planned: PlannedMerge) -> dict[str, object]:
+    return {
+        "inputs": [{"name": source.name, "revision": source.revision} for source in planned.sources],
+        "tensors": len(planned.plan.tasks),
+        "methods": dict(planned.methods),
+        "copied": list(planned.copied),
+        "dropped": list(planned.dropped),
+        "notes": list(planned.notes),
+        "warnings": list(planned.warnings),
+    }
+
+
+def _input(planned: PlannedMerge, index: int) -> str:
+    source = planned.sources[index]
+    role = " (gives config and tokenizer)" if source is planned.donor else ""
+    commit = f" at {source.revision[:12]}" if source.revision else ""
+    return f"{source.name}{commit}{role}"
+
+
+def _by_method(methods: Mapping[str, int]) -> str:
+    methods_first = sorted(methods.items(), key=lambda item: item[0] in _DONE)
+    return ", ".join(f"{count:,} {_DONE.get(name, f'by {name}')}" for name, count in methods_first)
+
+
+def _again(methods: Mapping[str, int]) -> str:
+    """Methods that measure whole tensors first read them more than once; how often, only the data tells."""
+    several = [name for name in methods if name in _SEVERAL_PASSES]
+    return f" (more than once by {' and '.join(several)})" if several else ""
+
+
+def _dropped(planned: PlannedMerge) -> str:
+    return f"; {len(planned.dropped):,} dropped" if planned.dropped else ""
+
+
+def _lists(console: Console, planned: PlannedMerge) -> list[str]:
+    limit = None if console.verbose else SHOWN
+    return [
+        *listing("copied", planned.copied, limit=limit),
+        *listing("dropped", planned.dropped, limit=limit),
+    ]
+
+
+def _details(console: Console, planned: PlannedMerge) -> list[str]:
+    return [
+        *_lists(console, planned),
+        *listing("note", planned.notes, limit=None),
+        *listing("warning", planned.warnings, limit=None),
+    ]
+
+
+def _existing(path: Path) -> Path:
+    """The nearest directory on the way to a path that exists, so that its disk can be asked."""
+    path = path.absolute()
+    return next(parent for parent in (path, *path.parents) if parent.is_dir())

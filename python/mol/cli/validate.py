@@ -1,0 +1,94 @@
+"""mol-merge validate: whether recipes can be carried out, as far as that can be told without a download."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mol.cli import units
+from mol.cli.console import width_of, wrap
+from mol.cli.group import Verb
+from mol.cli.options import merge_options, models, option, speaking
+from mol.errors import MolError
+
+if TYPE_CHECKING:
+    from mol.cli.console import Console
+    from mol.config.merge_config import MergeConfig, ModelReference
+    from mol.merge.options import MergeOptions
+
+
+@click.command(
+    "validate",
+    cls=Verb,
+    short_help="Check recipes, and shapes where the models are at hand.",
+    help="Check each recipe CONFIG. Where all its models are at hand, on this disk or in the Hugging Face cache, "
+    "tensor names, shapes and dtypes are checked too. Nothing is downloaded; what was not checked is said.",
+)
+@click.argument("configs", metavar="CONFIG...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@option("--strict", is_flag=True, help="Fail where models are not at hand, too.")
+@models
+@speaking
+def command(console: Console, configs: tuple[Path, ...], strict: bool, **given: Any) -> int:  # noqa: ANN401
+    """Check one recipe after the other."""
+    options = merge_options(console, given)
+    results = [_validate(console, path, options, strict=strict) for path in configs]
+    console.document(results)
+    return int(not all(result["valid"] for result in results))
+
+
+def _validate(console: Console, path: Path, options: MergeOptions, *, strict: bool) -> dict[str, object]:
+    from mol.cli import describe
+    from mol.config.recipe import load_recipe
+
+    try:
+        recipe = load_recipe(path)
+        missing, tensors = _check_models(recipe, options)
+    except (MolError, OSError) as error:
+        text = describe(error)
+        console.error(text if str(path) in text.partition("\n")[0] else f"{path}: {text}")
+        problems = list(error.problems) if isinstance(error, MolError) and error.problems else [describe(error)]
+        return {"recipe": str(path), "valid": False, "problems": problems}
+    names = [str(reference) for reference in missing]
+    checked = "the recipe"
+    if tensors:
+        checked += f", and names, shapes and dtypes of {units.amount(tensors, 'tensor')} to write"
+    lines = [f"{path}: valid{', as far as can be told here' if names else ''}", f"  checked: {checked}"]
+    if names:
+        lines.append(
+            f"  not checked: {'its tokenizer' if tensors else 'tensors'}, since these are neither a directory here "
+            f"nor in the cache: {', '.join(names)}"
+        )
+    for line in lines:
+        console.status("\n".join(wrap(line, width_of(sys.stdout), hang=2)))
+    for note in recipe.notes:
+        console.note(f"{path}: {note}")
+    return {
+        "recipe": str(path), "valid": not (strict and names), "problems": [], "method": recipe.method,
+        "tensors_checked": tensors, "not_at_hand": names, "notes": list(recipe.notes),
+    }  # fmt: skip
+
+
+def _check_models(recipe: MergeConfig, options: MergeOptions) -> tuple[list[ModelReference], int]:
+    """Open what is at hand; with all of it, plan the merge.
+
+    Returns:
+        The models that only a download could tell of, and the number of tensors planned.
+    """
+    from mol.cli.local import find
+    from mol.config.merge_config import ModelReference
+    from mol.merge.planner import plan_merge
+    from mol.merge.run import plan_recipe
+
+    cache = None if options.cache_dir is None else Path(options.cache_dir)
+    found = {reference: find(reference, cache) for reference in recipe.model_references()}
+    missing = [reference for reference, checkpoint in found.items() if checkpoint is None]
+    if missing:
+        return missing, 0
+    at_hand = {reference: checkpoint for reference, checkpoint in found.items() if checkpoint is not None}
+    tokenizer = recipe.tokenizer_source
+    if isinstance(tokenizer, ModelReference) and tokenizer not in at_hand and not Path(tokenizer.name).is_dir():
+        return [tokenizer], len(plan_merge(recipe, at_hand, options=options).plan.tasks)
+    return [], len(plan_recipe(recipe, options, checkpoints=at_hand).plan.tasks)

@@ -1,0 +1,275 @@
+"""The verbs that carry a recipe out or say what it would do: merge, plan, validate, examples."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mol.cli import main
+
+LINEAR = "merge_method: linear\nmodels:\n  - {model: ./chat, parameters: {weight: 1}}\n"
+LINEAR += "  - {model: ./code, parameters: {weight: 1}}\n"
+
+
+def weights(directory: Path) -> dict[str, np.ndarray]:
+    return load_file(directory / "model.safetensors")
+
+
+def test_a_line_without_a_verb_merges_and_says_what_it_did(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--threads", "2", str(recipe), "out"]) == 0
+    said = capsys.readouterr()
+    assert re.match(r"merged    9 tensors: 9 by ties\n", said.out)
+    assert re.search(r"^bytes     read [\d.]+ kB, wrote [\d.]+ kB in [\d.]+ s", said.out, re.MULTILINE)
+    assert said.out.splitlines()[-1] == f"output    {Path('out').resolve()}"
+    assert max(map(len, said.out.splitlines()[:-1])) <= 80
+    assert set(weights(Path("out"))) == set(weights(Path("base")))
+
+
+def test_linear_is_the_mean(family: Path) -> None:
+    Path("mean.yml").write_text(LINEAR)
+    assert main(["merge", "mean.yml", "out", "-q"]) == 0
+    chat, code, out = (weights(Path(name)) for name in ("chat", "code", "out"))
+    for name, tensor in out.items():
+        np.testing.assert_allclose(tensor, (chat[name] + code[name]) / 2, rtol=1e-6, atol=1e-7)
+
+
+def test_the_seeds_own_line_works(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(recipe), "./merged_model", "--device", "cuda", "--verbose"]) == 0
+    assert "note: --device cuda has no effect: merges run on the CPU" in capsys.readouterr().err
+
+
+def test_quiet_is_silent(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(recipe), "out", "--quiet", "--cuda"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_json_is_one_document_on_stdout(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(recipe), "out", "--json", "--low-cpu-memory"]) == 0
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert document["methods"] == {"ties": 9}
+    assert document["tensors"] == 9
+    assert document["out"] == str(Path("out").resolve())
+    assert document["bytes_written"] == document["files"][0]["size"] or document["bytes_written"] > 0
+    assert "--low-cpu-memory has no effect" in said.err
+
+
+def test_out_may_come_from_the_recipe(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text() + "output_path: ./from-recipe\n")
+    assert main([str(recipe), "-q"]) == 0
+    assert Path("from-recipe/model.safetensors").is_file()
+
+
+def test_without_any_out_the_line_is_wrong(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(recipe)]) == 2
+    assert "OUT is missing" in capsys.readouterr().err
+
+
+def test_several_recipes_go_into_one_directory(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mean.yml").write_text(LINEAR)
+    assert main(["merge", str(recipe), "mean.yml", "--out-dir", "results", "--json"]) == 0
+    documents = json.loads(capsys.readouterr().out)
+    assert [document["method"] for document in documents] == ["ties", "linear"]
+    assert sorted(path.name for path in Path("results").iterdir()) == ["mean", "ties"]
+
+
+def test_a_recipe_that_is_wrong_stops_all_before_the_first(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("wrong.yml").write_text(LINEAR.replace("weight", "weigth", 1))
+    assert main(["merge", str(recipe), "wrong.yml", "--out-dir", "results"]) == 1
+    assert "weigth" in capsys.readouterr().err
+    assert not Path("results").exists()
+
+
+def test_a_merge_that_fails_does_not_keep_the_next_from_running(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("gone.yml").write_text(LINEAR.replace("./chat", "./gone"))
+    assert main(["merge", "gone.yml", str(recipe), "--out-dir", "results"]) == 1
+    said = capsys.readouterr()
+    assert "./gone" in said.err
+    assert "1 of 2 recipes failed: gone.yml" in said.err
+    assert Path("results/ties/model.safetensors").is_file()
+
+
+def test_shards_of_the_size_asked_for(recipe: Path) -> None:
+    assert main([str(recipe), "out", "-q", "--out-shard-size", "1_000"]) == 0
+    index = json.loads(Path("out/model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 1
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["ties.yml", "base"], "base"),
+        (["ties.yml", "full"], "full"),
+        (["ties.yml", "out", "--dtype", "float13"], "float13"),
+        (["unknown.yml", "out"], "slurp"),
+    ],
+)
+def test_a_refusal_ends_with_1_and_writes_nothing(
+    line: list[str], says: str, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("full").mkdir()
+    Path("full/keep.txt").write_text("mine")
+    Path("unknown.yml").write_text("merge_method: slurp\nmodels: [./chat, ./code]\n")
+    before = {path: path.read_bytes() for path in recipe.parent.rglob("*") if path.is_file()}
+    assert main(line) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert says in said.err
+    assert "Traceback" not in said.err
+    assert {path: path.read_bytes() for path in recipe.parent.rglob("*") if path.is_file()} == before
+
+
+def test_a_no_that_the_recipe_overrules_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe.write_text(recipe.read_text() + "trust_remote_code: true\n")
+    assert main([str(recipe), "out", "--no-trust-remote-code"]) == 2
+    assert "contradicts `trust_remote_code: true`" in capsys.readouterr().err
+
+
+INTERRUPTED = """
+import os, signal, sys
+from mol.cli import main, progress
+shown = progress.Progress.__call__
+def interrupt(self, *numbers):
+    shown(self, *numbers)
+    os.kill(os.getpid(), signal.SIGINT)
+progress.Progress.__call__ = interrupt
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_an_interrupted_merge_says_how_to_go_on_and_does(recipe: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(recipe), "out"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 130, done.stderr
+    assert "interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not Path("out").exists()
+    assert main([str(recipe), "out", "-q"]) == 0
+    assert main([str(recipe), "again", "-q"]) == 0
+    assert Path("out/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_plan_says_everything_and_writes_nothing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(recipe.parent.rglob("*"))
+    assert main(["plan", str(recipe), "out"]) == 0
+    said = capsys.readouterr().out
+    assert sorted(recipe.parent.rglob("*")) == before
+    for part in ("(ties)", "./base", "(gives config and tokenizer)", "./chat", "out: F32 in 1 file", "9 by ties",
+                 "cost      read", "(more than once by ties), write"):  # fmt: skip
+        assert part in said
+    assert said.count("(gives config and tokenizer)") == 1
+
+
+def test_plan_warns_of_an_out_that_a_merge_would_refuse(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(recipe), "base"]) == 0
+    assert "warning   base is not empty" in capsys.readouterr().out
+
+
+def test_plan_as_json_is_what_the_engine_is_handed(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mol import _rust
+
+    assert main(["plan", "--json", str(recipe)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["plan"]["plan"] == 1
+    assert document["digest"] == _rust.plan_digest(json.dumps(document["plan"]))
+    assert len(document["plan"]["tasks"]) == document["tensors"] == 9
+
+
+def test_plan_names_what_is_copied_and_dropped(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.numpy import save_file
+
+    base, chat = weights(Path("base")), weights(Path("chat"))
+    save_file({**base, "pooler.weight": np.ones((2, 2), np.float32)}, "base/model.safetensors")
+    save_file({**chat, "value_head.weight": np.ones((2, 2), np.float32)}, "chat/model.safetensors")
+    assert main(["plan", str(recipe)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^copied    .*pooler\.weight", said, re.MULTILINE)
+    assert re.search(r"^dropped   .*value_head\.weight", said, re.MULTILINE)
+    assert "9 by ties, 1 copied; 1 dropped" in said
+
+
+def test_validate_checks_shapes_where_models_are_at_hand(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(recipe)]) == 0
+    assert capsys.readouterr().out == (
+        f"{recipe}: valid\n  checked: the recipe, and names, shapes and dtypes of 9 tensors to write\n"
+    )
+
+
+def test_validate_says_what_it_could_not_check(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("hub.yml").write_text(LINEAR.replace("./chat", "some-org/some-model"))
+    assert main(["validate", "hub.yml", "--cache-dir", "cache"]) == 0
+    said = capsys.readouterr()
+    assert "hub.yml: valid, as far as can be told here\n  checked: the recipe\n  not checked: tensors" in said.out
+    assert "nor in the cache: some-org/some-model" in said.out
+    assert main(["validate", "hub.yml", "--cache-dir", "cache", "--strict", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)[0]["not_at_hand"] == ["some-org/some-model"]
+
+
+def test_validate_finds_models_in_the_cache(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = Path("cache/models--some-org--some-model")
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(commit)
+    (repository / "snapshots").mkdir()
+    Path("chat").rename(repository / "snapshots" / commit)
+    Path("hub.yml").write_text(LINEAR.replace("./chat", "some-org/some-model"))
+    assert main(["validate", "hub.yml", "--cache-dir", "cache"]) == 0
+    assert "hub.yml: valid\n" in capsys.readouterr().out
+
+
+def test_validate_tells_every_problem_of_every_file(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("a.yml").write_text(LINEAR.replace("weight", "weigth", 1) + "dtipe: float16\n")
+    Path("b.yml").write_text(LINEAR.replace("./chat", "./gone"))
+    assert main(["validate", "a.yml", str(recipe), "b.yml", "--json"]) == 1
+    said = capsys.readouterr()
+    first, second, third = json.loads(said.out)
+    assert len(first["problems"]) == 2
+    assert second["valid"]
+    assert not third["valid"]
+    assert "./gone" in third["problems"][0]
+    assert "dtipe" in said.err
+    assert "Traceback" not in said.err
+
+
+def test_validate_sees_shapes_that_differ(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.numpy import save_file
+
+    chat = weights(Path("chat"))
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({**chat, name: chat[name][:-1]}, "chat/model.safetensors")
+    assert main(["validate", str(recipe)]) == 1
+    said = capsys.readouterr().err
+    assert "mlp.up_proj.weight" in said
+    assert "[15, 8] in ./chat, wanted [16, 8] as in ./base" in said
+
+
+def test_examples_are_written_and_valid(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["examples", "configs", "--json"]) == 0
+    names = json.loads(capsys.readouterr().out)["recipes"]
+    assert "slerp_example.yml" in names
+    paths = [str(Path("configs", name)) for name in names]
+    assert all(Path(path).is_file() for path in paths)
+    assert main(["validate", *paths, "--cache-dir", "empty"]) == 0
+    assert main(["examples", "configs"]) == 0, "the same files again are no conflict"
+
+
+def test_examples_do_not_overwrite_what_was_changed(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["examples"]) == 0
+    Path("examples/slerp_example.yml").write_text("mine")
+    assert main(["examples"]) == 1
+    assert "examples/slerp_example.yml" in capsys.readouterr().err
+    assert Path("examples/slerp_example.yml").read_text() == "mine"
+    assert main(["examples", "--overwrite"]) == 0

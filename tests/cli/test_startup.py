@@ -1,0 +1,94 @@
+"""What a start costs: the modules that are loaded, memory, time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+HEAVY = (
+    "torch",
+    "transformers",
+    "huggingface_hub",
+    "numpy",
+    "yaml",
+    "safetensors",
+    "tqdm",
+    "rich",
+    "requests",
+    "httpx",
+)
+PROBE = """
+import json, sys
+from pathlib import Path
+from mol.cli import main
+code = main(sys.argv[1:])
+sys.stdout.flush()
+status = Path("/proc/self/status")
+peak = int(status.read_text().split("VmHWM:")[1].split()[0]) if status.exists() else 0
+print(json.dumps([code, sorted(sys.modules), peak]), file=sys.stderr)
+"""
+
+
+def start(*line: str) -> tuple[int, set[str], int]:
+    """Run a line in a new process: exit code, modules loaded, kB at the peak (0 where the system does not tell)."""
+    done = subprocess.run([sys.executable, "-c", PROBE, *line], capture_output=True, text=True, check=True)
+    code, modules, peak = json.loads(done.stderr.splitlines()[-1])
+    return code, set(modules), peak
+
+
+@pytest.mark.parametrize("line", [["--help"], ["merge", "--help"], ["diff", "-h"], ["--version"]])
+def test_help_loads_nothing_heavy(line: list[str]) -> None:
+    code, modules, peak = start(*line)
+    assert code == 0
+    assert modules.isdisjoint(HEAVY)
+    assert peak <= 60_000
+
+
+@pytest.mark.parametrize("line", [["validate", "ties.yml"], ["plan", "ties.yml"], ["ties.yml", "out"]])
+def test_local_models_need_yaml_and_the_engine_only(line: list[str], recipe: Path) -> None:
+    code, modules, peak = start(*line)
+    assert code == 0
+    assert modules.isdisjoint(set(HEAVY) - {"yaml"})
+    assert peak <= 60_000
+
+
+def fastest(*line: str) -> float:
+    """Seconds of the quickest of five runs: other work on the machine only ever adds to it."""
+    spans = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "mol.cli", *line], capture_output=True, check=True)
+        spans.append(time.perf_counter() - began)
+    return min(spans)
+
+
+def test_help_takes_a_quarter_of_a_second_at_most() -> None:
+    assert fastest("--help") <= 0.25
+
+
+def test_validate_takes_four_tenths_of_a_second_at_most(recipe: Path) -> None:
+    assert fastest("validate", str(recipe)) <= 0.4
+
+
+def test_a_reader_that_goes_away_is_no_traceback() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "mol.cli", "--help"], stdout=pipe, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert "Traceback" not in done.stderr
+
+
+def test_the_command_is_installed() -> None:
+    command = Path(sys.executable).with_name("mol-merge")
+    if not command.exists():
+        pytest.skip("mol-merge is not installed beside this Python; `make build` does it")
+    done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("mol-merge ")
