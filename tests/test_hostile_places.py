@@ -1,0 +1,179 @@
+"""OUT where it cannot be, disks too small, weights that do not fit: each a clear error, and nothing is touched."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+import mol
+from mol.errors import MergeError, MolError
+from tests.engine.toolkit import Stored, encode, read_shard, write_shard
+from tests.hostile_world import WEIGHT, World, entry, make_model, make_world, raw, tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return make_world(tmp_path)
+
+
+def test_out_that_touches_an_input(world: World) -> None:
+    for out in (world.b, world.b / "deep" / "out"):
+        with world.refuses(str(world.b), error=MolError):
+            mol.run_merge(world.recipe(), out, overwrite=True)
+
+
+def test_out_that_holds_the_inputs(world: World) -> None:
+    """Even where it looks like a model that may be overwritten."""
+    (world.root / "config.json").write_text("{}")
+    with world.refuses(str(world.a), str(world.b), error=MolError):
+        mol.run_merge(world.recipe(), world.root, overwrite=True)
+
+
+def test_out_that_touches_an_input_by_a_link(world: World) -> None:
+    (world.root / "link").symlink_to("b")
+    for out in (world.root / "link", world.root / "link" / "out"):
+        with world.refuses(str(world.b), error=MolError):
+            mol.run_merge(world.recipe(), out, overwrite=True)
+
+
+def test_an_input_in_the_place_of_the_partial(world: World) -> None:
+    moved = World(world.root, world.a, world.root / "out.partial", world.out)
+    world.b.rename(moved.b)
+    with moved.refuses(str(moved.b), error=MolError):
+        moved.merge()
+
+
+def test_out_that_is_not_empty(world: World) -> None:
+    with world.refuses(str(world.out), "overwrite", error=MergeError):
+        mol.run_merge(world.recipe(), world.out)
+
+
+def test_out_that_is_a_file_or_below_one(world: World) -> None:
+    (world.root / "file").write_text("precious")
+    for out in (world.root / "file", world.root / "file" / "out"):
+        with world.refuses(str(world.root / "file"), error=(MolError, OSError)):
+            mol.run_merge(world.recipe(), out, overwrite=True)
+
+
+def test_out_that_may_not_be_written(world: World) -> None:
+    shelf = world.root / "shelf"
+    shelf.mkdir(0o500)
+    if os.access(shelf, os.W_OK):
+        pytest.skip("root writes everywhere")
+    with world.refuses(str(shelf), error=PermissionError):
+        mol.run_merge(world.recipe(), shelf / "out")
+
+
+def test_out_where_not_even_root_may_write(world: World) -> None:
+    if not Path("/proc/self").exists():
+        pytest.skip("no /proc here")
+    with world.refuses("/proc", error=(MolError, OSError)):
+        mol.run_merge(world.recipe(), Path("/proc/out"))
+
+
+# A disk that is too small.
+
+
+def test_a_merge_larger_than_the_disk(world: World) -> None:
+    """Models of 8 TB each, which take no space: their files are holes."""
+    names = list(tensors(1))
+    size = 1 << 42
+    header = {name: entry([1 << 20, 1 << 20], i * size, (i + 1) * size) for i, name in enumerate(names[1:3])}
+    for directory in (world.a, world.b):
+        content = raw(header, 0)
+        with (directory / "model.safetensors").open("wb") as file:
+            file.write(content)
+            try:
+                file.truncate(len(content) + 2 * size)
+            except OSError as error:
+                assert error.errno in (errno.EFBIG, errno.ENOSPC, errno.EINVAL)  # noqa: PT017
+                pytest.skip("this file system has no files so large")
+    with world.refuses("8796", "free", str(world.root), error=(MolError, OSError)):
+        world.merge()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("no right to mount a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_disk_that_is_too_small(small_disk: Path, tmp_path: Path) -> None:
+    large = {WEIGHT: encode(np.ones((256, 256)), "F32")}
+    a, b = (make_model(tmp_path / name, large) for name in "ab")
+    world = World(tmp_path, a, b, small_disk / "out")
+    with world.refuses(str(small_disk), "free", error=(MolError, OSError)):
+        world.merge()
+
+
+def test_a_disk_that_fills_up_by_side_files(small_disk: Path, tmp_path: Path) -> None:
+    """The weights fit, and the space for the rest is gone: OUT does not appear, and the way out is told."""
+    a, b = (make_model(tmp_path / name, tensors(1)) for name in "ab")
+    (a / "NOTICE").write_text("x" * 100_000)
+    with pytest.raises((MolError, OSError), match=r"disk/out"):
+        mol.run_merge(World(tmp_path, a, b, small_disk / "out").recipe(), small_disk / "out")
+    assert not (small_disk / "out").exists()
+
+
+# What only the data can tell.
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("method", ["linear", "slerp", "task_arithmetic", "ties"])
+def test_a_weight_that_is_not_finite(world: World, value: float, method: str) -> None:
+    weights = tensors(2, "F32")
+    weights[WEIGHT].data[3, 5] = value
+    write_shard(world.b / "model.safetensors", weights)
+    changes: dict[str, Any] = {} if method == "linear" else {"base_model": str(world.a)}
+    if method == "slerp":
+        changes["parameters"] = {"t": 0.5}
+    with world.refuses(WEIGHT, "29", str(world.b / "model.safetensors"), error=MergeError):
+        world.merge(merge_method=method, **changes)
+
+
+def test_a_weight_too_large_for_the_output(world: World) -> None:
+    weights = tensors(2, "F32")
+    weights[WEIGHT].data[3, 5] = 1e6
+    write_shard(world.b / "model.safetensors", weights)
+    with world.refuses(WEIGHT, "29", "F16", error=MergeError):
+        world.merge(dtype="float16")
+
+
+def test_integers_that_differ(world: World) -> None:
+    for seed, directory in ((1, world.a), (2, world.b)):
+        ids = Stored("I64", np.arange(4) + seed)
+        write_shard(directory / "model.safetensors", {**tensors(seed), "position_ids": ids})
+    files = [str(directory / "model.safetensors") for directory in (world.a, world.b)]
+    with world.refuses("position_ids", *files, error=MolError):
+        world.merge()
+
+
+def test_the_same_model_twice_is_no_fault(world: World) -> None:
+    twice = World(world.root, world.a, world.a, world.out)
+    twice.merge()
+    merged, model = (read_shard(directory / "model.safetensors") for directory in (world.out, world.a))
+    assert {name: tensor.data.tolist() for name, tensor in merged.items()} == {
+        name: tensor.data.tolist() for name, tensor in model.items()
+    }
+
+
+def test_names_that_a_careless_program_would_split(world: World) -> None:
+    odd = world.root / "modèle + émoji@v1 ü"
+    world.b.rename(odd)
+    World(world.root, world.a, odd, world.out).merge()
