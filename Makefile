@@ -1,0 +1,103 @@
+# What a developer types; `make` alone prints the list. Every target makes .venv, and builds, when that is needed.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+UV ?= $(shell command -v uv)
+# Where `make bench` writes about 20 GB, and removes them.
+BENCH_DIR ?= build/bench
+# Which rows of the table to measure: all, or names that `benches/bench_merge.py --list` prints.
+ROWS ?= all
+
+BIN := .venv/bin
+MANIFEST := --manifest-path rust/Cargo.toml
+RUST_WANTED := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' rust/Cargo.toml)
+RUST_SOURCES := rust/Cargo.toml rust/Cargo.lock $(shell find rust/src -name '*.rs')
+
+export CARGO_TARGET_DIR := $(CURDIR)/rust/target
+export PYO3_PYTHON := $(CURDIR)/$(BIN)/python
+unexport CONDA_PREFIX
+
+.PHONY: help
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: .venv/.installed ## merge three published models four ways, reload each, print its loss
+	$(BIN)/python examples/rxnfp/demo.py
+
+.PHONY: test
+test: lint rust-test python-test ## run every check that CI runs
+
+.PHONY: lint
+lint: .venv/.installed ## formatters, linters, types, and the stub against the built extension
+	cargo fmt $(MANIFEST) --check
+	cargo clippy $(MANIFEST) --locked --all-targets -- -D warnings
+	cargo clippy $(MANIFEST) --locked --all-targets --features python -- -D warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/stubtest mol._rust --mypy-config-file pyproject.toml
+
+.PHONY: rust-test
+rust-test: tools ## cargo test
+	cargo test $(MANIFEST) --locked
+
+.PHONY: python-test
+python-test: .venv/.installed ## pytest
+	$(BIN)/pytest
+
+.PHONY: format
+format: .venv/.installed ## rewrite the sources as the formatters want them
+	cargo fmt $(MANIFEST)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: bench
+bench: bench-kernels bench-small bench-merge ## every benchmark, about an hour and 20 GB of disk
+
+.PHONY: bench-kernels
+bench-kernels: tools ## criterion: bytes per second, per method and dtype
+	cargo bench $(MANIFEST) --locked
+
+.PHONY: bench-small
+bench-small: .venv/.installed ## pytest-benchmark: whole merges of a small family, beside a copy and numpy
+	PYTHONPATH=benches $(BIN)/pytest benches/bench_small.py --benchmark-only --benchmark-columns=median,iqr,rounds --timeout=600
+
+.PHONY: bench-merge
+bench-merge: .venv/.installed ## 1.1B models: mol, cp and mergekit in the same rounds, one table (ROWS=, BENCH_DIR=)
+	$(BIN)/python benches/bench_merge.py --dir $(BENCH_DIR) $(ROWS)
+
+.PHONY: build
+build: .venv/.installed ## make .venv with everything in it, and the extension
+
+.PHONY: clean
+clean: ## remove what was built, the virtual environment too
+	rm -rf .venv rust/target build python/mol/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks
+
+# One clear line each, before anything slow starts.
+.PHONY: tools
+tools:
+	@fail() { echo "mol needs $$1" >&2; exit 1; }; \
+	command -v $(PYTHON) > /dev/null || fail "Python 3.10 or newer, and there is no $(PYTHON) here (make PYTHON=/path/to/python3 uses another)"; \
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	  || fail "Python 3.10 or newer, and $(PYTHON) is $$($(PYTHON) -V 2>&1) (make PYTHON=/path/to/python3 uses another)"; \
+	command -v cargo > /dev/null || fail "Rust $(RUST_WANTED) or newer, and there is no cargo here (rustup installs it)"; \
+	have=$$(rustc --version | cut -d ' ' -f 2); \
+	$(PYTHON) -c 'import sys; have, want = ([int(x) for x in v.split("-")[0].split(".")] for v in sys.argv[1:]); sys.exit(have < want)' \
+	  "$$have" "$(RUST_WANTED)" || fail "Rust $(RUST_WANTED) or newer, and rustc is $$have (rustup update)"
+
+.venv/.made:
+	@$(MAKE) --no-print-directory tools
+	if [ -n "$(UV)" ]; then "$(UV)" venv --quiet --seed --allow-existing --python "$(PYTHON)" .venv; else "$(PYTHON)" -m venv .venv; fi
+	touch $@
+
+# `maturin develop` installs what pyproject.toml asks for and leaves mol importable from python/.
+.venv/.installed: .venv/.made pyproject.toml $(RUST_SOURCES)
+	@$(MAKE) --no-print-directory tools
+	if [ -n "$(UV)" ]; then "$(UV)" pip install --quiet --python $(BIN)/python 'maturin>=1.9,<2'; \
+	else $(BIN)/python -m pip install --quiet --disable-pip-version-check 'maturin>=1.9,<2'; fi
+	VIRTUAL_ENV="$(CURDIR)/.venv" $(BIN)/maturin develop --release --locked --extras fusion,dev $(if $(UV),--uv)
+	touch $@

@@ -1,0 +1,328 @@
+"""Time whole merges of 1.1B models beside `cp` and mergekit in the same rounds, and print one table of ratios.
+
+Each row can be run alone: `python benches/bench_merge.py --dir DIR linear start`. mergekit 0.1.5 is used through its
+command only, in a virtual environment of its own. Every timed run starts with a fresh output, its inputs in the page
+cache unless the row says cold, and nothing left to write back from the run before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import filecmp
+import shutil
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import recipes
+from measure import Taken, cool, memory_limit, run, warm
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+MAKE_FAMILY = Path(__file__).with_name("make_family.py")
+MOL = str(Path(sys.executable).with_name("mol-merge"))
+MERGEKIT = "mergekit==0.1.5"
+CGROUP_LIMIT = 512 << 20
+MB = 1e6
+
+
+@dataclass
+class Line:
+    """One line of the table: a figure, and what the issue asks of it."""
+
+    what: str
+    value: float
+    unit: str
+    must: float | None = None
+    goal: float | None = None
+    more: bool = False  # more is better
+    note: str = ""
+
+    def verdict(self) -> str:
+        for limit, word in ((self.goal, "goal"), (self.must, "met")):
+            if limit is not None and (self.value >= limit if self.more else self.value <= limit):
+                return word
+        return "-" if self.must is None and self.goal is None else "MISSED" if self.must is not None else "not yet"
+
+
+@dataclass
+class Bench:
+    """Where things are, how often they are run, and what was found."""
+
+    directory: Path
+    rounds: int
+    peer_rounds: int
+    mergekit: Path | None
+    lines: list[Line] = field(default_factory=list)
+    runs: list[tuple[str, list[Taken]]] = field(default_factory=list)
+
+    def make(self, *options: str) -> None:
+        subprocess.run([sys.executable, str(MAKE_FAMILY), str(self.directory), *options], check=True)
+
+    def weights(self, models: Iterable[str]) -> list[Path]:
+        return [self.directory / name / "model.safetensors" for name in models]
+
+    def recipe(self, name: str) -> Path:
+        """The recipe `name` as a file, model paths absolute."""
+        path = self.directory / f"{name}.yml"
+        path.write_text(recipes.text(name, self.directory))
+        return path
+
+    def fresh(self, name: str) -> Path:
+        """A path for an output that is not there, with the disk at rest."""
+        path = self.directory / f"out-{name}"
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+        subprocess.run(["sync"], check=True)
+        return path
+
+    def discard(self, *names: str) -> None:
+        for name in names:
+            self.fresh(name)
+
+    def clean(self) -> None:
+        """Remove the models, recipes, logs and outputs, and nothing else."""
+        made = [self.directory / name for _, (names, _) in sorted(recipes.RECIPES.items()) for name in names]
+        made += [self.directory / f"{name}.yml" for name in recipes.RECIPES]
+        made += [*self.directory.glob("out-*"), *self.directory.glob("log-*")]
+        for path in made:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def mol(self, name: str, *, out: str = "mol", prefix: Sequence[str] = ()) -> Taken:
+        command = [MOL, str(self.recipe(name)), str(self.fresh(out)), "--quiet"]
+        return run(command, log=self.directory / "log-mol", prefix=prefix)
+
+    def peer(self, name: str) -> Taken:
+        assert self.mergekit is not None
+        command = [str(self.mergekit / "bin" / "mergekit-yaml"), str(self.recipe(name)), str(self.fresh("mergekit"))]
+        return run([*command, "--no-copy-tokenizer"], log=self.directory / "log-mergekit", every=0.02)
+
+    def cp(self, source: str = "base", prefix: Sequence[str] = ()) -> Taken:
+        command = ["cp", str(self.weights([source])[0]), str(self.fresh("cp"))]
+        return run(command, log=self.directory / "log-cp", prefix=prefix)
+
+    def keep(self, what: str, taken: list[Taken]) -> float:
+        """Note runs for the table of runs and give the median of their wall time."""
+        self.runs.append((what, taken))
+        return statistics.median(one.wall for one in taken)
+
+    def add(self, *lines: Line) -> None:
+        self.lines.extend(lines)
+
+
+def against_peers(
+    bench: Bench, name: str, cp_limits: tuple[float, float] | None, peer_limits: tuple[float, float] | None
+) -> None:
+    """Rounds of `cp`, mol and mergekit on one recipe."""
+    bench.make()
+    files = bench.weights(recipes.models(name))
+    taken: dict[str, list[Taken]] = {"cp": [], "mol": [], "mergekit": []}
+    warm(files)
+    # Not counted: a virtual machine gets its memory on first touch, which costs seconds.
+    bench.cp()
+    bench.mol(name)
+    for number in range(bench.rounds):
+        warm(files)
+        taken["cp"].append(bench.cp())
+        taken["mol"].append(bench.mol(name))
+        if bench.mergekit is not None and number < bench.peer_rounds:
+            warm(files)
+            taken["mergekit"].append(bench.peer(name))
+            bench.discard("mergekit")
+    bench.discard("cp", "mol")
+    walls = {who: bench.keep(f"{name}: {who}", runs) for who, runs in taken.items() if runs}
+    anonymous = max(one.anonymous for one in taken["mol"]) / MB
+    bench.add(
+        Line(f"{name}: mol against cp of one output", walls["mol"] / walls["cp"], "x cp", *(cp_limits or (None, None)))
+    )
+    if "mergekit" in walls:
+        ratio = walls["mergekit"] / walls["mol"]
+        bench.add(Line(f"{name}: mol against mergekit", ratio, "x faster", *(peer_limits or (None, None)), more=True))
+    bench.add(Line(f"{name}: RssAnon of the process", anonymous, "MB", 100, 60))
+
+
+def one_tensor(bench: Bench) -> None:
+    """One tensor of 3e8 elements: memory does not follow its size."""
+    bench.make("--one-tensor")
+    for name in ("one_linear", "one_ties"):
+        warm(bench.weights(recipes.models(name)))
+        taken = [bench.mol(name) for _ in range(min(bench.rounds, 2))]
+        bench.keep(f"{name}: mol", taken)
+        anonymous = max(one.anonymous for one in taken) / MB
+        bench.add(Line(f"{name}, 3e8 elements: RssAnon", anonymous, "MB", 100, 60))
+    bench.discard("mol")
+
+
+def in_cgroup(bench: Bench) -> None:
+    """All of it in a memory cgroup of 512 MB, with warm files and with cold ones: the same bytes, and at what cost."""
+    bench.make()
+    bench.make("--one-tensor")
+    try:
+        with memory_limit(CGROUP_LIMIT) as prefix:
+            for name in (*recipes.TIMED, "one_linear", "one_ties"):
+                limited(bench, name, prefix)
+    except PermissionError as error:
+        bench.add(Line(f"cgroup of 512 MB: not measured, {error}", float("nan"), ""))
+
+
+def limited(bench: Bench, name: str, prefix: Sequence[str]) -> None:
+    files = bench.weights(recipes.models(name))
+    size = sum(file.stat().st_size for file in files)
+    bench.mol(name, out="free")
+    wanted = bench.directory / "out-free" / "model.safetensors"
+    taken: dict[str, list[Taken]] = {"warm": [], "cold": [], "cp": []}
+    way, same = "", True
+    for _ in range(min(bench.rounds, 3)):
+        warm(files)
+        taken["warm"].append(bench.mol(name, prefix=prefix))
+        same &= filecmp.cmp(wanted, bench.directory / "out-mol" / "model.safetensors", shallow=False)
+        way = cool(files)
+        taken["cp"].append(bench.cp(recipes.models(name)[0], prefix=prefix))
+        way = cool(files)
+        taken["cold"].append(bench.mol(name, prefix=prefix))
+        same &= filecmp.cmp(wanted, bench.directory / "out-mol" / "model.safetensors", shallow=False)
+    walls = {
+        how: bench.keep(f"{name}, 512 MB: {'cp, cold' if how == 'cp' else 'mol, ' + how}", runs)
+        for how, runs in taken.items()
+    }
+    twice = walls["cp"] / files[0].stat().st_size * 2 * size
+    bench.add(
+        Line(f"{name}, 512 MB: same bytes, warm and cold", float(same), "yes" if same else "NO", 1, more=True),
+        Line(f"{name}, 512 MB, warm", walls["warm"], "s"),
+        Line(f"{name}, 512 MB, cold: against cp of all bytes twice", walls["cold"] / twice, "x cp", None, 2, note=way),
+    )
+    bench.discard("free", "mol", "cp")
+
+
+def mixed(bench: Bench) -> None:
+    """Three inputs of unequal weights: f32, bf16 and f16 against bf16 alone, by seconds per byte read."""
+    bench.make("--mixed")
+    cases = ("bf16_3", "mixed_to_bf16", "mixed_to_f32")
+    taken: dict[str, list[Taken]] = {case: [] for case in cases}
+    bench.mol(cases[-1])  # not counted, as above
+    for _ in range(bench.rounds):
+        for case in cases:
+            warm(bench.weights(recipes.models(case)))
+            taken[case].append(bench.mol(case))
+    bench.discard("mol")
+    pace = {}
+    for case in cases:
+        size = sum(file.stat().st_size for file in bench.weights(recipes.models(case)))
+        pace[case] = bench.keep(f"{case}: mol", taken[case]) / size
+    for case in cases[1:]:
+        bench.add(Line(f"{case}: seconds per byte read against bf16", pace[case] / pace["bf16_3"], "x", 2, 1.2))
+
+
+def plan(bench: Bench) -> None:
+    """A plan of 100,000 tensors of two models."""
+    bench.make("--many-tensors")
+    command = [MOL, "plan", str(bench.recipe("many"))]
+    taken = [run(command, log=bench.directory / "log-plan") for _ in range(bench.rounds)]
+    bench.add(Line("plan of 100,000 tensors of 2 models", bench.keep("plan: mol", taken), "s", 3, 1))
+    bench.add(Line("plan of 100,000 tensors: peak RSS", max(one.resident for one in taken) / MB, "MB"))
+
+
+def start(bench: Bench) -> None:
+    """How long the command takes to say anything."""
+    recipe = bench.recipe("missing")
+    for what, command, limit in (("--help", ["--help"], 0.25), ("validate", ["validate", str(recipe)], 0.4)):
+        taken = [run([MOL, *command], log=bench.directory / "log-start", every=0.001) for _ in range(bench.rounds * 3)]
+        bench.add(Line(f"mol-merge {what}", bench.keep(f"{what}: mol", taken), "s", limit))
+        bench.add(Line(f"mol-merge {what}: peak RSS", max(one.resident for one in taken) / MB, "MB", 60))
+
+
+ROWS: dict[str, Callable[[Bench], None]] = {
+    "linear": lambda bench: against_peers(bench, "linear", (1.4, 1.0), None),
+    "slerp": lambda bench: against_peers(bench, "slerp", None, (25, 45)),
+    "task_arithmetic": lambda bench: against_peers(bench, "task_arithmetic", None, (20, 40)),
+    "ties": lambda bench: against_peers(bench, "ties", (5, 2.5), (80, 150)),
+    "one_tensor": one_tensor,
+    "cgroup": in_cgroup,
+    "mixed": mixed,
+    "plan": plan,
+    "start": start,
+}
+
+
+def make_mergekit(venv: Path) -> Path:
+    """A virtual environment with mergekit in it, unless it is there."""
+    if not (venv / "bin" / "mergekit-yaml").exists():
+        uv = shutil.which("uv")
+        if uv is None:
+            subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+            install = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+        else:
+            subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(venv)], check=True)
+            install = [uv, "pip", "install", "--quiet", "--python", str(venv / "bin" / "python")]
+        subprocess.run([*install, MERGEKIT], check=True)
+    return venv
+
+
+def report(bench: Bench) -> str:
+    """Every run, then the table of ratios, both in Markdown."""
+    out = [
+        "| run | rounds | wall s, median | fastest | slowest | CPU s | RssAnon MB | peak RSS MB |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for what, taken in bench.runs:
+        walls = [one.wall for one in taken]
+        cpu = statistics.median(one.cpu for one in taken)
+        anonymous, resident = (max(getattr(one, key) for one in taken) / MB for key in ("anonymous", "resident"))
+        out.append(
+            f"| {what} | {len(taken)} | {statistics.median(walls):.3f} | {min(walls):.3f} | {max(walls):.3f} "
+            f"| {cpu:.2f} | {anonymous:.1f} | {resident:.1f} |"
+        )
+    out += ["", "| what | measured | must | goal | verdict |", "|---|---|---|---|---|"]
+    for line in bench.lines:
+        sign = ">=" if line.more else "<="
+        limits = [f"{sign} {limit:g}" if limit is not None else "" for limit in (line.must, line.goal)]
+        note = f" ({line.note})" if line.note else ""
+        out.append(
+            f"| {line.what}{note} | {line.value:.3g} {line.unit} | {limits[0]} | {limits[1]} | {line.verdict()} |"
+        )
+    return "\n".join(out)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", default=["all"], help=f"all, or some of: {', '.join(ROWS)}")
+    parser.add_argument("--dir", type=Path, default=Path("build/bench"), help="scratch directory, about 20 GB")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of cp and mol, of which medians are taken")
+    parser.add_argument("--peer-rounds", type=int, default=1, help="in how many of them mergekit runs too (it is slow)")
+    parser.add_argument(
+        "--mergekit-venv", type=Path, help="where mergekit is, or is put; DIR/mergekit-venv unless given"
+    )
+    parser.add_argument("--no-mergekit", action="store_true", help="leave mergekit out")
+    parser.add_argument("--keep", action="store_true", help="leave the models in DIR for the next time")
+    parser.add_argument("--list", action="store_true", help="print the names of the rows")
+    arguments = parser.parse_args()
+    if arguments.list:
+        print("\n".join(ROWS))
+        return 0
+    wanted = list(ROWS) if "all" in arguments.rows else arguments.rows
+    unknown = [name for name in wanted if name not in ROWS]
+    if unknown:
+        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+
+    directory = arguments.dir.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    with_peer = not arguments.no_mergekit and any(name in recipes.TIMED for name in wanted)
+    peer = make_mergekit((arguments.mergekit_venv or directory / "mergekit-venv").resolve()) if with_peer else None
+    bench = Bench(directory, arguments.rounds, arguments.peer_rounds, peer)
+    try:
+        for name in wanted:
+            print(f"measuring {name}", file=sys.stderr, flush=True)
+            ROWS[name](bench)
+    finally:
+        print(report(bench), flush=True)
+        if not arguments.keep:
+            bench.clean()
+    return 1 if any(line.verdict() == "MISSED" for line in bench.lines) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""The recipes that bench_merge.py times: mergekit's grammar, so that mol and mergekit read the same file."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# The four that are timed against mergekit.
+TIMED = ("linear", "slerp", "task_arithmetic", "ties")
+
+TUNED = ("tuned_a", "tuned_b", "tuned_c")
+
+
+def linear(models: dict[str, float], extra: str = "dtype: bfloat16") -> tuple[tuple[str, ...], str]:
+    entries = "".join(f"  - {{model: @{name}, parameters: {{weight: {weight}}}}}\n" for name, weight in models.items())
+    return tuple(models), f"merge_method: linear\nmodels:\n{entries}{extra}\n"
+
+
+def on_base(method: str, base: str, tuned: tuple[str, ...], parameters: str, extra: str) -> tuple[tuple[str, ...], str]:
+    entries = "".join(f"  - {{model: @{name}, parameters: {{{parameters}}}}}\n" for name in tuned)
+    return (base, *tuned), f"merge_method: {method}\nbase_model: @{base}\nmodels:\n{entries}{extra}dtype: bfloat16\n"
+
+
+RECIPES: dict[str, tuple[tuple[str, ...], str]] = {
+    "linear": linear({"base": 0.5, "tuned_a": 0.5}),
+    "slerp": (
+        ("base", "tuned_a"),
+        "merge_method: slerp\nbase_model: @base\nmodels:\n  - model: @base\n  - model: @tuned_a\n"
+        "parameters:\n  t: 0.5\ndtype: bfloat16\n",
+    ),
+    "task_arithmetic": on_base("task_arithmetic", "base", TUNED, "weight: 0.5", ""),
+    "ties": on_base("ties", "base", TUNED, "weight: 0.5, density: 0.5", "parameters:\n  normalize: true\n"),
+    "one_linear": linear({"one_base": 0.5, "one_a": 0.5}),
+    "one_ties": on_base("ties", "one_base", ("one_a", "one_b", "one_c"), "weight: 0.5, density: 0.5", ""),
+    "bf16_3": linear({"base": 0.5, "tuned_a": 0.3, "tuned_b": 0.2}),
+    "mixed_to_bf16": linear({"base_f32": 0.5, "tuned_a": 0.3, "tuned_f16": 0.2}, "out_dtype: bfloat16"),
+    "mixed_to_f32": linear({"base_f32": 0.5, "tuned_a": 0.3, "tuned_f16": 0.2}, ""),
+    "many": linear({"many_a": 0.7, "many_b": 0.3}),
+    # Two models that are not there: `validate` reads the recipe alone.
+    "missing": linear({"nobody/model-a": 0.7, "nobody/model-b": 0.3}),
+}
+
+
+def text(name: str, directory: Path) -> str:
+    """The YAML of recipe `name`, its models in `directory`."""
+    return RECIPES[name][1].replace("@nobody/", "nobody/").replace("@", f"{directory}/")
+
+
+def models(name: str) -> tuple[str, ...]:
+    """The directories that recipe `name` reads, base first."""
+    return RECIPES[name][0]
