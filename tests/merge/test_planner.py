@@ -96,6 +96,14 @@ def test_weightless_models_are_left_out() -> None:
     assert [file.path.split("/")[2] for file in planned.plan.inputs] == ["a", "c"]
 
 
+def test_a_model_without_any_influence_is_told() -> None:
+    told = "no weight of b is used: the recipe gives it no influence on any tensor"
+    assert plan(linear(1, 0), *llamas("a", "b")).notes == (told,)
+    recipe = based("ties", {"weight": [{"filter": "lm_head", "value": 1}, {"value": 0}]}, "b", "c")
+    recipe["models"][1]["parameters"] = {"weight": 1, "density": 0}
+    assert plan(recipe, *llamas("a", "b", "c")).notes == (told.replace("of b", "of c"),)
+
+
 def test_a_weight_of_one_without_normalization_beside_others_is_no_copy() -> None:
     planned = plan(linear(1, -1, parameters={"normalize": False}), *llamas("a", "b"))
     assert planned.methods == {"linear": len(llama())}
@@ -157,7 +165,7 @@ def test_weights_that_cancel_for_some_tensors_are_refused_and_named() -> None:
     recipe = linear(1, 1)
     recipe["models"][1]["parameters"]["weight"] = weight
     text = problems(recipe, *llamas("a", "b"))
-    assert "tensor `model.layers.*.mlp.up_proj.weight` (layers 0-3) the weights (1, -1) sum to zero" in text
+    assert "`model.layers.*.mlp.up_proj.weight` (layers 0-3) cannot be made: the weights (1, -1) sum to zero" in text
     assert "self_attn" not in text
 
 
@@ -182,6 +190,13 @@ def test_prefixes_are_aligned_and_heads_copied_or_dropped() -> None:
         "classifier.bias of b: a has no such tensor",
         "classifier.weight of b: a has no such tensor",
     )
+
+
+def test_what_another_slice_gives_is_told_across_prefixes() -> None:
+    a, b = headers("a", bert(3), bert_config(3)), headers("b", bert(3, prefix=""), bert_config(3))
+    planned = plan(sliced([("a", 0, 2)], [("b", 1, 3)]), a, b)
+    assert "embeddings.word_embeddings.weight of b: another slice gives this tensor" in planned.dropped
+    assert not [line for line in planned.dropped if "no such tensor" in line]
 
 
 def test_strict_tensors_refuses_to_copy_and_to_drop() -> None:
@@ -265,6 +280,23 @@ def test_different_architectures_are_a_crime() -> None:
     planned = plan(linear(0.5, 0.5), a, b, allow_crimes=True)
     assert planned.methods == {"linear": len(llama())}
     assert "different architectures are mixed" in planned.warnings[0]
+
+
+def test_different_architectures_are_told_with_their_sizes_and_point_to_fusion() -> None:
+    a, b = headers("a", gpt2(2), gpt2_config(2)), headers("b", bert(3), bert_config(3))
+    text = problems(linear(0.5, 0.5), a, b)
+    assert "fusion (MoLRuntime)" in text
+    assert "config.json of a has n_embd 8, n_head 2, n_layer 2, n_positions 6, vocab_size 16" in text
+    assert "config.json of b has hidden_size 8, num_hidden_layers 3, vocab_size 16" in text
+
+
+def test_notes_come_in_the_order_of_the_recipe() -> None:
+    config = {key: value for key, value in llama_config().items() if key != "model_type"}
+    names = ["c", "a", "e", "d", "b"]
+    recipe = {"merge_method": "linear", "models": names}
+    planned = plan(recipe, *(headers(name, llama(), config) for name in names))
+    told = [note.split()[2] for note in planned.notes if "has no model_type" in note]
+    assert told == names
 
 
 def test_integers_are_copied_when_all_are_equal_and_never_cast() -> None:
@@ -397,6 +429,32 @@ def test_per_layer_lists_go_with_the_layers_at_any_depth() -> None:
     assert config["num_hidden_layers"] == 4
 
 
+@pytest.mark.parametrize(
+    ("section", "stacked"),
+    [
+        ({"eos_token_id": [1, 2, 3, 4], "image_token_ids": [5, 6, 7, 8]}, None),
+        ({"rope_scaling": {"long_factor": [1.0, 2.0, 3.0, 4.0], "type": "longrope"}}, None),
+        ({"vision_feature_layer": [1, 3]}, None),
+        ({"attention_types": [[["full", "local"], 2]]}, {"attention_types": [[["full", "local"] * 3, 1]]}),
+        ({"attention_types": [[["a"], 1], [["b"], 3]]}, {"attention_types": [[["a", "b", "a", "b", "b", "b"], 1]]}),
+        ({"hybrid_override_pattern": "M-M*"}, {"hybrid_override_pattern": "M-M-M*"}),
+        ({"full_attn_idxs": [1]}, {"full_attn_idxs": [1, 3]}),
+    ],
+)
+def test_lists_that_are_per_layer_are_told_from_others(section: dict[str, Any], stacked: dict[str, Any] | None) -> None:
+    a = headers("a", llama(4), llama_config(4) | section)
+    found = plan(sliced([("a", 0, 2)], [("a", 0, 4)]), a).model_config
+    wanted = section if stacked is None else stacked
+    assert {key: found[key] for key in section} == wanted
+
+
+def test_layers_that_fall_out_of_step_are_warned_of() -> None:
+    a = headers("a", llama(4), llama_config(4) | {"sliding_window_pattern": 2})
+    planned = plan(sliced([("a", 0, 3)], [("a", 2, 4)]), a)
+    assert "`sliding_window_pattern: 2` tells the kind of a layer by its number" in planned.warnings[0]
+    assert plan(sliced([("a", 0, 4)], [("a", 2, 4)]), a).warnings == ()
+
+
 def test_layers_of_several_kinds_keep_their_places_when_the_config_has_no_list() -> None:
     shapes = {f"layers.{i}.{'attn' if i % 2 else 'mamba'}.weight": (2, 2) for i in range(4)}
     shapes |= {f"layers.{i}.norm.weight": (2,) for i in range(4)}
@@ -449,6 +507,18 @@ def test_a_written_head_of_a_tied_model_is_made_as_the_embedding_is() -> None:
     a, b = tie("a", tied=True, head=True), tie("b", tied=True, head=True)
     planned = plan(based("slerp", {}, "a", "b", parameters={"t": [0.25, 0.75]}), a, b)
     assert task(planned, "lm_head.weight") == task(planned, "model.embed_tokens.weight")
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_a_class_that_ties_by_default_ignores_heads_on_disk(names: str) -> None:
+    config = {key: value for key, value in llama_config(2).items() if key != "tie_word_embeddings"}
+    a, b = headers("a", llama(2), config), headers("b", llama(2, head=False), config)
+    t = [{"filter": "lm_head", "value": 1.0}, {"value": 0.25}]
+    planned = plan(based("slerp", {}, "a", "b", parameters={"t": t}) | {"base_model": names[0]}, a, b)
+    made = {task.name: task.method for task in planned.plan.tasks}
+    assert made.get("lm_head.weight", made["model.embed_tokens.weight"]) == {"slerp": {"t": 0.25}}
+    assert planned.model_config.get("tie_word_embeddings") is None
+    assert planned.notes == ()
 
 
 # The plan

@@ -25,10 +25,16 @@ class Mismatches:
         self._grouped: dict[tuple[str, ...], list[int]] = {}
         self._vocabulary: dict[tuple[str, int, int], list[str]] = {}
         self._misshapen: dict[int, Model] = {}
+        self._foreign: Sequence[Model] = ()
 
     def add(self, problem: str) -> None:
         """Add a line; the same line twice counts once."""
         self._plain[problem] = None
+
+    def add_architectures(self, problem: str, models: Sequence[Model]) -> None:
+        """Add that models have different architectures; the sizes that their configs state are told too."""
+        self.add(problem)
+        self._foreign = models
 
     def add_tensor(self, name: str, layer: int | None, problem: str) -> None:
         """Add what is wrong with a tensor; the same in several layers becomes one line.
@@ -58,13 +64,16 @@ class Mismatches:
         return bool(self._plain or self._grouped or self._vocabulary)
 
     @property
-    def is_unequal_width(self) -> bool:
-        """Whether tensors differ in shape for another reason than the vocabulary."""
-        return bool(self._misshapen)
+    def call_for_fusion(self) -> bool:
+        """Whether architectures differ, or tensors differ in shape for another reason than the vocabulary."""
+        return bool(self._misshapen or self._foreign)
 
     def lines(self, donor: Model) -> list[str]:
         """Tell everything, one line each."""
         lines = list(self._plain)
+        for model in self._foreign:
+            sizes = ", ".join(f"{key} {size}" for key, size in _dimensions(model.checkpoint.config).items())
+            lines.append(f"config.json of {model.label} has {sizes or 'no sizes'}")
         for (label, found, wanted), names in self._vocabulary.items():
             lines.append(
                 f"vocabulary sizes differ: {label} has {found} rows in {_listed(names)}, wanted {wanted} as in "

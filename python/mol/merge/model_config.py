@@ -17,7 +17,14 @@ DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF1
 
 _DTYPE_KEYS: Final = ("dtype", "torch_dtype")
 _TIE_KEY: Final = "tie_word_embeddings"
-_INDEX_LIST: Final = re.compile(r"(?:^|_)(?:layers?|blocks?)(?:_|$)")
+_INDEX_LIST: Final = re.compile(r"(?:^|_)(?:layers?|blocks?|idxs)(?:_|$)")
+
+# Lists that have nothing to do with layers, however long they are, and sections that hold factors of frequencies.
+_OTHER_LIST: Final = re.compile(r"token_ids?$|^architectures$|^(?:vision|image|audio|video)_")
+_OTHER_SECTION: Final = re.compile(r"rope_(?:scaling|parameters)")
+
+# Keys that make every n-th layer another kind: sliding_window_pattern, full_attention_interval, attn_layer_period.
+_CYCLE: Final = re.compile(r"_pattern$|_interval$|_period$|_every_n_layers$|(?:sparse|layer)_step$")
 
 
 class LayerOrigin(NamedTuple):
@@ -74,8 +81,10 @@ def restack(
 ) -> tuple[list[str], list[str]]:
     """Make config.json describe other layers than the donor's: their number, and every list with one entry a layer.
 
-    A list belongs to the layers when it has as many entries as the donor has layers. A list of layer numbers, such as
-    `mlp_only_layers`, is renumbered. Sections of side towers (`vision_config`) are left alone.
+    A list belongs to the layers when it has as many entries as the donor has layers, also where it is written as
+    runs (`attention_types`) or as a text with a sign for each layer (`hybrid_override_pattern`). A list of layer
+    numbers, such as `mlp_only_layers`, is renumbered. Ids of tokens, factors of frequencies and sections of side
+    towers (`vision_config`) are left alone.
 
     Args:
         config: the donor's config.json, changed in place.
@@ -95,8 +104,8 @@ def restack(
             if type(value) is int and value == depth and is_layer_count_key(key):
                 mapping[key] = len(origins)
                 counted = True
-            elif isinstance(value, list) and len(value) == depth:
-                mapping[key] = [_entry(origin, path, key, value) for origin in origins]
+            elif (entries := _per_layer(key, value, depth)) is not None:
+                mapping[key] = _written_as(value, depth, [_entry(origin, path, key, entries) for origin in origins])
                 notes.append(f"config.json: `{where}` has one entry a layer, so its entries went with the layers")
             elif isinstance(value, list) and _is_index_list(key, value, depth):
                 mapping[key] = [
@@ -108,6 +117,20 @@ def restack(
     return notes, [
         f"config.json of the donor counts no layers as {depth}, which is how many its tensors have, "
         f"so the {len(origins)} layers of the output cannot be stated in it; correct its layer count first"
+    ]
+
+
+def broken_cycles(config: dict[str, Any], structure: Structure, origins: Sequence[LayerOrigin]) -> list[str]:
+    """Tell which keys make every n-th layer another kind, when layers now stand where another kind is expected."""
+    return [
+        f"config.json: `{key}: {value}` tells the kind of a layer by its number, and layers of the output have numbers "
+        f"of another kind than where they come from; choose ranges that move layers by a multiple of {value}"
+        for _, mapping in _sections(config, structure)
+        for key, value in mapping.items()
+        if type(value) is int
+        and value > 1
+        and _CYCLE.search(key)
+        and any((i - origin.layer) % value for i, origin in enumerate(origins))
     ]
 
 
@@ -126,7 +149,7 @@ def _sections(
     yield path, config
     assert structure.main is not None
     for key, value in config.items():
-        if not isinstance(value, dict):
+        if not isinstance(value, dict) or _OTHER_SECTION.fullmatch(key):
             continue
         tower = key.removesuffix("_config")
         elsewhere = any(tower in stack.prefix for stack in structure.stacks if stack is not structure.main)
@@ -134,10 +157,39 @@ def _sections(
             yield from _sections(value, structure, (*path, key))
 
 
-def _entry(origin: LayerOrigin, path: tuple[str, ...], key: str, donors: list[Any]) -> Any:  # noqa: ANN401
+def _per_layer(key: str, value: object, depth: int) -> Sequence[Any] | None:
+    """Give one entry for each of `depth` layers, or None where the value is something else."""
+    if isinstance(value, str):
+        return value if len(value) == depth and key.endswith("_pattern") else None
+    if not isinstance(value, list) or _OTHER_LIST.search(key):
+        return None
+    if _are_runs(value, depth):
+        return [entry for entries, times in value for _ in range(times) for entry in entries]
+    return value if len(value) == depth else None
+
+
+def _are_runs(value: list[Any], depth: int) -> bool:
+    """Tell a list of [entries, times], as in [[["global", "local"], 12]], that comes to `depth` entries."""
+    return (
+        all(
+            isinstance(run, list) and len(run) == 2 and isinstance(run[0], list) and type(run[1]) is int
+            for run in value
+        )
+        and sum(len(entries) * times for entries, times in value) == depth
+    )
+
+
+def _written_as(old: object, depth: int, entries: list[Any]) -> Any:  # noqa: ANN401
+    """Write entries, one a layer, in the form in which config.json had them."""
+    if isinstance(old, str):
+        return "".join(entries)
+    return [[entries, 1]] if isinstance(old, list) and _are_runs(old, depth) else entries
+
+
+def _entry(origin: LayerOrigin, path: tuple[str, ...], key: str, donors: Sequence[Any]) -> Any:  # noqa: ANN401
     """Give the entry of a per-layer list that belongs to a layer, from the layer's own model if it has the list."""
-    own = _lookup(origin.config, path).get(key)
-    source = own if isinstance(own, list) and len(own) == origin.depth else donors
+    own = _per_layer(key, _lookup(origin.config, path).get(key), origin.depth)
+    source = donors if own is None else own
     return copy.deepcopy(source[min(origin.layer, len(source) - 1)])
 
 
@@ -151,6 +203,7 @@ def _is_index_list(key: str, value: list[Any], depth: int) -> bool:
     return (
         bool(value)
         and _INDEX_LIST.search(key) is not None
+        and _OTHER_LIST.search(key) is None
         and all(type(entry) is int and 0 <= entry < depth for entry in value)
         and all(a < b for a, b in itertools.pairwise(value))
     )

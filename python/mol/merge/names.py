@@ -97,12 +97,12 @@ class Alignment:
                     return candidate
         return None
 
-    def to_donor(self, name: str) -> str:
-        """Give the name that a tensor of the other, which the donor lacks, has among the donor's."""
-        for ours, theirs in self.pairs:
-            if theirs and name.startswith(theirs):
-                return ours + name[len(theirs) :]
-        return name
+    def to_donor(self, name: str, tensors: Container[str]) -> str:
+        """Give the name among the donor's tensors of a tensor of the other, or the one that the donor would give it."""
+        named = [ours + name[len(theirs) :] for ours, theirs in self.pairs if name.startswith(theirs)]
+        existing = (candidate for candidate in named if candidate in tensors)
+        prefixed = (ours + name[len(theirs) :] for ours, theirs in self.pairs if theirs and name.startswith(theirs))
+        return next(existing, None) or next(prefixed, name)
 
 
 def align(donor: Structure, other: Structure) -> Alignment:

@@ -10,7 +10,7 @@ from mol.config.fields import DTYPE_WORDS, DTYPES
 from mol.errors import ConfigError, MergeError
 from mol.merge.inputs import Model, layers_for, make_bands, open_models
 from mol.merge.mismatch import Mismatches, ranges
-from mol.merge.model_config import LayerOrigin, restack, set_dtype, set_tie, tie_flag
+from mol.merge.model_config import LayerOrigin, broken_cycles, restack, set_dtype, set_tie, tie_flag
 from mol.merge.names import is_buffer, natural_key, side_of
 from mol.merge.options import MergeOptions
 from mol.merge.tasks import Cell, TaskBuilder, Want
@@ -138,7 +138,7 @@ class _Planner:
         return list({lane.model.index: lane.model for band in self._bands for lane in band.lanes}.values())
 
     def _check_model_types(self) -> None:
-        models = {model.index: model for model in (self._donor, *self._taking_part())}.values()
+        models = list({model.index: model for model in (self._donor, *self._taking_part())}.values())
         types = {model.label: model.checkpoint.config.get("model_type") for model in models}
         known = {label: str(kind) for label, kind in types.items() if kind is not None}
         if len(set(known.values())) > 1:
@@ -146,10 +146,10 @@ class _Planner:
             if self._config.allow_crimes or self._options.allow_crimes:
                 self._warnings[f"different architectures are mixed, as allowed: {listed}"] = None
             else:
-                self._problems.add(
-                    f"different architectures: {listed}; `allow_crimes` admits them where all shapes are equal"
+                self._problems.add_architectures(
+                    f"different architectures: {listed}; `allow_crimes` admits them where all shapes are equal", models
                 )
-        for label in types.keys() - known.keys():
+        for label in (label for label in types if label not in known):
             self._notes[f"config.json of {label} has no model_type: it is taken for the donor's"] = None
 
     def _note_alignments(self) -> None:
@@ -288,6 +288,8 @@ class _Planner:
             self._notes.update(dict.fromkeys(notes))
             for problem in problems:
                 self._problems.add(problem)
+            if not notes:
+                self._warnings.update(dict.fromkeys(broken_cycles(self._model_config, self._donor.structure, origins)))
             if not notes and len({frozenset(layer) for layer in stack.layers}) > 1:
                 odd = [
                     i
@@ -313,7 +315,7 @@ class _Planner:
                 self._account_stack(model, stack, left)
             for name in sorted(left, key=natural_key):
                 known = name in self._donor.checkpoint.tensors or (
-                    model.alignment.to_donor(name) in self._donor.checkpoint.tensors
+                    model.alignment.to_donor(name, self._donor.checkpoint.tensors) in self._donor.checkpoint.tensors
                 )
                 if known:
                     self._dropped.append(f"{name} of {model.label}: another slice gives this tensor")
@@ -350,10 +352,10 @@ class _Planner:
         if not self._problems:
             return
         header = f"these models cannot be merged by {self._config.method}"
-        if self._problems.is_unequal_width:
+        if self._problems.call_for_fusion:
             header += (
-                "; a merge needs tensors of equal shapes. Models of unequal widths can be run together instead: "
-                "see fusion (MoLRuntime)"
+                "; a merge needs one architecture and tensors of equal shapes. Models of unequal widths can be run "
+                "together instead: see fusion (MoLRuntime)"
             )
         raise MergeError.listing(header, self._problems.lines(self._donor))
 
@@ -363,6 +365,11 @@ class _Planner:
         if main is not None:
             set_dtype(self._model_config, main)
         plan = self._tasks.build(self._models, seed=options.seed, allow_nonfinite=options.allow_nonfinite)
+        read = {file.path for file in plan.inputs}
+        for model in self._taking_part():
+            if read.isdisjoint(str(file.path) for file in model.checkpoint.files):
+                note = f"no weight of {model.label} is used: the recipe gives it no influence on any tensor"
+                self._notes[note] = None
         return PlannedMerge(
             plan,
             self._config,

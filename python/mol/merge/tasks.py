@@ -151,7 +151,7 @@ class TaskBuilder:
         if combination is None:
             combination = combine(names, output, want.position)
             if isinstance(combination, str):
-                self._problems.add_tensor(want.pattern, want.layer, combination)
+                self._problems.add_tensor(want.pattern, want.layer, f"cannot be made: {combination}")
         if isinstance(combination, str):
             return
         info = want.info

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mol.merge.model_config import tie_flag
@@ -49,6 +49,10 @@ class _Ends:
     flag: bool | None
     tied: bool
 
+    def tied_by_class(self) -> _Ends:
+        """Give the ends as they are where the model's class ties: a head on disk counts only if the config says so."""
+        return self if self.head is None or self.flag is not None else replace(self, tied=True)
+
 
 def find_tying(donor: Model, models: Sequence[Model]) -> Tying | None:
     """Compare how the models make their scores; None where nothing needs care.
@@ -58,6 +62,9 @@ def find_tying(donor: Model, models: Sequence[Model]) -> Tying | None:
     """
     ends = {model.index: _ends(model) for model in models}
     mine = ends[donor.index] if donor.index in ends else _ends(donor)
+    if any(end.tied and end.flag is None for end in (mine, *ends.values())):
+        ends = {index: end.tied_by_class() for index, end in ends.items()}
+        mine = mine.tied_by_class()
     with_head = [model for model in models if ends[model.index].head is not None]
     has_scores = mine.tied or mine.head is not None
     if not (has_scores and (with_head or mine.head) and (mine.tied or any(end.tied for end in ends.values()))):
@@ -69,7 +76,7 @@ def find_tying(donor: Model, models: Sequence[Model]) -> Tying | None:
         head = mine.head
     else:
         first = (own or with_head)[0]
-        head = first.alignment.to_donor(ends[first.index].head or "")
+        head = first.alignment.to_donor(ends[first.index].head or "", donor.checkpoint.tensors)
     stays_tied = mine.tied and not own
     unused = {
         index: end.head
@@ -85,9 +92,7 @@ def find_tying(donor: Model, models: Sequence[Model]) -> Tying | None:
             f"head and embedding are tied in {', '.join(tied_labels)} and not in all inputs: their embedding is taken "
             f"for `{head}`, and the output is not tied"
         )
-    # Where no input says that it is untied, the default of the model's class holds for all of them.
-    flag = False if mine.tied or mine.flag is not None or any(e.flag is not None for e in ends.values()) else None
-    return Tying(head, mine.embedding, heads, mine.head is not None, False, flag, unused, tuple(notes))
+    return Tying(head, mine.embedding, heads, mine.head is not None, False, False, unused, tuple(notes))
 
 
 def _ends(model: Model) -> _Ends:
