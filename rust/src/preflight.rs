@@ -36,7 +36,7 @@ pub fn preflight(plan: &Plan, partial: &Path, discard: bool) -> Result<Preflight
         Found::OtherPlan => {
             return Err(Error::Merge(format!(
                 "{place}: holds the unfinished work of another merge; finish that one, remove the directory, or pass \
-                 --overwrite"
+                 --discard-partial"
             )));
         }
         Found::Foreign => {
