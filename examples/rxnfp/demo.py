@@ -102,7 +102,7 @@ def main() -> int:
     tokens = sum(int((wanted != -100).sum()) for _, wanted in batches)
     print(f"\nmasked-token loss, nats ({len(reactions)} reaction, {DRAWS} maskings of {MASKED:.0%}, {tokens} tokens)")
     for label, value in rows:
-        print(f"  {label:36} {value:8.4f}")
+        print(f"  {label:38} {value:8.4f}")
     return 0
 
 

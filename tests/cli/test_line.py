@@ -101,6 +101,11 @@ def test_an_option_without_effect_says_why_in_one_line(
     assert said.err == f"note: {option} has no effect: {reason}\n"
 
 
+def test_a_no_without_effect_is_named_as_it_was_typed(capsys: pytest.CaptureFixture[str]) -> None:
+    merge_options(Console(), {"lazy_unpickle": False})
+    assert capsys.readouterr().err.startswith("note: --no-lazy-unpickle has no effect: ")
+
+
 def test_options_that_are_not_given_say_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     _, given = understood(["config.yml", "out"])
     for name in ("words", "out_dir", "verbose", "quiet", "json_", "log_level"):
@@ -141,6 +146,7 @@ def test_sizes_of_mergekit_and_of_people_are_read(size: str, count: int) -> None
     ("line", "says"),
     [
         (["validat", "config.yml"], "did you mean 'validate'?"),
+        (["puhs", "dir", "me/model"], "did you mean 'push'?"),
         (["config.yml", "out", "--thread", "4"], "--threads"),
         (["plan", "config.yml", "--jsn"], "--json"),
         (["push-hf", "me/model"], "'push-hf' comes in a later version of mol"),
@@ -193,6 +199,8 @@ def test_no_arguments_show_the_help_as_wrong_usage(capsys: pytest.CaptureFixture
     assert main([]) == 2
     said = capsys.readouterr()
     assert said.out == ""
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == said.err
     assert said.err.startswith("Usage: mol-merge [OPTIONS] CONFIG [OUT]")
 
 

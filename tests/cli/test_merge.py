@@ -28,7 +28,7 @@ def test_a_line_without_a_verb_merges_and_says_what_it_did(recipe: Path, capsys:
     said = capsys.readouterr()
     assert re.match(r"merged    9 tensors: 9 by ties\n", said.out)
     assert re.search(r"^bytes     read [\d.]+ kB, wrote [\d.]+ kB in [\d.]+ s", said.out, re.MULTILINE)
-    assert said.out.splitlines()[-1] == f"output    {Path('out').resolve()}"
+    assert said.out.splitlines()[-1] == "output    out", "as it was typed"
     assert max(map(len, said.out.splitlines()[:-1])) <= 80
     assert set(weights(Path("out"))) == set(weights(Path("base")))
 
@@ -108,7 +108,7 @@ def test_shards_of_the_size_asked_for(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        (["ties.yml", "base"], "base"),
+        (["ties.yml", "base"], "/base is an input"),
         (["ties.yml", "full"], "full"),
         (["ties.yml", "out", "--dtype", "float13"], "float13"),
         (["unknown.yml", "out"], "slurp"),
@@ -175,7 +175,14 @@ def test_plan_says_everything_and_writes_nothing(recipe: Path, capsys: pytest.Ca
 
 def test_plan_warns_of_an_out_that_a_merge_would_refuse(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(recipe), "base"]) == 0
-    assert "warning   base is not empty" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning the output would touch an input; name another directory:" in said
+    assert f"{recipe.parent / 'base'} is an input" in said
+    assert "overwrite" not in said
+    Path("full").mkdir()
+    Path("full/config.json").touch()
+    assert main(["plan", str(recipe), "full"]) == 0
+    assert "warning   full is not empty" in capsys.readouterr().out
 
 
 def test_plan_as_json_is_what_the_engine_is_handed(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -216,6 +223,11 @@ def test_validate_says_what_it_could_not_check(family: Path, capsys: pytest.Capt
     assert "nor in the cache: some-org/some-model" in said.out
     assert main(["validate", "hub.yml", "--cache-dir", "cache", "--strict", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)[0]["not_at_hand"] == ["some-org/some-model"]
+    assert main(["validate", "hub.yml", "--cache-dir", "cache", "--strict", "--quiet"]) == 1
+    assert capsys.readouterr() == (
+        "",
+        "error: hub.yml: models are not at hand, and --strict asks for them: some-org/some-model\n",
+    )
 
 
 def test_validate_finds_models_in_the_cache(family: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,6 +95,16 @@ def test_a_state_dict_is_numpy_and_leaves_nothing_behind(
         np.testing.assert_allclose(state[name], tensor, rtol=2**-8)
         assert not (state[name].view("u4") & 0xFFFF).any(), "values are bfloat16's"
     assert list(scratch.iterdir()) == []
+
+
+def test_a_state_dict_without_numpy_says_what_to_install_before_it_merges(
+    here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    merged = LinearMerge(MergeConfig(method="linear", models=["gpt2", "gpt2-finetuned-code"])).merge()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("scratch") / "missing"))  # any use would fail
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    with pytest.raises(ImportError, match="pip install numpy"):
+        merged.state_dict()
 
 
 def test_models_that_do_not_fit_are_refused_when_merged(here: Path) -> None:

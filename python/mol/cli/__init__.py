@@ -80,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _run(console: Console, args: list[str]) -> int:
     if not args:
-        with click.Context(cli, info_name="mol-merge", max_content_width=80) as ctx:
+        with click.Context(cli, info_name="mol-merge", **cli.context_settings) as ctx:
             click.echo(cli.get_help(ctx), err=True)
         return USAGE
     try:

@@ -96,7 +96,7 @@ class VerbGroup(click.Group):
             return
         if word in LATER_VERBS:
             raise click.UsageError(f"{word!r} comes in a later version of mol", ctx)
-        near = get_close_matches(word, self.commands, n=1, cutoff=0.7)
+        near = get_close_matches(word, (*self.commands, *LATER_VERBS), n=1, cutoff=0.7)
         if near:
             raise click.UsageError(
                 f"{word!r} is neither a verb nor a recipe that exists; did you mean {near[0]!r}?", ctx

@@ -116,7 +116,7 @@ def _merge(console: Console, path: Path, recipe: MergeConfig, out: Path, options
         )
         raise click.exceptions.Exit(INTERRUPTED) from None
     span = time.monotonic() - started
-    for line in merge_text(console, report, span):
+    for line in merge_text(console, report, out, span):
         console.status(line)
     return merge_document(report, path, span)
 

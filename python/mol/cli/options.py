@@ -66,7 +66,7 @@ def speaking(function: Callable[..., Any]) -> Callable[..., Any]:
 
     return _decorated(functools.update_wrapper(click.pass_obj(verb), function), [
         option("-v", "--verbose", count=True, section=SAID, help="Say more; list everything."),
-        option("-q", "--quiet", is_flag=True, section=SAID, help="Say nothing but errors."),
+        option("-q", "--quiet", is_flag=True, section=SAID, help="Say only errors, and what was asked for."),
         option("--json", "json_", is_flag=True, section=SAID,
                help="One JSON document on stdout; all else on stderr."),
         option("--log-level", type=click.Choice(LOG_LEVELS, case_sensitive=False), hidden=True),
@@ -172,8 +172,9 @@ def _shard_size(text: str) -> int:
 
 def _say_without_effect(console: Console, given: dict[str, Any]) -> None:
     for name, declaration, _, reason in WITHOUT_EFFECT:
-        if given.pop(name, None) is not None:
-            console.note(f"{declaration.split('/')[0]} has no effect: {reason}")
+        wanted = given.pop(name, None)
+        if wanted is not None:
+            console.note(f"{declaration.split('/')[-1 if wanted is False else 0]} has no effect: {reason}")
     for name, declaration in SAFETENSORS_ONLY:
         wanted = given.pop(name, None)
         if wanted is False:

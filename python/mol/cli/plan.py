@@ -54,10 +54,13 @@ def command(console: Console, config: Path, out: Path | None, **given: Any) -> N
 def _trouble(planned: PlannedMerge, out: Path, options: MergeOptions) -> str | None:
     """Why a merge into OUT would be refused, if it would."""
     from mol.cli import describe
-    from mol.merge.output import check_apart, check_output
+    from mol.merge.output import check_output
 
     try:
-        check_apart(check_output(out, overwrite=options.overwrite), [source.directory for source in planned.sources])
-    except (MolError, OSError) as error:
+        check_output(out, overwrite=options.overwrite, inputs=[source.directory for source in planned.sources])
+    except MolError as error:
+        head, *_ = str(error).splitlines()
+        return " ".join((head, "; ".join(error.problems))).rstrip()
+    except OSError as error:
         return describe(error)
     return None

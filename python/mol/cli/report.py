@@ -65,8 +65,8 @@ def plan_document(planned: PlannedMerge, recipe: Path, out: Path | None) -> dict
     }
 
 
-def merge_text(console: Console, report: MergeReport, span: float) -> list[str]:
-    """A finished merge for people, after `span` seconds. Notes and warnings were said while it was planned."""
+def merge_text(console: Console, report: MergeReport, out: Path, span: float) -> list[str]:
+    """A finished merge for people: `out` as they typed it, `span` in seconds; notes were said while it was planned."""
     planned = report.planned
     # A resumed run's bytes are those of the whole merge: they say nothing of this run's rate.
     rate = "" if report.resumed else f" ({units.size((report.bytes_read + report.bytes_written) / span)}/s)"
@@ -77,7 +77,7 @@ def merge_text(console: Console, report: MergeReport, span: float) -> list[str]:
         *_lists(console, planned),
         field("bytes", f"read {units.size(report.bytes_read)}, wrote {units.size(report.bytes_written)} "
                        f"in {units.seconds(span)}{rate}"),
-        field("output", str(report.out)),
+        field("output", str(out)),
     ]  # fmt: skip
 
 

@@ -63,6 +63,8 @@ def _validate(console: Console, path: Path, options: MergeOptions, *, strict: bo
         )
     for line in lines:
         console.status("\n".join(wrap(line, width_of(sys.stdout), hang=2)))
+    if strict and names:
+        console.error(f"{path}: models are not at hand, and --strict asks for them: {', '.join(names)}")
     for note in recipe.notes:
         console.note(f"{path}: {note}")
     return {

@@ -18,6 +18,18 @@ _NUMPY: Final = {
 }  # fmt: skip
 
 
+def need_numpy() -> None:
+    """Check that arrays can be had, before work is done for them.
+
+    Raises:
+        ImportError: numpy is not installed.
+    """
+    try:
+        import numpy as np  # noqa: F401
+    except ImportError as error:
+        raise ImportError("a state_dict is made of arrays, which need numpy: pip install numpy") from error
+
+
 def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """Read every tensor of a file that mol wrote.
 
@@ -28,10 +40,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
         CheckpointError: a tensor has a dtype that numpy lacks.
         OSError: the file cannot be read.
     """
-    try:
-        import numpy as np
-    except ImportError as error:
-        raise ImportError("arrays need numpy: pip install numpy") from error
+    import numpy as np
 
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     with path.open("rb") as file:

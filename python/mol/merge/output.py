@@ -35,12 +35,17 @@ def partial_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def check_output(out: Path, *, overwrite: bool) -> Path:
+def check_output(out: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> Path:
     """Check that a model can be put at `out`, and return the path with its links followed.
+
+    Args:
+        out: the output directory.
+        overwrite: whether a model that is there may be replaced.
+        inputs: directories that are known to be inputs; none of them is offered for overwriting.
 
     Raises:
         OSError: `out` or a folder above it is a file, a loop of links, or not writable.
-        MergeError: something is there already.
+        MergeError: something is there already, or an input is.
     """
     place = Path(os.path.realpath(out.expanduser() if out.parts[:1] == ("~",) else out))
     try:
@@ -59,6 +64,7 @@ def check_output(out: Path, *, overwrite: bool) -> Path:
         raise NotADirectoryError(f"{out} cannot be made: {above} is a file")
     if not _may(above, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, f"{out} cannot be made: no right to write there", str(above))
+    check_apart(place, inputs)
     if there and any(place.iterdir()):
         if not overwrite:
             raise MergeError(f"{out} is not empty; name another directory, or replace it with overwrite (--overwrite)")

@@ -139,7 +139,8 @@ def run_merge(
     target = out if out is not None else config.output_path
     if target is None:
         raise ConfigError("where should the merged model go? give `out`, or `output_path` in the recipe")
-    place = check_output(Path(target), overwrite=options.overwrite)
+    local = (Path(reference.name).expanduser() for reference in config.model_references())
+    place = check_output(Path(target), overwrite=options.overwrite, inputs=filter(Path.is_dir, local))
     prepared = _prepare(config, options, checkpoints)
     inputs = [source.directory for source in prepared.planned.sources]
     inputs += [file.path.parent for source in prepared.planned.sources for file in source.files]

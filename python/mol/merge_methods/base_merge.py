@@ -56,11 +56,13 @@ class MergedModel:
         directory (`TMPDIR` says where), so there must be room for the model on that disk.
 
         Raises:
+            ImportError: numpy, which a merge alone does not need, is not installed.
             MolError: see `run_merge`.
             OSError: see `run_merge`.
         """
-        from mol.io.arrays import read_arrays
+        from mol.io.arrays import need_numpy, read_arrays
 
+        need_numpy()
         with tempfile.TemporaryDirectory(prefix="mol-") as folder:
             report = self.save(Path(folder, "merged"))
             arrays: dict[str, np.ndarray[Any, Any]] = {}
