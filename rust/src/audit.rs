@@ -2,12 +2,12 @@
 use crate::crc::Crc;
 use crate::dtype::{Format, with_format};
 use crate::error::{Error, Result};
-use crate::execute::Watch;
 use crate::kernels::{BLOCK, Sum};
 use crate::real::Real;
 use crate::shard::{Shard, Tensor};
 use crate::simd::Simd;
 use crate::stream::{View, common, runs};
+use crate::watch::Watch;
 use rayon::prelude::*;
 use serde::Serialize;
 use sha2::Digest as _;
@@ -142,16 +142,11 @@ impl Part {
 }
 
 /// Compares two float tensors of one shape.
-pub fn compare(a: (&Path, &str), b: (&Path, &str), shards: &[Shard], simd: Simd, watch: &Watch) -> Result<Distance> {
-    let find = |(path, name): (&Path, &str)| {
-        let shard = shards.iter().find(|shard| shard.path == path);
-        let shard = shard.ok_or_else(|| Error::checkpoint(path, "not opened"))?;
-        View::new(shard, shard.tensor(name)?)
-    };
-    let views = [find(a)?, find(b)?];
+pub fn compare(views: [View; 2], simd: Simd, watch: &Watch) -> Result<Distance> {
     if views[0].tensor.shape != views[1].tensor.shape {
         let (found, wanted) = (&views[1].tensor.shape, &views[0].tensor.shape);
-        return Err(Error::checkpoint(b.0, format!("tensor `{}` has shape {found:?}, the other {wanted:?}", b.1)));
+        let reason = format!("tensor `{}` has shape {found:?}, the other {wanted:?}", views[1].tensor.name);
+        return Err(Error::checkpoint(&views[1].shard.path, reason));
     }
     let len: usize = views[0].tensor.shape.iter().product();
     let work = common(views.iter().map(|view| view.float));

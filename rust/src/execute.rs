@@ -10,50 +10,16 @@ use crate::plan::{Plan, TensorTask};
 use crate::shard::Shard;
 use crate::simd::Simd;
 use crate::stream::{self, common};
+use crate::watch::{Watch, pool};
 use crate::writer::Writer;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// Elements of a tile where nothing else is asked: small enough for the second-level cache.
 pub const TILE: usize = 1 << 18;
-
-/// Progress and cancel, shared between the pool and whoever waits for it.
-#[derive(Debug, Default)]
-pub struct Watch {
-    cancelled: AtomicBool,
-    read: AtomicU64,
-    written: AtomicU64,
-}
-
-impl Watch {
-    /// Stops the run within a tile.
-    pub fn cancel(&self) {
-        self.cancelled.store(true, Ordering::Relaxed);
-    }
-
-    /// Bytes read and written so far.
-    pub fn progress(&self) -> (u64, u64) {
-        (self.read.load(Ordering::Relaxed), self.written.load(Ordering::Relaxed))
-    }
-
-    /// Fails once cancelled.
-    pub fn check(&self) -> Result<()> {
-        if self.cancelled.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
-    }
-
-    /// Counts bytes read.
-    pub fn add_read(&self, bytes: usize) {
-        self.read.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    pub(crate) fn add_written(&self, bytes: usize) {
-        self.written.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-}
 
 /// How a plan is run; none of it changes the bytes written.
 #[derive(Clone, Copy, Debug)]
@@ -103,17 +69,7 @@ pub struct Report<'a> {
     pub resumed: usize,
 }
 
-/// Bytes that a run reads and writes, for progress: extra sweeps of a threshold search not counted.
-pub fn totals(plan: &Plan, shards: &[Shard]) -> Result<(u64, u64)> {
-    let (mut read, mut written) = (0, 0);
-    for task in &plan.tasks {
-        let (task_read, task_written) = task_totals(task, shards)?;
-        read += task_read;
-        written += task_written;
-    }
-    Ok((read, written))
-}
-
+/// Bytes that a task reads and writes, for progress: extra sweeps of a threshold search not counted.
 fn task_totals(task: &TensorTask, shards: &[Shard]) -> Result<(u64, u64)> {
     let bytes: usize = task.resolve(shards)?.iter().map(|(_, tensor)| tensor.bytes.len()).sum();
     Ok((bytes as u64 * task.method.sweeps(), task.bytes() as u64))
@@ -141,16 +97,16 @@ fn execute_in<'a>(plan: &'a Plan, partial: &Path, options: Options, watch: &Watc
     }
     let shards = plan.open_inputs()?;
     plan.check(&shards)?;
-    let digest = plan.digest()?;
+    let (mut read, mut written) = (0, 0);
+    for task in &plan.tasks {
+        let (task_read, task_written) = task_totals(task, &shards)?;
+        read += task_read;
+        written += task_written;
+    }
+    watch.expect(read, written);
     let (journal, claims) = Journal::open(partial, plan)?;
     let writer = Writer::open(plan, partial)?;
-    let pool = rayon::ThreadPoolBuilder::new()
-        .num_threads(options.threads.unwrap_or(0))
-        .thread_name(|i| format!("mol-{i}"))
-        // A thread that waits for tiles takes up another tensor on the same stack.
-        .stack_size(16 << 20)
-        .build()
-        .map_err(|e| Error::Merge(format!("cannot start the thread pool: {e}")))?;
+    let pool = pool(options.threads)?;
     let run = Run { plan, shards: &shards, writer: &writer, journal: &journal, options, watch };
     let (digests, resumed) = pool.install(|| run.all(&claims))?;
     writer.write_index(plan, partial)?;
@@ -163,7 +119,7 @@ fn execute_in<'a>(plan: &'a Plan, partial: &Path, options: Options, watch: &Watc
     }
     let (bytes_read, bytes_written) = watch.progress();
     Ok(Report {
-        plan_digest: digest,
+        plan_digest: journal.plan_digest().to_owned(),
         files: file_digests(plan, &writer, &digests),
         tensors: plan
             .tasks

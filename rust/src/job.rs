@@ -11,7 +11,6 @@ use crate::passes::{self, Sweep, Threshold};
 use crate::plan::{Method, TensorTask};
 use crate::real::Real;
 use crate::stream::{View, common, runs};
-use rayon::prelude::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -26,6 +25,7 @@ pub struct Job<'a, F: Format> {
     index: usize,
     task: &'a TensorTask,
     views: &'a [View<'a>],
+    sweep: Sweep<'a>,
     output: Float,
     kernel: Kernel<F::Real>,
     /// Of TIES, one a model.
@@ -74,24 +74,17 @@ impl<'a, F: Format> Job<'a, F> {
         run.watch.add_read(bytes * (task.method.sweeps() as usize - 1));
         let strips = views.len() > fused || output != F::FLOAT;
         let step = if strips { STRIP } else { tile };
-        Ok(Self { run, index, task, views, output, kernel, thresholds, step })
+        Ok(Self { run, index, task, views, sweep, output, kernel, thresholds, step })
     }
 
     /// Combines and writes every tile; returns the tensor's checksum.
     pub fn run(&self) -> Result<Crc> {
-        let (len, tile) = (self.task.len(), self.run.options.tile);
-        let tiles = 0..len.div_ceil(tile);
-        let range = |i: usize| i * tile..len.min((i + 1) * tile);
-        let crcs: Vec<Crc> = tiles.into_par_iter().map(|i| self.tile(range(i), range(i + 1))).collect::<Result<_>>()?;
+        let crcs = self.sweep.tiles(self.views, |tile| self.tile(tile))?;
         Ok(crcs.into_iter().fold(Crc::EMPTY, Crc::join))
     }
 
-    fn tile(&self, tile: Range<usize>, next: Range<usize>) -> Result<Crc> {
+    fn tile(&self, tile: Range<usize>) -> Result<Crc> {
         let watch = self.run.watch;
-        watch.check()?;
-        for view in self.views {
-            view.fetch(next.start.min(next.end)..next.end);
-        }
         let size = self.output.bytes();
         TILE_BUFFER.with_borrow_mut(|buffer| {
             buffer.resize(buffer.len().max(tile.len() * size), 0);
@@ -157,21 +150,11 @@ impl<'a, F: Format> Job<'a, F> {
     /// Which element of which input, or of the result, is at fault. Slow, and always the same answer.
     fn blame(&self) -> Result<Error> {
         for view in self.views {
-            let mut at = None;
-            for start in (0..self.task.len()).step_by(BLOCK) {
-                self.run.watch.check()?;
-                let block = start..self.task.len().min(start + BLOCK);
-                let bytes = view.slice(block.clone());
-                at = with_format!(view.float, V => (0..block.len()).map(|i| V::get(bytes, i).to_f64()).position(|x| !x.is_finite())
-                    .map(|i| (start + i, V::get(bytes, i).to_f64())));
-                if at.is_some() {
-                    break;
-                }
-            }
-            if let Some((index, value)) = at {
+            if let Some((index, value)) = self.first_nonfinite(view)? {
                 let (path, name) = (view.shard.path.display(), &view.tensor.name);
                 return Ok(Error::NonFinite(format!(
-                    "{path}: tensor `{name}` holds {value} at element {index}; repair the checkpoint, or pass --allow-nonfinite"
+                    "{path}: tensor `{name}` holds {value} at element {index}; repair the checkpoint, or pass \
+                     --allow-nonfinite"
                 )));
             }
         }
@@ -184,11 +167,28 @@ impl<'a, F: Format> Job<'a, F> {
                 let at = strip.clone().find(|i| self.is_bad(self.combine(*i..i + 1, &mut bytes[..one])));
                 let (name, dtype) = (&self.task.name, self.task.dtype);
                 return Ok(Error::NonFinite(format!(
-                    "tensor `{name}`: the result at element {} is too large for {dtype}; choose a wider `out_dtype` (bfloat16, float32) or smaller weights, or pass --allow-nonfinite",
+                    "tensor `{name}`: the result at element {} is too large for {dtype}; choose a wider `out_dtype` \
+                     (bfloat16, float32) or smaller weights, or pass --allow-nonfinite",
                     at.unwrap_or(strip.start)
                 )));
             }
         }
         Ok(Error::Panic(format!("tensor `{}` was flagged as not finite, but every element is", self.task.name)))
+    }
+
+    fn first_nonfinite(&self, view: &View) -> Result<Option<(usize, f64)>> {
+        for start in (0..self.task.len()).step_by(BLOCK) {
+            self.run.watch.check()?;
+            let block = start..self.task.len().min(start + BLOCK);
+            let bytes = view.slice(block.clone());
+            let found = with_format!(view.float, V => {
+                let mut values = (0..block.len()).map(|i| (start + i, V::get(bytes, i).to_f64()));
+                values.find(|(_, value)| !value.is_finite())
+            });
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+        Ok(None)
     }
 }

@@ -39,6 +39,7 @@ pub struct Claim {
 /// The open journal, locked.
 #[derive(Debug)]
 pub struct Journal {
+    head: Head,
     path: PathBuf,
     file: Mutex<File>,
 }
@@ -58,6 +59,10 @@ pub enum Found {
 
 /// Looks at a partial directory without touching it. A last line that a crash cut short is dropped.
 pub fn inspect(partial: &Path, plan: &Plan) -> Result<Found> {
+    look(partial, &Head::of(plan)?)
+}
+
+fn look(partial: &Path, wanted: &Head) -> Result<Found> {
     match fs::read_dir(partial) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(e) => return Err(Error::io(partial)(e)),
@@ -72,11 +77,10 @@ pub fn inspect(partial: &Path, plan: &Plan) -> Result<Found> {
         return Ok(Found::Nothing);
     }
     let Some((head, claims)) = parse(&text) else { return Ok(Found::Foreign) };
-    let wanted = Head::of(plan)?;
     if head.plan != wanted.plan {
         return Ok(Found::OtherPlan);
     }
-    Ok(Found::Claims(if head == wanted { claims } else { Vec::new() }))
+    Ok(Found::Claims(if head == *wanted { claims } else { Vec::new() }))
 }
 
 /// Whether the journal claims every tensor of its plan.
@@ -129,7 +133,8 @@ impl Journal {
     /// Opens or begins the journal of a plan, and returns what an earlier run claims.
     pub fn open(partial: &Path, plan: &Plan) -> Result<(Self, Vec<Claim>)> {
         let place = partial.display();
-        let claims = match inspect(partial, plan)? {
+        let head = Head::of(plan)?;
+        let claims = match look(partial, &head)? {
             Found::Nothing => Vec::new(),
             Found::Claims(claims) => claims,
             Found::OtherPlan => {
@@ -141,9 +146,14 @@ impl Journal {
         let (path, file) = (partial.join(NAME), lock(partial)?);
         // Begun anew: the run repeats the claims whose bytes it finds on the disk.
         file.set_len(0).map_err(Error::io(&path))?;
-        let journal = Self { path, file: Mutex::new(file) };
-        journal.line(&Head::of(plan)?)?;
+        let journal = Self { head, path, file: Mutex::new(file) };
+        journal.line(&journal.head)?;
         Ok((journal, claims))
+    }
+
+    /// What names the work.
+    pub fn plan_digest(&self) -> &str {
+        &self.head.plan
     }
 
     fn line(&self, line: &impl Serialize) -> Result<()> {

@@ -21,4 +21,5 @@ pub mod real;
 pub mod shard;
 pub mod simd;
 pub mod stream;
+pub mod watch;
 pub mod writer;

@@ -1,7 +1,6 @@
 //! What some methods must know of a whole tensor before its elements are combined: sweeps over tiles, folded in order.
 use crate::dtype::{Float, Format, with_format};
 use crate::error::Result;
-use crate::execute::Watch;
 use crate::kernels::select::{self, SAMPLE, SAMPLE_RUN, Search, Step};
 use crate::kernels::slerp::Products;
 use crate::kernels::ties::Masses;
@@ -9,10 +8,11 @@ use crate::kernels::{BLOCK, STRIP};
 use crate::real::Real;
 use crate::simd::Simd;
 use crate::stream::{View, common, runs};
+use crate::watch::Watch;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// A sweep's surroundings.
+/// A sweep over the tiles of a tensor.
 #[derive(Clone, Copy)]
 pub struct Sweep<'a> {
     /// Elements of the tensor.
@@ -27,29 +27,30 @@ pub struct Sweep<'a> {
 
 impl Sweep<'_> {
     fn tile(&self, index: usize) -> Range<usize> {
-        index * self.tile..self.len.min((index + 1) * self.tile)
+        self.len.min(index * self.tile)..self.len.min((index + 1) * self.tile)
     }
 
     /// Runs `visit` for every tile in parallel; the results come in order.
-    fn tiles<T: Send>(&self, views: &[View], visit: impl Fn(Range<usize>) -> T + Sync) -> Result<Vec<T>> {
+    pub fn tiles<T: Send>(&self, views: &[View], visit: impl Fn(Range<usize>) -> Result<T> + Sync) -> Result<Vec<T>> {
         let tiles = 0..self.len.div_ceil(self.tile);
         tiles
             .into_par_iter()
             .map(|index| {
                 self.watch.check()?;
+                let next = self.tile(index + 1);
                 for view in views {
-                    view.fetch(self.tile(index + 1).start.min(self.len)..self.tile(index + 1).end);
+                    view.fetch(next.clone());
                 }
-                Ok(visit(self.tile(index)))
+                visit(self.tile(index))
             })
             .collect()
     }
 
     /// Runs `visit` for every block of every tile; the results come in block order.
     fn blocks<T: Send>(&self, views: &[View], visit: impl Fn(Range<usize>) -> T + Sync) -> Result<Vec<T>> {
-        let of_tile = |tile: Range<usize>| -> Vec<T> {
+        let of_tile = |tile: Range<usize>| {
             let starts = tile.clone().step_by(BLOCK);
-            starts.map(|start| visit(start..tile.end.min(start + BLOCK))).collect()
+            Ok(starts.map(|start| visit(start..tile.end.min(start + BLOCK))).collect::<Vec<T>>())
         };
         Ok(self.tiles(views, of_tile)?.into_iter().flatten().collect())
     }
@@ -96,8 +97,8 @@ fn learn(search: &mut Search, step: &Step, answers: &[Answer]) -> Option<Vec<usi
     Some(answers.iter().map(|answer| answer.keys.iter().filter(|k| **k == key).count()).collect())
 }
 
-/// The thresholds of `models` over `base`, as keys of format `work`, for densities in [0, 1]: exactly `max(1, trunc(density * len))` survive,
-/// equal magnitudes lowest index first.
+/// The thresholds of `models` over `base`, as keys of format `work`, for densities in [0, 1]: exactly
+/// `max(1, trunc(density * len))` survive, equal magnitudes lowest index first.
 pub fn thresholds(sweep: Sweep, work: Float, base: View, models: &[View], densities: &[f64]) -> Result<Vec<Threshold>> {
     with_format!(work, F => search_all::<F>(sweep, base, models, densities))
 }
@@ -123,7 +124,7 @@ fn search_all<F: Format>(sweep: Sweep, base: View, models: &[View], densities: &
     while !open.is_empty() {
         let steps: Vec<Step> = open.iter().map(|(_, search)| search.step()).collect();
         let chosen: Vec<View> = std::iter::once(base).chain(open.iter().map(|(model, _)| models[*model])).collect();
-        let mut tiles = sweep.tiles(&chosen, |tile| ask::<F>(sweep, &chosen, &steps, tile))?;
+        let mut tiles = sweep.tiles(&chosen, |tile| Ok(ask::<F>(sweep, &chosen, &steps, tile)))?;
         for ((model, mut search), step) in std::mem::take(&mut open).into_iter().zip(steps).rev() {
             // A tile answers in the order asked, so what it says last belongs to the last search.
             let answers: Vec<Answer> = tiles.iter_mut().filter_map(Vec::pop).collect();

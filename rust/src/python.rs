@@ -4,16 +4,18 @@
 
 use crate::audit::{self, Digest, Distance};
 use crate::error::Error;
-use crate::execute::{Options, TILE, Watch, execute as run, totals};
+use crate::execute::{Options, TILE, execute as run};
 use crate::plan::Plan;
 use crate::preflight::preflight as check;
 use crate::shard::Shard;
 use crate::simd::Simd;
+use crate::stream::View;
+use crate::watch::{Watch, pool};
 use crate::writer;
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -106,11 +108,6 @@ fn json(value: &impl serde::Serialize) -> crate::error::Result<String> {
     serde_json::to_string(value).map_err(|e| Error::Panic(format!("report: {e}")))
 }
 
-fn pool<T: Send>(threads: Option<usize>, work: impl FnOnce() -> T + Send) -> crate::error::Result<T> {
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).build();
-    Ok(pool.map_err(|e| Error::Merge(format!("cannot start the thread pool: {e}")))?.install(work))
-}
-
 type Header = (usize, i64, String, Vec<(String, String, Vec<usize>, usize)>);
 
 #[pyfunction]
@@ -157,21 +154,15 @@ fn execute(
     let digest = digest.map(Digest::parse).transpose()?;
     let options = Options { threads, tile: tile.unwrap_or(TILE), simd: Simd::parse(simd)?, digest };
     let plan = enter(py, || Plan::parse(plan))?;
-    let (total_read, total_written) = enter(py, || {
-        let shards = plan.open_inputs()?;
-        plan.check(&shards)?;
-        totals(&plan, &shards)
-    })?;
     let watch = Watch::default();
     watched(
         py,
         &watch,
         || json(&run(&plan, &partial, options, &watch)?),
         |py| {
+            let (Some(call), Some((total_read, total_written))) = (&on_progress, watch.totals()) else { return Ok(()) };
             let (read, written) = watch.progress();
-            on_progress
-                .as_ref()
-                .map_or(Ok(()), |call| call.call1(py, (read, total_read, written, total_written)).map(drop))
+            call.call1(py, (read, total_read, written, total_written)).map(drop)
         },
     )
 }
@@ -197,7 +188,7 @@ fn checksum(
     watched(
         py,
         &watch,
-        || json(&pool(threads, || audit::sum_file(&path, digest, &watch))??),
+        || json(&pool(threads)?.install(|| audit::sum_file(&path, digest, &watch))?),
         |py| on_progress.as_ref().map_or(Ok(()), |call| call.call1(py, (watch.progress().0, total)).map(drop)),
     )
 }
@@ -215,28 +206,28 @@ fn compare(
 ) -> PyResult<Distances> {
     use rayon::prelude::*;
     let watch = Watch::default();
-    let (shards, total) = enter(py, || {
-        let mut seen = HashSet::new();
-        let mut paths: Vec<&PathBuf> = pairs.iter().flat_map(|(a, _, b, _)| [a, b]).collect();
-        paths.retain(|path| seen.insert(*path));
-        let shards = paths.into_iter().map(|path| Shard::open(path)).collect::<crate::error::Result<Vec<_>>>()?;
-        let mut total = 0;
-        for (path, name) in pairs.iter().flat_map(|(a, x, b, y)| [(a, x), (b, y)]) {
-            if let Some(shard) = shards.iter().find(|shard| shard.path == *path) {
-                total += shard.tensor(name)?.bytes.len();
+    let shards = enter(py, || {
+        let mut shards = HashMap::new();
+        for path in pairs.iter().flat_map(|(a, _, b, _)| [a, b]) {
+            if !shards.contains_key(path) {
+                shards.insert(path, Shard::open(path)?);
             }
         }
-        Ok((shards, total))
+        Ok(shards)
     })?;
-    let one = |(a, x, b, y): &Pair| {
+    let view = |path: &PathBuf, name: &str| View::new(&shards[path], shards[path].tensor(name)?);
+    let one = |(a, x, b, y): &Pair| Ok([view(a, x)?, view(b, y)?]);
+    let views: Vec<[View; 2]> = enter(py, || pairs.iter().map(one).collect())?;
+    let total: usize = views.iter().flatten().map(|view| view.tensor.bytes.len()).sum();
+    let distance = |views: &[View; 2]| {
         let Distance { norm_a, norm_b, norm_difference, dot, max_difference, index } =
-            audit::compare((a, x), (b, y), &shards, Simd::detect(), &watch)?;
+            audit::compare(*views, Simd::detect(), &watch)?;
         Ok((norm_a, norm_b, norm_difference, dot, max_difference, index))
     };
     watched(
         py,
         &watch,
-        || pool(threads, || pairs.par_iter().map(one).collect())?,
+        || pool(threads)?.install(|| views.par_iter().map(distance).collect()),
         |py| on_progress.as_ref().map_or(Ok(()), |call| call.call1(py, (watch.progress().0, total)).map(drop)),
     )
 }

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
-use memmap2::{Advice, Mmap, UncheckedAdvice};
+use memmap2::{Advice, Mmap};
 use safetensors::Dtype;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use std::collections::HashMap;
@@ -191,15 +191,6 @@ impl Shard {
         let (from, to) = (tensor.bytes.start + range.start, (tensor.bytes.start + range.end).min(tensor.bytes.end));
         if from < to {
             let _advice = self.map.advise_range(Advice::WillNeed, from, to - from);
-        }
-    }
-
-    /// Lets go of the pages of a range of a tensor that is done with; reading it again faults them in again.
-    pub fn release(&self, tensor: &Tensor, range: Range<usize>) {
-        let (from, to) = (tensor.bytes.start + range.start, (tensor.bytes.start + range.end).min(tensor.bytes.end));
-        if from < to {
-            // SAFETY: the mapping is of a file and read-only, so dropped pages come back with the same bytes.
-            let _advice = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, to - from) };
         }
     }
 }
