@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mol.config.sources import SliceConfig, SourceConfig
 
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
+DTYPE_NAMES = {name: word for word, name in DTYPES.items()}
 """Names of dtypes in a recipe, each with safetensors' name for it."""
 
 DTYPE_WORDS = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from mol.config.document import Table, from_python
-from mol.config.fields import DTYPES, RecipeFields, read_fields
+from mol.config.fields import DTYPE_NAMES, RecipeFields, read_fields
 from mol.config.methods import METHODS, Required, Scalar
 from mol.config.model_reference import ModelReference
 from mol.config.parameters import Chain, ParameterMap, Rule
@@ -159,10 +159,9 @@ class MergeConfig:
             recipe["base_model"] = self.base_model.to_plain()
         if self.parameters:
             recipe["parameters"] = self.parameters.to_dict()
-        words = {name: word for word, name in DTYPES.items()}
         for key, dtype in (("dtype", self.dtype), ("out_dtype", self.out_dtype)):
             if dtype is not None:
-                recipe[key] = words[dtype]
+                recipe[key] = DTYPE_NAMES[dtype]
         if isinstance(self.tokenizer_source, ModelReference):
             recipe["tokenizer_source"] = self.tokenizer_source.to_plain()
         elif self.tokenizer_source is not None:

@@ -132,8 +132,8 @@ class Combiner:
 
     def _linear(self, shared: Mapping[str, Any], per_lane: Mapping[str, Mapping[int, float]]) -> Combination | str:
         weights, normalize = per_lane["weight"], shared["normalize"]
-        if normalize and weights_cancel(list(weights.values())):
-            return f"the weights ({_listed(weights.values())}) sum to zero, and `normalize: true` divides by their sum"
+        if normalize and (problem := _cancelling(weights.values())):
+            return problem
         kept = tuple(lane for lane, weight in weights.items() if weight != 0.0)
         if len(kept) == 1 and (normalize or weights[kept[0]] == 1.0):
             return Combination(plan.COPY, kept)
@@ -156,8 +156,8 @@ class Combiner:
     ) -> Combination | str:
         assert self._base is not None  # MethodSpec.base is "required"
         weights, normalize, lambda_ = per_lane["weight"], shared["normalize"], shared["lambda"]
-        if normalize and weights_cancel(list(weights.values())):
-            return f"the weights ({_listed(weights.values())}) sum to zero, and `normalize: true` divides by their sum"
+        if normalize and (problem := _cancelling(weights.values())):
+            return problem
         kept = [lane for lane, weight in weights.items() if weight != 0.0]
         if not kept or lambda_ == 0.0:
             return Combination(plan.COPY, (self._base,))
@@ -197,5 +197,10 @@ _METHODS: Final = {
 }
 
 
-def _listed(weights: Iterable[float]) -> str:
-    return ", ".join(f"{weight:g}" for weight in weights)
+def _cancelling(weights: Iterable[float]) -> str | None:
+    """Say why weights cannot be divided by their sum, None where they can."""
+    values = list(weights)
+    if not weights_cancel(values):
+        return None
+    listed = ", ".join(f"{weight:g}" for weight in values)
+    return f"the weights ({listed}) sum to zero, and `normalize: true` divides by their sum"

@@ -7,13 +7,11 @@ import itertools
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from mol.config.fields import DTYPE_NAMES
 from mol.merge.layers import Structure, is_layer_count_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-
-DTYPE_NAMES: Final = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Words of config.json for the dtypes that are merged."""
 
 _DTYPE_KEYS: Final = ("dtype", "torch_dtype")
 _TIE_KEY: Final = "tie_word_embeddings"
