@@ -2,7 +2,7 @@
 
 Each row can be run alone: `python benches/bench_merge.py --dir DIR linear start`. mergekit 0.1.5 is used through its
 command only, in a virtual environment of its own. Every timed run starts with a fresh output, its inputs in the page
-cache unless the row says cold, and nothing left to write back from the run before.
+cache unless the row says cold, free memory touched before, and nothing left to write back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import recipes
-from measure import Taken, cool, memory_limit, run, warm
+from measure import Taken, cool, memory_limit, populate, run, warm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -66,6 +66,10 @@ class Bench:
     def weights(self, models: Iterable[str]) -> list[Path]:
         return [self.directory / name / "model.safetensors" for name in models]
 
+    def settle(self) -> None:
+        """Take what earlier rows read out of the page cache, or their files are thrown out at this row's expense."""
+        cool(self.directory.glob("*/*.safetensors"))
+
     def recipe(self, name: str) -> Path:
         """The recipe `name` as a file, model paths absolute."""
         path = self.directory / f"{name}.yml"
@@ -73,11 +77,12 @@ class Bench:
         return path
 
     def fresh(self, name: str) -> Path:
-        """A path for an output that is not there, with the disk at rest."""
+        """A path for an output that is not there, with the disk at rest and memory at hand."""
         path = self.directory / f"out-{name}"
         shutil.rmtree(path, ignore_errors=True)
         path.unlink(missing_ok=True)
         subprocess.run(["sync"], check=True)
+        populate()
         return path
 
     def discard(self, *names: str) -> None:
@@ -121,8 +126,9 @@ def against_peers(
     bench.make()
     files = bench.weights(recipes.models(name))
     taken: dict[str, list[Taken]] = {"cp": [], "mol": [], "mergekit": []}
+    bench.settle()
     warm(files)
-    # Not counted: a virtual machine gets its memory on first touch, which costs seconds.
+    # Not counted: the first run of a program reads it from the disk and writes Python's compiled modules.
     bench.cp()
     bench.mol(name)
     for number in range(bench.rounds):
@@ -203,6 +209,7 @@ def mixed(bench: Bench) -> None:
     bench.make("--mixed")
     cases = ("bf16_3", "mixed_to_bf16", "mixed_to_f32")
     taken: dict[str, list[Taken]] = {case: [] for case in cases}
+    bench.settle()
     bench.mol(cases[-1])  # not counted, as above
     for _ in range(bench.rounds):
         for case in cases:
