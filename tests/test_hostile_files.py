@@ -64,7 +64,7 @@ HOSTILE: dict[str, tuple[bytes, list[str]]] = {
     "a negative shape": (raw({"w": entry([-16], 0, 64)}), []),
     "a shape that overflows": (raw({"w": entry([2**62, 8], 0, 64)}), ["`w`", "overflow"]),
     "a shape that overflows to nothing": (raw({"w": entry([2**31, 2**31], 0, 0)}, 0), ["`w`"]),
-    "one name twice": (raw(TWICE), ["`w`"]),
+    "one name twice": (raw(TWICE), ["`w`", "twice"]),
 }
 
 

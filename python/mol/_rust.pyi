@@ -9,7 +9,17 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Final
 
-__all__ = ["__version__", "checksum", "commit", "compare", "execute", "plan_digest", "preflight", "read_header"]
+__all__ = [
+    "__version__",
+    "checksum",
+    "commit",
+    "compare",
+    "execute",
+    "plan_cost",
+    "plan_digest",
+    "preflight",
+    "read_header",
+]
 
 __version__: Final[str]
 
@@ -30,6 +40,21 @@ def read_header(path: str | PathLike[str]) -> tuple[int, int, str, list[tuple[st
 
 def plan_digest(plan: str) -> str:
     """Name the work of a plan: BLAKE3 of its canonical form, which holds no path and no time.
+
+    Raises:
+        MergeError: The plan is not a plan of this engine's version.
+    """
+
+def plan_cost(plan: str, *, threads: int | None = None, tile: int | None = None) -> tuple[int, int]:
+    """Tell what running a plan takes.
+
+    Args:
+        plan: The plan as JSON.
+        threads: Size of the pool; all cores by default.
+        tile: Elements of a tile.
+
+    Returns:
+        Bytes of the weight files with their headers, and bytes of heap that `execute` takes at most.
 
     Raises:
         MergeError: The plan is not a plan of this engine's version.

@@ -1,5 +1,5 @@
 //! Runs a plan: the pool, the tiles, progress, cancel, resume and the report.
-use crate::audit::{self, Digest, DigestOf};
+use crate::audit::{self, DigestOf};
 use crate::crc::Crc;
 use crate::dtype::{Float, with_format};
 use crate::error::{Error, Result};
@@ -7,8 +7,8 @@ use crate::job::Job;
 use crate::journal::{Claim, Journal};
 use crate::kernels::BLOCK;
 use crate::plan::{Plan, TensorTask};
+use crate::run::{Options, Run};
 use crate::shard::Shard;
-use crate::simd::Simd;
 use crate::stream::{self, common};
 use crate::watch::{Watch, pool};
 use crate::writer::Writer;
@@ -17,22 +17,6 @@ use serde::Serialize;
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
-
-/// Elements of a tile where nothing else is asked: small enough for the second-level cache.
-pub const TILE: usize = 1 << 18;
-
-/// How a plan is run; none of it changes the bytes written.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Threads of the pool; all cores where `None`.
-    pub threads: Option<usize>,
-    /// Elements of a tile, a multiple of 65,536.
-    pub tile: usize,
-    /// Instruction set.
-    pub simd: Simd,
-    /// A cryptographic digest of each tensor, from a reading of the finished files.
-    pub digest: Option<Digest>,
-}
 
 /// A finished file or tensor.
 #[derive(Debug, Serialize)]
@@ -148,16 +132,6 @@ fn file_digests<'a>(plan: &'a Plan, writer: &Writer, digests: &[Crc]) -> Vec<Wri
         Written { name, file: None, size: Some(size), crc64nvme: crc.hex(), digest: None }
     };
     plan.outputs.iter().enumerate().map(file).collect()
-}
-
-/// A plan on its way.
-pub(crate) struct Run<'a> {
-    pub plan: &'a Plan,
-    shards: &'a [Shard],
-    pub writer: &'a Writer,
-    journal: &'a Journal,
-    pub options: Options,
-    pub watch: &'a Watch,
 }
 
 impl Run<'_> {

@@ -2,7 +2,6 @@
 use crate::crc::Crc;
 use crate::dtype::{Float, Format, transcode, with_format};
 use crate::error::{Error, Result};
-use crate::execute::{Options, Run};
 use crate::kernels::linear::Linear;
 use crate::kernels::task_arithmetic::TaskArithmetic;
 use crate::kernels::ties::{Ties, rescale};
@@ -10,6 +9,7 @@ use crate::kernels::{BLOCK, Kernel, Peaks, STRIP, slerp};
 use crate::passes::{self, Sweep, Threshold};
 use crate::plan::{Method, TensorTask};
 use crate::real::Real;
+use crate::run::{Options, Run};
 use crate::stream::{View, common, runs};
 use std::cell::RefCell;
 use std::ops::Range;

@@ -53,13 +53,17 @@ pub fn preflight(plan: &Plan, partial: &Path, discard: bool) -> Result<Preflight
     let claimed: u64 = plan.outputs.iter().map(|name| claimed_bytes(&partial.join(name))).sum();
     let needed = bytes_needed(plan)?.saturating_sub(claimed);
     if needed > free {
-        let (needed, free) = (needed as f64 / 1e9, free as f64 / 1e9);
-        let existing = existing.display();
+        let (needed, free, existing) = (size(needed), size(free), existing.display());
         return Err(Error::Merge(format!(
-            "{existing}: the merge needs {needed:.3} GB, the disk has {free:.3} GB free; free some or choose another OUT"
+            "{existing}: the merge needs {needed}, the disk has {free} free; free some or choose another OUT"
         )));
     }
     Ok(Preflight { bytes_needed: needed, bytes_free: free, resumable })
+}
+
+/// Bytes for people.
+fn size(bytes: u64) -> String {
+    if bytes < 1_000_000 { format!("{bytes} bytes") } else { format!("{:.3} GB", bytes as f64 / 1e9) }
 }
 
 /// Bytes that a file holds on the disk; a file that is not there holds none.

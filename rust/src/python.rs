@@ -4,9 +4,10 @@
 
 use crate::audit::{self, Digest, Distance};
 use crate::error::Error;
-use crate::execute::{Options, TILE, execute as run};
+use crate::execute::execute as run;
 use crate::plan::Plan;
 use crate::preflight::preflight as check;
+use crate::run::{Options, TILE, heap};
 use crate::shard::Shard;
 use crate::simd::Simd;
 use crate::stream::View;
@@ -132,6 +133,15 @@ fn plan_digest(py: Python<'_>, plan: &str) -> PyResult<String> {
 }
 
 #[pyfunction]
+#[pyo3(signature = (plan, *, threads = None, tile = None))]
+fn plan_cost(py: Python<'_>, plan: &str, threads: Option<usize>, tile: Option<usize>) -> PyResult<(u64, usize)> {
+    enter(py, || {
+        let parsed = Plan::parse(plan)?;
+        Ok((writer::bytes_needed(&parsed)?, heap(&parsed, threads, tile.unwrap_or(TILE)) + plan.len()))
+    })
+}
+
+#[pyfunction]
 #[pyo3(signature = (plan, partial, *, discard_partial = false))]
 fn preflight(py: Python<'_>, plan: &str, partial: PathBuf, discard_partial: bool) -> PyResult<String> {
     enter(py, || json(&check(&Plan::parse(plan)?, &partial, discard_partial)?))
@@ -237,6 +247,7 @@ fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_function(wrap_pyfunction!(read_header, module)?)?;
     module.add_function(wrap_pyfunction!(plan_digest, module)?)?;
+    module.add_function(wrap_pyfunction!(plan_cost, module)?)?;
     module.add_function(wrap_pyfunction!(preflight, module)?)?;
     module.add_function(wrap_pyfunction!(execute, module)?)?;
     module.add_function(wrap_pyfunction!(commit, module)?)?;

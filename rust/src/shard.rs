@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use memmap2::{Advice, Mmap};
 use safetensors::Dtype;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
@@ -84,6 +84,10 @@ impl<'de> serde::Deserialize<'de> for Entries {
 fn check(header: &[u8], data: usize) -> std::result::Result<Vec<Tensor>, String> {
     let Entries(mut entries) =
         serde_json::from_slice(header).map_err(|e| format!("the header is not a SafeTensors header: {e}"))?;
+    let mut names = HashSet::with_capacity(entries.len());
+    if let Some((name, _)) = entries.iter().find(|(name, _)| !names.insert(name.as_str())) {
+        return Err(format!("tensor `{name}` is listed twice in the header"));
+    }
     entries.sort_by_key(|(_, entry)| entry.data_offsets);
     let mut tensors: Vec<Tensor> = Vec::with_capacity(entries.len());
     let mut end = 0;
@@ -154,9 +158,7 @@ impl Shard {
         let mut by_name = HashMap::with_capacity(tensors.len());
         for (i, tensor) in tensors.iter_mut().enumerate() {
             tensor.bytes = tensor.bytes.start + start..tensor.bytes.end + start;
-            if by_name.insert(tensor.name.clone(), i).is_some() {
-                return Err(fault(format!("tensor `{}` is listed twice in the header", tensor.name)));
-            }
+            by_name.insert(tensor.name.clone(), i);
         }
         let header_digest = blake3::hash(header).to_hex().to_string();
         let mtime_ns = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());

@@ -226,3 +226,8 @@ def test_with_json_a_refusal_is_a_document_too(tmp_path: Path, capsys: pytest.Ca
     said = capsys.readouterr()
     assert json.loads(said.out)["error"]["type"] == "FileNotFoundError"
     assert "no.yml" in said.err
+
+
+def test_with_json_wrong_usage_is_a_document_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--json", "plan", "config.yml", "--thread", "4"]) == 2
+    assert json.loads(capsys.readouterr().out)["error"]["type"] == "UsageError"

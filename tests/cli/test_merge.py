@@ -27,7 +27,7 @@ def test_a_line_without_a_verb_merges_and_says_what_it_did(recipe: Path, capsys:
     assert main(["--threads", "2", str(recipe), "out"]) == 0
     said = capsys.readouterr()
     assert re.match(r"merged    9 tensors: 9 by ties\n", said.out)
-    assert re.search(r"^bytes     read [\d.]+ kB, wrote [\d.]+ kB in [\d.]+ s", said.out, re.MULTILINE)
+    assert re.search(r"^bytes     read [\d.]+ kB, wrote [\d.]+ kB in [\d.]+ m?s", said.out, re.MULTILINE)
     assert said.out.splitlines()[-1] == "output    out", "as it was typed"
     assert max(map(len, said.out.splitlines()[:-1])) <= 80
     assert set(weights(Path("out"))) == set(weights(Path("base")))
@@ -193,6 +193,24 @@ def test_plan_as_json_is_what_the_engine_is_handed(recipe: Path, capsys: pytest.
     assert document["plan"]["plan"] == 1
     assert document["digest"] == _rust.plan_digest(json.dumps(document["plan"]))
     assert len(document["plan"]["tasks"]) == document["tensors"] == 9
+    assert document["bytes_needed"] > document["bytes_written"]
+    assert document["bytes_of_memory"] > 1 << 20
+
+
+def test_plan_says_what_a_merge_takes(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(recipe)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"^memory    about \S+ MB, whatever the sizes of the tensors$", said, re.MULTILINE)
+    assert re.search(r"^disk      \S+ \S+ needed, \S+ GB free$", said, re.MULTILINE)
+
+
+def test_plan_warns_of_a_filter_that_fits_no_tensor(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value = "weight: [{filter: atn, value: 0.2}, {filter: mlp, value: 0.4}, {value: 0.5}]"
+    Path("filters.yml").write_text(re.sub("weight: [0-9.]+", value, LINEAR, count=1))
+    assert main(["plan", "filters.yml"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "the filter `atn` of `weight` fits no tensor and has no effect" in said
+    assert "`mlp`" not in said
 
 
 def test_plan_names_what_is_copied_and_dropped(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -42,8 +42,8 @@ def test_sizes(count: int, said: str) -> None:
 
 @pytest.mark.parametrize(
     ("span", "said"),
-    [(0.043, "0.04 s"), (0.84, "0.84 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 0 s"), (200, "3 min 20 s"),
-     (3840, "1 h 4 min")],
+    [(0.0004, "1 ms"), (0.043, "43 ms"), (0.84, "0.84 s"), (9.94, "9.9 s"), (9.96, "10 s"), (59.6, "1 min 0 s"),
+     (200, "3 min 20 s"), (3840, "1 h 4 min")],
 )  # fmt: skip
 def test_times(span: float, said: str) -> None:
     assert units.seconds(span) == said

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mol import _rust
 from tests.engine.test_methods import METHODS
 from tests.engine.toolkit import Case, Stored, encode, plan_of
 
@@ -44,3 +45,5 @@ def test_anonymous_memory_is_far_below_the_size_of_a_tensor(tmp_path: Path) -> N
     child = subprocess.run(command, capture_output=True, text=True, check=True)
     before, *during = json.loads(child.stdout)
     assert max(during) - before < 32 * 1024  # KiB
+    _, heap = _rust.plan_cost(Path(command[3]).read_text(), threads=2)
+    assert max(during) - before < heap / 1024 < 32 * 1024

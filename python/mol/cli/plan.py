@@ -45,9 +45,9 @@ def command(console: Console, config: Path, out: Path | None, **given: Any) -> N
     if out is not None and (problem := _trouble(planned, out, options)):
         planned = replace(planned, warnings=(*planned.warnings, problem))
     if console.json:
-        console.document(plan_document(planned, config, out))
+        console.document(plan_document(planned, config, out, options))
         return
-    for line in plan_text(console, planned, config, out):
+    for line in plan_text(console, planned, config, out, options):
         console.result(line)
 
 

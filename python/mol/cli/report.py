@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,7 @@ from mol.cli.console import Console, field, listing
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mol.merge.options import MergeOptions
     from mol.merge.planner import PlannedMerge
     from mol.merge.run import MergeReport
 
@@ -21,12 +24,14 @@ _SEVERAL_PASSES = ("slerp", "ties")
 _DONE = {"copy": "copied", "scale": "scaled"}
 
 
-def plan_text(console: Console, planned: PlannedMerge, recipe: Path, out: Path | None) -> list[str]:
+def plan_text(
+    console: Console, planned: PlannedMerge, recipe: Path, out: Path | None, options: MergeOptions
+) -> list[str]:
     """A plan for people: everything that a merge would do, and what it would cost."""
     plan = planned.plan
     dtypes = ", ".join(dtype for dtype, _ in Counter(task.dtype for task in plan.tasks).most_common())
     where = f"{out}: " if out is not None else ""
-    free = shutil.disk_usage(_existing(out or Path.cwd())).free
+    cost = _cost(planned.plan.to_json(), out, options)
     lines = [
         field("recipe", f"{recipe} ({planned.config.method})"),
         *listing("inputs", [_input(planned, i) for i in range(len(planned.sources))], limit=None),
@@ -36,14 +41,15 @@ def plan_text(console: Console, planned: PlannedMerge, recipe: Path, out: Path |
         *_details(console, planned),
         field("cost", f"read {units.size(planned.bytes_read)}{_again(planned.methods)}, "
                       f"write {units.size(planned.bytes_written)}"),
-        field("disk", f"{units.size(free)} free"),
+        field("memory", f"about {units.size(cost['bytes_of_memory'])}, whatever the sizes of the tensors"),
+        field("disk", f"{units.size(cost['bytes_needed'])} needed, {units.size(cost['bytes_free'])} free"),
     ]  # fmt: skip
-    if planned.bytes_written > free:
-        lines.append(field("warning", f"the disk is too small by {units.size(planned.bytes_written - free)}"))
+    if (short := cost["bytes_needed"] - cost["bytes_free"]) > 0:
+        lines.append(field("warning", f"the disk is too small by {units.size(short)}"))
     return lines
 
 
-def plan_document(planned: PlannedMerge, recipe: Path, out: Path | None) -> dict[str, object]:
+def plan_document(planned: PlannedMerge, recipe: Path, out: Path | None, options: MergeOptions) -> dict[str, object]:
     """A plan for programs: its account, and under `plan` exactly what the engine is handed."""
     import json
 
@@ -59,7 +65,7 @@ def plan_document(planned: PlannedMerge, recipe: Path, out: Path | None) -> dict
         **_account(planned),
         "bytes_read": planned.bytes_read,
         "bytes_written": planned.bytes_written,
-        "bytes_free": shutil.disk_usage(_existing(out or Path.cwd())).free,
+        **_cost(text, out, options),
         "config": planned.model_config,
         "plan": json.loads(text),
     }
@@ -95,6 +101,19 @@ def merge_document(report: MergeReport, recipe: Path, span: float) -> dict[str, 
         "seconds": round(span, 3),
         "resumed": report.resumed,
         "files": [dict(file) for file in report.files],
+    }
+
+
+def _cost(plan: str, out: Path | None, options: MergeOptions) -> dict[str, int]:
+    """What running a plan takes: of memory what this process has had so far, and the engine's heap."""
+    from mol import _rust
+
+    needed, heap = _rust.plan_cost(plan, threads=options.threads, tile=options.tile)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return {
+        "bytes_needed": needed,
+        "bytes_free": shutil.disk_usage(_existing(out or Path.cwd())).free,
+        "bytes_of_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + heap,
     }
 
 

@@ -14,7 +14,9 @@ def size(count: int | float) -> str:
 
 
 def seconds(span: float) -> str:
-    """A span of time: `0.84 s`, `12 s`, `3 min 20 s`, `1 h 4 min`."""
+    """A span of time: `7 ms`, `0.84 s`, `12 s`, `3 min 20 s`, `1 h 4 min`."""
+    if span < 0.0995:
+        return f"{max(span, 0.001) * 1000:.0f} ms"
     if span < 9.95:
         return f"{span:.2f} s" if span < 1 else f"{span:.1f} s"
     whole = round(span)

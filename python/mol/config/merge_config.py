@@ -17,6 +17,7 @@ from mol.config.sources import SliceConfig, SourceConfig
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from typing_extensions import Self
@@ -190,6 +191,15 @@ class MergeConfig:
     def donor(self) -> ModelReference:
         """Return the model whose config and tokenizer the output has: the base, else the first model listed."""
         return self.base_model or self.model_references()[0]
+
+    def filters(self) -> Iterator[tuple[str, str]]:
+        """Give each parameter with each filter that some value of it has, as often as the recipe holds them."""
+        parts = self.slices or ()
+        holders = [self.parameters, *(part.parameters for part in parts)]
+        sources = [*(self.models or ()), *(source for part in parts for source in part.sources)]
+        for parameters in (*holders, *(source.parameters for source in sources)):
+            for name, rules in parameters.items():
+                yield from ((name, rule.filter) for rule in rules if rule.filter is not None)
 
     def resolve(
         self,

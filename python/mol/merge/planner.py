@@ -6,7 +6,9 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mol.config.document import suggestion
 from mol.config.fields import DTYPE_WORDS, DTYPES
+from mol.config.parameters import compile_filter
 from mol.errors import ConfigError, MergeError
 from mol.merge.inputs import Model, layers_for, make_bands, open_models
 from mol.merge.mismatch import Mismatches, ranges
@@ -339,7 +341,7 @@ class _Planner:
         if not unused:
             return
         start = f"{stack.prefix}." if stack.prefix else ""
-        what = f"{start}{ranges(unused)} of {model.label} ({count} tensors)"
+        what = f"{start}{ranges(unused)} of {model.label} ({count} tensor{'s' * (count > 1)})"
         paired = any(theirs is stack for theirs in model.alignment.stacks.values())
         if not paired and model in [lane.model for lane in self._bands[0].lanes]:
             self._problems.add(f"{what}: {self._donor.label} has no such layers")
@@ -347,6 +349,18 @@ class _Planner:
             self._dropped.append(f"{what}: in no slice")
         else:
             self._dropped.append(f"{what}: layer_alignment maps others in their place")
+
+    def _warn_of_idle_filters(self, plan: MergePlan) -> None:
+        filters = dict.fromkeys(self._config.filters())
+        if not filters:
+            return
+        names = {task.name for task in plan.tasks} | {name for task in plan.tasks for _, name in task.sources}
+        for parameter, text in filters:
+            if not any(map(compile_filter(text), names)):
+                parts = sorted({part for name in names for part in name.split(".")})
+                self._warnings[
+                    f"the filter `{text}` of `{parameter}` fits no tensor and has no effect{suggestion(text, parts)}"
+                ] = None
 
     def _refuse(self) -> None:
         if not self._problems:
@@ -370,6 +384,7 @@ class _Planner:
             if read.isdisjoint(str(file.path) for file in model.checkpoint.files):
                 note = f"no weight of {model.label} is used: the recipe gives it no influence on any tensor"
                 self._notes[note] = None
+        self._warn_of_idle_filters(plan)
         return PlannedMerge(
             plan,
             self._config,

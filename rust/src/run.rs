@@ -1,0 +1,48 @@
+//! A plan on its way: how it is run, what all its tensors share, and what it costs.
+use crate::audit::Digest;
+use crate::journal::Journal;
+use crate::kernels::STRIP;
+use crate::kernels::select::SAMPLE;
+use crate::plan::{Method, Plan, TensorTask};
+use crate::shard::Shard;
+use crate::simd::Simd;
+use crate::watch::Watch;
+use crate::writer::Writer;
+
+/// Elements of a tile where nothing else is asked: small enough for the second-level cache.
+pub const TILE: usize = 1 << 18;
+
+/// How a plan is run; none of it changes the bytes written.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Threads of the pool; all cores where `None`.
+    pub threads: Option<usize>,
+    /// Elements of a tile, a multiple of 65,536.
+    pub tile: usize,
+    /// Instruction set.
+    pub simd: Simd,
+    /// A cryptographic digest of each tensor, from a reading of the finished files.
+    pub digest: Option<Digest>,
+}
+
+/// A plan on its way.
+pub(crate) struct Run<'a> {
+    pub plan: &'a Plan,
+    pub shards: &'a [Shard],
+    pub writer: &'a Writer,
+    pub journal: &'a Journal,
+    pub options: Options,
+    pub watch: &'a Watch,
+}
+
+/// Heap that a run takes at most beside the plan itself, in bytes: for each thread a tile of the output, two strips of
+/// each source and, of a threshold search, the samples.
+pub fn heap(plan: &Plan, threads: Option<usize>, tile: usize) -> usize {
+    let of_task = |task: &TensorTask| {
+        let samples = if matches!(task.method, Method::Ties { .. }) { SAMPLE } else { 0 };
+        let element = size_of::<f64>();
+        tile.min(task.len()) * element + task.sources.len() * element * (2 * STRIP + samples)
+    };
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    threads.unwrap_or_else(cores) * plan.tasks.iter().map(of_task).max().unwrap_or(0)
+}
