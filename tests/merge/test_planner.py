@@ -1,52 +1,14 @@
+"""What the planner does with each tensor: its method, its partners by name, its dtype, its place in the files."""
+
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-from mol.config import MergeConfig, ModelReference, recipe_from_dict
-from mol.errors import MergeError
-from mol.merge.options import MergeOptions
-from mol.merge.planner import PlannedMerge, plan_merge
 from tests.conftest import bert, bert_config, gpt2, gpt2_config, headers, llama, llama_config
-
-if TYPE_CHECKING:
-    from mol.io.checkpoint import Checkpoint
-
-
-def plan(recipe: dict[str, Any] | MergeConfig, *checkpoints: Checkpoint, **options: Any) -> PlannedMerge:  # noqa: ANN401
-    config = recipe if isinstance(recipe, MergeConfig) else recipe_from_dict(recipe)
-    table = {ModelReference(checkpoint.name): checkpoint for checkpoint in checkpoints}
-    return plan_merge(config, table, options=MergeOptions(**options))
-
-
-def linear(*weights: float, names: str = "abcd", **more: Any) -> dict[str, Any]:  # noqa: ANN401
-    models = [{"model": name, "parameters": {"weight": w}} for name, w in zip(names, weights, strict=False)]
-    return {"merge_method": "linear", "models": models, **more}
-
-
-def based(method: str, each: dict[str, Any], *names: str, **more: Any) -> dict[str, Any]:  # noqa: ANN401
-    """A recipe of a method that starts from a base `a`; `each` are the parameters of every model."""
-    models = [{"model": name, "parameters": each} for name in names]
-    return {"merge_method": method, "base_model": "a", "models": models, **more}
-
-
-def llamas(*names: str, layers: int = 4, **shapes: Any) -> list[Checkpoint]:  # noqa: ANN401
-    return [headers(name, llama(layers, **shapes), llama_config(layers)) for name in names]
-
-
-def task(planned: PlannedMerge, name: str) -> tuple[dict[str, Any], list[tuple[int, str]]]:
-    """What is done to a tensor, and to what."""
-    (found,) = [task for task in planned.plan.tasks if task.name == name]
-    return dict(found.method), [tuple(source) for source in found.sources]
-
-
-def problems(recipe: dict[str, Any] | MergeConfig, *checkpoints: Checkpoint, **options: Any) -> str:  # noqa: ANN401
-    with pytest.raises(MergeError) as caught:
-        plan(recipe, *checkpoints, **options)
-    return str(caught.value)
-
+from tests.merge.toolkit import based, linear, llamas, plan, problems, sliced, task
 
 # What is done
 
@@ -251,52 +213,7 @@ def test_every_input_tensor_is_accounted_for() -> None:
     )
 
 
-# Shapes, dtypes, architectures
-
-
-def test_unequal_widths_are_one_error_that_lists_what_differs() -> None:
-    medium = headers("microsoft/DialoGPT-medium", gpt2(24, hidden=16), gpt2_config(24, hidden=16))
-    large = headers("microsoft/DialoGPT-large", gpt2(36, hidden=20), gpt2_config(36, hidden=20))
-    config = MergeConfig(method="slerp", models=[medium.name, large.name], parameters={"t": 0.5})
-    text = problems(config, medium, large)
-    assert "fusion" in text
-    assert "n_embd 20 (wanted 16), n_layer 36 (wanted 24)" in text
-    assert "`wte.weight` has shape [16, 20] in microsoft/DialoGPT-large, wanted [16, 16]" in text
-    assert "`h.*.attn.c_attn.weight` (layers 0-23) has shape [20, 60]" in text
-    assert len(text.splitlines()) < 30
-
-
-def test_other_vocabularies_are_refused_with_the_way_out() -> None:
-    a, b = headers("a", llama(), llama_config()), headers("b", llama(vocab=18), llama_config(vocab=18))
-    text = problems(linear(0.5, 0.5), a, b)
-    assert "vocabulary sizes differ: b has 18 rows in `model.embed_tokens.weight`, `lm_head.weight`, wanted 16" in text
-    assert "tokenizer" in text
-    assert "fusion" not in text
-
-
-def test_different_architectures_are_a_crime() -> None:
-    a, b = headers("a", llama(), llama_config()), headers("b", llama(), llama_config() | {"model_type": "mistral"})
-    assert "different architectures: a (llama), b (mistral)" in problems(linear(0.5, 0.5), a, b)
-    planned = plan(linear(0.5, 0.5), a, b, allow_crimes=True)
-    assert planned.methods == {"linear": len(llama())}
-    assert "different architectures are mixed" in planned.warnings[0]
-
-
-def test_different_architectures_are_told_with_their_sizes_and_point_to_fusion() -> None:
-    a, b = headers("a", gpt2(2), gpt2_config(2)), headers("b", bert(3), bert_config(3))
-    text = problems(linear(0.5, 0.5), a, b)
-    assert "fusion (MoLRuntime)" in text
-    assert "config.json of a has n_embd 8, n_head 2, n_layer 2, n_positions 6, vocab_size 16" in text
-    assert "config.json of b has hidden_size 8, num_hidden_layers 3, vocab_size 16" in text
-
-
-def test_notes_come_in_the_order_of_the_recipe() -> None:
-    config = {key: value for key, value in llama_config().items() if key != "model_type"}
-    names = ["c", "a", "e", "d", "b"]
-    recipe = {"merge_method": "linear", "models": names}
-    planned = plan(recipe, *(headers(name, llama(), config) for name in names))
-    told = [note.split()[2] for note in planned.notes if "has no model_type" in note]
-    assert told == names
+# Dtypes
 
 
 def test_integers_are_copied_when_all_are_equal_and_never_cast() -> None:
@@ -330,195 +247,6 @@ def test_out_dtype_wins_over_dtype() -> None:
     assert {t.dtype for t in plan(linear(0.5, 0.5, dtype="float16"), *llamas("a", "b"), dtype="fp32").plan.tasks} == {
         "F32"
     }
-
-
-# Layers
-
-
-def test_unequal_depths_are_mapped_loudly_or_refused() -> None:
-    a = headers("gpt2", gpt2(12), gpt2_config(12))
-    b = headers("distilgpt2", gpt2(6, prefix="transformer."), gpt2_config(6))
-    config = MergeConfig(method="slerp", models=["gpt2", "distilgpt2"], parameters={"t": 0.5})
-    planned = plan(config, a, b)
-    assert {t.name for t in planned.plan.tasks} == set(a.tensors)
-    assert task(planned, "h.11.mlp.c_fc.bias")[1] == [(0, "h.11.mlp.c_fc.bias"), (1, "transformer.h.5.mlp.c_fc.bias")]
-    assert planned.model_config["n_layer"] == 12
-    assert "0<-0, 1<-0, 2<-1" in planned.warnings[0]
-    strict = MergeConfig(method="slerp", models=["gpt2", "distilgpt2"], parameters={"t": 0.5}, layer_alignment="strict")
-    assert "distilgpt2 has 6 layers in `transformer.h`, gpt2 has 12" in problems(strict, a, b)
-
-
-def sliced(*slices: list[tuple[str, int, int]], **more: Any) -> dict[str, Any]:  # noqa: ANN401
-    return {
-        "merge_method": "passthrough",
-        "slices": [
-            {"sources": [{"model": m, "layer_range": [start, end]} for m, start, end in sources]} for sources in slices
-        ],
-        **more,
-    }
-
-
-def test_slices_are_stacked_and_renumbered() -> None:
-    planned = plan(sliced([("a", 0, 3)], [("b", 1, 4)]), *llamas("a", "b"))
-    assert planned.model_config["num_hidden_layers"] == 6
-    origin = {t.name: t.sources[0] for t in planned.plan.tasks}
-    assert [origin[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(6)] == [
-        (input_, f"model.layers.{layer}.mlp.up_proj.weight")
-        for input_, layer in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (1, 3))
-    ]
-    assert origin["model.embed_tokens.weight"].input == 0
-    assert origin["model.norm.weight"].input == origin["lm_head.weight"].input == 1
-    assert planned.dropped == (
-        "model.layers.3 of a (9 tensors): in no slice",
-        "lm_head.weight of a: another slice gives this tensor",
-        "model.norm.weight of a: another slice gives this tensor",
-        "model.layers.0 of b (9 tensors): in no slice",
-        "model.embed_tokens.weight of b: another slice gives this tensor",
-    )
-
-
-def test_weights_behind_the_layers_take_all_sources_of_the_last_slice() -> None:
-    recipe = sliced([("a", 0, 2)], [("a", 2, 4), ("b", 2, 4)], merge_method="linear", parameters={"weight": 0.5})
-    planned = plan(recipe, *llamas("a", "b"))
-    assert task(planned, "lm_head.weight")[1] == [(0, "lm_head.weight"), (1, "lm_head.weight")]
-    assert task(planned, "model.embed_tokens.weight")[1] == [(0, "model.embed_tokens.weight")]
-
-
-def test_a_gradient_runs_over_each_slice() -> None:
-    recipe = sliced(
-        [("a", 0, 2), ("b", 0, 2)], [("a", 2, 4), ("b", 2, 4)],
-        merge_method="slerp", base_model="a", parameters={"t": [0.25, 0.75]},
-    )  # fmt: skip
-    values = {t.name: t.method["slerp"]["t"] for t in plan(recipe, *llamas("a", "b")).plan.tasks}
-    assert [values[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(4)] == [0.25, 0.75, 0.25, 0.75]
-    assert values["model.embed_tokens.weight"] == 0.25
-    assert values["lm_head.weight"] == 0.75
-
-
-def test_ranges_outside_a_model_are_refused() -> None:
-    assert "[2, 9] of b is not within its 4 layers" in problems(sliced([("a", 0, 2)], [("b", 2, 9)]), *llamas("a", "b"))
-
-
-def test_slices_of_an_encoder_and_a_decoder_are_refused() -> None:
-    shapes = {f"{s}.block.{i}.layer.0.x.weight": (4, 4) for s in ("encoder", "decoder") for i in range(2)}
-    a = headers("a", shapes, {"is_encoder_decoder": True, "num_layers": 2})
-    assert "a cannot be cut into layers: it has an encoder and a decoder" in problems(sliced([("a", 0, 1)]), a)
-    assert plan(linear(0.5, 0.5), a, headers("b", shapes, a.config)).methods == {"linear": 4}
-
-
-def test_per_layer_lists_go_with_the_layers_at_any_depth() -> None:
-    kinds = ["full", "linear", "linear", "full"]
-    config = {
-        "model_type": "x",
-        "num_hidden_layers": 4,
-        "layer_types": kinds,
-        "mlp_only_layers": [0, 3],
-        "eos_token_id": [1, 2],
-        "text_config": {"n_layer": 4, "rope": {"per_layer": [0, 1, 2, 3]}},
-        "vision_config": {"num_hidden_layers": 4, "layer_types": kinds},
-    }
-    shapes = llama(4) | {f"vision.blocks.{i}.attn.weight": (2, 2) for i in range(4)}
-    planned = plan(sliced([("a", 0, 2)], [("a", 1, 2)], [("a", 3, 4)], [("a", 2, 4)]), headers("a", shapes, config))
-    found = planned.model_config
-    assert found["num_hidden_layers"] == found["text_config"]["n_layer"] == 6
-    assert found["layer_types"] == ["full", "linear", "linear", "full", "linear", "full"]
-    assert found["mlp_only_layers"] == [0, 3, 5]
-    assert found["text_config"]["rope"]["per_layer"] == [0, 1, 1, 3, 2, 3]
-    assert found["eos_token_id"] == [1, 2]
-    assert found["vision_config"] == config["vision_config"]
-    assert config["num_hidden_layers"] == 4
-
-
-@pytest.mark.parametrize(
-    ("section", "stacked"),
-    [
-        ({"eos_token_id": [1, 2, 3, 4], "image_token_ids": [5, 6, 7, 8]}, None),
-        ({"rope_scaling": {"long_factor": [1.0, 2.0, 3.0, 4.0], "type": "longrope"}}, None),
-        ({"vision_feature_layer": [1, 3]}, None),
-        ({"attention_types": [[["full", "local"], 2]]}, {"attention_types": [[["full", "local"] * 3, 1]]}),
-        ({"attention_types": [[["a"], 1], [["b"], 3]]}, {"attention_types": [[["a", "b", "a", "b", "b", "b"], 1]]}),
-        ({"hybrid_override_pattern": "M-M*"}, {"hybrid_override_pattern": "M-M-M*"}),
-        ({"full_attn_idxs": [1]}, {"full_attn_idxs": [1, 3]}),
-    ],
-)
-def test_lists_that_are_per_layer_are_told_from_others(section: dict[str, Any], stacked: dict[str, Any] | None) -> None:
-    a = headers("a", llama(4), llama_config(4) | section)
-    found = plan(sliced([("a", 0, 2)], [("a", 0, 4)]), a).model_config
-    wanted = section if stacked is None else stacked
-    assert {key: found[key] for key in section} == wanted
-
-
-def test_layers_that_fall_out_of_step_are_warned_of() -> None:
-    a = headers("a", llama(4), llama_config(4) | {"sliding_window_pattern": 2})
-    planned = plan(sliced([("a", 0, 3)], [("a", 2, 4)]), a)
-    assert "`sliding_window_pattern: 2` tells the kind of a layer by its number" in planned.warnings[0]
-    assert plan(sliced([("a", 0, 4)], [("a", 2, 4)]), a).warnings == ()
-
-
-def test_layers_of_several_kinds_keep_their_places_when_the_config_has_no_list() -> None:
-    shapes = {f"layers.{i}.{'attn' if i % 2 else 'mamba'}.weight": (2, 2) for i in range(4)}
-    shapes |= {f"layers.{i}.norm.weight": (2,) for i in range(4)}
-    a = headers("a", shapes, {"num_hidden_layers": 4})
-    assert "read as another kind" in problems(sliced([("a", 0, 1)], [("a", 2, 4)]), a)
-    assert len(plan(sliced([("a", 2, 4)]), a).plan.tasks) == 4
-
-
-def test_a_config_that_counts_other_layers_than_there_are_is_refused() -> None:
-    a = headers("a", llama(4), {"num_hidden_layers": 3})
-    assert "config.json of the donor counts no layers as 4" in problems(sliced([("a", 0, 2)]), a)
-
-
-# Tied embeddings
-
-
-def tie(name: str, *, tied: bool, head: bool) -> Checkpoint:
-    return headers(name, llama(2, head=head), llama_config(2, tied=tied))
-
-
-def test_tied_models_stay_tied() -> None:
-    planned = plan(linear(0.5, 0.5), tie("a", tied=True, head=False), tie("b", tied=True, head=False))
-    assert planned.model_config["tie_word_embeddings"] is True
-    assert not [t for t in planned.plan.tasks if t.name == "lm_head.weight"]
-
-
-@pytest.mark.parametrize("names", ["ab", "ba"])
-def test_a_tied_and_an_untied_model_give_an_untied_one(names: str) -> None:
-    tied, untied = tie("a", tied=True, head=False), tie("b", tied=False, head=True)
-    planned = plan(linear(0.25, 0.75, names=names), tied, untied)
-    method, sources = task(planned, "lm_head.weight")
-    assert method == {"linear": {"weights": [0.25, 0.75], "normalize": True}}
-    wanted = {"a": "model.embed_tokens.weight", "b": "lm_head.weight"}
-    assert sources == [(i, wanted[name]) for i, name in enumerate(names)]
-    assert planned.model_config["tie_word_embeddings"] is False
-    assert any("tied in a" in note for note in planned.notes)
-    assert planned.dropped == ()
-
-
-def test_a_head_that_its_own_model_ignores_is_not_merged() -> None:
-    a, b = tie("a", tied=True, head=False), tie("b", tied=True, head=True)
-    planned = plan(linear(0.5, 0.5), a, b)
-    assert planned.model_config["tie_word_embeddings"] is True
-    assert planned.dropped == ("lm_head.weight of b: its scores are made with the embedding, to which it is tied",)
-    reverse = plan(linear(0.5, 0.5, names="ba"), b, a)
-    assert task(reverse, "lm_head.weight")[1] == task(reverse, "model.embed_tokens.weight")[1]
-
-
-def test_a_written_head_of_a_tied_model_is_made_as_the_embedding_is() -> None:
-    a, b = tie("a", tied=True, head=True), tie("b", tied=True, head=True)
-    planned = plan(based("slerp", {}, "a", "b", parameters={"t": [0.25, 0.75]}), a, b)
-    assert task(planned, "lm_head.weight") == task(planned, "model.embed_tokens.weight")
-
-
-@pytest.mark.parametrize("names", ["ab", "ba"])
-def test_a_class_that_ties_by_default_ignores_heads_on_disk(names: str) -> None:
-    config = {key: value for key, value in llama_config(2).items() if key != "tie_word_embeddings"}
-    a, b = headers("a", llama(2), config), headers("b", llama(2, head=False), config)
-    t = [{"filter": "lm_head", "value": 1.0}, {"value": 0.25}]
-    planned = plan(based("slerp", {}, "a", "b", parameters={"t": t}) | {"base_model": names[0]}, a, b)
-    made = {task.name: task.method for task in planned.plan.tasks}
-    assert made.get("lm_head.weight", made["model.embed_tokens.weight"]) == {"slerp": {"t": 0.25}}
-    assert planned.model_config.get("tie_word_embeddings") is None
-    assert planned.notes == ()
 
 
 # The plan
@@ -568,10 +296,3 @@ def test_the_donors_config_is_left_as_it_was() -> None:
     before = json.dumps(a.config)
     plan(linear(0.5, 0.5, dtype="float16"), a, b)
     assert json.dumps(a.config) == before
-
-
-def test_a_donor_without_scores_gets_no_head() -> None:
-    bare = headers("a", llama(2, head=False), llama_config(2) | {"architectures": ["LlamaModel"]})
-    planned = plan(linear(0.4, 0.3, 0.3), bare, tie("b", tied=False, head=True), tie("c", tied=True, head=False))
-    assert {t.name for t in planned.plan.tasks} == set(bare.tensors)
-    assert planned.dropped == ("lm_head.weight of b: a has no such tensor",)

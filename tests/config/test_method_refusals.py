@@ -1,0 +1,140 @@
+"""Recipes that are refused for what their method takes: values of parameters, weights, the number of models."""
+
+from __future__ import annotations
+
+import pytest
+
+from mol.config import parse_recipe
+from tests.config.toolkit import LINEAR, PASSTHROUGH, SLERP, TIES, refusal
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("t: abc", "`t` is 'abc'; it must be a finite number"),
+        ("t: true", "`t` is true; it must be a finite number"),
+        ("t: .inf", "`t` is inf; it must be a finite number"),
+        ("t: 1e999", "`t` is '1e999'; it must be a finite number"),
+        ("t: [0, .nan]", "`t` is nan; it must be a finite number"),
+        ("t:", "`t` is empty; it must be a finite number"),
+        ("t: []", "`t` is an empty list"),
+        ("t: {filter: mlp}", "a value of `t` in map form needs `value`"),
+        ("t: {filtr: mlp, value: 1}", "unknown key `filtr` in a value of `t`; did you mean `filter`?"),
+        ("t: {filter: 3, value: 1}", "`filter` is a part of a tensor's name, not 3"),
+        (
+            "t: {filter: 're:(', value: 1}",
+            "filter `re:(` is no regular expression: missing ), unterminated subpattern at position 0",
+        ),
+        ("t: [1, {value: 1}]", "`t` mixes values with `{filter, value}` maps in one list"),
+        ("t: [{value: 1}, [0, 1]]", "`t` mixes values with `{filter, value}` maps in one list"),
+        ("t: [[0, 1]]", "`t` is [0, 1]; it must be a finite number"),
+        ("tt: 1\n  t: 1", "unknown parameter `tt` for slerp; did you mean `t`?"),
+        ("zzz: 1\n  t: 1", "unknown parameter `zzz` for slerp; its parameters are `t`"),
+    ],
+)
+def test_values_of_parameters(text: str, problem: str) -> None:
+    assert refusal(SLERP.replace("t: 0.5", text)) == (f"config.yml:7: {problem}",)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("density: -0.1", "`density` is -0.1; it must be from 0 to 1"),
+        ("density: [0, 2]", "`density` is 2; it must be from 0 to 1"),
+        ("normalize: 2", "`normalize` is 2; it must be true or false"),
+        (
+            "majority_sign_method: totl",
+            "`majority_sign_method` is 'totl'; it must be `total` or `count`; did you mean `total`?",
+        ),
+        ("lambda: 1\n  scaling_factor: 1", "`scaling_factor` is `lambda` again: give one of the two"),
+    ],
+)
+def test_values_of_ties(text: str, problem: str) -> None:
+    line = 7 + text.count("\n")
+    assert refusal(TIES + f"  {text}\n") == (f"config.yml:{line}: {problem}",)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (SLERP.replace("parameters:\n  t: 0.5\n", ""), "config.yml:3: slerp needs the parameter `t`"),
+        (SLERP.replace("base_model: a\n", ""), "config.yml:2: slerp needs `base_model`, the model it starts from"),
+        (
+            SLERP.replace("  - model: b\n", ""),
+            "config.yml:3: slerp takes exactly 2 models, the base among them; found 1",
+        ),
+        (
+            SLERP.replace("  - model: b\n", "  - model: b\n  - model: c\n"),
+            "config.yml:3: slerp takes exactly 2 models, the base among them; found 3",
+        ),
+        (
+            SLERP.replace("base_model: a", "base_model: c"),
+            "config.yml:3: slerp takes exactly 2 models, the base among them; found 3; the base, c, "
+            "is not listed and counts too",
+        ),
+        (
+            SLERP.replace("- model: b", "- model: b\n    parameters: {t: 1}"),
+            "config.yml:6: `t` of a single model: it belongs to the whole merge, in `parameters` of the recipe",
+        ),
+        (
+            TIES.replace("- model: b", "- model: a"),
+            "config.yml:3: ties takes at least 2 models, the base among them; found 1",
+        ),
+        (
+            TIES.replace("- model: b", "- model: a\n  - model: a"),
+            "config.yml:3: ties needs a model besides the base, a",
+        ),
+        (TIES.replace("parameters:\n  weight: 1\n", ""), "config.yml:3: b has no `weight`"),
+        (
+            TIES.replace("ties", "task_arithmetic").replace("parameters:\n  weight: 1\n", ""),
+            "config.yml:3: b has no `weight`",
+        ),
+        (LINEAR.replace("parameters:\n  weight: 1\n", ""), "config.yml:2: a has no `weight`"),
+        (
+            LINEAR.replace("weight: 1", "weight: 0"),
+            "config.yml:2: the weights [0.0, 0.0] sum to zero, and `normalize: true` divides by "
+            "their sum; change them or set `normalize: false`",
+        ),
+        (
+            PASSTHROUGH + "      - {model: b, layer_range: [0, 2]}\n",
+            "config.yml:3: slice 1: passthrough takes exactly 1 model; found 2",
+        ),
+        (
+            "merge_method: passthrough\nbase_model: b\nmodels:\n  - model: a\n",
+            "config.yml:3: `base_model` b is not among `models`: passthrough has no base, mergekit "
+            "takes it as one more input and finds no weight for it; list it among `models`, or leave "
+            "`base_model` out",
+        ),
+        (
+            "merge_method: linear\nbase_model: b\nmodels:\n  - model: a\n    parameters: {weight: 1}\n",
+            "config.yml:3: `base_model` b is not among `models`: linear has no base, mergekit takes "
+            "it as one more input and finds no weight for it; list it among `models`, or leave "
+            "`base_model` out",
+        ),
+        (
+            PASSTHROUGH.replace("passthrough", "slerp")
+            + "      - {model: b, layer_range: [0, 3]}\nbase_model: a\nparameters: {t: 1}\n",
+            "config.yml:3: slice 1: the layer ranges of a slice have equal length; found a [0, 2], b [0, 3]",
+        ),
+        (
+            PASSTHROUGH.replace("passthrough", "slerp")
+            + "      - {model: org/bcd, layer_range: [0, 2]}\nbase_model: org/bce\nparameters: {t: 1}\n",
+            "config.yml:3: slice 1: the base, org/bce, must be one of `sources`; did you mean `org/bcd`?",
+        ),
+    ],
+)
+def test_what_the_method_needs(text: str, problem: str) -> None:
+    assert problem in refusal(text)
+
+
+def test_weights_that_cancel_up_to_rounding() -> None:
+    text = "merge_method: task_arithmetic\nbase_model: x\nmodels:\n"
+    text += "".join(f"  - model: m{i}\n    parameters: {{weight: {w}}}\n" for i, w in enumerate((0.1, 0.2, -0.3)))
+    assert parse_recipe(text).method == "task_arithmetic"  # it does not divide by them unless told to
+    assert "sum to zero" in refusal(text + "parameters: {normalize: true}\n")[0]
+
+
+def test_weights_of_ties_may_cancel() -> None:
+    text = "merge_method: ties\nbase_model: x\nmodels:\n"
+    text += "".join(f"  - model: m{i}\n    parameters: {{weight: {w}}}\n" for i, w in enumerate((1, -1)))
+    assert parse_recipe(text).method == "ties"
