@@ -8,7 +8,7 @@ pub mod ties;
 
 use crate::dtype::Format;
 use crate::real::Real;
-use crate::simd::{Simd, Task};
+use crate::simd::{PIECE, Simd, Task, prefetch};
 
 /// Elements of a strip: `inputs + 1` strips of f32 stay in the first-level caches.
 pub const STRIP: usize = 4096;
@@ -86,7 +86,13 @@ impl<F: Format, M: Map<F::Real, N>, const N: usize> Task for Sweep<'_, F, M, N> 
     type Output = Peaks<F::Real>;
     #[inline(always)]
     fn run(self) -> Peaks<F::Real> {
-        F::map(self.map, self.inputs, self.output)
+        let mut peaks = Peaks::default();
+        for (i, output) in self.output.chunks_mut(PIECE).enumerate() {
+            let piece = i * PIECE..i * PIECE + output.len();
+            self.inputs.iter().for_each(|x| prefetch(x, piece.start));
+            peaks = peaks.join(F::map(self.map, self.inputs.map(|x| &x[piece.clone()]), output));
+        }
+        peaks
     }
 }
 

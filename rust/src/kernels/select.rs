@@ -7,7 +7,7 @@
 use super::Fold;
 use crate::dtype::Format;
 use crate::real::Real;
-use crate::simd::{Simd, Task};
+use crate::simd::{PIECE, Simd, Task, prefetch};
 
 /// Keys that one search may collect.
 pub const COLLECT: usize = 1 << 17;
@@ -163,7 +163,13 @@ impl<F: Format, T: Fold<F::Real, 2>> Task for Run<'_, F, T> {
     type Output = T;
     #[inline(always)]
     fn run(self) -> T {
-        F::fold(self.fold, [self.base, self.x])
+        let mut fold = self.fold;
+        for (i, (base, x)) in self.base.chunks(PIECE).zip(self.x.chunks(PIECE)).enumerate() {
+            prefetch(self.base, i * PIECE);
+            prefetch(self.x, i * PIECE);
+            fold = F::fold(fold, [base, x]);
+        }
+        fold
     }
 }
 

@@ -3,7 +3,7 @@
 use super::{BLOCK, Sum};
 use crate::dtype::Format;
 use crate::real::Real;
-use crate::simd::{Simd, Task};
+use crate::simd::{PIECE, Simd, Task, prefetch};
 
 /// `a.b`, `a.a` and `b.b` of one block.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,7 +24,12 @@ impl<F: Format> Task for Add<'_, F> {
         let mut sums = *self.products;
         let sixteen = 16 * F::BYTES;
         let whole = self.a.len() / sixteen * sixteen;
-        for (a, b) in self.a[..whole].chunks_exact(sixteen).zip(self.b[..whole].chunks_exact(sixteen)) {
+        for (i, (a, b)) in self.a[..whole].chunks_exact(sixteen).zip(self.b[..whole].chunks_exact(sixteen)).enumerate()
+        {
+            if (i * sixteen).is_multiple_of(PIECE) {
+                prefetch(self.a, i * sixteen);
+                prefetch(self.b, i * sixteen);
+            }
             let (a, b) = (F::get16(a).map(F::Real::to_f64), F::get16(b).map(F::Real::to_f64));
             sums.0[0].add16(std::array::from_fn(|i| a[i] * b[i]));
             sums.0[1].add16(a.map(|a| a * a));
