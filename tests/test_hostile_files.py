@@ -81,6 +81,12 @@ def test_a_file_that_is_no_sound_safetensors_file(world: World, hostile: str) ->
         world.merge()
 
 
+def test_a_pipe_in_the_place_of_weights_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="not a file"):
+        _rust.read_header(tmp_path / "model.safetensors")
+
+
 def test_one_name_twice_side_by_side(tmp_path: Path) -> None:
     """Where each of the two has bytes of its own, so that only the name gives the lie away."""
     halves = tuple(json.dumps(entry([8], start, start + 32)).encode() for start in (0, 32))

@@ -112,7 +112,7 @@ def execute(
 
 def commit(
     partial: str | PathLike[str], out: str | PathLike[str], *, overwrite: bool = False, sync: bool = False
-) -> None:
+) -> str | None:
     """Turn a finished partial directory into `out` by one rename.
 
     Args:
@@ -120,6 +120,9 @@ def commit(
         out: Where the checkpoint goes; an empty directory there is replaced.
         overwrite: Replace a directory that is not empty, which is removed once the new one is in its place.
         sync: Wait until everything is on the disk.
+
+    Returns:
+        Why what was at `out` could not be removed, and where it is now; None where nothing is left of it.
 
     Raises:
         MergeError: `out` is not empty, and `overwrite` was not given.

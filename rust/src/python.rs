@@ -179,8 +179,11 @@ fn execute(
 
 #[pyfunction]
 #[pyo3(signature = (partial, out, *, overwrite = false, sync = false))]
-fn commit(py: Python<'_>, partial: PathBuf, out: PathBuf, overwrite: bool, sync: bool) -> PyResult<()> {
-    enter(py, || writer::commit(&partial, &out, overwrite, sync))
+fn commit(py: Python<'_>, partial: PathBuf, out: PathBuf, overwrite: bool, sync: bool) -> PyResult<Option<String>> {
+    let left = enter(py, || writer::commit(&partial, &out, overwrite, sync))?;
+    Ok(left.map(|(old, error)| {
+        format!("the model that was there before could not be removed from {}: {error}", old.display())
+    }))
 }
 
 #[pyfunction]

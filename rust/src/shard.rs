@@ -127,12 +127,13 @@ fn check(header: &[u8], data: usize) -> std::result::Result<Vec<Tensor>, String>
 impl Shard {
     /// Maps a file and checks its header.
     pub fn open(path: &Path) -> Result<Self> {
+        // Asked before it is opened, which for a pipe would wait for whoever writes into it.
+        if !std::fs::metadata(path).map_err(Error::io(path))?.is_file() {
+            return Err(Error::checkpoint(path, "not a file"));
+        }
         let file = File::open(path).map_err(Error::io(path))?;
         let meta = file.metadata().map_err(Error::io(path))?;
-        let fault = |reason: String| Error::checkpoint(path, reason);
-        if !meta.is_file() {
-            return Err(fault("not a file".into()));
-        }
+        let fault = |reason: String| Error::checkpoint(path, reason + "; the file is damaged: fetch or save it again");
         let size = usize::try_from(meta.len()).map_err(|_| fault("too large for this machine".into()))?;
         if size < PREFIX {
             return Err(fault(format!("{size} bytes are too few for a SafeTensors file")));

@@ -155,8 +155,9 @@ fn is_occupied(directory: &Path) -> Result<bool> {
 }
 
 /// Turns a finished partial directory into `out` by one rename. With `overwrite` an earlier `out` is exchanged for it and
-/// then removed; without it, it is refused. `sync` waits until everything is on the disk.
-pub fn commit(partial: &Path, out: &Path, overwrite: bool, sync: bool) -> Result<()> {
+/// then removed; without it, it is refused. `sync` waits until everything is on the disk. Returns what is left of the
+/// earlier `out` and why, where it could not be removed: the new one is in its place all the same.
+pub fn commit(partial: &Path, out: &Path, overwrite: bool, sync: bool) -> Result<Option<(PathBuf, Error)>> {
     if !journal::is_finished(partial)? {
         let partial = partial.display();
         return Err(Error::Merge(format!(
@@ -171,40 +172,45 @@ pub fn commit(partial: &Path, out: &Path, overwrite: bool, sync: bool) -> Result
     if sync {
         sync_tree(partial)?;
     }
-    if occupied {
-        swap(partial, out)?;
+    let replaced = if occupied {
+        Some(swap(partial, out)?)
     } else {
         // A rename replaces an empty directory.
         fs::rename(partial, out).map_err(Error::io(out))?;
-    }
+        None
+    };
     let journal = out.join(journal::NAME);
     fs::remove_file(&journal).map_err(Error::io(&journal))?;
     if let (true, Some(parent)) = (sync, out.parent().filter(|parent| !parent.as_os_str().is_empty())) {
         sync_path(parent)?;
     }
-    if occupied {
-        fs::remove_dir_all(partial).map_err(Error::io(partial))?;
-    }
-    Ok(())
+    let left = |old: PathBuf| fs::remove_dir_all(&old).map_err(Error::io(&old)).err().map(|error| (old, error));
+    Ok(replaced.and_then(left))
 }
 
-/// Exchanges two directories: at once where the system can, else with a moment in between where `out` is missing.
-fn swap(partial: &Path, out: &Path) -> Result<()> {
+/// Puts `partial` in the place of `out`: at once where the system can, else with a moment in between where `out` is
+/// missing. Returns where the earlier `out` is, which is not `partial`: that is the place of the next unfinished work.
+fn swap(partial: &Path, out: &Path) -> Result<PathBuf> {
+    let numbered =
+        (0..).map(|n| partial.with_extension(if n == 0 { "replaced".into() } else { format!("replaced-{n}") }));
+    let aside = numbered.into_iter().find(|place| !place.exists()).unwrap_or_else(|| partial.to_owned());
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         use rustix::io::Errno;
         match renameat_with(CWD, partial, CWD, out, RenameFlags::EXCHANGE) {
-            Ok(()) => return Ok(()),
+            Ok(()) => {
+                fs::rename(partial, &aside).map_err(Error::io(partial))?;
+                return Ok(aside);
+            }
             Err(Errno::INVAL | Errno::NOSYS) => {}
             Err(errno) => return Err(Error::io(out)(errno.into())),
         }
     }
-    let aside = partial.with_extension("replaced");
     fs::rename(out, &aside).map_err(Error::io(out))?;
     if let Err(e) = fs::rename(partial, out) {
         fs::rename(&aside, out).map_err(Error::io(&aside))?;
         return Err(Error::io(out)(e));
     }
-    fs::rename(&aside, partial).map_err(Error::io(&aside))
+    Ok(aside)
 }

@@ -54,6 +54,11 @@ def test_weights(weights: str) -> None:
     assert [source.parameters["weight"] for source in config.models] == [(Rule(0.7),), (Rule(0.3),)]
 
 
+def test_the_first_model_is_the_base_and_needs_no_weight() -> None:
+    config = parse_recipe("merge_method: task_arithmetic\nmodels: [a, b, c]\nparameters: {weights: {b: 1.0, c: 0.5}}\n")
+    assert str(config.base_model) == "a"
+
+
 def test_negative_weights_and_the_scaling_factor() -> None:
     config = parse_recipe("""\
 merge_method: task_arithmetic

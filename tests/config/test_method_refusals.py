@@ -84,12 +84,18 @@ def test_values_of_ties(text: str, problem: str) -> None:
             TIES.replace("- model: b", "- model: a\n  - model: a"),
             "config.yml:3: ties needs a model besides the base, a",
         ),
-        (TIES.replace("parameters:\n  weight: 1\n", ""), "config.yml:3: b has no `weight`"),
+        (
+            TIES.replace("parameters:\n  weight: 1\n", ""),
+            "config.yml:3: b has no `weight`; give it one under its `parameters`",
+        ),
         (
             TIES.replace("ties", "task_arithmetic").replace("parameters:\n  weight: 1\n", ""),
-            "config.yml:3: b has no `weight`",
+            "config.yml:3: b has no `weight`; give it one under its `parameters`",
         ),
-        (LINEAR.replace("parameters:\n  weight: 1\n", ""), "config.yml:2: a has no `weight`"),
+        (
+            LINEAR.replace("parameters:\n  weight: 1\n", ""),
+            "config.yml:2: a has no `weight`; give it one under its `parameters`",
+        ),
         (
             LINEAR.replace("weight: 1", "weight: 0"),
             "config.yml:2: the weights [0.0, 0.0] sum to zero, and `normalize: true` divides by "

@@ -169,8 +169,7 @@ def test_no_filter_that_fits_and_no_default_is_an_error_with_the_way_out() -> No
     with pytest.raises(ConfigError) as caught:
         value(config, "weight", source=1, source_tensor="lm_head.weight")
     assert str(caught.value) == (
-        "tensor `lm_head.weight`: a has no `weight` whose filter fits, and ties needs one; "
-        "add a value without `filter` at the end of the list"
+        "a has no `weight` whose filter fits, and ties needs one; add a value without `filter` at the end of the list"
     )
 
 

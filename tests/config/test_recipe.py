@@ -232,7 +232,7 @@ def test_chat_templates() -> None:
     config = parse_recipe(LINEAR + f'chat_template: "{jinja}"\n')
     assert config.chat_template == jinja
     assert parse_recipe(config.to_yaml()) == config
-    assert parse_recipe(LINEAR + "chat_template: auto\n").chat_template is None
+    assert parse_recipe(LINEAR + "chat_template: auto\n").chat_template == "auto"
 
 
 def test_references_in_all_forms() -> None:

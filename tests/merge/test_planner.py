@@ -244,6 +244,8 @@ def test_out_dtype_wins_over_dtype() -> None:
     planned = plan(linear(0.5, 0.5, dtype="float32", out_dtype="float16"), *llamas("a", "b"))
     assert {t.dtype for t in planned.plan.tasks} == {"F16"}
     assert planned.model_config["torch_dtype"] == "float16"
+    asked = plan(linear(0.5, 0.5, out_dtype="float16"), *llamas("a", "b"), dtype="bfloat16")
+    assert {t.dtype for t in asked.plan.tasks} == {"BF16"}, "the option comes before the recipe"
     assert {t.dtype for t in plan(linear(0.5, 0.5, dtype="float16"), *llamas("a", "b"), dtype="fp32").plan.tasks} == {
         "F32"
     }

@@ -126,6 +126,21 @@ def test_slices_of_an_encoder_and_a_decoder_are_refused() -> None:
     assert plan(linear(0.5, 0.5), a, headers("b", shapes, a.config)).methods == {"linear": 4}
 
 
+def test_a_tower_that_is_not_sliced_comes_from_one_model() -> None:
+    """Its last norm stands behind its layers, and yet belongs to the first slice as they do."""
+    tower = {f"vision.blocks.{i}.attn.weight": (2, 2) for i in range(3)}
+    shapes = llama(4) | tower | {"vision.post_layernorm.weight": (2,), "vision.head.weight": (2, 2)}
+    config = {**llama_config(4), "vision_config": {"num_hidden_layers": 3}}
+    a, b = (headers(name, shapes, config) for name in "ab")
+    planned = plan(sliced([("a", 0, 2)], [("b", 2, 4)]), a, b)
+    origin = {task.name: planned.plan.inputs[task.sources[0].input].path for task in planned.plan.tasks}
+    for name in ("vision.blocks.2.attn.weight", "vision.post_layernorm.weight", "vision.head.weight"):
+        assert origin[name] == origin["model.embed_tokens.weight"]
+    assert origin["model.norm.weight"] == origin["model.layers.3.mlp.down_proj.weight"]
+    assert origin["model.norm.weight"] != origin["model.embed_tokens.weight"]
+    assert planned.dropped_tensors == 4 * (len(llama(4)) - 3) // 4 + len(shapes) - len(llama(4)) + 3
+
+
 def test_per_layer_lists_go_with_the_layers_at_any_depth() -> None:
     kinds = ["full", "linear", "linear", "full"]
     config = {

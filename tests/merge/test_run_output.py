@@ -109,6 +109,21 @@ def test_a_chat_template_of_the_recipe_replaces_the_donors(tmp_path: Path) -> No
     assert not (out / "chat_template.json").exists()
 
 
+def test_the_chat_template_that_most_inputs_have(tmp_path: Path) -> None:
+    settings = {"tokenizer_config__json": {"chat_template": "{{ most }}"}}
+    first = make_llama(tmp_path / "a", 1)
+    others = [
+        make_llama(tmp_path / "b", 2, **settings),
+        make_llama(tmp_path / "c", 3, chat_template__jinja="{{ most }}"),
+    ]
+    out, notes = merge(tmp_path, linear(first, *others, chat_template="auto"))
+    assert (out / "chat_template.jinja").read_text() == "{{ most }}"
+    assert any("which 2 of 3 inputs have" in note for note in notes)
+    out, notes = merge(tmp_path, linear(first, chat_template="auto"), overwrite=True)
+    assert not (out / "chat_template.jinja").exists()
+    assert any("no input has a chat template" in note for note in notes)
+
+
 def test_the_tokenizer_of_another_model(tmp_path: Path) -> None:
     donor = make_rich(tmp_path / "a")
     other = make_llama(tmp_path / "b", 2, tokenizer_config__json={"own": True}, other__json={})

@@ -31,7 +31,7 @@ has `output_path`. Several recipes go into --out-dir, each under its own name. A
 when the same line is given again.""",
     options_metavar="[OPTIONS]",
 )
-@click.argument("words", metavar="CONFIG... [OUT]", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("words", metavar="CONFIG... [OUT]", nargs=-1, type=click.Path(path_type=Path, readable=False))
 @option("--out-dir", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", section="Result",
         help="Where several recipes go: NAME.yml into DIR/NAME.")  # fmt: skip
 @merging

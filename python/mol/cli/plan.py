@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     "plan",
     cls=Verb,
     short_help="Show what a merge would do and cost; writes nothing.",
-    help="Show what merging CONFIG would do and cost: methods, copies, drops, alignments, bytes. Reads headers only "
-    "and writes nothing.",
+    help="Show what merging CONFIG would do and cost: methods, copies, drops, alignments, bytes, memory. Reads headers "
+    "only and writes nothing; a model on the Hub that is not in the cache is downloaded first.",
 )
-@click.argument("config", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path), required=False)
+@click.argument("config", type=click.Path(path_type=Path, readable=False))
+@click.argument("out", type=click.Path(path_type=Path, readable=False), required=False)
 @merging
 @speaking
 def command(console: Console, config: Path, out: Path | None, **given: Any) -> None:  # noqa: ANN401

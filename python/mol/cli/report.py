@@ -148,7 +148,7 @@ def _again(methods: Mapping[str, int]) -> str:
 
 
 def _dropped(planned: PlannedMerge) -> str:
-    return f"; {len(planned.dropped):,} dropped" if planned.dropped else ""
+    return f"; {planned.dropped_tensors:,} dropped" if planned.dropped else ""
 
 
 def _lists(console: Console, planned: PlannedMerge) -> list[str]:

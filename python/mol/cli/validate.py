@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     help="Check each recipe CONFIG. Where all its models are at hand, on this disk or in the Hugging Face cache, "
     "tensor names, shapes and dtypes are checked too. Nothing is downloaded; what was not checked is said.",
 )
-@click.argument("configs", metavar="CONFIG...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "configs", metavar="CONFIG...", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False)
+)
 @option("--strict", is_flag=True, help="Fail where models are not at hand, too.")
 @models
 @speaking

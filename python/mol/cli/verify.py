@@ -39,7 +39,7 @@ class Damage(NamedTuple):
     help=f"Read the weights in DIR again and check them against its {MANIFEST}. Names each tensor that is damaged, "
     "and ends with 1 if there is one.",
 )
-@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path))
+@click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, readable=False))
 @option("-j", "--threads", "--num-threads", "threads", type=click.IntRange(min=1), metavar="N", default=None,
         help="Size of the pool.  [default: all cores]")  # fmt: skip
 @speaking

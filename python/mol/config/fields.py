@@ -205,7 +205,7 @@ def _read_dtype(recipe: Table, key: str, reader: ValueReader) -> str | None:
 
 def _read_chat_template(value: object, place: Place, reader: ValueReader) -> str | None:
     if value is None or value == "auto":
-        return None
+        return value
     if isinstance(value, str) and value in _TEMPLATES:
         reader.problems.add(place, f"the built-in chat template `{value}` comes later; write its Jinja text")
     elif isinstance(value, str) and "{" in value and len(value) >= 20:

@@ -44,8 +44,8 @@ def to_mergekit_form(table: Table, spec: MethodSpec | None, problems: Problems, 
     for key in ("models", "slices"):
         if isinstance(table.get(key), Items):
             recipe.put(key, _rewrite_entries(table[key]), table.at(key))
-    _rewrite_parameters(recipe, table, spec, problems)
     _default_base(recipe, spec, notes)
+    _rewrite_parameters(recipe, table, spec, problems)
     _apply_layer_range(recipe, table, spec, problems)
     _group_slices(recipe, spec, notes)
     return recipe

@@ -229,7 +229,9 @@ def _check_parameters(
             reader.problems.add(place, f"{where}{spec.name} needs the parameter `{parameter.name}`")
         for source in weighted if parameter.per_model else ():
             if not Chain(parameter.name, source.parameters, part.parameters, parameters).links:
-                reader.problems.add(place, f"{where}{source.model} has no `{parameter.name}`")
+                reader.problems.add(
+                    place, f"{where}{source.model} has no `{parameter.name}`; give it one under its `parameters`"
+                )
     if spec.name not in ("linear", "task_arithmetic"):
         return
     chain = Chain("normalize", part.parameters, parameters)

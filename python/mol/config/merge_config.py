@@ -41,7 +41,7 @@ class MergeConfig:
         dtype: safetensors name of the output's dtype ("F32", "F16", "BF16", "F64"); None keeps the donor's.
         out_dtype: the same, stronger than `dtype`.
         tokenizer_source: "base", a model of the recipe, or None (the donor's).
-        chat_template: Jinja text, or None (the donor's).
+        chat_template: Jinja text, "auto" (the one that most inputs have), or None (the donor's).
         layer_alignment: "auto" maps layers of models of unequal depth proportionally, "strict" refuses them.
         output_path: where the Python classes save.
         trust_remote_code: also copy Python files of the donor.
@@ -237,9 +237,8 @@ class MergeConfig:
         if value is not None:
             return value
         if isinstance(spec.default, Required):
-            tensor = source_tensor if spec.per_model else output_tensor
             raise ConfigError(
-                f"tensor `{tensor}`: {self._owner(slice_index, source)} has no `{name}` whose filter fits, and "
+                f"{self._owner(slice_index, source)} has no `{name}` whose filter fits, and "
                 f"{self.method} needs one; add a value without `filter` at the end of the list"
             )
         return spec.default

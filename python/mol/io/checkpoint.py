@@ -133,6 +133,8 @@ class Checkpoint:
 
 def _check_directory(directory: Path) -> None:
     if directory.is_dir():
+        os.scandir(directory).close()  # tells a directory without right of reading from one without files
+        (directory / "config.json").is_symlink()
         return
     if directory.suffix == ".gguf" and directory.is_file():
         raise CheckpointError(f"{directory} is a GGUF file, which is not supported; use the SafeTensors release")

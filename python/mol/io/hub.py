@@ -191,7 +191,7 @@ class _Hub:
             raise CheckpointError(
                 f"{self._reference}: no such directory, the Hub cannot be asked ({_first_line(cause)}), and its cache "
                 f"lacks {', '.join(missing[:4])}; "
-                "connect (unset HF_HUB_OFFLINE) and run again, or name a local directory"
+                f"connect (unset HF_HUB_OFFLINE) and run again, or name a local directory{nearby(self._reference.name)}"
             ) from cause
         commit = config.parent.name
         _log.warning("%s: the Hub was not asked; the cached commit %s serves", self._reference, commit)
@@ -218,7 +218,7 @@ class _Hub:
         except RepositoryNotFoundError as error:
             raise FileNotFoundError(
                 f"{self._reference}: no such directory, and no such repository on the Hub "
-                "(a private one needs `hf auth login` or HF_TOKEN)"
+                f"(a private one needs `hf auth login` or HF_TOKEN){nearby(self._reference.name)}"
             ) from error
         except RevisionNotFoundError as error:
             raise CheckpointError(

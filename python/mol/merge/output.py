@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -143,7 +144,8 @@ def plan_side_files(planned: PlannedMerge, tokenizer: Path, options: MergeOption
         notes.append(f"Python files not copied without trust_remote_code: {', '.join(side.code)}")
     unreadable = [str(path) for path in copies.values() if not _may(path, os.R_OK)]
     if unreadable:
-        raise PermissionError(errno.EACCES, f"no right to read it, nor {len(unreadable) - 1} others", unreadable[0])
+        more = f", nor {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        raise PermissionError(errno.EACCES, f"no right to read it{more}", unreadable[0])
     merged = {file.path.name for file in planned.donor.files} | _ENGINE_FILES
     left_out = [name for name in side.left_out if name not in merged]
     if left_out:
@@ -162,12 +164,16 @@ def plan_side_files(planned: PlannedMerge, tokenizer: Path, options: MergeOption
                 "the library fits the model, merge with --trust-remote-code"
             )
     texts = {}
-    if planned.config.chat_template is not None:
-        texts[_CHAT_TEMPLATE] = planned.config.chat_template
+    template = planned.config.chat_template
+    if template == "auto":
+        template, remark = _most_common_template(planned)
+        notes.append(remark)
+    if template is not None:
+        texts[_CHAT_TEMPLATE] = template
         if "tokenizer_config.json" in copies:
             # Readers before chat_template.jinja look here.
             settings = rewritten.setdefault("tokenizer_config.json", _read_object(copies["tokenizer_config.json"]))
-            settings["chat_template"] = planned.config.chat_template
+            settings["chat_template"] = template
         copies.pop("chat_template.json", None)
     texts |= {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in rewritten.items()}
     return SideFilePlan(
@@ -193,7 +199,10 @@ def write_side_files(
     for name, source in side.copies.items():
         target = partial / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+        try:
+            shutil.copyfile(source, target)
+        except OSError as error:  # names the source whichever of the two it is about
+            raise OSError(error.errno, f"copying {source}: {error.strerror}", str(target)) from error
     config = planned.config
     recipe = config.source_text if config.source_text is not None else config.to_yaml()
     places = [str(place) for place in (config.output_path, config.tokenizer_source) if place is not None]
@@ -237,6 +246,25 @@ def _card(planned: PlannedMerge, labels: Labels, manifest: Mapping[str, Any]) ->
         plan_digest=manifest["plan"],
         version=manifest["mol"],
     )
+
+
+def _most_common_template(planned: PlannedMerge) -> tuple[str | None, str]:
+    """Give the chat template that most inputs have, the first of equals, and a remark about it."""
+    found = {source.name: template for source in planned.sources if (template := _chat_template(source.directory))}
+    if not found:
+        return None, "chat_template: auto finds none: no input has a chat template"
+    ((template, count),) = Counter(found.values()).most_common(1)
+    owner = next(name for name, text in found.items() if text == template)
+    return template, f"chat_template: auto takes that of {owner}, which {count} of {len(planned.sources)} inputs have"
+
+
+def _chat_template(directory: Path) -> str | None:
+    path = directory / _CHAT_TEMPLATE
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    settings = directory / "tokenizer_config.json"
+    template = _read_object(settings).get("chat_template") if settings.is_file() else None
+    return template if isinstance(template, str) else None
 
 
 def _role(config: MergeConfig, name: str) -> str:

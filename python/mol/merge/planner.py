@@ -39,7 +39,8 @@ class PlannedMerge:
         model_config: the output's config.json.
         methods: number of tensors by what is done to them.
         copied: "name: reason" of each tensor that is copied although the method would merge it.
-        dropped: "name: reason" of each input tensor that does not go into the output.
+        dropped: "name: reason" of each input tensor that does not go into the output; whole layers share a line.
+        dropped_tensors: number of them.
         notes: what was aligned, filled in or ignored.
         warnings: what may well surprise.
         bytes_read: sum of the sources of all tasks; a method that needs statistics reads some of them again.
@@ -54,6 +55,7 @@ class PlannedMerge:
     methods: dict[str, int]
     copied: tuple[str, ...]
     dropped: tuple[str, ...]
+    dropped_tensors: int
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     bytes_read: int
@@ -87,7 +89,7 @@ def output_dtype(config: MergeConfig, options: MergeOptions) -> str | None:
     word = options.dtype.removeprefix("torch.")
     if word not in DTYPE_WORDS:
         raise ConfigError(f"dtype {options.dtype!r} is not one of {', '.join(DTYPES)}")
-    return config.out_dtype or DTYPE_WORDS[word]
+    return DTYPE_WORDS[word]
 
 
 class _Planner:
@@ -103,7 +105,7 @@ class _Planner:
         self._warnings: dict[str, None] = {}
         self._bands = make_bands(config, models, self._problems)
         self._dtype = output_dtype(config, options)
-        if config.out_dtype and (options.dtype or config.dtype):
+        if config.out_dtype and config.dtype and options.dtype is None:
             self._notes["`dtype` has no effect beside `out_dtype`: inputs are read as they are, and rounded once"] = (
                 None
             )
@@ -113,6 +115,7 @@ class _Planner:
         self._model_config = copy.deepcopy(self._donor.checkpoint.config)
         self._tying: Tying | None = None
         self._dropped: list[str] = []
+        self._dropped_tensors = 0
 
     def plan(self) -> PlannedMerge:
         self._check_model_types()
@@ -175,11 +178,25 @@ class _Planner:
             self._notes[f"taken to come before the layers, since their names do not tell: {listed}"] = None
         return sides
 
+    def _is_in_side_tower(self, name: str) -> bool:
+        main = self._donor.structure.main
+        if main is None:
+            return False
+        ours = main.prefix.split(".")
+        for stack in self._donor.structure.stacks:
+            parts = stack.prefix.split(".")
+            apart = next((i for i, (a, b) in enumerate(zip(parts, ours, strict=False)) if a != b), None)
+            if stack is not main and apart is not None and name.startswith(".".join(parts[: apart + 1]) + "."):
+                return True
+        return False
+
     def _add_loose(self, name: str, side: str) -> None:
         """Make a tensor outside the layers."""
         donor = self._donor
         tying = self._tying
         band, position = (self._bands[-1], 1.0) if side == "last" else (self._bands[0], 0.0)
+        if self._is_in_side_tower(name):  # which is not sliced, so all of it comes from one place
+            band = self._bands[0]
         decide_as = None
         if tying is not None and name == tying.head and tying.as_embedding:
             band, position, decide_as = self._bands[0], 0.0, tying.embedding
@@ -212,9 +229,7 @@ class _Planner:
             model = self._models[index]
             if name not in model.used:
                 model.used.add(name)
-                self._dropped.append(
-                    f"{name} of {model.label}: its scores are made with the embedding, to which it is tied"
-                )
+                self._drop(f"{name} of {model.label}: its scores are made with the embedding, to which it is tied")
         if tying.flag is not None:
             set_tie(self._model_config, tied=tying.flag)
         self._notes.update(dict.fromkeys(tying.notes))
@@ -320,13 +335,17 @@ class _Planner:
                     model.alignment.to_donor(name, self._donor.checkpoint.tensors) in self._donor.checkpoint.tensors
                 )
                 if known:
-                    self._dropped.append(f"{name} of {model.label}: another slice gives this tensor")
+                    self._drop(f"{name} of {model.label}: another slice gives this tensor")
                 elif self._options.strict_tensors:
                     self._problems.add_tensor(
                         name, None, f"is in {model.label}, and {self._donor.label} lacks it (--strict-tensors)"
                     )
                 else:
-                    self._dropped.append(f"{name} of {model.label}: {self._donor.label} has no such tensor")
+                    self._drop(f"{name} of {model.label}: {self._donor.label} has no such tensor")
+
+    def _drop(self, line: str, tensors: int = 1) -> None:
+        self._dropped.append(line)
+        self._dropped_tensors += tensors
 
     def _account_stack(self, model: Model, stack: Stack, left: set[str]) -> None:
         """List layers that were left out as a whole, and take their names off `left`."""
@@ -346,9 +365,9 @@ class _Planner:
         if not paired and model in [lane.model for lane in self._bands[0].lanes]:
             self._problems.add(f"{what}: {self._donor.label} has no such layers")
         elif self._bands[0].length:
-            self._dropped.append(f"{what}: in no slice")
+            self._drop(f"{what}: in no slice", count)
         else:
-            self._dropped.append(f"{what}: layer_alignment maps others in their place")
+            self._drop(f"{what}: layer_alignment maps others in their place", count)
 
     def _warn_of_idle_filters(self, plan: MergePlan) -> None:
         filters = dict.fromkeys(self._config.filters())
@@ -394,6 +413,7 @@ class _Planner:
             dict(sorted(self._tasks.methods.items())),
             tuple(self._tasks.copied),
             tuple(self._dropped),
+            self._dropped_tensors,
             tuple(self._notes),
             tuple(self._warnings),
             self._tasks.bytes_read,

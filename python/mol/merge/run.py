@@ -152,7 +152,8 @@ def run_merge(
 
     partial = partial_of(place)
     watch = _Watch(partial, cancel, on_progress)
-    watch.check()
+    if cancel is not None and cancel.is_set():
+        raise MergeCancelled("the merge was cancelled before it began; nothing was written")
     plan = prepared.planned.plan.to_json()
     _rust.preflight(plan, str(partial), discard_partial=options.discard_partial)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -219,7 +220,9 @@ def _execute(
         )
         write_side_files(partial, prepared.planned, prepared.side, executed, options=options, version=_rust.__version__)
         watch.check()
-        _rust.commit(str(partial), str(place), overwrite=options.overwrite, sync=options.sync)
+        left = _rust.commit(str(partial), str(place), overwrite=options.overwrite, sync=options.sync)
+        if left is not None:
+            _log.warning("%s", left)
     except OSError as error:
         if not partial.exists():
             raise

@@ -126,7 +126,9 @@ class TaskBuilder:
             elif not is_buffer(name, cell.model.checkpoint.tensors[name].shape):
                 cell.model.used.add(name)
                 self._problems.add_tensor(
-                    pattern_start + suffix, out_layer, f"is in {cell.model.label}, and {lead.model.label} lacks it"
+                    pattern_start + suffix,
+                    out_layer,
+                    f"is in {cell.model.label}, and {lead.model.label} lacks it; all must have it, or leave one model out",
                 )
 
     def add(
@@ -191,7 +193,7 @@ class TaskBuilder:
         who = ", ".join(dict.fromkeys(lacking))
         problem = f"is lacking in {who}, and {want.owner.label} has it"
         if want.layer is not None and not is_buffer(want.source, want.info.shape):
-            self._problems.add_tensor(want.pattern, want.layer, problem)
+            self._problems.add_tensor(want.pattern, want.layer, f"{problem}; all must have it, or leave one model out")
             return
         if self._strict:
             self._problems.add_tensor(want.pattern, want.layer, f"{problem} (--strict-tensors)")
