@@ -1,14 +1,17 @@
-"""mol: merge language model checkpoints natively, in constant memory.
+"""mol: merge language model checkpoints natively, in constant memory, or run blocks of several as one model.
 
 Everything here is imported on first use, so that `import mol` costs nothing and a merge never loads torch.
 """
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mol.config import MergeConfig
+    from mol.config.mol_config import MoLConfig
+    from mol.core import MoLForCausalLM, MoLRuntime
     from mol.errors import ArchitectureError, CheckpointError, ConfigError, MergeCancelled, MergeError, MolError
     from mol.merge.options import MergeOptions
     from mol.merge.run import MergeReport, plan_recipe, run_merge
@@ -29,6 +32,9 @@ __all__ = [
     "MergeOptions",
     "MergeReport",
     "MergedModel",
+    "MoLConfig",
+    "MoLForCausalLM",
+    "MoLRuntime",
     "MolError",
     "PassthroughMerge",
     "SlerpMerge",
@@ -43,6 +49,8 @@ __all__ = [
 if not TYPE_CHECKING:
     _HOMES = {
         "mol.config": ("MergeConfig",),
+        "mol.config.mol_config": ("MoLConfig",),
+        "mol.core": ("MoLForCausalLM", "MoLRuntime"),
         "mol.errors": (
             "ArchitectureError", "CheckpointError", "ConfigError", "MergeCancelled", "MergeError", "MolError",
         ),
@@ -69,3 +77,8 @@ if not TYPE_CHECKING:
 
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
+
+    if {"torch", "transformers"} <= sys.modules.keys():  # whose Auto classes are expected to know fused models
+        from importlib import import_module
+
+        import_module("mol.auto")

@@ -2,7 +2,7 @@
 
     MolError
     ├── ConfigError        a recipe or an argument that cannot be carried out (also a ValueError)
-    ├── ArchitectureError  a model whose structure is not understood
+    ├── ArchitectureError  a model whose structure is not understood (also a ValueError)
     ├── CheckpointError    a model directory or weight file that is damaged, incomplete or of an unsupported format
     └── MergeError         inputs that do not fit together, or a run that failed
         └── MergeCancelled the caller asked the run to stop; the work done so far can be resumed
@@ -46,7 +46,7 @@ class ConfigError(MolError, ValueError):
     """A recipe, or an argument, says something that cannot be carried out."""
 
 
-class ArchitectureError(MolError):
+class ArchitectureError(MolError, ValueError):
     """The structure of a model is not understood."""
 
 

@@ -203,4 +203,5 @@ def _cancelling(weights: Iterable[float]) -> str | None:
     if not weights_cancel(values):
         return None
     listed = ", ".join(f"{weight:g}" for weight in values)
-    return f"the weights ({listed}) sum to zero, and `normalize: true` divides by their sum; change them or say `normalize: false`"
+    told = f"the weights ({listed}) sum to zero, and `normalize: true` divides by their sum"
+    return f"{told}; change them or say `normalize: false`"

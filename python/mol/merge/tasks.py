@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mol.merge.layers import Stack
     from mol.merge.mismatch import Mismatches
 
+_WAY_OUT: Final = "all must have it, or leave one model out"
 _SIZES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -128,7 +129,7 @@ class TaskBuilder:
                 self._problems.add_tensor(
                     pattern_start + suffix,
                     out_layer,
-                    f"is in {cell.model.label}, and {lead.model.label} lacks it; all must have it, or leave one model out",
+                    f"is in {cell.model.label}, and {lead.model.label} lacks it; {_WAY_OUT}",
                 )
 
     def add(
@@ -193,7 +194,7 @@ class TaskBuilder:
         who = ", ".join(dict.fromkeys(lacking))
         problem = f"is lacking in {who}, and {want.owner.label} has it"
         if want.layer is not None and not is_buffer(want.source, want.info.shape):
-            self._problems.add_tensor(want.pattern, want.layer, f"{problem}; all must have it, or leave one model out")
+            self._problems.add_tensor(want.pattern, want.layer, f"{problem}; {_WAY_OUT}")
             return
         if self._strict:
             self._problems.add_tensor(want.pattern, want.layer, f"{problem} (--strict-tensors)")

@@ -1,0 +1,146 @@
+"""Builds a model without memory, on torch's meta device, and looks up where its parts are."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from mol.errors import ArchitectureError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_BLOCK_WORDS: Final = ("Layer", "Block", "Group", "Stage")
+_TEXT_WORDS: Final = frozenset({"language_model", "text_model"})
+
+
+class Paths(NamedTuple):
+    """Where the parts of a model are.
+
+    Attributes:
+        layers: path of the list of blocks.
+        blocks: its length.
+        tower: the config of the model around the list, which may be a part of the whole config.
+        embeddings: path of what the blocks' input is looked up in.
+        head: path of what turns hidden states into logits over the vocabulary.
+        signature: parameters of a block's forward, and whether each must be given.
+    """
+
+    layers: str | None
+    blocks: int | None
+    tower: PreTrainedConfig | None
+    embeddings: str | None
+    head: str | None
+    signature: dict[str, bool] | None
+
+
+def read_paths(model_class: type[PreTrainedModel], config: PreTrainedConfig, name: str, *, encoder: bool) -> Paths:
+    """Build a model of this class without weights and find its parts.
+
+    Args:
+        model_class: the class.
+        config: its config; it is not changed.
+        name: what messages call the model.
+        encoder: prefer the encoder where there are several towers.
+
+    Raises:
+        ArchitectureError: the class does not take the config.
+    """
+    model = build_skeleton(model_class, config, name)
+    names = {id(module): path for path, module in model.named_modules()}
+    head = names.get(id(model.get_output_embeddings()))  # type: ignore[no-untyped-call]
+    stack = _find_stack(model, encoder=encoder)
+    if stack is None:
+        return Paths(None, None, None, names.get(id(_embeddings(model))), head, None)
+    path, blocks = stack
+    owner = _owner(model, path)
+    embeddings = names.get(id(_embeddings(model, owner)))
+    return Paths(path, len(blocks), owner.config, embeddings, head, block_signature(blocks[0]))
+
+
+def build_skeleton(model_class: type[PreTrainedModel], config: PreTrainedConfig, name: str) -> PreTrainedModel:
+    """Build a model on the meta device, where tensors have shapes only.
+
+    Raises:
+        ArchitectureError: the class does not take the config.
+    """
+    import copy
+
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return model_class(copy.deepcopy(config))
+    # Whatever a class trips over in a config that it was not written for; that is the model's fault, not ours.
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ArchitectureError(
+            f"{name}: {model_class.__name__} cannot be built from its config.json ({type(error).__name__}: {error}); "
+            "check the file, or install the transformers release that the model was made with"
+        ) from error
+
+
+def block_signature(block: nn.Module) -> dict[str, bool]:
+    """Return the parameters of a block's forward, and whether each must be given."""
+    parameters = inspect.signature(type(block).forward).parameters.values()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return {p.name: p.default is p.empty for p in named if p.name != "self"}
+
+
+def _find_stack(model: PreTrainedModel, *, encoder: bool) -> tuple[str, nn.ModuleList] | None:
+    """Return the outermost list of blocks of the tower that is wanted, by its path."""
+    from torch import nn
+
+    found: list[tuple[str, nn.ModuleList]] = []
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer, _ in found):
+            continue
+        if _are_blocks(list(module)):
+            found.append((path, module))
+
+    def rank(stack: tuple[str, nn.ModuleList]) -> tuple[bool, bool, bool, int]:
+        words = stack[0].split(".")
+        textual = "input_ids" in inspect.signature(type(_owner(model, stack[0])).forward).parameters
+        weights = sum(parameter.numel() for parameter in stack[1].parameters())
+        return encoder and "encoder" in words, textual, not _TEXT_WORDS.isdisjoint(words), weights
+
+    return max(found, key=rank, default=None)
+
+
+def _are_blocks(modules: list[nn.Module]) -> bool:
+    from torch import nn
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    if not modules or any(isinstance(m, nn.ModuleList) or next(m.children(), None) is None for m in modules):
+        return False
+    if all(isinstance(module, GradientCheckpointingLayer) for module in modules):
+        return True
+    if all(any(word in type(module).__name__ for word in _BLOCK_WORDS) for module in modules):
+        return True
+    return all(_has_attention_and_norm(module) for module in modules)
+
+
+def _has_attention_and_norm(module: nn.Module) -> bool:
+    inner = [type(child).__name__ for child in module.modules()]
+    return any("Attention" in name for name in inner) and any("Norm" in name for name in inner)
+
+
+def _owner(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    """Return the innermost model around a path."""
+    from transformers import PreTrainedModel
+
+    parts = path.split(".")
+    around = (model.get_submodule(".".join(parts[:end])) for end in range(len(parts) - 1, -1, -1))
+    return next((module for module in around if isinstance(module, PreTrainedModel)), model)
+
+
+def _embeddings(*asked: PreTrainedModel) -> nn.Module | None:
+    """Return the input embeddings of the first of these models that has any."""
+    for model in asked:
+        try:
+            found = model.get_input_embeddings()
+        except NotImplementedError:  # how transformers says that a class has none
+            continue
+        if found is not None:
+            return found
+    return None

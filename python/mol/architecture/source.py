@@ -1,0 +1,82 @@
+"""A model name becomes its config.json, and the names of its tensors where weights lie beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from mol.config.model_reference import ModelReference, is_local
+from mol.errors import CheckpointError
+from mol.io.hub import resolve
+
+_WEIGHTS: Final = "model.safetensors"
+_INDEX: Final = "model.safetensors.index.json"
+
+
+def find_directory(name: str) -> Path:
+    """Return the directory that holds a model's config.json; of a Hub repository nothing else is downloaded.
+
+    Args:
+        name: a local directory, or the id of a repository on the Hub, `@revision` after it if wanted.
+
+    Raises:
+        FileNotFoundError: no such directory, and no such repository.
+        NotADirectoryError: the name is a file.
+        PermissionError: the repository is gated or the token may not read it.
+        CheckpointError: no such revision, or neither connection nor cached file.
+    """
+    reference = ModelReference.parse(name)
+    if is_local(reference.name):
+        return resolve(reference)[0]
+    from huggingface_hub import errors, hf_hub_download
+
+    try:
+        path = hf_hub_download(reference.name, "config.json", revision=reference.revision)
+    except (errors.HFValidationError, errors.HTTPError, OSError):  # type: ignore[attr-defined]
+        # What went wrong, and the way out, is for the one place that knows to tell; an old snapshot may serve.
+        return resolve(reference, weights=False)[0]
+    return Path(path).parent
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Read config.json.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: it is no JSON object.
+    """
+    path = directory / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{directory}: no config.json; a model directory has one beside its weights")
+    return _read_object(path)
+
+
+def tensor_names(directory: Path) -> list[str] | None:
+    """Return the names of a model's tensors, from the index or the header; None where no weights are at hand.
+
+    Raises:
+        CheckpointError: the index or the header is damaged.
+    """
+    single = directory / _WEIGHTS
+    if single.exists():
+        from mol import _rust  # not above, so that the types of this module do not need the built extension
+
+        return [name for name, *_ in _rust.read_header(str(single.absolute()))[3]]
+    index = directory / _INDEX
+    if not index.exists():
+        return None
+    weight_map = _read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise CheckpointError(f"{index} has no `weight_map` from tensors to files; fetch the file again")
+    return list(weight_map)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}; fetch the file again from where it came") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, wanted a JSON object")
+    return content

@@ -1,0 +1,83 @@
+"""MoLConfig: what a fused model is made of and how its layers choose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from mol.errors import ConfigError
+
+AdapterType = Literal["linear", "bottleneck"]
+RouterType = Literal["simple", "token", "token_level"]
+
+
+@dataclass
+class MoLConfig:
+    """A fused model's settings.
+
+    Attributes:
+        models: names of models (Hub ids or directories); the first is the host unless `setup_embeddings` names another.
+        adapter_type: between a foreign block's width and the host's: "linear" or "bottleneck".
+        router_type: "simple" weighs experts by the mean of the tokens so far, "token" or "token_level" by each token.
+        max_layers: most fused layers that `add_layer` takes.
+        target_hidden_dim: width of the fused stream; it is the host's, so any other is refused.
+        temperature: of the routers' softmax.
+        top_k_experts: experts with a weight, the others have none; all if None.
+        trust_remote_code: run code that comes with a model.
+        allow_bidirectional: admit blocks that look at later tokens into a causal model.
+        keep_host_layers: run the host's layers that no `add_layer` names; without them only added layers run.
+        dtype: of all models, e.g. "bfloat16"; each checkpoint's own if None.
+        attn_implementation: of all models, e.g. "eager"; transformers' choice if None.
+        revisions: commit, branch or tag by model name.
+        stacks: which list of blocks to use by model name, where a model has several: a part of its path.
+        cache_dir: the Hub cache.
+        token: the Hub token.
+    """
+
+    models: list[str]
+    adapter_type: AdapterType = "linear"
+    router_type: RouterType = "simple"
+    max_layers: int = 32
+    target_hidden_dim: int | None = None
+    temperature: float = 1.0
+    top_k_experts: int | None = None
+    trust_remote_code: bool = False
+    allow_bidirectional: bool = False
+    keep_host_layers: bool = True
+    dtype: str | None = None
+    attn_implementation: str | None = None
+    revisions: dict[str, str] = field(default_factory=dict)
+    stacks: dict[str, str] = field(default_factory=dict)
+    cache_dir: str | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without a model.
+
+        Raises:
+            ConfigError: lists everything that is wrong.
+        """
+        problems = []
+        if not self.models or not all(isinstance(name, str) and name for name in self.models):
+            problems.append(f"models is {self.models!r}, wanted a list of model names")
+        for name, allowed in (("adapter_type", AdapterType), ("router_type", RouterType)):
+            if getattr(self, name) not in get_args(allowed):
+                problems.append(f"{name} is {getattr(self, name)!r}, wanted one of {', '.join(get_args(allowed))}")
+        for name, least in (("max_layers", 1), ("top_k_experts", 1)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < least):
+                problems.append(f"{name} is {value!r}, wanted a whole number of at least {least}")
+        if not self.temperature > 0.0:
+            problems.append(f"temperature is {self.temperature!r}, wanted a number above 0")
+        problems += [
+            f"{setting} names {model!r}, which is not one of models"
+            for setting in ("revisions", "stacks")
+            for model in getattr(self, setting)
+            if model not in (self.models or ())
+        ]
+        if problems:
+            raise ConfigError.listing("this fusion cannot be configured", problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON holds them; the token is left out."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "token"}

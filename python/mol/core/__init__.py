@@ -1,0 +1,58 @@
+"""Fusion at run time: blocks of several models as experts of one. The first floor that loads torch, on first use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mol.architecture import ArchitectureInfo, UniversalArchitectureHandler
+    from mol.config.mol_config import MoLConfig
+    from mol.core.adapters import BaseAdapter, BottleneckAdapter, LinearAdapter, create_adapter
+    from mol.core.causal_lm import MoLForCausalLM, MoLModelConfig
+    from mol.core.mol_runtime import MoLRuntime
+    from mol.core.routers import BaseRouter, SimpleRouter, TokenLevelRouter, create_router
+
+__all__ = [
+    "ArchitectureInfo",
+    "BaseAdapter",
+    "BaseRouter",
+    "BottleneckAdapter",
+    "LinearAdapter",
+    "MoLConfig",
+    "MoLForCausalLM",
+    "MoLModelConfig",
+    "MoLRuntime",
+    "SimpleRouter",
+    "TokenLevelRouter",
+    "UniversalArchitectureHandler",
+    "create_adapter",
+    "create_router",
+]
+
+if not TYPE_CHECKING:
+    _HOMES = {
+        "mol.architecture": ("ArchitectureInfo", "UniversalArchitectureHandler"),
+        "mol.config.mol_config": ("MoLConfig",),
+        "mol.core.adapters": ("BaseAdapter", "BottleneckAdapter", "LinearAdapter", "create_adapter"),
+        "mol.core.causal_lm": ("MoLForCausalLM", "MoLModelConfig"),
+        "mol.core.mol_runtime": ("MoLRuntime",),
+        "mol.core.routers": ("BaseRouter", "SimpleRouter", "TokenLevelRouter", "create_router"),
+    }
+
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        home = next((module for module, names in _HOMES.items() if name in names), None)
+        if home is None:
+            raise AttributeError(f"module 'mol.core' has no attribute {name!r}")
+        try:
+            value = getattr(import_module(home), name)
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] not in ("torch", "transformers", "accelerate"):
+                raise
+            raise ImportError(f"{name} needs {error.name}: pip install 'mol-merge[fusion]'") from error
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -1,0 +1,163 @@
+"""Caches of a fused model: one for each expert of each layer, and the whole that `generate` passes around."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache
+
+from mol.errors import MolError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+class ExpertCache(DynamicCache):
+    """The cache of one expert in one layer, in the form its model knows.
+
+    Only the slot of the expert's own block fills, while the model sizes its masks by another slot, so lengths are
+    those of the fused sequence.
+
+    Attributes:
+        seen: tokens of the fused sequence before this forward.
+    """
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        """Make the empty cache of a model with this config."""
+        super().__init__(config=config)
+        self.seen = 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the fused length before this forward."""
+        return self.seen
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Return the position of the first new token."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Return the length and offset of the keys that a mask covers."""
+        layer: Any = self.layers[layer_idx] if layer_idx < len(self.layers) else None
+        if layer is None or not getattr(layer, "is_sliding", False):
+            return self.seen + query_length, 0
+        before, layer.cumulative_length = layer.cumulative_length, self.seen
+        try:
+            sizes: tuple[int, int] = layer.get_mask_sizes(query_length)
+        finally:
+            layer.cumulative_length = before
+        return sizes
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        """Tell whether tokens have been seen."""
+        return self.seen > 0
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
+        for layer in self.layers:
+            for name, value in vars(layer).items():
+                if isinstance(value, torch.Tensor) and value.dim() > 1 and value.numel():
+                    setattr(layer, name, value.index_select(0, rows.to(value.device)))
+                elif isinstance(value, (list, dict)):  # states of linear attention, by their number
+                    for key, state in list(value.items() if isinstance(value, dict) else enumerate(value)):
+                        if isinstance(state, torch.Tensor) and state.dim() > 1:
+                            value[key] = state.index_select(0, rows.to(state.device))
+
+
+class FusedCache(Cache):
+    """What a fused model remembers between forwards.
+
+    Attributes:
+        seen: tokens so far.
+        host: the host's own cache.
+        experts: by (layer, expert), of those whose blocks have a native cache.
+        histories: by (layer, expert), hidden states (B, T, D) that went into a block without one.
+        routes: by layer, what its router remembers.
+    """
+
+    def __init__(self, host: ExpertCache | None) -> None:
+        """Start with no token."""
+        # Not Cache.__init__: it wants the layers of one model.
+        self.layers = []
+        self.offloading = False
+        self.layer_class_to_replicate = None
+        self.seen = 0
+        self.host = host
+        self.experts: dict[tuple[int, int], ExpertCache] = {}
+        self.histories: dict[tuple[int, int], torch.Tensor] = {}
+        self.routes: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        """Count the experts with a cache."""
+        return len(self.experts)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the number of tokens so far."""
+        return self.seen
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Return the position of the next token."""
+        return self.seen
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Return the length and offset of the keys that a mask covers."""
+        return self.seen + query_length, 0
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """Return -1: it grows."""
+        return -1
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
+        for cache in (*self.experts.values(), *((self.host,) if self.host is not None else ())):
+            cache.select(beam_idx)
+        for key, history in self.histories.items():
+            self.histories[key] = history.index_select(0, beam_idx.to(history.device))
+        for state in self.routes.values():
+            state.select(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep these rows of the batch."""
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row, for beams.
+
+        Raises:
+            MolError: nothing has been cached, so the number of rows is not known.
+        """
+        rows = self._rows()
+        self.reorder_cache(torch.arange(rows).repeat_interleave(repeats))
+
+    def crop(self, max_length: int) -> None:
+        """Refuse to forget tokens.
+
+        Raises:
+            MolError: always; what recurrent experts have seen cannot be taken back.
+        """
+        raise MolError(f"a fused cache cannot be cut to {max_length} tokens; assisted generation does not work here")
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether its shapes stay the same: they grow."""
+        return False
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """Whether it forgets, by layer; each expert's cache knows for itself."""
+        return [False]
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether tokens have been seen."""
+        return self.seen > 0
+
+    def _rows(self) -> int:
+        for history in self.histories.values():
+            return history.shape[0]
+        caches = (*self.experts.values(), *((self.host,) if self.host is not None else ()))
+        for layer in (layer for cache in caches for layer in cache.layers):
+            for value in vars(layer).values():
+                if isinstance(value, torch.Tensor) and value.dim() > 1 and value.numel():
+                    return value.shape[0]
+        raise MolError("rows of an empty cache cannot be repeated")

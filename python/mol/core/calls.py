@@ -1,0 +1,90 @@
+"""The places of a block's call: where the hidden states go in and come out, and everything that travels beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a block is called with: positional and keyword arguments."""
+
+Slot = int | str
+"""An argument: its position, or its keyword."""
+
+Port = int | str | None
+"""A part of a result: its index or key; None where the result is the tensor itself."""
+
+
+def items(call: Arguments) -> Iterator[tuple[Slot, Any]]:
+    """Yield every argument with its slot."""
+    args, kwargs = call
+    yield from enumerate(args)
+    yield from kwargs.items()
+
+
+def argument(call: Arguments, slot: Slot) -> Any:  # noqa: ANN401 - whatever a model passes
+    """Return the argument in a slot, None where the call has none there."""
+    args, kwargs = call
+    if isinstance(slot, int):
+        return args[slot] if slot < len(args) else None
+    return kwargs.get(slot)
+
+
+def with_argument(call: Arguments, slot: Slot, value: object) -> Arguments:
+    """Return the same call with another argument in a slot."""
+    args, kwargs = call
+    if isinstance(slot, int):
+        return (*args[:slot], value, *args[slot + 1 :]), kwargs
+    return args, {**kwargs, slot: value}
+
+
+def ports(result: object) -> Iterator[tuple[Port, Any]]:
+    """Yield every part of a result with its port."""
+    if isinstance(result, torch.Tensor):
+        yield None, result
+    elif isinstance(result, Mapping):
+        yield from result.items()
+    elif isinstance(result, (tuple, list)):
+        yield from enumerate(result)
+
+
+def part(result: Any, port: Port) -> Any:  # noqa: ANN401 - whatever a block returns
+    """Return a part of a result."""
+    return result if port is None else result[port]
+
+
+def first_hidden(call: Arguments) -> Slot | None:
+    """Return the slot of the first float tensor of two or more axes, None where there is none."""
+    for slot, value in items(call):
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() >= 2:
+            return slot
+    return None
+
+
+class ResultForm:
+    """The form of a block's result without its tensors, so that one like it can be made around other hidden states."""
+
+    def __init__(self, result: object, port: Port) -> None:
+        """Remember the type and the parts of a result whose hidden states are at `port`.
+
+        Raises:
+            TypeError: the result is no tensor, tuple, list or mapping.
+        """
+        self.port = port
+        self._type: Any = type(result)
+        self._keys: list[Port] = [key for key, _ in ports(result)]
+        if not self._keys:
+            raise TypeError(f"a block returned a {self._type.__name__}, wanted a tensor, a tuple or a mapping of them")
+
+    def make(self, hidden: torch.Tensor, others: Mapping[Port, object]) -> Any:  # noqa: ANN401 - as the block returns it
+        """Return a result with these hidden states, the given other parts, and None in all that is left."""
+        if self.port is None:
+            return hidden
+        values = {key: hidden if key == self.port else others.get(key) for key in self._keys}
+        if issubclass(self._type, Mapping):
+            return self._type(**{str(key): value for key, value in values.items()})
+        if hasattr(self._type, "_fields"):  # a namedtuple takes its parts one by one
+            return self._type(*values.values())
+        return self._type(values.values())

@@ -1,0 +1,70 @@
+"""Makes the blocks of an encoder causal: every mask that its model builds becomes a causal one."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import threading
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+from transformers import masking_utils
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import nn
+
+_asked: ContextVar[bool] = ContextVar("mol_causal_masks", default=False)
+_placing = threading.Lock()
+_CAUSAL: Final = {
+    "create_bidirectional_mask": masking_utils.create_causal_mask,
+    "create_bidirectional_sliding_window_mask": masking_utils.create_sliding_window_causal_mask,
+}
+
+
+@contextmanager
+def causal_masks() -> Iterator[None]:
+    """Let the prepared models build causal masks while this is open, in this thread and context only."""
+    token = _asked.set(True)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def prepare(model: nn.Module) -> None:
+    """Let a model's code ask `causal_masks` each time it builds a bidirectional mask.
+
+    The factories are replaced where the files that define the model imported them to; outside of `causal_masks` they
+    do what they did. Attention that builds no mask but goes by `is_causal` has it set, so give a twin of the model.
+    """
+    files = {type(module).__module__ for module in model.modules()}
+    with _placing:
+        for file in sorted(name for name in files if name.startswith("transformers.")):
+            namespace = vars(sys.modules[file])
+            for name, causal in _CAUSAL.items():
+                original = namespace.get(name)
+                if original is getattr(masking_utils, name):
+                    namespace[name] = _choosing(original, causal)
+    for module in model.modules():
+        for holder in (module, getattr(module, "config", None)):
+            if holder is not None and "is_causal" in vars(holder):
+                holder.is_causal = True
+
+
+def _choosing(original: Callable[..., Any], causal: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)
+    def make_mask(*args: object, **kwargs: object) -> Any:  # noqa: ANN401 - whatever the factory returns
+        given = signature.bind(*args, **kwargs).arguments
+        if not _asked.get() or given.get("encoder_hidden_states") is not None:
+            return original(*args, **kwargs)
+        kept = {name: given.get(name) for name in ("config", "inputs_embeds", "attention_mask", "past_key_values")}
+        # A mask is wanted even where attention could be causal by itself: this one was not written to be.
+        return causal(**kept, allow_is_causal_skip=False)
+
+    return make_mask

@@ -1,0 +1,123 @@
+"""What a router is trained by besides the task: differentiable, in float32, over the tokens that are no padding.
+
+All take (..., E) and a mask of the leading axes, 1 for a token that counts; the runtime gives (B, T, E) and (B, T).
+With no token left they are 0. Logits are those that a router returns: their softmax is its choice.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mol.errors import ConfigError
+
+
+def compute_router_entropy(logits: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the mean over tokens of H(p) = -sum_e p_e log p_e, in nats: 0 for a sure choice, log E for none.
+
+    Added to a loss it sharpens the choice of each token, subtracted it keeps it open.
+
+    Args:
+        logits: (..., E).
+        attention_mask: (...), 0 for padding.
+
+    Raises:
+        ConfigError: the mask has another shape.
+    """
+    logits, kept = _masked(logits, attention_mask)
+    return _mean(_entropy(logits.log_softmax(-1)), kept)
+
+
+def compute_mutual_information(logits: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Return H(mean p) - mean H(p), in nats: what a token tells about its expert, 0 to log E.
+
+    It is large where each token is sure and all experts are used alike, so subtracting it from a loss asks for both.
+
+    Args:
+        logits: (..., E).
+        attention_mask: (...), 0 for padding.
+
+    Raises:
+        ConfigError: the mask has another shape.
+    """
+    logits, kept = _masked(logits, attention_mask)
+    log_p = logits.log_softmax(-1)
+    mean = _mean(log_p.exp(), kept)
+    # With no token left, the mean is 0 in every place; 0 log 0 counts as 0.
+    return _entropy(mean.clamp(min=torch.finfo(torch.float32).tiny).log()) - _mean(_entropy(log_p), kept)
+
+
+def compute_router_z_loss(logits: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the mean over tokens of (log sum_e exp z_e)^2, which keeps logits small (Zoph et al., 2022, eq. 5).
+
+    Args:
+        logits: (..., E).
+        attention_mask: (...), 0 for padding.
+
+    Raises:
+        ConfigError: the mask has another shape.
+    """
+    logits, kept = _masked(logits, attention_mask)
+    return _mean(logits.logsumexp(-1).square(), kept)
+
+
+def compute_load_balancing_loss(
+    weights: torch.Tensor, attention_mask: torch.Tensor | None = None, *, probabilities: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return E sum_e f_e P_e: 1 where the experts share the tokens alike, E where one takes all.
+
+    This is eq. 4 to 6 of Fedus et al. (2021, "Switch Transformers"). f_e is the share of choices that fell on expert e
+    and carries no gradient: a token chooses the experts that it weighs above 0, each counting 1/k, where transformers
+    counts each 1 and so reports k times as much. A token that weighs all of them, in dense routing, has chosen nothing;
+    there its heaviest expert counts, as in the paper, so that the loss sees one expert outweighing the others.
+
+    P_e is the mean probability of expert e. It is best given: the weights of a router that keeps one expert do not
+    tell what the others had. Otherwise it is taken from the weights, over their sum. That sum is held constant, for
+    w/w = 1 would leave the router of one expert without a gradient; so an expert with too many tokens is still made
+    less sure of them. A token without any weight was padding to the router, and counts neither here nor there.
+
+    Args:
+        weights: (..., E), 0 for what was not chosen.
+        attention_mask: (...), 0 for padding.
+        probabilities: (..., E), the softmax of the logits.
+
+    Raises:
+        ConfigError: the mask or the probabilities have another shape.
+    """
+    weights, kept = _masked(weights, attention_mask)
+    chosen = weights.detach() > 0
+    kept = kept & chosen.any(-1)
+    if probabilities is None:
+        p = weights / weights.sum(-1, keepdim=True).detach().clamp(min=torch.finfo(torch.float32).tiny)
+    elif probabilities.shape == weights.shape:
+        p, _ = _masked(probabilities, kept)
+    else:
+        found, wanted = tuple(probabilities.shape), tuple(weights.shape)
+        raise ConfigError(f"probabilities are {found} beside weights {wanted}; they must have the same shape")
+    experts = weights.shape[-1]
+    heaviest = torch.nn.functional.one_hot(weights.detach().argmax(-1), experts).bool()
+    chosen = torch.where(chosen.all(-1, keepdim=True), heaviest, chosen)
+    choices = chosen / chosen.sum(-1, keepdim=True).clamp(min=1)
+    return experts * (_mean(choices, kept) * _mean(p, kept)).sum()
+
+
+def _masked(values: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (..., E) in float32 with 0 for padding, which may hold anything, and the mask (...) as truth values."""
+    values = values.float()
+    if attention_mask is None:
+        return values, torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device)
+    if attention_mask.shape != values.shape[:-1]:
+        found, wanted = tuple(attention_mask.shape), tuple(values.shape[:-1])
+        raise ConfigError(f"attention_mask is {found}, wanted {wanted}: one number for each token")
+    kept = attention_mask.to(values.device).bool()
+    return values.masked_fill(~kept[..., None], 0.0), kept
+
+
+def _entropy(log_p: torch.Tensor) -> torch.Tensor:
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def _mean(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Average (...) or (..., E) over the tokens that are kept; a look at their number would wait for a GPU."""
+    rows = values.reshape(kept.numel(), *values.shape[kept.dim() :])
+    share = kept.reshape(-1, *[1] * (rows.dim() - 1)).float()
+    return (rows * share).sum(0) / share.sum().clamp(min=1.0)

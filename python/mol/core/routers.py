@@ -1,0 +1,357 @@
+"""Routers weigh the experts of a layer for each token, from that token and those before it, never from later ones.
+
+Every token is normalised first: streams differ in scale, and a few tokens of most language models are a hundred times
+larger than the rest and would be all that a mean sees. Everything from there on is in float32, also where the stream or
+the parameters are in bfloat16 and under autocast: a choice between near equals does not survive 8 bits.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mol.core.losses import (
+    compute_load_balancing_loss,
+    compute_mutual_information,
+    compute_router_entropy,
+    compute_router_z_loss,
+)
+from mol.errors import ConfigError
+
+__all__ = [
+    "BaseRouter",
+    "RouterState",
+    "SimpleRouter",
+    "TokenLevelRouter",
+    "compute_load_balancing_loss",
+    "compute_mutual_information",
+    "compute_router_entropy",
+    "compute_router_z_loss",
+    "create_router",
+    "top_k_weights",
+]
+
+_INIT_STD: Final = 0.02
+_CAP: Final = 20.0
+"""Of attention scores: their exponentials can then be summed over a prefix as they are, without a look ahead at the
+largest, and neither overflow nor vanish beside each other in float32."""
+_POOLINGS: Final = ("mean", "max", "attention")
+
+
+@dataclass
+class RouterState:
+    """What a router remembers of the tokens before, so that they need not be seen again.
+
+    Attributes:
+        pooled: running sum, or maximum, of normalised tokens (B, H), float32; (B, 0) where nothing is remembered.
+        total: running sum of what they weigh (B, 1), float32; 0 for a row that has seen padding only.
+    """
+
+    pooled: torch.Tensor
+    total: torch.Tensor
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows of the batch, in this order; a row may be asked for several times, as beams do."""
+        self.pooled = self.pooled.index_select(0, rows.to(self.pooled.device))
+        self.total = self.total.index_select(0, rows.to(self.total.device))
+
+
+class BaseRouter(nn.Module, ABC):
+    """A linear classifier of some features of each token and its prefix; a subclass says which.
+
+    Attributes:
+        hidden_dim: width H of the stream.
+        num_experts: E.
+        temperature: of the softmax; may be changed while training.
+        top_k: how many experts get a weight, all if None; may be changed while training.
+        noise_std: of what is added to logits, in training.
+        classifier: features to logits.
+    """
+
+    options: ClassVar[frozenset[str]]
+    """What its constructor takes besides `hidden_dim` and `num_experts`."""
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_experts: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        dropout_rate: float = 0.0,
+        noise_std: float = 0.0,
+    ) -> None:
+        """Make the classifier, whose choice is nearly even at first.
+
+        Args:
+            hidden_dim: H.
+            num_experts: E.
+            temperature: of the softmax, above 0.
+            top_k: how many experts get a weight; all if None.
+            dropout_rate: share of the features that is dropped in training.
+            noise_std: of what is added to logits, in training.
+
+        Raises:
+            ConfigError: a setting is out of range.
+        """
+        super().__init__()
+        if min(hidden_dim, num_experts) < 1:
+            raise ConfigError(f"hidden_dim {hidden_dim} and num_experts {num_experts} must be 1 or more")
+        if not (temperature > 0.0 and math.isfinite(temperature)):
+            raise ConfigError(f"temperature {temperature} is not a number above 0; a small one makes choices sharp")
+        if top_k is not None and not 1 <= top_k <= num_experts:
+            raise ConfigError(f"top_k {top_k} is not 1 to {num_experts}, the number of experts")
+        if not 0.0 <= dropout_rate < 1.0:
+            raise ConfigError(f"dropout_rate {dropout_rate} is not in [0, 1)")
+        if not (noise_std >= 0.0 and math.isfinite(noise_std)):
+            raise ConfigError(f"noise_std {noise_std} is not a number of 0 or more")
+        self.hidden_dim = hidden_dim
+        self.num_experts = num_experts
+        self.temperature = temperature
+        self.top_k = top_k
+        self.noise_std = noise_std
+        self.dropout = nn.Dropout(dropout_rate)
+        self.classifier = nn.Linear(hidden_dim, num_experts)
+        nn.init.normal_(self.classifier.weight, std=_INIT_STD)
+        nn.init.zeros_(self.classifier.bias)
+
+    @abstractmethod
+    def features(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, state: RouterState | None
+    ) -> tuple[torch.Tensor, RouterState]:
+        """Say what the classifier sees of each token.
+
+        Args:
+            tokens: (B, T, H), normalised, float32; 0 for padding.
+            mask: (B, T, 1), false for padding; None where there is none.
+            state: of the tokens before.
+
+        Returns:
+            (B, T, H) and the state for the tokens that follow. Features of a token depend on nothing behind it.
+        """
+
+    def route(
+        self, x: torch.Tensor, attention_mask: torch.Tensor | None = None, state: RouterState | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, RouterState]:
+        """Weigh the experts for tokens that follow those of a state, if there is one.
+
+        A sequence in one piece, and the same in several pieces with the state handed on, get the same weights.
+
+        Args:
+            x: (B, T, H), of any floating dtype.
+            attention_mask: (B, T), 0 for padding; of these T tokens only.
+            state: from the call for the tokens before.
+
+        Returns:
+            Weights (B, T, E): the softmax of the logits, or its `top_k` largest (see `top_k_weights`); 0 for padding.
+            Logits (B, T, E), already over the temperature. Both are float32. And the state for the next tokens.
+
+        Raises:
+            ConfigError: x or the mask has the wrong shape, or `top_k` was set out of range.
+        """
+        mask = self._check(x, attention_mask)
+        with _no_autocast(x.device):
+            tokens = x.float()
+            if mask is not None:
+                tokens = torch.where(mask, tokens, 0.0)  # not a product: padding may hold NaN
+            seen, after = self.features(functional.layer_norm(tokens, (self.hidden_dim,)), mask, state)
+            logits = _linear(self.classifier, self.dropout(seen))
+            if self.training and self.noise_std > 0.0:
+                logits = logits + torch.randn_like(logits) * self.noise_std
+            logits = logits / self.temperature
+            weights = top_k_weights(logits, self.num_experts if self.top_k is None else self.top_k)
+            if mask is not None:
+                weights = weights.masked_fill(~mask, 0.0)
+        return weights, logits, after
+
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weigh the experts for whole sequences (B, T, H): weights and logits (B, T, E), see `route`."""
+        weights, logits, _ = self.route(x, attention_mask)
+        return weights, logits
+
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        kept = "" if self.top_k is None else f", top_k={self.top_k}"
+        return f"{self.hidden_dim}, {self.num_experts}, temperature={self.temperature:g}{kept}"
+
+    def _check(self, x: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor | None:
+        name = type(self).__name__
+        if x.dim() != 3:
+            raise ConfigError(f"{name} takes hidden states (batch, tokens, {self.hidden_dim}), not {tuple(x.shape)}")
+        if x.shape[-1] != self.hidden_dim:
+            raise ConfigError(f"hidden states are {x.shape[-1]} wide, this {name} takes {self.hidden_dim}")
+        if attention_mask is None:
+            return None
+        if attention_mask.shape != x.shape[:2]:
+            raise ConfigError(
+                f"attention_mask is {tuple(attention_mask.shape)} beside hidden states {tuple(x.shape)}; {name} takes "
+                "one number for each of these tokens, without those that came before"
+            )
+        return attention_mask.to(x.device).bool()[..., None]
+
+
+class SimpleRouter(BaseRouter):
+    """Weighs experts by what the sequence has been about so far: mean, maximum or attention over the prefix.
+
+    g_t = norm(sum_{s<=t} a_s n_s / sum_{s<=t} a_s) over normalised tokens n_s that are no padding, with a_s = 1 for the
+    mean and a_s = exp(v n_s), v learned and the score softly capped, for attention; for the maximum each element of g_t
+    is the largest so far, normalised. A pool of the whole sequence, as in the seed, shows the future to a model that
+    predicts it, and cannot be had when decoding.
+
+    Attributes:
+        pooling_type: "mean", "max" or "attention".
+        attention: v, or None.
+    """
+
+    options = frozenset({"pooling_type", "temperature", "dropout_rate", "top_k"})
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_experts: int,
+        pooling_type: str = "mean",
+        temperature: float = 1.0,
+        dropout_rate: float = 0.1,
+        top_k: int | None = None,
+    ) -> None:
+        """Make a router; see `BaseRouter` for the other settings.
+
+        Args:
+            hidden_dim: H.
+            num_experts: E.
+            pooling_type: "mean", "max" or "attention".
+            temperature: of the softmax, above 0.
+            dropout_rate: share of the features that is dropped in training.
+            top_k: how many experts get a weight; all if None.
+
+        Raises:
+            ConfigError: a setting is out of range.
+        """
+        super().__init__(hidden_dim, num_experts, temperature=temperature, top_k=top_k, dropout_rate=dropout_rate)
+        if pooling_type not in _POOLINGS:
+            raise ConfigError(f"pooling_type {pooling_type!r} is not one of {', '.join(_POOLINGS)}")
+        self.pooling_type = pooling_type
+        self.attention: nn.Linear | None = None
+        if pooling_type == "attention":
+            self.attention = nn.Linear(hidden_dim, 1, bias=False)
+            nn.init.normal_(self.attention.weight, std=_INIT_STD)
+
+    def features(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, state: RouterState | None
+    ) -> tuple[torch.Tensor, RouterState]:
+        """Pool each prefix, see `BaseRouter.features`."""
+        share = torch.ones_like(tokens[..., :1])
+        if self.attention is not None:
+            share = (_CAP * torch.tanh(_linear(self.attention, tokens) / _CAP)).exp()
+        if mask is not None:
+            share = share.masked_fill(~mask, 0.0)
+        total = share.cumsum(1) if state is None else share.cumsum(1) + state.total[:, None]
+        if self.pooling_type == "max":
+            shown = tokens if mask is None else tokens.masked_fill(~mask, -math.inf)
+            pooled = shown.cummax(1).values
+            pooled = pooled if state is None else torch.maximum(pooled, state.pooled[:, None])
+            prefix = pooled.masked_fill(total == 0.0, 0.0)
+        else:
+            pooled = (tokens * share).cumsum(1)
+            pooled = pooled if state is None else pooled + state.pooled[:, None]
+            # Padding before the first token: there is nothing to pool, and 0 over anything says so.
+            prefix = pooled / total.masked_fill(total == 0.0, 1.0)
+        return functional.layer_norm(prefix, (self.hidden_dim,)), RouterState(pooled[:, -1], total[:, -1])
+
+
+class TokenLevelRouter(BaseRouter):
+    """Weighs experts by each token alone (Shazeer et al., 2017; noise as there, of a fixed size)."""
+
+    options = frozenset({"temperature", "top_k", "dropout_rate", "noise_std"})
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        num_experts: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        dropout_rate: float = 0.1,
+        noise_std: float = 0.1,
+    ) -> None:
+        """Make a router; see `BaseRouter` for the settings.
+
+        Raises:
+            ConfigError: a setting is out of range.
+        """
+        settings = {"temperature": temperature, "dropout_rate": dropout_rate, "noise_std": noise_std}
+        super().__init__(hidden_dim, num_experts, top_k=top_k, **settings)
+
+    def features(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, state: RouterState | None
+    ) -> tuple[torch.Tensor, RouterState]:
+        """Show each token as it is, and remember nothing, see `BaseRouter.features`."""
+        rows = len(tokens)
+        return tokens, RouterState(tokens.new_zeros(rows, 0), tokens.new_zeros(rows, 1))
+
+
+_KINDS: Final[dict[str, type[SimpleRouter] | type[TokenLevelRouter]]] = {
+    "simple": SimpleRouter,
+    "token": TokenLevelRouter,
+    "token_level": TokenLevelRouter,
+}
+
+
+def create_router(router_type: str, hidden_dim: int, num_experts: int, **options: Any) -> BaseRouter:  # noqa: ANN401
+    """Make a router by the name of its kind: "simple", or "token", which is also called "token_level".
+
+    One set of options serves every kind: those that only another kind takes are left out.
+
+    Raises:
+        ConfigError: there is no such kind, or it refuses an option's value.
+        TypeError: no kind takes an option.
+    """
+    if router_type not in _KINDS:
+        raise ConfigError(f"router_type {router_type!r} is not one of {', '.join(_KINDS)}")
+    known = frozenset[str]().union(*(kind.options for kind in _KINDS.values()))
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise TypeError(f"no router takes {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    kind = _KINDS[router_type]
+    return kind(hidden_dim, num_experts, **{name: value for name, value in options.items() if name in kind.options})
+
+
+def top_k_weights(logits: torch.Tensor, k: int) -> torch.Tensor:
+    """Turn logits (..., E) into weights (..., E) of which the k largest are not 0; among equals, the first.
+
+    With k = E this is the softmax. Of several, the weights sum to 1 (Jiang et al., 2024, "Mixtral"). A single one keeps
+    its probability (Fedus et al., 2021, "Switch Transformers"): over itself it would be 1, and teach a router nothing.
+
+    Raises:
+        ConfigError: k is not 1 to E.
+    """
+    experts = logits.shape[-1]
+    if not 1 <= k <= experts:
+        raise ConfigError(f"top_k {k} is not 1 to {experts}, the number of experts")
+    probabilities = logits.softmax(-1)
+    if k == experts:
+        return probabilities
+    chosen = logits.argsort(stable=True, dim=-1, descending=True)[..., :k]
+    best = probabilities.gather(-1, chosen)
+    if k > 1:
+        best = best / best.sum(-1, keepdim=True)
+    return torch.zeros_like(probabilities).scatter(-1, chosen, best)
+
+
+def _linear(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """Apply a linear map in float32, whatever dtype its parameters were cast to."""
+    bias: torch.Tensor | None = linear.bias
+    return functional.linear(x, linear.weight.float(), None if bias is None else bias.float())
+
+
+def _no_autocast(device: torch.device) -> torch.autocast | nullcontext[None]:
+    """Keep products in float32 under autocast; a device that has none, such as meta, needs nothing."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
