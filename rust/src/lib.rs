@@ -1,9 +1,10 @@
 //! The engine of `mol`: one merge, streamed from mapped inputs to a new checkpoint in bounded memory.
 //!
 //! The path of a merge: [`plan`] is the JSON contract with Python; [`shard`] maps the input files and checks their
-//! headers; [`preflight`] checks what can be checked before a byte is written; [`execute`] hands tensors to a pool, `run`
-//! holds what they share, and `job` a tensor's tiles; [`stream`] gives a kernel the elements of its sources, direct or through strips; [`kernels`]
-//! combine them; [`writer`] puts the tiles at their offsets and commits; [`journal`] remembers what is finished.
+//! headers; [`preflight`] checks what can be checked before a byte is written; [`execute`] hands tensors to a pool,
+//! [`run`] holds what they share, and `job` a tensor's tiles; [`stream`] gives a kernel the elements of its sources,
+//! direct or through strips; [`kernels`] combine them; [`writer`] puts the tiles at their offsets and commits;
+//! [`journal`] remembers what is finished.
 pub mod audit;
 pub mod crc;
 pub mod dtype;
@@ -18,7 +19,7 @@ pub mod preflight;
 #[cfg(feature = "python")]
 mod python;
 pub mod real;
-mod run;
+pub mod run;
 pub mod shard;
 pub mod simd;
 pub mod stream;

@@ -60,7 +60,7 @@ class MoLRuntime(nn.Module):
     """
 
     def __init__(self, config: MoLConfig) -> None:
-        """Start with the host alone. Models are loaded when they are first needed.
+        """Start with the host alone, in eval mode, as loaded models are. Models are loaded when they are first needed.
 
         Args:
             config: its settings; the first model is the host unless `setup_embeddings` names another.
@@ -74,6 +74,7 @@ class MoLRuntime(nn.Module):
         self.lm_head: HostHead | None = None
         self._host_name = config.models[0]
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self.train(mode=False)
         # Plain, so that state_dict, to() of the trained parts and FSDP see adapters and routers only.
         self.__dict__["_sources"] = {}
 
