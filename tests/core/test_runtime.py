@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-import mol.auto  # noqa: F401 - registers fused models with transformers
+from mol.auto import MoLForCausalLM
 from mol.config.mol_config import MoLConfig
 from mol.errors import ConfigError, MolError
 from tests.core.zoo import tokens_of
@@ -48,6 +48,11 @@ def test_weights_that_do_not_fit_the_config_are_refused(fuse: Fuse, tmp_path: Pa
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MolError, match=r"(?s)not those that its config describes.*is missing.*other is not wanted"):
         AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_fused_model_is_not_looked_for_elsewhere() -> None:
+    with pytest.raises(MolError, match="some/model: no such directory"):
+        MoLForCausalLM.from_pretrained("some/model")
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,8 @@ def _find(model: PreTrainedModel, path: str) -> nn.Module | None:
     prefix = f"{model.base_model_prefix}."
     for candidate in (path, path.removeprefix(prefix), prefix + path):
         try:
-            return model.get_submodule(candidate)
+            module: nn.Module = model.get_submodule(candidate)
         except AttributeError:  # how torch says that there is none
             continue
+        return module
     return None

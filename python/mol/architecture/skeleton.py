@@ -49,7 +49,7 @@ def read_paths(model_class: type[PreTrainedModel], config: PreTrainedConfig, nam
     """
     model = build_skeleton(model_class, config, name)
     names = {id(module): path for path, module in model.named_modules()}
-    head = names.get(id(model.get_output_embeddings()))  # type: ignore[no-untyped-call]
+    head = names.get(id(model.get_output_embeddings()))
     stack = _find_stack(model, encoder=encoder)
     if stack is None:
         return Paths(None, None, None, names.get(id(_embeddings(model))), head, None)
@@ -138,7 +138,7 @@ def _embeddings(*asked: PreTrainedModel) -> nn.Module | None:
     """Return the input embeddings of the first of these models that has any."""
     for model in asked:
         try:
-            found = model.get_input_embeddings()
+            found: nn.Module | None = model.get_input_embeddings()
         except NotImplementedError:  # how transformers says that a class has none
             continue
         if found is not None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mol.errors import MolError
+
+CACHE_NAME: Final = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
+"""What models call their cache: `past_key_values` before transformers 5.24."""
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -78,7 +82,7 @@ class FusedCache(Cache):
     def __init__(self, host: ExpertCache | None) -> None:
         """Start with no token."""
         # Not Cache.__init__: it wants the layers of one model.
-        self.layers = []
+        self.layers: list[Any] = []
         self.offloading = False
         self.layer_class_to_replicate = None
         self.seen = 0

@@ -63,8 +63,14 @@ def _choosing(original: Callable[..., Any], causal: Callable[..., Any]) -> Calla
         given = signature.bind(*args, **kwargs).arguments
         if not _asked.get() or given.get("encoder_hidden_states") is not None:
             return original(*args, **kwargs)
-        kept = {name: given.get(name) for name in ("config", "inputs_embeds", "attention_mask", "past_key_values")}
+        cache = given.get("cache", given.get("past_key_values"))  # its name before transformers 5.24
         # A mask is wanted even where attention could be causal by itself: this one was not written to be.
-        return causal(**kept, allow_is_causal_skip=False)
+        return causal(
+            given["config"],
+            given["inputs_embeds"],
+            given.get("attention_mask"),
+            cache,
+            allow_is_causal_skip=False,
+        )
 
     return make_mask

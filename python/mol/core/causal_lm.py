@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mol.config.mol_config import MoLConfig
-from mol.core.cache import FusedCache
+from mol.core.cache import CACHE_NAME, FusedCache
 from mol.core.mol_runtime import MoLRuntime
 from mol.errors import MolError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class MoLModelConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+class MoLModelConfig(PreTrainedConfig):
     """config.json of a fused model.
 
     Attributes:
@@ -47,7 +47,7 @@ class MoLModelConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         super().__init__(**others)
 
 
-class MoLForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
+class MoLForCausalLM(PreTrainedModel, GenerationMixin):
     """A fused causal language model.
 
     `save_pretrained` writes what was trained, adapters and routers, and the names of the models; `from_pretrained`
@@ -87,7 +87,7 @@ class MoLForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyp
         return model
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
         *args: Any,  # noqa: ANN401 - what transformers passes
@@ -99,6 +99,11 @@ class MoLForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyp
             MolError: an option is not supported, or the weights do not fit the config.
             OSError: something is missing.
         """
+        if not Path(pretrained_model_name_or_path).is_dir():
+            raise MolError(
+                f"{pretrained_model_name_or_path}: no such directory; a fused model is loaded from what "
+                "save_pretrained wrote, and loading it from the Hub comes later"
+            )
         config = kwargs.pop("config", None) or MoLModelConfig.from_pretrained(pretrained_model_name_or_path)
         # What AutoModelForCausalLM adds by itself means nothing here.
         others = {key for key, value in kwargs.items() if value not in (None, False, "auto", "main")}
@@ -150,20 +155,21 @@ class MoLForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyp
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
 
-    def prepare_inputs_for_generation(  # type: ignore[override]
+    def prepare_inputs_for_generation(
         self,
         input_ids: torch.Tensor,
-        past_key_values: FusedCache | None = None,
+        *,
         attention_mask: torch.Tensor | None = None,
         use_cache: bool = True,
-        **_: Any,  # noqa: ANN401 - what generate passes besides
+        **others: Any,  # noqa: ANN401 - what generate passes besides
     ) -> dict[str, Any]:
         """Give a step of `generate` its inputs: the tokens that the cache has not seen."""
         if not use_cache:
             return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
-        cache = past_key_values if isinstance(past_key_values, FusedCache) else self.new_cache()
+        given = others.get(CACHE_NAME)
+        cache = given if isinstance(given, FusedCache) else self.new_cache()
         new = input_ids[:, cache.seen :]
-        return {"input_ids": new, "attention_mask": attention_mask, "past_key_values": cache, "use_cache": True}
+        return {"input_ids": new, "attention_mask": attention_mask, CACHE_NAME: cache, "use_cache": True}
 
     def new_cache(self) -> FusedCache:
         """Return an empty cache."""
@@ -174,6 +180,7 @@ class MoLForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyp
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        cache: FusedCache | None = None,
         past_key_values: FusedCache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -186,14 +193,15 @@ class MoLForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyp
             input_ids: (B, T).
             attention_mask: (B, P + T) with the P tokens of the cache, 0 for padding.
             labels: (B, T), shifted inside as the host does; -100 does not count.
-            past_key_values: from an earlier forward; grows.
+            cache: from an earlier forward; grows.
+            past_key_values: the same, as it was called before transformers 5.24.
             use_cache: return a cache.
             logits_to_keep: logits of so many last tokens only; all if 0.
             return_dict: must not be False.
         """
         if return_dict is False:
             raise MolError("a fused model returns its outputs by name: return_dict=False is not supported")
-        cache = past_key_values
+        cache = past_key_values if cache is None else cache
         if cache is None and use_cache:
             cache = self.new_cache()
         batch, length = input_ids.shape
@@ -210,7 +218,7 @@ class MoLForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyp
             inputs["logits_to_keep"] = logits_to_keep
         output, run = self.runtime.run_host(lambda: host.model(**inputs), attention_mask, length, cache)
         self.routings = run.routings
-        return CausalLMOutputWithPast(loss=output.loss, logits=output.logits, past_key_values=cache)
+        return CausalLMOutputWithPast(loss=output.loss, logits=output.logits, **{CACHE_NAME: cache})
 
 
 def _config_of(runtime: MoLRuntime) -> MoLModelConfig:

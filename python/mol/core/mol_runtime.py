@@ -312,7 +312,7 @@ class MoLRuntime(nn.Module):
         """Move the models too where the runtime is moved or cast."""
         sources: dict[str, Source] = self.__dict__["_sources"]
         for source in sources.values():
-            source.model._apply(fn)  # type: ignore[no-untyped-call]
+            source.model._apply(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from mol.core.cache import ExpertCache
+from mol.core.cache import CACHE_NAME, ExpertCache
 from mol.core.calls import Arguments, items, with_argument
 from mol.core.causal import causal_masks, prepare
 from mol.core.dispatch import twin
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _BATCH, _LENGTH = 3, 5
 """Sizes of the traced forward, unlike each other so that axes can be told apart."""
-_CACHE_NAMES: Final = ("past_key_values", "cache_params")
+_CACHE_NAMES: Final = (CACHE_NAME, "cache_params")
 _EXACT = 1e-5
 
 
