@@ -138,6 +138,7 @@ def test_a_no_that_the_recipe_overrules_is_refused(recipe: Path, capsys: pytest.
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background starts without
 from mol.cli import main, progress
 shown = progress.Progress.__call__
 def interrupt(self, *numbers):

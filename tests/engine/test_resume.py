@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 # The slowest that the engine can be made: enough time to be killed in.
 SLOW = {"tile": 65536, "simd": "off", "digest": "sha256"}
 CHILD = """
-import json, sys
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background starts without
 from mol import _rust
 plan, partial, options = open(sys.argv[1]).read(), sys.argv[2], json.loads(sys.argv[3])
 print(json.loads(_rust.preflight(plan, partial))["resumable"], flush=True)
