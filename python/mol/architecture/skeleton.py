@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from mol.architecture.blocks import find_block_lists, models_around
 from mol.errors import ArchitectureError
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_BLOCK_WORDS: Final = ("Layer", "Block", "Group", "Stage")
 _TEXT_WORDS: Final = frozenset({"language_model", "text_model"})
 
 
@@ -89,14 +89,6 @@ def block_signature(block: nn.Module) -> dict[str, bool]:
 
 def _find_stack(model: PreTrainedModel, *, encoder: bool) -> tuple[str, nn.ModuleList] | None:
     """Return the outermost list of blocks of the tower that is wanted, by its path."""
-    from torch import nn
-
-    found: list[tuple[str, nn.ModuleList]] = []
-    for path, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer, _ in found):
-            continue
-        if _are_blocks(list(module)):
-            found.append((path, module))
 
     def rank(stack: tuple[str, nn.ModuleList]) -> tuple[bool, bool, bool, int]:
         words = stack[0].split(".")
@@ -104,34 +96,12 @@ def _find_stack(model: PreTrainedModel, *, encoder: bool) -> tuple[str, nn.Modul
         weights = sum(parameter.numel() for parameter in stack[1].parameters())
         return encoder and "encoder" in words, textual, not _TEXT_WORDS.isdisjoint(words), weights
 
-    return max(found, key=rank, default=None)
-
-
-def _are_blocks(modules: list[nn.Module]) -> bool:
-    from torch import nn
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    if not modules or any(isinstance(m, nn.ModuleList) or next(m.children(), None) is None for m in modules):
-        return False
-    if all(isinstance(module, GradientCheckpointingLayer) for module in modules):
-        return True
-    if all(any(word in type(module).__name__ for word in _BLOCK_WORDS) for module in modules):
-        return True
-    return all(_has_attention_and_norm(module) for module in modules)
-
-
-def _has_attention_and_norm(module: nn.Module) -> bool:
-    inner = [type(child).__name__ for child in module.modules()]
-    return any("Attention" in name for name in inner) and any("Norm" in name for name in inner)
+    return max(find_block_lists(model, stages=True), key=rank, default=None)
 
 
 def _owner(model: PreTrainedModel, path: str) -> PreTrainedModel:
     """Return the innermost model around a path."""
-    from transformers import PreTrainedModel
-
-    parts = path.split(".")
-    around = (model.get_submodule(".".join(parts[:end])) for end in range(len(parts) - 1, -1, -1))
-    return next((module for module in around if isinstance(module, PreTrainedModel)), model)
+    return next((owner for _, owner in models_around(model, path)), model)
 
 
 def _embeddings(*asked: PreTrainedModel) -> nn.Module | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
 from mol.config.model_reference import ModelReference, is_local
 from mol.errors import CheckpointError
 from mol.io.hub import resolve
+from mol.io.json_file import read_object
 
 _WEIGHTS: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
@@ -49,7 +49,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{directory}: no config.json; a model directory has one beside its weights")
-    return _read_object(path)
+    return read_object(path)
 
 
 def tensor_names(directory: Path) -> list[str] | None:
@@ -66,17 +66,7 @@ def tensor_names(directory: Path) -> list[str] | None:
     index = directory / _INDEX
     if not index.exists():
         return None
-    weight_map = _read_object(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index} has no `weight_map` from tensors to files; fetch the file again")
     return list(weight_map)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}; fetch the file again from where it came") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, wanted a JSON object")
-    return content

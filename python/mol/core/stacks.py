@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from torch import nn
-from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
-
+from mol.architecture.blocks import find_block_lists, models_around
 from mol.errors import ArchitectureError
 
-_BLOCK_WORDS = ("Layer", "Block", "Group")
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
 
 
 class FoundStack(NamedTuple):
@@ -30,15 +29,7 @@ class FoundStack(NamedTuple):
 
 def find_stacks(model: PreTrainedModel) -> list[FoundStack]:
     """Return the outermost lists whose elements are all blocks, in the order of the modules."""
-    found: list[FoundStack] = []
-    for path, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or len(module) == 0:
-            continue
-        if any(path.startswith(f"{stack.path}.") for stack in found):
-            continue
-        if _are_blocks(list(module)):
-            found.append(FoundStack(path, module, _owners(model, path)))
-    return found
+    return [FoundStack(path, found, tuple(models_around(model, path))) for path, found in find_block_lists(model)]
 
 
 def choose_stack(model: PreTrainedModel, name: str, wanted: str | None = None) -> FoundStack:
@@ -76,25 +67,3 @@ def choose_stack(model: PreTrainedModel, name: str, wanted: str | None = None) -
         return role, textual, sum(parameter.numel() for parameter in stack.blocks.parameters())
 
     return max(stacks, key=rank)
-
-
-def _are_blocks(modules: list[nn.Module]) -> bool:
-    if any(isinstance(module, nn.ModuleList) or next(module.children(), None) is None for module in modules):
-        return False
-    if all(isinstance(module, GradientCheckpointingLayer) for module in modules):
-        return True
-    if all(any(word in type(module).__name__ for word in _BLOCK_WORDS) for module in modules):
-        return True
-    return all(_has_attention_and_norm(module) for module in modules)
-
-
-def _has_attention_and_norm(module: nn.Module) -> bool:
-    inner = [type(child).__name__ for child in module.modules()]
-    return any("Attention" in name for name in inner) and any("Norm" in name for name in inner)
-
-
-def _owners(model: PreTrainedModel, path: str) -> tuple[tuple[str, PreTrainedModel], ...]:
-    parts = path.split(".")
-    prefixes = [".".join(parts[:end]) for end in range(len(parts) - 1, -1, -1)]
-    modules = [(prefix, model.get_submodule(prefix)) for prefix in prefixes]
-    return tuple((prefix, module) for prefix, module in modules if isinstance(module, PreTrainedModel))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
 from mol.errors import CheckpointError
+from mol.io.json_file import read_object
 
 FLOAT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
 """Dtypes that are merged."""
@@ -18,7 +18,6 @@ EXACT_DTYPES: Final = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32",
 
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
-_DEEPEST: Final = 64
 
 # What the weights of a format that is not read look like, and the way out of each.
 _FOREIGN_FILES: Final = (
@@ -144,34 +143,10 @@ def _check_directory(directory: Path) -> None:
     raise FileNotFoundError(f"{directory}: no such directory")
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file that must hold an object."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}; fetch the file again from where it came") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, wanted a JSON object")
-    if _is_deep(content):
-        raise CheckpointError(f"{path} is nested more than {_DEEPEST} levels deep; no model's is")
-    return content
-
-
-def _is_deep(content: object) -> bool:
-    """Tell a file that would exhaust the stack of whoever walks through it."""
-    level: list[Any] = [content]
-    for _ in range(_DEEPEST):
-        values = [value.values() if isinstance(value, dict) else value for value in level]
-        level = [inner for value in values for inner in value if isinstance(inner, (dict, list))]
-        if not level:
-            return False
-    return True
-
-
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if os.path.lexists(path):
-        return _read_object(path)
+        return read_object(path)
     for pattern, what, way_out in _FOREIGN_FILES[:2]:
         found = next(iter(sorted(directory.glob(pattern))), None)
         if found is not None:
@@ -191,7 +166,7 @@ def _read_weight_map(directory: Path) -> dict[str, str] | None:
             if found is not None:
                 raise CheckpointError(f"{directory} holds {what} ({found.name}), which is not supported; {way_out}")
         raise FileNotFoundError(f"{directory}: neither {_SINGLE} nor {_INDEX}; a model directory holds one of them")
-    weight_map = _read_object(path).get("weight_map")
+    weight_map = read_object(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no `weight_map` from tensors to files")
     problems = []

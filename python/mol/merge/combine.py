@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from mol.config.document import suggestion
 from mol.config.methods import METHODS, weights_cancel
+from mol.config.parameters import compile_filter
 from mol.errors import ConfigError
 from mol.merge import plan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from mol.config.merge_config import MergeConfig
     from mol.config.parameters import ParameterMap
-    from mol.merge.plan import Method
+    from mol.merge.plan import MergePlan, Method
 
 
 class Combination(NamedTuple):
@@ -205,3 +207,15 @@ def _cancelling(weights: Iterable[float]) -> str | None:
     listed = ", ".join(f"{weight:g}" for weight in values)
     told = f"the weights ({listed}) sum to zero, and `normalize: true` divides by their sum"
     return f"{told}; change them or say `normalize: false`"
+
+
+def idle_filters(config: MergeConfig, plan: MergePlan) -> Iterator[str]:
+    """Tell of each filter of a recipe that fits no tensor of the plan."""
+    filters = dict.fromkeys(config.filters())
+    if not filters:
+        return
+    names = {task.name for task in plan.tasks} | {name for task in plan.tasks for _, name in task.sources}
+    for parameter, text in filters:
+        if not any(map(compile_filter(text), names)):
+            parts = sorted({part for name in names for part in name.split(".")})
+            yield f"the filter `{text}` of `{parameter}` fits no tensor and has no effect{suggestion(text, parts)}"

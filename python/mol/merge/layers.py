@@ -105,6 +105,19 @@ def find_structure(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any])
     return Structure(ordered, main, ambiguity, tuple(loose))
 
 
+def in_side_tower(structure: Structure, name: str) -> bool:
+    """Tell whether a tensor outside the layers belongs to a tower other than the main one, such as its last norm."""
+    if structure.main is None:
+        return False
+    ours = structure.main.prefix.split(".")
+    for stack in structure.stacks:
+        parts = stack.prefix.split(".")
+        apart = next((i for i, (a, b) in enumerate(zip(parts, ours, strict=False)) if a != b), None)
+        if stack is not structure.main and apart is not None and name.startswith(".".join(parts[: apart + 1]) + "."):
+            return True
+    return False
+
+
 def layer_counts(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
     """Yield the path and value of each key, at any depth, that counts layers."""
     for key, value in config.items():

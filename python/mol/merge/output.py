@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mol.config.methods import METHODS
-from mol.errors import CheckpointError, MergeError
+from mol.errors import MergeError
 from mol.io.hub import hub_origin
+from mol.io.json_file import read_object
 from mol.io.model_card import CardSource, model_card, read_license
 from mol.io.side_files import list_files, sort_side_files
 from mol.merge.labels import Labels
@@ -155,7 +156,7 @@ def plan_side_files(planned: PlannedMerge, tokenizer: Path, options: MergeOption
     for name, path in copies.items():
         keeps_code = trust and path.is_relative_to(donor)
         if name.endswith("config.json") and not keeps_code and b'"auto_map"' in path.read_bytes():
-            rewritten[name] = _read_object(path)
+            rewritten[name] = read_object(path)
     for name, content in rewritten.items():
         if "auto_map" in content and not (trust and name == "config.json"):
             del content["auto_map"]
@@ -172,7 +173,7 @@ def plan_side_files(planned: PlannedMerge, tokenizer: Path, options: MergeOption
         texts[_CHAT_TEMPLATE] = template
         if "tokenizer_config.json" in copies:
             # Readers before chat_template.jinja look here.
-            settings = rewritten.setdefault("tokenizer_config.json", _read_object(copies["tokenizer_config.json"]))
+            settings = rewritten.setdefault("tokenizer_config.json", read_object(copies["tokenizer_config.json"]))
             settings["chat_template"] = template
         copies.pop("chat_template.json", None)
     texts |= {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in rewritten.items()}
@@ -263,7 +264,7 @@ def _chat_template(directory: Path) -> str | None:
     if path.is_file():
         return path.read_text(encoding="utf-8")
     settings = directory / "tokenizer_config.json"
-    template = _read_object(settings).get("chat_template") if settings.is_file() else None
+    template = read_object(settings).get("chat_template") if settings.is_file() else None
     return template if isinstance(template, str) else None
 
 
@@ -285,13 +286,3 @@ def _clear(partial: Path, *, keep: Iterable[str]) -> None:
 
 def _may(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds {type(content).__name__}, wanted a JSON object")
-    return content

@@ -6,11 +6,11 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mol.config.document import suggestion
 from mol.config.fields import DTYPE_WORDS, DTYPES
-from mol.config.parameters import compile_filter
 from mol.errors import ConfigError, MergeError
+from mol.merge.combine import idle_filters
 from mol.merge.inputs import Model, layers_for, make_bands, open_models
+from mol.merge.layers import in_side_tower
 from mol.merge.mismatch import Mismatches, ranges
 from mol.merge.model_config import LayerOrigin, broken_cycles, restack, set_dtype, set_tie, tie_flag
 from mol.merge.names import is_buffer, natural_key, side_of
@@ -178,24 +178,12 @@ class _Planner:
             self._notes[f"taken to come before the layers, since their names do not tell: {listed}"] = None
         return sides
 
-    def _is_in_side_tower(self, name: str) -> bool:
-        main = self._donor.structure.main
-        if main is None:
-            return False
-        ours = main.prefix.split(".")
-        for stack in self._donor.structure.stacks:
-            parts = stack.prefix.split(".")
-            apart = next((i for i, (a, b) in enumerate(zip(parts, ours, strict=False)) if a != b), None)
-            if stack is not main and apart is not None and name.startswith(".".join(parts[: apart + 1]) + "."):
-                return True
-        return False
-
     def _add_loose(self, name: str, side: str) -> None:
         """Make a tensor outside the layers."""
         donor = self._donor
         tying = self._tying
         band, position = (self._bands[-1], 1.0) if side == "last" else (self._bands[0], 0.0)
-        if self._is_in_side_tower(name):  # which is not sliced, so all of it comes from one place
+        if in_side_tower(donor.structure, name):  # which is not sliced, so all of it comes from one place
             band = self._bands[0]
         decide_as = None
         if tying is not None and name == tying.head and tying.as_embedding:
@@ -369,18 +357,6 @@ class _Planner:
         else:
             self._drop(f"{what}: layer_alignment maps others in their place", count)
 
-    def _warn_of_idle_filters(self, plan: MergePlan) -> None:
-        filters = dict.fromkeys(self._config.filters())
-        if not filters:
-            return
-        names = {task.name for task in plan.tasks} | {name for task in plan.tasks for _, name in task.sources}
-        for parameter, text in filters:
-            if not any(map(compile_filter(text), names)):
-                parts = sorted({part for name in names for part in name.split(".")})
-                self._warnings[
-                    f"the filter `{text}` of `{parameter}` fits no tensor and has no effect{suggestion(text, parts)}"
-                ] = None
-
     def _refuse(self) -> None:
         if not self._problems:
             return
@@ -403,7 +379,7 @@ class _Planner:
             if read.isdisjoint(str(file.path) for file in model.checkpoint.files):
                 note = f"no weight of {model.label} is used: the recipe gives it no influence on any tensor"
                 self._notes[note] = None
-        self._warn_of_idle_filters(plan)
+        self._warnings.update(dict.fromkeys(idle_filters(self._config, plan)))
         return PlannedMerge(
             plan,
             self._config,
