@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
 from mol.io.checkpoint import Checkpoint, CheckpointFile, TensorInfo
 
@@ -162,3 +163,9 @@ def write_checkpoint(
     index = {"metadata": {}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     return directory
+
+
+@pytest.fixture(autouse=True)
+def unset_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Messages are compared whole, whatever width the shell exports; tests of wrapping set their own."""
+    monkeypatch.delenv("COLUMNS", raising=False)
