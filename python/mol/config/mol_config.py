@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from mol.config.size import parse_size
 from mol.errors import ConfigError
 
 AdapterType = Literal["linear", "bottleneck"]
 RouterType = Literal["simple", "token", "token_level"]
+AdapterInit = Literal["identity", "orthogonal", "lstsq"]
+Dispatch = Literal["dense", "sequence", "token"]
 
 
 @dataclass
@@ -18,15 +22,25 @@ class MoLConfig:
     Attributes:
         models: names of models (Hub ids or directories); the first is the host unless `setup_embeddings` names another.
         adapter_type: between a foreign block's width and the host's: "linear" or "bottleneck".
+        adapter_init: how adapters start: "identity" (padded or cut), or fitted on calibration text: "orthogonal" (equal
+            widths only) or "lstsq".
         router_type: "simple" weighs experts by the mean of the tokens so far, "token" or "token_level" by each token.
         max_layers: most fused layers that `add_layer` takes.
         target_hidden_dim: width of the fused stream; it is the host's, so any other is refused.
         temperature: of the routers' softmax.
         top_k_experts: experts with a weight, the others have none; all if None.
+        dispatch: what an expert sees: "dense" all tokens; "sequence" rows that chose it; "token" tokens that did.
+        router_prefix: with "sequence" dispatch, the number of first tokens of a row that its choice goes by; generation
+            goes by the whole prompt.
+        load_balancing_coeff: of the load balancing loss that is added to the loss in training.
+        entropy_penalty_coeff: of the mean token entropy of the routers that is added to the loss in training.
         trust_remote_code: run code that comes with a model.
         allow_bidirectional: admit blocks that look at later tokens into a causal model.
         keep_host_layers: run the host's layers that no `add_layer` names; without them only added layers run.
-        dtype: of all models, e.g. "bfloat16"; each checkpoint's own if None.
+        dtype: of all models, e.g. "bfloat16", or by model name; each checkpoint's own if None.
+        memory_efficient: load only the blocks used; without it models are loaded whole.
+        device_map: device by model name, "cpu", "cuda:0" and so on; "disk" reads blocks each time they run.
+        max_expert_memory: most bytes of expert blocks in memory, e.g. "2GB"; those unused for longest go first.
         attn_implementation: of all models, e.g. "eager"; transformers' choice if None.
         revisions: commit, branch or tag by model name.
         stacks: which list of blocks to use by model name, where a model has several: a part of its path.
@@ -36,15 +50,23 @@ class MoLConfig:
 
     models: list[str]
     adapter_type: AdapterType = "linear"
+    adapter_init: AdapterInit = "identity"
     router_type: RouterType = "simple"
     max_layers: int = 32
     target_hidden_dim: int | None = None
     temperature: float = 1.0
     top_k_experts: int | None = None
+    dispatch: Dispatch = "dense"
+    router_prefix: int = 16
+    load_balancing_coeff: float = 0.01
+    entropy_penalty_coeff: float = 0.1
     trust_remote_code: bool = False
     allow_bidirectional: bool = False
     keep_host_layers: bool = True
-    dtype: str | None = None
+    dtype: str | dict[str, str] | None = None
+    memory_efficient: bool = True
+    device_map: dict[str, str] = field(default_factory=dict)
+    max_expert_memory: int | str | None = None
     attn_implementation: str | None = None
     revisions: dict[str, str] = field(default_factory=dict)
     stacks: dict[str, str] = field(default_factory=dict)
@@ -60,23 +82,46 @@ class MoLConfig:
         problems = []
         if not self.models or not all(isinstance(name, str) and name for name in self.models):
             problems.append(f"models is {self.models!r}, wanted a list of model names")
-        for name, allowed in (("adapter_type", AdapterType), ("router_type", RouterType)):
+        choices = (
+            ("adapter_type", AdapterType),
+            ("adapter_init", AdapterInit),
+            ("router_type", RouterType),
+            ("dispatch", Dispatch),
+        )
+        for name, allowed in choices:
             if getattr(self, name) not in get_args(allowed):
                 problems.append(f"{name} is {getattr(self, name)!r}, wanted one of {', '.join(get_args(allowed))}")
-        for name, least in (("max_layers", 1), ("top_k_experts", 1)):
+        for name, least in (("max_layers", 1), ("top_k_experts", 1), ("router_prefix", 1)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
                 problems.append(f"{name} is {value!r}, wanted a whole number of at least {least}")
         if not self.temperature > 0.0:
             problems.append(f"temperature is {self.temperature!r}, wanted a number above 0")
+        for name in ("load_balancing_coeff", "entropy_penalty_coeff"):
+            if not math.isfinite(getattr(self, name)):
+                problems.append(f"{name} is {getattr(self, name)!r}, wanted a finite number")
+        try:
+            _ = self.expert_bytes
+        except ConfigError as error:
+            problems.append(f"max_expert_memory: {error}")
         problems += [
             f"{setting} names {model!r}, which is not one of models"
-            for setting in ("revisions", "stacks")
+            for setting in ("revisions", "stacks", "device_map", "dtype")
+            if isinstance(getattr(self, setting), dict)
             for model in getattr(self, setting)
             if model not in (self.models or ())
         ]
         if problems:
             raise ConfigError.listing("this fusion cannot be configured", problems)
+
+    @property
+    def expert_bytes(self) -> int | None:
+        """Most bytes of expert blocks in memory; None for all there is."""
+        return None if self.max_expert_memory is None else parse_size(str(self.max_expert_memory))
+
+    def dtype_of(self, model: str) -> str | None:
+        """Dtype wanted for a model; None for its checkpoint's own."""
+        return self.dtype.get(model) if isinstance(self.dtype, dict) else self.dtype
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON holds them; the token is left out."""

@@ -64,7 +64,7 @@ def _config(name: str, settings: MoLConfig) -> PreTrainedConfig:
 
 
 def _load(kind: Any, name: str, settings: MoLConfig) -> PreTrainedModel:  # noqa: ANN401 - one of the Auto classes
-    chosen: dict[str, Any] = {"dtype": settings.dtype or "auto"}
+    chosen: dict[str, Any] = {"dtype": settings.dtype_of(name) or "auto"}
     if settings.attn_implementation is not None:
         chosen["attn_implementation"] = settings.attn_implementation
     # Pickles are never read.
