@@ -166,6 +166,7 @@ def test_code_of_a_known_type_is_ignored(handler: UniversalArchitectureHandler, 
         ('{"model_type": "lama"}', ArchitectureError, r"does not know the model_type `lama`.*did you mean `llama`.*-U"),
         ("{}", ArchitectureError, r"config\.json has no `model_type`"),
         ('{"model_type": 7}', ArchitectureError, r"config\.json has no `model_type`"),
+        ('{"model_type": "mol", "host": "gpt2"}', ArchitectureError, "is a fused model.*ask for its host, gpt2"),
         ('{"model_type": "lama", "auto_map": {}}', ArchitectureError, "does not know the model_type"),
         ('{"model_type": "llama", "hidden_size": "wide"}', ArchitectureError, r"not one of a `llama`.*hidden_size"),
         (
@@ -229,6 +230,23 @@ def test_of_a_hub_repository_config_json_alone_is_fetched(tmp_path: Path) -> Non
         offline = run(code.format("org/model@main"), HF_HUB_OFFLINE="1", **where)
         assert offline.stdout.strip() == repr(known.named("org/model@main")), offline.stderr
         assert hub.fetched == []
+
+
+def test_the_hubs_cache_and_token_can_be_given(tmp_path: Path) -> None:
+    name = write_config(tmp_path / "m", "llama", **TINY)
+    files = {"config.json": Path(name, "config.json").read_bytes()}
+    code = (
+        "from mol.architecture import UniversalArchitectureHandler\n"
+        f"handler = UniversalArchitectureHandler(cache_dir={str(tmp_path / 'kept')!r}, "
+        f"hub_cache_dir={str(tmp_path / 'given')!r}, token='a-token')\n"
+        "print(handler.detect_architecture('org/model@v1').num_layers)"
+    )
+    with serving({"org/model": files}) as hub:
+        done = run(code, HF_ENDPOINT=hub.url, HF_HOME=str(tmp_path / "hub"))
+    assert done.stdout.strip() == "2", done.stderr
+    assert hub.tokens == {"Bearer a-token"}
+    assert [path.read_bytes() for path in (tmp_path / "given").rglob("snapshots/*/config.json")] == list(files.values())
+    assert not (tmp_path / "hub").exists() or not list((tmp_path / "hub").rglob("config.json"))
 
 
 def small(model_type: str) -> PreTrainedModel:

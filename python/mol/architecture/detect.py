@@ -40,9 +40,22 @@ _REMOTE_CLASSES: Final = (
     "AutoModelForMaskedLM",
     "AutoModel",
 )
+_FUSED: Final = "mol"
 # Ten times the deepest there are; building the modules of a billion would take this machine down.
 _MOST_LAYERS: Final = 10_000
 _NO_PATHS: Final = Paths(None, None, None, None, None, None)
+
+
+class Hub(NamedTuple):
+    """How the Hub is asked; what is None goes by huggingface_hub's own settings.
+
+    Attributes:
+        cache_dir: its cache.
+        token: its token.
+    """
+
+    cache_dir: Path | str | None = None
+    token: str | None = None
 
 
 class Found(NamedTuple):
@@ -57,7 +70,9 @@ class Found(NamedTuple):
     lasting: bool
 
 
-def detect(name: str, directory: Path, document: dict[str, Any], *, trust_remote_code: bool) -> Found:
+def detect(
+    name: str, directory: Path, document: dict[str, Any], *, trust_remote_code: bool, hub: Hub | None = None
+) -> Found:
     """Find out what a model is.
 
     Args:
@@ -65,6 +80,7 @@ def detect(name: str, directory: Path, document: dict[str, Any], *, trust_remote
         directory: where its config.json lies.
         document: what that holds.
         trust_remote_code: run code that comes with the model if transformers does not know its type.
+        hub: where that code is fetched, of a model that is no local directory.
 
     Raises:
         ArchitectureError: transformers does not know the type, or cannot build the model from this config.
@@ -76,11 +92,17 @@ def detect(name: str, directory: Path, document: dict[str, Any], *, trust_remote
             f"{directory / 'config.json'} has no `model_type`, so there is no telling what {name} is; add the one of "
             'its family, e.g. "model_type": "llama"'
         )
+    if model_type == _FUSED:
+        raise ArchitectureError(
+            f"{name} is a fused model, which has no architecture of its own: ask for its host, {document.get('host')}, "
+            "or for another of the models that its config.json names"
+        )
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     remote = model_type not in CONFIG_MAPPING
     if remote:
-        config, kind = _run_remote_code(name, document, model_type, trust_remote_code=trust_remote_code)
+        auto_map = check_remote_code(name, document, model_type, trust_remote_code=trust_remote_code)
+        config, kind = _run_remote_code(name, auto_map, hub or Hub())
     else:
         config = _read_config(name, directory, model_type)
         kind = find_kind(config)
@@ -136,10 +158,29 @@ def _read_config(name: str, directory: Path, model_type: str) -> PreTrainedConfi
     return config
 
 
-def _run_remote_code(
+def _run_remote_code(name: str, auto_map: dict[str, Any], hub: Hub) -> tuple[PreTrainedConfig, Kind]:
+    """Build the config of a type that only code of the model knows, which the caller trusts."""
+    from transformers import AutoConfig
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    reference = ModelReference.parse(name)
+    revision = reference.revision or "main"  # which a local directory does not look at
+    config = AutoConfig.from_pretrained(reference.name, trust_remote_code=True, revision=revision, **hub._asdict())
+    written = next((auto_map[auto] for auto in _REMOTE_CLASSES if auto in auto_map), None)
+    model_class: type[PreTrainedModel] | None = None
+    if written is not None:
+        model_class = get_class_from_dynamic_module(written, reference.name, revision=revision, **hub._asdict())
+    return config, find_remote_kind(model_class, auto_map)
+
+
+def check_remote_code(
     name: str, document: dict[str, Any], model_type: str, *, trust_remote_code: bool
-) -> tuple[PreTrainedConfig, Kind]:
-    """Build the config of a type that only code of the model knows, if the caller trusts it."""
+) -> dict[str, Any]:
+    """Return the `auto_map` of a model whose type transformers does not know.
+
+    Raises:
+        ArchitectureError: it brings no code for the type, or is not trusted.
+    """
     auto_map = document.get("auto_map")
     if not isinstance(auto_map, dict) or "AutoConfig" not in auto_map:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -154,19 +195,10 @@ def _run_remote_code(
         raise ArchitectureError(
             f"{name}: transformers {version('transformers')} does not know the model_type `{model_type}`, and the "
             f"model brings code of its own for it (auto_map: {auto_map['AutoConfig']}), which is not run unasked; read "
-            "that code and pass trust_remote_code=True, or install a release of transformers that knows the type"
+            "that code and pass trust_remote_code=True (--trust-remote-code), or install a release of transformers "
+            "that knows the type"
         )
-    from transformers import AutoConfig
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    reference = ModelReference.parse(name)
-    revision = reference.revision or "main"  # which a local directory does not look at
-    config = AutoConfig.from_pretrained(reference.name, trust_remote_code=True, revision=revision)
-    written = next((auto_map[auto] for auto in _REMOTE_CLASSES if auto in auto_map), None)
-    model_class: type[PreTrainedModel] | None = None
-    if written is not None:
-        model_class = get_class_from_dynamic_module(written, reference.name, revision=revision)
-    return config, find_remote_kind(model_class, auto_map)
+    return auto_map
 
 
 def _architecture(document: dict[str, Any]) -> str | None:

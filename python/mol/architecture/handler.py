@@ -6,9 +6,10 @@ import logging
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from mol.architecture.detect import detect
+from mol.architecture.detect import Hub, detect
 from mol.architecture.disk_cache import DiskCache
 from mol.architecture.source import find_directory, read_config
+from mol.config.mol_config import REMOTE_CODE_WARNING
 from mol.errors import ArchitectureError
 
 if TYPE_CHECKING:
@@ -30,22 +31,29 @@ class UniversalArchitectureHandler:
         architecture_cache: what was detected, by name.
     """
 
-    def __init__(self, trust_remote_code: bool = False, *, cache_dir: Path | str | None = None) -> None:
+    def __init__(
+        self,
+        trust_remote_code: bool = False,
+        *,
+        cache_dir: Path | str | None = None,
+        hub_cache_dir: Path | str | None = None,
+        token: str | None = None,
+    ) -> None:
         """Start with nothing in memory.
 
         Args:
             trust_remote_code: run code that comes with a model whose type transformers does not know.
             cache_dir: where to keep what was detected; `$MOL_CACHE/architectures` if None, or
                 `~/.cache/mol/architectures` without that variable.
+            hub_cache_dir: the Hub cache, huggingface_hub's own if None.
+            token: the Hub token, huggingface_hub's own if None.
         """
         self.trust_remote_code = trust_remote_code
         self.architecture_cache: dict[str, ArchitectureInfo] = {}
         self._disk = DiskCache(cache_dir)
+        self._hub = Hub(hub_cache_dir, token)
         if trust_remote_code:
-            _log.warning(
-                "trust_remote_code: Python code that comes with a model will be run if transformers does not know the "
-                "model's type; trust the authors of such models, or read their code first"
-            )
+            _log.warning(REMOTE_CODE_WARNING)
 
     def detect_architecture(self, name: str) -> ArchitectureInfo:
         """Tell what a model is from its config.json; no weights are read, and none downloaded.
@@ -150,11 +158,11 @@ class UniversalArchitectureHandler:
                 f"{name}: telling what it is takes {' and '.join(missing)}; install what is missing with "
                 "`pip install 'mol-merge[fusion]'`"
             )
-        directory = find_directory(name)
+        directory = find_directory(name, hub_cache_dir=self._hub.cache_dir, token=self._hub.token)
         config = read_config(directory)
         info = self._disk.read(config, name)
         if info is None:
-            found = detect(name, directory, config, trust_remote_code=self.trust_remote_code)
+            found = detect(name, directory, config, trust_remote_code=self.trust_remote_code, hub=self._hub)
             info = found.info
             if found.lasting:
                 self._disk.write(config, info)

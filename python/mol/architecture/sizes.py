@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from transformers import PreTrainedConfig
 
@@ -45,6 +45,10 @@ _INNER_FACTORS: Final = ("mlp_ratio", "mlp_ratios", "expansion_ratio", "intermed
 _INNER_DEFAULT: Final = 4
 # Types whose config has no key for it, as their classes always multiply by four.
 _FOUR_TIMES: Final = frozenset({"bloom", "flaubert", "openai-gpt", "xlm"})
+
+
+# What the oldest types call theirs.
+_FIRST_NAMES: Final = frozenset({"n_embd", "n_layer", "n_head", "n_positions", "vocab_size"})
 
 
 class Sizes(NamedTuple):
@@ -91,6 +95,18 @@ def read_rope(config: PreTrainedConfig, tower: PreTrainedConfig | None = None) -
     """Return the rotary positions of the same tower as transformers normalises them, None where it has none."""
     holders = _holders(config) if tower is None else (tower,)
     return next((dict(found) for holder in holders if (found := getattr(holder, "rope_parameters", None))), None)
+
+
+def stated_sizes(document: Mapping[str, Any]) -> dict[str, int]:
+    """Return the sizes that a config.json itself states, as it calls them; those of a part after the part's name."""
+    known = _FIRST_NAMES.union(_WIDTH, _LAYERS, _HEADS, _POSITIONS, _INNER)
+    found: dict[str, int] = {}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            found |= {f"{key}.{inner}": size for inner, size in stated_sizes(value).items()}
+        elif key in known and type(value) is int:
+            found[key] = value
+    return found
 
 
 def _holders(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:

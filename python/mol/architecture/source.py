@@ -14,11 +14,13 @@ _WEIGHTS: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 
 
-def find_directory(name: str) -> Path:
+def find_directory(name: str, *, hub_cache_dir: Path | str | None = None, token: str | None = None) -> Path:
     """Return the directory that holds a model's config.json; of a Hub repository nothing else is downloaded.
 
     Args:
         name: a local directory, or the id of a repository on the Hub, `@revision` after it if wanted.
+        hub_cache_dir: the Hub cache, huggingface_hub's own if None.
+        token: the Hub token, huggingface_hub's own if None.
 
     Raises:
         FileNotFoundError: no such directory, and no such repository.
@@ -32,10 +34,12 @@ def find_directory(name: str) -> Path:
     from huggingface_hub import errors, hf_hub_download
 
     try:
-        path = hf_hub_download(reference.name, "config.json", revision=reference.revision)
+        path = hf_hub_download(
+            reference.name, "config.json", revision=reference.revision, cache_dir=hub_cache_dir, token=token
+        )
     except (errors.HFValidationError, errors.HTTPError, OSError):  # type: ignore[attr-defined]
         # What went wrong, and the way out, is for the one place that knows to tell; an old snapshot may serve.
-        return resolve(reference, weights=False)[0]
+        return resolve(reference, cache_dir=hub_cache_dir, token=token, weights=False)[0]
     return Path(path).parent
 
 

@@ -1,4 +1,4 @@
-"""mol-merge inspect: what a checkpoint holds, told from its headers."""
+"""mol-merge inspect: what a checkpoint holds and is, told from its headers and its config.json."""
 
 from __future__ import annotations
 
@@ -22,21 +22,26 @@ if TYPE_CHECKING:
 @click.command(
     "inspect",
     cls=Verb,
-    short_help="List a checkpoint's tensors, layers and sizes.",
-    help="List the tensors, layers and sizes of CHECKPOINT, a directory or a model in the Hugging Face cache. "
-    "Reads headers only.",
+    short_help="List a checkpoint's tensors, sizes and architecture.",
+    help="List the tensors, sizes and architecture of CHECKPOINT, a directory or a model in the Hugging Face cache. "
+    "Reads headers and config.json only. What the architecture is takes the extra mol-merge[fusion]; a first look "
+    "loads it, a second finds the answer on disk.",
 )
 @click.argument("checkpoint")
 @option("--transformers-cache", "--cache-dir", "cache_dir", type=click.Path(path_type=Path), metavar="DIR",
         help="The Hugging Face cache to look in.")  # fmt: skip
+@option("--trust-remote-code", is_flag=True,
+        help="Run Python files of the model if transformers does not know its type.")  # fmt: skip
 @speaking
-def command(console: Console, checkpoint: str, cache_dir: Path | None) -> None:
+def command(console: Console, checkpoint: str, cache_dir: Path | None, trust_remote_code: bool) -> None:
     """Show one checkpoint."""
+    from mol.cli.architecture import architecture_document, architecture_entries, find_architecture
     from mol.cli.local import open_named
 
     opened = open_named(checkpoint, cache_dir)
+    architecture = find_architecture(opened, trust_remote_code=trust_remote_code)
     if console.json:
-        console.document(_document(opened))
+        console.document(_document(opened) | architecture_document(architecture))
         return
     rows = [
         [name, tensor.dtype, "x".join(map(str, tensor.shape)) or "scalar", units.size(tensor.bytes)]
@@ -45,7 +50,7 @@ def command(console: Console, checkpoint: str, cache_dir: Path | None) -> None:
     for line in table(("tensor", "dtype", "shape", "size"), rows, right=frozenset({3})):
         console.result(line)
     console.result()
-    for label, text in _summary(opened):
+    for label, text in (*_summary(opened), *architecture_entries(architecture, opened)):
         console.result(field(label, text))
 
 
