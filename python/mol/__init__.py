@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mol.config import MergeConfig
     from mol.config.mol_config import MoLConfig
-    from mol.core import MoLForCausalLM, MoLRuntime
+    from mol.core import MoLForCausalLM, MoLMixture, MoLRuntime, suggest_layers
     from mol.errors import ArchitectureError, CheckpointError, ConfigError, MergeCancelled, MergeError, MolError
     from mol.merge.options import MergeOptions
     from mol.merge.run import MergeReport, plan_recipe, run_merge
@@ -34,6 +34,7 @@ __all__ = [
     "MergedModel",
     "MoLConfig",
     "MoLForCausalLM",
+    "MoLMixture",
     "MoLRuntime",
     "MolError",
     "PassthroughMerge",
@@ -43,6 +44,7 @@ __all__ = [
     "__version__",
     "plan_recipe",
     "run_merge",
+    "suggest_layers",
 ]
 
 # Hidden from type checkers, which would otherwise believe in any `mol.anything`.
@@ -50,7 +52,7 @@ if not TYPE_CHECKING:
     _HOMES = {
         "mol.config": ("MergeConfig",),
         "mol.config.mol_config": ("MoLConfig",),
-        "mol.core": ("MoLForCausalLM", "MoLRuntime"),
+        "mol.core": ("MoLForCausalLM", "MoLMixture", "MoLRuntime", "suggest_layers"),
         "mol.errors": (
             "ArchitectureError", "CheckpointError", "ConfigError", "MergeCancelled", "MergeError", "MolError",
         ),

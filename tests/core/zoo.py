@@ -49,7 +49,8 @@ TYPES: Final[dict[str, dict[str, Any]]] = {
         "post_attention_groups": 1,
         **{f"{name}_groups": 4 for name in _FOURTHS},
     },
-    "deberta-v2": _BERT,  # looks ahead whatever its mask
+    "deberta-v2": _BERT,  # masks itself: made causal where its blocks are handed the mask
+    "convbert": {**_BERT, "embedding_size": 32},  # convolutions look ahead whatever the mask
     "t5": {  # relative bias, carried
         "d_model": 32, "d_ff": 64, "num_layers": 3, "num_decoder_layers": 3, "num_heads": 4, "d_kv": 8,
     },
@@ -62,25 +63,25 @@ TYPES: Final[dict[str, dict[str, Any]]] = {
         "image_size": 32, "patch_size": 8,
     },
 }  # fmt: skip
-LOOK_AHEAD: Final = {"deberta-v2"}
+LOOK_AHEAD: Final = {"convbert"}
 HOSTS: Final = ("gpt2", "llama", "mistral", "gemma2", "gpt_neox", "bloom", "opt", "mixtral", "phi", "falcon", "mamba")
 LANGUAGE_MODELS: Final = {*HOSTS, "qwen3"}
 SOURCES: Final = tuple(kind for kind in TYPES if kind not in LOOK_AHEAD)
 
 
 def config_of(kind: str, **changes: Any) -> Any:  # noqa: ANN401 - a transformers config
-    """Return a tiny config of a model type."""
-    return AutoConfig.for_model(kind, **{**_COMMON, **TYPES[kind], **changes})
+    """Return a tiny config of a model type; of one that is not in TYPES, `changes` say all of it."""
+    return AutoConfig.for_model(kind, **{**_COMMON, **TYPES.get(kind, {}), **changes})
 
 
 def body_of(kind: str, seed: int = 0, **changes: Any) -> PreTrainedModel:  # noqa: ANN401
     """Make a model without head, its weights drawn from a seed and large enough to matter."""
-    return _randomised(AutoModel.from_config(config_of(kind, **changes)), seed)
+    return randomised(AutoModel.from_config(config_of(kind, **changes)), seed)
 
 
 def language_model_of(kind: str, seed: int = 0, **changes: Any) -> PreTrainedModel:  # noqa: ANN401
     """Make a causal language model in the same way."""
-    return _randomised(AutoModelForCausalLM.from_config(config_of(kind, **changes)), seed)
+    return randomised(AutoModelForCausalLM.from_config(config_of(kind, **changes)), seed)
 
 
 def tokens_of(batch: int, length: int, seed: int = 0) -> torch.Tensor:
@@ -89,7 +90,8 @@ def tokens_of(batch: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(5, VOCABULARY, (batch, length), generator=generator)
 
 
-def _randomised(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+def randomised(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """Draw a model's weights from a seed, large enough to matter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

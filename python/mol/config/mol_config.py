@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import re
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from mol.config.size import parse_size
 from mol.errors import ConfigError
@@ -13,6 +15,12 @@ AdapterType = Literal["linear", "bottleneck"]
 RouterType = Literal["simple", "token", "token_level"]
 AdapterInit = Literal["identity", "orthogonal", "lstsq"]
 Dispatch = Literal["dense", "sequence", "token"]
+
+REMOTE_CODE_WARNING: Final = (
+    "trust_remote_code: Python code that comes with a model will be run if transformers does not know the model's "
+    "type; trust the authors of such models, or read their code first"
+)
+_log = logging.getLogger("mol")
 
 
 @dataclass
@@ -34,12 +42,13 @@ class MoLConfig:
             goes by the whole prompt.
         load_balancing_coeff: of the load balancing loss that is added to the loss in training.
         entropy_penalty_coeff: of the mean token entropy of the routers that is added to the loss in training.
-        trust_remote_code: run code that comes with a model.
+        trust_remote_code: run code that comes with a model; a warning says so.
         allow_bidirectional: admit blocks that look at later tokens into a causal model.
         keep_host_layers: run the host's layers that no `add_layer` names; without them only added layers run.
         dtype: of all models, e.g. "bfloat16", or by model name; each checkpoint's own if None.
         memory_efficient: load only the blocks used; without it models are loaded whole.
-        device_map: device by model name, "cpu", "cuda:0" and so on; "disk" reads blocks each time they run.
+        device_map: device by model name, or by block as in "gpt2[3]": "cpu", "cuda:0" and so on; "disk" reads a block
+            each time it runs.
         max_expert_memory: most bytes of expert blocks in memory, e.g. "2GB"; those unused for longest go first.
         attn_implementation: of all models, e.g. "eager"; transformers' choice if None.
         revisions: commit, branch or tag by model name.
@@ -110,9 +119,12 @@ class MoLConfig:
             if isinstance(getattr(self, setting), dict)
             for model in getattr(self, setting)
             if model not in (self.models or ())
+            and not (setting == "device_map" and re.sub(r"\[\d+\]$", "", model) in (self.models or ()))
         ]
         if problems:
             raise ConfigError.listing("this fusion cannot be configured", problems)
+        if self.trust_remote_code:
+            _log.warning(REMOTE_CODE_WARNING)
 
     @property
     def expert_bytes(self) -> int | None:

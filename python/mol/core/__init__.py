@@ -8,9 +8,18 @@ if TYPE_CHECKING:
     from mol.architecture import ArchitectureInfo, UniversalArchitectureHandler
     from mol.config.mol_config import MoLConfig
     from mol.core.adapters import BaseAdapter, BottleneckAdapter, LinearAdapter, create_adapter
-    from mol.core.causal_lm import MoLForCausalLM, MoLModelConfig
+    from mol.core.causal_lm import MoLForCausalLM
+    from mol.core.mixture import MoLMixture, MoLMixtureConfig
     from mol.core.mol_runtime import MoLRuntime
+    from mol.core.pretrained import MoLModelConfig
     from mol.core.routers import BaseRouter, SimpleRouter, TokenLevelRouter, create_router
+    from mol.core.suggest import suggest_layers
+    from mol.core.task_models import (
+        MoLForImageClassification,
+        MoLForMaskedLM,
+        MoLForSequenceClassification,
+        MoLForTokenClassification,
+    )
 
 __all__ = [
     "ArchitectureInfo",
@@ -20,6 +29,12 @@ __all__ = [
     "LinearAdapter",
     "MoLConfig",
     "MoLForCausalLM",
+    "MoLForImageClassification",
+    "MoLForMaskedLM",
+    "MoLForSequenceClassification",
+    "MoLForTokenClassification",
+    "MoLMixture",
+    "MoLMixtureConfig",
     "MoLModelConfig",
     "MoLRuntime",
     "SimpleRouter",
@@ -27,6 +42,7 @@ __all__ = [
     "UniversalArchitectureHandler",
     "create_adapter",
     "create_router",
+    "suggest_layers",
 ]
 
 if not TYPE_CHECKING:
@@ -34,9 +50,18 @@ if not TYPE_CHECKING:
         "mol.architecture": ("ArchitectureInfo", "UniversalArchitectureHandler"),
         "mol.config.mol_config": ("MoLConfig",),
         "mol.core.adapters": ("BaseAdapter", "BottleneckAdapter", "LinearAdapter", "create_adapter"),
-        "mol.core.causal_lm": ("MoLForCausalLM", "MoLModelConfig"),
+        "mol.core.causal_lm": ("MoLForCausalLM",),
+        "mol.core.mixture": ("MoLMixture", "MoLMixtureConfig"),
         "mol.core.mol_runtime": ("MoLRuntime",),
+        "mol.core.pretrained": ("MoLModelConfig",),
         "mol.core.routers": ("BaseRouter", "SimpleRouter", "TokenLevelRouter", "create_router"),
+        "mol.core.suggest": ("suggest_layers",),
+        "mol.core.task_models": (
+            "MoLForImageClassification",
+            "MoLForMaskedLM",
+            "MoLForSequenceClassification",
+            "MoLForTokenClassification",
+        ),
     }
 
     def __getattr__(name: str) -> object:

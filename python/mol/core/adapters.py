@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 
 from mol.errors import ConfigError
 
@@ -146,7 +147,7 @@ class LinearAdapter(BaseAdapter):
             )
         self.use_residual = use_residual
         self.layer_norm = nn.LayerNorm(input_dim, eps=_EPS) if use_layer_norm else None
-        self.projection = nn.Linear(input_dim, output_dim, bias=bias)
+        self.projection: nn.Linear = skip_init(nn.Linear, input_dim, output_dim, bias=bias)  # type: ignore[no-untyped-call]
         self.scale = _branch_scale(input_dim, input_dim, output_dim)
         with torch.no_grad():
             if self.projection.bias is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from mol.core.parts import where_from
 from mol.errors import MolError
 
 CACHE_NAME: Final = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
@@ -68,15 +70,40 @@ class ExpertCache(DynamicCache):
                             value[key] = state.index_select(0, rows.to(state.device))
 
 
+@dataclass
+class Compacted:
+    """What has gone into a block without a cache of its own, of the tokens that were routed to it.
+
+    Attributes:
+        hidden: (B, P, D), the tokens of a row side by side and padding behind them.
+        positions: (B, P), in the whole sequence.
+        counts: tokens of each row.
+    """
+
+    hidden: torch.Tensor
+    positions: torch.Tensor
+    counts: list[int]
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows of the batch, in this order."""
+        self.hidden = self.hidden.index_select(0, rows.to(self.hidden.device))
+        self.positions = self.positions.index_select(0, rows.to(self.positions.device))
+        self.counts = [self.counts[row] for row in rows.tolist()]
+
+
 class FusedCache(Cache):
     """What a fused model remembers between forwards.
 
     Attributes:
         seen: tokens so far.
+        batch: rows; 0 before the first forward.
         host: the host's own cache.
         experts: by (layer, expert), of those whose blocks have a native cache.
         histories: by (layer, expert), hidden states (B, T, D) that went into a block without one.
-        routes: by layer, what its router remembers.
+        rows: by (layer, expert), the rows of the batch that its cache or history holds; all where it is not named.
+        valid: by (layer, expert), which keys (B, P) of its cache are tokens that were routed to it; all if not named.
+        compacted: by (layer, expert), what went into a block without a cache when only some tokens did.
+        routes: by layer, what its router remembers, or the choice that it pinned.
     """
 
     def __init__(self, host: ExpertCache | None) -> None:
@@ -86,9 +113,13 @@ class FusedCache(Cache):
         self.offloading = False
         self.layer_class_to_replicate = None
         self.seen = 0
+        self.batch = 0
         self.host = host
         self.experts: dict[tuple[int, int], ExpertCache] = {}
         self.histories: dict[tuple[int, int], torch.Tensor] = {}
+        self.rows: dict[tuple[int, int], list[int]] = {}
+        self.valid: dict[tuple[int, int], torch.Tensor] = {}
+        self.compacted: dict[tuple[int, int], Compacted] = {}
         self.routes: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -112,13 +143,25 @@ class FusedCache(Cache):
         return -1
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
-        for cache in (*self.experts.values(), *((self.host,) if self.host is not None else ())):
-            cache.select(beam_idx)
-        for key, history in self.histories.items():
-            self.histories[key] = history.index_select(0, beam_idx.to(history.device))
-        for state in self.routes.values():
-            state.select(beam_idx)
+        """Keep these rows of the batch, in this order; a row may be asked for several times, as beams do."""
+        chosen = {place: where_from(kept, beam_idx) for place, kept in self.rows.items()}
+        held = {place: torch.tensor(old) for place, (_, old) in chosen.items()}
+        for place, (new, _) in chosen.items():
+            if new:
+                self.rows[place] = new
+            else:  # no row of this expert is left
+                for kind in (self.rows, self.experts, self.histories):
+                    kind.pop(place, None)
+        for place, cache in self.experts.items():
+            cache.select(held.get(place, beam_idx))
+        for tensors in (self.histories, self.valid):
+            for place, tensor in tensors.items():
+                tensors[place] = tensor.index_select(0, held.get(place, beam_idx).to(tensor.device))
+        for others in (*self.compacted.values(), *self.routes.values()):
+            others.select(beam_idx)
+        if self.host is not None:
+            self.host.select(beam_idx)
+        self.batch = len(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these rows of the batch."""
@@ -130,8 +173,9 @@ class FusedCache(Cache):
         Raises:
             MolError: nothing has been cached, so the number of rows is not known.
         """
-        rows = self._rows()
-        self.reorder_cache(torch.arange(rows).repeat_interleave(repeats))
+        if not self.batch:
+            raise MolError("rows of an empty cache cannot be repeated")
+        self.reorder_cache(torch.arange(self.batch).repeat_interleave(repeats))
 
     def crop(self, max_length: int) -> None:
         """Refuse to forget tokens.
@@ -155,13 +199,3 @@ class FusedCache(Cache):
     def is_initialized(self) -> bool:
         """Whether tokens have been seen."""
         return self.seen > 0
-
-    def _rows(self) -> int:
-        for history in self.histories.values():
-            return history.shape[0]
-        caches = (*self.experts.values(), *((self.host,) if self.host is not None else ()))
-        for layer in (layer for cache in caches for layer in cache.layers):
-            for value in vars(layer).values():
-                if isinstance(value, torch.Tensor) and value.dim() > 1 and value.numel():
-                    return value.shape[0]
-        raise MolError("rows of an empty cache cannot be repeated")

@@ -8,14 +8,33 @@ import sys
 import threading
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import torch
 from transformers import masking_utils
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import nn
+
+    from mol.core.calls import Arguments
+
+
+class Prepared(NamedTuple):
+    """What `prepare` set in a model.
+
+    Attributes:
+        holders: modules and configs whose `is_causal` was not set.
+    """
+
+    holders: list[object]
+
+    def undo(self) -> None:
+        """Put it back."""
+        for holder in self.holders:
+            vars(holder)["is_causal"] = False
+
 
 _asked: ContextVar[bool] = ContextVar("mol_causal_masks", default=False)
 _placing = threading.Lock()
@@ -35,7 +54,7 @@ def causal_masks() -> Iterator[None]:
         _asked.reset(token)
 
 
-def prepare(model: nn.Module) -> None:
+def prepare(model: nn.Module) -> Prepared:
     """Let a model's code ask `causal_masks` each time it builds a bidirectional mask.
 
     The factories are replaced where the files that define the model imported them to; outside of `causal_masks` they
@@ -49,10 +68,38 @@ def prepare(model: nn.Module) -> None:
                 original = namespace.get(name)
                 if original is getattr(masking_utils, name):
                     namespace[name] = _choosing(original, causal)
+    prepared = Prepared([])
     for module in model.modules():
         for holder in (module, getattr(module, "config", None)):
-            if holder is not None and "is_causal" in vars(holder):
-                holder.is_causal = True
+            if holder is not None and vars(holder).get("is_causal") is False:
+                vars(holder)["is_causal"] = True
+                prepared.holders.append(holder)
+    return prepared
+
+
+def made_causal(block: nn.Module, call: Arguments) -> Arguments:
+    """Return a block's call with its masks made causal: those that are floats to add, and those that are 1 or 0.
+
+    A mask is an argument with `mask` in its name, of (..., T, S) or (..., 1, S) and three or more axes.
+    """
+    bound = inspect.signature(type(block).forward).bind(block, *call[0], **call[1])
+    names = [name for name, value in bound.arguments.items() if "mask" in name and _is_mask(value)]
+    if not names:
+        return call
+    for name in names:
+        bound.arguments[name] = _triangular(bound.arguments[name])
+    return bound.args[1:], bound.kwargs
+
+
+def _is_mask(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and value.dim() > 2 and value.shape[-2] in (1, value.shape[-1])
+
+
+def _triangular(mask: torch.Tensor) -> torch.Tensor:
+    length = mask.shape[-1]
+    later = torch.ones(length, length, dtype=torch.bool, device=mask.device).triu(1)
+    mask = mask.expand(*mask.shape[:-2], length, length)
+    return mask.masked_fill(later, torch.finfo(mask.dtype).min if mask.is_floating_point() else 0)
 
 
 def _choosing(original: Callable[..., Any], causal: Callable[..., Any]) -> Callable[..., Any]:

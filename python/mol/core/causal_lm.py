@@ -5,155 +5,63 @@ Importing this registers it: AutoConfig and AutoModelForCausalLM then load what 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from mol.config.mol_config import MoLConfig
 from mol.core.cache import CACHE_NAME, FusedCache
-from mol.core.mol_runtime import MoLRuntime
+from mol.core.fusion import choosing
+from mol.core.heads import CAUSAL_LM
+from mol.core.losses import compute_routing_loss
+from mol.core.pretrained import FusedModel, MoLModelConfig
 from mol.errors import MolError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from mol.core.mol_runtime import MoLRuntime
 
 
-class MoLModelConfig(PreTrainedConfig):
-    """config.json of a fused model.
+class MoLForCausalLM(FusedModel, GenerationMixin):
+    """A fused causal language model; see `FusedModel`.
 
-    Attributes:
-        fusion: the fields of MoLConfig.
-        host: name of the host.
-        fused_layers: for each layer its `position` and its `experts`, each with `model` and `blocks`.
+    In training the loss is that of the next token and, over the layers whose router has a choice, the mean of
+    `load_balancing_coeff` times the load balancing loss and `entropy_penalty_coeff` times the entropy of a token's
+    choice, in nats; in eval mode it is that of the next token alone.
+
+    With `dispatch="sequence"` each row chooses its experts once. By which tokens, is the same with a cache and without:
+    `generate` goes by the whole prompt, as a first forward with a cache does; a forward without goes by the first
+    `router_prefix` tokens, or by the first `prompt_length` columns where it is told so, which `generate` does. So a
+    prompt may be shorter or longer than `router_prefix`. Tokens that a row chooses by see each other's choice: before
+    the last of them outputs may depend on later tokens, and labels among them do not count in the loss.
     """
 
-    model_type = "mol"
-
-    def __init__(
-        self,
-        fusion: Mapping[str, Any] | None = None,
-        host: str | None = None,
-        fused_layers: list[dict[str, Any]] | None = None,
-        **others: Any,  # noqa: ANN401 - the fields of PreTrainedConfig
-    ) -> None:
-        """Keep the fields; all are None in the default config that transformers makes to compare with."""
-        self.fusion = None if fusion is None else dict(fusion)
-        self.host = host
-        self.fused_layers = fused_layers
-        super().__init__(**others)
-
-
-class MoLForCausalLM(PreTrainedModel, GenerationMixin):
-    """A fused causal language model.
-
-    `save_pretrained` writes what was trained, adapters and routers, and the names of the models; `from_pretrained`
-    loads those models again.
-    """
-
-    config_class = MoLModelConfig
-    base_model_prefix = "runtime"
-    _supports_sdpa = True
-
-    def __init__(self, config: MoLModelConfig) -> None:
-        """Build the fusion that a config describes, with fresh adapters and routers.
-
-        Raises:
-            MolError: the config describes none, or its host does not predict the next token.
-        """
-        super().__init__(config)
-        if config.fusion is None or config.fused_layers is None:
-            raise MolError("the config describes no fusion; make one with MoLRuntime.as_causal_lm()")
-        runtime = MoLRuntime(MoLConfig(**config.fusion))
-        runtime.setup_embeddings(config.host)
-        for layer in config.fused_layers:
-            specs = [(expert["model"], _blocks(expert["blocks"])) for expert in layer["experts"]]
-            runtime.add_layer(specs, layer["position"])
-        self._adopt(runtime)
-
-    @classmethod
-    def from_runtime(cls, runtime: MoLRuntime) -> MoLForCausalLM:
-        """Wrap a runtime; both share everything.
-
-        Raises:
-            MolError: its host does not predict the next token.
-        """
-        model = cls.__new__(cls)
-        PreTrainedModel.__init__(model, _config_of(runtime))
-        model._adopt(runtime)
-        return model
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | Path,
-        *args: Any,  # noqa: ANN401 - what transformers passes
-        **kwargs: Any,  # noqa: ANN401
-    ) -> MoLForCausalLM:
-        """Load what `save_pretrained` wrote, and the models that it names.
-
-        Raises:
-            MolError: an option is not supported, or the weights do not fit the config.
-            OSError: something is missing.
-        """
-        if not Path(pretrained_model_name_or_path).is_dir():
-            raise MolError(
-                f"{pretrained_model_name_or_path}: no such directory; a fused model is loaded from what "
-                "save_pretrained wrote, and loading it from the Hub comes later"
-            )
-        config = kwargs.pop("config", None) or MoLModelConfig.from_pretrained(pretrained_model_name_or_path)
-        # What AutoModelForCausalLM adds by itself means nothing here.
-        others = {key for key, value in kwargs.items() if value not in (None, False, "auto", "main")}
-        others -= {"adapter_kwargs", "_from_auto", "_commit_hash"}
-        if args or others:
-            raise MolError(f"from_pretrained of a fused model does not take {', '.join(sorted(others)) or args}")
-        model = cls(config)
-        weights = load_file(Path(pretrained_model_name_or_path) / "model.safetensors")
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-        if missing or unexpected:
-            raise MolError.listing(
-                f"{pretrained_model_name_or_path}: its weights are not those that its config describes",
-                [*(f"{name} is missing" for name in missing), *(f"{name} is not wanted" for name in unexpected)],
-            )
-        model.train(mode=False)
-        return model
+    head = CAUSAL_LM
 
     def _adopt(self, runtime: MoLRuntime) -> None:
+        super()._adopt(runtime)
         host = runtime.host
         if not host.causal:
             raise MolError(
-                f"the host {runtime.host_name} ({type(host.model).__name__}) does not predict the next token, so the "
-                "fusion cannot write"
+                f"the host {runtime.host_name} ({type(host.model).__name__}) does not predict the next token: its "
+                "blocks look ahead, so the fusion cannot write"
             )
-        self.runtime = runtime
         self.generation_config = host.model.generation_config
-        self.train(runtime.training)
-
-    def _init_weights(self, module: torch.nn.Module) -> None:
-        """Leave modules as they were built."""
-
-    @property
-    def device(self) -> torch.device:
-        """Where the host is."""
-        device: torch.device = self.runtime.host.model.device
-        return device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the host's weights."""
-        return self.runtime.host.dtype
-
-    def get_input_embeddings(self) -> torch.nn.Module:
-        """Return the host's."""
-        embeddings: torch.nn.Module = self.runtime.host.model.get_input_embeddings()
-        return embeddings
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
+
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        *args: Any,  # noqa: ANN401 - what transformers' generate takes
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 - as transformers' generate returns it
+        """Write on from a prompt (B, T), as transformers' `generate` does, and tell each step how long it was."""
+        prompt = kwargs.get("input_ids") if inputs is None else inputs
+        kwargs.setdefault("prompt_length", 1 if prompt is None else prompt.shape[1])  # without one it starts with BOS
+        return super().generate(inputs, *args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -161,15 +69,16 @@ class MoLForCausalLM(PreTrainedModel, GenerationMixin):
         *,
         attention_mask: torch.Tensor | None = None,
         use_cache: bool = True,
+        prompt_length: int | None = None,
         **others: Any,  # noqa: ANN401 - what generate passes besides
     ) -> dict[str, Any]:
         """Give a step of `generate` its inputs: the tokens that the cache has not seen."""
+        inputs: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": use_cache}
         if not use_cache:
-            return {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+            return {**inputs, "input_ids": input_ids, "prompt_length": prompt_length}
         given = others.get(CACHE_NAME)
         cache = given if isinstance(given, FusedCache) else self.new_cache()
-        new = input_ids[:, cache.seen :]
-        return {"input_ids": new, "attention_mask": attention_mask, CACHE_NAME: cache, "use_cache": True}
+        return {**inputs, "input_ids": input_ids[:, cache.seen :], CACHE_NAME: cache}
 
     def new_cache(self) -> FusedCache:
         """Return an empty cache."""
@@ -185,6 +94,7 @@ class MoLForCausalLM(PreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool | None = None,
+        prompt_length: int | None = None,
         **_: Any,  # noqa: ANN401 - what Trainer and generate pass besides
     ) -> CausalLMOutputWithPast:
         """Run the host's forward with the fused layers in it.
@@ -198,6 +108,10 @@ class MoLForCausalLM(PreTrainedModel, GenerationMixin):
             use_cache: return a cache.
             logits_to_keep: logits of so many last tokens only; all if 0.
             return_dict: must not be False.
+            prompt_length: without a cache, rows with "sequence" dispatch choose by so many first columns.
+
+        Raises:
+            MolError: `return_dict` is False, or no label is left to count.
         """
         if return_dict is False:
             raise MolError("a fused model returns its outputs by name: return_dict=False is not supported")
@@ -213,35 +127,40 @@ class MoLForCausalLM(PreTrainedModel, GenerationMixin):
         if cache is not None and cache.host is not None:
             cache.host.seen = seen
         if labels is not None:
-            inputs["labels"] = labels
+            inputs["labels"] = self._counted(labels, attention_mask, cache, prompt_length)
         elif host.takes(host.model, "logits_to_keep"):
             inputs["logits_to_keep"] = logits_to_keep
-        output, run = self.runtime.run_host(lambda: host.model(**inputs), attention_mask, length, cache)
+        output, run = self.runtime.run_host(lambda: host.model(**inputs), attention_mask, length, cache, prompt_length)
         self.routings = run.routings
-        return CausalLMOutputWithPast(loss=output.loss, logits=output.logits, **{CACHE_NAME: cache})
+        loss = output.loss
+        if labels is not None and self.training:
+            settings = self.runtime.config
+            added = compute_routing_loss(
+                run.routings.values(),
+                attention_mask[:, -length:],
+                load_balancing_coeff=settings.load_balancing_coeff,
+                entropy_penalty_coeff=settings.entropy_penalty_coeff,
+            )
+            loss = loss + added.to(loss.device)
+        return CausalLMOutputWithPast(loss=loss, logits=output.logits, **{CACHE_NAME: cache})
+
+    def _counted(
+        self, labels: torch.Tensor, mask: torch.Tensor, cache: FusedCache | None, prompt: int | None
+    ) -> torch.Tensor:
+        """Leave out the labels of tokens by which rows choose their experts."""
+        if not self.runtime.fusion().pins or (cache is not None and cache.seen):
+            return labels
+        prefix = self.runtime.config.router_prefix
+        first = choosing(mask, prefix, prompt if cache is None else mask.shape[1])
+        counted = labels.masked_fill(first.to(labels.device), -100)
+        if counted[:, 1:].eq(-100).all():
+            why = (
+                f"rows choose their experts by the first {prefix} tokens: give longer rows, or shorten router_prefix"
+                if cache is None and prompt is None
+                else "rows choose their experts by all of the prompt: leave out the cache and prompt_length"
+            )
+            raise MolError(f'with dispatch="sequence" no label is left to count, for {why}')
+        return counted
 
 
-def _config_of(runtime: MoLRuntime) -> MoLModelConfig:
-    host = runtime.host.model.config
-    text = host.get_text_config()
-    layers = [
-        {"position": position, "experts": [{"model": s.model, "blocks": list(s.blocks)} for s in layer.specs]}
-        for position, layer in runtime.fusion().layers.items()
-    ]
-    return MoLModelConfig(
-        fusion=runtime.config.to_dict(),
-        host=runtime.host_name,
-        fused_layers=layers,
-        vocab_size=text.vocab_size,
-        num_hidden_layers=len(runtime.host),
-        hidden_size=runtime.host.width,
-        **{key: getattr(text, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
-    )
-
-
-def _blocks(numbers: list[int]) -> int | range:
-    return numbers[0] if len(numbers) == 1 else range(numbers[0], numbers[-1] + 1)
-
-
-AutoConfig.register(MoLModelConfig.model_type, MoLModelConfig)
 AutoModelForCausalLM.register(MoLModelConfig, MoLForCausalLM)

@@ -14,14 +14,16 @@ from torch import nn
 
 from mol.core.calls import Arguments, argument, part, ports, with_argument
 from mol.core.dispatch import intercepted, run_block
-from mol.core.mol_layer import ExpertSpec, MoLLayer, Routing, RunBlocks
-from mol.core.source import Source, Tokens
+from mol.core.mol_layer import Choice, ExpertSpec, MoLLayer, Routing, RunBlocks
+from mol.core.parts import Pinned, Whole
+from mol.core.running import ExpertRuns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from mol.core.cache import ExpertCache, FusedCache
-    from mol.core.prelude import Carries
+    from mol.config.mol_config import Dispatch
+    from mol.core.cache import FusedCache
+    from mol.core.source import Source
 
 
 class Fusion(NamedTuple):
@@ -33,6 +35,8 @@ class Fusion(NamedTuple):
         host_name: the host's name.
         layers: by position in the host.
         keep_host_layers: run blocks of the host without a layer, instead of passing the stream on.
+        dispatch: what an expert sees, see `MoLConfig`.
+        router_prefix: with "sequence" dispatch, the number of first tokens of a row that its choice goes by.
     """
 
     host: Source
@@ -40,6 +44,30 @@ class Fusion(NamedTuple):
     host_name: str
     layers: Mapping[int, MoLLayer]
     keep_host_layers: bool
+    dispatch: Dispatch = "dense"
+    router_prefix: int = 16
+
+    @property
+    def pins(self) -> bool:
+        """Whether rows choose once, so that outputs within the tokens they choose by look ahead."""
+        return any(layer.mode(self.dispatch) == "sequence" for layer in self.layers.values())
+
+
+def choosing(mask: torch.Tensor, prefix: int, prompt: int | None) -> torch.Tensor:
+    """Tell which tokens a row with "sequence" dispatch chooses its experts by.
+
+    Args:
+        mask: (B, T) over all tokens, 0 for padding.
+        prefix: the first so many tokens of each row that are no padding.
+        prompt: those in the first so many columns instead, if it is given.
+
+    Returns:
+        (B, T), true for these tokens.
+    """
+    shown = mask.ne(0)
+    if prompt is None:
+        return shown & (shown.cumsum(1) <= prefix)
+    return shown & (torch.arange(mask.shape[1], device=mask.device) < prompt)
 
 
 class Pass:
@@ -50,7 +78,9 @@ class Pass:
         hidden: the stream after the last block (B, T, H), in the host's width and before its final norm.
     """
 
-    def __init__(self, fusion: Fusion, mask: torch.Tensor, length: int, cache: FusedCache | None) -> None:
+    def __init__(
+        self, fusion: Fusion, mask: torch.Tensor, length: int, cache: FusedCache | None, prompt: int | None = None
+    ) -> None:
         """Prepare a forward.
 
         Args:
@@ -58,14 +88,17 @@ class Pass:
             mask: (B, P + T) over all tokens so far, 0 for padding.
             length: T, the number of new tokens.
             cache: what earlier forwards left; it grows by this one.
+            prompt: with "sequence" dispatch, rows choose by this many first columns; by the first `router_prefix`
+                tokens if None, and with a cache always by all tokens of the first forward.
         """
         self._fusion = fusion
         self._mask = mask
         self._length = length
         self._cache = cache
+        self._prompt = prompt if cache is None else length
         self._next = 0
-        self._contexts: dict[tuple[str, bool], list[Arguments]] = {}
-        self._live: dict[str, Carries] = {}
+        self._experts = ExpertRuns(fusion.sources, mask, length, cache)
+        self._first: tuple[torch.Tensor, torch.Tensor] | None = None
         self.routings: dict[int, Routing] = {}
         self.hidden: torch.Tensor | None = None
 
@@ -77,6 +110,7 @@ class Pass:
         host.calls.check_count(self._next)
         if self._cache is not None:
             self._cache.seen += self._length
+            self._cache.batch = self._mask.shape[0]
         return result
 
     def _block(self, block: nn.Module, call: Arguments) -> Any:  # noqa: ANN401 - as the block returns it
@@ -96,16 +130,19 @@ class Pass:
         given = argument(call, form.hidden_in)
         hidden = self._from_host(given)
         carried: dict[Any, Any] = {}
-        own = layer.specs.index(mine) if (mine := ExpertSpec(self._fusion.host_name, (index,))) in layer.specs else None
-        runs = [
-            self._own(index, call, carried) if number == own else partial(self._run_foreign, (index, number), spec)
-            for number, spec in enumerate(layer.specs)
-        ]
-        state = None if self._cache is None else self._cache.routes.get(index)
-        mixed, routing, state = layer(hidden, self._mask[:, -self._length :], runs, state, skip=self._cache is None)
-        self.routings[index] = routing
-        if self._cache is not None and state is not None:
-            self._cache.routes[index] = state
+        choice = self._choose(index, layer, hidden)
+        mine = ExpertSpec(self._fusion.host_name, (index,))
+        own = layer.specs.index(mine) if mine in layer.specs else None
+        runs: list[RunBlocks] = []
+        for number, (spec, seen) in enumerate(zip(layer.specs, choice.parts, strict=True)):
+            if number == own and isinstance(seen, Whole):
+                runs.append(self._own(index, call, carried))
+            else:  # also the host's own block where the host's call and cache, which are for all, would show too much
+                runs.append(partial(self._experts.run, (index, number), spec, seen or Whole()))
+        mixed = layer.mix(hidden, choice, runs)
+        self.routings[index] = choice.routing
+        if self._cache is not None and choice.state is not None:
+            self._cache.routes[index] = choice.state
         if last:
             self.hidden = mixed
         native = host.layout.to_block(mixed)
@@ -128,44 +165,26 @@ class Pass:
 
         return run
 
-    def _run_foreign(self, place: tuple[int, int], spec: ExpertSpec, hidden: torch.Tensor) -> torch.Tensor:
-        source = self._fusion.sources[spec.model]
-        return self._run_in(source, place, spec, hidden.to(source.dtype)).to(hidden.dtype)
+    def _choose(self, index: int, layer: MoLLayer, hidden: torch.Tensor) -> Choice:
+        mask = self._mask[:, -self._length :]
+        state = None if self._cache is None else self._cache.routes.get(index)
+        mode = layer.mode(self._fusion.dispatch)
+        if mode == "token":
+            return layer.choose_tokens(hidden, mask, state)
+        if mode == "sequence":
+            pinned: Pinned = layer.pin(*self._first_tokens(hidden, mask)) if state is None else state
+            return layer.choose_rows(mask, pinned)
+        return layer.choose(hidden, mask, state, skip=self._cache is None)
 
-    def _run_in(self, source: Source, place: tuple[int, int], spec: ExpertSpec, hidden: torch.Tensor) -> torch.Tensor:
-        live = self._live.setdefault(spec.model, {})
-        if self._cache is None:
-            context = self._context(spec.model, whole=True)
-            for block in spec.blocks:
-                hidden = source.run(block, hidden, context, live=live)
-            return hidden
-        if all(source.has_native_cache(block) for block in spec.blocks):
-            cache = self._cache.experts.setdefault(place, source.new_cache())
-            cache.seen = self._cache.seen
-            context = self._context(spec.model, whole=False)
-            for block in spec.blocks:
-                hidden = source.run(block, hidden, context, cache=cache, live=live)
-            return hidden
-        # Without a cache of its own a block runs on all that has gone into it; only its new outputs count.
-        before = self._cache.histories.get(place)
-        hidden = hidden if before is None else torch.cat([before, hidden], 1)
-        self._cache.histories[place] = hidden
-        context = self._context(spec.model, whole=True)
-        live = {}
-        for block in spec.blocks:
-            hidden = source.run(block, hidden, context, live=live)
-        return hidden[:, -self._length :]
-
-    def _context(self, name: str, *, whole: bool) -> list[Arguments]:
-        """Give the context of a model for all tokens, or for the new ones after those in a cache."""
-        context = self._contexts.get((name, whole))
-        if context is None:
-            source = self._fusion.sources[name]
-            length = self._mask.shape[1] if whole else self._length
-            cache: ExpertCache | None = None
-            if not whole and self._cache is not None:
-                cache = source.new_cache()
-                cache.seen = self._cache.seen
-            tokens = Tokens.of(self._mask, length, source.dtype)
-            context = self._contexts[name, whole] = source.context(tokens, cache)
-        return context
+    def _first_tokens(self, hidden: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Give the tokens (B, S, H) that rows choose by, in their order, and their mask (B, S)."""
+        if self._prompt is not None:
+            return hidden[:, : self._prompt], mask[:, : self._prompt]
+        if self._length <= self._fusion.router_prefix:
+            return hidden, mask
+        if self._first is None:
+            wanted = choosing(mask, self._fusion.router_prefix, None)
+            order = wanted.byte().argsort(dim=1, descending=True, stable=True)[:, : self._fusion.router_prefix]
+            self._first = order, wanted.gather(1, order)
+        order, shown = self._first
+        return hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1])), shown

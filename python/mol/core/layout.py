@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from mol.errors import ArchitectureError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import torch
 
 
@@ -16,6 +18,7 @@ class Layout:
 
     Attributes:
         width: D, the product of all axes that are neither batch nor sequence.
+        is_grid: whether the sequence is several axes, such as the rows and columns of an image.
     """
 
     def __init__(self, shape: tuple[int, ...], batch: int, length: int, name: str) -> None:
@@ -24,6 +27,8 @@ class Layout:
         Raises:
             ArchitectureError: the two numbers are not found in the shape.
         """
+        self.is_grid = False
+        self._lead: tuple[int, ...] = ()
         self._flat = len(shape) == 2 and shape[0] == batch * length
         if self._flat:
             self._order: tuple[int, ...] | None = None
@@ -41,19 +46,57 @@ class Layout:
             )
         self.width = math.prod(self._rest)
 
+    @classmethod
+    def of_signal(cls, shape: tuple[int, ...], batch: int, widths: Collection[int], name: str) -> Layout:
+        """Read the layout from a shape whose sequence has the length that an image or a sound gave it.
+
+        Args:
+            shape: of the hidden states.
+            batch: how many images or sounds they are of.
+            widths: numbers of channels that the blocks know: D is the last axis, or else the second.
+            name: what messages call the stack.
+
+        Raises:
+            ArchitectureError: the batch is not found in the shape.
+        """
+        if len(shape) >= 3 and shape[-1] not in widths and shape[1] in widths:
+            layout = cls.of_signal((shape[0], *shape[2:], shape[1]), batch, widths, name)
+            # The axis of channels goes to the end and comes back.
+            layout._order = (0, *range(2, len(shape)), 1)
+            return layout
+        if len(shape) == 3 and shape[1] == batch != shape[0]:
+            return cls(shape, batch, shape[0], name)
+        layout = cls.__new__(cls)
+        layout.width, layout._rest, layout._order = shape[-1], shape[-1:], None
+        layout.is_grid = len(shape) > 3 or (len(shape) == 3 and shape[0] not in (1, batch))
+        layout._flat = len(shape) == 2 or (len(shape) == 3 and shape[0] == 1 != batch)
+        layout._lead = shape[1:-1] if layout.is_grid else (1,) if layout._flat and len(shape) == 3 else ()
+        if math.prod(shape[:-1]) % batch or (not layout._flat and shape[0] % batch):
+            raise ArchitectureError(
+                f"{name}: hidden states of shape {list(shape)} for {batch} images or sounds: which axis is which "
+                "cannot be told"
+            )
+        return layout
+
     def to_block(self, hidden: torch.Tensor) -> torch.Tensor:
         """Lay (B, T, D) out as the block wants it."""
         if self._flat:
-            return hidden.reshape(-1, self.width)
+            return hidden.reshape(*self._lead, -1, self.width)
+        if self.is_grid:
+            hidden = hidden.reshape(-1, *self._lead, self.width)
+            return hidden if self._order is None else hidden.permute(*self._back()).contiguous()
         if self._order is None:
             return hidden
-        back = [self._order.index(axis) for axis in range(len(self._order))]
-        return hidden.reshape(*hidden.shape[:2], *self._rest).permute(*back).contiguous()
+        return hidden.reshape(*hidden.shape[:2], *self._rest).permute(*self._back()).contiguous()
 
     def from_block(self, hidden: torch.Tensor, batch: int) -> torch.Tensor:
         """Return what a block gave as (B, T, D)."""
-        if self._flat:
-            return hidden.reshape(batch, -1, self.width)
-        if self._order is None:
+        if self._order is not None:
+            hidden = hidden.permute(*self._order)
+        elif not self._flat and not self.is_grid:
             return hidden
-        return hidden.permute(*self._order).reshape(batch, -1, self.width)
+        return hidden.reshape(batch, -1, self.width)
+
+    def _back(self) -> list[int]:
+        order = self._order or ()
+        return [order.index(axis) for axis in range(len(order))]

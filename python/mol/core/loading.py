@@ -1,81 +1,193 @@
-"""Loads the models of a fusion through transformers: the host with its head, the others as bare models."""
+"""Loads the models of a fusion: the host with its head, the others as bare models, of each the blocks that run."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import (
     AutoConfig,
     AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from mol.errors import MolError
+from mol.architecture.detect import check_remote_code
+from mol.architecture.source import read_config
+from mol.config.model_reference import ModelReference
+from mol.core.heads import head_class
+from mol.core.placement import Memory, Place, device_of
+from mol.core.source import Source
+from mol.core.weights import ModelWeights, build_hollow
+from mol.errors import ConfigError
+from mol.io.checkpoint import Checkpoint
+from mol.io.hub import resolve
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mol.config.mol_config import MoLConfig
 
 
-def load_host(name: str, settings: MoLConfig) -> PreTrainedModel:
-    """Load a model with its language model head.
+def open_host(name: str, settings: MoLConfig) -> Source:
+    """Open a model with its head; all but its blocks is loaded, and those when they are asked for.
 
     Raises:
-        MolError: the model reads and writes with two stacks, or has no such head.
+        MolError: it cannot be a host; or its files are damaged, or do not fit its config.
         OSError: it cannot be had.
     """
-    config = _config(name, settings)
-    if config.is_encoder_decoder:
-        raise MolError(
-            f"{name} ({config.model_type}) has an encoder and a decoder and cannot be the host yet; name it after a "
-            "model with one stack, as a source of blocks it can be used"
+    directory = _directory(name, settings)
+    config = _config(name, directory, settings)
+    auto_class = head_class(config)
+    stack = settings.stacks.get(name)
+    if not settings.memory_efficient:
+        return Source(_whole(auto_class, name, directory, settings), name, stack=stack, causal=False)
+    weights = _hollow(auto_class, name, directory, config, settings)
+    if weights.model.can_generate() and (directory / GENERATION_CONFIG_NAME).is_file():
+        weights.model.generation_config = GenerationConfig.from_pretrained(directory)
+    if any(key.startswith(f"{name}[") or device == "disk" for key, device in _places(name, settings).items()):
+        raise ConfigError(
+            f"device_map places single blocks of {name}, or puts it on disk, and it is the host, which runs as a whole"
         )
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False):
-        return _load(AutoModelForMaskedLM, name, settings)
-    if config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        return _load(AutoModelForCausalLM, name, settings)
-    raise MolError(f"{name} ({config.model_type}) has no language model head and cannot be the host")
+    host = Source(weights.model, name, stack=stack, causal=False, weights=weights)
+    host.require_rest()
+    return host
+
+
+def open_source(name: str, settings: MoLConfig, memory: Memory, *, causal: bool) -> Source:
+    """Open a model for its blocks, which are loaded when they first run.
+
+    Args:
+        name: the model.
+        settings: what else to go by.
+        memory: the room for blocks.
+        causal: make its masks causal if its blocks look ahead.
+
+    Raises:
+        MolError: its blocks cannot be run alone; or its files are damaged, or do not fit its config.
+        OSError: it cannot be had.
+    """
+    stack = settings.stacks.get(name)
+    if not settings.memory_efficient:
+        return Source(load_source(name, settings), name, stack=stack, causal=causal)
+    directory = _directory(name, settings)
+    weights = _hollow(AutoModel, name, directory, _config(name, directory, settings), settings)
+    source = Source(weights.model, name, stack=stack, causal=causal, weights=weights, memory=memory)
+    whole = _place(settings.device_map.get(name))
+    source.places = {
+        index: _place(settings.device_map.get(f"{name}[{index}]")) or Place(None, whole is None or whole.stays)
+        for index in range(len(source))
+    }
+    return source
 
 
 def load_source(name: str, settings: MoLConfig) -> PreTrainedModel:
-    """Load a model without its head."""
-    return _load(AutoModel, name, settings)
+    """Load a whole model without its head.
+
+    Raises:
+        MolError: see `open_source`.
+        OSError: it cannot be had.
+    """
+    directory = _directory(name, settings)
+    _config(name, directory, settings)  # refuses what is not known
+    return _whole(AutoModel, name, directory, settings)
 
 
 def load_tokenizer(name: str, settings: MoLConfig) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; padding goes by the end of text where it has no token of its own, as is usual."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **_where(name, settings))
+    """Load a tokenizer; padding goes by the end of text where it has no token of its own, as is usual.
+
+    Raises:
+        OSError: there is none.
+    """
+    directory = _directory(name, settings, weights=False)
+    trusted = settings.trust_remote_code
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=trusted)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _config(name: str, settings: MoLConfig) -> PreTrainedConfig:
-    config: PreTrainedConfig = AutoConfig.from_pretrained(name, **_where(name, settings))
+def _directory(name: str, settings: MoLConfig, *, weights: bool = True) -> Path:
+    reference = ModelReference(name, settings.revisions.get(name))
+    where = {"cache_dir": settings.cache_dir, "token": settings.token}
+    return resolve(reference, weights=weights, code=settings.trust_remote_code, **where)[0]
+
+
+def _config(name: str, directory: Path, settings: MoLConfig) -> PreTrainedConfig:
+    document = read_config(directory)
+    model_type = str(document.get("model_type"))
+    if model_type not in CONFIG_MAPPING:
+        check_remote_code(name, document, model_type, trust_remote_code=settings.trust_remote_code)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=settings.trust_remote_code)
+    config.name_or_path = name
     return config
 
 
-def _load(kind: Any, name: str, settings: MoLConfig) -> PreTrainedModel:  # noqa: ANN401 - one of the Auto classes
-    chosen: dict[str, Any] = {"dtype": settings.dtype_of(name) or "auto"}
-    if settings.attn_implementation is not None:
-        chosen["attn_implementation"] = settings.attn_implementation
+def _whole(auto_class: Any, name: str, directory: Path, settings: MoLConfig) -> PreTrainedModel:  # noqa: ANN401
+    place = _place(settings.device_map.get(name))
+    if (place is not None and not place.stays) or any(key.startswith(f"{name}[") for key in settings.device_map):
+        raise ConfigError(f"device_map places single blocks of {name}, which takes memory_efficient=True")
+    Checkpoint.open(directory, name=name)  # refuses quantized and damaged files
     # Pickles are never read.
-    model: PreTrainedModel = kind.from_pretrained(name, use_safetensors=True, **chosen, **_where(name, settings))
-    return model
+    model: PreTrainedModel = auto_class.from_pretrained(
+        directory,
+        use_safetensors=True,
+        dtype=settings.dtype_of(name) or "auto",
+        trust_remote_code=settings.trust_remote_code,
+        **_attention(settings),
+    )
+    return model if place is None or place.device is None else model.to(place.device)
 
 
-def _where(name: str, settings: MoLConfig) -> dict[str, Any]:
-    return {
-        "revision": settings.revisions.get(name, "main"),
-        "cache_dir": settings.cache_dir,
-        "token": settings.token,
-        "trust_remote_code": settings.trust_remote_code,
-    }
+def _hollow(
+    auto_class: Any,  # noqa: ANN401 - one of the Auto classes
+    name: str,
+    directory: Path,
+    config: PreTrainedConfig,
+    settings: MoLConfig,
+) -> ModelWeights:
+    checkpoint = Checkpoint.open(directory, name=name)
+    options = {"trust_remote_code": True} if settings.trust_remote_code else {}
+    dtype = _dtype(name, checkpoint, config, settings)
+    model = build_hollow(auto_class, config, dtype=dtype, **_attention(settings), **options)
+    weights = ModelWeights(model, checkpoint)
+    place = _place(settings.device_map.get(name))
+    if place is not None and place.device is not None:
+        device = place.device
+        weights.apply(lambda tensor: tensor.to(device))
+    return weights
+
+
+def _dtype(name: str, checkpoint: Checkpoint, config: PreTrainedConfig, settings: MoLConfig) -> torch.dtype:
+    """Choose as `from_pretrained` does: what is asked for, what the config says, what the first tensor is."""
+    wanted = settings.dtype_of(name)
+    if wanted is None:
+        found = [info.dtype for info in checkpoint.tensors.values() if info.dtype in _DTYPES]
+        return config.dtype or (_DTYPES[found[0]] if found else torch.float32)
+    dtype = getattr(torch, wanted, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f"dtype is {wanted!r}, wanted float32, bfloat16 or float16")
+    return dtype
+
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+
+
+def _attention(settings: MoLConfig) -> dict[str, str]:
+    chosen = settings.attn_implementation
+    return {} if chosen is None else {"attn_implementation": chosen}
+
+
+def _places(name: str, settings: MoLConfig) -> dict[str, str]:
+    return {key: place for key, place in settings.device_map.items() if key == name or key.startswith(f"{name}[")}
+
+
+def _place(setting: str | None) -> Place | None:
+    if setting is None:
+        return None
+    return Place(None, stays=False) if setting == "disk" else Place(device_of(setting))

@@ -6,9 +6,14 @@ With no token left they are 0. Logits are those that a router returns: their sof
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from mol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 def compute_router_entropy(logits: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -98,6 +103,39 @@ def compute_load_balancing_loss(
     chosen = torch.where(chosen.all(-1, keepdim=True), heaviest, chosen)
     choices = chosen / chosen.sum(-1, keepdim=True).clamp(min=1)
     return experts * (_mean(choices, kept) * _mean(p, kept)).sum()
+
+
+def compute_routing_loss(
+    routings: Iterable[tuple[torch.Tensor, torch.Tensor | None]],
+    attention_mask: torch.Tensor,
+    *,
+    load_balancing_coeff: float,
+    entropy_penalty_coeff: float,
+) -> torch.Tensor:
+    """Return what routing adds to the loss of a task, a mean over the layers that have a choice; 0 without any.
+
+    For a layer it is load_balancing_coeff * `compute_load_balancing_loss` + entropy_penalty_coeff *
+    `compute_router_entropy`.
+
+    Args:
+        routings: weights (B, T, E) and logits (B, T, E) of each layer; without logits there was nothing to choose.
+        attention_mask: (B, T), 0 for padding.
+        load_balancing_coeff: of the first.
+        entropy_penalty_coeff: of the second.
+
+    Raises:
+        ConfigError: the mask has another shape.
+    """
+    terms = [
+        load_balancing_coeff
+        * compute_load_balancing_loss(weights, attention_mask, probabilities=logits.float().softmax(-1))
+        + entropy_penalty_coeff * compute_router_entropy(logits, attention_mask)
+        for weights, logits in routings
+        if logits is not None
+    ]
+    if not terms:
+        return torch.zeros((), device=attention_mask.device)
+    return torch.stack([term.to(attention_mask.device) for term in terms]).mean()
 
 
 def _masked(values: torch.Tensor, attention_mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:

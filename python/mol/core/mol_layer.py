@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
 
 from mol.core.adapters import BaseAdapter, IdentityAdapter, create_adapter
+from mol.core.parts import Part, Picked, Pinned, Whole
 from mol.core.routers import BaseRouter, RouterState, create_router
 
+if TYPE_CHECKING:
+    from mol.config.mol_config import Dispatch
+
 RunBlocks = Callable[[torch.Tensor], torch.Tensor]
-"""Runs an expert's blocks on hidden states (B, T, D)."""
+"""Runs an expert's blocks on the hidden states (..., D) of the part of a batch that it sees."""
 
 
 class ExpertSpec(NamedTuple):
@@ -44,6 +48,20 @@ class Routing(NamedTuple):
     logits: torch.Tensor | None
 
 
+class Choice(NamedTuple):
+    """What each expert of a layer is to do in one forward.
+
+    Attributes:
+        routing: what the router said; its weights are those of the mixture.
+        parts: what each expert sees; None for one that does not run.
+        state: for the tokens that follow: of the router, or the pinned choice.
+    """
+
+    routing: Routing
+    parts: Sequence[Part | None]
+    state: Any
+
+
 class Expert(nn.Module):
     """The trained half of an expert: the way to its blocks and back. The blocks belong to their model.
 
@@ -61,10 +79,19 @@ class Expert(nn.Module):
         self.up = up
 
     @classmethod
-    def build(cls, spec: ExpertSpec, host_width: int, width: int, adapter_type: str | None) -> Expert:
-        """Make an expert with fresh adapters; without a type, for a block of the host, they do nothing."""
+    def build(
+        cls, spec: ExpertSpec, host_width: int, width: int, adapter_type: str | None, adapter_init: str = "identity"
+    ) -> Expert:
+        """Make an expert with fresh adapters; without a type, for a block of the host, they do nothing.
+
+        Those that are to be fitted, any `adapter_init` but "identity", are plain linear maps, which start as it too.
+        """
         if adapter_type is None:
             return cls(spec, IdentityAdapter(host_width), IdentityAdapter(host_width))
+        if adapter_type == "linear" and adapter_init != "identity":
+            plain = {"use_layer_norm": False, "use_residual": False}
+            down = create_adapter(adapter_type, host_width, width, **plain)
+            return cls(spec, down, create_adapter(adapter_type, width, host_width, bias=False, **plain))
         down = create_adapter(adapter_type, host_width, width)
         return cls(spec, down, create_adapter(adapter_type, width, host_width))
 
@@ -74,7 +101,7 @@ class Expert(nn.Module):
         return self.down.is_exact_identity and self.up.is_exact_identity
 
     def forward(self, hidden: torch.Tensor, run: RunBlocks) -> torch.Tensor:
-        """Return F(h) = h + U(E(Ah) - Ah): what the expert does not see of h (B, T, H) passes through."""
+        """Return F(h) = h + U(E(Ah) - Ah): what the expert does not see of h (..., H) passes through."""
         if self.is_exact:
             return run(hidden)
         inner = self.down(hidden)
@@ -112,6 +139,74 @@ class MoLLayer(nn.Module):
         """Which blocks its experts are."""
         return [expert.spec for expert in self.experts if isinstance(expert, Expert)]
 
+    def mode(self, dispatch: Dispatch) -> Dispatch:
+        """Say how this layer dispatches: as it is told, but densely where every token goes to every expert anyway."""
+        if self.router is None or (dispatch == "token" and self.router.top_k in (None, len(self.experts))):
+            return "dense"
+        return dispatch
+
+    def choose(
+        self, hidden: torch.Tensor, mask: torch.Tensor, state: RouterState | None = None, *, skip: bool = True
+    ) -> Choice:
+        """Choose for `dense`: every expert sees all tokens.
+
+        Args:
+            hidden: the host's stream (B, T, H).
+            mask: (B, T), 0 for padding.
+            state: what the router remembers of earlier tokens.
+            skip: leave out experts that no token chose; a cache that must see every token forbids it.
+        """
+        if self.router is None:
+            return Choice(Routing(mask[..., None].to(torch.float32), None), [Whole()], None)
+        weights, logits, state = self.router.route(hidden, mask, state)
+        chosen = weights.flatten(0, 1).ne(0).any(0).tolist() if skip else [True] * len(self.experts)
+        return Choice(Routing(weights, logits), [Whole() if wanted else None for wanted in chosen], state)
+
+    def choose_rows(self, mask: torch.Tensor, pinned: Pinned) -> Choice:
+        """Choose for `sequence`: every expert sees the rows that chose it, see `pin`; mask (B, T) is 0 for padding."""
+        weights = pinned.weights[:, None] * mask[..., None].ne(0)
+        logits = pinned.logits[:, None].expand_as(weights)
+        return Choice(Routing(weights, logits), pinned.parts(), pinned)
+
+    def pin(self, hidden: torch.Tensor, mask: torch.Tensor) -> Pinned:
+        """Let each row choose by the tokens (B, T, H) under a mask (B, T); the layer must have a router."""
+        assert self.router is not None
+        return Pinned(*self.router.route_rows(hidden, mask))
+
+    def choose_tokens(self, hidden: torch.Tensor, mask: torch.Tensor, state: RouterState | None = None) -> Choice:
+        """Choose for `token`: every expert sees the tokens that chose it; see `choose`; the layer must have a router.
+
+        This is routing by tokens, which is causal, around whole blocks as in Raposo et al. (2024, "Mixture-of-Depths"),
+        where experts choose among all tokens of a sequence.
+        """
+        assert self.router is not None
+        weights, logits, state = self.router.route(hidden, mask, state)
+        return Choice(Routing(weights, logits), Picked.each(weights.detach().ne(0)), state)
+
+    def mix(self, hidden: torch.Tensor, choice: Choice, runs: Sequence[RunBlocks]) -> torch.Tensor:
+        """Run the experts and mix what they add.
+
+        Args:
+            hidden: the host's stream (B, T, H).
+            choice: what each expert sees, and what it weighs.
+            runs: for each expert what runs its blocks on its part.
+
+        Returns:
+            The stream after the layer (B, T, H).
+        """
+        if self.router is None:
+            alone: torch.Tensor = self.experts[0](hidden, runs[0])
+            return alone
+        whole = all(isinstance(part, Whole) or part is None for part in choice.parts)
+        mixed = hidden if whole else hidden.clone(memory_format=torch.contiguous_format)
+        weights = choice.routing.weights.unbind(-1)
+        for expert, run, weight, part in zip(self.experts, runs, weights, choice.parts, strict=True):
+            if part is not None:
+                seen = part.take(hidden)
+                change = part.take(weight)[..., None].to(hidden.dtype) * (expert(seen, run) - seen)
+                mixed = part.add(mixed, change)
+        return mixed
+
     def forward(
         self,
         hidden: torch.Tensor,
@@ -121,25 +216,10 @@ class MoLLayer(nn.Module):
         *,
         skip: bool = True,
     ) -> tuple[torch.Tensor, Routing, RouterState | None]:
-        """Run the experts and mix what they add.
-
-        Args:
-            hidden: the host's stream (B, T, H).
-            mask: (B, T), 0 for padding.
-            runs: for each expert what runs its blocks.
-            state: what the router remembers of earlier tokens.
-            skip: leave out experts that no token chose; a cache that must see every token forbids it.
+        """Choose densely and mix; see `choose` and `mix`.
 
         Returns:
             The stream after the layer, what the router said, and its state for the next tokens.
         """
-        if self.router is None:
-            weights = mask[..., None].to(torch.float32)
-            return self.experts[0](hidden, runs[0]), Routing(weights, None), None
-        weights, logits, state = self.router.route(hidden, mask, state)
-        chosen = weights.flatten(0, 1).ne(0).any(0).tolist() if skip else [True] * len(runs)
-        mixed = hidden
-        for expert, run, weight, wanted in zip(self.experts, runs, weights.unbind(-1), chosen, strict=True):
-            if wanted:
-                mixed = mixed + weight[..., None].to(hidden.dtype) * (expert(hidden, run) - hidden)
-        return mixed, Routing(weights, logits), state
+        choice = self.choose(hidden, mask, state, skip=skip)
+        return self.mix(hidden, choice, runs), choice.routing, choice.state

@@ -8,43 +8,31 @@ import torch
 from torch import nn
 
 from mol.config.mol_config import MoLConfig
+from mol.core.calibration import checked_texts, fit_layer
 from mol.core.fusion import Fusion, Pass
-from mol.core.loading import load_host, load_source, load_tokenizer
-from mol.core.losses import compute_load_balancing_loss, compute_router_entropy
-from mol.core.mol_layer import Expert, ExpertSpec, MoLLayer, Routing
-from mol.core.source import Source
+from mol.core.host import HostHead, host_inputs
+from mol.core.loading import load_tokenizer, open_host, open_source
+from mol.core.mol_layer import Expert, ExpertSpec, MoLLayer
+from mol.core.placement import Memory
+from mol.core.stats import LayerStats, RouterStats
 from mol.errors import ConfigError, MolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
     from mol.core.cache import FusedCache
     from mol.core.causal_lm import MoLForCausalLM
+    from mol.core.pretrained import FusedModel
+    from mol.core.source import Source
+    from mol.core.suggest import Suggestions
+    from mol.core.summary import Summary
 
 __all__ = ["LayerSpec", "MoLConfig", "MoLLayer", "MoLRuntime"]
 
 LayerSpec = ExpertSpec
-
-
-class HostHead(nn.Module):
-    """The host's final norm and head, as its own forward applies them."""
-
-    def __init__(self, runtime: MoLRuntime) -> None:
-        """Belong to a runtime, without being part of its modules twice."""
-        super().__init__()
-        self.__dict__["_runtime"] = runtime
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Turn the stream after the last layer (B, T, H) into logits (B, T, V)."""
-        host: Source = self.__dict__["_runtime"].host
-        batch, length, _ = hidden_states.shape
-        tokens = torch.ones(batch, length, dtype=torch.long, device=hidden_states.device)
-        last = host.layout.to_block(hidden_states)
-        _, result = host.calls.capture(lambda: host.model(input_ids=tokens, attention_mask=tokens), last=last)
-        logits: torch.Tensor = result.logits
-        return logits
 
 
 class MoLRuntime(nn.Module):
@@ -66,7 +54,7 @@ class MoLRuntime(nn.Module):
             config: its settings; the first model is the host unless `setup_embeddings` names another.
         """
         super().__init__()
-        import mol.core.causal_lm  # noqa: F401 - registers fused models with transformers
+        import mol.core.task_models  # noqa: F401 - registers fused models with transformers
 
         self.config = config
         self.layers = nn.ModuleList()
@@ -74,9 +62,11 @@ class MoLRuntime(nn.Module):
         self.lm_head: HostHead | None = None
         self._host_name = config.models[0]
         self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._calibration: list[str] | None = None
         self.train(mode=False)
         # Plain, so that state_dict, to() of the trained parts and FSDP see adapters and routers only.
         self.__dict__["_sources"] = {}
+        self.__dict__["_memory"] = Memory(config.expert_bytes)
 
     @property
     def host_name(self) -> str:
@@ -112,10 +102,10 @@ class MoLRuntime(nn.Module):
         if name not in sources:
             if name not in self.config.models:
                 raise ConfigError(f"{name!r} is not one of the models of this fusion: {', '.join(self.config.models)}")
-            load: Callable[[str, MoLConfig], PreTrainedModel] = load_host if name == self._host_name else load_source
-            wants_causal = name != self._host_name and self.is_causal
-            stack = self.config.stacks.get(name)
-            sources[name] = Source(load(name, self.config), name, stack=stack, causal=wants_causal)
+            if name == self._host_name:
+                sources[name] = open_host(name, self.config)
+            else:
+                sources[name] = open_source(name, self.config, self.__dict__["_memory"], causal=self.is_causal)
         return sources[name]
 
     @property
@@ -159,15 +149,39 @@ class MoLRuntime(nn.Module):
             )
         self.lm_head = HostHead(self)
 
-    def add_layer(self, layer_specs: Sequence[tuple[str, int | range]], layer_idx: int | None = None) -> None:
+    def calibrate(self, texts: Sequence[str]) -> None:
+        """Keep text for the layers that are added from now on, to fit their adapters on; see `add_layer`.
+
+        Raises:
+            ConfigError: it is one string, or empty, or holds something else than text.
+        """
+        self._calibration = checked_texts(texts)
+
+    def suggest_layers(self, texts: Sequence[str], **options: Any) -> Suggestions:  # noqa: ANN401 - of that function
+        """Score blocks of the other models for the host's layers; see `mol.core.suggest.suggest_layers`."""
+        from mol.core.suggest import suggest_layers
+
+        return suggest_layers(self, texts, **options)
+
+    def add_layer(
+        self,
+        layer_specs: Sequence[tuple[str, int | range]],
+        layer_idx: int | None = None,
+        *,
+        calibration: Sequence[str] | None = None,
+        fit: bool = True,
+    ) -> None:
         """Put blocks of several models in the place of one of the host's.
 
         Args:
             layer_specs: (model, number of a block) for each expert, or (model, range of numbers) for several in a row.
             layer_idx: which of the host's layers they stand for; the one after the last added if None.
+            calibration: texts to fit adapters on where `adapter_init` asks for it; those of `calibrate` if None.
+            fit: without it adapters that would be fitted start as the identity, for weights to be loaded into.
 
         Raises:
-            ConfigError: a model, a block or the place does not exist, or the place is taken.
+            ConfigError: a model, a block or the place does not exist, or the place is taken; or adapters are to be
+                fitted and cannot be.
             MolError: blocks cannot be run alone, or look ahead in a causal model.
         """
         position = max(self.positions, default=-1) + 1 if layer_idx is None else layer_idx
@@ -197,6 +211,7 @@ class MoLRuntime(nn.Module):
                 self.host.width,
                 self.source(spec.model).width,
                 None if spec == own else self.config.adapter_type,
+                self.config.adapter_init,
             )
             for spec in specs
         ]
@@ -208,8 +223,43 @@ class MoLRuntime(nn.Module):
             top_k=self.config.top_k_experts,
         )
         weight = next(self.host.model.parameters())
-        self.layers.append(layer.to(weight.device).train(self.training))
+        layer = layer.to(weight.device).train(self.training)
+        if fit and self.config.adapter_init != "identity":
+            texts = self._calibration if calibration is None else checked_texts(calibration)
+            fit_layer(experts, position, self.host, self.config, texts)
+        self.layers.append(layer)
         self.positions.append(position)
+
+    def summary(self) -> Summary:
+        """Describe models, experts, parameters and memory; it prints as a table. Nothing is loaded for it."""
+        from mol.core.summary import summarise
+
+        return summarise(self)
+
+    def routing_report(self, text: str | Sequence[str], path: str | Path = "routing.html") -> Path:
+        """Write what the routers say of a text as one HTML page that needs nothing besides: no network, no server.
+
+        The page shows the text coloured by expert, token by token, in a row for each fused layer, with the weights of
+        each token, shares and entropies.
+
+        Args:
+            text: one text, or several, which are run one by one.
+            path: where to write the page; a file that is there is replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            ConfigError: no layer was added, the runtime is in training mode, or a text is empty or too long.
+            OSError: the page cannot be written.
+        """
+        from mol.core.routing_report import write_routing_report
+
+        return write_routing_report(self, text, path)
+
+    def __repr__(self) -> str:
+        """Show the summary."""
+        return str(self.summary())
 
     def fusion(self) -> Fusion:
         """Give the parts that a forward needs."""
@@ -220,7 +270,16 @@ class MoLRuntime(nn.Module):
         }
         names = {spec.model for layer in layers.values() for spec in layer.specs}
         sources = {name: self.source(name) for name in sorted(names | {self._host_name})}
-        return Fusion(self.host, sources, self._host_name, layers, self.config.keep_host_layers)
+        settings = self.config
+        return Fusion(
+            self.host,
+            sources,
+            self._host_name,
+            layers,
+            settings.keep_host_layers,
+            settings.dispatch,
+            settings.router_prefix,
+        )
 
     def run_host(
         self,
@@ -228,6 +287,7 @@ class MoLRuntime(nn.Module):
         mask: torch.Tensor,
         length: int,
         cache: FusedCache | None = None,
+        prompt: int | None = None,
     ) -> tuple[Any, Pass]:
         """Run a forward of the host with the fused layers in it.
 
@@ -236,32 +296,42 @@ class MoLRuntime(nn.Module):
             mask: (B, P + T) over all tokens so far.
             length: T, the number of new tokens.
             cache: what earlier forwards left.
+            prompt: the number of first columns that rows choose their experts by, see `Pass`.
         """
-        run = Pass(self.fusion(), mask, length, cache)
+        self.host.require(self._host_blocks())
+        run = Pass(self.fusion(), mask, length, cache, prompt)
         return run.run(forward), run
 
     def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None, return_router_stats: bool = False
-    ) -> tuple[torch.Tensor, dict[str, dict[str, Any]] | None]:
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        return_router_stats: bool = False,
+        **others: Any,  # noqa: ANN401 - what the host's forward takes besides
+    ) -> tuple[torch.Tensor, RouterStats | None]:
         """Run all layers.
 
         Args:
             input_ids: (B, T), of the host's tokenizer.
             attention_mask: (B, T), 0 for padding.
             return_router_stats: tell what the routers said.
+            others: inputs of the host's own: `token_type_ids`, or `pixel_values` (B, C, height, width) of a host that
+                reads images, whose patches are the tokens then.
 
         Returns:
             The stream after the last layer (B, T, H), before the host's final norm, for `lm_head`; and for each fused
-            layer `layer_{position}`: `expert_weights` (B, T, E) on the CPU, `router_entropy` in nats,
-            `load_balancing_loss` (1 is balanced) and `num_experts`; None unless asked for.
+            layer `layer_{position}` what `LayerStats` lists, `expert_weights` (B, T, E) first; None unless asked for.
         """
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         body = self.host.model.base_model
-        inputs = self.host.token_inputs(body, input_ids, mask)
-        _, run = self.run_host(lambda: body(**inputs), mask, input_ids.shape[1])
+        inputs, mask = host_inputs(self.host, body, input_ids, attention_mask, others)
+        _, run = self.run_host(lambda: body(**inputs), mask, mask.shape[1])
         assert run.hidden is not None  # the last block was called, or Pass.run had raised
-        stats = {f"layer_{i}": _stats(routing, mask) for i, routing in sorted(run.routings.items())}
-        return run.hidden, stats if return_router_stats else None
+        if not return_router_stats:
+            return run.hidden, None
+        layers = self.fusion().layers
+        return run.hidden, RouterStats(
+            {f"layer_{i}": LayerStats.of(said, mask, layers[i].specs) for i, said in sorted(run.routings.items())}
+        )
 
     def as_causal_lm(self) -> MoLForCausalLM:
         """Return the same model as transformers know models: logits, loss, `generate`, Trainer.
@@ -272,6 +342,16 @@ class MoLRuntime(nn.Module):
         from mol.core.causal_lm import MoLForCausalLM
 
         return MoLForCausalLM.from_runtime(self)
+
+    def as_model(self) -> FusedModel:
+        """Return the same model as transformers know models, in the class that goes with the host's head.
+
+        `MoLForCausalLM`, `MoLForMaskedLM`, `MoLForSequenceClassification`, `MoLForTokenClassification` or
+        `MoLForImageClassification`.
+        """
+        from mol.core.task_models import model_of
+
+        return model_of(self)
 
     def generate(
         self,
@@ -312,9 +392,22 @@ class MoLRuntime(nn.Module):
         """Move the models too where the runtime is moved or cast."""
         sources: dict[str, Source] = self.__dict__["_sources"]
         for source in sources.values():
-            source.model._apply(fn)
+            source.apply(fn)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
+
+    def _host_blocks(self) -> set[int]:
+        """Return the host's blocks that run: those without a fused layer, and its own among the experts."""
+        experts = {
+            block
+            for layer in self.layers
+            if isinstance(layer, MoLLayer)
+            for spec in layer.specs
+            if spec.model == self._host_name
+            for block in spec.blocks
+        }
+        kept = set(range(len(self.host))) - set(self.positions) if self.config.keep_host_layers else set()
+        return experts | kept
 
     def _check_causal(self, specs: Sequence[ExpertSpec]) -> None:
         if not self.is_causal or self.config.allow_bidirectional:
@@ -331,14 +424,3 @@ class MoLRuntime(nn.Module):
                 "causal masks; choose others, or pass allow_bidirectional=True if nothing is trained or written",
                 looking,
             )
-
-
-def _stats(routing: Routing, mask: torch.Tensor) -> dict[str, Any]:
-    weights = routing.weights.detach()
-    entropy = 0.0 if routing.logits is None else compute_router_entropy(routing.logits.detach(), mask).item()
-    return {
-        "expert_weights": weights.cpu(),
-        "router_entropy": entropy,
-        "load_balancing_loss": compute_load_balancing_loss(weights, mask).item(),
-        "num_experts": weights.shape[-1],
-    }

@@ -6,7 +6,7 @@ no code here knows an architecture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -72,7 +72,9 @@ class BlockCalls:
     Attributes:
         forms: one for each call.
         carries: extra results that go from one call to the next.
-        producers: calls that make a carry instead of passing it on; a prelude runs these for real.
+        producers: calls that make a carry instead of passing it on, or write into a mapping that all are handed (keys
+            and values for later layers, say); a prelude runs these for real.
+        writes: whether a block writes into a mapping that others read.
         shape: shape of the hidden states of the first call when the calls were traced.
     """
 
@@ -91,9 +93,13 @@ class BlockCalls:
         self._blocks = list(blocks)
         self._name = name
         trace: list[tuple[nn.Module, Arguments, Any]] = []
+        writers: set[int] = set()
 
         def record(block: nn.Module, call: Arguments) -> Any:  # noqa: ANN401 - as the block returns it
+            before = _mappings(call)
             result = run_block(block, call)
+            if any(before[slot].keys() != after.keys() for slot, after in _mappings(call).items()):
+                writers.add(len(trace))
             trace.append((block, call, result))
             return result
 
@@ -104,6 +110,8 @@ class BlockCalls:
         self.carries: list[Carry] = []
         self.forms = self._follow(trace)
         self.producers = {carry.call - 1 for carry in self.carries if self._is_made(trace[carry.call - 1], carry)}
+        self.producers |= writers
+        self.writes = bool(writers)
         hidden = argument(trace[0][1], self.forms[0].hidden_in)
         self.shape = tuple(hidden.shape)
         self._check_shapes(trace)
@@ -169,13 +177,12 @@ class BlockCalls:
         form = self.forms[index]
         carried: dict[Port, object] = {}
         mine = [carry for carry in self.carries if carry.call == index + 1]
-        if mine:
-            made: Any = None
-            if index in self.producers:
-                with untouched_caches(call):
-                    made = run_block(form.block, call)
-            for carry in mine:
-                carried[carry.port] = argument(call, carry.slot) if made is None else part(made, carry.port)
+        made: Any = None
+        if index in self.producers:
+            with untouched_caches(call):
+                made = run_block(form.block, call)
+        for carry in mine:
+            carried[carry.port] = argument(call, carry.slot) if made is None else part(made, carry.port)
         return form.result.make(hidden, carried)
 
     def run(self, index: int, hidden: torch.Tensor, call: Arguments, live: Carries | None = None) -> torch.Tensor:
@@ -265,6 +272,11 @@ class BlockCalls:
                     f"{self._name}: its blocks change the shape of the hidden states ({list(self.shape)} to "
                     f"{list(given.shape)}), so a single block cannot stand for another"
                 )
+
+
+def _mappings(call: Arguments) -> dict[Slot, dict[Any, Any]]:
+    """Copy the mappings that a block is handed and may write into."""
+    return {slot: dict(value) for slot, value in items(call) if isinstance(value, MutableMapping)}
 
 
 @contextmanager

@@ -162,14 +162,47 @@ class BaseRouter(nn.Module, ABC):
             if mask is not None:
                 tokens = torch.where(mask, tokens, 0.0)  # not a product: padding may hold NaN
             seen, after = self.features(functional.layer_norm(tokens, (self.hidden_dim,)), mask, state)
-            logits = _linear(self.classifier, self.dropout(seen))
-            if self.training and self.noise_std > 0.0:
-                logits = logits + torch.randn_like(logits) * self.noise_std
-            logits = logits / self.temperature
-            weights = top_k_weights(logits, self.num_experts if self.top_k is None else self.top_k)
+            weights, logits = self._choose(seen)
             if mask is not None:
                 weights = weights.masked_fill(~mask, 0.0)
         return weights, logits, after
+
+    def route_rows(
+        self, x: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weigh the experts once for each row, by all of the tokens (B, T, H) that are given.
+
+        Returns:
+            Weights and logits (B, E), float32, see `route`; a row of padding alone is weighed as well.
+
+        Raises:
+            ConfigError: x or the mask has the wrong shape, or `top_k` was set out of range.
+        """
+        mask = self._check(x, attention_mask)
+        with _no_autocast(x.device):
+            tokens = x.float()
+            if mask is not None:
+                tokens = torch.where(mask, tokens, 0.0)
+            seen, _ = self.features(functional.layer_norm(tokens, (self.hidden_dim,)), mask, None)
+            return self._choose(self.of_rows(seen, mask))
+
+    def of_rows(self, seen: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Say what the classifier sees of a whole row (B, H), from its `features` (B, T, H): their mean.
+
+        Args:
+            seen: (B, T, H).
+            mask: (B, T, 1), false for padding; None where there is none.
+        """
+        if mask is None:
+            return seen.mean(1)
+        return seen.masked_fill(~mask, 0.0).sum(1) / mask.sum(1).clamp(min=1)
+
+    def _choose(self, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = _linear(self.classifier, self.dropout(seen))
+        if self.training and self.noise_std > 0.0:
+            logits = logits + torch.randn_like(logits) * self.noise_std
+        logits = logits / self.temperature
+        return top_k_weights(logits, self.num_experts if self.top_k is None else self.top_k), logits
 
     def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Weigh the experts for whole sequences (B, T, H): weights and logits (B, T, E), see `route`."""
@@ -264,6 +297,10 @@ class SimpleRouter(BaseRouter):
             # Padding before the first token: there is nothing to pool, and 0 over anything says so.
             prefix = pooled / total.masked_fill(total == 0.0, 1.0)
         return functional.layer_norm(prefix, (self.hidden_dim,)), RouterState(pooled[:, -1], total[:, -1])
+
+    def of_rows(self, seen: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Show the last prefix, which is the row; padding behind it has added nothing. See `BaseRouter.of_rows`."""
+        return seen[:, -1]
 
 
 class TokenLevelRouter(BaseRouter):

@@ -2,54 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from contextlib import contextmanager
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-from transformers.cache_utils import Cache
-
-from mol.core.cache import CACHE_NAME, ExpertCache
-from mol.core.calls import Arguments, items, with_argument
-from mol.core.causal import causal_masks, prepare
+from mol.core.cache import ExpertCache
+from mol.core.causal import prepare
 from mol.core.dispatch import twin
-from mol.core.layout import Layout
-from mol.core.prelude import BlockCalls, Carries
+from mol.core.driver import REFUSALS, Driver, Masks
+from mol.core.inputs import CACHE_NAMES, Tokens
+from mol.core.placement import Memory, Place
+from mol.core.probes import has_nan, is_blind_to_masks, is_causal, keeps_cache, kind_of, sees_content, with_cache
 from mol.core.stacks import choose_stack
-from mol.errors import ArchitectureError
+from mol.errors import MolError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    import torch
+    from torch import nn
     from transformers import PreTrainedModel
 
-_BATCH, _LENGTH = 3, 5
-"""Sizes of the traced forward, unlike each other so that axes can be told apart."""
-_CACHE_NAMES: Final = (CACHE_NAME, "cache_params")
-_EXACT = 1e-5
+    from mol.core.calls import Arguments
+    from mol.core.prelude import Carries
+    from mol.core.weights import ModelWeights
 
-
-class Tokens(NamedTuple):
-    """What a forward is about.
-
-    Attributes:
-        mask: attention mask over all tokens so far, (B, P + T), integers.
-        positions: positions of the new tokens, (B, T).
-        length: T.
-        device: of the hidden states.
-        dtype: of the hidden states.
-    """
-
-    mask: torch.Tensor
-    positions: torch.Tensor
-    length: int
-    device: torch.device
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, mask: torch.Tensor, length: int, dtype: torch.dtype) -> Tokens:
-        """Describe the last `length` tokens under a mask; positions count unmasked tokens, as `generate` does."""
-        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, mask.shape[1] - length :]
-        return cls(mask, positions, length, mask.device, dtype)
+__all__ = ["Source", "Tokens"]
 
 
 class Source:
@@ -60,14 +40,26 @@ class Source:
         model: a twin of the model: its own modules over the same weights.
         stack: path of the list of blocks.
         blocks: the list.
+        driver: the part of the model that calls them, and how.
+        owner: that part.
         calls: its blocks, as its forward calls them.
         layout: how its hidden states lie.
         width: D, the width of its hidden states.
-        causal: whether no output of a block depends on later tokens.
-        made_causal: whether that took causal masks in place of its own.
+        weights: of a model that was built without them, else None.
+        places: where blocks go, by their numbers, if not where the model is.
+        made_causal: whether that took other masks than its own.
     """
 
-    def __init__(self, model: PreTrainedModel, name: str, *, stack: str | None = None, causal: bool = True) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        name: str,
+        *,
+        stack: str | None = None,
+        causal: bool = True,
+        weights: ModelWeights | None = None,
+        memory: Memory | None = None,
+    ) -> None:
         """Find a model's blocks and trace them.
 
         Args:
@@ -75,27 +67,31 @@ class Source:
             name: what messages call it.
             stack: path of its list of blocks, or a part of it, where it has several.
             causal: make its masks causal if its blocks look ahead.
+            weights: of a model that was built without them; blocks are then loaded when they first run.
+            memory: the room that its blocks share with others; they stay once they are loaded if None.
 
         Raises:
             ArchitectureError: it has no stack of blocks that can be run alone; the message says why.
         """
         self.name = name
-        self.model = twin(model)
+        self.model = twin(model) if weights is None else model
         self.model.train(mode=False)
         self.model.requires_grad_(requires_grad=False)
+        self.weights = weights
+        self._memory = memory
+        self.places: Mapping[int, Place] = {}
         found = choose_stack(self.model, name, stack)
         self.blocks = list(found.blocks)
         self.stack = found.path
-        self._wants_causal = False
-        self._trace(found.owners)
-        self.causal = self._probe(range(len(self.calls)))
+        self._found = found
+        self._may_change = causal
         self.made_causal = False
-        if causal and not self.causal:
-            prepare(self.model)
-            self._wants_causal = True
-            self._trace(found.owners)
-            self.causal = self.made_causal = self._probe(range(len(self.calls)))
-        self._native_cache: dict[int, bool] = {}
+        self._kinds: list[object] = []
+        self._causal: dict[object, bool] = {}
+        self._native_cache: dict[object, bool] = {}
+        self._all_causal: bool | None = None
+        self._paths: dict[int, str] = {}
+        self._adopt(self._drive("own"))
 
     def __len__(self) -> int:
         """Count its blocks, as its forward calls them."""
@@ -107,9 +103,63 @@ class Source:
         dtype: torch.dtype = next(self.model.parameters()).dtype
         return dtype
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, and its blocks but for those with a place of their own."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    @property
+    def causal(self) -> bool:
+        """Whether no output of a block depends on later tokens; probed once, on one block of each kind."""
+        if self._all_causal is None:
+            for index in range(len(self)):
+                with self._visited(self.driver):
+                    self.is_causal(index)
+            self._all_causal = all(self._causal.values())
+        return self._all_causal
+
+    @property
+    def known_causal(self) -> bool | None:
+        """What is known of `causal`, None if nobody asked of any block."""
+        return all(self._causal.values()) if self._causal else None
+
+    def path_of(self, index: int) -> str:
+        """Return the path of a block in the model."""
+        return self._paths[id(self.calls.forms[index].block)]
+
+    def require(self, indices: Iterable[int]) -> None:
+        """Have blocks in memory from now on.
+
+        Raises:
+            CheckpointError: one cannot be read.
+        """
+        if self.weights is not None:
+            self.weights.load(self.weights.under(*{self.path_of(index) for index in indices}))
+
+    def require_rest(self, *, skip_missing: bool = False) -> None:
+        """Have all that is not a block in memory from now on: embeddings, norms, head.
+
+        Args:
+            skip_missing: do without what the files lack, such as a pooler.
+
+        Raises:
+            CheckpointError: something cannot be read.
+        """
+        if self.weights is not None:
+            self.weights.load(self.weights.outside(self.stack), skip_missing=skip_missing)
+
+    def apply(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Move or cast the model, as `nn.Module.to` does."""
+        if self.weights is None:
+            self.model._apply(fn)
+        else:
+            self.weights.apply(fn)
+
     def new_cache(self) -> ExpertCache:
         """Return an empty cache in the form that its blocks know."""
-        return ExpertCache(self._owner.config)
+        # A config is slow to read, and decoding asks for a cache at every token.
+        return copy.deepcopy(self._empty_cache)
 
     def context(self, tokens: Tokens, cache: ExpertCache | None = None) -> list[Arguments]:
         """Run the prelude: what each block is handed for these tokens.
@@ -117,10 +167,25 @@ class Source:
         Args:
             tokens: with a cache only the new ones, under the mask of all.
             cache: tells how many tokens were before; its contents do not matter.
+
+        Raises:
+            MolError: the model cannot take so many tokens.
         """
-        inputs = self._inputs(tokens, cache)
-        with torch.no_grad(), self._masks():
-            return self.calls.capture(lambda: self._owner(**inputs))[0]
+        device = self.device
+        if tokens.device != device:
+            mask, positions = tokens.mask.to(device), tokens.positions.to(device)
+            tokens = tokens._replace(mask=mask, positions=positions, device=device)
+        try:
+            return self.driver.context(tokens, cache)
+        except (IndexError, RuntimeError) as error:
+            total = tokens.mask.shape[1]
+            most = getattr(self.owner.config, "max_position_embeddings", None)
+            if most is None or total <= most:
+                raise
+            raise MolError(
+                f"{self.name} has positions for {most} tokens, and {total} were given; shorten the text, or leave its "
+                "blocks out"
+            ) from error
 
     def run(
         self,
@@ -143,13 +208,10 @@ class Source:
         Returns:
             (B, T, D).
         """
-        call = context[index]
         if cache is not None:
-            for slot, value in items(call):
-                if isinstance(value, Cache):
-                    call = with_argument(call, slot, cache)
-        result = self.calls.run(index, self.layout.to_block(hidden), call, live)
-        return self.layout.from_block(result, hidden.shape[0])
+            context = [*context[:index], with_cache(context[index], cache), *context[index + 1 :]]
+        given = hidden.to(self.device, self.dtype)
+        return self.driver.run(index, given, context, live).to(hidden.device, hidden.dtype)
 
     def token_inputs(
         self, model: nn.Module, input_ids: torch.Tensor, mask: torch.Tensor, cache: ExpertCache | None = None
@@ -163,11 +225,12 @@ class Source:
             cache: the model's own.
         """
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask}
-        if self.takes(model, "position_ids"):
+        # Where nothing is written, positions are the model's own: those of RoBERTa, say, start at 2.
+        if self.causal and self.takes(model, "position_ids"):
             inputs["position_ids"] = Tokens.of(mask, input_ids.shape[1], self.dtype).positions
         if self.takes(model, "use_cache"):
             inputs["use_cache"] = cache is not None
-        name = next((name for name in _CACHE_NAMES if self.takes(model, name)), None)
+        name = next((name for name in CACHE_NAMES if self.takes(model, name)), None)
         if cache is not None and name is not None:
             inputs[name] = cache
         return inputs
@@ -175,130 +238,129 @@ class Source:
     @staticmethod
     def takes(model: nn.Module, name: str) -> bool:
         """Tell whether a model's forward has an argument of this name."""
-        return name in inspect.signature(model.forward).parameters
+        return name in _parameters(type(model))
 
     def has_native_cache(self, index: int) -> bool:
         """Tell whether a block alone, fed bit by bit with a cache, does what it does on the whole; probed once."""
-        if index not in self._native_cache:
-            self._native_cache[index] = self._cache_name is not None and self.causal and self._probe_cache(index)
-        return self._native_cache[index]
+        kind = self._kind_of(index)
+        if kind not in self._native_cache:
+            self._native_cache[kind] = self.is_causal(index) and keeps_cache(self.driver, index)
+        return self._native_cache[kind]
+
+    def known_native_cache(self, index: int) -> bool | None:
+        """Return what `has_native_cache` said of a block, None if nobody asked."""
+        return self._native_cache.get(self._kind_of(index)) if self._native_cache else None
 
     def is_causal(self, index: int) -> bool:
-        """Tell whether one block's outputs depend on no later token."""
-        return self._probe([index])
+        """Tell whether one block's outputs depend on no later token; probed once for each kind of block.
 
-    def _masks(self) -> AbstractContextManager[None]:
-        # An image has as many tokens as patches, so a mask built for one fits no text; `is_causal` alone does it there.
-        return causal_masks() if self._wants_causal and self._way != "pixel_values" else nullcontext()
+        The first that looks ahead has the masks of the model changed, where that was asked for and helps.
+        """
+        kind = self._kind_of(index)
+        if kind not in self._causal:
+            looks_back = is_causal(self.driver, [index])
+            if not looks_back and self._may_change:
+                self._may_change = False
+                self.made_causal = looks_back = self._make_causal(index)
+                kind = self._kind_of(index)
+            self._causal[kind] = looks_back
+        return self._causal[kind]
 
-    def _trace(self, owners: tuple[tuple[str, PreTrainedModel], ...]) -> None:
-        """Trace with the innermost model around the blocks that runs from nothing but embeddings or tokens."""
-        reasons = []
-        for path, owner in owners:
-            self._owner = owner
-            self._parameters = inspect.signature(owner.forward).parameters
-            self._cache_name = next((name for name in _CACHE_NAMES if name in self._parameters), None)
-            for way in ("inputs_embeds", "input_ids", "pixel_values"):
-                if way not in self._parameters:
-                    continue
-                self._way = way
-                try:
-                    self._trace_once()
-                except (
-                    ArchitectureError,
-                    ValueError,
-                    TypeError,
-                    RuntimeError,
-                    AttributeError,
-                    KeyError,
-                    IndexError,
-                ) as error:
-                    # Whatever a model's code says to an input it cannot take; all of it is told if nothing works.
-                    reasons.append(f"{path or type(owner).__name__} from {way}: {type(error).__name__}: {error}")
-                else:
-                    return
-        raise ArchitectureError.listing(f"{self.name}: its blocks `{self.stack}` cannot be run alone", reasons)
+    @cached_property
+    def content_dependent(self) -> bool:
+        """Whether its model hands blocks more of its input than hidden states.
 
-    def _trace_once(self) -> None:
-        weight = next(self.model.parameters())
-        mask = torch.ones(_BATCH, _LENGTH, dtype=torch.long, device=weight.device)
-        inputs = self._inputs(Tokens.of(mask, _LENGTH, weight.dtype), None)
-        with self._masks():
-            self.calls = BlockCalls(self.blocks, lambda: self._owner(**inputs), f"{self.name}, `{self.stack}`")
-        shape = self.calls.shape
-        if self._way == "pixel_values":
-            self.layout = Layout((_BATCH, _LENGTH, shape[-1]), _BATCH, _LENGTH, self.name)
+        Beside a host such blocks are handed what a blank input gives: per-layer embeddings of one and the same token
+        (Gemma 3n), say, or a first hidden state of zeros (Zamba).
+        """
+        return sees_content(self.driver)
+
+    @cached_property
+    def blind_to_masks(self) -> bool:
+        """Whether nothing tells its blocks what is padding, so that they take it for tokens: those of a ViT, say."""
+        return is_blind_to_masks(self.driver)
+
+    def _adopt(self, driver: Driver) -> None:
+        driver.hold = self._held
+        self.driver = driver
+        # What was found out under other masks does not hold any more.
+        self._kinds.clear()
+        self._causal.clear()
+        self._native_cache.clear()
+        self._all_causal = None
+        self.owner, self.calls, self.layout, self.width = driver.owner, driver.calls, driver.layout, driver.width
+        self._empty_cache = ExpertCache(self.owner.config)
+
+    def _drive(self, masks: Masks) -> Driver:
+        """Trace the blocks, with noise for weights where none are loaded, and load what their contexts need."""
+        if self.weights is None:
+            return Driver(self._found, self.name, masks)
+        with self.weights.noise():
+            driver = Driver(self._found, self.name, masks)
+        self._paths = {id(module): path for path, module in self.model.named_modules()}
+        producers = {self._paths[id(driver.calls.forms[index].block)] for index in driver.calls.producers}
+        self.weights.load(self.weights.under(*producers))
+        if has_nan(driver):
+            path = self._paths[id(driver.owner)]
+            around = self.weights.under(path) if path else self.weights.outside()
+            self.weights.load(around & self.weights.outside(self.stack))
+        return driver
+
+    def _make_causal(self, index: int) -> bool:
+        """Look for masks under which a block does not look ahead; if there are none all stays as it was."""
+        # A mask built for an image's patches fits no text, so attention's own flags come first there.
+        ways: tuple[Masks, ...] = (
+            ("flags", "causal", "handed") if self.driver.inputs.way.is_signal else ("causal", "handed")
+        )
+        prepared = prepare(self.model)
+        for masks in ways:
+            try:
+                driver = self._drive(masks)
+                with self._visited(driver):
+                    causal = is_causal(driver, [index])
+            except REFUSALS:
+                continue  # it takes no such mask
+            if causal:
+                self._adopt(driver)
+                return True
+        prepared.undo()
+        return False
+
+    def _kind_of(self, index: int) -> object:
+        """Return what blocks share that do the same with tokens: class, settings, shapes, and what they are handed."""
+        if not self._kinds:
+            context = self.driver.context(self.driver.random_hidden(6)[1])
+            self._kinds = [kind_of(form, call) for form, call in zip(self.calls.forms, context, strict=True)]
+        return self._kinds[index]
+
+    @contextmanager
+    def _held(self, index: int) -> Iterator[torch.device | None]:
+        """Have a block in memory while it runs, and afterwards if there is room."""
+        if self.weights is None:
+            yield None
+            return
+        path, place = self.path_of(index), self.places.get(index, Place())
+        if self._memory is None:
+            self.weights.load(self.weights.under(path), place.device)
+            yield place.device
         else:
-            self.layout = Layout(shape, _BATCH, _LENGTH, self.name)
-        self.width = self.layout.width
+            with self._memory.hold(self.weights, path, place):
+                yield place.device
 
-    def _inputs(self, tokens: Tokens, cache: ExpertCache | None) -> dict[str, Any]:
-        """Give the model that drives the blocks inputs of the right sizes; what they hold does not reach a block."""
-        batch = tokens.mask.shape[0]
-        inputs: dict[str, Any] = {}
-        if self._way == "inputs_embeds":
-            width = self._embedding_width()
-            inputs["inputs_embeds"] = torch.zeros(batch, tokens.length, width, device=tokens.device, dtype=tokens.dtype)
-        elif self._way == "input_ids":
-            inputs["input_ids"] = torch.ones(batch, tokens.length, device=tokens.device, dtype=torch.long)
-        else:
-            return {"pixel_values": self._blank_image(batch, tokens)}
-        if "attention_mask" in self._parameters:
-            inputs["attention_mask"] = tokens.mask
-        if "position_ids" in self._parameters:
-            inputs["position_ids"] = tokens.positions
-        if "use_cache" in self._parameters:
-            inputs["use_cache"] = cache is not None
-        if cache is not None and self._cache_name is not None:
-            inputs[self._cache_name] = cache
-        return inputs
+    @contextmanager
+    def _visited(self, driver: Driver) -> Iterator[None]:
+        """Have blocks in memory for as long as each runs, and no longer if they were not before."""
+        if self.weights is None:
+            yield
+            return
+        weights, held = self.weights, driver.hold
+        driver.hold = lambda index: weights.visited(self.path_of(index))
+        try:
+            yield
+        finally:
+            driver.hold = held
 
-    def _embedding_width(self) -> int:
-        embeddings = self._owner.get_input_embeddings()
-        for parameter in embeddings.parameters():
-            if parameter.dim() == 2:
-                return int(parameter.shape[1])
-        raise ArchitectureError(f"{self.name}: its input embeddings have no matrix, so their width is not known")
 
-    def _blank_image(self, batch: int, tokens: Tokens) -> torch.Tensor:
-        config = self._owner.config
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (batch, config.num_channels, height, width)
-        return torch.zeros(shape, device=tokens.device, dtype=tokens.dtype)
-
-    def _random_hidden(self, length: int) -> tuple[torch.Tensor, Tokens]:
-        weight = next(self.model.parameters())
-        generator = torch.Generator().manual_seed(0)
-        hidden = torch.randn(2, length, self.width, generator=generator).to(weight.device, weight.dtype)
-        mask = torch.ones(2, length, dtype=torch.long, device=weight.device)
-        return hidden, Tokens.of(mask, length, weight.dtype)
-
-    def _probe(self, indices: range | list[int]) -> bool:
-        """Change the last token at random (LayerNorm would hide a shift) and look at the outputs before it."""
-        hidden, tokens = self._random_hidden(6)
-        changed = hidden.clone()
-        changed[:, -1] = hidden[:, 0].flip(-1) * 3
-        context = self.context(tokens)
-        with torch.no_grad():
-            for index in indices:
-                before, after = (self.run(index, h, context, live={})[:, :-1] for h in (hidden, changed))
-                if not torch.allclose(before, after, rtol=0.0, atol=_EXACT):
-                    return False
-        return True
-
-    def _probe_cache(self, index: int) -> bool:
-        hidden, tokens = self._random_hidden(7)
-        with torch.no_grad():
-            whole = self.run(index, hidden, self.context(tokens), live={})
-            cache, pieces = self.new_cache(), []
-            for start, end in ((0, 4), (4, 5), (5, 6)):
-                cache.seen = start
-                piece = Tokens.of(tokens.mask[:, :end], end - start, tokens.dtype)
-                try:
-                    context = self.context(piece, cache)
-                    pieces.append(self.run(index, hidden[:, start:end], context, cache=cache, live={}))
-                except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError):
-                    return False  # a block that fails alone with a cache is run without one
-        scale = max(1.0, whole.abs().max().item())
-        return torch.allclose(torch.cat(pieces, 1), whole[:, :6], rtol=0.0, atol=2e-4 * scale)
+@cache
+def _parameters(kind: type[nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)

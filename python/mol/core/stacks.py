@@ -60,10 +60,12 @@ def choose_stack(model: PreTrainedModel, name: str, wanted: str | None = None) -
         return named[0]
     encoder_decoder = bool(getattr(model.config, "is_encoder_decoder", False))
 
-    def rank(stack: FoundStack) -> tuple[bool, bool, int]:
+    def rank(stack: FoundStack) -> tuple[bool, bool, bool, int]:
         textual = any("input_ids" in inspect.signature(owner.forward).parameters for _, owner in stack.owners[:1])
         words = stack.path.split(".")
         role = "encoder" in words if encoder_decoder else "language_model" in words or "text_model" in words
-        return role, textual, sum(parameter.numel() for parameter in stack.blocks.parameters())
+        weights = list(stack.blocks.parameters())
+        # Convolutions alone are what sound or an image goes through before the blocks.
+        return role, textual, any(weight.dim() == 2 for weight in weights), sum(weight.numel() for weight in weights)
 
     return max(stacks, key=rank)

@@ -1,0 +1,237 @@
+"""Drives a stack of blocks: finds the part of a model that calls them, and runs them in what that part hands them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import torch
+from torch.nn import functional
+
+from mol.core.calls import Arguments, argument
+from mol.core.causal import causal_masks, made_causal
+from mol.core.inputs import Inputs, Tokens
+from mol.core.layout import Layout
+from mol.core.placement import to_device
+from mol.core.prelude import BlockCalls, Carries
+from mol.errors import ArchitectureError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from mol.core.cache import ExpertCache
+    from mol.core.stacks import FoundStack
+
+Masks = Literal["own", "flags", "causal", "handed"]
+"""How attention is masked: as the model does it; by its `is_causal` flags; by causal masks in the place of its own; by
+its own masks, made causal where blocks are handed them."""
+
+REFUSALS: Final = (
+    ArchitectureError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""Whatever a model's code says to an input that it cannot take."""
+Hold = Callable[[int], AbstractContextManager["torch.device | None"]]
+"""Has a block in memory while the context is open, and tells its device where that is not its model's."""
+
+_BATCH, _LENGTH = 3, 5
+"""Sizes of the traced forward, unlike each other so that axes can be told apart."""
+_LARGEST: Final = 1 << 12
+
+
+class Driver:
+    """A stack of blocks with the part of its model that calls them.
+
+    Attributes:
+        owner: that part.
+        inputs: how it is driven.
+        calls: the blocks, as it calls them.
+        layout: how its hidden states lie.
+        hold: has a block in memory while it runs.
+        is_fixed: whether blocks run only at the length that their owner gave the hidden states: an image's patches, or
+            tokens padded to whole windows. Shorter texts are padded to it and cut again.
+    """
+
+    def __init__(self, found: FoundStack, name: str, masks: Masks = "own") -> None:
+        """Trace with the innermost part around the blocks that runs from embeddings, tokens, an image or a sound.
+
+        Args:
+            found: the stack.
+            name: what messages call the model.
+            masks: how attention is masked; `prepare` the model for any but its own.
+
+        Raises:
+            ArchitectureError: no part runs, or the blocks cannot be run alone.
+        """
+        self._name = name
+        self._masks: Masks = masks
+        self._scales: dict[int, int] = {}
+        self.hold: Hold = _stay
+        reasons = []
+        for path, owner in found.owners:
+            for inputs in Inputs.of(owner):
+                try:
+                    self._trace(found, owner, inputs)
+                except REFUSALS as error:
+                    # All of it is told if nothing works.
+                    said = " ".join(str(error).split())
+                    reasons.append(f"{path or type(owner).__name__} from {inputs.way}: {type(error).__name__}: {said}")
+                else:
+                    return
+        if not reasons:
+            reasons = [f"{type(owner).__name__} takes nothing that can be made up" for _, owner in found.owners[:1]]
+        raise ArchitectureError.listing(f"{name}: its blocks `{found.path}` cannot be run alone", reasons)
+
+    def __len__(self) -> int:
+        """Count the blocks, as their owner calls them."""
+        return len(self.calls)
+
+    @property
+    def width(self) -> int:
+        """D, the width of the hidden states."""
+        return self.layout.width
+
+    def context(
+        self, tokens: Tokens, cache: ExpertCache | None = None, content: torch.Generator | None = None
+    ) -> list[Arguments]:
+        """Run the prelude: what each block is handed for these tokens.
+
+        Args:
+            tokens: with a cache only the new ones, under the mask of all.
+            cache: tells how many tokens were before; its contents do not matter.
+            content: draws what the inputs hold; nothing, without.
+
+        Raises:
+            ArchitectureError: the blocks take fewer tokens at a time.
+        """
+        handed = self._capture(self.inputs_for(tokens, cache, content))
+        return [self.made(index, call) for index, call in enumerate(handed)]
+
+    def inputs_for(
+        self, tokens: Tokens, cache: ExpertCache | None = None, content: torch.Generator | None = None
+    ) -> dict[str, Any]:
+        """Make inputs of the owner that give at least as many hidden states as there are tokens.
+
+        Raises:
+            ArchitectureError: none do.
+        """
+        scale = self._scale(tokens) if self.is_fixed and self.inputs.way.is_signal else 1
+        return self.inputs.make(tokens, cache, content=content, scale=scale)
+
+    def made(self, index: int, call: Arguments) -> Arguments:
+        """Return the call of a block as it is made: with the masks that were asked for, where it is handed them."""
+        return made_causal(self.calls.forms[index].block, call) if self._masks == "handed" else call
+
+    def run(
+        self, index: int, hidden: torch.Tensor, context: list[Arguments], live: Carries | None = None
+    ) -> torch.Tensor:
+        """Run one block on hidden states (B, T, D) in what `context` gave.
+
+        Raises:
+            ArchitectureError: the context is of fewer tokens.
+        """
+        batch, length, _ = hidden.shape
+        if self.is_fixed:
+            room = self._room(index, context, batch)
+            if room < length:
+                raise ArchitectureError(f"{self._name}: its blocks take {room} tokens at a time, {length} were given")
+            hidden = functional.pad(hidden, (0, 0, 0, room - length))
+        call = context[index]
+        with self.hold(index) as device:
+            if device is not None:
+                call, hidden = to_device(call, device), hidden.to(device)
+            result = self.calls.run(index, self.layout.to_block(hidden), call, live)
+        return self.layout.from_block(result, batch)[:, :length]
+
+    def random_hidden(self, length: int) -> tuple[torch.Tensor, Tokens]:
+        """Draw hidden states (2, T, D), the same each time, and describe them."""
+        weight = next(self.owner.parameters())
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(2, length, self.width, generator=generator).to(weight.device, weight.dtype)
+        mask = torch.ones(2, length, dtype=torch.long, device=weight.device)
+        return hidden, Tokens.of(mask, length, weight.dtype)
+
+    def _trace(self, found: FoundStack, owner: PreTrainedModel, inputs: Inputs) -> None:
+        self.owner, self.inputs, self.is_fixed = owner, inputs, False
+        weight = next(owner.parameters())
+        mask = torch.ones(_BATCH, _LENGTH, dtype=torch.long, device=weight.device)
+        tokens = Tokens.of(mask, _LENGTH, weight.dtype)
+        made = self.inputs_for(tokens)
+        with self.masking():
+            self.calls = BlockCalls(list(found.blocks), lambda: owner(**made), f"{self._name}, `{found.path}`")
+        shape = self.calls.shape
+        if not inputs.way.is_signal and (_LENGTH in shape or shape[0] == _BATCH * _LENGTH):
+            self.layout = Layout(shape, _BATCH, _LENGTH, self._name)
+            return
+        widths = {int(parameter.shape[0]) for parameter in found.blocks.parameters() if parameter.dim() == 1}
+        self.layout = Layout.of_signal(shape, _BATCH, widths, self._name)
+        if inputs.way.is_signal:
+            self.is_fixed = self.layout.is_grid or not self._runs_at_any_length()
+        else:
+            self.is_fixed = True
+            self._check_padding(tokens)
+
+    def _runs_at_any_length(self) -> bool:
+        hidden, tokens = self.random_hidden(_LENGTH + 2)
+        try:
+            context, live = self.context(tokens), Carries()
+            with torch.no_grad():
+                for index in range(len(self)):
+                    hidden = self.run(index, hidden, context, live)
+        except REFUSALS:
+            return False
+        return hidden.shape[1] == tokens.length
+
+    def _check_padding(self, tokens: Tokens) -> None:
+        """Check that the hidden states of the tokens come first and that what was added to them is behind."""
+        blank, drawn = (self._first_hidden(tokens, content) for content in (None, torch.Generator().manual_seed(0)))
+        moved = (blank != drawn).any(-1).any(0).nonzero().flatten().tolist()
+        if moved != list(range(tokens.length)):
+            raise ArchitectureError(
+                f"{self._name}: {blank.shape[1]} hidden states for {tokens.length} tokens, and they are not the first"
+            )
+
+    def _first_hidden(self, tokens: Tokens, content: torch.Generator | None) -> torch.Tensor:
+        call = self.context(tokens, content=content)[0]
+        hidden: torch.Tensor = argument(call, self.calls.forms[0].hidden_in)
+        return self.layout.from_block(hidden, tokens.mask.shape[0])
+
+    def _scale(self, tokens: Tokens) -> int:
+        """Find the size of signal that is enough for so many tokens."""
+        if tokens.length not in self._scales:
+            scale, before = 1, 0
+            while True:
+                inputs = self.inputs.make(tokens, scale=scale)
+                room = self._room(0, self._capture(inputs), tokens.mask.shape[0])
+                if room >= tokens.length:
+                    break
+                if room <= before or scale >= _LARGEST or self.layout.is_grid:
+                    raise ArchitectureError(
+                        f"{self._name}: its blocks take {room} tokens at a time, {tokens.length} were given"
+                    )
+                scale, before = scale * 2, room
+            self._scales[tokens.length] = scale
+        return self._scales[tokens.length]
+
+    def _capture(self, inputs: dict[str, Any]) -> list[Arguments]:
+        with torch.no_grad(), self.masking():
+            return self.calls.capture(lambda: self.owner(**inputs))[0]
+
+    def _room(self, index: int, context: list[Arguments], batch: int) -> int:
+        hidden = argument(context[index], self.calls.forms[index].hidden_in)
+        return self.layout.from_block(hidden, batch).shape[1]
+
+    def masking(self) -> AbstractContextManager[None]:
+        """Let the model make the masks that were asked for while this is open."""
+        return causal_masks() if self._masks == "causal" else nullcontext()
+
+
+def _stay(_index: int) -> AbstractContextManager[None]:
+    return nullcontext()

@@ -1,0 +1,70 @@
+"""Tells whether blocks take a cache with gaps: rows of unequal length, written side by side under a mask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
+
+import torch
+
+from mol.core.source import Source, Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_PIECES: Final = ((3, 2), (1, 0), (1, 2), (1, 1))
+"""New tokens of two rows, in each of four forwards."""
+_POSITIONS: Final = ((0, 2, 3, 5, 6, 9), (1, 4, 5, 7, 8, 0))
+_known: WeakKeyDictionary[Source, dict[int, bool]] = WeakKeyDictionary()
+
+
+def keeps_gaps(source: Source, blocks: Sequence[int]) -> bool:
+    """Tell whether blocks that have a native cache do with gaps in it what they do on each row alone; probed once.
+
+    A block that counts how far apart its keys lie in the cache does not, such as one with a sliding window. Whether a
+    window is there is asked of the cache: it may be longer than any probe.
+    """
+    known = _known.setdefault(source, {})
+    for block in blocks:
+        if block not in known:
+            layers: list[Any] = source.new_cache().layers
+            sliding = any(getattr(layer, "is_sliding", False) for layer in layers)
+            known[block] = not sliding and _probe(source, block)
+    return all(known[block] for block in blocks)
+
+
+def _probe(source: Source, block: int) -> bool:
+    device, dtype = source.device, source.dtype
+    positions = torch.tensor(_POSITIONS, device=device)
+    hidden = torch.randn(2, 6, source.width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    wanted, found = [], []
+    with torch.no_grad():
+        for row in range(2):
+            total = sum(counts[row] for counts in _PIECES)
+            mask = torch.ones(1, total, dtype=torch.long, device=device)
+            tokens = Tokens(mask, positions[row : row + 1, :total], total, device, dtype)
+            wanted.append(source.run(block, hidden[row : row + 1, :total], source.context(tokens), live={})[0])
+        cache, valid = source.new_cache(), positions.new_zeros(2, 0)
+        done = [0, 0]
+        for counts in _PIECES:
+            length = max(counts)
+            new = torch.arange(length, device=device) < positions.new_tensor(counts)[:, None]
+            valid = torch.cat([valid, new.long()], 1)
+            columns = [[min(done[row] + column, 5) for column in range(length)] for row in range(2)]
+            index = positions.new_tensor(columns)
+            measure = source.new_cache()
+            cache.seen = measure.seen = valid.shape[1] - length
+            tokens = Tokens(valid, positions.gather(1, index), length, device, dtype)
+            given = hidden.gather(1, index[..., None].expand(-1, -1, source.width))
+            try:
+                result = source.run(block, given, source.context(tokens, measure), cache=cache, live={})
+            except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError):
+                return False  # a block that fails on gaps is run without a cache
+            found.append([result[row, : counts[row]] for row in range(2)])
+            done = [before + count for before, count in zip(done, counts, strict=True)]
+    exact = max(2e-4, 8 * torch.finfo(dtype).eps)
+    return all(
+        torch.allclose(torch.cat([piece[row] for piece in found]), wanted[row], rtol=0.0, atol=exact * scale)
+        for row in range(2)
+        for scale in [max(1.0, wanted[row].abs().max().item())]
+    )

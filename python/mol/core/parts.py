@@ -1,0 +1,136 @@
+"""Which part of a batch an expert sees, and the way from the batch to that part and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All tokens of all rows."""
+
+    def take(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x (B, T, ...) as it is."""
+        return x
+
+    def add(self, x: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        """Return x + change, both (B, T, H)."""
+        return x + change
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of the batch.
+
+    Attributes:
+        numbers: which, ascending.
+        index: the same as a tensor (R,), where the hidden states are.
+    """
+
+    numbers: tuple[int, ...]
+    index: torch.Tensor
+
+    @classmethod
+    def of(cls, numbers: list[int], device: torch.device) -> Rows:
+        """Name the rows."""
+        return cls(tuple(numbers), torch.tensor(numbers, device=device))
+
+    def take(self, x: torch.Tensor) -> torch.Tensor:
+        """Return these rows of x (B, T, ...)."""
+        return x.index_select(0, self.index.to(x.device))
+
+    def add(self, x: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        """Add a change (R, T, H) to these rows of x (B, T, H), in place."""
+        return x.index_add_(0, self.index, change)
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Some tokens of the batch, and where each is among those of its row.
+
+    Attributes:
+        rows: (N,), ascending.
+        columns: (N,), ascending in each row.
+        places: (N,), 0 for the first of a row.
+        counts: for each row of the batch, how many.
+    """
+
+    rows: torch.Tensor
+    columns: torch.Tensor
+    places: torch.Tensor
+    counts: tuple[int, ...]
+
+    @classmethod
+    def each(cls, chosen: torch.Tensor) -> list[Picked | None]:
+        """Read truth values (B, T, E): for each expert the tokens that chose it, None for an expert without any."""
+        counts = chosen.sum(1)
+        numbers: list[list[int]] = counts.T.tolist()  # the one time that a layer waits for its device
+        total = sum(map(sum, numbers))
+        found = torch.nonzero_static(chosen.permute(2, 0, 1), size=total)
+        starts = (counts.cumsum(0) - counts).T
+        parts: list[Picked | None] = []
+        end = 0
+        for expert, each in enumerate(numbers):
+            start, end = end, end + sum(each)
+            _, rows, columns = found[start:end].unbind(1)
+            places = torch.arange(len(rows), device=rows.device) - starts[expert].index_select(0, rows)
+            parts.append(cls(rows, columns, places, tuple(each)) if len(rows) else None)
+        return parts
+
+    def take(self, x: torch.Tensor) -> torch.Tensor:
+        """Return these tokens (N, ...) of x (B, T, ...)."""
+        return x[self.rows, self.columns]
+
+    def add(self, x: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        """Add a change (N, H) to these tokens of x (B, T, H), in place."""
+        flat = self.rows * x.shape[1] + self.columns
+        x.view(-1, x.shape[-1]).index_add_(0, flat, change)
+        return x
+
+
+Part = Whole | Rows | Picked
+
+
+class Pinned:
+    """The choice that each row of a batch has made for all of its tokens.
+
+    Attributes:
+        weights: (B, E), float32.
+        logits: (B, E), float32.
+    """
+
+    def __init__(self, weights: torch.Tensor, logits: torch.Tensor) -> None:
+        """Keep a choice, and read which rows chose each expert."""
+        self.weights = weights
+        self.logits = logits
+        chosen: list[list[bool]] = weights.detach().ne(0).T.tolist()
+        self._rows = [[row for row, wanted in enumerate(each) if wanted] for each in chosen]
+        # Once and for all: whether an expert has all rows says where its cache is.
+        self._all = [all(each) for each in chosen]
+
+    def parts(self) -> list[Part | None]:
+        """Give what each expert sees, None for an expert that no row chose."""
+        device = self.weights.device
+        return [
+            Whole() if whole else Rows.of(rows, device) if rows else None
+            for whole, rows in zip(self._all, self._rows, strict=True)
+        ]
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keep these rows of the batch, in this order; a row may be asked for several times, as beams do."""
+        self.weights = self.weights.index_select(0, rows.to(self.weights.device))
+        self.logits = self.logits.index_select(0, rows.to(self.logits.device))
+        self._rows = [where_from(each, rows)[0] for each in self._rows]
+
+
+def where_from(kept: list[int], rows: torch.Tensor) -> tuple[list[int], list[int]]:
+    """Say what becomes of some rows of a batch when `rows` of it are kept in that order.
+
+    Returns:
+        The new numbers of those that are among `kept`, and for each its place in `kept`.
+    """
+    place = {row: number for number, row in enumerate(kept)}
+    found = [(number, place[row]) for number, row in enumerate(rows.tolist()) if row in place]
+    return [number for number, _ in found], [old for _, old in found]

@@ -1,0 +1,130 @@
+"""Tries out what blocks do alone: whether they look ahead, keep a cache, or see more than their hidden states."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from transformers.cache_utils import Cache
+
+from mol.core.cache import ExpertCache
+from mol.core.calls import Arguments, items, with_argument
+from mol.core.driver import REFUSALS
+from mol.core.inputs import Tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from mol.core.driver import Driver
+    from mol.core.prelude import CallForm
+
+_EXACT: Final = 1e-5
+
+
+def is_causal(driver: Driver, indices: Iterable[int]) -> bool:
+    """Change the last token at random (LayerNorm would hide a shift) and look at the outputs before it."""
+    hidden, tokens = driver.random_hidden(6)
+    changed = hidden.clone()
+    changed[:, -1] = hidden[:, 0].flip(-1) * 3
+    context = driver.context(tokens)
+    with torch.no_grad():
+        for index in indices:
+            before, after = (driver.run(index, h, context, {})[:, :-1] for h in (hidden, changed))
+            if not torch.allclose(before, after, rtol=0.0, atol=_EXACT):
+                return False
+    return True
+
+
+def keeps_cache(driver: Driver, index: int) -> bool:
+    """Feed a block bit by bit with a cache, and see whether it does what it does on the whole."""
+    # What blocks write for others is of the new tokens, whose prelude has no cache to complete it from.
+    if driver.inputs.cache_name is None or driver.is_fixed or driver.calls.writes:
+        return False
+    hidden, tokens = driver.random_hidden(7)
+    with torch.no_grad():
+        whole = driver.run(index, hidden, driver.context(tokens), {})
+        cache, other, pieces = ExpertCache(driver.owner.config), ExpertCache(driver.owner.config), []
+        for start, end in ((0, 4), (4, 5), (5, 6)):
+            given = hidden[:, start:end]
+            piece = Tokens.of(tokens.mask[:, :end], end - start, tokens.dtype)
+            try:
+                pieces.append(_run_with(driver, index, given, piece, cache))
+                # Another sequence in between shows state that a block keeps in itself, and not in the cache.
+                _run_with(driver, index, given.flip(0), piece, other)
+            except REFUSALS:
+                return False  # a block that fails alone with a cache is run without one
+    scale = max(1.0, whole.abs().max().item())
+    return torch.allclose(torch.cat(pieces, 1), whole[:, :6], rtol=0.0, atol=2e-4 * scale)
+
+
+def _run_with(driver: Driver, index: int, hidden: torch.Tensor, tokens: Tokens, cache: ExpertCache) -> torch.Tensor:
+    cache.seen = tokens.mask.shape[1] - tokens.length
+    context = driver.context(tokens, cache)
+    context[index] = with_cache(context[index], cache)
+    return driver.run(index, hidden, context, {})
+
+
+def sees_content(driver: Driver) -> bool:
+    """Run two preludes of unlike content, and see whether blocks are handed anything else besides hidden states."""
+    _, tokens = driver.random_hidden(6)
+    first, second = (driver.context(tokens, content=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    return _differ(driver, first, second)
+
+
+def is_blind_to_masks(driver: Driver) -> bool:
+    """Run two preludes, one under a mask with padding, and see whether blocks are handed the same: they cannot tell."""
+    _, tokens = driver.random_hidden(6)
+    mask = tokens.mask.clone()
+    mask[:, 0] = 0
+    return not _differ(driver, driver.context(tokens), driver.context(tokens._replace(mask=mask)))
+
+
+def _differ(driver: Driver, first: list[Arguments], second: list[Arguments]) -> bool:
+    for form, one, other in zip(driver.calls.forms, first, second, strict=True):
+        given, instead = (list(tensors(with_argument(call, form.hidden_in, None))) for call in (one, other))
+        if len(given) != len(instead):  # a mask that hides nothing may be left out
+            return True
+        pairs = zip(given, instead, strict=True)
+        if any(a.shape != b.shape or not torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs):
+            return True
+    return False
+
+
+def kind_of(form: CallForm, call: Arguments) -> tuple[object, ...]:
+    """Describe a block but for its weights and its number: blocks of one kind need one probe."""
+    settings = [
+        (path, name, value)
+        for path, module in form.block.named_modules()
+        for name, value in sorted(vars(module).items())
+        if isinstance(value, (bool, str)) or (isinstance(value, int) and "layer" not in name and "idx" not in name)
+    ]
+    shapes = tuple(parameter.shape for parameter in form.block.parameters())
+    given = [tensor.flatten().tolist() for tensor in tensors(with_argument(call, form.hidden_in, None))]
+    return type(form.block), shapes, repr(settings), repr(given)
+
+
+def has_nan(driver: Driver) -> bool:
+    """Tell whether blocks are handed NaN besides hidden states: the traces of weights that are not loaded."""
+    context = driver.context(driver.random_hidden(6)[1])
+    given = [with_argument(call, form.hidden_in, None) for form, call in zip(driver.calls.forms, context, strict=True)]
+    return any(bool(tensor.isnan().any()) for tensor in tensors(given))
+
+
+def with_cache(call: Arguments, cache: ExpertCache) -> Arguments:
+    """Return the same call with another cache in the place of the one that it has."""
+    for slot, value in list(items(call)):
+        if isinstance(value, Cache):
+            call = with_argument(call, slot, cache)
+    return call
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401 - whatever a model hands a block
+    """Yield the tensors in a value, however deep."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from tensors(part)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from tensors(part)

@@ -1,0 +1,166 @@
+"""Reads the same text with several models: hidden states where blocks start and end, tokens paired by characters."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import torch
+from torch import nn
+
+from mol.core.calls import Arguments, argument, part
+from mol.core.dispatch import intercepted, run_block
+from mol.core.loading import load_tokenizer
+from mol.errors import ArchitectureError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from mol.config.mol_config import MoLConfig
+    from mol.core.source import Source
+
+_WINDOW: Final = 256
+"""Most tokens that are read at once: enough for context, few enough for every model."""
+
+
+class Reading(NamedTuple):
+    """The tokens of one text.
+
+    Attributes:
+        ids: T numbers.
+        spans: for each token its first character and the one after its last; equal ones for special tokens.
+    """
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+class Reader(NamedTuple):
+    """A model with its tokenizer.
+
+    Attributes:
+        source: the model, with its token embeddings.
+        tokenizer: a fast one, which knows where in the text a token stands.
+    """
+
+    source: Source
+    tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def of(cls, source: Source, settings: MoLConfig) -> Reader:
+        """Load a model's tokenizer.
+
+        Raises:
+            ArchitectureError: the model reads no text, or its tokenizer does not tell where tokens stand.
+            OSError: there is no tokenizer.
+        """
+        way_out = "choose another model, or use adapter_init='identity'"
+        if not source.takes(source.owner, "input_ids"):
+            raise ArchitectureError(
+                f"{source.name} ({type(source.owner).__name__}) reads no text, so nothing can be fitted on its states; "
+                f"{way_out}"
+            )
+        tokenizer = load_tokenizer(source.name, settings)
+        if not tokenizer.is_fast:
+            raise ArchitectureError(
+                f"the tokenizer of {source.name} ({type(tokenizer).__name__}) does not tell where in a text its tokens "
+                f"stand, so they cannot be paired with those of another; {way_out}"
+            )
+        return cls(source, tokenizer)
+
+    def tokens(self, text: str) -> Reading:
+        """Split a text as the model's own forward gets it, special tokens among the others."""
+        # Without warnings of texts that are too long: they are cut on the grounds of what is said here.
+        read = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
+        return Reading(read["input_ids"], [(start, end) for start, end in read["offset_mapping"]])
+
+    @property
+    def limit(self) -> int:
+        """How many tokens the model reads at once, at most `_WINDOW`."""
+        most: int | None = getattr(self.source.owner.config, "max_position_embeddings", None)
+        return min(_WINDOW, int(self.tokenizer.model_max_length), most or _WINDOW)
+
+    def states(self, ids: list[int], points: Collection[int]) -> dict[int, torch.Tensor]:
+        """Run the model on one text and keep its hidden states at some points.
+
+        Args:
+            ids: T tokens.
+            points: j is where block j starts, the number of blocks where the last one ends.
+
+        Returns:
+            For each point (T, D).
+        """
+        source = self.source
+        last, kept, count = max(points), dict[int, torch.Tensor](), 0
+
+        def keep(point: int, hidden: torch.Tensor) -> None:
+            if point in points:
+                # A copy, for some models add to what they were handed.
+                kept[point] = source.layout.from_block(hidden, 1)[0, : len(ids)].clone()
+
+        def run(block: nn.Module, call: Arguments) -> Any:  # noqa: ANN401 - as the block returns it
+            nonlocal count
+            index, form = count, source.calls.form_of(count, block)
+            count += 1
+            hidden = argument(call, form.hidden_in)
+            keep(index, hidden)
+            if index >= last:  # nothing is wanted of it and of what follows
+                return source.calls.stub(index, call, hidden)
+            result = run_block(block, source.driver.made(index, call))
+            if index == len(source) - 1:
+                keep(len(source), part(result, form.result.port))
+            return result
+
+        source.require(range(last))
+        given = torch.tensor([ids], device=source.device)
+        inputs = source.token_inputs(source.owner, given, torch.ones_like(given))
+        with torch.no_grad(), source.driver.masking(), intercepted(source.blocks, run):
+            source.owner(**inputs)
+        source.calls.check_count(count)
+        return kept
+
+
+def pieces(texts: Sequence[str], readers: Sequence[Reader]) -> Iterator[tuple[Reading, ...]]:
+    """Cut texts, at spaces where there are any, until every model can read a piece at once.
+
+    Yields:
+        The tokens of a piece, as each model reads it.
+    """
+    waiting = list(reversed(texts))
+    while waiting:
+        text = waiting.pop()
+        readings = tuple(reader.tokens(text) for reader in readers)
+        if all(len(reading.ids) <= reader.limit for reading, reader in zip(readings, readers, strict=True)):
+            if all(reading.ids for reading in readings):
+                yield readings
+        elif len(text) > 1:
+            middle = len(text) // 2
+            space = text.rfind(" ", 1, middle)
+            cut = middle if space < 0 else space
+            waiting += [text[cut:], text[:cut]]
+        else:
+            raise ConfigError(f"one character of the calibration text, {text!r}, is more tokens than a model can read")
+
+
+def pair_tokens(host: Reading, other: Reading) -> list[tuple[int, int]]:
+    """Pair the host's tokens with those of another model, by where they stand in the text.
+
+    A token of the host is paired with the last token of the other model that ends where it ends or before: what has
+    been read by then, and nothing that comes later. Special tokens have no place in the text and no partner, unless
+    both models read the same tokens: then each has its own for partner.
+
+    Returns:
+        Places in `host` and in `other`; tokens of the host that end before any of the other's have none.
+    """
+    if host == other:
+        return [(place, place) for place in range(len(host.ids))]
+    partners = [place for place, (start, end) in enumerate(other.spans) if start < end]
+    ends = [other.spans[place][1] for place in partners]
+    pairs = []
+    for place, (start, end) in enumerate(host.spans):
+        read = bisect_right(ends, end)
+        if start < end and read:
+            pairs.append((place, partners[read - 1]))
+    return pairs

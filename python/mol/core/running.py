@@ -1,0 +1,195 @@
+"""Runs the blocks of experts in one forward: in the context of their models, with their caches, on their parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from mol.core.cache import Compacted
+from mol.core.gaps import keeps_gaps
+from mol.core.parts import Picked, Rows, Whole
+from mol.core.source import Source, Tokens
+from mol.errors import MolError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mol.core.cache import ExpertCache, FusedCache
+    from mol.core.calls import Arguments
+    from mol.core.mol_layer import ExpertSpec
+    from mol.core.parts import Part
+    from mol.core.prelude import Carries
+
+    Place = tuple[int, int]
+    """Layer and expert."""
+
+
+class ExpertRuns:
+    """The blocks of all models, for the tokens of one forward."""
+
+    def __init__(
+        self, sources: Mapping[str, Source], mask: torch.Tensor, length: int, cache: FusedCache | None
+    ) -> None:
+        """Prepare a forward.
+
+        Args:
+            sources: every model by name.
+            mask: (B, P + T) over all tokens so far, 0 for padding.
+            length: T, the number of new tokens.
+            cache: what earlier forwards left.
+        """
+        self._sources = sources
+        self._mask = mask
+        self._length = length
+        self._cache = cache
+        self._contexts: dict[tuple[str, bool, tuple[int, ...] | None], list[Arguments]] = {}
+        self._live: dict[tuple[str, tuple[int, ...] | None, bool], Carries] = {}
+        self._positions: torch.Tensor | None = None
+
+    def run(self, place: Place, spec: ExpertSpec, part: Part, hidden: torch.Tensor) -> torch.Tensor:
+        """Run an expert's blocks on the hidden states (..., D) of its part, and return the like in the same dtype."""
+        source = self._sources[spec.model]
+        given = hidden.to(source.dtype)
+        if not isinstance(part, Picked):
+            result = self._run_rows(source, place, spec, part, given)
+        elif self._cache is not None and self._is_native(source, spec) and keeps_gaps(source, spec.blocks):
+            result = self._run_with_gaps(source, place, spec, part, given, self._cache)
+        else:
+            result = self._run_compacted(source, place, spec, part, given)
+        return result.to(hidden.dtype)
+
+    @staticmethod
+    def _is_native(source: Source, spec: ExpertSpec) -> bool:
+        return all(source.has_native_cache(block) for block in spec.blocks)
+
+    def _run_rows(
+        self, source: Source, place: Place, spec: ExpertSpec, part: Whole | Rows, hidden: torch.Tensor
+    ) -> torch.Tensor:
+        numbers = part.numbers if isinstance(part, Rows) else None
+        # What blocks carry is as long as what they run on: all tokens, or the new ones.
+        whole = self._cache is None or not self._is_native(source, spec)
+        live = self._live.setdefault((spec.model, numbers, whole), {})
+        if self._cache is None:
+            return _blocks(source, spec, hidden, self._context(spec.model, part, whole=True), None, live)
+        if numbers is not None:
+            self._cache.rows[place] = list(numbers)
+        if not whole:
+            cache = self._cache.experts.get(place)
+            if cache is None:
+                cache = self._cache.experts[place] = source.new_cache()
+            cache.seen = self._cache.seen
+            return _blocks(source, spec, hidden, self._context(spec.model, part, whole=False), cache, live)
+        # Without a cache of its own a block runs on all that has gone into it; only its new outputs count.
+        before = self._cache.histories.get(place)
+        hidden = hidden if before is None else torch.cat([before, hidden], 1)
+        self._cache.histories[place] = hidden
+        context = self._context(spec.model, part, whole=True)
+        return _blocks(source, spec, hidden, context, None, live)[:, -self._length :]
+
+    def _context(self, name: str, part: Whole | Rows, *, whole: bool) -> list[Arguments]:
+        """Give the context of a model for all tokens, or for the new ones after those in a cache."""
+        key = name, whole, part.numbers if isinstance(part, Rows) else None
+        context = self._contexts.get(key)
+        if context is None:
+            source = self._sources[name]
+            cache: ExpertCache | None = None
+            if not whole and self._cache is not None:
+                cache = source.new_cache()
+                cache.seen = self._cache.seen
+            length = self._mask.shape[1] if whole else self._length
+            mask = part.take(self._mask)
+            _refuse_padding(source, mask)
+            tokens = Tokens.of(mask, length, source.dtype)
+            context = self._contexts[key] = source.context(tokens, cache)
+        return context
+
+    def _positions_of(self, part: Picked) -> torch.Tensor:
+        """Give the true positions (N,) of tokens, as though all of their row were there."""
+        if self._positions is None:
+            self._positions = Tokens.of(self._mask, self._length, torch.float32).positions
+        return part.take(self._positions)
+
+    def _run_compacted(
+        self, source: Source, place: Place, spec: ExpertSpec, part: Picked, hidden: torch.Tensor
+    ) -> torch.Tensor:
+        """Run on all tokens of an expert so far, those of a row side by side and padding behind them."""
+        before = None if self._cache is None else self._cache.compacted.get(place)
+        if before is None:
+            batch = self._mask.shape[0]
+            before = Compacted(hidden.new_zeros(batch, 0, hidden.shape[-1]), part.rows.new_zeros(batch, 0), [0] * batch)
+        counts = [old + new for old, new in zip(before.counts, part.counts, strict=True)]
+        width = max(counts)
+        places = part.places + part.rows.new_tensor(before.counts)[part.rows]
+        more = width - before.positions.shape[1]
+        put = part.rows, places
+        whole = functional.pad(before.hidden, (0, 0, 0, more)).index_put(put, hidden)
+        positions = functional.pad(before.positions, (0, more)).index_put(put, self._positions_of(part))
+        if self._cache is not None:
+            self._cache.compacted[place] = Compacted(whole, positions, counts)
+        # Rows without a new token have nothing to say, and a row without any could not even be masked.
+        running = Rows.of([row for row, count in enumerate(part.counts) if count], hidden.device)
+        mask = torch.arange(width, device=hidden.device) < part.rows.new_tensor(counts)[:, None]
+        _refuse_padding(source, running.take(mask))
+        tokens = Tokens(running.take(mask.long()), running.take(positions), width, hidden.device, source.dtype)
+        result = _blocks(source, spec, running.take(whole), source.context(tokens), None, {})
+        number = part.rows.new_zeros(len(counts))
+        number[running.index] = torch.arange(len(running.numbers), device=hidden.device)
+        return result[number[part.rows], places]
+
+    def _run_with_gaps(
+        self,
+        source: Source,
+        place: Place,
+        spec: ExpertSpec,
+        part: Picked,
+        hidden: torch.Tensor,
+        fused: FusedCache,
+    ) -> torch.Tensor:
+        """Run on the new tokens of an expert with its cache, whose rows have gaps that its mask leaves out."""
+        batch, length = self._mask.shape[0], max(part.counts)
+        put = part.rows, part.places
+        padded = hidden.new_zeros(batch, length, hidden.shape[-1]).index_put(put, hidden)
+        positions = part.rows.new_zeros(batch, length).index_put(put, self._positions_of(part))
+        new = torch.arange(length, device=hidden.device) < part.rows.new_tensor(part.counts)[:, None]
+        before = fused.valid.get(place)
+        valid = new if before is None else torch.cat([before, new], 1)
+        fused.valid[place] = valid
+        cache = fused.experts.get(place)
+        if cache is None:
+            cache = fused.experts[place] = source.new_cache()
+        measure = source.new_cache()
+        cache.seen = measure.seen = valid.shape[1] - length
+        # A row without any token attends to its padding, which nobody reads: to attend to nothing gives NaN.
+        shown = valid.clone()
+        shown[:, -length:] |= ~valid.any(1, keepdim=True)
+        tokens = Tokens(shown.long(), positions, length, hidden.device, source.dtype)
+        return _blocks(source, spec, padded, source.context(tokens, measure), cache, {})[put]
+
+
+def _refuse_padding(source: Source, mask: torch.Tensor) -> None:
+    """Refuse padding that blocks would take for tokens: any, or any before a token where they are causal."""
+    if not source.blind_to_masks:
+        return
+    shown = mask.ne(0)
+    seen = ~shown[:, :-1] & shown[:, 1:] if source.causal else ~shown
+    if seen.any():
+        other = "pad on the right" if source.causal else "give texts of one length"
+        raise MolError(
+            f"nothing tells the blocks of {source.name} ({type(source.model).__name__}) what is padding, so it would "
+            f"count as text; {other}, or run them one by one"
+        )
+
+
+def _blocks(
+    source: Source,
+    spec: ExpertSpec,
+    hidden: torch.Tensor,
+    context: list[Arguments],
+    cache: ExpertCache | None,
+    live: Carries,
+) -> torch.Tensor:
+    for block in spec.blocks:
+        hidden = source.run(block, hidden, context, cache=cache, live=live)
+    return hidden

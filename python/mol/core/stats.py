@@ -1,0 +1,61 @@
+"""What the routers said of one forward: plain dictionaries that print as a few lines instead of every weight."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from mol.core.losses import compute_load_balancing_loss, compute_router_entropy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+
+    from mol.core.mol_layer import ExpertSpec, Routing
+
+_WIDTH = 80
+
+
+class LayerStats(dict[str, Any]):
+    """One fused layer.
+
+    Keys: `expert_weights` (B, T, E) float32 on the CPU, 0 for padding; `router_entropy`, the mean over tokens in nats;
+    `load_balancing_loss`, 1 is balanced; `num_experts`, E; `experts`, their names in the order of the weights.
+    """
+
+    @classmethod
+    def of(cls, routing: Routing, mask: torch.Tensor, specs: Sequence[ExpertSpec]) -> LayerStats:
+        """Sum up what a router said of tokens under a mask (B, T)."""
+        weights = routing.weights.detach()
+        entropy = 0.0 if routing.logits is None else compute_router_entropy(routing.logits.detach(), mask).item()
+        return cls(
+            expert_weights=weights.cpu(),
+            router_entropy=entropy,
+            load_balancing_loss=compute_load_balancing_loss(weights, mask).item(),
+            num_experts=weights.shape[-1],
+            experts=[str(spec) for spec in specs],
+        )
+
+    def __repr__(self) -> str:
+        """Name each expert with its share of the weight, without the directory or the owner of its model."""
+        total = self["expert_weights"].flatten(0, 1).sum(0)
+        shares = (total / total.sum().clamp(min=1e-9)).tolist()
+        short = [name.rsplit("/", 1)[-1] for name in self["experts"]]
+        names = short if len(set(short)) == len(short) else self["experts"]
+        listed = ", ".join(f"{name} {share:.0%}" for name, share in zip(names, shares, strict=True))
+        entropy = f"{self['router_entropy']:.2f} of {math.log(self['num_experts']):.2f}"
+        return f"{listed}; entropy {entropy}, balance {self['load_balancing_loss']:.2f}"
+
+
+class RouterStats(dict[str, LayerStats]):
+    """The fused layers of one forward, `layer_{position}` each; see `LayerStats`."""
+
+    def __repr__(self) -> str:
+        """Put each layer on lines of its own."""
+        layers = (
+            textwrap.fill(f"{name}: {layer!r}", _WIDTH, initial_indent="  ", subsequent_indent="    ")
+            for name, layer in self.items()
+        )
+        return "\n".join(["share of each expert", *layers])

@@ -1,0 +1,115 @@
+"""Fused models whose hosts do not write: masked language models and classifiers of texts, tokens and images.
+
+Importing this registers them: AutoModelForMaskedLM and so on then load what `save_pretrained` wrote.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mol.core.causal_lm import MoLForCausalLM
+from mol.core.heads import (
+    IMAGE_CLASSIFICATION,
+    MASKED_LM,
+    SEQUENCE_CLASSIFICATION,
+    TOKEN_CLASSIFICATION,
+    head_of,
+)
+from mol.core.host import host_inputs
+from mol.core.pretrained import FusedModel, MoLModelConfig
+from mol.errors import MolError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers.utils import ModelOutput
+
+    from mol.core.mol_runtime import MoLRuntime
+
+
+class TaskModel(FusedModel):
+    """A fused model that gives what its host gives: logits, and a loss where there are labels."""
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **others: Any,  # noqa: ANN401 - what the host's forward takes besides
+    ) -> ModelOutput:
+        """Run the host's forward with the fused layers in it.
+
+        Args:
+            input_ids: (B, T), of a host that reads tokens.
+            attention_mask: (B, T), 0 for padding.
+            token_type_ids: (B, T), of hosts that tell two texts apart.
+            pixel_values: (B, C, height, width), of a host that reads images.
+            labels: as the host's own forward takes them.
+            return_dict: must not be False.
+            others: inputs that only the host knows.
+
+        Returns:
+            The output of the host's class, `logits` and `loss` in it.
+
+        Raises:
+            MolError: tokens or images are missing, or were given to a host that reads the other.
+        """
+        if return_dict is False:
+            raise MolError("a fused model returns its outputs by name: return_dict=False is not supported")
+        host = self.runtime.host
+        named = {"token_type_ids": token_type_ids, "pixel_values": pixel_values, "labels": labels}
+        inputs, mask = host_inputs(host, host.model, input_ids, attention_mask, {**named, **others})
+        output, run = self.runtime.run_host(lambda: host.model(**inputs), mask, mask.shape[1])
+        self.routings = run.routings
+        result: ModelOutput = output
+        return result
+
+
+class MoLForMaskedLM(TaskModel):
+    """A fused masked language model; see `FusedModel` and `TaskModel`."""
+
+    head = MASKED_LM
+
+
+class MoLForSequenceClassification(TaskModel):
+    """A fused classifier of texts; see `FusedModel` and `TaskModel`."""
+
+    head = SEQUENCE_CLASSIFICATION
+
+
+class MoLForTokenClassification(TaskModel):
+    """A fused classifier of tokens; see `FusedModel` and `TaskModel`."""
+
+    head = TOKEN_CLASSIFICATION
+
+
+class MoLForImageClassification(TaskModel):
+    """A fused classifier of images; see `FusedModel` and `TaskModel`."""
+
+    head = IMAGE_CLASSIFICATION
+    main_input_name = "pixel_values"
+
+
+_TASKS: tuple[type[TaskModel], ...] = (
+    MoLForMaskedLM,
+    MoLForSequenceClassification,
+    MoLForTokenClassification,
+    MoLForImageClassification,
+)
+
+
+def model_of(runtime: MoLRuntime) -> FusedModel:
+    """Wrap a runtime in the class that goes with its host's head; both share everything.
+
+    Raises:
+        MolError: a host with a causal head looks ahead.
+    """
+    head = head_of(runtime.host.model.config)
+    kind = next((task for task in _TASKS if task.head is head), MoLForCausalLM)
+    return kind.from_runtime(runtime)
+
+
+for _task in _TASKS:
+    _task.head.auto_class.register(MoLModelConfig, _task)

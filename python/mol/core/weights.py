@@ -1,0 +1,291 @@
+"""A model without its weights, and its parameters read from SafeTensors files: those asked for, and no others."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from accelerate import init_empty_weights
+from safetensors import safe_open
+from torch import nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import convert_and_load_state_dict_in_model
+from transformers.modeling_utils import LoadStateDictConfig
+from transformers.utils import logging
+
+from mol.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from mol.io.checkpoint import Checkpoint
+
+_building: Final = threading.Lock()  # accelerate patches torch while a model is built
+_reading: Final = threading.RLock()  # transformers' progress bar and a model's state_dict hooks are shared
+
+
+class LazyTensor:
+    """A tensor of a file, read when it is indexed: what transformers' loader takes in place of a tensor."""
+
+    def __init__(self, weights: ModelWeights, file: int, name: str) -> None:
+        """Remember where it is."""
+        self._weights = weights
+        self._file = file
+        self._name = name
+
+    def __getitem__(self, index: object) -> torch.Tensor:
+        """Read it, or a part of it."""
+        self._weights._read.add(self._name)
+        tensor: torch.Tensor = self._weights.open(self._file).get_slice(self._name)[index]
+        return tensor
+
+
+class ModelWeights:
+    """The parameters of a model built by `build_hollow`, of which some are loaded.
+
+    A parameter that is not loaded has its shape, dtype and device and takes no memory: one row stands for all of its
+    rows. That row is NaN, so that what leaks from it is seen, but for the time of a trace, see `fill`. Reading and
+    converting is done by transformers' own loader, so tensors that are renamed or fused on their way come out as
+    `from_pretrained` makes them.
+
+    Attributes:
+        model: the model.
+        loaded: names of the parameters that are loaded, and of the buffers that were read.
+    """
+
+    def __init__(self, model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+        """Start with nothing loaded.
+
+        Args:
+            model: from `build_hollow`.
+            checkpoint: its files.
+        """
+        self.model = model
+        self.loaded: set[str] = set()
+        self._read: set[str] = set()
+        self._checkpoint = checkpoint
+        self._open: dict[int, Any] = {}
+        self._opening = threading.Lock()
+        self._mapping = get_model_conversion_mapping(model)
+        self._tensors = {name: LazyTensor(self, info.file, name) for name, info in checkpoint.tensors.items()}
+        self._sources: dict[frozenset[str], set[str]] = {}
+        self._under: dict[tuple[str, ...], frozenset[str]] = {}
+        self._names = frozenset(model.state_dict())
+        self.fill(None)
+
+    @property
+    def name(self) -> str:
+        """What messages call the model."""
+        return self._checkpoint.name
+
+    def open(self, file: int) -> Any:  # noqa: ANN401 - safetensors' handle has no type
+        """Return a file's handle."""
+        with self._opening:  # not `_reading`: transformers reads in threads of its own while that is held
+            if file not in self._open:
+                self._open[file] = safe_open(str(self._checkpoint.files[file].path), framework="pt", device="cpu")
+            return self._open[file]
+
+    def under(self, *paths: str) -> frozenset[str]:
+        """Return the names of parameters and buffers of these modules."""
+        if paths not in self._under:
+            prefixes = tuple(f"{path}." for path in paths)
+            self._under[paths] = frozenset(name for name in self._names if name.startswith(prefixes))
+        return self._under[paths]
+
+    def outside(self, *paths: str) -> frozenset[str]:
+        """Return the names of parameters and buffers outside of these modules."""
+        return self._names - self.under(*paths)
+
+    def bytes_of(self, names: Collection[str]) -> int:
+        """Return the size of parameters and buffers once they are loaded."""
+        tensors = {**dict(self._parameters()), **dict(self.model.named_buffers())}
+        return sum(tensors[name].nbytes for name in names)
+
+    def load(
+        self, names: Collection[str], device: torch.device | None = None, *, skip_missing: bool = False
+    ) -> None:
+        """Load parameters that are not loaded yet, and those that they are tied to.
+
+        Args:
+            names: of parameters and buffers, as the model calls them.
+            device: where to; where the model is if None.
+            skip_missing: leave what the files lack as it is.
+
+        Raises:
+            CheckpointError: the files lack a parameter, or one has another shape.
+        """
+        tied = self.model.all_tied_weights_keys
+        pairs = [pair for target, source in tied.items() for pair in ((target, source), (source, target))]
+        wanted = frozenset(names) - self.loaded
+        wanted |= {other for one, other in pairs if one in wanted} - self.loaded
+        if not wanted:
+            return
+        with _reading:
+            self._read.clear()
+            known = self._sources.get(wanted)
+            tensors = self._tensors if known is None else {name: self._tensors[name] for name in known}
+            info = self._convert(wanted, tensors, device or self.model.device)
+            self._sources[wanted] = set(self._read)
+        missing = set(info.missing_keys) & wanted
+        for target, source in pairs * 2:  # twice, for three that are tied
+            if target in missing and source in wanted | self.loaded and source not in missing:
+                self._set(target, self.model.get_parameter(source))
+                missing.discard(target)
+        buffers = dict(self.model.named_buffers())
+        missing -= buffers.keys()
+        if skip_missing:
+            wanted, missing = wanted - missing, set()
+        problems = [f"`{name}` is not in the files" for name in sorted(missing)]
+        problems += [
+            f"`{name}` is {list(found)} in the files, {list(expected)} by the config"
+            for name, found, expected in sorted(info.mismatched_keys)
+        ]
+        problems += [f"`{name}`: {error}" for name, error in sorted(info.conversion_errors.items())]
+        if problems:
+            raise CheckpointError.listing(
+                f"{self.name}: its files do not hold the {type(self.model).__name__} that its config describes; a host "
+                "is loaded with its head, so it must have been saved with one",
+                problems,
+            )
+        self.loaded |= wanted
+        for name in wanted - buffers.keys():
+            self.model.get_parameter(name).requires_grad_(requires_grad=False)
+
+    def drop(self, names: Collection[str]) -> None:
+        """Let parameters go; buffers stay."""
+        for name, parameter in self._parameters():
+            if name in self.loaded and name in names:
+                self._set(name, _hollow(parameter, None))
+                self.loaded.discard(name)
+
+    @contextmanager
+    def visited(self, path: str) -> Iterator[None]:
+        """Have a module loaded while this is open, and no longer if it was not before."""
+        names = self.under(path) - self.loaded
+        self.load(names)
+        try:
+            yield
+        finally:
+            self.drop(names)
+
+    @contextmanager
+    def noise(self) -> Iterator[None]:
+        """Let a forward run on small noise where nothing is loaded, to see what goes where."""
+        # Kernels for experts of a mixture refuse a weight whose rows are all one.
+        chosen = self.model.get_experts_implementation()
+        self.model.set_experts_implementation("eager")
+        self.fill(torch.Generator().manual_seed(0))
+        try:
+            with _OneRow():
+                yield
+        finally:
+            self.fill(None)
+            self.model.set_experts_implementation(chosen)
+
+    def fill(self, noise: torch.Generator | None) -> None:
+        """Fill what is not loaded with a row of small noise, for a trace, or with NaN."""
+        for name, parameter in self._parameters():
+            if name not in self.loaded:
+                self._set(name, _hollow(parameter, noise))
+
+    def apply(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Move or cast everything, as `nn.Module.to` does, without making room for what is not loaded."""
+        moved: set[int] = set()
+        for name, parameter in self._parameters():
+            if name not in self.loaded:
+                like = fn(torch.zeros(1, dtype=parameter.dtype, device=parameter.device))
+                self._set(name, _hollow(like.expand(parameter.shape), None))
+            elif id(parameter) not in moved:
+                moved.add(id(parameter))
+                parameter.data = fn(parameter.data)
+        for module in self.model.modules():
+            for key, buffer in module._buffers.items():
+                if buffer is not None:
+                    module._buffers[key] = fn(buffer)
+
+    def _parameters(self) -> list[tuple[str, nn.Parameter]]:
+        return list(self.model.named_parameters(remove_duplicate=False))
+
+    def _set(self, name: str, parameter: nn.Parameter) -> None:
+        path, _, key = name.rpartition(".")
+        setattr(self.model.get_submodule(path), key, parameter)
+
+    def _convert(self, wanted: frozenset[str], tensors: dict[str, LazyTensor], device: torch.device) -> Any:  # noqa: ANN401
+        """Let transformers' loader take the wanted parameters for the whole of the model."""
+
+        def keep(_module: nn.Module, state: dict[str, Any], _prefix: str, _metadata: object) -> None:
+            for name in [name for name in state if name not in wanted]:
+                del state[name]
+
+        dtype = self.model.dtype
+        settings = LoadStateDictConfig(
+            device_map={"": device},
+            dtype=dtype,
+            dtype_plan=self.model._get_dtype_plan(dtype),
+            weight_mapping=self._mapping,
+        )
+        hook = self.model.register_state_dict_post_hook(keep)
+        try:
+            with _no_progress_bar():
+                return convert_and_load_state_dict_in_model(self.model, tensors, settings)[0]
+        finally:
+            hook.remove()
+
+
+class _OneRow(TorchFunctionMode):
+    """Multiplies by a matrix whose rows are all one as by that row."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - what the function returns
+        if func is functional.linear and not kwargs and args[1].dim() == 2 and args[1].stride(0) == 0:
+            x, weight, bias = (*args, None)[:3]
+            one = functional.linear(x, weight[:1]).expand(*x.shape[:-1], len(weight))
+            return one.clone() if bias is None else one + bias
+        return func(*args, **(kwargs or {}))
+
+
+def build_hollow(
+    auto_class: Any,  # noqa: ANN401 - one of the Auto classes
+    config: PreTrainedConfig,
+    **options: Any,  # noqa: ANN401 - what `from_config` takes
+) -> PreTrainedModel:
+    """Build a model of this config without parameters; buffers are as its constructor makes them."""
+    with _building, init_empty_weights(include_buffers=False):
+        model: PreTrainedModel = auto_class.from_config(copy.deepcopy(config), **options)
+    model.train(mode=False)
+    return model
+
+
+def _hollow(like: torch.Tensor, noise: torch.Generator | None) -> nn.Parameter:
+    shape = like.shape[-1:]
+    if not like.is_floating_point():
+        row = torch.zeros(shape)
+    elif noise is None:
+        row = torch.full(shape, torch.nan)
+    else:
+        row = 0.02 * torch.randn(shape, generator=noise)
+    device = "cpu" if like.is_meta else like.device
+    return nn.Parameter(row.to(device, like.dtype).expand(like.shape), requires_grad=False)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
