@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from mol.core.mol_runtime import MoLRuntime
     from tests.core.conftest import Fuse
 
-PAIRS = [("gpt2", kind) for kind in SOURCES] + [("llama", kind) for kind in ("gpt2", "bert", "t5", "mamba", "vit")]
+PAIRS = (
+    [("gpt2", kind) for kind in SOURCES]
+    + [("llama", kind) for kind in ("gpt2", "bert", "t5", "mamba", "vit")]
+    + [("mamba", "bert")]
+)
 
 
 def logits_of(runtime: MoLRuntime, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:

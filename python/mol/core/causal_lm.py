@@ -73,6 +73,7 @@ class MoLForCausalLM(FusedModel, GenerationMixin):
         **others: Any,  # noqa: ANN401 - what generate passes besides
     ) -> dict[str, Any]:
         """Give a step of `generate` its inputs: the tokens that the cache has not seen."""
+        use_cache = use_cache and self.runtime.host.cache_way is not None  # without, every step runs on all tokens
         inputs: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": use_cache}
         if not use_cache:
             return {**inputs, "input_ids": input_ids, "prompt_length": prompt_length}
@@ -81,7 +82,13 @@ class MoLForCausalLM(FusedModel, GenerationMixin):
         return {**inputs, "input_ids": input_ids[:, cache.seen :], CACHE_NAME: cache}
 
     def new_cache(self) -> FusedCache:
-        """Return an empty cache."""
+        """Return an empty cache.
+
+        Raises:
+            MolError: the host cannot go on from one.
+        """
+        if self.runtime.host.cache_way is None:
+            raise MolError(f"the host {self.runtime.host_name} does not go on from a cache: pass use_cache=False")
         return FusedCache(self.runtime.host.new_cache())
 
     def forward(
@@ -123,9 +130,11 @@ class MoLForCausalLM(FusedModel, GenerationMixin):
         if attention_mask is None:
             attention_mask = torch.ones(batch, seen + length, dtype=torch.long, device=input_ids.device)
         host = self.runtime.host
-        inputs = host.token_inputs(host.model, input_ids, attention_mask, None if cache is None else cache.host)
-        if cache is not None and cache.host is not None:
+        if cache is None or cache.host is None or host.cache_way is None:
+            inputs = host.token_inputs(host.model, input_ids, attention_mask)
+        else:
             cache.host.seen = seen
+            inputs = host.cached_inputs(input_ids, attention_mask, cache.host, host.cache_way)
         if labels is not None:
             inputs["labels"] = self._counted(labels, attention_mask, cache, prompt_length)
         elif host.takes(host.model, "logits_to_keep"):

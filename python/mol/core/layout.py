@@ -78,6 +78,10 @@ class Layout:
             )
         return layout
 
+    def length(self, shape: tuple[int, ...], batch: int) -> int:
+        """Return T of hidden states that have this shape in a block, for so many sequences."""
+        return math.prod(shape) // (batch * self.width)
+
     def to_block(self, hidden: torch.Tensor) -> torch.Tensor:
         """Lay (B, T, D) out as the block wants it."""
         if self._flat:

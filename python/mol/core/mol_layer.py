@@ -135,9 +135,14 @@ class MoLLayer(nn.Module):
         return cls(experts, router)
 
     @property
+    def built(self) -> list[Expert]:
+        """Its experts, as what they are."""
+        return [expert for expert in self.experts if isinstance(expert, Expert)]
+
+    @property
     def specs(self) -> list[ExpertSpec]:
         """Which blocks its experts are."""
-        return [expert.spec for expert in self.experts if isinstance(expert, Expert)]
+        return [expert.spec for expert in self.built]
 
     def mode(self, dispatch: Dispatch) -> Dispatch:
         """Say how this layer dispatches: as it is told, but densely where every token goes to every expert anyway."""

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from mol.config.mol_config import MoLConfig
+from mol.core.building import build_layer
 from mol.core.calibration import checked_texts, fit_layer
 from mol.core.fusion import Fusion, Pass
 from mol.core.host import HostHead, host_inputs
 from mol.core.loading import load_tokenizer, open_host, open_source
-from mol.core.mol_layer import Expert, ExpertSpec, MoLLayer
+from mol.core.mol_layer import ExpertSpec, MoLLayer
 from mol.core.placement import Memory
 from mol.core.stats import LayerStats, RouterStats
 from mol.errors import ConfigError, MolError
@@ -185,48 +186,10 @@ class MoLRuntime(nn.Module):
             MolError: blocks cannot be run alone, or look ahead in a causal model.
         """
         position = max(self.positions, default=-1) + 1 if layer_idx is None else layer_idx
-        problems = []
-        if len(self.layers) == self.config.max_layers:
-            problems.append(f"max_layers is {self.config.max_layers}, and so many layers were added")
-        if not 0 <= position < len(self.host):
-            problems.append(f"layer_idx is {position}, the host {self._host_name} has layers 0 to {len(self.host) - 1}")
-        if position in self.positions:
-            problems.append(f"layer_idx {position} was added before")
-        if not layer_specs:
-            problems.append("no block is named")
-        specs = []
-        for name, given in layer_specs:
-            blocks = tuple(given) if isinstance(given, range) else (given,)
-            count = len(self.source(name))
-            if not blocks or not all(0 <= block < count for block in blocks):
-                problems.append(f"{name} has blocks 0 to {count - 1}, not {given}")
-            specs.append(ExpertSpec(name, blocks))
-        if problems:
-            raise ConfigError.listing(f"layer {position} cannot be added", problems)
-        self._check_causal(specs)
-        own = ExpertSpec(self._host_name, (position,))
-        experts = [
-            Expert.build(
-                spec,
-                self.host.width,
-                self.source(spec.model).width,
-                None if spec == own else self.config.adapter_type,
-                self.config.adapter_init,
-            )
-            for spec in specs
-        ]
-        layer = MoLLayer.build(
-            experts,
-            self.host.width,
-            router_type=self.config.router_type,
-            temperature=self.config.temperature,
-            top_k=self.config.top_k_experts,
-        )
-        weight = next(self.host.model.parameters())
-        layer = layer.to(weight.device).train(self.training)
+        layer = build_layer(self, layer_specs, position).train(self.training)
         if fit and self.config.adapter_init != "identity":
             texts = self._calibration if calibration is None else checked_texts(calibration)
-            fit_layer(experts, position, self.host, self.config, texts)
+            fit_layer(layer.built, position, self.host, self.config, texts)
         self.layers.append(layer)
         self.positions.append(position)
 
@@ -408,19 +371,3 @@ class MoLRuntime(nn.Module):
         }
         kept = set(range(len(self.host))) - set(self.positions) if self.config.keep_host_layers else set()
         return experts | kept
-
-    def _check_causal(self, specs: Sequence[ExpertSpec]) -> None:
-        if not self.is_causal or self.config.allow_bidirectional:
-            return
-        looking = [
-            f"{spec.model}[{block}] ({type(self.source(spec.model).blocks[0]).__name__})"
-            for spec in specs
-            for block in spec.blocks
-            if not self.source(spec.model).is_causal(block)
-        ]
-        if looking:
-            raise MolError.listing(
-                f"the host {self._host_name} predicts the next token, and these blocks look ahead of it even with "
-                "causal masks; choose others, or pass allow_bidirectional=True if nothing is trained or written",
-                looking,
-            )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from transformers.cache_utils import Cache
@@ -17,7 +17,11 @@ if TYPE_CHECKING:
 
     from mol.core.driver import Driver
     from mol.core.prelude import CallForm
+    from mol.core.source import Source
 
+CacheWay = Literal["whole", "new"]
+"""Which mask a model's own forward wants beside a cache: that of all tokens, or that of the new ones."""
+_WAYS: Final[tuple[CacheWay, ...]] = ("whole", "new")
 _EXACT: Final = 1e-5
 
 
@@ -53,13 +57,48 @@ def keeps_cache(driver: Driver, index: int) -> bool:
                 _run_with(driver, index, given.flip(0), piece, other)
             except REFUSALS:
                 return False  # a block that fails alone with a cache is run without one
+    return agree(torch.cat(pieces, 1), whole[:, :6])
+
+
+def agree(pieces: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Tell whether what was computed in pieces is what was computed at once, but for rounding."""
     scale = max(1.0, whole.abs().max().item())
-    return torch.allclose(torch.cat(pieces, 1), whole[:, :6], rtol=0.0, atol=2e-4 * scale)
+    return torch.allclose(pieces, whole, rtol=0.0, atol=max(2e-4, 4 * torch.finfo(whole.dtype).eps) * scale)
+
+
+@torch.no_grad()
+def find_cache_way(host: Source) -> CacheWay | None:
+    """Try out which mask the host wants beside a cache, by what a forward without one gives.
+
+    Returns:
+        "whole" in most, "new" in state spaces; None if neither is right, so that the host must run without a cache.
+    """
+    generator = torch.Generator().manual_seed(0)
+    most = host.model.config.get_text_config().vocab_size
+    ids = torch.randint(0, most, (2, 7), generator=generator).to(host.device)
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    with host.visiting():
+        whole = host.model(**host.token_inputs(host.model, ids, mask)).logits
+        for way in _WAYS:
+            cache, pieces = host.new_cache(), []
+            try:
+                for start, end in ((0, 5), (5, 6), (6, 7)):
+                    cache.seen = start
+                    inputs = host.cached_inputs(ids[:, start:end], mask[:, :end], cache, way)
+                    pieces.append(host.model(**inputs).logits)
+            except REFUSALS:
+                continue  # it takes no such mask
+            if agree(torch.cat(pieces, 1)[mask.bool()], whole[mask.bool()]):
+                return way
+    return None
 
 
 def _run_with(driver: Driver, index: int, hidden: torch.Tensor, tokens: Tokens, cache: ExpertCache) -> torch.Tensor:
-    cache.seen = tokens.mask.shape[1] - tokens.length
-    context = driver.context(tokens, cache)
+    # The prelude's cache is another one, which nothing was written into: so it is in a fused model.
+    measure = ExpertCache(driver.owner.config)
+    cache.seen = measure.seen = tokens.mask.shape[1] - tokens.length
+    context = driver.context(tokens, measure)
     context[index] = with_cache(context[index], cache)
     return driver.run(index, hidden, context, {})
 

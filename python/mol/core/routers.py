@@ -38,7 +38,8 @@ __all__ = [
     "top_k_weights",
 ]
 
-_INIT_STD: Final = 0.02
+_INIT_STD: Final = 0.1
+"""Of the first logits, whatever the width: a fresh router hardly prefers anything."""
 _CAP: Final = 20.0
 """Of attention scores: their exponentials can then be summed over a prefix as they are, without a look ahead at the
 largest, and neither overflow nor vanish beside each other in float32."""
@@ -119,7 +120,7 @@ class BaseRouter(nn.Module, ABC):
         self.noise_std = noise_std
         self.dropout = nn.Dropout(dropout_rate)
         self.classifier = nn.Linear(hidden_dim, num_experts)
-        nn.init.normal_(self.classifier.weight, std=_INIT_STD)
+        nn.init.normal_(self.classifier.weight, std=_INIT_STD / math.sqrt(hidden_dim))
         nn.init.zeros_(self.classifier.bias)
 
     @abstractmethod
@@ -274,7 +275,7 @@ class SimpleRouter(BaseRouter):
         self.attention: nn.Linear | None = None
         if pooling_type == "attention":
             self.attention = nn.Linear(hidden_dim, 1, bias=False)
-            nn.init.normal_(self.attention.weight, std=_INIT_STD)
+            nn.init.normal_(self.attention.weight, std=_INIT_STD / math.sqrt(hidden_dim))
 
     def features(
         self, tokens: torch.Tensor, mask: torch.Tensor | None, state: RouterState | None

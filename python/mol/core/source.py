@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 from mol.core.cache import ExpertCache
 from mol.core.causal import prepare
-from mol.core.dispatch import twin
+from mol.core.dispatch import intercepted, run_block, twin
 from mol.core.driver import REFUSALS, Driver, Masks
 from mol.core.inputs import CACHE_NAMES, Tokens
 from mol.core.placement import Memory, Place
-from mol.core.probes import has_nan, is_blind_to_masks, is_causal, keeps_cache, kind_of, sees_content, with_cache
+from mol.core.probes import (
+    CacheWay,
+    find_cache_way,
+    has_nan,
+    is_blind_to_masks,
+    is_causal,
+    keeps_cache,
+    kind_of,
+    sees_content,
+    with_cache,
+)
 from mol.core.stacks import choose_stack
 from mol.errors import MolError
 
@@ -90,6 +100,7 @@ class Source:
         self._causal: dict[object, bool] = {}
         self._native_cache: dict[object, bool] = {}
         self._all_causal: bool | None = None
+        self._empty_cache: ExpertCache | None = None
         self._paths: dict[int, str] = {}
         self._adopt(self._drive("own"))
 
@@ -156,9 +167,26 @@ class Source:
         else:
             self.weights.apply(fn)
 
+    @contextmanager
+    def visiting(self) -> Iterator[None]:
+        """Let the model's own forward run, with blocks in memory that are not for as long as each runs."""
+        if self.weights is None:
+            yield
+            return
+        weights = self.weights
+
+        def visit(block: nn.Module, call: Arguments) -> Any:  # noqa: ANN401 - as the block returns it
+            with weights.visited(self._paths[id(block)]):
+                return run_block(block, call)
+
+        with intercepted(self.blocks, visit):
+            yield
+
     def new_cache(self) -> ExpertCache:
         """Return an empty cache in the form that its blocks know."""
         # A config is slow to read, and decoding asks for a cache at every token.
+        if self._empty_cache is None:
+            self._empty_cache = ExpertCache(self.owner.config)
         return copy.deepcopy(self._empty_cache)
 
     def context(self, tokens: Tokens, cache: ExpertCache | None = None) -> list[Arguments]:
@@ -235,10 +263,32 @@ class Source:
             inputs[name] = cache
         return inputs
 
+    def cached_inputs(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, cache: ExpertCache, way: CacheWay
+    ) -> dict[str, Any]:
+        """Give the inputs of a real forward of the model that goes on from a cache.
+
+        Args:
+            input_ids: the new tokens (B, T).
+            mask: (B, P + T) over all tokens so far.
+            cache: the model's own, of P tokens.
+            way: which mask the model wants beside it.
+        """
+        inputs = self.token_inputs(self.model, input_ids, mask, cache)
+        if way == "new":
+            inputs["attention_mask"] = mask[:, mask.shape[1] - input_ids.shape[1] :]
+        return inputs
+
+    @cached_property
+    def cache_way(self) -> CacheWay | None:
+        """How the model's own forward goes on from a cache; None if it cannot. Tried out once."""
+        return find_cache_way(self)
+
     @staticmethod
     def takes(model: nn.Module, name: str) -> bool:
         """Tell whether a model's forward has an argument of this name."""
-        return name in _parameters(type(model))
+        # A class can be hashed, whatever torch says of its instances.
+        return name in _arguments_of(type(model))  # type: ignore[arg-type]
 
     def has_native_cache(self, index: int) -> bool:
         """Tell whether a block alone, fed bit by bit with a cache, does what it does on the whole; probed once."""
@@ -289,7 +339,7 @@ class Source:
         self._native_cache.clear()
         self._all_causal = None
         self.owner, self.calls, self.layout, self.width = driver.owner, driver.calls, driver.layout, driver.width
-        self._empty_cache = ExpertCache(self.owner.config)
+        self._empty_cache = None
 
     def _drive(self, masks: Masks) -> Driver:
         """Trace the blocks, with noise for weights where none are loaded, and load what their contexts need."""
@@ -362,5 +412,5 @@ class Source:
 
 
 @cache
-def _parameters(kind: type[nn.Module]) -> frozenset[str]:
+def _arguments_of(kind: type[nn.Module]) -> frozenset[str]:
     return frozenset(inspect.signature(kind.forward).parameters)

@@ -212,7 +212,7 @@ def _masks(source: Source) -> list[str]:
 
 def _layer(position: int, layer: MoLLayer, sources: Mapping[str, Source], host: str) -> LayerLine:
     router = layer.router
-    experts = [expert for expert in layer.experts if isinstance(expert, Expert)]
+    experts = layer.built
     return LayerLine(
         position=position,
         router=None if router is None else type(router).__name__,

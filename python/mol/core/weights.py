@@ -108,9 +108,7 @@ class ModelWeights:
         tensors = {**dict(self._parameters()), **dict(self.model.named_buffers())}
         return sum(tensors[name].nbytes for name in names)
 
-    def load(
-        self, names: Collection[str], device: torch.device | None = None, *, skip_missing: bool = False
-    ) -> None:
+    def load(self, names: Collection[str], device: torch.device | None = None, *, skip_missing: bool = False) -> None:
         """Load parameters that are not loaded yet, and those that they are tied to.
 
         Args:

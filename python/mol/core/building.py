@@ -1,0 +1,78 @@
+"""Makes a fused layer: checks that the blocks asked for are there and may stand in it, and puts adapters round them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mol.core.mol_layer import Expert, ExpertSpec, MoLLayer
+from mol.errors import ConfigError, MolError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mol.core.mol_runtime import MoLRuntime
+
+
+def build_layer(runtime: MoLRuntime, asked: Sequence[tuple[str, int | range]], position: int) -> MoLLayer:
+    """Make the layer that is to stand for one of the host's, where the host is; see `MoLRuntime.add_layer`.
+
+    Raises:
+        ConfigError: a model, a block or the place does not exist, or the place is taken.
+        MolError: blocks cannot be run alone, or look ahead in a causal model.
+    """
+    host, settings = runtime.host, runtime.config
+    problems = []
+    if len(runtime.layers) == settings.max_layers:
+        problems.append(f"max_layers is {settings.max_layers}, and so many layers were added")
+    if not 0 <= position < len(host):
+        problems.append(f"layer_idx is {position}, the host {host.name} has layers 0 to {len(host) - 1}")
+    if position in runtime.positions:
+        problems.append(f"layer_idx {position} was added before")
+    if not asked:
+        problems.append("no block is named")
+    specs = []
+    for name, given in asked:
+        blocks = tuple(given) if isinstance(given, range) else (given,)
+        count = len(runtime.source(name))
+        if not blocks or not all(0 <= block < count for block in blocks):
+            problems.append(f"{name} has blocks 0 to {count - 1}, not {given}")
+        specs.append(ExpertSpec(name, blocks))
+    if problems:
+        raise ConfigError.listing(f"layer {position} cannot be added", problems)
+    _check_causal(runtime, specs)
+    own = ExpertSpec(host.name, (position,))
+    experts = [
+        Expert.build(
+            spec,
+            host.width,
+            runtime.source(spec.model).width,
+            None if spec == own else settings.adapter_type,
+            settings.adapter_init,
+        )
+        for spec in specs
+    ]
+    layer = MoLLayer.build(
+        experts,
+        host.width,
+        router_type=settings.router_type,
+        temperature=settings.temperature,
+        top_k=settings.top_k_experts,
+    )
+    return layer.to(host.device)
+
+
+def _check_causal(runtime: MoLRuntime, specs: Sequence[ExpertSpec]) -> None:
+    if not runtime.is_causal or runtime.config.allow_bidirectional:
+        return
+    looking = [
+        f"{spec.model}[{block}] ({type(runtime.source(spec.model).blocks[0]).__name__})"
+        for spec in specs
+        for block in spec.blocks
+        if not runtime.source(spec.model).is_causal(block)
+    ]
+    if looking:
+        raise MolError.listing(
+            f"the host {runtime.host_name} predicts the next token, and these blocks look ahead of it even with causal "
+            "masks; choose others, or pass allow_bidirectional=True if nothing is trained or written",
+            looking,
+        )
