@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +24,7 @@ class Hub(ThreadingHTTPServer):
     def __init__(self, repositories: dict[str, dict[str, bytes]]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories = repositories
+        self.pulls: dict[str, list[tuple[str, str]]] = {}
         self.gated: set[str] = set()
         self.broken = False
         self.fetched: list[str] = []
@@ -50,13 +52,35 @@ class Handler(BaseHTTPRequestHandler):
             hub.tokens.add(self.headers.get("Authorization"))
         if hub.broken:
             self.answer(500, b"")
+        elif parts[:2] == ["api", "models"] and parts[4:5] and parts[4].startswith("discussions"):
+            self.discussions("/".join(parts[2:4]))
         elif parts[:2] == ["api", "models"]:
             self.model_info("/".join(parts[2:4]), parts[5] if len(parts) > 5 else "main")
         else:
             self.file("/".join(parts[:2]), "/".join(parts[4:]))
 
+    def discussions(self, name: str) -> None:
+        """Pull requests by (author, title), all of them open; a repository `name@refs/pr/N` holds the N-th's files."""
+        pulls = [
+            {
+                "num": number,
+                "author": {"name": author},
+                "title": title,
+                "status": "open",
+                "isPullRequest": True,
+                "createdAt": "2026-01-01T00:00:00.000Z",
+                "repo": {"name": name, "type": "model"},
+            }
+            for number, (author, title) in enumerate(self.server.pulls.get(name, []), 1)
+        ]
+        self.answer(200, json.dumps({"count": len(pulls), "start": 0, "discussions": pulls}).encode())
+
     def model_info(self, name: str, revision: str) -> None:
-        files = self.server.repositories.get(name)
+        revision = unquote(revision)
+        if revision.startswith("refs/pr/"):
+            files, revision = self.server.repositories.get(f"{name}@{revision}"), "main"
+        else:
+            files = self.server.repositories.get(name)
         if files is None:
             self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
         elif revision not in ("main", "v1", COMMIT):
@@ -69,7 +93,9 @@ class Handler(BaseHTTPRequestHandler):
         if name in self.server.gated:
             self.answer(403, b"{}", {"X-Error-Code": "GatedRepo"})
             return
-        content = self.server.repositories.get(name, {}).get(file)
+        # One commit for all revisions, so that what a pull request adds is found by it too.
+        held = [files for key, files in self.server.repositories.items() if key == name or key.startswith(f"{name}@")]
+        content = next((files[file] for files in held if file in files), None)
         if content is None:
             self.answer(404, b"{}", {"X-Error-Code": "EntryNotFound"})
             return

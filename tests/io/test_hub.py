@@ -162,6 +162,22 @@ def test_a_repository_without_safetensors(hub: Hub, tmp_path: Path) -> None:
     assert hub.fetched == []
 
 
+def test_safetensors_that_the_hubs_converter_made_are_used(
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    hub.repositories["org/model"] = {"config.json": b"{}", "pytorch_model.bin": b"pickle"}
+    title = "Adding `safetensors` variant of this model"
+    hub.pulls["org/model"] = [("somebody", title), ("SFconvertbot", title)]
+    hub.repositories["org/model@refs/pr/2"] = {"config.json": b"{}", "model.safetensors": b"numbers"}
+    directory, commit = resolve(ModelReference("org/model"), cache_dir=tmp_path, endpoint=hub.url)
+    assert (directory / "model.safetensors").read_bytes() == b"numbers"
+    assert commit == COMMIT
+    assert "org/model holds no SafeTensors" in caplog.text
+    assert "refs/pr/2" in caplog.text
+    with pytest.raises(CheckpointError, match="convert the model to SafeTensors"):
+        resolve(ModelReference("org/model", "main"), cache_dir=tmp_path / "other", endpoint=hub.url)
+
+
 def test_an_index_that_names_a_shard_the_repository_lacks(hub: Hub, tmp_path: Path) -> None:
     del hub.repositories["org/model"]["model-00002-of-00002.safetensors"]
     with pytest.raises(CheckpointError, match="names model-00002-of-00002"):

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,8 @@ _HUB_ID: Final = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _SNAPSHOT: Final = re.compile(r"models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
 _WEIGHTS: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
+_CONVERTER: Final = "SFconvertbot"
+_CONVERSION: Final = "Adding `safetensors` variant of this model"
 
 
 def resolve(
@@ -113,6 +116,16 @@ class _Hub:
             except _connection_errors() as error:  # offline, or no connection in any of its forms
                 return self._from_cache(error, weights=weights)
             listed = sorted(sibling.rfilename for sibling in info.siblings or ())
+            if weights and self._reference.revision is None and not {_WEIGHTS, _INDEX} & set(listed):
+                converted = self._converted()
+                if converted is not None:
+                    _log.warning(
+                        "%s holds no SafeTensors; those that the Hub's converter made of its weights (%s) are used",
+                        self._reference.name,
+                        converted,
+                    )
+                    self._reference = replace(self._reference, revision=converted)
+                    return self.fetch(weights=weights, code=code)
             if info.sha is None:
                 raise CheckpointError(f"{self._reference}: the Hub did not say which commit this revision is")
             wanted = self._wanted(listed, weights=weights, code=code)
@@ -126,6 +139,16 @@ class _Hub:
             if weights and _WEIGHTS not in listed:
                 self._download(info.sha, self._shards(directory, listed))
         return directory, info.sha
+
+    def _converted(self) -> str | None:
+        """Return the pull request in which the Hub's converter offers SafeTensors, as transformers looks for it."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=self._endpoint, token=self._token)
+        for pull in api.get_repo_discussions(self._reference.name, author=_CONVERTER, discussion_type="pull_request"):
+            if pull.author == _CONVERTER and pull.title == _CONVERSION and pull.status == "open":
+                return pull.git_reference
+        return None
 
     def _wanted(self, listed: Sequence[str], *, weights: bool, code: bool) -> list[str]:
         """Choose from the files of a repository: its config, side files and the index or the one file of weights."""
