@@ -8,8 +8,10 @@ PYTHON ?= python3
 UV ?= $(shell command -v uv)
 # Where `make bench` writes about 20 GB, and removes them.
 BENCH_DIR ?= build/bench
-# Which rows of the table to measure: all, or names that `benches/bench_merge.py --list` prints.
+# Which rows of a table to measure: all, or names that the --list of `benches/bench_merge.py` or `bench_fusion.py` prints.
 ROWS ?= all
+# For `make support-table`: --fresh judges again what has its row under build/support.
+SUPPORT ?=
 
 BIN := .venv/bin
 MANIFEST := --manifest-path rust/Cargo.toml
@@ -27,6 +29,10 @@ help: ## print this list
 .PHONY: demo
 demo: .venv/.installed ## merge three published models four ways, reload each, print its loss
 	$(BIN)/python examples/rxnfp/demo.py
+
+.PHONY: demo-fusion
+demo-fusion: .venv/.installed ## fuse MiniLM's blocks into SmolLM2-135M, print perplexity and text; about 8 minutes
+	$(BIN)/python examples/smollm2/demo.py
 
 .PHONY: test
 test: lint rust-test python-test ## run every check that CI runs
@@ -69,6 +75,14 @@ bench-small: .venv/.installed ## pytest-benchmark: whole merges of a small famil
 .PHONY: bench-merge
 bench-merge: .venv/.installed ## 1.1B models: mol, cp and mergekit in the same rounds, one table (ROWS=, BENCH_DIR=)
 	$(BIN)/python benches/bench_merge.py --dir $(BENCH_DIR) $(ROWS)
+
+.PHONY: bench-fusion
+bench-fusion: .venv/.installed ## fused models beside their parents, in the same rounds, one table (ROWS=)
+	$(BIN)/python benches/bench_fusion.py $(ROWS)
+
+.PHONY: support-table
+support-table: .venv/.installed ## judge every model type of transformers and write docs/support.md, half an hour (SUPPORT=--fresh)
+	$(BIN)/python benches/support/run.py $(SUPPORT)
 
 .PHONY: build
 build: .venv/.installed ## make .venv with everything in it, and the extension

@@ -98,6 +98,8 @@ class Pass:
         self._prompt = prompt if cache is None else length
         self._next = 0
         self._experts = ExpertRuns(fusion.sources, mask, length, cache)
+        self._shown = mask[:, -length:]
+        self._only: Choice | None = None
         self._first: tuple[torch.Tensor, torch.Tensor] | None = None
         self.routings: dict[int, Routing] = {}
         self.hidden: torch.Tensor | None = None
@@ -131,10 +133,10 @@ class Pass:
         hidden = self._from_host(given)
         carried: dict[Any, Any] = {}
         choice = self._choose(index, layer, hidden)
-        mine = ExpertSpec(self._fusion.host_name, (index,))
-        own = layer.specs.index(mine) if mine in layer.specs else None
+        specs, mine = layer.specs, ExpertSpec(self._fusion.host_name, (index,))
+        own = specs.index(mine) if mine in specs else None
         runs: list[RunBlocks] = []
-        for number, (spec, seen) in enumerate(zip(layer.specs, choice.parts, strict=True)):
+        for number, (spec, seen) in enumerate(zip(specs, choice.parts, strict=True)):
             if number == own and isinstance(seen, Whole):
                 runs.append(self._own(index, call, carried))
             else:  # also the host's own block where the host's call and cache, which are for all, would show too much
@@ -166,7 +168,11 @@ class Pass:
         return run
 
     def _choose(self, index: int, layer: MoLLayer, hidden: torch.Tensor) -> Choice:
-        mask = self._mask[:, -self._length :]
+        mask = self._shown
+        if layer.router is None:  # there is nothing to choose, so all such layers have one answer
+            if self._only is None:
+                self._only = layer.choose(hidden, mask)
+            return self._only
         state = None if self._cache is None else self._cache.routes.get(index)
         mode = layer.mode(self._fusion.dispatch)
         if mode == "token":

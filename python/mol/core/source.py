@@ -238,7 +238,8 @@ class Source:
         """
         if cache is not None:
             context = [*context[:index], with_cache(context[index], cache), *context[index + 1 :]]
-        given = hidden.to(self.device, self.dtype)
+        weight = next(self.model.parameters())
+        given = hidden.to(weight.device, weight.dtype)
         return self.driver.run(index, given, context, live).to(hidden.device, hidden.dtype)
 
     def token_inputs(

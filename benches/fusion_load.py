@@ -1,0 +1,127 @@
+"""Open a fusion for the blocks that it uses, or read their bytes alone, in a fresh process that says what that took.
+
+The process imports all that either way needs, prints a line, waits for one, does its work, and prints the seconds. The
+one that started it watches its memory meanwhile. Either way every page of the tensors is touched: files are mapped, and
+a tensor that nobody looked at has not been read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from measure import status_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import torch
+
+KEYS = ("RssAnon", "VmRSS")
+PAGE = 4096
+
+
+class Loaded(NamedTuple):
+    """What one process took: seconds, and the most bytes above those of its imports, anonymous ones and all."""
+
+    seconds: float
+    anonymous: int
+    resident: int
+
+
+def watch(way: str, host: str, donor: str, layers: Iterable[int], *, every: float = 0.002) -> Loaded:
+    """Start a process that opens or reads, and watch its memory.
+
+    Args:
+        way: "open" or "read".
+        host: directory of the host.
+        donor: directory of the model whose blocks stand for some of the host's layers.
+        layers: which; their number in the host and in the donor.
+        every: seconds between two looks.
+    """
+    command = [sys.executable, __file__, way, host, donor, *map(str, layers)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        before = peak = status_bytes(process.pid, KEYS)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        while (now := status_bytes(process.pid, KEYS)).keys() == set(KEYS):
+            peak = {key: max(peak[key], now[key]) for key in KEYS}
+            time.sleep(every)
+        seconds = process.stdout.readline()
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
+    return Loaded(float(seconds), *(peak[key] - before[key] for key in KEYS))
+
+
+def touch(tensor: torch.Tensor) -> None:
+    """Look at one byte of each page of a tensor."""
+    import torch
+
+    tensor.detach().reshape(-1).view(torch.uint8)[::PAGE].sum()
+
+
+def open_fusion(host: str, donor: str, layers: list[int]) -> None:
+    """Make a fusion in which blocks of the donor stand for some of the host's, and load all blocks that it uses."""
+    from mol.config.mol_config import MoLConfig
+    from mol.core.mol_runtime import MoLRuntime
+
+    runtime = MoLRuntime(MoLConfig([host, donor]))
+    for layer in layers:
+        runtime.add_layer([(donor, layer)], layer)
+    runtime.host.require(set(range(len(runtime.host))) - set(layers))
+    runtime.source(donor).require(layers)
+    for name in (host, donor):
+        weights = runtime.source(name).weights
+        assert weights is not None
+        for parameter in weights.loaded:
+            touch(weights.model.get_parameter(parameter))
+
+
+def read_bytes(host: str, donor: str, layers: list[int]) -> None:
+    """Read the tensors that such a fusion uses, and keep them."""
+    from safetensors import safe_open
+
+    kept = []
+    for directory, wanted in ((host, False), (donor, True)):
+        for file in sorted(Path(directory).glob("*.safetensors")):
+            with safe_open(str(file), framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - a handle is no dictionary
+                    if any(f".layers.{layer}." in name for layer in layers) == wanted:
+                        kept.append(tensors.get_slice(name)[...])
+                        touch(kept[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("way", choices=("open", "read"))
+    parser.add_argument("host")
+    parser.add_argument("donor")
+    parser.add_argument("layers", type=int, nargs="+")
+    arguments = parser.parse_args()
+
+    import safetensors.torch  # noqa: F401 - with all that either way imports
+    import torch
+    import transformers.models.gpt2.modeling_gpt2
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import mol.core.causal_lm
+    import mol.core.task_models  # noqa: F401
+
+    work = {"open": open_fusion, "read": read_bytes}[arguments.way]
+    touch(torch.zeros(1 << 20))  # torch's own code is read here
+    print("ready", flush=True)
+    sys.stdin.readline()
+    started = time.perf_counter()
+    work(arguments.host, arguments.donor, arguments.layers)
+    print(time.perf_counter() - started, flush=True)
+
+
+if __name__ == "__main__":
+    main()
