@@ -111,8 +111,8 @@ def main() -> None:
     import transformers.models.gpt2.modeling_gpt2
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import mol.core.causal_lm
-    import mol.core.task_models  # noqa: F401
+    import mol.core.pretrained.causal_lm
+    import mol.core.pretrained.task_models  # noqa: F401
 
     work = {"open": open_fusion, "read": read_bytes}[arguments.way]
     touch(torch.zeros(1 << 20))  # torch's own code is read here

@@ -89,7 +89,7 @@ def test_a_merge_needs_no_torch(plain: Path, tmp_path: Path) -> None:
 
 def test_the_wheel_holds_the_types_the_licence_and_no_tests(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    data = {"mol/_rust.abi3.so", "mol/_rust.pyi", "mol/py.typed", "mol/core/routing_report.html.in"}
+    data = {"mol/_rust.abi3.so", "mol/_rust.pyi", "mol/py.typed", "mol/core/reports/routing_report.html.in"}
     assert {"mol/__init__.py", *data} <= set(names)
     assert any(name.endswith("/LICENSE") for name in names)
     assert not [name for name in names if not name.startswith(("mol/", "mol_merge-"))]

@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from mol.config.mol_config import MoLConfig
-from mol.core.calls import argument, part
-from mol.core.dispatch import intercepted, run_block
+from mol.core.blocks.calls import argument, part
+from mol.core.blocks.dispatch import intercepted, run_block
+from mol.core.blocks.inputs import Tokens
+from mol.core.blocks.source import Source
 from mol.core.fusion import Fusion, Pass
-from mol.core.inputs import Tokens
 from mol.core.mol_layer import Expert, ExpertSpec, MoLLayer
 from mol.core.mol_runtime import MoLRuntime
-from mol.core.source import Source
 from mol.errors import MolError
 
 if TYPE_CHECKING:

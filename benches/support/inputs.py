@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PreTrainedConfig
 
-from mol.core.inputs import Inputs as MoreInputs
-from mol.core.inputs import Tokens
+from mol.core.blocks.inputs import Inputs as MoreInputs
+from mol.core.blocks.inputs import Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,8 +17,8 @@ from transformers.utils import logging
 
 from mol.architecture.classes import find_kind
 from mol.architecture.family import find_family, find_inputs
-from mol.core.source import Source
-from mol.core.stacks import find_stacks
+from mol.core.blocks.source import Source
+from mol.core.blocks.stacks import find_stacks
 from mol.errors import MolError
 
 if TYPE_CHECKING:

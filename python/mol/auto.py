@@ -1,8 +1,8 @@
 """Registers fused models with transformers: after `import mol.auto`, AutoModelForCausalLM and so on load them."""
 
-from mol.core.causal_lm import MoLForCausalLM
-from mol.core.pretrained import MoLModelConfig
-from mol.core.task_models import (
+from mol.core.pretrained.causal_lm import MoLForCausalLM
+from mol.core.pretrained.fused_model import MoLModelConfig
+from mol.core.pretrained.task_models import (
     MoLForImageClassification,
     MoLForMaskedLM,
     MoLForSequenceClassification,

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mol.config.mol_config import MoLConfig
-from mol.core.fitting import fit_held_out, fit_linear
+from mol.core.fitting.maps import fit_held_out, fit_linear
 from mol.core.mol_layer import Expert
 from mol.core.mol_runtime import MoLRuntime
 from mol.errors import ArchitectureError, ConfigError

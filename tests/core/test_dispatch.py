@@ -9,11 +9,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from mol.core.blocks.gaps import keeps_gaps
+from mol.core.blocks.source import Source
 from mol.core.fusion import choosing
-from mol.core.gaps import keeps_gaps
 from mol.core.losses import compute_load_balancing_loss, compute_router_entropy
 from mol.core.mol_layer import MoLLayer
-from mol.core.source import Source
 from mol.errors import MolError
 from tests.core.zoo import tokens_of
 
@@ -229,7 +229,7 @@ def test_all_experts_for_all_tokens_is_dense(fuse: Fuse) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_token_dispatch_is_a_run_on_the_chosen_tokens_at_their_true_positions(kind: str, fuse: Fuse) -> None:
-    from mol.core.source import Tokens
+    from mol.core.blocks.source import Tokens
 
     runtime = scattered(fuse, "gpt2", kind, dispatch="token", layers=(0,), keep_host_layers=False)
     ids = tokens_of(1, 10)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from mol.core.source import Source, Tokens
+from mol.core.blocks.source import Source, Tokens
 from mol.errors import ArchitectureError
 from tests.core.zoo import body_of
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mol.core.fitting import fit_linear, fit_orthogonal, linear_cka, r_squared
+from mol.core.fitting.maps import fit_linear, fit_orthogonal, linear_cka, r_squared
 from mol.errors import ConfigError
 
 

@@ -17,7 +17,7 @@ from transformers import (
 
 from mol.auto import MoLForCausalLM, MoLForImageClassification, MoLForMaskedLM
 from mol.config.mol_config import MoLConfig
-from mol.core.heads import head_class
+from mol.core.models.heads import head_class
 from mol.core.mol_runtime import MoLRuntime
 from mol.errors import MolError
 from tests.core.zoo import body_of, config_of, language_model_of, randomised, tokens_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mol.core.layout import Layout
+from mol.core.blocks.layout import Layout
 from mol.errors import ArchitectureError
 
 # (shape that a block is handed for 3 images or sounds, number of channels, positions of each)

@@ -17,8 +17,8 @@ from tests.core.zoo import HOSTS, SOURCES, language_model_of, tokens_of
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mol.core.placement import Memory
-    from mol.core.source import Source
+    from mol.core.blocks.placement import Memory
+    from mol.core.blocks.source import Source
     from tests.core.conftest import Fuse
 
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mol.core.reading import Reader, Reading, pair_tokens, pieces
-from mol.core.source import Source
+from mol.core.blocks.source import Source
+from mol.core.fitting.reading import Reader, Reading, pair_tokens, pieces
 from mol.errors import ConfigError
 from tests.core.tokenizers import byte_pairs, word_pieces
 from tests.core.zoo import body_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mol.core.source import Source, Tokens
+from mol.core.blocks.source import Source, Tokens
 from mol.errors import MolError
 from tests.core.zoo import LOOK_AHEAD, TYPES, body_of, tokens_of
 

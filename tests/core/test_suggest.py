@@ -10,17 +10,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mol
 from mol.config.mol_config import MoLConfig
-from mol.core.calibration import load_reader
-from mol.core.fitting import linear_cka
+from mol.core.fitting.calibration import load_reader
+from mol.core.fitting.maps import linear_cka
+from mol.core.fitting.reading import Reader
 from mol.core.mol_runtime import MoLRuntime
-from mol.core.reading import Reader
 from mol.errors import ArchitectureError, ConfigError
 from tests.core.test_calibration import LICENSE, TEXT, pair
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mol.core.suggest import Likeness
+    from mol.core.fitting.suggest import Likeness
 
 __all__ = ["pair"]
 

@@ -8,18 +8,18 @@ if TYPE_CHECKING:
     from mol.architecture import ArchitectureInfo, UniversalArchitectureHandler
     from mol.config.mol_config import MoLConfig
     from mol.core.adapters import BaseAdapter, BottleneckAdapter, LinearAdapter, create_adapter
-    from mol.core.causal_lm import MoLForCausalLM
-    from mol.core.mixture import MoLMixture, MoLMixtureConfig
+    from mol.core.fitting.suggest import suggest_layers
     from mol.core.mol_runtime import MoLRuntime
-    from mol.core.pretrained import MoLModelConfig
-    from mol.core.routers import BaseRouter, SimpleRouter, TokenLevelRouter, create_router
-    from mol.core.suggest import suggest_layers
-    from mol.core.task_models import (
+    from mol.core.pretrained.causal_lm import MoLForCausalLM
+    from mol.core.pretrained.fused_model import MoLModelConfig
+    from mol.core.pretrained.mixture import MoLMixture, MoLMixtureConfig
+    from mol.core.pretrained.task_models import (
         MoLForImageClassification,
         MoLForMaskedLM,
         MoLForSequenceClassification,
         MoLForTokenClassification,
     )
+    from mol.core.routers import BaseRouter, SimpleRouter, TokenLevelRouter, create_router
 
 __all__ = [
     "ArchitectureInfo",
@@ -50,13 +50,13 @@ if not TYPE_CHECKING:
         "mol.architecture": ("ArchitectureInfo", "UniversalArchitectureHandler"),
         "mol.config.mol_config": ("MoLConfig",),
         "mol.core.adapters": ("BaseAdapter", "BottleneckAdapter", "LinearAdapter", "create_adapter"),
-        "mol.core.causal_lm": ("MoLForCausalLM",),
-        "mol.core.mixture": ("MoLMixture", "MoLMixtureConfig"),
+        "mol.core.pretrained.causal_lm": ("MoLForCausalLM",),
+        "mol.core.pretrained.mixture": ("MoLMixture", "MoLMixtureConfig"),
         "mol.core.mol_runtime": ("MoLRuntime",),
-        "mol.core.pretrained": ("MoLModelConfig",),
+        "mol.core.pretrained.fused_model": ("MoLModelConfig",),
         "mol.core.routers": ("BaseRouter", "SimpleRouter", "TokenLevelRouter", "create_router"),
-        "mol.core.suggest": ("suggest_layers",),
-        "mol.core.task_models": (
+        "mol.core.fitting.suggest": ("suggest_layers",),
+        "mol.core.pretrained.task_models": (
             "MoLForImageClassification",
             "MoLForMaskedLM",
             "MoLForSequenceClassification",

@@ -161,7 +161,7 @@ class LinearAdapter(BaseAdapter):
 
     @classmethod
     def from_map(cls, weight: torch.Tensor, bias: torch.Tensor | None = None) -> LinearAdapter:
-        """Make an adapter that is W x + b and goes on learning from there; see `mol.core.fitting`.
+        """Make an adapter that is W x + b and goes on learning from there; see `mol.core.fitting.maps`.
 
         Args:
             weight: W (output_dim, input_dim).

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from mol.core.calls import Arguments, argument, part, ports, with_argument
-from mol.core.dispatch import intercepted, run_block
+from mol.core.blocks.calls import Arguments, argument, part, ports, with_argument
+from mol.core.blocks.dispatch import intercepted, run_block
 from mol.core.mol_layer import Choice, ExpertSpec, MoLLayer, Routing, RunBlocks
 from mol.core.parts import Pinned, Whole
 from mol.core.running import ExpertRuns
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from mol.config.mol_config import Dispatch
+    from mol.core.blocks.source import Source
     from mol.core.cache import FusedCache
-    from mol.core.source import Source
 
 
 class Fusion(NamedTuple):

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from mol.core.calls import argument
-from mol.core.inputs import Inputs, Tokens
+from mol.core.blocks.calls import argument
+from mol.core.blocks.inputs import Inputs, Tokens
 from mol.errors import MolError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mol.core.blocks.source import Source
     from mol.core.mol_runtime import MoLRuntime
-    from mol.core.source import Source
 
 
 def reads_images(host: Source) -> bool:

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from mol.config.mol_config import MoLConfig
+from mol.core.blocks.placement import Memory
 from mol.core.building import build_layer
-from mol.core.calibration import checked_texts, fit_layer
+from mol.core.fitting.calibration import checked_texts, fit_layer
 from mol.core.fusion import Fusion, Pass
 from mol.core.host import HostHead, host_inputs
-from mol.core.loading import load_tokenizer, open_host, open_source
+from mol.core.models.loading import load_tokenizer, open_host, open_source
 from mol.core.mol_layer import ExpertSpec, MoLLayer
-from mol.core.placement import Memory
-from mol.core.stats import LayerStats, RouterStats
+from mol.core.reports.stats import LayerStats, RouterStats
 from mol.errors import ConfigError, MolError
 
 if TYPE_CHECKING:
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
+    from mol.core.blocks.source import Source
     from mol.core.cache import FusedCache
-    from mol.core.causal_lm import MoLForCausalLM
-    from mol.core.pretrained import FusedModel
-    from mol.core.source import Source
-    from mol.core.suggest import Suggestions
-    from mol.core.summary import Summary
+    from mol.core.fitting.suggest import Suggestions
+    from mol.core.pretrained.causal_lm import MoLForCausalLM
+    from mol.core.pretrained.fused_model import FusedModel
+    from mol.core.reports.summary import Summary
 
 __all__ = ["LayerSpec", "MoLConfig", "MoLLayer", "MoLRuntime"]
 
@@ -55,7 +55,7 @@ class MoLRuntime(nn.Module):
             config: its settings; the first model is the host unless `setup_embeddings` names another.
         """
         super().__init__()
-        import mol.core.task_models  # noqa: F401 - registers fused models with transformers
+        import mol.core.pretrained.task_models  # noqa: F401 - registers fused models with transformers
 
         self.config = config
         self.layers = nn.ModuleList()
@@ -159,8 +159,8 @@ class MoLRuntime(nn.Module):
         self._calibration = checked_texts(texts)
 
     def suggest_layers(self, texts: Sequence[str], **options: Any) -> Suggestions:  # noqa: ANN401 - of that function
-        """Score blocks of the other models for the host's layers; see `mol.core.suggest.suggest_layers`."""
-        from mol.core.suggest import suggest_layers
+        """Score blocks of the other models for the host's layers; see `mol.core.fitting.suggest.suggest_layers`."""
+        from mol.core.fitting.suggest import suggest_layers
 
         return suggest_layers(self, texts, **options)
 
@@ -195,7 +195,7 @@ class MoLRuntime(nn.Module):
 
     def summary(self) -> Summary:
         """Describe models, experts, parameters and memory; it prints as a table. Nothing is loaded for it."""
-        from mol.core.summary import summarise
+        from mol.core.reports.summary import summarise
 
         return summarise(self)
 
@@ -216,7 +216,7 @@ class MoLRuntime(nn.Module):
             ConfigError: no layer was added, the runtime is in training mode, or a text is empty or too long.
             OSError: the page cannot be written.
         """
-        from mol.core.routing_report import write_routing_report
+        from mol.core.reports.routing_report import write_routing_report
 
         return write_routing_report(self, text, path)
 
@@ -302,7 +302,7 @@ class MoLRuntime(nn.Module):
         Raises:
             MolError: the host does not predict the next token.
         """
-        from mol.core.causal_lm import MoLForCausalLM
+        from mol.core.pretrained.causal_lm import MoLForCausalLM
 
         return MoLForCausalLM.from_runtime(self)
 
@@ -312,7 +312,7 @@ class MoLRuntime(nn.Module):
         `MoLForCausalLM`, `MoLForMaskedLM`, `MoLForSequenceClassification`, `MoLForTokenClassification` or
         `MoLForImageClassification`.
         """
-        from mol.core.task_models import model_of
+        from mol.core.pretrained.task_models import model_of
 
         return model_of(self)
 

@@ -7,20 +7,20 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from mol.core.blocks.gaps import keeps_gaps
+from mol.core.blocks.source import Source, Tokens
 from mol.core.cache import Compacted
-from mol.core.gaps import keeps_gaps
 from mol.core.parts import Picked, Rows, Whole
-from mol.core.source import Source, Tokens
 from mol.errors import MolError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mol.core.blocks.calls import Arguments
+    from mol.core.blocks.prelude import Carries
     from mol.core.cache import ExpertCache, FusedCache
-    from mol.core.calls import Arguments
     from mol.core.mol_layer import ExpertSpec
     from mol.core.parts import Part
-    from mol.core.prelude import Carries
 
     Place = tuple[int, int]
     """Layer and expert."""

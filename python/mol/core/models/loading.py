@@ -20,10 +20,10 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from mol.architecture.detect import check_remote_code
 from mol.architecture.source import read_config
 from mol.config.model_reference import ModelReference
-from mol.core.heads import head_class
-from mol.core.placement import Memory, Place, device_of
-from mol.core.source import Source
-from mol.core.weights import ModelWeights, build_hollow
+from mol.core.blocks.placement import Memory, Place, device_of
+from mol.core.blocks.source import Source
+from mol.core.models.heads import head_class
+from mol.core.models.weights import ModelWeights, build_hollow
 from mol.errors import ConfigError
 from mol.io.checkpoint import Checkpoint
 from mol.io.hub import resolve

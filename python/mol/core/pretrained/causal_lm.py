@@ -13,9 +13,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mol.core.cache import CACHE_NAME, FusedCache
 from mol.core.fusion import choosing
-from mol.core.heads import CAUSAL_LM
 from mol.core.losses import compute_routing_loss
-from mol.core.pretrained import FusedModel, MoLModelConfig
+from mol.core.models.heads import CAUSAL_LM
+from mol.core.pretrained.fused_model import FusedModel, MoLModelConfig
 from mol.errors import MolError
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import torch
 
 from mol.config.mol_config import MoLConfig
-from mol.core.calibration import checked_texts, load_reader
-from mol.core.fitting import linear_cka, r_squared
+from mol.core.fitting.calibration import checked_texts, load_reader
+from mol.core.fitting.maps import linear_cka, r_squared
+from mol.core.fitting.reading import Reader, pair_tokens, pieces
 from mol.core.mol_layer import ExpertSpec
-from mol.core.reading import Reader, pair_tokens, pieces
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -9,7 +9,10 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from mol.config.mol_config import MoLConfig
-from mol.core.heads import Head, head_of  # Head at run time: transformers reads the annotations of its subclasses
+from mol.core.models.heads import (  # Head at run time: transformers reads the annotations of its subclasses
+    Head,
+    head_of,
+)
 from mol.core.mol_runtime import MoLRuntime
 from mol.errors import MolError
 

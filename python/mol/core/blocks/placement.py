@@ -15,8 +15,8 @@ from mol.errors import MolError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mol.core.calls import Arguments
-    from mol.core.weights import ModelWeights
+    from mol.core.blocks.calls import Arguments
+    from mol.core.models.weights import ModelWeights
 
 _Key = tuple[int, str]
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch import nn
 
-from mol.core.calls import Arguments, argument, part
-from mol.core.dispatch import intercepted, run_block
-from mol.core.loading import load_tokenizer
+from mol.core.blocks.calls import Arguments, argument, part
+from mol.core.blocks.dispatch import intercepted, run_block
+from mol.core.models.loading import load_tokenizer
 from mol.errors import ArchitectureError, ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from mol.config.mol_config import MoLConfig
-    from mol.core.source import Source
+    from mol.core.blocks.source import Source
 
 _WINDOW: Final = 256
 """Most tokens that are read at once: enough for context, few enough for every model."""

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mol.core.causal_lm import MoLForCausalLM
-from mol.core.heads import (
+from mol.core.host import host_inputs
+from mol.core.models.heads import (
     IMAGE_CLASSIFICATION,
     MASKED_LM,
     SEQUENCE_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
     head_of,
 )
-from mol.core.host import host_inputs
-from mol.core.pretrained import FusedModel, MoLModelConfig
+from mol.core.pretrained.causal_lm import MoLForCausalLM
+from mol.core.pretrained.fused_model import FusedModel, MoLModelConfig
 from mol.errors import MolError
 
 if TYPE_CHECKING:

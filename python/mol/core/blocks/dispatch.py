@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from mol.core.calls import Arguments
+from mol.core.blocks.calls import Arguments
 
 Handler = Callable[[nn.Module, Arguments], Any]
 """Answers a block's call in the block's place."""

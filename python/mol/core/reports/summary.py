@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from mol.core.blocks.source import Source
     from mol.core.mol_runtime import MoLRuntime
-    from mol.core.source import Source
 
 _WIDTH: Final = 80
 _LABEL: Final = 9

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
-from mol.core.cache import ExpertCache
-from mol.core.causal import prepare
-from mol.core.dispatch import intercepted, run_block, twin
-from mol.core.driver import REFUSALS, Driver, Masks
-from mol.core.inputs import CACHE_NAMES, Tokens
-from mol.core.placement import Memory, Place
-from mol.core.probes import (
+from mol.core.blocks.causal import prepare
+from mol.core.blocks.dispatch import intercepted, run_block, twin
+from mol.core.blocks.driver import REFUSALS, Driver, Masks
+from mol.core.blocks.inputs import CACHE_NAMES, Tokens
+from mol.core.blocks.placement import Memory, Place
+from mol.core.blocks.probes import (
     CacheWay,
     find_cache_way,
     has_nan,
@@ -25,7 +24,8 @@ from mol.core.probes import (
     sees_content,
     with_cache,
 )
-from mol.core.stacks import choose_stack
+from mol.core.blocks.stacks import choose_stack
+from mol.core.cache import ExpertCache
 from mol.errors import MolError
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from mol.core.calls import Arguments
-    from mol.core.prelude import Carries
-    from mol.core.weights import ModelWeights
+    from mol.core.blocks.calls import Arguments
+    from mol.core.blocks.prelude import Carries
+    from mol.core.models.weights import ModelWeights
 
 __all__ = ["Source", "Tokens"]
 

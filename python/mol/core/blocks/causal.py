@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from mol.core.calls import Arguments
+    from mol.core.blocks.calls import Arguments
 
 
 class Prepared(NamedTuple):

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedTokenizerBase
 
+    from mol.core.blocks.source import Source
     from mol.core.mol_runtime import MoLRuntime
-    from mol.core.source import Source
 
 _COLOURS: Final = 8  # of the template
 _UNDERLINES: Final = ("solid", "dashed", "dotted", "double", "wavy")
@@ -110,7 +110,7 @@ def write_routing_report(runtime: MoLRuntime, text: str | Sequence[str], path: s
         raise ConfigError.listing("these texts cannot be run; cut them", problems)
     legend, layers = _route(runtime, splits)
     tokens = sum(len(split.tokens) for split in splits)
-    page = Template(resources.files("mol.core").joinpath("routing_report.html.in").read_text(encoding="utf-8"))
+    page = Template(resources.files("mol.core.reports").joinpath("routing_report.html.in").read_text(encoding="utf-8"))
     path = Path(path)
     path.write_text(
         page.substitute(

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import torch
 from torch.nn import functional
 
-from mol.core.calls import Arguments, argument
-from mol.core.causal import causal_masks, made_causal
-from mol.core.inputs import Inputs, Tokens
-from mol.core.layout import Layout
-from mol.core.placement import to_device
-from mol.core.prelude import BlockCalls, Carries
+from mol.core.blocks.calls import Arguments, argument
+from mol.core.blocks.causal import causal_masks, made_causal
+from mol.core.blocks.inputs import Inputs, Tokens
+from mol.core.blocks.layout import Layout
+from mol.core.blocks.placement import to_device
+from mol.core.blocks.prelude import BlockCalls, Carries
 from mol.errors import ArchitectureError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from mol.core.blocks.stacks import FoundStack
     from mol.core.cache import ExpertCache
-    from mol.core.stacks import FoundStack
 
 Masks = Literal["own", "flags", "causal", "handed"]
 """How attention is masked: as the model does it; by its `is_causal` flags; by causal masks in the place of its own; by

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.cache_utils import Cache
 
-from mol.core.calls import (
+from mol.core.blocks.calls import (
     Arguments,
     Port,
     ResultForm,
@@ -27,7 +27,7 @@ from mol.core.calls import (
     ports,
     with_argument,
 )
-from mol.core.dispatch import intercepted, make_interceptable, run_block
+from mol.core.blocks.dispatch import intercepted, make_interceptable, run_block
 from mol.errors import ArchitectureError
 
 Forward = Callable[[], object]

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
-from mol.core.source import Source, Tokens
+from mol.core.blocks.source import Source, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import torch
 from transformers.cache_utils import Cache
 
+from mol.core.blocks.calls import Arguments, items, with_argument
+from mol.core.blocks.driver import REFUSALS
+from mol.core.blocks.inputs import Tokens
 from mol.core.cache import ExpertCache
-from mol.core.calls import Arguments, items, with_argument
-from mol.core.driver import REFUSALS
-from mol.core.inputs import Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from mol.core.driver import Driver
-    from mol.core.prelude import CallForm
-    from mol.core.source import Source
+    from mol.core.blocks.driver import Driver
+    from mol.core.blocks.prelude import CallForm
+    from mol.core.blocks.source import Source
 
 CacheWay = Literal["whole", "new"]
 """Which mask a model's own forward wants beside a cache: that of all tokens, or that of the new ones."""

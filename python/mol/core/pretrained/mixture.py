@@ -16,11 +16,11 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from mol.core.blocks.inputs import CACHE_NAMES, Tokens
+from mol.core.blocks.source import Source
 from mol.core.cache import CACHE_NAME, ExpertCache, FusedCache
-from mol.core.inputs import CACHE_NAMES, Tokens
-from mol.core.pretrained import FusedModel
+from mol.core.pretrained.fused_model import FusedModel
 from mol.core.routers import SimpleRouter
-from mol.core.source import Source
 from mol.errors import ConfigError, MolError
 
 if TYPE_CHECKING:

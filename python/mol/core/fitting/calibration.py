@@ -13,20 +13,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import torch
 
 from mol.core.adapters import LinearAdapter
-from mol.core.fitting import fit_held_out, fit_orthogonal
-from mol.core.inputs import Tokens
-from mol.core.loading import open_source
-from mol.core.placement import Memory
-from mol.core.reading import Reader, pair_tokens, pieces
+from mol.core.blocks.inputs import Tokens
+from mol.core.blocks.placement import Memory
+from mol.core.fitting.maps import fit_held_out, fit_orthogonal
+from mol.core.fitting.reading import Reader, pair_tokens, pieces
+from mol.core.models.loading import open_source
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mol.config.mol_config import MoLConfig
+    from mol.core.blocks.prelude import Carries
+    from mol.core.blocks.source import Source
     from mol.core.mol_layer import Expert
-    from mol.core.prelude import Carries
-    from mol.core.source import Source
 
 _log: Final = logging.getLogger("mol")
 

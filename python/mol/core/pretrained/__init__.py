@@ -1,0 +1,1 @@
+"""Fused models as transformers know models: config, save and load, loss, generate."""
