@@ -242,17 +242,21 @@ def load(bench: Bench) -> None:
     ours, peer = found["open"][1:], found["read"][1:]
     width, deep = bench.sizes.large
     what = f"load {deep - len(layers)} blocks of {width} in bf16 and {len(layers)} of {bench.sizes.width} in float32"
-    for name, key, unit, limits in (
-        ("time", "seconds", "ms", LOAD_TIME),
-        ("peak RSS above imports", "resident", "MB", LOAD_MEMORY),
-        ("RssAnon above imports", "anonymous", "MB", NO_LIMITS),
-    ):
+    for name, key, limits in (("time", "seconds", LOAD_TIME), ("peak RSS above imports", "resident", LOAD_MEMORY)):
         mine, theirs = ([getattr(one, key) for one in taken] for taken in (ours, peer))
-        ratios = [one / max(other, 1) if unit == "MB" else one / other for one, other in zip(mine, theirs, strict=True)]
-        scale = 1e3 if unit == "ms" else 1 / MB
-        shown, against = (f"{statistics.median(side) * scale:.1f} {unit}" for side in (mine, theirs))
+        ratios = [one / other for one, other in zip(mine, theirs, strict=True)]
         spread = min(ratios), max(ratios)
-        bench.lines.append(Line(f"{what}: {name}", shown, against, statistics.median(ratios), spread, limits))
+        shown = f"{what}: {name}", measured(key, mine), measured(key, theirs)
+        bench.lines.append(Line(*shown, statistics.median(ratios), spread, limits))
+    # Mapped files have none, so there is nothing to compare with.
+    mine, theirs = ([one.anonymous for one in taken] for taken in (ours, peer))
+    anonymous = measured("anonymous", mine), measured("anonymous", theirs)
+    bench.lines.append(Line(f"{what}: RssAnon above imports", *anonymous))
+
+
+def measured(key: str, taken: list[float]) -> str:
+    median = statistics.median(taken)
+    return f"{median * 1e3:.1f} ms" if key == "seconds" else f"{median / MB:.1f} MB"
 
 
 def gpu(bench: Bench) -> None:

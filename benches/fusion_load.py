@@ -1,13 +1,14 @@
 """Open a fusion for the blocks that it uses, or read their bytes alone, in a fresh process that says what that took.
 
-The process imports all that either way needs, prints a line, waits for one, does its work, and prints the seconds. The
-one that started it watches its memory meanwhile. Either way every page of the tensors is touched: files are mapped, and
-a tensor that nobody looked at has not been read.
+The process imports all that either way needs, prints a line, waits for one, does its work, prints the seconds, and
+waits again, for its end takes memory too. The one that started it watches its memory until then. Either way every page
+of the tensors is touched: files are mapped, and a tensor that nobody looked at has not been read.
 """
 
 from __future__ import annotations
 
 import argparse
+import select
 import subprocess
 import sys
 import time
@@ -51,10 +52,13 @@ def watch(way: str, host: str, donor: str, layers: Iterable[int], *, every: floa
         before = peak = status_bytes(process.pid, KEYS)
         process.stdin.write("go\n")
         process.stdin.flush()
-        while (now := status_bytes(process.pid, KEYS)).keys() == set(KEYS):
-            peak = {key: max(peak[key], now[key]) for key in KEYS}
-            time.sleep(every)
+        done = False
+        while not done:
+            done = bool(select.select([process.stdout], [], [], every)[0])
+            now = status_bytes(process.pid, KEYS)
+            peak = {key: max(peak[key], now.get(key, 0)) for key in KEYS}
         seconds = process.stdout.readline()
+        process.stdin.close()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}")
     return Loaded(float(seconds), *(peak[key] - before[key] for key in KEYS))
@@ -67,8 +71,8 @@ def touch(tensor: torch.Tensor) -> None:
     tensor.detach().reshape(-1).view(torch.uint8)[::PAGE].sum()
 
 
-def open_fusion(host: str, donor: str, layers: list[int]) -> None:
-    """Make a fusion in which blocks of the donor stand for some of the host's, and load all blocks that it uses."""
+def open_fusion(host: str, donor: str, layers: list[int]) -> object:
+    """Return a fusion in which blocks of the donor stand for some of the host's, with all blocks that it uses."""
     from mol.config.mol_config import MoLConfig
     from mol.core.mol_runtime import MoLRuntime
 
@@ -82,10 +86,11 @@ def open_fusion(host: str, donor: str, layers: list[int]) -> None:
         assert weights is not None
         for parameter in weights.loaded:
             touch(weights.model.get_parameter(parameter))
+    return runtime
 
 
-def read_bytes(host: str, donor: str, layers: list[int]) -> None:
-    """Read the tensors that such a fusion uses, and keep them."""
+def read_bytes(host: str, donor: str, layers: list[int]) -> object:
+    """Return the tensors that such a fusion uses."""
     from safetensors import safe_open
 
     kept = []
@@ -96,6 +101,7 @@ def read_bytes(host: str, donor: str, layers: list[int]) -> None:
                     if any(f".layers.{layer}." in name for layer in layers) == wanted:
                         kept.append(tensors.get_slice(name)[...])
                         touch(kept[-1])
+    return kept
 
 
 def main() -> None:
@@ -115,12 +121,17 @@ def main() -> None:
     import mol.core.pretrained.task_models  # noqa: F401
 
     work = {"open": open_fusion, "read": read_bytes}[arguments.way]
-    touch(torch.zeros(1 << 20))  # torch's own code is read here
+    touch(torch.zeros(1 << 20))  # torch's own code is read here, and not on the account of one of the ways
+    for dtype in (torch.float32, torch.bfloat16):
+        states = torch.zeros(1, 1, 64, 64, dtype=dtype)
+        torch.nn.functional.scaled_dot_product_attention(states @ states, states, states, is_causal=True)
     print("ready", flush=True)
     sys.stdin.readline()
     started = time.perf_counter()
-    work(arguments.host, arguments.donor, arguments.layers)
+    made = work(arguments.host, arguments.donor, arguments.layers)
     print(time.perf_counter() - started, flush=True)
+    sys.stdin.readline()
+    del made
 
 
 if __name__ == "__main__":

@@ -94,6 +94,16 @@ def test_a_cache_changes_nothing(host: str, kind: str, options: dict[str, int], 
     assert torch.equal(cached, again)
 
 
+def test_writing_makes_the_logits_of_last_tokens_only(fuse: Fuse) -> None:
+    runtime = fuse("gpt2", "llama")
+    lengths: list[int] = []
+    head = runtime.host.model.get_output_embeddings()
+    head.register_forward_hook(lambda _module, given, _result: lengths.append(given[0].shape[1]))
+    for use_cache in (True, False):
+        runtime.generate(tokens_of(2, 6), max_new_tokens=3, do_sample=False, use_cache=use_cache, eos_token_id=None)
+    assert lengths[-6:] == [1] * 6
+
+
 def test_a_host_layer_without_fused_layer_runs_or_not_as_asked(fuse: Fuse) -> None:
     ids = tokens_of(2, 7)
     kept = fuse("gpt2", layers=(1,))

@@ -70,11 +70,13 @@ class MoLForCausalLM(FusedModel, GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         use_cache: bool = True,
         prompt_length: int | None = None,
+        logits_to_keep: int = 0,
         **others: Any,  # noqa: ANN401 - what generate passes besides
     ) -> dict[str, Any]:
         """Give a step of `generate` its inputs: the tokens that the cache has not seen."""
         use_cache = use_cache and self.runtime.host.cache_way is not None  # without, every step runs on all tokens
         inputs: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": use_cache}
+        inputs["logits_to_keep"] = logits_to_keep  # generate looks at the last token of a prompt only
         if not use_cache:
             return {**inputs, "input_ids": input_ids, "prompt_length": prompt_length}
         given = others.get(CACHE_NAME)
