@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mol.core.blocks.gaps import keeps_gaps
 from mol.core.blocks.source import Source
 from mol.core.fusion import choosing
 from mol.core.losses import compute_load_balancing_loss, compute_router_entropy
@@ -254,7 +253,7 @@ def test_token_dispatch_is_a_run_on_the_chosen_tokens_at_their_true_positions(ki
 def test_which_blocks_take_a_cache_with_gaps(fuse: Fuse) -> None:
     """Those that go by positions or masks do; those that go by distance in the cache, or remember, are run again."""
     runtime = fuse("gpt2", "llama", "gpt_neox", "mamba", "t5", "mistral", layers=())
-    found = {name: keeps_gaps(runtime.source(name), [1]) for name in runtime.config.models}
+    found = {name: runtime.source(name).keeps_gaps(1) for name in runtime.config.models}
     assert found["gpt2"]
     assert found["llama"]
     assert found["gpt_neox"]

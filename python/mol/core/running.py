@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from mol.core.blocks.gaps import keeps_gaps
 from mol.core.blocks.source import Source, Tokens
 from mol.core.cache import Compacted
 from mol.core.parts import Picked, Rows, Whole
@@ -54,7 +53,9 @@ class ExpertRuns:
         given = hidden.to(source.dtype)
         if not isinstance(part, Picked):
             result = self._run_rows(source, place, spec, part, given)
-        elif self._cache is not None and self._is_native(source, spec) and keeps_gaps(source, spec.blocks):
+        elif self._cache is not None and all(
+            source.has_native_cache(block) and source.keeps_gaps(block) for block in spec.blocks
+        ):
             result = self._run_with_gaps(source, place, spec, part, given, self._cache)
         else:
             result = self._run_compacted(source, place, spec, part, given)
@@ -72,7 +73,7 @@ class ExpertRuns:
         whole = self._cache is None or not self._is_native(source, spec)
         live = self._live.setdefault((spec.model, numbers, whole), {})
         if self._cache is None:
-            return _blocks(source, spec, hidden, self._context(spec.model, part, whole=True), None, live)
+            return run_blocks(source, spec, hidden, self._context(spec.model, part, whole=True), None, live)
         if numbers is not None:
             self._cache.rows[place] = list(numbers)
         if not whole:
@@ -80,13 +81,13 @@ class ExpertRuns:
             if cache is None:
                 cache = self._cache.experts[place] = source.new_cache()
             cache.seen = self._cache.seen
-            return _blocks(source, spec, hidden, self._context(spec.model, part, whole=False), cache, live)
+            return run_blocks(source, spec, hidden, self._context(spec.model, part, whole=False), cache, live)
         # Without a cache of its own a block runs on all that has gone into it; only its new outputs count.
         before = self._cache.histories.get(place)
         hidden = hidden if before is None else torch.cat([before, hidden], 1)
         self._cache.histories[place] = hidden
         context = self._context(spec.model, part, whole=True)
-        return _blocks(source, spec, hidden, context, None, live)[:, -self._length :]
+        return run_blocks(source, spec, hidden, context, None, live)[:, -self._length :]
 
     def _context(self, name: str, part: Whole | Rows, *, whole: bool) -> list[Arguments]:
         """Give the context of a model for all tokens, or for the new ones after those in a cache."""
@@ -133,7 +134,7 @@ class ExpertRuns:
         mask = torch.arange(width, device=hidden.device) < part.rows.new_tensor(counts)[:, None]
         _refuse_padding(source, running.take(mask))
         tokens = Tokens(running.take(mask.long()), running.take(positions), width, hidden.device, source.dtype)
-        result = _blocks(source, spec, running.take(whole), source.context(tokens), None, {})
+        result = run_blocks(source, spec, running.take(whole), source.context(tokens), None, {})
         number = part.rows.new_zeros(len(counts))
         number[running.index] = torch.arange(len(running.numbers), device=hidden.device)
         return result[number[part.rows], places]
@@ -165,7 +166,7 @@ class ExpertRuns:
         shown = valid.clone()
         shown[:, -length:] |= ~valid.any(1, keepdim=True)
         tokens = Tokens(shown.long(), positions, length, hidden.device, source.dtype)
-        return _blocks(source, spec, padded, source.context(tokens, measure), cache, {})[put]
+        return run_blocks(source, spec, padded, source.context(tokens, measure), cache, {})[put]
 
 
 def _refuse_padding(source: Source, mask: torch.Tensor) -> None:
@@ -182,7 +183,7 @@ def _refuse_padding(source: Source, mask: torch.Tensor) -> None:
         )
 
 
-def _blocks(
+def run_blocks(
     source: Source,
     spec: ExpertSpec,
     hidden: torch.Tensor,
@@ -190,6 +191,7 @@ def _blocks(
     cache: ExpertCache | None,
     live: Carries,
 ) -> torch.Tensor:
+    """Run an expert's blocks one after another on hidden states (B, T, D); see `Source.run`."""
     for block in spec.blocks:
         hidden = source.run(block, hidden, context, cache=cache, live=live)
     return hidden

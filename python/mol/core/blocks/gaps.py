@@ -3,34 +3,28 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary
 
 import torch
 
-from mol.core.blocks.source import Source, Tokens
+from mol.core.blocks.driver import REFUSALS
+from mol.core.blocks.inputs import Tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from mol.core.blocks.source import Source
 
 _PIECES: Final = ((3, 2), (1, 0), (1, 2), (1, 1))
 """New tokens of two rows, in each of four forwards."""
 _POSITIONS: Final = ((0, 2, 3, 5, 6, 9), (1, 4, 5, 7, 8, 0))
-_known: WeakKeyDictionary[Source, dict[int, bool]] = WeakKeyDictionary()
 
 
-def keeps_gaps(source: Source, blocks: Sequence[int]) -> bool:
-    """Tell whether blocks that have a native cache do with gaps in it what they do on each row alone; probed once.
+def keeps_gaps(source: Source, block: int) -> bool:
+    """Tell whether a block that has a native cache does with gaps in it what it does on each row alone.
 
     A block that counts how far apart its keys lie in the cache does not, such as one with a sliding window. Whether a
     window is there is asked of the cache: it may be longer than any probe.
     """
-    known = _known.setdefault(source, {})
-    for block in blocks:
-        if block not in known:
-            layers: list[Any] = source.new_cache().layers
-            sliding = any(getattr(layer, "is_sliding", False) for layer in layers)
-            known[block] = not sliding and _probe(source, block)
-    return all(known[block] for block in blocks)
+    layers: list[Any] = source.new_cache().layers
+    return not any(getattr(layer, "is_sliding", False) for layer in layers) and _probe(source, block)
 
 
 def _probe(source: Source, block: int) -> bool:
@@ -58,7 +52,7 @@ def _probe(source: Source, block: int) -> bool:
             given = hidden.gather(1, index[..., None].expand(-1, -1, source.width))
             try:
                 result = source.run(block, given, source.context(tokens, measure), cache=cache, live={})
-            except (ValueError, TypeError, RuntimeError, AttributeError, KeyError, IndexError):
+            except REFUSALS:
                 return False  # a block that fails on gaps is run without a cache
             found.append([result[row, : counts[row]] for row in range(2)])
             done = [before + count for before, count in zip(done, counts, strict=True)]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from mol.core.blocks.causal import prepare
 from mol.core.blocks.dispatch import intercepted, run_block, twin
 from mol.core.blocks.driver import REFUSALS, Driver, Masks
+from mol.core.blocks.gaps import keeps_gaps
 from mol.core.blocks.inputs import CACHE_NAMES, Tokens
-from mol.core.blocks.placement import Memory, Place
 from mol.core.blocks.probes import (
     CacheWay,
     find_cache_way,
@@ -24,18 +24,21 @@ from mol.core.blocks.probes import (
     sees_content,
     with_cache,
 )
+from mol.core.blocks.residence import Residence
 from mol.core.blocks.stacks import choose_stack
 from mol.core.cache import ExpertCache
 from mol.errors import MolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     import torch
     from torch import nn
     from transformers import PreTrainedModel
 
     from mol.core.blocks.calls import Arguments
+    from mol.core.blocks.placement import Memory, Place
     from mol.core.blocks.prelude import Carries
     from mol.core.models.weights import ModelWeights
 
@@ -88,7 +91,7 @@ class Source:
         self.model.train(mode=False)
         self.model.requires_grad_(requires_grad=False)
         self.weights = weights
-        self._memory = memory
+        self._residence = Residence(self.model, weights, memory)
         self.places: Mapping[int, Place] = {}
         found = choose_stack(self.model, name, stack)
         self.blocks = list(found.blocks)
@@ -101,7 +104,7 @@ class Source:
         self._native_cache: dict[object, bool] = {}
         self._all_causal: bool | None = None
         self._empty_cache: ExpertCache | None = None
-        self._paths: dict[int, str] = {}
+        self._gaps: dict[object, bool] = {}
         self._adopt(self._drive("own"))
 
     def __len__(self) -> int:
@@ -135,18 +138,13 @@ class Source:
         """What is known of `causal`, None if nobody asked of any block."""
         return all(self._causal.values()) if self._causal else None
 
-    def path_of(self, index: int) -> str:
-        """Return the path of a block in the model."""
-        return self._paths[id(self.calls.forms[index].block)]
-
     def require(self, indices: Iterable[int]) -> None:
         """Have blocks in memory from now on.
 
         Raises:
             CheckpointError: one cannot be read.
         """
-        if self.weights is not None:
-            self.weights.load(self.weights.under(*{self.path_of(index) for index in indices}))
+        self._residence.require(self.calls.forms[index].block for index in indices)
 
     def require_rest(self, *, skip_missing: bool = False) -> None:
         """Have all that is not a block in memory from now on: embeddings, norms, head.
@@ -157,26 +155,18 @@ class Source:
         Raises:
             CheckpointError: something cannot be read.
         """
-        if self.weights is not None:
-            self.weights.load(self.weights.outside(self.stack), skip_missing=skip_missing)
+        self._residence.require_around(self.stack, skip_missing=skip_missing)
 
     def apply(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Move or cast the model, as `nn.Module.to` does."""
-        if self.weights is None:
-            self.model._apply(fn)
-        else:
-            self.weights.apply(fn)
+        self._residence.apply(fn)
 
     @contextmanager
     def visiting(self) -> Iterator[None]:
         """Let the model's own forward run, with blocks in memory that are not for as long as each runs."""
-        if self.weights is None:
-            yield
-            return
-        weights = self.weights
 
         def visit(block: nn.Module, call: Arguments) -> Any:  # noqa: ANN401 - as the block returns it
-            with weights.visited(self._paths[id(block)]):
+            with self._residence.visited(block):
                 return run_block(block, call)
 
         with intercepted(self.blocks, visit):
@@ -298,6 +288,13 @@ class Source:
             self._native_cache[kind] = self.is_causal(index) and keeps_cache(self.driver, index)
         return self._native_cache[kind]
 
+    def keeps_gaps(self, index: int) -> bool:
+        """Tell whether a block that has a native cache does with gaps in it what it does on each row; probed once."""
+        kind = self._kind_of(index)
+        if kind not in self._gaps:
+            self._gaps[kind] = keeps_gaps(self, index)
+        return self._gaps[kind]
+
     def known_native_cache(self, index: int) -> bool | None:
         """Return what `has_native_cache` said of a block, None if nobody asked."""
         return self._native_cache.get(self._kind_of(index)) if self._native_cache else None
@@ -309,7 +306,7 @@ class Source:
         """
         kind = self._kind_of(index)
         if kind not in self._causal:
-            looks_back = is_causal(self.driver, [index])
+            looks_back = is_causal(self.driver, index)
             if not looks_back and self._may_change:
                 self._may_change = False
                 self.made_causal = looks_back = self._make_causal(index)
@@ -338,23 +335,18 @@ class Source:
         self._kinds.clear()
         self._causal.clear()
         self._native_cache.clear()
+        self._gaps.clear()
         self._all_causal = None
         self.owner, self.calls, self.layout, self.width = driver.owner, driver.calls, driver.layout, driver.width
         self._empty_cache = None
 
     def _drive(self, masks: Masks) -> Driver:
         """Trace the blocks, with noise for weights where none are loaded, and load what their contexts need."""
-        if self.weights is None:
-            return Driver(self._found, self.name, masks)
-        with self.weights.noise():
+        with self._residence.noise():
             driver = Driver(self._found, self.name, masks)
-        self._paths = {id(module): path for path, module in self.model.named_modules()}
-        producers = {self._paths[id(driver.calls.forms[index].block)] for index in driver.calls.producers}
-        self.weights.load(self.weights.under(*producers))
-        if has_nan(driver):
-            path = self._paths[id(driver.owner)]
-            around = self.weights.under(path) if path else self.weights.outside()
-            self.weights.load(around & self.weights.outside(self.stack))
+        self._residence.require(driver.calls.forms[index].block for index in driver.calls.producers)
+        if self.weights is not None and has_nan(driver):
+            self._residence.require_around(self.stack, driver.owner)
         return driver
 
     def _make_causal(self, index: int) -> bool:
@@ -368,7 +360,7 @@ class Source:
             try:
                 driver = self._drive(masks)
                 with self._visited(driver):
-                    causal = is_causal(driver, [index])
+                    causal = is_causal(driver, index)
             except REFUSALS:
                 continue  # it takes no such mask
             if causal:
@@ -384,28 +376,15 @@ class Source:
             self._kinds = [kind_of(form, call) for form, call in zip(self.calls.forms, context, strict=True)]
         return self._kinds[index]
 
-    @contextmanager
-    def _held(self, index: int) -> Iterator[torch.device | None]:
+    def _held(self, index: int) -> AbstractContextManager[torch.device | None]:
         """Have a block in memory while it runs, and afterwards if there is room."""
-        if self.weights is None:
-            yield None
-            return
-        path, place = self.path_of(index), self.places.get(index, Place())
-        if self._memory is None:
-            self.weights.load(self.weights.under(path), place.device)
-            yield place.device
-        else:
-            with self._memory.hold(self.weights, path, place):
-                yield place.device
+        return self._residence.held(self.calls.forms[index].block, self.places.get(index))
 
     @contextmanager
     def _visited(self, driver: Driver) -> Iterator[None]:
         """Have blocks in memory for as long as each runs, and no longer if they were not before."""
-        if self.weights is None:
-            yield
-            return
-        weights, held = self.weights, driver.hold
-        driver.hold = lambda index: weights.visited(self.path_of(index))
+        held, forms = driver.hold, driver.calls.forms
+        driver.hold = lambda index: self._residence.visited(forms[index].block)
         try:
             yield
         finally:

@@ -18,13 +18,13 @@ from mol.core.blocks.placement import Memory
 from mol.core.fitting.maps import fit_held_out, fit_orthogonal
 from mol.core.fitting.reading import Reader, pair_tokens, pieces
 from mol.core.models.loading import open_source
+from mol.core.running import run_blocks
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mol.config.mol_config import MoLConfig
-    from mol.core.blocks.prelude import Carries
     from mol.core.blocks.source import Source
     from mol.core.mol_layer import Expert
 
@@ -192,11 +192,9 @@ def _added(source: Source, expert: Expert, before: torch.Tensor) -> torch.Tensor
     """Return E(Ah) - Ah (T, D) for the stream h (T, H) of one text, as the layer computes it."""
     inner: torch.Tensor = expert.down(before[None])
     hidden = inner.to(source.dtype)
-    live: Carries = {}
     mask = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
     context = source.context(Tokens.of(mask, hidden.shape[1], source.dtype))
-    for block in expert.spec.blocks:
-        hidden = source.run(block, hidden, context, live=live)
+    hidden = run_blocks(source, expert.spec, hidden, context, None, {})
     return (hidden.to(inner.dtype) - inner)[0]
 
 

@@ -119,12 +119,12 @@ class ModelWeights:
         Raises:
             CheckpointError: the files lack a parameter, or one has another shape.
         """
+        if self.loaded.issuperset(names):
+            return
         tied = self.model.all_tied_weights_keys
         pairs = [pair for target, source in tied.items() for pair in ((target, source), (source, target))]
         wanted = frozenset(names) - self.loaded
         wanted |= {other for one, other in pairs if one in wanted} - self.loaded
-        if not wanted:
-            return
         with _reading:
             self._read.clear()
             known = self._sources.get(wanted)
