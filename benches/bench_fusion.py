@@ -22,6 +22,7 @@ import transformers
 from fusion_load import watch
 from fusion_models import EXPERTS, SEED, TINY, Models, Sizes
 from measure import warm
+from rows import rows_asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -316,20 +317,11 @@ def report(bench: Bench) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", default=["all"], help=f"all, or some of: {', '.join(ROWS)}")
     parser.add_argument("--dir", type=Path, default=Path(".benchmarks/fusion"), help="where models are kept, 3 GB")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--tiny", action="store_true", help="tiny models, whose times say nothing: do the rows work?")
-    parser.add_argument("--list", action="store_true", help="print the names of the rows")
-    arguments = parser.parse_args()
-    if arguments.list:
-        print("\n".join(ROWS))
-        return 0
-    wanted = list(ROWS) if "all" in arguments.rows else arguments.rows
-    unknown = [name for name in wanted if name not in ROWS]
-    if unknown:
-        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    arguments, wanted = rows_asked(parser, ROWS)
 
     torch.set_num_threads(arguments.threads)
     transformers.utils.logging.set_verbosity_error()

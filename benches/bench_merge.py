@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import recipes
 from measure import Taken, cool, memory_limit, populate, run, warm
+from rows import rows_asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -296,7 +297,6 @@ def report(bench: Bench) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", default=["all"], help=f"all, or some of: {', '.join(ROWS)}")
     parser.add_argument("--dir", type=Path, default=Path("build/bench"), help="scratch directory, about 20 GB")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of cp and mol, of which medians are taken")
     parser.add_argument("--peer-rounds", type=int, default=1, help="in how many of them mergekit runs too (it is slow)")
@@ -305,15 +305,7 @@ def main() -> int:
     )
     parser.add_argument("--no-mergekit", action="store_true", help="leave mergekit out")
     parser.add_argument("--keep", action="store_true", help="leave the models in DIR for the next time")
-    parser.add_argument("--list", action="store_true", help="print the names of the rows")
-    arguments = parser.parse_args()
-    if arguments.list:
-        print("\n".join(ROWS))
-        return 0
-    wanted = list(ROWS) if "all" in arguments.rows else arguments.rows
-    unknown = [name for name in wanted if name not in ROWS]
-    if unknown:
-        parser.error(f"no such row: {', '.join(unknown)}; there are {', '.join(ROWS)}")
+    arguments, wanted = rows_asked(parser, ROWS)
 
     directory = arguments.dir.resolve()
     directory.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from mol.config.mol_config import MoLConfig
 from mol.core.blocks.calls import argument, part
 from mol.core.blocks.dispatch import intercepted, run_block
 from mol.core.blocks.inputs import Tokens
+from mol.core.blocks.probes import tensors
 from mol.core.blocks.source import Source
 from mol.core.fusion import Fusion, Pass
 from mol.core.mol_layer import Expert, ExpertSpec, MoLLayer
@@ -174,22 +175,11 @@ def host(model: PreTrainedModel, source: Source) -> None:
 
 
 def _same_output(got: Any, wanted: Any) -> None:  # noqa: ANN401 - what models return
-    pairs = list(zip(_tensors(got), _tensors(wanted), strict=True))
+    pairs = list(zip(tensors(got), tensors(wanted), strict=True))
     if not pairs:
         raise Failed("its output has no tensor")
     if not all(torch.equal(mine, theirs) for mine, theirs in pairs):
         raise Failed("its output differs")
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401 - what models return
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
 
 
 def fused(host_type: str, source: Source) -> MoLRuntime:

@@ -159,10 +159,7 @@ class BaseRouter(nn.Module, ABC):
         """
         mask = self._check(x, attention_mask)
         with _no_autocast(x.device):
-            tokens = x.float()
-            if mask is not None:
-                tokens = torch.where(mask, tokens, 0.0)  # not a product: padding may hold NaN
-            seen, after = self.features(functional.layer_norm(tokens, (self.hidden_dim,)), mask, state)
+            seen, after = self.features(self._normalised(x, mask), mask, state)
             weights, logits = self._choose(seen)
             if mask is not None:
                 weights = weights.masked_fill(~mask, 0.0)
@@ -181,10 +178,7 @@ class BaseRouter(nn.Module, ABC):
         """
         mask = self._check(x, attention_mask)
         with _no_autocast(x.device):
-            tokens = x.float()
-            if mask is not None:
-                tokens = torch.where(mask, tokens, 0.0)
-            seen, _ = self.features(functional.layer_norm(tokens, (self.hidden_dim,)), mask, None)
+            seen, _ = self.features(self._normalised(x, mask), mask, None)
             return self._choose(self.of_rows(seen, mask))
 
     def of_rows(self, seen: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -197,6 +191,12 @@ class BaseRouter(nn.Module, ABC):
         if mask is None:
             return seen.mean(1)
         return seen.masked_fill(~mask, 0.0).sum(1) / mask.sum(1).clamp(min=1)
+
+    def _normalised(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        tokens = x.float()
+        if mask is not None:
+            tokens = torch.where(mask, tokens, 0.0)  # not a product: padding may hold NaN
+        return functional.layer_norm(tokens, (self.hidden_dim,))
 
     def _choose(self, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits = _linear(self.classifier, self.dropout(seen))

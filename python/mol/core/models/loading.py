@@ -50,7 +50,7 @@ def open_host(name: str, settings: MoLConfig) -> Source:
     weights = _hollow(auto_class, name, directory, config, settings)
     if weights.model.can_generate() and (directory / GENERATION_CONFIG_NAME).is_file():
         weights.model.generation_config = GenerationConfig.from_pretrained(directory)
-    if any(key.startswith(f"{name}[") or device == "disk" for key, device in _places(name, settings).items()):
+    if not _is_placed_whole(name, settings):
         raise ConfigError(
             f"device_map places single blocks of {name}, or puts it on disk, and it is the host, which runs as a whole"
         )
@@ -74,7 +74,7 @@ def open_source(name: str, settings: MoLConfig, memory: Memory, *, causal: bool)
     """
     stack = settings.stacks.get(name)
     if not settings.memory_efficient:
-        return Source(load_source(name, settings), name, stack=stack, causal=causal)
+        return Source(load_whole(AutoModel, name, settings), name, stack=stack, causal=causal)
     directory = _directory(name, settings)
     weights = _hollow(AutoModel, name, directory, _config(name, directory, settings), settings)
     source = Source(weights.model, name, stack=stack, causal=causal, weights=weights, memory=memory)
@@ -86,16 +86,16 @@ def open_source(name: str, settings: MoLConfig, memory: Memory, *, causal: bool)
     return source
 
 
-def load_source(name: str, settings: MoLConfig) -> PreTrainedModel:
-    """Load a whole model without its head.
+def load_whole(auto_class: Any, name: str, settings: MoLConfig) -> PreTrainedModel:  # noqa: ANN401 - an Auto class
+    """Load a whole model.
 
     Raises:
-        MolError: see `open_source`.
+        MolError: its files are damaged or quantized, or its type is not known.
         OSError: it cannot be had.
     """
     directory = _directory(name, settings)
     _config(name, directory, settings)  # refuses what is not known
-    return _whole(AutoModel, name, directory, settings)
+    return _whole(auto_class, name, directory, settings)
 
 
 def load_tokenizer(name: str, settings: MoLConfig) -> PreTrainedTokenizerBase:
@@ -129,9 +129,9 @@ def _config(name: str, directory: Path, settings: MoLConfig) -> PreTrainedConfig
 
 
 def _whole(auto_class: Any, name: str, directory: Path, settings: MoLConfig) -> PreTrainedModel:  # noqa: ANN401
-    place = _place(settings.device_map.get(name))
-    if (place is not None and not place.stays) or any(key.startswith(f"{name}[") for key in settings.device_map):
+    if not _is_placed_whole(name, settings):
         raise ConfigError(f"device_map places single blocks of {name}, which takes memory_efficient=True")
+    place = _place(settings.device_map.get(name))
     Checkpoint.open(directory, name=name)  # refuses quantized and damaged files
     # Pickles are never read.
     model: PreTrainedModel = auto_class.from_pretrained(
@@ -183,8 +183,10 @@ def _attention(settings: MoLConfig) -> dict[str, str]:
     return {} if chosen is None else {"attn_implementation": chosen}
 
 
-def _places(name: str, settings: MoLConfig) -> dict[str, str]:
-    return {key: place for key, place in settings.device_map.items() if key == name or key.startswith(f"{name}[")}
+def _is_placed_whole(name: str, settings: MoLConfig) -> bool:
+    """Tell whether all of a model goes to one device and stays there."""
+    single = any(key.startswith(f"{name}[") for key in settings.device_map)
+    return not single and settings.device_map.get(name) != "disk"
 
 
 def _place(setting: str | None) -> Place | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import AutoModelForCausalLM, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -16,13 +15,16 @@ from mol.core.fusion import choosing
 from mol.core.losses import compute_routing_loss
 from mol.core.models.heads import CAUSAL_LM
 from mol.core.pretrained.fused_model import FusedModel, MoLModelConfig
+from mol.core.pretrained.writing import Writing
 from mol.errors import MolError
 
 if TYPE_CHECKING:
+    import torch
+
     from mol.core.mol_runtime import MoLRuntime
 
 
-class MoLForCausalLM(FusedModel, GenerationMixin):
+class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
     """A fused causal language model; see `FusedModel`.
 
     In training the loss is that of the next token and, over the layers whose router has a choice, the mean of
@@ -37,6 +39,7 @@ class MoLForCausalLM(FusedModel, GenerationMixin):
     """
 
     head = CAUSAL_LM
+    called = "a fused model"
 
     def _adopt(self, runtime: MoLRuntime) -> None:
         super()._adopt(runtime)
@@ -47,10 +50,6 @@ class MoLForCausalLM(FusedModel, GenerationMixin):
                 "blocks look ahead, so the fusion cannot write"
             )
         self.generation_config = host.model.generation_config
-
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False
 
     def generate(
         self,
@@ -75,13 +74,11 @@ class MoLForCausalLM(FusedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """Give a step of `generate` its inputs: the tokens that the cache has not seen."""
         use_cache = use_cache and self.runtime.host.cache_way is not None  # without, every step runs on all tokens
-        inputs: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": use_cache}
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, attention_mask=attention_mask, use_cache=use_cache, **others
+        )
         inputs["logits_to_keep"] = logits_to_keep  # generate looks at the last token of a prompt only
-        if not use_cache:
-            return {**inputs, "input_ids": input_ids, "prompt_length": prompt_length}
-        given = others.get(CACHE_NAME)
-        cache = given if isinstance(given, FusedCache) else self.new_cache()
-        return {**inputs, "input_ids": input_ids[:, cache.seen :], CACHE_NAME: cache}
+        return inputs if use_cache else {**inputs, "prompt_length": prompt_length}
 
     def new_cache(self) -> FusedCache:
         """Return an empty cache.
@@ -122,20 +119,15 @@ class MoLForCausalLM(FusedModel, GenerationMixin):
         Raises:
             MolError: `return_dict` is False, or no label is left to count.
         """
-        if return_dict is False:
-            raise MolError("a fused model returns its outputs by name: return_dict=False is not supported")
-        cache = past_key_values if cache is None else cache
-        if cache is None and use_cache:
-            cache = self.new_cache()
-        batch, length = input_ids.shape
-        seen = 0 if cache is None else cache.seen
-        if attention_mask is None:
-            attention_mask = torch.ones(batch, seen + length, dtype=torch.long, device=input_ids.device)
+        cache, attention_mask = self._begin(
+            input_ids, attention_mask, past_key_values if cache is None else cache, use_cache, return_dict
+        )
+        length = input_ids.shape[1]
         host = self.runtime.host
         if cache is None or cache.host is None or host.cache_way is None:
             inputs = host.token_inputs(host.model, input_ids, attention_mask)
         else:
-            cache.host.seen = seen
+            cache.host.seen = cache.seen
             inputs = host.cached_inputs(input_ids, attention_mask, cache.host, host.cache_way)
         if labels is not None:
             inputs["labels"] = self._counted(labels, attention_mask, cache, prompt_length)

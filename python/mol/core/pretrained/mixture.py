@@ -13,13 +13,16 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from mol.config.mol_config import MoLConfig
 from mol.core.blocks.inputs import CACHE_NAMES, Tokens
 from mol.core.blocks.source import Source
 from mol.core.cache import CACHE_NAME, ExpertCache, FusedCache
+from mol.core.models.loading import load_tokenizer, load_whole
 from mol.core.pretrained.fused_model import FusedModel
+from mol.core.pretrained.writing import Writing
 from mol.core.routers import SimpleRouter
 from mol.errors import ConfigError, MolError
 
@@ -72,7 +75,7 @@ class Evidence:
             setattr(self, name, tensor.index_select(0, rows.to(tensor.device)))
 
 
-class MoLMixture(PreTrainedModel, GenerationMixin):
+class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
     """p(x_t+1) = sum over models e of w_e(t) p_e(x_t+1), for models of one vocabulary.
 
     The weights w_e(t) are
@@ -89,6 +92,7 @@ class MoLMixture(PreTrainedModel, GenerationMixin):
     """
 
     config_class = MoLMixtureConfig
+    called = "a mixture"
     accepts_loss_kwargs = False
 
     def __init__(self, config: MoLMixtureConfig) -> None:
@@ -183,32 +187,12 @@ class MoLMixture(PreTrainedModel, GenerationMixin):
         embeddings: torch.nn.Module = self.models[0].get_input_embeddings()
         return embeddings
 
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False
-
     def new_cache(self) -> FusedCache:
         """Return an empty cache: one for each model."""
         cache = FusedCache(None)
         for number, model in enumerate(self.models):
             cache.experts[0, number] = ExpertCache(model.config.get_text_config())
         return cache
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: torch.Tensor,
-        *,
-        attention_mask: torch.Tensor | None = None,
-        use_cache: bool = True,
-        **others: Any,  # noqa: ANN401 - what generate passes besides
-    ) -> dict[str, Any]:
-        """Give a step of `generate` its inputs: the tokens that the cache has not seen."""
-        inputs: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": use_cache}
-        if not use_cache:
-            return {**inputs, "input_ids": input_ids}
-        given = others.get(CACHE_NAME)
-        cache = given if isinstance(given, FusedCache) else self.new_cache()
-        return {**inputs, "input_ids": input_ids[:, cache.seen :], CACHE_NAME: cache}
 
     def forward(
         self,
@@ -239,15 +223,10 @@ class MoLMixture(PreTrainedModel, GenerationMixin):
         Raises:
             MolError: `return_dict` is False.
         """
-        if return_dict is False:
-            raise MolError("a mixture returns its outputs by name: return_dict=False is not supported")
-        cache = past_key_values if cache is None else cache
-        if cache is None and use_cache:
-            cache = self.new_cache()
+        cache, attention_mask = self._begin(
+            input_ids, attention_mask, past_key_values if cache is None else cache, use_cache, return_dict
+        )
         batch, length = input_ids.shape
-        if attention_mask is None:
-            seen = 0 if cache is None else cache.seen
-            attention_mask = torch.ones(batch, seen + length, dtype=torch.long, device=input_ids.device)
         logits, hidden = self._run(input_ids, attention_mask, cache)
         mask = attention_mask[:, -length:]
         state = None if cache is None else cache.routes.get(0)
@@ -346,9 +325,7 @@ def _posterior(
 
 
 def _load(name: str) -> PreTrainedModel:
-    # Pickles are never read.
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype="auto", use_safetensors=True)
-    return model
+    return load_whole(AutoModelForCausalLM, name, MoLConfig(models=[name]))
 
 
 def _check_model(model: PreTrainedModel) -> None:
@@ -370,7 +347,7 @@ def _check_vocabularies(names: list[str], models: list[PreTrainedModel]) -> None
         if size != sizes[0]
     ]
     if len(names) > 1 and not problems:
-        first, *others = (AutoTokenizer.from_pretrained(name).get_vocab() for name in names)
+        first, *others = (load_tokenizer(name, MoLConfig(models=[name])).get_vocab() for name in names)
         for name, other in zip(names[1:], others, strict=True):
             apart = sorted(dict(first.items() ^ other.items()), key=str)
             if apart:
