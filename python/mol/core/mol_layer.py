@@ -102,11 +102,16 @@ class Expert(nn.Module):
 
     def forward(self, hidden: torch.Tensor, run: RunBlocks) -> torch.Tensor:
         """Return F(h) = h + U(E(Ah) - Ah): what the expert does not see of h (..., H) passes through."""
-        if self.is_exact:
-            return run(hidden)
+        return run(hidden) if self.is_exact else hidden + self._change(hidden, run)
+
+    def change(self, hidden: torch.Tensor, run: RunBlocks) -> torch.Tensor:
+        """Return F(h) - h."""
+        return run(hidden) - hidden if self.is_exact else self._change(hidden, run)
+
+    def _change(self, hidden: torch.Tensor, run: RunBlocks) -> torch.Tensor:
         inner = self.down(hidden)
-        result: torch.Tensor = hidden + self.up(run(inner) - inner)
-        return result
+        added: torch.Tensor = self.up(run(inner) - inner)
+        return added
 
 
 class MoLLayer(nn.Module):
@@ -205,11 +210,10 @@ class MoLLayer(nn.Module):
         whole = all(isinstance(part, Whole) or part is None for part in choice.parts)
         mixed = hidden if whole else hidden.clone(memory_format=torch.contiguous_format)
         weights = choice.routing.weights.unbind(-1)
-        for expert, run, weight, part in zip(self.experts, runs, weights, choice.parts, strict=True):
+        for expert, run, weight, part in zip(self.built, runs, weights, choice.parts, strict=True):
             if part is not None:
-                seen = part.take(hidden)
-                change = part.take(weight)[..., None].to(hidden.dtype) * (expert(seen, run) - seen)
-                mixed = part.add(mixed, change)
+                change = expert.change(part.take(hidden), run)
+                mixed = part.add(mixed, part.take(weight)[..., None].to(hidden.dtype) * change)
         return mixed
 
     def forward(
