@@ -10,12 +10,11 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from mol.config.mol_config import MoLConfig
-from mol.core.adapters import BaseAdapter, IdentityAdapter, LinearAdapter
-from mol.core.mol_layer import Expert, MoLLayer
+from mol.core.adapters import IdentityAdapter, LinearAdapter
+from mol.core.mol_layer import MoLLayer
 from mol.core.mol_runtime import MoLRuntime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from transformers import PreTrainedModel
@@ -108,13 +107,20 @@ class Models:
         return runtime
 
     def two_experts(self) -> MoLRuntime:
-        """A fusion whose every layer has two foreign experts of different widths, behind maps that were drawn."""
+        """A fusion whose every layer has two foreign experts of different widths, behind maps that were drawn.
+
+        They have the form of fitted ones: a bias on the way down, none on the way up.
+        """
         host, *others = (self.path(name) for name in ("gpt2", "llama", "other"))
         runtime = MoLRuntime(MoLConfig([host, *others], max_layers=self.sizes.layers))
         for index in range(self.sizes.layers):
             runtime.add_layer([(other, index) for other in others], index)
         torch.manual_seed(SEED)
-        _adapt(runtime, lambda given, wanted: LinearAdapter.from_map(torch.randn(wanted, given) / given**0.5))
+        for layer in _layers(runtime):
+            for expert in layer.built:
+                width, inner = expert.down.input_dim, expert.down.output_dim
+                expert.down = LinearAdapter.from_map(torch.randn(inner, width) / width**0.5, torch.randn(inner))
+                expert.up = LinearAdapter.from_map(torch.randn(width, inner) / inner**0.5)
         return runtime
 
     def routed(self, *, exact: bool) -> MoLRuntime:
@@ -128,10 +134,10 @@ class Models:
         runtime = MoLRuntime(MoLConfig([host], **settings))
         for index in range(layers):
             runtime.add_layer([(host, (index + step) % layers) for step in range(EXPERTS)], index)
-        if exact:
-            _adapt(runtime, lambda given, _: IdentityAdapter(given))
         torch.manual_seed(SEED)
         for layer in _layers(runtime):
+            for expert in layer.built if exact else ():
+                expert.down = expert.up = IdentityAdapter(self.sizes.routed_width)
             assert layer.router is not None
             layer.router.classifier.weight.data.normal_()  # fresh routers send all rows the same way
         return runtime
@@ -152,12 +158,3 @@ def _llama(width: int, layers: int, *, kv_heads: int | None = None, inner: int |
 
 def _layers(runtime: MoLRuntime) -> list[MoLLayer]:
     return [layer for layer in runtime.layers if isinstance(layer, MoLLayer)]
-
-
-def _adapt(runtime: MoLRuntime, make: Callable[[int, int], BaseAdapter]) -> None:
-    """Give every expert adapters of these widths in and out."""
-    for layer in _layers(runtime):
-        for expert in layer.experts:
-            assert isinstance(expert, Expert)
-            expert.down = make(expert.down.input_dim, expert.down.output_dim)
-            expert.up = make(expert.up.input_dim, expert.up.output_dim)

@@ -145,6 +145,30 @@ def test_a_fitted_map_is_held_bit_for_bit(width_in: int, width_out: int, seed: i
     assert torch.equal(adapter.projection.weight * adapter.scale, weight.float())
 
 
+@pytest.mark.parametrize("kind", [*MAKERS, "fitted"])
+@pytest.mark.parametrize("parameters", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_adding_is_a_weighted_sum_with_its_gradients(kind: str, parameters: torch.dtype, autocast: bool) -> None:
+    make = MAKERS.get(kind, lambda a, b: LinearAdapter.from_map(torch.randn(b, a) / a**0.5))
+    adapter = trained(make(48, 32)).to(parameters)
+    base, weight = torch.randn(2, 5, 32), torch.rand(2, 5, 1)
+    given = torch.randn(2, 5, 48)
+    left = [tensor.clone().requires_grad_() for tensor in (base, given, weight)]
+    right = [tensor.clone().requires_grad_() for tensor in (base, given, weight)]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = left[0].clone()
+        adapter.add_to_(found, left[1] * 1, left[2])
+        expected = right[0] + right[2] * adapter(right[1])
+    torch.testing.assert_close(found, expected)
+    cotangent = torch.randn_like(base)
+    for one, other in zip(
+        torch.autograd.grad(found, [*left, *adapter.parameters()], cotangent),
+        torch.autograd.grad(expected, [*right, *adapter.parameters()], cotangent),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=2e-2 if parameters == torch.bfloat16 else 1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("lr", [1e-3, 1e-4])
 def test_a_fitted_map_moves_by_less_than_a_hundredth(lr: float) -> None:
     adapter = LinearAdapter.from_map(torch.randn(384, 576) / 24, torch.randn(384))

@@ -173,6 +173,14 @@ def test_a_long_sequence_token_by_token(kind: str) -> None:
 
 @every_kind
 @torch.no_grad()
+def test_a_state_does_not_grow_with_the_text(kind: str) -> None:
+    _, _, state = router_of(kind).route(stream(2, 50))
+    for tensor in (state.pooled, state.total):
+        assert tensor.untyped_storage().nbytes() == 4 * tensor.numel()
+
+
+@every_kind
+@torch.no_grad()
 def test_beams_take_their_state_with_them(kind: str) -> None:
     router, x = router_of(kind), stream(3, 8)
     rows = torch.tensor([2, 0, 0, 1])

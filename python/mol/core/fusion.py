@@ -99,6 +99,8 @@ class Pass:
         self._next = 0
         self._experts = ExpertRuns(fusion.sources, mask, length, cache)
         self._shown = mask[:, -length:]
+        # Routers save passes over the stream where nothing is padding.
+        self._padding = None if bool(self._shown.all()) else self._shown
         self._only: Choice | None = None
         self._first: tuple[torch.Tensor, torch.Tensor] | None = None
         self.routings: dict[int, Routing] = {}
@@ -176,11 +178,11 @@ class Pass:
         state = None if self._cache is None else self._cache.routes.get(index)
         mode = layer.mode(self._fusion.dispatch)
         if mode == "token":
-            return layer.choose_tokens(hidden, mask, state)
+            return layer.choose_tokens(hidden, self._padding, state)
         if mode == "sequence":
             pinned: Pinned = layer.pin(*self._first_tokens(hidden, mask)) if state is None else state
             return layer.choose_rows(mask, pinned)
-        return layer.choose(hidden, mask, state, skip=self._cache is None)
+        return layer.choose(hidden, self._padding, state, skip=self._cache is None)
 
     def _first_tokens(self, hidden: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Give the tokens (B, S, H) that rows choose by, in their order, and their mask (B, S)."""

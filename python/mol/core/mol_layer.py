@@ -102,16 +102,12 @@ class Expert(nn.Module):
 
     def forward(self, hidden: torch.Tensor, run: RunBlocks) -> torch.Tensor:
         """Return F(h) = h + U(E(Ah) - Ah): what the expert does not see of h (..., H) passes through."""
-        return run(hidden) if self.is_exact else hidden + self._change(hidden, run)
+        return run(hidden) if self.is_exact else hidden + self.up(self.difference(hidden, run))
 
-    def change(self, hidden: torch.Tensor, run: RunBlocks) -> torch.Tensor:
-        """Return F(h) - h."""
-        return run(hidden) - hidden if self.is_exact else self._change(hidden, run)
-
-    def _change(self, hidden: torch.Tensor, run: RunBlocks) -> torch.Tensor:
-        inner = self.down(hidden)
-        added: torch.Tensor = self.up(run(inner) - inner)
-        return added
+    def difference(self, hidden: torch.Tensor, run: RunBlocks) -> torch.Tensor:
+        """Return E(Ah) - Ah, which `up` takes to the host's width."""
+        inner: torch.Tensor = self.down(hidden)
+        return run(inner) - inner
 
 
 class MoLLayer(nn.Module):
@@ -156,20 +152,23 @@ class MoLLayer(nn.Module):
         return dispatch
 
     def choose(
-        self, hidden: torch.Tensor, mask: torch.Tensor, state: RouterState | None = None, *, skip: bool = True
+        self, hidden: torch.Tensor, mask: torch.Tensor | None, state: RouterState | None = None, *, skip: bool = True
     ) -> Choice:
         """Choose for `dense`: every expert sees all tokens.
 
         Args:
             hidden: the host's stream (B, T, H).
-            mask: (B, T), 0 for padding.
+            mask: (B, T), 0 for padding; None where there is none.
             state: what the router remembers of earlier tokens.
             skip: leave out experts that no token chose; a cache that must see every token forbids it.
         """
         if self.router is None:
-            return Choice(Routing(mask[..., None].to(torch.float32), None), [Whole()], None)
+            shown = hidden.new_ones(hidden.shape[:2]) if mask is None else mask
+            return Choice(Routing(shown[..., None].to(torch.float32), None), [Whole()], None)
         weights, logits, state = self.router.route(hidden, mask, state)
-        chosen = weights.flatten(0, 1).ne(0).any(0).tolist() if skip else [True] * len(self.experts)
+        count = len(self.experts)
+        skip = skip and self.router.top_k not in (None, count)
+        chosen = weights.flatten(0, 1).ne(0).any(0).tolist() if skip else [True] * count
         return Choice(Routing(weights, logits), [Whole() if wanted else None for wanted in chosen], state)
 
     def choose_rows(self, mask: torch.Tensor, pinned: Pinned) -> Choice:
@@ -183,7 +182,9 @@ class MoLLayer(nn.Module):
         assert self.router is not None
         return Pinned(*self.router.route_rows(hidden, mask))
 
-    def choose_tokens(self, hidden: torch.Tensor, mask: torch.Tensor, state: RouterState | None = None) -> Choice:
+    def choose_tokens(
+        self, hidden: torch.Tensor, mask: torch.Tensor | None, state: RouterState | None = None
+    ) -> Choice:
         """Choose for `token`: every expert sees the tokens that chose it; see `choose`; the layer must have a router.
 
         This is routing by tokens, which is causal, around whole blocks as in Raposo et al. (2024, "Mixture-of-Depths"),
@@ -207,13 +208,17 @@ class MoLLayer(nn.Module):
         if self.router is None:
             alone: torch.Tensor = self.experts[0](hidden, runs[0])
             return alone
-        whole = all(isinstance(part, Whole) or part is None for part in choice.parts)
-        mixed = hidden if whole else hidden.clone(memory_format=torch.contiguous_format)
+        mixed = hidden.clone(memory_format=torch.contiguous_format)
         weights = choice.routing.weights.unbind(-1)
         for expert, run, weight, part in zip(self.built, runs, weights, choice.parts, strict=True):
-            if part is not None:
-                change = expert.change(part.take(hidden), run)
-                mixed = part.add(mixed, part.take(weight)[..., None].to(hidden.dtype) * change)
+            if part is None:
+                continue
+            difference = expert.difference(part.take(hidden), run)
+            share = part.take(weight)[..., None].to(hidden.dtype)
+            if isinstance(part, Whole):
+                expert.up.add_to_(mixed, difference, share)
+            else:
+                part.add_(mixed, share * expert.up(difference))
         return mixed
 
     def forward(

@@ -15,10 +15,6 @@ class Whole:
         """Return x (B, T, ...) as it is."""
         return x
 
-    def add(self, x: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-        """Return x + change, both (B, T, H)."""
-        return x + change
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -41,9 +37,9 @@ class Rows:
         """Return these rows of x (B, T, ...)."""
         return x.index_select(0, self.index.to(x.device))
 
-    def add(self, x: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-        """Add a change (R, T, H) to these rows of x (B, T, H), in place."""
-        return x.index_add_(0, self.index, change)
+    def add_(self, x: torch.Tensor, change: torch.Tensor) -> None:
+        """Add a change (R, T, H) to these rows of x (B, T, H)."""
+        x.index_add_(0, self.index, change)
 
 
 @dataclass(frozen=True)
@@ -83,11 +79,10 @@ class Picked:
         """Return these tokens (N, ...) of x (B, T, ...)."""
         return x[self.rows, self.columns]
 
-    def add(self, x: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-        """Add a change (N, H) to these tokens of x (B, T, H), in place."""
+    def add_(self, x: torch.Tensor, change: torch.Tensor) -> None:
+        """Add a change (N, H) to these tokens of x (B, T, H)."""
         flat = self.rows * x.shape[1] + self.columns
         x.view(-1, x.shape[-1]).index_add_(0, flat, change)
-        return x
 
 
 Part = Whole | Rows | Picked

@@ -293,11 +293,14 @@ class SimpleRouter(BaseRouter):
             pooled = pooled if state is None else torch.maximum(pooled, state.pooled[:, None])
             prefix = pooled.masked_fill(total == 0.0, 0.0)
         else:
-            pooled = (tokens * share).cumsum(1)
+            # Padding is 0 already; a share of 1 need not be multiplied by.
+            pooled = (tokens if self.attention is None else tokens * share).cumsum(1)
             pooled = pooled if state is None else pooled + state.pooled[:, None]
             # Padding before the first token: there is nothing to pool, and 0 over anything says so.
             prefix = pooled / total.masked_fill(total == 0.0, 1.0)
-        return functional.layer_norm(prefix, (self.hidden_dim,)), RouterState(pooled[:, -1], total[:, -1])
+        # Copies: a view would keep the prefixes of all tokens.
+        state = RouterState(pooled[:, -1].clone(), total[:, -1].clone())
+        return functional.layer_norm(prefix, (self.hidden_dim,)), state
 
     def of_rows(self, seen: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Show the last prefix, which is the row; padding behind it has added nothing. See `BaseRouter.of_rows`."""
