@@ -1,13 +1,17 @@
-"""Open a fusion for the blocks that it uses, or read their bytes alone, in a fresh process that says what that took.
+"""Open a fusion for the blocks that it uses, or get at their bytes alone, in a fresh process that says what that took.
 
-The process imports all that either way needs, prints a line, waits for one, does its work, prints the seconds, and
-waits again, for its end takes memory too. The one that started it watches its memory until then. Either way every page
-of the tensors is touched: files are mapped, and a tensor that nobody looked at has not been read.
+The process imports all that any way needs, prints a line, waits for one, does its work, prints the seconds, and waits
+again, for its end takes memory too. The one that started it watches its memory until then. A fusion maps its files, as
+safetensors does, so one page after another is touched: a tensor that nobody looked at has not been loaded. Beside it
+stand two ways to the same bytes: mapping them and touching as many pages, which ends with the same in memory but has
+not read the rest of each page, and reading them all into one small buffer, which ends with nothing in memory.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import select
 import subprocess
 import sys
@@ -18,12 +22,13 @@ from typing import TYPE_CHECKING, NamedTuple
 from measure import status_bytes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     import torch
 
 KEYS = ("RssAnon", "VmRSS")
 PAGE = 4096
+BUFFER = 1 << 20
 
 
 class Loaded(NamedTuple):
@@ -34,15 +39,15 @@ class Loaded(NamedTuple):
     resident: int
 
 
-def watch(way: str, host: str, donor: str, layers: Iterable[int], *, every: float = 0.002) -> Loaded:
+def watch(way: str, host: str, donor: str, layers: Iterable[int], *, every: float) -> Loaded:
     """Start a process that opens or reads, and watch its memory.
 
     Args:
-        way: "open" or "read".
+        way: one of `WAYS`.
         host: directory of the host.
         donor: directory of the model whose blocks stand for some of the host's layers.
         layers: which; their number in the host and in the donor.
-        every: seconds between two looks.
+        every: seconds between two looks; if infinite there is one, at the end.
     """
     command = [sys.executable, __file__, way, host, donor, *map(str, layers)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -54,7 +59,7 @@ def watch(way: str, host: str, donor: str, layers: Iterable[int], *, every: floa
         process.stdin.flush()
         done = False
         while not done:
-            done = bool(select.select([process.stdout], [], [], every)[0])
+            done = bool(select.select([process.stdout], [], [], None if every == math.inf else every)[0])
             now = status_bytes(process.pid, KEYS)
             peak = {key: max(peak[key], now.get(key, 0)) for key in KEYS}
         seconds = process.stdout.readline()
@@ -89,30 +94,56 @@ def open_fusion(host: str, donor: str, layers: list[int]) -> object:
     return runtime
 
 
-def read_bytes(host: str, donor: str, layers: list[int]) -> object:
-    """Return the tensors that such a fusion uses."""
+def used(host: str, donor: str, layers: list[int]) -> Iterator[tuple[Path, list[str]]]:
+    """Give each file, and the names of its tensors that such a fusion uses."""
     from safetensors import safe_open
 
-    kept = []
     for directory, wanted in ((host, False), (donor, True)):
         for file in sorted(Path(directory).glob("*.safetensors")):
             with safe_open(str(file), framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - a handle is no dictionary
-                    if any(f".layers.{layer}." in name for layer in layers) == wanted:
-                        kept.append(tensors.get_slice(name)[...])
-                        touch(kept[-1])
+                names = tensors.keys()
+            yield file, [name for name in names if any(f".layers.{layer}." in name for layer in layers) == wanted]
+
+
+def map_bytes(host: str, donor: str, layers: list[int]) -> object:
+    """Return the tensors that such a fusion uses, mapped and touched."""
+    from safetensors import safe_open
+
+    kept = []
+    for file, names in used(host, donor, layers):
+        with safe_open(str(file), framework="pt") as tensors:
+            kept += [tensors.get_slice(name)[...] for name in names]
+    for tensor in kept:
+        touch(tensor)
     return kept
+
+
+def read_bytes(host: str, donor: str, layers: list[int]) -> object:
+    """Read the bytes of these tensors, all into the same buffer."""
+    buffer = memoryview(bytearray(BUFFER))
+    for file, names in used(host, donor, layers):
+        with file.open("rb", buffering=0) as raw:
+            length = int.from_bytes(raw.read(8), "little")
+            header = json.loads(raw.read(length))
+            for start, end in (header[name]["data_offsets"] for name in names):
+                raw.seek(8 + length + start)
+                for begin in range(start, end, BUFFER):
+                    raw.readinto(buffer[: min(BUFFER, end - begin)])
+    return buffer
+
+
+WAYS = {"open": open_fusion, "map": map_bytes, "read": read_bytes}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("way", choices=("open", "read"))
+    parser.add_argument("way", choices=WAYS)
     parser.add_argument("host")
     parser.add_argument("donor")
     parser.add_argument("layers", type=int, nargs="+")
     arguments = parser.parse_args()
 
-    import safetensors.torch  # noqa: F401 - with all that either way imports
+    import safetensors.torch  # noqa: F401 - with all that any way imports
     import torch
     import transformers.models.gpt2.modeling_gpt2
     import transformers.models.llama.modeling_llama  # noqa: F401
@@ -120,8 +151,8 @@ def main() -> None:
     import mol.core.pretrained.causal_lm
     import mol.core.pretrained.task_models  # noqa: F401
 
-    work = {"open": open_fusion, "read": read_bytes}[arguments.way]
-    touch(torch.zeros(1 << 20))  # torch's own code is read here, and not on the account of one of the ways
+    work = WAYS[arguments.way]
+    touch(torch.zeros(1 << 20))  # torch's own code is read here, and not on the account of a way
     for dtype in (torch.float32, torch.bfloat16):
         states = torch.zeros(1, 1, 64, 64, dtype=dtype)
         torch.nn.functional.scaled_dot_product_attention(states @ states, states, states, is_causal=True)

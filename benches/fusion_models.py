@@ -33,7 +33,7 @@ class Sizes:
         other_width: of the second foreign model.
         routed_width: of the model whose blocks are chosen by row.
         routed_layers: of that.
-        large: width and layers of the model that is opened, which is a Llama of 1.1B but for its layers.
+        large: width and layers of the model that is opened, which has the shape of TinyLlama 1.1B.
         vocabulary: of all.
         tokens: of a prompt that is read.
         prompt: of one that is written on from.
@@ -47,7 +47,7 @@ class Sizes:
     other_width: int = 640
     routed_width: int = 512
     routed_layers: int = 6
-    large: tuple[int, int] = (2048, 16)
+    large: tuple[int, int] = (2048, 22)
     vocabulary: int = 32000
     tokens: int = 512
     prompt: int = 32
@@ -65,7 +65,7 @@ class Models:
 
     def __init__(self, directory: Path, sizes: Sizes) -> None:
         """Keep them in a directory of their size."""
-        self._directory = directory / f"{sizes.width}x{sizes.layers}"
+        self._directory = directory / "x".join(map(str, (sizes.width, sizes.layers, *sizes.large)))
         self.sizes = sizes
         common = {"vocab_size": sizes.vocabulary, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
         large, deep = sizes.large
