@@ -116,6 +116,7 @@ class MoLLayer(nn.Module):
     Attributes:
         experts: see `Expert`.
         router: None for a single expert, whose weight is 1.
+        specs: which blocks the experts are.
     """
 
     def __init__(self, experts: Sequence[Expert], router: BaseRouter | None) -> None:
@@ -123,6 +124,7 @@ class MoLLayer(nn.Module):
         super().__init__()
         self.experts = nn.ModuleList(experts)
         self.router = router
+        self.specs = [expert.spec for expert in experts]  # asked for in every step of decoding
 
     @classmethod
     def build(
@@ -139,11 +141,6 @@ class MoLLayer(nn.Module):
     def built(self) -> list[Expert]:
         """Its experts, as what they are."""
         return [expert for expert in self.experts if isinstance(expert, Expert)]
-
-    @property
-    def specs(self) -> list[ExpertSpec]:
-        """Which blocks its experts are."""
-        return [expert.spec for expert in self.built]
 
     def mode(self, dispatch: Dispatch) -> Dispatch:
         """Say how this layer dispatches: as it is told, but densely where every token goes to every expert anyway."""
