@@ -55,6 +55,13 @@ rust-test: tools ## cargo test
 python-test: .venv/.installed ## pytest
 	$(BIN)/pytest
 
+LOWEST := $(shell sed -n 's/^fusion = .*transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
+
+.PHONY: test-lowest
+test-lowest: .venv/.installed ## the tests of fusion with the oldest transformers that pyproject.toml allows
+	$(BIN)/python -m pip install --quiet --target build/lowest --upgrade 'transformers==$(LOWEST)'
+	PYTHONPATH=build/lowest $(BIN)/pytest tests/core tests/architecture
+
 .PHONY: format
 format: .venv/.installed ## rewrite the sources as the formatters want them
 	cargo fmt $(MANIFEST)
