@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.generation.streamers import BaseStreamer
 
 from mol.core.mol_layer import MoLLayer
 from tests.core.zoo import HOSTS, SOURCES, tokens_of
@@ -102,6 +103,34 @@ def test_writing_makes_the_logits_of_last_tokens_only(fuse: Fuse) -> None:
     for use_cache in (True, False):
         runtime.generate(tokens_of(2, 6), max_new_tokens=3, do_sample=False, use_cache=use_cache, eos_token_id=None)
     assert lengths[-6:] == [1] * 6
+
+
+def test_a_streamer_gets_each_token_as_it_is_written(fuse: Fuse) -> None:
+    class Kept(BaseStreamer):
+        def __init__(self) -> None:
+            self.tokens: list[int] = []
+            self.ended = False
+
+        def put(self, value: torch.Tensor) -> None:
+            self.tokens += value.flatten().tolist()
+
+        def end(self) -> None:
+            self.ended = True
+
+    kept = Kept()
+    written = fuse("gpt2").generate(tokens_of(1, 6), max_new_tokens=4, do_sample=False, streamer=kept)
+    assert kept.ended
+    assert kept.tokens == written[0].tolist()
+
+
+@pytest.mark.parametrize("options", [{"top_k": 5}, {"top_p": 0.8}, {"temperature": 0.7}])
+def test_sampling_goes_by_the_seed(options: dict[str, float], fuse: Fuse) -> None:
+    runtime, ids = fuse("gpt2"), tokens_of(2, 6)
+    torch.manual_seed(3)
+    first = runtime.generate(ids, max_new_tokens=8, **options)
+    torch.manual_seed(3)
+    assert torch.equal(runtime.generate(ids, max_new_tokens=8, **options), first)
+    assert not torch.equal(runtime.generate(ids, max_new_tokens=8, **options), first)
 
 
 def test_a_host_layer_without_fused_layer_runs_or_not_as_asked(fuse: Fuse) -> None:

@@ -119,6 +119,29 @@ def test_settings_are_checked_all_at_once() -> None:
     assert len(caught.value.problems) == 4
 
 
+@pytest.mark.parametrize(
+    ("setting", "says"),
+    [
+        ({"device_map": "auto"}, 'give one device, "cpu" say'),
+        ({"quantization_config": {"load_in_4bit": True}}, "does not run quantized blocks: leave it out"),
+        ({"use_gradient_checkpointing": True}, "is not there yet: leave it out"),
+        ({"revisions": "main"}, "revisions is 'main', wanted a dictionary by model name"),
+    ],
+)
+def test_settings_that_are_not_honoured_are_refused(setting: dict, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        MoLConfig(["gpt2"], **setting)
+
+
+def test_settings_in_the_ways_that_transformers_takes_them(fuse: Fuse) -> None:
+    runtime = fuse("gpt2", "llama", device_map="cpu", dtype=torch.bfloat16)
+    assert runtime.host.dtype == runtime.source("llama").dtype == torch.bfloat16
+    assert (runtime.config.dtype, runtime.config.dtype_of("llama")) == ("bfloat16", "bfloat16")
+    assert runtime.config.devices == dict.fromkeys(runtime.config.models, "cpu")
+    assert MoLConfig(["a"], device_map=None).devices == {}
+    assert MoLConfig(["a", "b"], dtype={"b": torch.float16}).dtype_of("b") == "float16"
+
+
 def test_a_runtime_without_layers_is_the_host(fuse: Fuse) -> None:
     runtime = fuse("gpt2", layers=())
     ids = tokens_of(2, 6)

@@ -6,10 +6,13 @@ import logging
 import math
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from mol.config.size import parse_size
 from mol.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 AdapterType = Literal["linear", "bottleneck"]
 RouterType = Literal["simple", "token", "token_level"]
@@ -45,16 +48,18 @@ class MoLConfig:
         trust_remote_code: run code that comes with a model; a warning says so.
         allow_bidirectional: admit blocks that look at later tokens into a causal model.
         keep_host_layers: run the host's layers that no `add_layer` names; without them only added layers run.
-        dtype: of all models, e.g. "bfloat16", or by model name; each checkpoint's own if None.
+        dtype: of all models, e.g. "bfloat16" or torch.bfloat16, or by model name; each checkpoint's own if None.
         memory_efficient: load only the blocks used; without it models are loaded whole.
-        device_map: device by model name, or by block as in "gpt2[3]": "cpu", "cuda:0" and so on; "disk" reads a block
-            each time it runs.
+        device_map: one device for all models, or device by model name, or by block as in "gpt2[3]": "cpu", "cuda:0" and
+            so on; "disk" reads a block each time it runs.
         max_expert_memory: most bytes of expert blocks in memory, e.g. "2GB"; those unused for longest go first.
         attn_implementation: of all models, e.g. "eager"; transformers' choice if None.
         revisions: commit, branch or tag by model name.
         stacks: which list of blocks to use by model name, where a model has several: a part of its path.
         cache_dir: the Hub cache.
         token: the Hub token.
+        quantization_config: refused if it is given.
+        use_gradient_checkpointing: refused if it is asked for.
     """
 
     models: list[str]
@@ -72,15 +77,17 @@ class MoLConfig:
     trust_remote_code: bool = False
     allow_bidirectional: bool = False
     keep_host_layers: bool = True
-    dtype: str | dict[str, str] | None = None
+    dtype: str | torch.dtype | dict[str, str] | dict[str, torch.dtype] | None = None
     memory_efficient: bool = True
-    device_map: dict[str, str] = field(default_factory=dict)
+    device_map: str | dict[str, str] | None = None
     max_expert_memory: int | str | None = None
     attn_implementation: str | None = None
     revisions: dict[str, str] = field(default_factory=dict)
     stacks: dict[str, str] = field(default_factory=dict)
     cache_dir: str | None = None
     token: str | None = field(default=None, repr=False)
+    quantization_config: Any = field(default=None, repr=False)
+    use_gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model.
@@ -89,6 +96,9 @@ class MoLConfig:
             ConfigError: lists everything that is wrong.
         """
         problems = []
+        given = self.dtype
+        # By name, as JSON holds them.
+        self.dtype = {m: _name(d) for m, d in given.items()} if isinstance(given, dict) else given and _name(given)
         if not self.models or not all(isinstance(name, str) and name for name in self.models):
             problems.append(f"models is {self.models!r}, wanted a list of model names")
         choices = (
@@ -113,6 +123,23 @@ class MoLConfig:
             _ = self.expert_bytes
         except ConfigError as error:
             problems.append(f"max_expert_memory: {error}")
+        if isinstance(self.device_map, str) and self.device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+            problems.append(
+                f'device_map is {self.device_map!r}, and mol places nothing by itself: give one device, "cpu" say, or '
+                "devices by model or block"
+            )
+        problems += [
+            f"{setting} is {getattr(self, setting)!r}, wanted a dictionary by model name"
+            for setting in ("revisions", "stacks")
+            if not isinstance(getattr(self, setting), dict)
+        ]
+        if self.quantization_config is not None:
+            problems.append(
+                'quantization_config is given, and mol does not run quantized blocks: leave it out; dtype="bfloat16", '
+                "max_expert_memory or device_map save memory"
+            )
+        if self.use_gradient_checkpointing:
+            problems.append("use_gradient_checkpointing is not there yet: leave it out, and train on smaller batches")
         problems += [
             f"{setting} names {model!r}, which is not one of models"
             for setting in ("revisions", "stacks", "device_map", "dtype")
@@ -131,10 +158,22 @@ class MoLConfig:
         """Most bytes of expert blocks in memory; None for all there is."""
         return None if self.max_expert_memory is None else parse_size(str(self.max_expert_memory))
 
+    @property
+    def devices(self) -> dict[str, str]:
+        """Devices by model or block, whichever way `device_map` says it."""
+        given = self.device_map or {}
+        return dict.fromkeys(self.models, given) if isinstance(given, str) else given
+
     def dtype_of(self, model: str) -> str | None:
         """Dtype wanted for a model; None for its checkpoint's own."""
-        return self.dtype.get(model) if isinstance(self.dtype, dict) else self.dtype
+        wanted = self.dtype.get(model) if isinstance(self.dtype, dict) else self.dtype
+        return None if wanted is None else str(wanted)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON holds them; the token is left out."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "token"}
+
+
+def _name(dtype: object) -> str:
+    """Name a dtype without importing torch."""
+    return str(dtype).removeprefix("torch.")

@@ -78,9 +78,9 @@ def open_source(name: str, settings: MoLConfig, memory: Memory, *, causal: bool)
     directory = _directory(name, settings)
     weights = _hollow(AutoModel, name, directory, _config(name, directory, settings), settings)
     source = Source(weights.model, name, stack=stack, causal=causal, weights=weights, memory=memory)
-    whole = _place(settings.device_map.get(name))
+    whole = _place(settings.devices.get(name))
     source.places = {
-        index: _place(settings.device_map.get(f"{name}[{index}]")) or Place(None, whole is None or whole.stays)
+        index: _place(settings.devices.get(f"{name}[{index}]")) or Place(None, whole is None or whole.stays)
         for index in range(len(source))
     }
     return source
@@ -131,7 +131,7 @@ def _config(name: str, directory: Path, settings: MoLConfig) -> PreTrainedConfig
 def _whole(auto_class: Any, name: str, directory: Path, settings: MoLConfig) -> PreTrainedModel:  # noqa: ANN401
     if not _is_placed_whole(name, settings):
         raise ConfigError(f"device_map places single blocks of {name}, which takes memory_efficient=True")
-    place = _place(settings.device_map.get(name))
+    place = _place(settings.devices.get(name))
     Checkpoint.open(directory, name=name)  # refuses quantized and damaged files
     # Pickles are never read.
     model: PreTrainedModel = auto_class.from_pretrained(
@@ -156,7 +156,7 @@ def _hollow(
     dtype = _dtype(name, checkpoint, config, settings)
     model = build_hollow(auto_class, config, dtype=dtype, **_attention(settings), **options)
     weights = ModelWeights(model, checkpoint)
-    place = _place(settings.device_map.get(name))
+    place = _place(settings.devices.get(name))
     if place is not None and place.device is not None:
         device = place.device
         weights.apply(lambda tensor: tensor.to(device))
@@ -185,8 +185,8 @@ def _attention(settings: MoLConfig) -> dict[str, str]:
 
 def _is_placed_whole(name: str, settings: MoLConfig) -> bool:
     """Tell whether all of a model goes to one device and stays there."""
-    single = any(key.startswith(f"{name}[") for key in settings.device_map)
-    return not single and settings.device_map.get(name) != "disk"
+    single = any(key.startswith(f"{name}[") for key in settings.devices)
+    return not single and settings.devices.get(name) != "disk"
 
 
 def _place(setting: str | None) -> Place | None:
