@@ -6,13 +6,10 @@ import logging
 import math
 import re
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from mol.config.size import parse_size
 from mol.errors import ConfigError
-
-if TYPE_CHECKING:
-    import torch
 
 AdapterType = Literal["linear", "bottleneck"]
 RouterType = Literal["simple", "token", "token_level"]
@@ -77,7 +74,7 @@ class MoLConfig:
     trust_remote_code: bool = False
     allow_bidirectional: bool = False
     keep_host_layers: bool = True
-    dtype: str | torch.dtype | dict[str, str] | dict[str, torch.dtype] | None = None
+    dtype: Any = None  # its type has torch in it, which nothing here imports
     memory_efficient: bool = True
     device_map: str | dict[str, str] | None = None
     max_expert_memory: int | str | None = None
