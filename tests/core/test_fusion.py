@@ -105,6 +105,17 @@ def test_writing_makes_the_logits_of_last_tokens_only(fuse: Fuse) -> None:
     assert lengths[-6:] == [1] * 6
 
 
+@pytest.mark.parametrize("host", ["gpt2", "llama", "mamba"])
+def test_blocks_in_a_row_are_one_expert(host: str, fuse: Fuse) -> None:
+    runtime, ids = fuse(host, layers=(), keep_host_layers=False), tokens_of(2, 7)
+    runtime.add_layer([(host, range(len(runtime.host)))], 0)
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(host).eval()(ids).logits
+    torch.testing.assert_close(logits_of(runtime, ids), expected, rtol=0, atol=1e-5)
+    settings = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(runtime.generate(ids, **settings), runtime.generate(ids, use_cache=False, **settings))
+
+
 def test_a_streamer_gets_each_token_as_it_is_written(fuse: Fuse) -> None:
     class Kept(BaseStreamer):
         def __init__(self) -> None:
