@@ -226,7 +226,7 @@ class LinearAdapter(BaseAdapter):
         return _add(fit_width(x, self.output_dim), branch) if self.use_residual else branch.to(x.dtype)
 
     def _scaled_projection(self, x: torch.Tensor) -> torch.Tensor:
-        """Return s (P x + b), scaled within the product: another pass over its result would cost a tenth of it."""
+        """Return s (P x + b), scaled within the product, which saves a pass over its result."""
         bias = self.projection.bias
         start, kept = (x.new_empty(()), 0) if bias is None else (bias * self.scale, 1)
         flat = torch.addmm(start, x.flatten(0, -2), self.projection.weight.t(), beta=kept, alpha=self.scale)
