@@ -340,7 +340,7 @@ def report(bench: Bench) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dir", type=Path, default=Path(".benchmarks/fusion"), help="where models are kept, 3 GB")
+    parser.add_argument("--dir", type=Path, default=Path(".benchmarks/fusion"), help="where models are kept, 4 GB")
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--default-malloc", action="store_true", help="let glibc give memory back, see keep_memory")

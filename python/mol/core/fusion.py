@@ -170,18 +170,17 @@ class Pass:
         return run
 
     def _choose(self, index: int, layer: MoLLayer, hidden: torch.Tensor) -> Choice:
-        mask = self._shown
         if layer.router is None:  # there is nothing to choose, so all such layers have one answer
             if self._only is None:
-                self._only = layer.choose(hidden, mask)
+                self._only = layer.choose(hidden, self._padding)
             return self._only
         state = None if self._cache is None else self._cache.routes.get(index)
         mode = layer.mode(self._fusion.dispatch)
         if mode == "token":
             return layer.choose_tokens(hidden, self._padding, state)
         if mode == "sequence":
-            pinned: Pinned = layer.pin(*self._first_tokens(hidden, mask)) if state is None else state
-            return layer.choose_rows(mask, pinned)
+            pinned: Pinned = layer.pin(*self._first_tokens(hidden, self._shown)) if state is None else state
+            return layer.choose_rows(self._shown, pinned)
         return layer.choose(hidden, self._padding, state, skip=self._cache is None)
 
     def _first_tokens(self, hidden: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
