@@ -9,7 +9,7 @@ import pytest
 
 from mol.config.mol_config import MoLConfig
 from mol.core.mol_runtime import MoLRuntime
-from tests.core.zoo import LANGUAGE_MODELS, TYPES, body_of, language_model_of
+from tests.core.zoo import LANGUAGE_MODELS, T5_DECODER, TYPES, body_of, language_model_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +24,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number, kind in enumerate(TYPES):
         make = language_model_of if kind in LANGUAGE_MODELS else body_of
         make(kind, seed=number).save_pretrained(root / kind)
+    (root / T5_DECODER).symlink_to("t5")
     return root
 
 
@@ -36,6 +37,8 @@ def fuse(models: Path, monkeypatch: pytest.MonkeyPatch) -> Fuse:
         import torch
 
         torch.manual_seed(seed)
+        if T5_DECODER in names:
+            settings = {"stacks": {T5_DECODER: "decoder"}, **settings}
         runtime = MoLRuntime(MoLConfig(models=list(dict.fromkeys(names)), **settings)).eval()
         for layer in layers:
             runtime.add_layer([(name, layer) for name in names], layer)

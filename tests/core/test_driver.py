@@ -24,13 +24,6 @@ _KINDS: dict[str, dict[str, Any]] = {
     "siglip2_vision_model": {**_SMALL, "patch_size": 8, "num_patches": 16},
     "longformer": {**_SMALL, "attention_window": 4, "vocab_size": 128},  # tokens padded to whole windows
 }  # fmt: skip
-_GEMMA = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 128, "vocab_size_per_layer_input": 128,
-    "hidden_size_per_layer_input": 8, "laurel_rank": 8, "num_kv_shared_layers": 1, "sliding_window": 4,
-    "layer_types": ["sliding_attention", "full_attention", "full_attention"], "activation_sparsity_pattern": [0.0] * 3,
-    "pad_token_id": 0,
-}  # fmt: skip
 
 
 def source_of(kind: str, settings: dict[str, Any] | None = None, *, causal: bool = True) -> Source:
@@ -88,14 +81,14 @@ def test_tokens_padded_to_whole_windows_are_cut_again() -> None:
 
 
 def test_what_blocks_see_besides_hidden_states_is_told() -> None:
-    assert source_of("gemma3n_text", _GEMMA, causal=False).content_dependent
+    assert Source(body_of("gemma3n_text"), "gemma3n_text", causal=False).content_dependent
     assert not Source(body_of("llama"), "llama").content_dependent
     assert not Source(body_of("t5"), "t5").content_dependent
 
 
 def test_a_block_that_reads_keys_of_another_runs_alone() -> None:
     """The last block of Gemma 3n has no keys of its own: the one before writes them into a dict that both get."""
-    source = source_of("gemma3n_text", _GEMMA)
+    source = Source(body_of("gemma3n_text"), "gemma3n_text")
     context = source.context(tokens_of(5))
     assert source.calls.writes
     with torch.no_grad():

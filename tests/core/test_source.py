@@ -26,7 +26,7 @@ def test_blocks_replayed_one_by_one_give_the_models_own_hidden_states_bit_for_bi
         handed, wanted = source.calls.capture(lambda: driver(**inputs))
         hidden = source.layout.from_block(handed[0][0][0] if handed[0][0] else handed[0][1]["hidden_states"], 2)
         tokens = Tokens.of(torch.ones(2, hidden.shape[1], dtype=torch.long), hidden.shape[1], torch.float32)
-        context, live = source.context(tokens), {}
+        context, live = handed if source.content_dependent else source.context(tokens), {}
         for index in range(len(source)):
             hidden = source.run(index, hidden, context, live=live)
         _, replayed = source.calls.capture(lambda: driver(**inputs), last=source.layout.to_block(hidden))

@@ -40,6 +40,26 @@ TYPES: Final[dict[str, dict[str, Any]]] = {
     "falcon": {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4},
     "mixtral": {**_LLAMA, "num_local_experts": 4},  # MoE
     "mamba": {"hidden_size": 32, "num_hidden_layers": 3, "state_size": 8},  # state space
+    "jamba": {  # attention between state spaces, MoE
+        **_LLAMA,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+        "num_experts": 4,
+        "mamba_d_state": 8,
+    },
+    "gemma3n_text": {  # an input for each layer from each token; the last layer reads keys of the one before
+        **_LLAMA,
+        "head_dim": 8,
+        "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 8,
+        "laurel_rank": 8,
+        "num_kv_shared_layers": 1,
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "activation_sparsity_pattern": [0.0] * 3,
+    },
     "bert": {**_BERT, "hidden_size": 48},  # post-norm encoder
     "albert": {**_BERT, "embedding_size": 16},  # one block called by all layers
     "distilbert": {"dim": 32, "hidden_dim": 64, "n_layers": 3, "n_heads": 4, "max_position_embeddings": 64},
@@ -63,9 +83,24 @@ TYPES: Final[dict[str, dict[str, Any]]] = {
         "image_size": 32, "patch_size": 8,
     },
 }  # fmt: skip
+T5_DECODER: Final = "t5-decoder"
+"""The name under which the decoder's blocks of t5 are taken, not the encoder's."""
 LOOK_AHEAD: Final = {"convbert"}
-HOSTS: Final = ("gpt2", "llama", "mistral", "gemma2", "gpt_neox", "bloom", "opt", "mixtral", "phi", "falcon", "mamba")
-LANGUAGE_MODELS: Final = {*HOSTS, "qwen3"}
+HOSTS: Final = (
+    "gpt2",
+    "llama",
+    "mistral",
+    "gemma2",
+    "gpt_neox",
+    "bloom",
+    "opt",
+    "mixtral",
+    "phi",
+    "falcon",
+    "mamba",
+    "jamba",
+)
+LANGUAGE_MODELS: Final = {*HOSTS, "qwen3", "gemma3n_text"}
 SOURCES: Final = tuple(kind for kind in TYPES if kind not in LOOK_AHEAD)
 
 
