@@ -148,7 +148,10 @@ def test_every_expert_matters(host: str, expert: str) -> None:
 @pytest.mark.parametrize("expert", EXPERTS)
 @pytest.mark.parametrize("host", HOSTS)
 def test_padding_and_batch_mates_never_change_a_row(host: str, expert: str) -> None:
-    model, inputs = fuse(host, expert).as_model(), inputs_of(host)
+    # In float64: some of these random weights blow up the rounding of float32 by hundreds.
+    model, inputs = fuse(host, expert, dtype="float64").as_model(), inputs_of(host)
+    if HOSTS[host][0] is IMAGE:
+        inputs = {name: value.double() for name, value in inputs.items()}
     if expert == "vit" and "input_ids" in inputs and not model.runtime.is_causal:
         with pytest.raises(MolError, match=r"blocks of vit \(ViTModel\) what is padding.*; give texts of one length"):
             model(**inputs)
