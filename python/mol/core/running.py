@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -68,6 +69,7 @@ class ExpertRuns:
     def _run_rows(
         self, source: Source, place: Place, spec: ExpertSpec, part: Whole | Rows, hidden: torch.Tensor
     ) -> torch.Tensor:
+        self._refuse_padding(source, spec, **self._padding)
         numbers = part.numbers if isinstance(part, Rows) else None
         # What blocks carry is as long as what they run on: all tokens, or the new ones.
         whole = self._cache is None or not self._is_native(source, spec)
@@ -100,11 +102,33 @@ class ExpertRuns:
                 cache = source.new_cache()
                 cache.seen = self._cache.seen
             length = self._mask.shape[1] if whole else self._length
-            mask = part.take(self._mask)
-            _refuse_padding(source, mask)
-            tokens = Tokens.of(mask, length, source.dtype)
+            tokens = Tokens.of(part.take(self._mask), length, source.dtype)
             context = self._contexts[key] = source.context(tokens, cache)
         return context
+
+    @cached_property
+    def _padding(self) -> dict[str, bool]:
+        """Whether any row has padding before a token, and whether any has some behind one."""
+        shown = self._mask.ne(0)
+        first, second = shown[:, :-1], shown[:, 1:]
+        found = torch.stack([(~first & second).any(), (first & ~second).any()]).tolist()
+        return dict(zip(("before", "behind"), found, strict=True))
+
+    @staticmethod
+    def _refuse_padding(source: Source, spec: ExpertSpec, *, before: bool, behind: bool) -> None:
+        """Refuse padding, before or behind tokens, that would change what blocks make of them."""
+        minding = [
+            str(block)
+            for block in spec.blocks
+            if (before and source.minds_padding(block, before=True))
+            or (behind and not source.is_causal(block) and source.minds_padding(block, before=False))
+        ]
+        if minding:
+            other = "pad on the right" if all(map(source.is_causal, spec.blocks)) else "give texts of one length"
+            blocks = f"block {', '.join(minding)} of {source.name} ({type(source.model).__name__})"
+            raise MolError(
+                f"padding changes what {blocks} makes of the text beside it; {other}, or run them one by one"
+            )
 
     def _positions_of(self, part: Picked) -> torch.Tensor:
         """Give the true positions (N,) of tokens, as though all of their row were there."""
@@ -132,7 +156,7 @@ class ExpertRuns:
         # Rows without a new token have nothing to say, and a row without any could not even be masked.
         running = Rows.of([row for row, count in enumerate(part.counts) if count], hidden.device)
         mask = torch.arange(width, device=hidden.device) < part.rows.new_tensor(counts)[:, None]
-        _refuse_padding(source, running.take(mask))
+        self._refuse_padding(source, spec, before=False, behind=any(counts[row] < width for row in running.numbers))
         tokens = Tokens(running.take(mask.long()), running.take(positions), width, hidden.device, source.dtype)
         result = run_blocks(source, spec, running.take(whole), source.context(tokens), None, {})
         number = part.rows.new_zeros(len(counts))
@@ -167,20 +191,6 @@ class ExpertRuns:
         shown[:, -length:] |= ~valid.any(1, keepdim=True)
         tokens = Tokens(shown.long(), positions, length, hidden.device, source.dtype)
         return run_blocks(source, spec, padded, source.context(tokens, measure), cache, {})[put]
-
-
-def _refuse_padding(source: Source, mask: torch.Tensor) -> None:
-    """Refuse padding that blocks would take for tokens: any, or any before a token where they are causal."""
-    if not source.blind_to_masks:
-        return
-    shown = mask.ne(0)
-    seen = ~shown[:, :-1] & shown[:, 1:] if source.causal else ~shown
-    if seen.any():
-        other = "pad on the right" if source.causal else "give texts of one length"
-        raise MolError(
-            f"nothing tells the blocks of {source.name} ({type(source.model).__name__}) what is padding, so it would "
-            f"count as text; {other}, or run them one by one"
-        )
 
 
 def run_blocks(

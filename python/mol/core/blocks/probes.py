@@ -115,12 +115,16 @@ def sees_content(driver: Driver) -> bool:
     return _differ(driver, first, second)
 
 
-def is_blind_to_masks(driver: Driver) -> bool:
-    """Run two preludes, one under a mask with padding, and see whether blocks are handed the same: they cannot tell."""
-    _, tokens = driver.random_hidden(6)
+def minds_padding(driver: Driver, index: int, *, before: bool) -> bool:
+    """See whether padding before the tokens of a row, or else behind them, changes what a block makes of them."""
+    hidden, tokens = driver.random_hidden(8)
     mask = tokens.mask.clone()
-    mask[:, 0] = 0
-    return not _differ(driver, driver.context(tokens), driver.context(tokens._replace(mask=mask)))
+    mask[-1, slice(0, 3) if before else slice(5, 8)] = 0
+    shown = mask[-1].bool()
+    with torch.no_grad():
+        padded = driver.run(index, hidden, driver.context(Tokens.of(mask, 8, tokens.dtype)), {})[-1, shown]
+        alone = driver.context(Tokens.of(mask[:, shown], 5, tokens.dtype))
+        return not agree(padded, driver.run(index, hidden[:, shown], alone, {})[-1])
 
 
 def _differ(driver: Driver, first: list[Arguments], second: list[Arguments]) -> bool:

@@ -17,10 +17,10 @@ from mol.core.blocks.probes import (
     CacheWay,
     find_cache_way,
     has_nan,
-    is_blind_to_masks,
     is_causal,
     keeps_cache,
     kind_of,
+    minds_padding,
     sees_content,
     with_cache,
 )
@@ -105,6 +105,7 @@ class Source:
         self._all_causal: bool | None = None
         self._empty_cache: ExpertCache | None = None
         self._gaps: dict[object, bool] = {}
+        self._minds_padding: dict[object, bool] = {}
         self._adopt(self._drive("own"))
 
     def __len__(self) -> int:
@@ -323,10 +324,15 @@ class Source:
         """
         return sees_content(self.driver)
 
-    @cached_property
-    def blind_to_masks(self) -> bool:
-        """Whether nothing tells its blocks what is padding, so that they take it for tokens: those of a ViT, say."""
-        return is_blind_to_masks(self.driver)
+    def minds_padding(self, index: int, *, before: bool) -> bool:
+        """Tell whether padding before tokens, or else behind them, changes what a block makes of them; probed once.
+
+        To blocks that are handed no mask padding is as good as text: those of a ViT, say.
+        """
+        kind = self._kind_of(index), before
+        if kind not in self._minds_padding:
+            self._minds_padding[kind] = minds_padding(self.driver, index, before=before)
+        return self._minds_padding[kind]
 
     def _adopt(self, driver: Driver) -> None:
         driver.hold = self._held
@@ -336,6 +342,7 @@ class Source:
         self._causal.clear()
         self._native_cache.clear()
         self._gaps.clear()
+        self._minds_padding.clear()
         self._all_causal = None
         self.owner, self.calls, self.layout, self.width = driver.owner, driver.calls, driver.layout, driver.width
         self._empty_cache = None
