@@ -86,6 +86,14 @@ def test_what_blocks_see_besides_hidden_states_is_told() -> None:
     assert not Source(body_of("t5"), "t5").content_dependent
 
 
+def test_hidden_states_that_are_handed_over_three_times_are_one_input() -> None:
+    """Funnel's blocks take queries, keys and values: to replace the queries alone would hide that they look ahead."""
+    sizes = {"d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64, "vocab_size": 128, "block_sizes": [2, 1]}
+    source = source_of("funnel", {**sizes, "architectures": ["FunnelModel"]})
+    assert not source.causal
+    assert not source.content_dependent
+
+
 def test_a_block_that_reads_keys_of_another_runs_alone() -> None:
     """The last block of Gemma 3n has no keys of its own: the one before writes them into a dict that both get."""
     source = Source(body_of("gemma3n_text"), "gemma3n_text")

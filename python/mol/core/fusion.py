@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from mol.core.blocks.calls import Arguments, argument, part, ports, with_argument
+from mol.core.blocks.calls import Arguments, argument, part, ports
 from mol.core.blocks.dispatch import intercepted, run_block
 from mol.core.mol_layer import Choice, ExpertSpec, MoLLayer, Routing, RunBlocks
 from mol.core.parts import Pinned, Whole
@@ -163,7 +163,7 @@ class Pass:
         form = host.calls.forms[index]
 
         def run(hidden: torch.Tensor) -> torch.Tensor:
-            result = run_block(form.block, with_argument(call, form.hidden_in, host.layout.to_block(hidden)))
+            result = run_block(form.block, form.with_hidden(call, host.layout.to_block(hidden)))
             carried.update(ports(result))
             return host.layout.from_block(part(result, form.result.port), hidden.shape[0])
 

@@ -59,11 +59,19 @@ class CallForm:
         block: the module.
         hidden_in: where hidden states go in.
         result: the form of what it returns, with the port of the hidden states.
+        also_in: where the same hidden states go in besides: as keys and values, say.
     """
 
     block: nn.Module
     hidden_in: Slot
     result: ResultForm
+    also_in: frozenset[Slot] = frozenset()
+
+    def with_hidden(self, call: Arguments, hidden: torch.Tensor | None) -> Arguments:
+        """Return the same call with other hidden states, or without any."""
+        for slot in (self.hidden_in, *self.also_in):
+            call = with_argument(call, slot, hidden)
+        return call
 
 
 class BlockCalls:
@@ -198,7 +206,7 @@ class BlockCalls:
             Hidden states in the same layout.
         """
         form = self.forms[index]
-        call = with_argument(call, form.hidden_in, hidden)
+        call = form.with_hidden(call, hidden)
         for (taker, slot), value in (live or {}).items():
             if taker == index:
                 call = with_argument(call, slot, value)
@@ -213,6 +221,7 @@ class BlockCalls:
     def _follow(self, trace: list[tuple[nn.Module, Arguments, Any]]) -> list[CallForm]:
         ins: list[Slot | None] = [None] * len(trace)
         outs: list[Port] = [None] * len(trace)
+        extra: list[tuple[Carry, Port]] = []
         for index in range(1, len(trace)):
             (_, _, result), (_, call, _) = trace[index - 1], trace[index]
             links = [
@@ -230,7 +239,7 @@ class BlockCalls:
                     "blocks cannot be run alone"
                 )
             ins[index], outs[index - 1] = hidden
-            self.carries += [Carry(index, slot, port) for slot, port in links if (slot, port) != hidden]
+            extra += [(Carry(index, slot, port), hidden[1]) for slot, port in links if (slot, port) != hidden]
         first, last = trace[0], trace[-1]
         ins[0] = ins[1] if len(trace) > 1 else None
         if ins[0] is None or not isinstance(argument(first[1], ins[0]), torch.Tensor):
@@ -240,12 +249,27 @@ class BlockCalls:
         else:
             floating = (p for p, v in ports(last[2]) if isinstance(v, torch.Tensor) and v.is_floating_point())
             outs[-1] = next(floating, None)
-        forms = []
-        for (block, _, result), slot, port in zip(trace, ins, outs, strict=True):
-            if slot is None:
-                raise ArchitectureError(f"{self._name}: its first block is handed no hidden states")
-            forms.append(CallForm(block, slot, ResultForm(result, port)))
-        return forms
+        if any(slot is None for slot in ins):
+            raise ArchitectureError(f"{self._name}: its first block is handed no hidden states")
+        taking = [slot for slot in ins if slot is not None]
+        also = self._taken_besides([call for _, call, _ in trace], taking)
+        self.carries = [carry for carry, hidden in extra if not (carry.slot in also and carry.port == hidden)]
+        return [
+            CallForm(block, slot, ResultForm(result, port), also)
+            for (block, _, result), slot, port in zip(trace, taking, outs, strict=True)
+        ]
+
+    @staticmethod
+    def _taken_besides(calls: list[Arguments], taking: list[Slot]) -> frozenset[Slot]:
+        """Find the slots that in every call get the same hidden states as the one that takes them."""
+        if len(calls) == 1:  # what is handed to all, such as the first hidden states, is the same in the first call
+            return frozenset()
+        return frozenset[Slot].intersection(
+            *(
+                frozenset(slot for slot, value in items(call) if slot != own and value is argument(call, own))
+                for call, own in zip(calls, taking, strict=True)
+            )
+        )
 
     @staticmethod
     def _same_values(result: object, call: Arguments) -> tuple[Slot, Port] | None:

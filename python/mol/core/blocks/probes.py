@@ -129,7 +129,7 @@ def minds_padding(driver: Driver, index: int, *, before: bool) -> bool:
 
 def _differ(driver: Driver, first: list[Arguments], second: list[Arguments]) -> bool:
     for form, one, other in zip(driver.calls.forms, first, second, strict=True):
-        given, instead = (list(tensors(with_argument(call, form.hidden_in, None))) for call in (one, other))
+        given, instead = (list(tensors(form.with_hidden(call, None))) for call in (one, other))
         if len(given) != len(instead):  # a mask that hides nothing may be left out
             return True
         pairs = zip(given, instead, strict=True)
@@ -147,14 +147,14 @@ def kind_of(form: CallForm, call: Arguments) -> tuple[object, ...]:
         if isinstance(value, (bool, str)) or (isinstance(value, int) and "layer" not in name and "idx" not in name)
     ]
     shapes = tuple(parameter.shape for parameter in form.block.parameters())
-    given = [tensor.flatten().tolist() for tensor in tensors(with_argument(call, form.hidden_in, None))]
+    given = [tensor.flatten().tolist() for tensor in tensors(form.with_hidden(call, None))]
     return type(form.block), shapes, repr(settings), repr(given)
 
 
 def has_nan(driver: Driver) -> bool:
     """Tell whether blocks are handed NaN besides hidden states: the traces of weights that are not loaded."""
     context = driver.context(driver.random_hidden(6)[1])
-    given = [with_argument(call, form.hidden_in, None) for form, call in zip(driver.calls.forms, context, strict=True)]
+    given = [form.with_hidden(call, None) for form, call in zip(driver.calls.forms, context, strict=True)]
     return any(bool(tensor.isnan().any()) for tensor in tensors(given))
 
 
