@@ -44,7 +44,8 @@ FAILURES: Final = (
 HOSTS: Final = ("gpt2", "llama")
 MOST_BLOCKS: Final = 4
 _BATCH, _LENGTH, _NEW = 2, 8, 5
-_EXACT: Final = 1e-5
+_PADDED: Final = 3
+_EXACT, _CLOSE = 1e-5, 1e-4
 _TOKEN_RANGE: Final = (5, 128)
 _HOST_CONFIGS: Final[dict[str, dict[str, Any]]] = {
     "gpt2": {"n_embd": 48, "n_head": 4, "n_layer": MOST_BLOCKS, "n_positions": 64},
@@ -265,17 +266,58 @@ def causal(runtime: MoLRuntime) -> None:
         raise Failed(f"a later token moves earlier outputs by {apart:.1g}")
 
 
+def padding(runtime: MoLRuntime) -> str:
+    """Check that neither padding before a text nor another text beside it changes what comes of it.
+
+    Returns:
+        `unpadded` where such padding is refused, else an empty string.
+
+    Raises:
+        Failed: something moves.
+    """
+    if not takes_padding(runtime):
+        return "unpadded"
+    model = runtime.as_causal_lm()
+    both, mask = padded()
+    with torch.no_grad():
+        whole, short = model(both, attention_mask=mask).logits, model(both[1:, _PADDED:]).logits[0]
+        apart = max((whole[1, _PADDED:] - short).abs().max(), (whole[0] - model(both[:1]).logits[0]).abs().max()).item()
+    if not apart <= _CLOSE:
+        raise Failed(f"padding moves outputs by {apart:.1g}")
+    return ""
+
+
+def padded() -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw tokens of a host, the last row padded on the left, and their mask."""
+    tokens, mask = ids(), torch.ones_like(ids())
+    tokens[-1, :_PADDED] = mask[-1, :_PADDED] = 0
+    return tokens, mask
+
+
+def takes_padding(runtime: MoLRuntime) -> bool:
+    """Tell whether padding before a text is not refused."""
+    tokens, mask = padded()
+    try:
+        with torch.no_grad():
+            runtime(tokens, mask)
+    except MolError as error:
+        if "padding changes what" not in str(error):
+            raise
+        return False
+    return True
+
+
 def generated(runtime: MoLRuntime, beams: int) -> None:
-    """Check that generation writes the same with and without a cache.
+    """Check that generation writes the same with and without a cache, and with padding where it is not refused.
 
     Raises:
         Failed: it does not.
     """
     model = runtime.as_causal_lm()
-    mask = torch.ones_like(ids())
+    given, mask = padded() if takes_padding(runtime) else (ids(), torch.ones_like(ids()))
     settings = {"attention_mask": mask, "max_new_tokens": _NEW, "do_sample": False, "num_beams": beams}
     settings |= {"pad_token_id": 0, "eos_token_id": None}
-    if not torch.equal(model.generate(ids(), **settings), model.generate(ids(), use_cache=False, **settings)):
+    if not torch.equal(model.generate(given, **settings), model.generate(given, use_cache=False, **settings)):
         raise Failed("another text")
 
 
@@ -287,5 +329,6 @@ def fused_checks(host_type: str, source: Source) -> Iterator[Check]:
     runtime = fused(host_type, source)
     yield "expert", lambda: expert(runtime, source)
     yield "causal", lambda: causal(runtime)
+    yield "padding", lambda: padding(runtime)
     yield "greedy", lambda: generated(runtime, 1)
     yield "beams", lambda: generated(runtime, 3)

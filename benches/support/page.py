@@ -54,11 +54,14 @@ What the numbers do not say:
   token over and over or zeros: checks 3 to 6 hold with that dummy content. The replay of check 1 is exact in a blank
   context for {blank} types; {given} of the content types need the context of the same input, and are counted with it.
 - **image**, **sound**, **signal**: a blank one of the model's own size makes the context. A blank context holds nothing
-  of the host's text but its length, so padding does not reach such blocks.
+  of the host's text but its length, so such blocks cannot tell padding from it.
 - **padded**: the blocks run only at the length that the model gave the hidden states, so that shorter texts are padded
   to it, and texts that are longer than the model takes are refused.
 - **causal**: the blocks look ahead by themselves, and causal masks were put in the place of their own.
-- Texts of checks 3 to 6 have 8 to 13 tokens without padding. Blocks that attend to the best k tokens are given a k of
+- **unpadded** ({unpadded} types): padding before a text would change what the blocks make of it, so it is refused
+  beside a host that writes. With all others neither such padding nor another text in the batch moves an output by more
+  than 1e-4, or the last column says so, and in checks 5 and 6 one of two texts has it.
+- Texts of checks 3 to 6 have 8 to 13 tokens. Blocks that attend to the best k tokens are given a k of
   16: with weights drawn at random scores tie, and which of equals is taken changes with the length of a text.
 - A type that took over 150 seconds or 8 GiB was ended, and what it had not come to is a "-".
 - Check 2 drives the whole model with inputs of its own kind, drawn at random. Where none were found that it takes the
@@ -78,6 +81,7 @@ def write(rows: Sequence[Row]) -> str:
         transformers=rows[0]["transformers"],
         types=len(rows),
         text=sum(map(is_text, rows)),
+        unpadded=sum(map(_is_unpadded, judged)),
         other=sum(not is_text(row) for row in rows),
         counts="\n".join(_counts(rows)),
         content=len(content),
@@ -157,6 +161,8 @@ def _notes(row: Row) -> str:
     notes += [
         said for said, key in (("content", "content"), ("padded", "fixed"), ("causal", "made_causal")) if row.get(key)
     ]
+    if _is_unpadded(row):
+        notes.append("unpadded")
     for check, found in row["checks"].items():
         if not found["holds"]:
             notes.append(f"{check}: {_short(found['note'])}")
@@ -165,6 +171,10 @@ def _notes(row: Row) -> str:
     if "ended" in row:
         notes.append(row["ended"])
     return "; ".join(notes)
+
+
+def _is_unpadded(row: Row) -> bool:
+    return any(row["checks"].get(f"padding {host}", {}).get("note") == "unpadded" for host in HOSTS)
 
 
 def _reason(row: Row) -> str:
