@@ -86,6 +86,21 @@ def test_what_blocks_see_besides_hidden_states_is_told() -> None:
     assert not Source(body_of("t5"), "t5").content_dependent
 
 
+@pytest.mark.parametrize(
+    ("kind", "causal", "before", "behind"),
+    [
+        ("longformer", False, False, False),  # its own masks tell what is padding
+        ("longformer", True, True, False),  # those put in their place do not
+        ("wav2vec2", False, True, True),  # a blank sound has no padding
+        ("wav2vec2", True, True, False),
+    ],
+)
+def test_padding_that_blocks_mind_is_noticed(kind: str, *, causal: bool, before: bool, behind: bool) -> None:
+    source = source_of(kind, causal=causal)
+    assert source.causal == causal
+    assert [source.minds_padding(0, before=where) for where in (True, False)] == [before, behind]
+
+
 def test_hidden_states_that_are_handed_over_three_times_are_one_input() -> None:
     """Funnel's blocks take queries, keys and values: to replace the queries alone would hide that they look ahead."""
     sizes = {"d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64, "vocab_size": 128, "block_sizes": [2, 1]}
