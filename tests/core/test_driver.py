@@ -126,4 +126,4 @@ def test_state_that_a_block_keeps_in_itself_is_no_cache() -> None:
         "block_types": ["recurrent", "recurrent", "attention"], "pad_token_id": 0,
     }  # fmt: skip
     source = source_of("recurrent_gemma", settings)
-    assert [source.has_native_cache(index) for index in range(3)] == [False, False, True]
+    assert not any(source.has_native_cache(index) for index in (0, 1))
