@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from mol.core.blocks.source import Source, Tokens
+from mol.core.cache import CACHE_NAME
 from mol.errors import ArchitectureError
 from tests.core.zoo import body_of
 
@@ -126,4 +127,6 @@ def test_state_that_a_block_keeps_in_itself_is_no_cache() -> None:
         "block_types": ["recurrent", "recurrent", "attention"], "pad_token_id": 0,
     }  # fmt: skip
     source = source_of("recurrent_gemma", settings)
-    assert not any(source.has_native_cache(index) for index in (0, 1))
+    cached = [source.has_native_cache(index) for index in range(3)]
+    # Attention's own cache keeps padding out since transformers 5.24 for certain, and does not in 5.16.
+    assert cached == [False, False, True] or (CACHE_NAME != "cache" and cached == [False] * 3)
