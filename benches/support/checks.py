@@ -266,7 +266,7 @@ def causal(runtime: MoLRuntime) -> None:
         raise Failed(f"a later token moves earlier outputs by {apart:.1g}")
 
 
-def padding(runtime: MoLRuntime) -> str:
+def padding(runtime: MoLRuntime, source: Source) -> str:
     """Check that neither padding before a text nor another text beside it changes what comes of it.
 
     Returns:
@@ -275,7 +275,7 @@ def padding(runtime: MoLRuntime) -> str:
     Raises:
         Failed: something moves.
     """
-    if not takes_padding(runtime):
+    if minds_padding(source):
         return "unpadded"
     model = runtime.as_causal_lm()
     both, mask = padded()
@@ -294,27 +294,19 @@ def padded() -> tuple[torch.Tensor, torch.Tensor]:
     return tokens, mask
 
 
-def takes_padding(runtime: MoLRuntime) -> bool:
-    """Tell whether padding before a text is not refused."""
-    tokens, mask = padded()
-    try:
-        with torch.no_grad():
-            runtime(tokens, mask)
-    except MolError as error:
-        if "padding changes what" not in str(error):
-            raise
-        return False
-    return True
+def minds_padding(source: Source) -> bool:
+    """Tell whether padding before a text is refused because of a block that was made an expert."""
+    return any(source.minds_padding(block, before=True) for block in blocks_of(source))
 
 
-def generated(runtime: MoLRuntime, beams: int) -> None:
+def generated(runtime: MoLRuntime, source: Source, beams: int) -> None:
     """Check that generation writes the same with and without a cache, and with padding where it is not refused.
 
     Raises:
         Failed: it does not.
     """
     model = runtime.as_causal_lm()
-    given, mask = padded() if takes_padding(runtime) else (ids(), torch.ones_like(ids()))
+    given, mask = (ids(), torch.ones_like(ids())) if minds_padding(source) else padded()
     settings = {"attention_mask": mask, "max_new_tokens": _NEW, "do_sample": False, "num_beams": beams}
     settings |= {"pad_token_id": 0, "eos_token_id": None}
     if not torch.equal(model.generate(given, **settings), model.generate(given, use_cache=False, **settings)):
@@ -329,6 +321,6 @@ def fused_checks(host_type: str, source: Source) -> Iterator[Check]:
     runtime = fused(host_type, source)
     yield "expert", lambda: expert(runtime, source)
     yield "causal", lambda: causal(runtime)
-    yield "padding", lambda: padding(runtime)
-    yield "greedy", lambda: generated(runtime, 1)
-    yield "beams", lambda: generated(runtime, 3)
+    yield "padding", lambda: padding(runtime, source)
+    yield "greedy", lambda: generated(runtime, source, 1)
+    yield "beams", lambda: generated(runtime, source, 3)

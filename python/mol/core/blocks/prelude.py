@@ -221,7 +221,6 @@ class BlockCalls:
     def _follow(self, trace: list[tuple[nn.Module, Arguments, Any]]) -> list[CallForm]:
         ins: list[Slot | None] = [None] * len(trace)
         outs: list[Port] = [None] * len(trace)
-        extra: list[tuple[Carry, Port]] = []
         for index in range(1, len(trace)):
             (_, _, result), (_, call, _) = trace[index - 1], trace[index]
             links = [
@@ -239,7 +238,7 @@ class BlockCalls:
                     "blocks cannot be run alone"
                 )
             ins[index], outs[index - 1] = hidden
-            extra += [(Carry(index, slot, port), hidden[1]) for slot, port in links if (slot, port) != hidden]
+            self.carries += [Carry(index, slot, port) for slot, port in links if (slot, port) != hidden]
         first, last = trace[0], trace[-1]
         ins[0] = ins[1] if len(trace) > 1 else None
         if ins[0] is None or not isinstance(argument(first[1], ins[0]), torch.Tensor):
@@ -253,7 +252,7 @@ class BlockCalls:
             raise ArchitectureError(f"{self._name}: its first block is handed no hidden states")
         taking = [slot for slot in ins if slot is not None]
         also = self._taken_besides([call for _, call, _ in trace], taking)
-        self.carries = [carry for carry, hidden in extra if not (carry.slot in also and carry.port == hidden)]
+        self.carries = [c for c in self.carries if not (c.slot in also and c.port == outs[c.call - 1])]
         return [
             CallForm(block, slot, ResultForm(result, port), also)
             for (block, _, result), slot, port in zip(trace, taking, outs, strict=True)
