@@ -23,7 +23,7 @@ import transformers
 
 from fusion_load import WAYS, watch
 from fusion_models import EXPERTS, SEED, TINY, Models, Sizes
-from measure import warm
+from measure import cool, warm
 from rows import rows_asked
 
 if TYPE_CHECKING:
@@ -236,23 +236,25 @@ def experts_used(runtime: MoLRuntime, ids: torch.Tensor) -> float:
 def load(bench: Bench) -> None:
     """Open a fusion that uses a quarter of another model's blocks, beside two ways to the bytes of all blocks it uses.
 
-    Time is held against reading them, memory against mapping them; see fusion_load.py.
+    Time is held against reading them, from storage and from the page cache, memory against mapping them; see
+    fusion_load.py.
     """
     host, donor = bench.models.path("large"), bench.models.path("llama")
+    files = [file for name in (host, donor) for file in Path(name).glob("*.safetensors")]
     layers = range(1, bench.sizes.layers, 3) if bench.sizes.layers > 3 else range(1)
-    # One run for time and one for memory: to ask a process for its memory holds up its mapping.
-    alone: dict[str, list[Any]] = {way: [] for way in WAYS}
-    watched: dict[str, list[Any]] = {way: [] for way in WAYS}
+    # Two runs for time and one for memory: to ask a process for its memory holds up its mapping.
+    cold, alone, watched = ({way: list[Any]() for way in WAYS} for _ in range(3))
     for _ in range(bench.rounds + 1):
-        for found, every in ((alone, math.inf), (watched, 0.002)):
+        for found, prepare, every in ((cold, cool, math.inf), (alone, warm, math.inf), (watched, warm, 0.002)):
             for way, taken in found.items():
-                warm(file for name in (host, donor) for file in Path(name).glob("*.safetensors"))
+                prepare(files)
                 taken.append(watch(way, host, donor, layers, every=every))
     width, deep = bench.sizes.large
     what = f"load {deep - len(layers)} blocks of {width} in bf16 and {len(layers)} of {bench.sizes.width} in float32"
     for name, key, found, peer, limits in (
-        ("time, beside reading", "seconds", alone, "read", LOAD_TIME),
-        ("time, beside mapping and touching each page", "seconds", alone, "map", NO_LIMITS),
+        ("time, beside reading from storage", "seconds", cold, "read", LOAD_TIME),
+        ("time, beside reading from the page cache", "seconds", alone, "read", LOAD_TIME),
+        ("time, beside mapping and touching each cached page", "seconds", alone, "map", NO_LIMITS),
         ("peak RSS above imports, beside mapping", "resident", watched, "map", LOAD_MEMORY),
     ):
         mine, theirs = ([getattr(one, key) for one in found[way][1:]] for way in ("open", peer))
