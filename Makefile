@@ -31,7 +31,7 @@ demo: .venv/.installed ## merge three published models four ways, reload each, p
 	$(BIN)/python examples/rxnfp/demo.py
 
 .PHONY: demo-fusion
-demo-fusion: .venv/.installed ## fuse MiniLM's blocks into SmolLM2-135M, print perplexity and text; about 8 minutes
+demo-fusion: .venv/.installed ## fuse MiniLM's blocks into SmolLM2-135M, print perplexity and text; 8 to 20 minutes
 	$(BIN)/python examples/smollm2/demo.py
 
 .PHONY: test
