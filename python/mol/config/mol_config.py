@@ -47,8 +47,8 @@ class MoLConfig:
         keep_host_layers: run the host's layers that no `add_layer` names; without them only added layers run.
         dtype: of all models, e.g. "bfloat16" or torch.bfloat16, or by model name; each checkpoint's own if None.
         memory_efficient: load only the blocks used; without it models are loaded whole.
-        device_map: one device for all models, or device by model name, or by block as in "gpt2[3]": "cpu", "cuda:0" and
-            so on; "disk" reads a block each time it runs.
+        device_map: one device for all models, or device by model name, or by block as in "gpt2[3]": "cpu", "cuda:0", 0
+            and so on; "disk" reads a block each time it runs.
         max_expert_memory: most bytes of expert blocks in memory, e.g. "2GB"; those unused for longest go first.
         attn_implementation: of all models, e.g. "eager"; transformers' choice if None.
         revisions: commit, branch or tag by model name.
@@ -76,7 +76,7 @@ class MoLConfig:
     keep_host_layers: bool = True
     dtype: Any = None  # its type has torch in it, which nothing here imports
     memory_efficient: bool = True
-    device_map: str | dict[str, str] | None = None
+    device_map: Any = None
     max_expert_memory: int | str | None = None
     attn_implementation: str | None = None
     revisions: dict[str, str] = field(default_factory=dict)
@@ -96,7 +96,9 @@ class MoLConfig:
         given = self.dtype
         # By name, as JSON holds them.
         self.dtype = {m: _name(d) for m, d in given.items()} if isinstance(given, dict) else given and _name(given)
-        if not self.models or not all(isinstance(name, str) and name for name in self.models):
+        self.device_map = _devices(self.device_map)
+        named = self.models and not isinstance(self.models, str)
+        if not named or not all(isinstance(name, str) and name for name in self.models):
             problems.append(f"models is {self.models!r}, wanted a list of model names")
         choices = (
             ("adapter_type", AdapterType),
@@ -158,7 +160,7 @@ class MoLConfig:
     @property
     def devices(self) -> dict[str, str]:
         """Devices by model or block, whichever way `device_map` says it."""
-        given = self.device_map or {}
+        given: str | dict[str, str] = self.device_map or {}
         return dict.fromkeys(self.models, given) if isinstance(given, str) else given
 
     def dtype_of(self, model: str) -> str | None:
@@ -174,3 +176,12 @@ class MoLConfig:
 def _name(dtype: object) -> str:
     """Name a dtype without importing torch."""
     return str(dtype).removeprefix("torch.")
+
+
+def _devices(given: object) -> str | dict[str, str] | None:
+    """Name devices, or the devices in a dictionary, as JSON holds them: numbers are those of GPUs, "" is all models."""
+    if isinstance(given, dict):
+        return _devices(given[""]) if set(given) == {""} else {key: str(_devices(one)) for key, one in given.items()}
+    if given is None:
+        return None
+    return f"cuda:{given}" if type(given) is int else str(given)

@@ -27,6 +27,7 @@ from mol.core.models.weights import ModelWeights, build_hollow
 from mol.errors import ConfigError
 from mol.io.checkpoint import Checkpoint
 from mol.io.hub import resolve
+from mol.io.side_files import is_tokenizer_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,6 +106,8 @@ def load_tokenizer(name: str, settings: MoLConfig) -> PreTrainedTokenizerBase:
         OSError: there is none.
     """
     directory = _directory(name, settings, weights=False)
+    if not any(is_tokenizer_file(file.name) for file in directory.iterdir()):
+        raise FileNotFoundError(f"{name}: no tokenizer beside its config.json in {directory}; save one there")
     trusted = settings.trust_remote_code
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=trusted)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:

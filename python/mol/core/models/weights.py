@@ -31,6 +31,10 @@ _building: Final = threading.Lock()  # accelerate patches torch while a model is
 _reading: Final = threading.RLock()  # transformers' progress bar and a model's state_dict hooks are shared
 
 
+_kept: Final = torch.inference_mode(mode=False)
+"""Weights that are read while somebody is in inference mode are still there, and usable, when he trains."""
+
+
 class LazyTensor:
     """A tensor of a file, read when it is indexed: what transformers' loader takes in place of a tensor."""
 
@@ -108,6 +112,7 @@ class ModelWeights:
         tensors = {**dict(self._parameters()), **dict(self.model.named_buffers())}
         return sum(tensors[name].nbytes for name in names)
 
+    @_kept
     def load(self, names: Collection[str], device: torch.device | None = None, *, skip_missing: bool = False) -> None:
         """Load parameters that are not loaded yet, and those that they are tied to.
 
@@ -156,6 +161,7 @@ class ModelWeights:
         for name in wanted - buffers.keys():
             self.model.get_parameter(name).requires_grad_(requires_grad=False)
 
+    @_kept
     def drop(self, names: Collection[str]) -> None:
         """Let parameters go; buffers stay."""
         for name, parameter in self._parameters():
@@ -187,12 +193,14 @@ class ModelWeights:
             self.fill(None)
             self.model.set_experts_implementation(chosen)
 
+    @_kept
     def fill(self, noise: torch.Generator | None) -> None:
         """Fill what is not loaded with a row of small noise, for a trace, or with NaN."""
         for name, parameter in self._parameters():
             if name not in self.loaded:
                 self._set(name, _hollow(parameter, noise))
 
+    @_kept
     def apply(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Move or cast everything, as `nn.Module.to` does, without making room for what is not loaded."""
         moved: set[int] = set()
@@ -275,6 +283,7 @@ class _NoDraws(TorchFunctionMode):
 _DRAWS: Final = frozenset({"normal_", "uniform_", "trunc_normal_", "kaiming_uniform_", "xavier_uniform_"})
 
 
+@_kept
 def build_hollow(
     auto_class: Any,  # noqa: ANN401 - one of the Auto classes
     config: PreTrainedConfig,
