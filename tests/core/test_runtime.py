@@ -1,58 +1,19 @@
-"""MoLRuntime: what it refuses, what it writes and reads again."""
+"""MoLRuntime and its settings: what is taken, in which forms, and what is refused."""
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from mol.auto import MoLForCausalLM
 from mol.config.mol_config import MoLConfig
 from mol.errors import ConfigError, MolError
 from tests.core.zoo import tokens_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.core.conftest import Fuse
-
-
-def test_what_was_saved_is_loaded_exactly(fuse: Fuse, tmp_path: Path) -> None:
-    runtime = fuse("gpt2", "llama", "bert", layers=(0, 2))
-    runtime.add_layer([("gpt2", 0), ("llama", range(1, 3))], 1)
-    model = runtime.as_causal_lm()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-    ids = tokens_of(2, 8)
-    wanted = model(ids).logits
-    model.save_pretrained(tmp_path / "fused")
-    assert sorted(file.name for file in (tmp_path / "fused").iterdir()) == [
-        "config.json", "generation_config.json", "model.safetensors",
-    ]  # fmt: skip
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "fused")
-    assert torch.equal(again(ids).logits, wanted)
-    written = [m.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0) for m in (model, again)]
-    assert torch.equal(*written)
-
-
-def test_weights_that_do_not_fit_the_config_are_refused(fuse: Fuse, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    fuse("gpt2", "llama").as_causal_lm().save_pretrained(tmp_path)
-    weights = load_file(tmp_path / "model.safetensors")
-    name = sorted(weights)[0]
-    weights["other"] = weights.pop(name)
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(MolError, match=r"(?s)not those that its config describes.*is missing.*other is not wanted"):
-        AutoModelForCausalLM.from_pretrained(tmp_path)
-
-
-def test_a_fused_model_is_not_looked_for_elsewhere() -> None:
-    with pytest.raises(MolError, match="some/model: no such directory"):
-        MoLForCausalLM.from_pretrained("some/model")
 
 
 @pytest.mark.parametrize(
@@ -64,6 +25,8 @@ def test_a_fused_model_is_not_looked_for_elsewhere() -> None:
         ([("gpt2", 0)], 3, "the host gpt2 has layers 0 to 2"),
         ([("gpt2", 0)], 1, "layer_idx 1 was added before"),
         ([], 0, "no block is named"),
+        ([("llama", "0")], 0, r"\('llama', '0'\) is not \(model, number of a block\)"),
+        (["llama"], 0, r"'llama' is not \(model, number of a block\) or \(model, numbers of several\)"),
         ([("opt", 0)], 0, "'opt' is not one of the models of this fusion: gpt2, llama"),
     ],
 )
@@ -72,6 +35,14 @@ def test_layers_that_cannot_be_are_refused(specs: list, place: int, says: str, f
     with pytest.raises(ConfigError, match=says):
         runtime.add_layer(specs, place)
     assert runtime.positions == [1]
+
+
+def test_blocks_in_a_row_are_named_as_they_were_given(fuse: Fuse) -> None:
+    runtime = fuse("gpt2", "llama", layers=())
+    runtime.add_layer([("llama", 1), ("llama", range(3)), ("llama", [0, 2]), ("llama", range(2, -1, -1))], 1)
+    assert [str(spec) for spec in runtime.fusion().layers[1].specs] == [
+        "llama[1]", "llama[0-2]", "llama[0,2]", "llama[2,1,0]",
+    ]  # fmt: skip
 
 
 def test_max_layers_is_a_limit(fuse: Fuse) -> None:
@@ -126,11 +97,12 @@ def test_settings_are_checked_all_at_once() -> None:
         ({"quantization_config": {"load_in_4bit": True}}, "does not run quantized blocks: leave it out"),
         ({"use_gradient_checkpointing": True}, "is not there yet: leave it out"),
         ({"revisions": "main"}, "revisions is 'main', wanted a dictionary by model name"),
+        ({"models": "gpt2"}, "models is 'gpt2', wanted a list of model names"),
     ],
 )
 def test_settings_that_are_not_honoured_are_refused(setting: dict, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        MoLConfig(["gpt2"], **setting)
+        MoLConfig(**{"models": ["gpt2"], **setting})
 
 
 def test_settings_in_the_ways_that_transformers_takes_them(fuse: Fuse) -> None:
@@ -139,6 +111,8 @@ def test_settings_in_the_ways_that_transformers_takes_them(fuse: Fuse) -> None:
     assert (runtime.config.dtype, runtime.config.dtype_of("llama")) == ("bfloat16", "bfloat16")
     assert runtime.config.devices == dict.fromkeys(runtime.config.models, "cpu")
     assert MoLConfig(["a"], device_map=None).devices == {}
+    assert MoLConfig(["a", "b"], device_map={"": 0}).devices == {"a": "cuda:0", "b": "cuda:0"}
+    assert MoLConfig(["a", "b"], device_map={"b": torch.device("cpu"), "a": 1}).devices == {"b": "cpu", "a": "cuda:1"}
     assert MoLConfig(["a", "b"], dtype={"b": torch.float16}).dtype_of("b") == "float16"
 
 
@@ -153,3 +127,67 @@ def test_a_text_longer_than_an_experts_positions_is_refused(fuse: Fuse) -> None:
     model = fuse("llama", "bert").as_causal_lm()
     with torch.no_grad(), pytest.raises(MolError, match="bert has positions for 64 tokens, and 65 were given"):
         model(tokens_of(1, 65))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"position_ids": torch.arange(6)[None]}, "does not take position_ids: every model makes its own from att"),
+        ({"inputs_embeds": torch.zeros(1, 6, 32)}, "does not take inputs_embeds: give input_ids"),
+        ({"output_attentions": True}, "does not take output_attentions: experts do not tell theirs"),
+        ({"colour": "red"}, "does not take colour, nor does its host gpt2"),
+        (
+            {"attention_mask": torch.ones(1, 5)},
+            r"attention_mask is \(1, 5\) beside 6 tokens in 1 rows, wanted \(1, 6\)",
+        ),
+        ({"input_ids": torch.arange(6)}, r"input_ids are \(6,\), wanted \(batch, tokens\)"),
+        ({"input_ids": torch.zeros(2, 0).long()}, r"input_ids are \(2, 0\), wanted .*, at least one of each"),
+    ],
+)
+def test_inputs_that_would_be_ignored_or_do_not_fit_are_refused(inputs: dict, says: str, fuse: Fuse) -> None:
+    runtime = fuse("gpt2", "llama")
+    for model in (runtime, runtime.as_causal_lm()):
+        with pytest.raises(MolError, match=says):
+            model(**{"input_ids": tokens_of(1, 6), **inputs})
+
+
+def test_a_mask_covers_what_is_in_the_cache_too(fuse: Fuse) -> None:
+    model, ids = fuse("gpt2", "llama").as_causal_lm(), tokens_of(2, 6)
+    cache = model(ids, use_cache=True).cache
+    with pytest.raises(MolError, match=r"\(2, 1\) beside 1 tokens after 6 in the cache in 2 rows, wanted \(2, 7\)"):
+        model(ids[:, :1], attention_mask=torch.ones(2, 1), cache=cache)
+
+
+def test_hidden_states_are_the_streams_between_layers(fuse: Fuse) -> None:
+    runtime, ids = fuse("gpt2", "llama", layers=(1,)), tokens_of(2, 6)
+    with torch.no_grad():
+        states = runtime.as_causal_lm()(ids, output_hidden_states=True).hidden_states
+        alone = runtime.host.model(ids, output_hidden_states=True).hidden_states
+        stream, _ = runtime(ids)
+        assert torch.equal(states[-1], runtime.host.model.transformer.ln_f(stream))
+    assert [torch.equal(one, other) for one, other in zip(states, alone, strict=True)] == [True, True, False, False]
+    written = runtime.as_causal_lm().generate(
+        ids, max_new_tokens=2, output_hidden_states=True, return_dict_in_generate=True, pad_token_id=0
+    )
+    assert [len(step) for step in written.hidden_states] == [4, 4]
+
+
+def test_what_was_first_run_in_inference_mode_can_be_trained(fuse: Fuse) -> None:
+    runtime, ids = fuse("gpt2", "llama"), tokens_of(2, 6)
+    with torch.inference_mode():
+        runtime(ids)
+    runtime.as_causal_lm()(ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None for parameter in runtime.parameters())
+
+
+def test_a_fusion_is_not_copied_and_its_embeddings_are_the_hosts(fuse: Fuse) -> None:
+    model = fuse("gpt2", "llama").as_causal_lm()
+    with pytest.raises(MolError, match="cannot be copied or pickled; as_model"):
+        copy.deepcopy(model)
+    with pytest.raises(MolError, match="the embeddings are those of the host, gpt2"):
+        model.resize_token_embeddings(200)
+
+
+def test_a_host_without_tokenizer_says_so(fuse: Fuse) -> None:
+    with pytest.raises(FileNotFoundError, match=r"gpt2: no tokenizer beside its config\.json"):
+        _ = fuse("gpt2").tokenizer

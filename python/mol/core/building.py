@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from operator import index
 from typing import TYPE_CHECKING
 
 from mol.core.mol_layer import Expert, ExpertSpec, MoLLayer
@@ -12,8 +14,11 @@ if TYPE_CHECKING:
 
     from mol.core.mol_runtime import MoLRuntime
 
+    Asked = tuple[str, int | Iterable[int]]
+    """A model, and the number of one of its blocks, or of several that run in a row."""
 
-def build_layer(runtime: MoLRuntime, asked: Sequence[tuple[str, int | range]], position: int) -> MoLLayer:
+
+def build_layer(runtime: MoLRuntime, asked: Sequence[Asked], position: int) -> MoLLayer:
     """Make the layer that is to stand for one of the host's, where the host is; see `MoLRuntime.add_layer`.
 
     Raises:
@@ -31,8 +36,13 @@ def build_layer(runtime: MoLRuntime, asked: Sequence[tuple[str, int | range]], p
     if not asked:
         problems.append("no block is named")
     specs = []
-    for name, given in asked:
-        blocks = tuple(given) if isinstance(given, range) else (given,)
+    for one in asked:
+        try:
+            name, given = one
+            blocks = tuple(map(index, given if isinstance(given, Iterable) else [given]))
+        except (TypeError, ValueError):
+            problems.append(f"{one!r} is not (model, number of a block) or (model, numbers of several)")
+            continue
         count = len(runtime.source(name))
         if not blocks or not all(0 <= block < count for block in blocks):
             problems.append(f"{name} has blocks 0 to {count - 1}, not {given}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
 
 from mol.core.blocks.calls import argument
-from mol.core.blocks.inputs import Inputs, Tokens
+from mol.core.blocks.inputs import CACHE_NAMES, Inputs, Tokens
 from mol.errors import MolError
 
 if TYPE_CHECKING:
@@ -18,9 +18,59 @@ if TYPE_CHECKING:
     from mol.core.mol_runtime import MoLRuntime
 
 
+_FROM_MASK: Final = "every model makes its own from attention_mask"
+_UNKNOWN_TO_EXPERTS: Final = {
+    "inputs_embeds": "give input_ids",
+    "position_ids": _FROM_MASK,
+    "cache_position": _FROM_MASK,
+    "output_attentions": "experts do not tell theirs",
+    **dict.fromkeys(CACHE_NAMES, "MoLForCausalLM keeps a cache for each expert"),
+}
+
+
 def reads_images(host: Source) -> bool:
     """Tell whether a host takes `pixel_values` instead of tokens."""
     return not host.takes(host.model, "input_ids") and host.takes(host.model, "pixel_values")
+
+
+def checked_mask(input_ids: torch.Tensor, mask: torch.Tensor | None, seen: int = 0) -> torch.Tensor:
+    """Return the mask (B, P + T) of all tokens, all ones if None, as integers.
+
+    Args:
+        input_ids: (B, T).
+        mask: of them and of those before.
+        seen: P, the number of those before.
+
+    Raises:
+        MolError: there is no token, or a shape is another one.
+    """
+    if input_ids.dim() != 2 or not input_ids.numel():
+        raise MolError(f"input_ids are {tuple(input_ids.shape)}, wanted (batch, tokens), at least one of each")
+    batch, length = input_ids.shape
+    if mask is None:
+        return torch.ones(batch, seen + length, dtype=torch.long, device=input_ids.device)
+    if mask.shape != (batch, seen + length):
+        after = f" after {seen} in the cache" if seen else ""
+        raise MolError(
+            f"attention_mask is {tuple(mask.shape)} beside {length} tokens{after} in {batch} rows, wanted "
+            f"{(batch, seen + length)}"
+        )
+    return mask.long()
+
+
+def host_options(host: Source, model: nn.Module, others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the host's model, or a part of it, is called with besides; what is None or false is left out.
+
+    Raises:
+        MolError: it takes no such thing, or experts would not know of it.
+    """
+    given = {name: value for name, value in others.items() if value is not None and value is not False}
+    for name in given:
+        if name in _UNKNOWN_TO_EXPERTS:
+            raise MolError(f"a fused model does not take {name}: {_UNKNOWN_TO_EXPERTS[name]}")
+        if not host.takes(model, name) and name != "output_hidden_states":
+            raise MolError(f"a fused model does not take {name}, nor does its host {host.name}")
+    return given
 
 
 def host_inputs(
@@ -37,25 +87,23 @@ def host_inputs(
         model: its model, or the part of it that drives the blocks.
         input_ids: (B, T), of a host that reads tokens.
         attention_mask: (B, T), 0 for padding.
-        others: inputs of the model's own, `pixel_values` or `token_type_ids` say; those that are None are left out.
+        others: inputs of the model's own, `pixel_values` or `token_type_ids` say; see `host_options`.
 
     Raises:
-        MolError: the host reads tokens and gets none, or reads images and gets tokens, or the other way round.
+        MolError: the host reads tokens and gets none, or reads images and gets tokens, or the other way round; or an
+            input is not known or of another shape.
     """
-    given = {name: value for name, value in others.items() if value is not None}
     reads = "pixel_values" if reads_images(host) else "input_ids"
-    found = [
-        name
-        for name in ("input_ids", "pixel_values")
-        if name in given or (name == "input_ids" and input_ids is not None)
-    ]
+    both = {"input_ids": input_ids, "pixel_values": others.get("pixel_values")}
+    found = [name for name, value in both.items() if value is not None]
     if found != [reads]:
         raise MolError(
             f"the host {host.name} ({type(host.model).__name__}) reads {reads} alone, and was given "
             f"{' and '.join(found) or 'neither tokens nor images'}"
         )
+    given = host_options(host, model, others)
     if input_ids is not None:
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        mask = checked_mask(input_ids, attention_mask)
         return {**host.token_inputs(model, input_ids, mask), **given}, mask
     # How many patches an image of this size has, only its embeddings know.
     with torch.no_grad():

@@ -31,9 +31,11 @@ class ExpertSpec(NamedTuple):
     blocks: tuple[int, ...]
 
     def __str__(self) -> str:
-        """Name it as messages do: `gpt2[3]`, `gpt2[3-5]`."""
+        """Name it as messages do: `gpt2[3]`, `gpt2[3-5]`, `gpt2[0,2]`."""
         first, last = self.blocks[0], self.blocks[-1]
-        return f"{self.model}[{first}]" if first == last else f"{self.model}[{first}-{last}]"
+        if len(self.blocks) > 1 and self.blocks == tuple(range(first, last + 1)):
+            return f"{self.model}[{first}-{last}]"
+        return f"{self.model}[{','.join(map(str, self.blocks))}]"
 
 
 class Routing(NamedTuple):

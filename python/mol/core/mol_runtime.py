@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ from mol.core.reports.stats import LayerStats, RouterStats
 from mol.errors import ConfigError, MolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     from transformers import PreTrainedTokenizerBase
@@ -166,7 +167,7 @@ class MoLRuntime(nn.Module):
 
     def add_layer(
         self,
-        layer_specs: Sequence[tuple[str, int | range]],
+        layer_specs: Sequence[tuple[str, int | Iterable[int]]],
         layer_idx: int | None = None,
         *,
         calibration: Sequence[str] | None = None,
@@ -175,7 +176,8 @@ class MoLRuntime(nn.Module):
         """Put blocks of several models in the place of one of the host's.
 
         Args:
-            layer_specs: (model, number of a block) for each expert, or (model, range of numbers) for several in a row.
+            layer_specs: (model, number of a block) for each expert, or (model, range or list of numbers) for several
+                that run in a row.
             layer_idx: which of the host's layers they stand for; the one after the last added if None.
             calibration: texts to fit adapters on where `adapter_init` asks for it; those of `calibrate` if None.
             fit: without it adapters that would be fitted start as the identity, for weights to be loaded into.
@@ -185,7 +187,7 @@ class MoLRuntime(nn.Module):
                 fitted and cannot be.
             MolError: blocks cannot be run alone, or look ahead in a causal model.
         """
-        position = max(self.positions, default=-1) + 1 if layer_idx is None else layer_idx
+        position = max(self.positions, default=-1) + 1 if layer_idx is None else index(layer_idx)
         layer = build_layer(self, layer_specs, position).train(self.training)
         if fit and self.config.adapter_init != "identity":
             texts = self._calibration if calibration is None else checked_texts(calibration)
@@ -350,6 +352,17 @@ class MoLRuntime(nn.Module):
         model: Any = self.as_causal_lm()  # whose `generate` has a type for each kind of model that there is
         written: torch.Tensor = model.generate(input_ids, attention_mask=attention_mask, **options)
         return written
+
+    def __reduce_ex__(self, protocol: Any) -> Any:  # noqa: ANN401 - as object has it
+        """Refuse to be copied or pickled: its models are open files, and may be larger than memory.
+
+        Raises:
+            MolError: always.
+        """
+        raise MolError(
+            "a fusion cannot be copied or pickled; as_model().save_pretrained writes it, and from_pretrained gives a "
+            "second one"
+        )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> MoLRuntime:
         """Move the models too where the runtime is moved or cast."""

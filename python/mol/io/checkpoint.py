@@ -115,7 +115,7 @@ class Checkpoint:
         _check_directory(directory)
         config = _read_config(directory)
         weight_map = _read_weight_map(directory)
-        names = [_SINGLE] if weight_map is None else list(dict.fromkeys(weight_map.values()))
+        names = _files_of(weight_map)
         files: list[CheckpointFile] = []
         tensors: dict[str, TensorInfo] = {}
         for index, file in enumerate(names):
@@ -128,6 +128,20 @@ class Checkpoint:
             raise CheckpointError(f"{directory}: the weight files hold no tensor")
         _refuse_quantized(directory, config, tensors)
         return cls(label, directory, revision, tuple(files), tensors, config)
+
+
+def weight_files(directory: Path) -> list[str]:
+    """Return the names of the weight files of a model directory, in the order of its index.
+
+    Raises:
+        FileNotFoundError: there are none.
+        CheckpointError: the index is damaged, or they are of a format that is not supported.
+    """
+    return _files_of(_read_weight_map(directory))
+
+
+def _files_of(weight_map: dict[str, str] | None) -> list[str]:
+    return [_SINGLE] if weight_map is None else list(dict.fromkeys(weight_map.values()))
 
 
 def _check_directory(directory: Path) -> None:

@@ -5,6 +5,7 @@ Importing this registers it: AutoConfig and AutoModelForCausalLM then load what 
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from transformers import AutoModelForCausalLM, GenerationMixin
@@ -12,6 +13,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mol.core.cache import CACHE_NAME, FusedCache
 from mol.core.fusion import choosing
+from mol.core.host import host_options
 from mol.core.losses import compute_routing_loss
 from mol.core.models.heads import CAUSAL_LM
 from mol.core.pretrained.fused_model import FusedModel, MoLModelConfig
@@ -49,7 +51,7 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
                 f"the host {runtime.host_name} ({type(host.model).__name__}) does not predict the next token: its "
                 "blocks look ahead, so the fusion cannot write"
             )
-        self.generation_config = host.model.generation_config
+        self.generation_config = copy.deepcopy(host.model.generation_config)
 
     def generate(
         self,
@@ -101,7 +103,7 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool | None = None,
         prompt_length: int | None = None,
-        **_: Any,  # noqa: ANN401 - what Trainer and generate pass besides
+        **others: Any,  # noqa: ANN401 - what the host's forward takes besides
     ) -> CausalLMOutputWithPast:
         """Run the host's forward with the fused layers in it.
 
@@ -115,9 +117,10 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
             logits_to_keep: logits of so many last tokens only; all if 0.
             return_dict: must not be False.
             prompt_length: without a cache, rows with "sequence" dispatch choose by so many first columns.
+            others: `output_hidden_states`, and inputs that only the host knows: `token_type_ids` of some.
 
         Raises:
-            MolError: `return_dict` is False, or no label is left to count.
+            MolError: an input is not known or of another shape, `return_dict` is False, or no label is left to count.
         """
         cache, attention_mask = self._begin(
             input_ids, attention_mask, past_key_values if cache is None else cache, use_cache, return_dict
@@ -129,6 +132,7 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
         else:
             cache.host.seen = cache.seen
             inputs = host.cached_inputs(input_ids, attention_mask, cache.host, host.cache_way)
+        inputs |= host_options(host, host.model, others)
         if labels is not None:
             inputs["labels"] = self._counted(labels, attention_mask, cache, prompt_length)
         elif host.takes(host.model, "logits_to_keep"):
@@ -145,7 +149,8 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
                 entropy_penalty_coeff=settings.entropy_penalty_coeff,
             )
             loss = loss + added.to(loss.device)
-        return CausalLMOutputWithPast(loss=loss, logits=output.logits, **{CACHE_NAME: cache})
+        hidden = output.get("hidden_states")
+        return CausalLMOutputWithPast(loss=loss, logits=output.logits, hidden_states=hidden, **{CACHE_NAME: cache})
 
     def _counted(
         self, labels: torch.Tensor, mask: torch.Tensor, cache: FusedCache | None, prompt: int | None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
@@ -14,7 +14,8 @@ from mol.core.models.heads import (  # Head at run time: transformers reads the 
     head_of,
 )
 from mol.core.mol_runtime import MoLRuntime
-from mol.errors import MolError
+from mol.errors import ConfigError, MolError
+from mol.io.checkpoint import weight_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     import torch
 
 _F = TypeVar("_F", bound="FusedModel")
+_SETTINGS: Final = ("attn_implementation", "cache_dir", "device_map", "dtype", "token", "trust_remote_code")
+"""What `from_pretrained` takes in the place of the settings that were saved."""
+_MEANINGLESS: Final = frozenset({"adapter_kwargs", "_from_auto", "_commit_hash", "low_cpu_mem_usage"})
+"""What the Auto classes add by themselves, and what transformers ignores too."""
 
 
 class MoLModelConfig(PreTrainedConfig):
@@ -52,8 +57,8 @@ class MoLModelConfig(PreTrainedConfig):
 class FusedModel(PreTrainedModel):
     """A fused model with its host's head.
 
-    `save_pretrained` writes what was trained, adapters and routers, and the names of the models; `from_pretrained`
-    loads those models again.
+    `save_pretrained` writes what was trained, adapters and routers, and the names and dtypes of the models;
+    `from_pretrained` loads those models again.
 
     Attributes:
         head: the head that its host must have.
@@ -71,17 +76,10 @@ class FusedModel(PreTrainedModel):
         """Build the fusion that a config describes, with fresh adapters and routers.
 
         Raises:
-            MolError: the config describes none, or its host has another head.
+            MolError: the config describes none, or its host has another head, or its models bring code of their own.
         """
         super().__init__(config)
-        if config.fusion is None or config.fused_layers is None:
-            raise MolError("the config describes no fusion; make one with MoLRuntime.as_model()")
-        runtime = MoLRuntime(MoLConfig(**config.fusion))
-        runtime.setup_embeddings(config.host)
-        for layer in config.fused_layers:
-            specs = [(expert["model"], _blocks(expert["blocks"])) for expert in layer["experts"]]
-            runtime.add_layer(specs, layer["position"], fit=False)
-        self._adopt(runtime)
+        self._adopt(_build(config, {}))
 
     @classmethod
     def from_runtime(cls: type[_F], runtime: MoLRuntime) -> _F:
@@ -90,10 +88,7 @@ class FusedModel(PreTrainedModel):
         Raises:
             MolError: its host has another head.
         """
-        model = cls.__new__(cls)
-        PreTrainedModel.__init__(model, _config_of(runtime))
-        model._adopt(runtime)
-        return model
+        return cls._around(runtime, _config_of(runtime))
 
     @classmethod
     def from_pretrained(
@@ -104,31 +99,60 @@ class FusedModel(PreTrainedModel):
     ) -> _F:
         """Load what `save_pretrained` wrote, and the models that it names.
 
+        Args:
+            pretrained_model_name_or_path: the directory.
+            args: none.
+            kwargs: `config`; or these of `MoLConfig`, in the place of what was saved: `attn_implementation`,
+                `cache_dir`, `device_map`, `dtype` of the models, `token`, `trust_remote_code`.
+
         Raises:
-            MolError: an option is not supported, or the weights do not fit the config.
+            MolError: an option is not supported, the weights do not fit the config, or a model brings code of its own
+                and `trust_remote_code` is not given.
             OSError: something is missing.
         """
-        if not Path(pretrained_model_name_or_path).is_dir():
+        directory = Path(pretrained_model_name_or_path)
+        if not directory.is_dir():
             raise MolError(
-                f"{pretrained_model_name_or_path}: no such directory; a fused model is loaded from what "
-                "save_pretrained wrote, and loading it from the Hub comes later"
+                f"{directory}: no such directory; a fused model is loaded from what save_pretrained wrote, and loading "
+                "it from the Hub comes later"
             )
-        config = kwargs.pop("config", None) or MoLModelConfig.from_pretrained(pretrained_model_name_or_path)
-        # What the Auto classes add by themselves means nothing here.
-        others = {key for key, value in kwargs.items() if value not in (None, False, "auto", "main")}
-        others -= {"adapter_kwargs", "_from_auto", "_commit_hash"}
-        if args or others:
-            raise MolError(f"from_pretrained of a fused model does not take {', '.join(sorted(others)) or args}")
-        model = cls(config)
-        weights = load_file(Path(pretrained_model_name_or_path) / "model.safetensors")
+        config = kwargs.pop("config", None) or MoLModelConfig.from_pretrained(directory)
+        model = cls._around(_build(config, _settings_of(config, args, kwargs)), config)
+        weights: dict[str, torch.Tensor] = {}
+        for file in weight_files(directory):
+            weights |= load_file(directory / file)
+        for name, parameter in model.named_parameters():
+            if name in weights:  # to be what was saved bit for bit
+                parameter.data = parameter.data.to(weights[name].dtype)
         missing, unexpected = model.load_state_dict(weights, strict=False)
         if missing or unexpected:
             raise MolError.listing(
-                f"{pretrained_model_name_or_path}: its weights are not those that its config describes",
+                f"{directory}: its weights are not those that its config describes",
                 [*(f"{name} is missing" for name in missing), *(f"{name} is not wanted" for name in unexpected)],
             )
+        model._read_beside(directory)
         model.train(mode=False)
         return model
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *args: Any,  # noqa: ANN401 - what transformers takes
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Write the fusion as it is now: layers may have been added, and models moved to another dtype."""
+        self.config.update(_described(self.runtime))
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def _around(cls: type[_F], runtime: MoLRuntime, config: MoLModelConfig) -> _F:
+        model = cls.__new__(cls)
+        PreTrainedModel.__init__(model, config)
+        model._adopt(runtime)
+        return model
+
+    def _read_beside(self, directory: Path) -> None:
+        """Read what `save_pretrained` wrote beside config and weights."""
 
     def _adopt(self, runtime: MoLRuntime) -> None:
         host = runtime.host
@@ -160,18 +184,23 @@ class FusedModel(PreTrainedModel):
         embeddings: torch.nn.Module = self.runtime.host.model.get_input_embeddings()
         return embeddings
 
+    def set_input_embeddings(self, value: torch.nn.Module) -> None:
+        """Refuse others than the host's, which are not saved with the fusion.
+
+        Raises:
+            MolError: always.
+        """
+        raise MolError(
+            f"the embeddings are those of the host, {self.runtime.host_name}, and not saved with the fusion: change "
+            "and save that model, and fuse it then"
+        )
+
 
 def _config_of(runtime: MoLRuntime) -> MoLModelConfig:
     host = runtime.host.model.config
     text = host.get_text_config()
-    layers = [
-        {"position": position, "experts": [{"model": s.model, "blocks": list(s.blocks)} for s in layer.specs]}
-        for position, layer in runtime.fusion().layers.items()
-    ]
     return MoLModelConfig(
-        fusion=runtime.config.to_dict(),
-        host=runtime.host_name,
-        fused_layers=layers,
+        **_described(runtime),
         num_hidden_layers=len(runtime.host),
         hidden_size=runtime.host.width,
         id2label=host.id2label,
@@ -180,8 +209,62 @@ def _config_of(runtime: MoLRuntime) -> MoLModelConfig:
     )
 
 
-def _blocks(numbers: list[int]) -> int | range:
-    return numbers[0] if len(numbers) == 1 else range(numbers[0], numbers[-1] + 1)
+def _described(runtime: MoLRuntime) -> dict[str, Any]:
+    """Give the fields of `MoLModelConfig` that say what the fusion is, with the dtype that each model has now."""
+    fusion, settings = runtime.fusion(), runtime.config
+    dtypes = {name: settings.dtype_of(name) for name in settings.models}
+    dtypes |= {name: str(source.dtype).removeprefix("torch.") for name, source in fusion.sources.items()}
+    return {
+        "fusion": {**settings.to_dict(), "dtype": {name: dtype for name, dtype in dtypes.items() if dtype}},
+        "host": runtime.host_name,
+        "fused_layers": [
+            {"position": position, "experts": [{"model": s.model, "blocks": list(s.blocks)} for s in layer.specs]}
+            for position, layer in fusion.layers.items()
+        ],
+    }
+
+
+def _settings_of(config: MoLModelConfig, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the settings that `from_pretrained` was called with.
+
+    Raises:
+        MolError: it was called with something else.
+    """
+    given = {name: value for name, value in kwargs.items() if value not in (None, False) and name not in _MEANINGLESS}
+    if "torch_dtype" in given:  # as transformers called it
+        given.setdefault("dtype", given.pop("torch_dtype"))
+    if given.get("dtype") == "auto":  # as it was saved
+        del given["dtype"]
+    if given.get("revision") == "main":  # what the Auto classes ask for by themselves
+        del given["revision"]
+    if given.get("use_safetensors") is True:
+        del given["use_safetensors"]
+    if config._attn_implementation is not None:  # where the Auto classes put it
+        given.setdefault("attn_implementation", config._attn_implementation)
+    others = sorted(given.keys() - set(_SETTINGS))
+    if args or others:
+        raise MolError(
+            f"from_pretrained of a fused model does not take {', '.join(others) or args}; it takes "
+            f"{', '.join(_SETTINGS)}"
+        )
+    return given
+
+
+def _build(config: MoLModelConfig, given: Mapping[str, Any]) -> MoLRuntime:
+    """Build the fusion that a config describes, with these settings in the place of those that it has."""
+    if config.fusion is None or config.fused_layers is None:
+        raise MolError("the config describes no fusion; make one with MoLRuntime.as_model()")
+    if config.fusion.get("trust_remote_code") and "trust_remote_code" not in given:
+        raise ConfigError(
+            "models of this fusion bring code of their own, which is run only if whoever loads it says so: read it, "
+            "and call from_pretrained(..., trust_remote_code=True)"
+        )
+    runtime = MoLRuntime(MoLConfig(**{**config.fusion, **given}))
+    runtime.setup_embeddings(config.host)
+    for layer in config.fused_layers:
+        specs = [(expert["model"], expert["blocks"]) for expert in layer["experts"]]
+        runtime.add_layer(specs, layer["position"], fit=False)
+    return runtime
 
 
 AutoConfig.register(MoLModelConfig.model_type, MoLModelConfig)

@@ -5,6 +5,7 @@ This is the baseline that a fusion of blocks has to beat: it costs the sum of it
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,6 +154,7 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
         mixture = cls.from_models(config.models, config.mixture_weights)
         if mixture.router is not None:
             mixture.load_state_dict(load_file(Path(pretrained_model_name_or_path) / "model.safetensors"))
+        mixture._read_beside(Path(pretrained_model_name_or_path))
         return mixture
 
     def _adopt(self, models: list[PreTrainedModel], names: list[str]) -> None:
@@ -164,7 +166,7 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
         self.router: SimpleRouter | None = None
         if self.config.mixture_weights == "router":
             self.router = SimpleRouter(self.config.hidden_size, len(models)).to(models[0].device)
-        self.generation_config = models[0].generation_config
+        self.generation_config = copy.deepcopy(models[0].generation_config)
         self.train(mode=False)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -203,7 +205,7 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
         past_key_values: FusedCache | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
-        **_: Any,  # noqa: ANN401 - what Trainer and generate pass besides
+        **others: Any,  # noqa: ANN401 - refused unless they are None or False
     ) -> CausalLMOutputWithPast:
         """Run all models and mix.
 
@@ -215,14 +217,18 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
             past_key_values: the same, as it was called before transformers 5.24.
             use_cache: return a cache.
             return_dict: must not be False.
+            others: none.
 
         Returns:
             `logits` (B, T, V) are log-probabilities, float32 or wider: their softmax is the mixture. `loss` is the mean
             negative log-probability of the labels.
 
         Raises:
-            MolError: `return_dict` is False.
+            MolError: an input is not known or of another shape, or `return_dict` is False.
         """
+        unknown = sorted(name for name, value in others.items() if value is not None and value is not False)
+        if unknown:
+            raise MolError(f"a mixture does not take {', '.join(unknown)}")
         cache, attention_mask = self._begin(
             input_ids, attention_mask, past_key_values if cache is None else cache, use_cache, return_dict
         )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar  # ClassVar at run time: transformers reads the annotations of its subclasses
+from typing import TYPE_CHECKING, Any, ClassVar  # ClassVar at run time: transformers reads subclasses' annotations
 
-import torch
-from transformers import GenerationMixin
+from transformers import GenerationConfig, GenerationMixin
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from mol.core.cache import CACHE_NAME, FusedCache
+from mol.core.host import checked_mask
 from mol.errors import MolError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
 
 
 class Writing(GenerationMixin):
@@ -41,11 +47,17 @@ class Writing(GenerationMixin):
     ) -> dict[str, Any]:
         """Give a step of `generate` its inputs: the tokens that the cache has not seen."""
         inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": use_cache}
+        inputs |= {name: others[name] for name in ("output_attentions", "output_hidden_states") if name in others}
         if not use_cache:
             return inputs
         given = others.get(CACHE_NAME)
         cache = given if isinstance(given, FusedCache) else self.new_cache()
         return {**inputs, "input_ids": input_ids[:, cache.seen :], CACHE_NAME: cache}
+
+    def _read_beside(self, directory: Path) -> None:
+        """Read the generation config that `save_pretrained` wrote beside the weights."""
+        if (directory / GENERATION_CONFIG_NAME).is_file():
+            self.generation_config = GenerationConfig.from_pretrained(directory)
 
     def _begin(
         self,
@@ -58,14 +70,10 @@ class Writing(GenerationMixin):
         """Give a forward its cache, a new one if it is asked for one, and the mask (B, P + T) of all tokens.
 
         Raises:
-            MolError: `return_dict` is False.
+            MolError: `return_dict` is False, or a shape is another one.
         """
         if return_dict is False:
             raise MolError(f"{self.called} returns its outputs by name: return_dict=False is not supported")
         if cache is None and use_cache:
             cache = self.new_cache()
-        if mask is None:
-            batch, length = input_ids.shape
-            seen = 0 if cache is None else cache.seen
-            mask = torch.ones(batch, seen + length, dtype=torch.long, device=input_ids.device)
-        return cache, mask
+        return cache, checked_mask(input_ids, mask, 0 if cache is None else cache.seen)

@@ -1,0 +1,150 @@
+"""What save_pretrained writes, from_pretrained gives back; the options that it takes; Trainer in between."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+from mol.auto import MoLForCausalLM
+from mol.errors import ConfigError, MolError
+from tests.core.zoo import tokens_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.core.conftest import Fuse
+
+
+def test_what_was_saved_is_loaded_exactly(fuse: Fuse, tmp_path: Path) -> None:
+    runtime = fuse("gpt2", "llama", "bert", layers=(0, 2))
+    runtime.add_layer([("gpt2", 0), ("llama", range(1, 3)), ("llama", range(0, 3, 2))], 1)
+    model = runtime.as_causal_lm()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    ids = tokens_of(2, 8)
+    wanted = model(ids).logits
+    model.save_pretrained(tmp_path / "fused")
+    assert sorted(file.name for file in (tmp_path / "fused").iterdir()) == [
+        "config.json", "generation_config.json", "model.safetensors",
+    ]  # fmt: skip
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "fused")
+    assert torch.equal(again(ids).logits, wanted)
+    written = [m.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0) for m in (model, again)]
+    assert torch.equal(*written)
+
+
+def test_weights_that_do_not_fit_the_config_are_refused(fuse: Fuse, tmp_path: Path) -> None:
+    fuse("gpt2", "llama").as_causal_lm().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = sorted(weights)[0]
+    weights["other"] = weights.pop(name)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(MolError, match=r"(?s)not those that its config describes.*is missing.*other is not wanted"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_fused_model_is_not_looked_for_elsewhere() -> None:
+    with pytest.raises(MolError, match="some/model: no such directory"):
+        MoLForCausalLM.from_pretrained("some/model")
+
+
+def test_shards_are_read(fuse: Fuse, tmp_path: Path) -> None:
+    model, ids = fuse("gpt2", "llama", "bert").as_causal_lm(), tokens_of(2, 8)
+    model.save_pretrained(tmp_path, max_shard_size="10KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
+def test_layers_that_were_added_later_are_saved_too(fuse: Fuse, tmp_path: Path) -> None:
+    runtime, ids = fuse("gpt2", "llama", layers=(0,)), tokens_of(2, 8)
+    model = runtime.as_causal_lm()
+    runtime.add_layer([("gpt2", 1), ("llama", 1)], 1)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
+def test_a_cast_model_is_loaded_as_it_was_cast(fuse: Fuse, tmp_path: Path) -> None:
+    model, ids = fuse("gpt2", "bert").as_causal_lm().to(torch.bfloat16), tokens_of(2, 8)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert again.runtime.source("bert").dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.bfloat16}
+    assert torch.equal(again(ids).logits, model(ids).logits)
+
+
+def test_the_generation_config_is_the_models_own(fuse: Fuse, tmp_path: Path) -> None:
+    runtime = fuse("gpt2", "llama")
+    model = runtime.as_causal_lm()
+    model.generation_config.max_new_tokens = 3
+    model.save_pretrained(tmp_path)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.max_new_tokens == 3
+    assert runtime.host.model.generation_config.max_new_tokens is None
+
+
+def test_settings_can_be_given_in_the_place_of_those_that_were_saved(fuse: Fuse, tmp_path: Path) -> None:
+    fuse("gpt2", "llama").as_causal_lm().save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=torch.bfloat16, device_map={"llama": "disk"}, attn_implementation="eager", token="secret"
+    )
+    assert model.dtype == model.runtime.source("llama").dtype == torch.bfloat16
+    assert model.runtime.config.devices == {"llama": "disk"}
+    assert model.runtime.host.model.config._attn_implementation == "eager"
+    model.save_pretrained(tmp_path / "again")
+    assert "secret" not in (tmp_path / "again/config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"local_files_only": True}, "does not take local_files_only; it takes attn_implementation, cache_dir, dev"),
+        ({"use_safetensors": False, "colour": "red"}, "does not take colour"),
+        ({"device_map": "auto"}, "mol places nothing by itself"),
+    ],
+)
+def test_options_that_are_not_honoured_are_refused(options: dict, says: str, fuse: Fuse, tmp_path: Path) -> None:
+    fuse("gpt2", "llama").as_causal_lm().save_pretrained(tmp_path)
+    with pytest.raises(MolError, match=says):
+        AutoModelForCausalLM.from_pretrained(tmp_path, **options)
+
+
+def test_what_was_saved_does_not_say_that_code_is_trusted(fuse: Fuse, tmp_path: Path) -> None:
+    fuse("gpt2", "llama").as_causal_lm().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["fusion"]["trust_remote_code"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"call from_pretrained\(..., trust_remote_code=True\)"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="bring code of their own"):
+        MoLForCausalLM(MoLForCausalLM.config_class.from_pretrained(tmp_path))
+    trusting = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    assert trusting.runtime.config.trust_remote_code
+
+
+def test_trainer_trains_adapters_and_routers_and_goes_on_from_its_checkpoints(fuse: Fuse, tmp_path: Path) -> None:
+    rows = [{"input_ids": row, "labels": row} for row in tokens_of(8, 9)]
+
+    def trained(steps: int, *, resume: bool = False) -> MoLForCausalLM:
+        model = fuse("gpt2", "llama").as_causal_lm()
+        model(tokens_of(1, 4))  # has the blocks in memory
+        frozen = [p for name in ("gpt2", "llama") for p in model.runtime.source(name).model.parameters()]
+        before = [parameter.clone() for parameter in frozen]
+        arguments = TrainingArguments(
+            str(tmp_path), max_steps=steps, per_device_train_batch_size=2, lr_scheduler_type="constant", save_steps=2,
+            learning_rate=1e-3, report_to=[], use_cpu=True, disable_tqdm=True,
+        )  # fmt: skip
+        Trainer(model, arguments, train_dataset=rows).train(resume_from_checkpoint=resume)
+        assert all(torch.equal(*map(torch.nan_to_num, pair)) for pair in zip(before, frozen, strict=True))
+        return model
+
+    start = fuse("gpt2", "llama").as_causal_lm().state_dict()
+    trained(2)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "checkpoint-2").state_dict()
+    assert any(not torch.equal(again[name], value) for name, value in start.items())
+    resumed, straight = trained(4, resume=True).state_dict(), trained(4).state_dict()
+    assert all(torch.equal(resumed[name], value) for name, value in straight.items())
