@@ -3,8 +3,8 @@
 The process imports all that any way needs, prints a line, waits for one, does its work, prints the seconds, and waits
 again, for its end takes memory too. The one that started it watches its memory until then. A fusion maps its files, as
 safetensors does, so one page after another is touched: a tensor that nobody looked at has not been loaded. Beside it
-stand two ways to the same bytes: mapping them and touching as many pages, which ends with the same in memory but has
-not read the rest of each page, and reading them all into one small buffer, which ends with nothing in memory.
+stand two ways to the same bytes: reading them into memory, which ends where a fusion ends, and letting all of them pass
+through one small buffer, which ends with nothing in memory and is about the least that any reading can take.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 from measure import status_bytes
 
@@ -105,34 +105,32 @@ def used(host: str, donor: str, layers: list[int]) -> Iterator[tuple[Path, list[
             yield file, [name for name in names if any(f".layers.{layer}." in name for layer in layers) == wanted]
 
 
-def map_bytes(host: str, donor: str, layers: list[int]) -> object:
-    """Return the tensors that such a fusion uses, mapped and touched."""
-    from safetensors import safe_open
-
-    kept = []
-    for file, names in used(host, donor, layers):
-        with safe_open(str(file), framework="pt") as tensors:
-            kept += [tensors.get_slice(name)[...] for name in names]
-    for tensor in kept:
-        touch(tensor)
-    return kept
-
-
-def read_bytes(host: str, donor: str, layers: list[int]) -> object:
-    """Read the bytes of these tensors, all into the same buffer."""
-    buffer = memoryview(bytearray(BUFFER))
+def spans(host: str, donor: str, layers: list[int]) -> Iterator[tuple[BinaryIO, int]]:
+    """Give each tensor that such a fusion uses as a file that stands at its first byte, and their number."""
     for file, names in used(host, donor, layers):
         with file.open("rb", buffering=0) as raw:
             length = int.from_bytes(raw.read(8), "little")
             header = json.loads(raw.read(length))
             for start, end in (header[name]["data_offsets"] for name in names):
                 raw.seek(8 + length + start)
-                for begin in range(start, end, BUFFER):
-                    raw.readinto(buffer[: min(BUFFER, end - begin)])
+                yield raw, end - start
+
+
+def read_bytes(host: str, donor: str, layers: list[int]) -> object:
+    """Read the bytes of these tensors, and return them."""
+    return [raw.read(count) for raw, count in spans(host, donor, layers)]
+
+
+def pass_bytes(host: str, donor: str, layers: list[int]) -> object:
+    """Read the bytes of these tensors, all into the same buffer."""
+    buffer = memoryview(bytearray(BUFFER))
+    for raw, count in spans(host, donor, layers):
+        for begin in range(0, count, BUFFER):
+            raw.readinto(buffer[: min(BUFFER, count - begin)])  # type: ignore[attr-defined]
     return buffer
 
 
-WAYS = {"open": open_fusion, "map": map_bytes, "read": read_bytes}
+WAYS = {"open": open_fusion, "read": read_bytes, "pass": pass_bytes}
 
 
 def main() -> None:

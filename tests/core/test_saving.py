@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +16,8 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
 from mol.auto import MoLForCausalLM
 from mol.errors import ConfigError, MolError
 from tests.core.zoo import tokens_of
+from tests.io.hub_server import COMMIT, serving
+from tests.merge.models import contents_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -97,6 +102,25 @@ def test_settings_can_be_given_in_the_place_of_those_that_were_saved(fuse: Fuse,
     assert model.runtime.host.model.config._attn_implementation == "eager"
     model.save_pretrained(tmp_path / "again")
     assert "secret" not in (tmp_path / "again/config.json").read_text()
+
+
+def test_models_of_the_hub_are_loaded_from_the_commit_they_were_of(models: Path, tmp_path: Path) -> None:
+    code = f"""
+import torch
+from mol.auto import MoLForCausalLM
+from mol import MoLConfig, MoLRuntime
+runtime = MoLRuntime(MoLConfig(["org/gpt2", "org/llama", {str(models / "opt")!r}]))
+runtime.add_layer([("org/llama", 0), ({str(models / "opt")!r}, 0)], 0)
+model, ids = runtime.as_causal_lm(), torch.arange(6)[None]
+model.save_pretrained({str(tmp_path / "fused")!r})
+assert torch.equal(MoLForCausalLM.from_pretrained({str(tmp_path / "fused")!r})(ids).logits, model(ids).logits)
+"""
+    with serving({f"org/{name}": contents_of(models / name) for name in ("gpt2", "llama")}) as hub:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    saved = json.loads((tmp_path / "fused/config.json").read_text())["fusion"]["revisions"]
+    assert saved == {"org/gpt2": COMMIT, "org/llama": COMMIT}
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ class Source:
         width: D, the width of its hidden states.
         weights: of a model that was built without them, else None.
         places: where blocks go, by their numbers, if not where the model is.
+        revision: the commit that it was taken from, None for a directory.
         made_causal: whether that took other masks than its own.
     """
 
@@ -93,6 +94,7 @@ class Source:
         self.weights = weights
         self._residence = Residence(self.model, weights, memory)
         self.places: Mapping[int, Place] = {}
+        self.revision: str | None = None
         found = choose_stack(self.model, name, stack)
         self.blocks = list(found.blocks)
         self.stack = found.path

@@ -19,14 +19,14 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from mol.architecture.detect import check_remote_code
 from mol.architecture.source import read_config
-from mol.config.model_reference import ModelReference
+from mol.config.model_reference import ModelReference, is_local
 from mol.core.blocks.placement import Memory, Place, device_of
 from mol.core.blocks.source import Source
 from mol.core.models.heads import head_class
 from mol.core.models.weights import ModelWeights, build_hollow
 from mol.errors import ConfigError
 from mol.io.checkpoint import Checkpoint
-from mol.io.hub import resolve
+from mol.io.hub import hub_origin, resolve
 from mol.io.side_files import is_tokenizer_file
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def open_host(name: str, settings: MoLConfig) -> Source:
     auto_class = head_class(config)
     stack = settings.stacks.get(name)
     if not settings.memory_efficient:
-        return Source(_whole(auto_class, name, directory, settings), name, stack=stack, causal=False)
+        host = Source(_whole(auto_class, name, directory, settings), name, stack=stack, causal=False)
+        host.revision = _commit(name, directory)
+        return host
     weights = _hollow(auto_class, name, directory, config, settings)
     if weights.model.can_generate() and (directory / GENERATION_CONFIG_NAME).is_file():
         weights.model.generation_config = GenerationConfig.from_pretrained(directory)
@@ -56,6 +58,7 @@ def open_host(name: str, settings: MoLConfig) -> Source:
             f"device_map places single blocks of {name}, or puts it on disk, and it is the host, which runs as a whole"
         )
     host = Source(weights.model, name, stack=stack, causal=False, weights=weights)
+    host.revision = _commit(name, directory)
     host.require_rest()
     return host
 
@@ -73,12 +76,15 @@ def open_source(name: str, settings: MoLConfig, memory: Memory, *, causal: bool)
         MolError: its blocks cannot be run alone; or its files are damaged, or do not fit its config.
         OSError: it cannot be had.
     """
-    stack = settings.stacks.get(name)
+    stack, directory = settings.stacks.get(name), _directory(name, settings)
+    config = _config(name, directory, settings)
     if not settings.memory_efficient:
-        return Source(load_whole(AutoModel, name, settings), name, stack=stack, causal=causal)
-    directory = _directory(name, settings)
-    weights = _hollow(AutoModel, name, directory, _config(name, directory, settings), settings)
+        source = Source(_whole(AutoModel, name, directory, settings), name, stack=stack, causal=causal)
+        source.revision = _commit(name, directory)
+        return source
+    weights = _hollow(AutoModel, name, directory, config, settings)
     source = Source(weights.model, name, stack=stack, causal=causal, weights=weights, memory=memory)
+    source.revision = _commit(name, directory)
     whole = _place(settings.devices.get(name))
     source.places = {
         index: _place(settings.devices.get(f"{name}[{index}]")) or Place(None, whole is None or whole.stays)
@@ -119,6 +125,12 @@ def _directory(name: str, settings: MoLConfig, *, weights: bool = True) -> Path:
     reference = ModelReference(name, settings.revisions.get(name))
     where = {"cache_dir": settings.cache_dir, "token": settings.token}
     return resolve(reference, weights=weights, code=settings.trust_remote_code, **where)[0]
+
+
+def _commit(name: str, directory: Path) -> str | None:
+    """Return the commit that a model of the Hub was taken from; a directory has none."""
+    origin = None if is_local(name) else hub_origin(directory)
+    return None if origin is None else origin[1]
 
 
 def _config(name: str, directory: Path, settings: MoLConfig) -> PreTrainedConfig:

@@ -57,7 +57,7 @@ class MoLModelConfig(PreTrainedConfig):
 class FusedModel(PreTrainedModel):
     """A fused model with its host's head.
 
-    `save_pretrained` writes what was trained, adapters and routers, and the names and dtypes of the models;
+    `save_pretrained` writes what was trained, adapters and routers, and the names, commits and dtypes of the models;
     `from_pretrained` loads those models again.
 
     Attributes:
@@ -210,12 +210,17 @@ def _config_of(runtime: MoLRuntime) -> MoLModelConfig:
 
 
 def _described(runtime: MoLRuntime) -> dict[str, Any]:
-    """Give the fields of `MoLModelConfig` that say what the fusion is, with the dtype that each model has now."""
+    """Give the fields of `MoLModelConfig`, with the commit that each model is of and the dtype that it has now."""
     fusion, settings = runtime.fusion(), runtime.config
     dtypes = {name: settings.dtype_of(name) for name in settings.models}
     dtypes |= {name: str(source.dtype).removeprefix("torch.") for name, source in fusion.sources.items()}
+    commits = {name: source.revision for name, source in fusion.sources.items() if source.revision}
+    now = {
+        "dtype": {name: dtype for name, dtype in dtypes.items() if dtype},
+        "revisions": {**settings.revisions, **commits},
+    }
     return {
-        "fusion": {**settings.to_dict(), "dtype": {name: dtype for name, dtype in dtypes.items() if dtype}},
+        "fusion": {**settings.to_dict(), **now},
         "host": runtime.host_name,
         "fused_layers": [
             {"position": position, "experts": [{"model": s.model, "blocks": list(s.blocks)} for s in layer.specs]}
