@@ -20,6 +20,7 @@ REMOTE_CODE_WARNING: Final = (
     "trust_remote_code: Python code that comes with a model will be run if transformers does not know the model's "
     "type; trust the authors of such models, or read their code first"
 )
+_PERSONAL: Final = frozenset({"cache_dir", "device_map", "token", "trust_remote_code"})
 _log = logging.getLogger("mol")
 
 
@@ -49,7 +50,8 @@ class MoLConfig:
         memory_efficient: load only the blocks used; without it models are loaded whole.
         device_map: one device for all models, or device by model name, or by block as in "gpt2[3]": "cpu", "cuda:0", 0
             and so on; "disk" reads a block each time it runs.
-        max_expert_memory: most bytes of expert blocks in memory, e.g. "2GB"; those unused for longest go first.
+        max_expert_memory: most bytes of expert blocks in memory, e.g. "2GB"; those unused for longest go first. In
+            training autograd keeps blocks besides, until the backward is done.
         attn_implementation: of all models, e.g. "eager"; transformers' choice if None.
         revisions: commit, branch or tag by model name.
         stacks: which list of blocks to use by model name, where a model has several: a part of its path.
@@ -169,8 +171,8 @@ class MoLConfig:
         return None if wanted is None else str(wanted)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON holds them; the token is left out."""
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "token"}
+        """Return the settings as JSON holds them, without those that are of one machine or one person."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _PERSONAL}
 
 
 def _name(dtype: object) -> str:

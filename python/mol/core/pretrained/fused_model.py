@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     import torch
 
 _F = TypeVar("_F", bound="FusedModel")
-_SETTINGS: Final = ("attn_implementation", "cache_dir", "device_map", "dtype", "token", "trust_remote_code")
+_SETTINGS: Final = (
+    "attn_implementation",
+    "cache_dir",
+    "device_map",
+    "dtype",
+    "max_expert_memory",
+    "token",
+    "trust_remote_code",
+)
 """What `from_pretrained` takes in the place of the settings that were saved."""
 _MEANINGLESS: Final = frozenset({"adapter_kwargs", "_from_auto", "_commit_hash", "low_cpu_mem_usage"})
 """What the Auto classes add by themselves, and what transformers ignores too."""
@@ -102,8 +110,8 @@ class FusedModel(PreTrainedModel):
         Args:
             pretrained_model_name_or_path: the directory.
             args: none.
-            kwargs: `config`; or these of `MoLConfig`, in the place of what was saved: `attn_implementation`,
-                `cache_dir`, `device_map`, `dtype` of the models, `token`, `trust_remote_code`.
+            kwargs: `config`; or these of `MoLConfig`, in the place of what was saved: `attn_implementation`, `dtype`,
+                `max_expert_memory`; and `cache_dir`, `device_map`, `token`, `trust_remote_code`, which never are.
 
         Raises:
             MolError: an option is not supported, the weights do not fit the config, or a model brings code of its own
