@@ -66,6 +66,12 @@ def test_shards_are_read(fuse: Fuse, tmp_path: Path) -> None:
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
 
 
+def test_a_fusion_with_nothing_to_train_is_saved_too(fuse: Fuse, tmp_path: Path) -> None:
+    model, ids = fuse("gpt2").as_causal_lm(), tokens_of(2, 8)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits, model(ids).logits)
+
+
 def test_layers_that_were_added_later_are_saved_too(fuse: Fuse, tmp_path: Path) -> None:
     runtime, ids = fuse("gpt2", "llama", layers=(0,)), tokens_of(2, 8)
     model = runtime.as_causal_lm()

@@ -127,7 +127,8 @@ class FusedModel(PreTrainedModel):
         config = kwargs.pop("config", None) or MoLModelConfig.from_pretrained(directory)
         model = cls._around(_build(config, _settings_of(config, args, kwargs)), config)
         weights: dict[str, torch.Tensor] = {}
-        for file in weight_files(directory):
+        # Where there is nothing to train, transformers writes no weights.
+        for file in weight_files(directory) if model.state_dict() else ():
             weights |= load_file(directory / file)
         for name, parameter in model.named_parameters():
             if name in weights:  # to be what was saved bit for bit
