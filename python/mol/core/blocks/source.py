@@ -102,12 +102,9 @@ class Source:
         self._may_change = causal
         self.made_causal = False
         self._kinds: list[object] = []
-        self._causal: dict[object, bool] = {}
-        self._native_cache: dict[object, bool] = {}
+        self._probed: dict[tuple[object, ...], bool] = {}
         self._all_causal: bool | None = None
         self._empty_cache: ExpertCache | None = None
-        self._gaps: dict[object, bool] = {}
-        self._minds_padding: dict[object, bool] = {}
         self._adopt(self._drive("own"))
 
     def __len__(self) -> int:
@@ -133,13 +130,14 @@ class Source:
             for index in range(len(self)):
                 with self._visited(self.driver):
                     self.is_causal(index)
-            self._all_causal = all(self._causal.values())
-        return self._all_causal
+            self._all_causal = self.known_causal
+        return bool(self._all_causal)
 
     @property
     def known_causal(self) -> bool | None:
         """What is known of `causal`, None if nobody asked of any block."""
-        return all(self._causal.values()) if self._causal else None
+        found = [said for (what, *_), said in self._probed.items() if what == "causal"]
+        return all(found) if found else None
 
     def require(self, indices: Iterable[int]) -> None:
         """Have blocks in memory from now on.
@@ -286,36 +284,31 @@ class Source:
 
     def has_native_cache(self, index: int) -> bool:
         """Tell whether a block alone, fed bit by bit with a cache, does what it does on the whole; probed once."""
-        kind = self._kind_of(index)
-        if kind not in self._native_cache:
-            self._native_cache[kind] = self.is_causal(index) and keeps_cache(self.driver, index)
-        return self._native_cache[kind]
+        return self._once("cache", index, lambda: self.is_causal(index) and keeps_cache(self.driver, index))
 
     def keeps_gaps(self, index: int) -> bool:
         """Tell whether a block that has a native cache does with gaps in it what it does on each row; probed once."""
-        kind = self._kind_of(index)
-        if kind not in self._gaps:
-            self._gaps[kind] = keeps_gaps(self, index)
-        return self._gaps[kind]
+        return self._once("gaps", index, lambda: keeps_gaps(self, index))
 
     def known_native_cache(self, index: int) -> bool | None:
         """Return what `has_native_cache` said of a block, None if nobody asked."""
-        return self._native_cache.get(self._kind_of(index)) if self._native_cache else None
+        return self._probed.get(("cache", self._kind_of(index))) if self._probed else None
 
     def is_causal(self, index: int) -> bool:
         """Tell whether one block's outputs depend on no later token; probed once for each kind of block.
 
         The first that looks ahead has the masks of the model changed, where that was asked for and helps.
         """
-        kind = self._kind_of(index)
-        if kind not in self._causal:
-            looks_back = is_causal(self.driver, index)
-            if not looks_back and self._may_change:
-                self._may_change = False
-                self.made_causal = looks_back = self._make_causal(index)
-                kind = self._kind_of(index)
-            self._causal[kind] = looks_back
-        return self._causal[kind]
+
+        def looks_back() -> bool:
+            found = is_causal(self.driver, index)
+            if found or not self._may_change:
+                return found
+            self._may_change = False
+            self.made_causal = self._make_causal(index)
+            return self.made_causal
+
+        return self._once("causal", index, looks_back)
 
     @cached_property
     def content_dependent(self) -> bool:
@@ -331,20 +324,23 @@ class Source:
 
         To blocks that are handed no mask padding is as good as text: those of a ViT, say.
         """
-        kind = self._kind_of(index), before
-        if kind not in self._minds_padding:
-            self._minds_padding[kind] = minds_padding(self.driver, index, before=before)
-        return self._minds_padding[kind]
+        what = "padding before" if before else "padding behind"
+        return self._once(what, index, lambda: minds_padding(self.driver, index, before=before))
+
+    def _once(self, what: str, index: int, probe: Callable[[], bool]) -> bool:
+        """Try something out on the first block of each kind, and remember it for the others."""
+        said = self._probed.get((what, self._kind_of(index)))
+        if said is None:
+            said = probe()
+            self._probed[what, self._kind_of(index)] = said  # a probe for causality may change the kinds
+        return said
 
     def _adopt(self, driver: Driver) -> None:
         driver.hold = self._held
         self.driver = driver
         # What was found out under other masks does not hold any more.
         self._kinds.clear()
-        self._causal.clear()
-        self._native_cache.clear()
-        self._gaps.clear()
-        self._minds_padding.clear()
+        self._probed.clear()
         self._all_causal = None
         self.owner, self.calls, self.layout, self.width = driver.owner, driver.calls, driver.layout, driver.width
         self._empty_cache = None
