@@ -78,7 +78,7 @@ class MoLConfig:
     keep_host_layers: bool = True
     dtype: Any = None  # its type has torch in it, which nothing here imports
     memory_efficient: bool = True
-    device_map: Any = None
+    device_map: Any = None  # the same
     max_expert_memory: int | str | None = None
     attn_implementation: str | None = None
     revisions: dict[str, str] = field(default_factory=dict)

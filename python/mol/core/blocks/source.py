@@ -136,7 +136,7 @@ class Source:
     @property
     def known_causal(self) -> bool | None:
         """What is known of `causal`, None if nobody asked of any block."""
-        found = [said for (what, *_), said in self._probed.items() if what == "causal"]
+        found = [said for (what, *_), said in list(self._probed.items()) if what == "causal"]
         return all(found) if found else None
 
     def require(self, indices: Iterable[int]) -> None:

@@ -244,7 +244,8 @@ def _settings_of(config: MoLModelConfig, args: tuple[Any, ...], kwargs: Mapping[
     Raises:
         MolError: it was called with something else.
     """
-    given = {name: value for name, value in kwargs.items() if value not in (None, False) and name not in _MEANINGLESS}
+    asked = {name: value for name, value in kwargs.items() if value is not None and value is not False}
+    given = {name: value for name, value in asked.items() if name not in _MEANINGLESS}
     if "torch_dtype" in given:  # as transformers called it
         given.setdefault("dtype", given.pop("torch_dtype"))
     if given.get("dtype") == "auto":  # as it was saved
