@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mol.config.mol_config import MoLConfig
+from mol.core.cache import CACHE_NAME
 from mol.errors import ConfigError, MolError
 from tests.core.zoo import tokens_of
 
@@ -153,7 +154,7 @@ def test_inputs_that_would_be_ignored_or_do_not_fit_are_refused(inputs: dict, sa
 
 def test_a_mask_covers_what_is_in_the_cache_too(fuse: Fuse) -> None:
     model, ids = fuse("gpt2", "llama").as_causal_lm(), tokens_of(2, 6)
-    cache = model(ids, use_cache=True).cache
+    cache = model(ids, use_cache=True)[CACHE_NAME]
     with pytest.raises(MolError, match=r"\(2, 1\) beside 1 tokens after 6 in the cache in 2 rows, wanted \(2, 7\)"):
         model(ids[:, :1], attention_mask=torch.ones(2, 1), cache=cache)
 
