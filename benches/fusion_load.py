@@ -17,12 +17,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from measure import status_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from io import FileIO
 
     import torch
 
@@ -105,7 +106,7 @@ def used(host: str, donor: str, layers: list[int]) -> Iterator[tuple[Path, list[
             yield file, [name for name in names if any(f".layers.{layer}." in name for layer in layers) == wanted]
 
 
-def spans(host: str, donor: str, layers: list[int]) -> Iterator[tuple[BinaryIO, int]]:
+def spans(host: str, donor: str, layers: list[int]) -> Iterator[tuple[FileIO, int]]:
     """Give each tensor that such a fusion uses as a file that stands at its first byte, and their number."""
     for file, names in used(host, donor, layers):
         with file.open("rb", buffering=0) as raw:
@@ -126,7 +127,7 @@ def pass_bytes(host: str, donor: str, layers: list[int]) -> object:
     buffer = memoryview(bytearray(BUFFER))
     for raw, count in spans(host, donor, layers):
         for begin in range(0, count, BUFFER):
-            raw.readinto(buffer[: min(BUFFER, count - begin)])  # type: ignore[attr-defined]
+            raw.readinto(buffer[: min(BUFFER, count - begin)])
     return buffer
 
 

@@ -58,13 +58,18 @@ def checked_mask(input_ids: torch.Tensor, mask: torch.Tensor | None, seen: int =
     return mask.long()
 
 
+def asked_for(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out options that are None or false, as those are that nobody set."""
+    return {name: value for name, value in options.items() if value is not None and value is not False}
+
+
 def host_options(host: Source, model: nn.Module, others: Mapping[str, Any]) -> dict[str, Any]:
     """Return what the host's model, or a part of it, is called with besides; what is None or false is left out.
 
     Raises:
         MolError: it takes no such thing, or experts would not know of it.
     """
-    given = {name: value for name, value in others.items() if value is not None and value is not False}
+    given = asked_for(others)
     for name in given:
         if name in _UNKNOWN_TO_EXPERTS:
             raise MolError(f"a fused model does not take {name}: {_UNKNOWN_TO_EXPERTS[name]}")

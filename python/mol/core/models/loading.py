@@ -26,7 +26,7 @@ from mol.core.models.heads import head_class
 from mol.core.models.weights import ModelWeights, build_hollow
 from mol.errors import ConfigError
 from mol.io.checkpoint import Checkpoint
-from mol.io.hub import hub_origin, resolve
+from mol.io.hub import resolve
 from mol.io.side_files import is_tokenizer_file
 
 if TYPE_CHECKING:
@@ -42,23 +42,18 @@ def open_host(name: str, settings: MoLConfig) -> Source:
         MolError: it cannot be a host; or its files are damaged, or do not fit its config.
         OSError: it cannot be had.
     """
-    directory = _directory(name, settings)
+    directory, revision = _located(name, settings)
     config = _config(name, directory, settings)
-    auto_class = head_class(config)
-    stack = settings.stacks.get(name)
-    if not settings.memory_efficient:
-        host = Source(_whole(auto_class, name, directory, settings), name, stack=stack, causal=False)
-        host.revision = _commit(name, directory)
-        return host
-    weights = _hollow(auto_class, name, directory, config, settings)
-    if weights.model.can_generate() and (directory / GENERATION_CONFIG_NAME).is_file():
-        weights.model.generation_config = GenerationConfig.from_pretrained(directory)
-    if not _is_placed_whole(name, settings):
-        raise ConfigError(
-            f"device_map places single blocks of {name}, or puts it on disk, and it is the host, which runs as a whole"
-        )
-    host = Source(weights.model, name, stack=stack, causal=False, weights=weights)
-    host.revision = _commit(name, directory)
+    model, weights = _opened(head_class(config), name, directory, config, settings)
+    if weights is not None:
+        read_generation_config(model, directory)
+        if not _is_placed_whole(name, settings):
+            raise ConfigError(
+                f"device_map places single blocks of {name}, or puts it on disk, and it is the host, which runs as a "
+                "whole"
+            )
+    host = Source(model, name, stack=settings.stacks.get(name), causal=False, weights=weights)
+    host.revision = revision
     host.require_rest()
     return host
 
@@ -76,15 +71,10 @@ def open_source(name: str, settings: MoLConfig, memory: Memory, *, causal: bool)
         MolError: its blocks cannot be run alone; or its files are damaged, or do not fit its config.
         OSError: it cannot be had.
     """
-    stack, directory = settings.stacks.get(name), _directory(name, settings)
-    config = _config(name, directory, settings)
-    if not settings.memory_efficient:
-        source = Source(_whole(AutoModel, name, directory, settings), name, stack=stack, causal=causal)
-        source.revision = _commit(name, directory)
-        return source
-    weights = _hollow(AutoModel, name, directory, config, settings)
-    source = Source(weights.model, name, stack=stack, causal=causal, weights=weights, memory=memory)
-    source.revision = _commit(name, directory)
+    directory, revision = _located(name, settings)
+    model, weights = _opened(AutoModel, name, directory, _config(name, directory, settings), settings)
+    source = Source(model, name, stack=settings.stacks.get(name), causal=causal, weights=weights, memory=memory)
+    source.revision = revision
     whole = _place(settings.devices.get(name))
     source.places = {
         index: _place(settings.devices.get(f"{name}[{index}]")) or Place(None, whole is None or whole.stays)
@@ -100,7 +90,7 @@ def load_whole(auto_class: Any, name: str, settings: MoLConfig) -> PreTrainedMod
         MolError: its files are damaged or quantized, or its type is not known.
         OSError: it cannot be had.
     """
-    directory = _directory(name, settings)
+    directory, _ = _located(name, settings)
     _config(name, directory, settings)  # refuses what is not known
     return _whole(auto_class, name, directory, settings)
 
@@ -111,7 +101,7 @@ def load_tokenizer(name: str, settings: MoLConfig) -> PreTrainedTokenizerBase:
     Raises:
         OSError: there is none.
     """
-    directory = _directory(name, settings, weights=False)
+    directory, _ = _located(name, settings, weights=False)
     if not any(is_tokenizer_file(file.name) for file in directory.iterdir()):
         raise FileNotFoundError(f"{name}: no tokenizer beside its config.json in {directory}; save one there")
     trusted = settings.trust_remote_code
@@ -121,16 +111,32 @@ def load_tokenizer(name: str, settings: MoLConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _directory(name: str, settings: MoLConfig, *, weights: bool = True) -> Path:
+def read_generation_config(model: Any, directory: Path) -> None:  # noqa: ANN401 - its type says nothing of the config
+    """Give a model that writes the generation config beside its weights, if there is one."""
+    if model.can_generate() and (directory / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(directory)
+
+
+def _located(name: str, settings: MoLConfig, *, weights: bool = True) -> tuple[Path, str | None]:
+    """Find a model's directory, and the commit that it is of if its name is one of the Hub."""
     reference = ModelReference(name, settings.revisions.get(name))
     where = {"cache_dir": settings.cache_dir, "token": settings.token}
-    return resolve(reference, weights=weights, code=settings.trust_remote_code, **where)[0]
+    directory, commit = resolve(reference, weights=weights, code=settings.trust_remote_code, **where)
+    return directory, None if is_local(name) else commit
 
 
-def _commit(name: str, directory: Path) -> str | None:
-    """Return the commit that a model of the Hub was taken from; a directory has none."""
-    origin = None if is_local(name) else hub_origin(directory)
-    return None if origin is None else origin[1]
+def _opened(
+    auto_class: Any,  # noqa: ANN401 - one of the Auto classes
+    name: str,
+    directory: Path,
+    config: PreTrainedConfig,
+    settings: MoLConfig,
+) -> tuple[PreTrainedModel, ModelWeights | None]:
+    """Open a model without its weights and say where they are, or open it whole."""
+    if not settings.memory_efficient:
+        return _whole(auto_class, name, directory, settings), None
+    weights = _hollow(auto_class, name, directory, config, settings)
+    return weights.model, weights
 
 
 def _config(name: str, directory: Path, settings: MoLConfig) -> PreTrainedConfig:

@@ -9,10 +9,12 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from mol.config.mol_config import MoLConfig
+from mol.core.host import asked_for
 from mol.core.models.heads import (  # Head at run time: transformers reads the annotations of its subclasses
     Head,
     head_of,
 )
+from mol.core.models.loading import read_generation_config
 from mol.core.mol_runtime import MoLRuntime
 from mol.errors import ConfigError, MolError
 from mol.io.checkpoint import weight_files
@@ -35,6 +37,8 @@ _SETTINGS: Final = (
 """What `from_pretrained` takes in the place of the settings that were saved."""
 _MEANINGLESS: Final = frozenset({"adapter_kwargs", "_from_auto", "_commit_hash", "low_cpu_mem_usage"})
 """What the Auto classes add by themselves, and what transformers ignores too."""
+_AS_IT_IS: Final = {"dtype": "auto", "torch_dtype": "auto", "revision": "main", "use_safetensors": True}
+"""What asks for nothing else than what is done anyway."""
 
 
 class MoLModelConfig(PreTrainedConfig):
@@ -139,7 +143,7 @@ class FusedModel(PreTrainedModel):
                 f"{directory}: its weights are not those that its config describes",
                 [*(f"{name} is missing" for name in missing), *(f"{name} is not wanted" for name in unexpected)],
             )
-        model._read_beside(directory)
+        read_generation_config(model, directory)
         model.train(mode=False)
         return model
 
@@ -159,9 +163,6 @@ class FusedModel(PreTrainedModel):
         PreTrainedModel.__init__(model, config)
         model._adopt(runtime)
         return model
-
-    def _read_beside(self, directory: Path) -> None:
-        """Read what `save_pretrained` wrote beside config and weights."""
 
     def _adopt(self, runtime: MoLRuntime) -> None:
         host = runtime.host
@@ -244,16 +245,13 @@ def _settings_of(config: MoLModelConfig, args: tuple[Any, ...], kwargs: Mapping[
     Raises:
         MolError: it was called with something else.
     """
-    asked = {name: value for name, value in kwargs.items() if value is not None and value is not False}
-    given = {name: value for name, value in asked.items() if name not in _MEANINGLESS}
+    given = {
+        name: value
+        for name, value in asked_for(kwargs).items()
+        if name not in _MEANINGLESS and _AS_IT_IS.get(name) != value
+    }
     if "torch_dtype" in given:  # as transformers called it
         given.setdefault("dtype", given.pop("torch_dtype"))
-    if given.get("dtype") == "auto":  # as it was saved
-        del given["dtype"]
-    if given.get("revision") == "main":  # what the Auto classes ask for by themselves
-        del given["revision"]
-    if given.get("use_safetensors") is True:
-        del given["use_safetensors"]
     if config._attn_implementation is not None:  # where the Auto classes put it
         given.setdefault("attn_implementation", config._attn_implementation)
     others = sorted(given.keys() - set(_SETTINGS))

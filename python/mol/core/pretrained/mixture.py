@@ -21,7 +21,8 @@ from mol.config.mol_config import MoLConfig
 from mol.core.blocks.inputs import CACHE_NAMES, Tokens
 from mol.core.blocks.source import Source
 from mol.core.cache import CACHE_NAME, ExpertCache, FusedCache
-from mol.core.models.loading import load_tokenizer, load_whole
+from mol.core.host import asked_for
+from mol.core.models.loading import load_tokenizer, load_whole, read_generation_config
 from mol.core.pretrained.fused_model import FusedModel
 from mol.core.pretrained.writing import Writing
 from mol.core.routers import SimpleRouter
@@ -154,7 +155,7 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
         mixture = cls.from_models(config.models, config.mixture_weights)
         if mixture.router is not None:
             mixture.load_state_dict(load_file(Path(pretrained_model_name_or_path) / "model.safetensors"))
-        mixture._read_beside(Path(pretrained_model_name_or_path))
+        read_generation_config(mixture, Path(pretrained_model_name_or_path))
         return mixture
 
     def _adopt(self, models: list[PreTrainedModel], names: list[str]) -> None:
@@ -226,9 +227,9 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
         Raises:
             MolError: an input is not known or of another shape, or `return_dict` is False.
         """
-        unknown = sorted(name for name, value in others.items() if value is not None and value is not False)
+        unknown = asked_for(others)
         if unknown:
-            raise MolError(f"a mixture does not take {', '.join(unknown)}")
+            raise MolError(f"a mixture does not take {', '.join(sorted(unknown))}")
         cache, attention_mask = self._begin(
             input_ids, attention_mask, past_key_values if cache is None else cache, use_cache, return_dict
         )

@@ -5,16 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar  # ClassVar at run time: transformers reads subclasses' annotations
 
-from transformers import GenerationConfig, GenerationMixin
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers import GenerationMixin
 
 from mol.core.cache import CACHE_NAME, FusedCache
 from mol.core.host import checked_mask
 from mol.errors import MolError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
 
@@ -53,11 +50,6 @@ class Writing(GenerationMixin):
         given = others.get(CACHE_NAME)
         cache = given if isinstance(given, FusedCache) else self.new_cache()
         return {**inputs, "input_ids": input_ids[:, cache.seen :], CACHE_NAME: cache}
-
-    def _read_beside(self, directory: Path) -> None:
-        """Read the generation config that `save_pretrained` wrote beside the weights."""
-        if (directory / GENERATION_CONFIG_NAME).is_file():
-            self.generation_config = GenerationConfig.from_pretrained(directory)
 
     def _begin(
         self,
