@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from mol.config import MergeConfig, ModelReference
     from mol.io.checkpoint import Checkpoint
-    from mol.merge.output import SideFilePlan
     from mol.merge.planner import PlannedMerge
+    from mol.merge.side_files import SideFilePlan
 
     Recipe = MergeConfig | Mapping[str, Any] | str | Path
     Progress = Callable[[int, int, int, int], object]
@@ -204,7 +204,7 @@ def _execute(
     prepared: _Prepared, plan: str, partial: Path, place: Path, options: MergeOptions, watch: _Watch
 ) -> dict[str, Any]:
     from mol import _rust
-    from mol.merge.output import write_side_files
+    from mol.merge.side_files import write_side_files
 
     try:
         executed: dict[str, Any] = json.loads(
@@ -245,8 +245,8 @@ def _load(recipe: Recipe) -> MergeConfig:
 def _prepare(
     config: MergeConfig, options: MergeOptions, checkpoints: Mapping[ModelReference, Checkpoint] | None
 ) -> _Prepared:
-    from mol.merge.output import plan_side_files
     from mol.merge.planner import plan_merge
+    from mol.merge.side_files import plan_side_files
 
     opened = resolve_checkpoints(config, options) if checkpoints is None else checkpoints
     planned = plan_merge(config, opened, options=options)
