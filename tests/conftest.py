@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from mol.io.checkpoint import Checkpoint, CheckpointFile, TensorInfo
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+# The Hub of the tests is a server on this machine; huggingface_hub reads the switch when it is imported.
+os.environ.pop("HF_HUB_OFFLINE", None)
 
 Shapes = dict[str, tuple[int, ...]]
 
