@@ -108,8 +108,7 @@ def test_values_of_ties(text: str, problem: str) -> None:
         (
             "merge_method: passthrough\nbase_model: b\nmodels:\n  - model: a\n",
             "config.yml:3: `base_model` b is not among `models`: passthrough has no base, mergekit "
-            "takes it as one more input and finds no weight for it; list it among `models`, or leave "
-            "`base_model` out",
+            "takes it as one more input, and passthrough takes one model only; leave `base_model` out",
         ),
         (
             "merge_method: linear\nbase_model: b\nmodels:\n  - model: a\n    parameters: {weight: 1}\n",
@@ -125,7 +124,13 @@ def test_values_of_ties(text: str, problem: str) -> None:
         (
             PASSTHROUGH.replace("passthrough", "slerp")
             + "      - {model: org/bcd, layer_range: [0, 2]}\nbase_model: org/bce\nparameters: {t: 1}\n",
-            "config.yml:3: slice 1: the base, org/bce, must be one of `sources`; did you mean `org/bcd`?",
+            "config.yml:3: slice 1: the base, org/bce, must be one of `sources`, with its `layer_range`; "
+            "did you mean `org/bcd`?",
+        ),
+        (  # one family, and no slip of the pen
+            PASSTHROUGH.replace("passthrough", "slerp")
+            + "      - {model: org/b-v2, layer_range: [0, 2]}\nbase_model: org/b-v1\nparameters: {t: 1}\n",
+            "config.yml:3: slice 1: the base, org/b-v1, must be one of `sources`, with its `layer_range`",
         ),
     ],
 )

@@ -220,11 +220,15 @@ def test_dtypes(word: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["tokenizer_source: {}", "tokenizer: {{source: {}}}"])
-@pytest.mark.parametrize(("word", "source"), [("base", "base"), ("b", B)])
+@pytest.mark.parametrize(("word", "source"), [("base", "base"), ("b", B), ("union", "union")])
 def test_tokenizers(text: str, word: str, source: object) -> None:
     config = parse_recipe(LINEAR + text.format(word) + "\n")
     assert config.tokenizer_source == source
     assert parse_recipe(config.to_yaml()) == config
+
+
+def test_a_tokenizer_without_a_source_is_the_union_as_in_mergekit() -> None:
+    assert parse_recipe(LINEAR + "tokenizer: {}\n").tokenizer_source == "union"
 
 
 def test_chat_templates() -> None:

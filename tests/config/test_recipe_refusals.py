@@ -96,14 +96,6 @@ def test_methods_to_come_are_refused_by_name(method: str) -> None:
             "float64: quantized output comes later",
         ),
         (
-            SLERP + "tokenizer_source: union\n",
-            "config.yml:8: the tokenizer `union` comes later; there are `base` and the models of the recipe",
-        ),
-        (
-            SLERP + "tokenizer: {}\n",
-            "config.yml:8: the tokenizer `union` comes later; there are `base` and the models of the recipe",
-        ),
-        (
             SLERP + "tokenizer_source: org/x\n",
             "config.yml:8: the tokenizer's model org/x is none of the recipe's models",
         ),

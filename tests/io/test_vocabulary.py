@@ -1,4 +1,4 @@
-"""Whether an id means the same token in two models."""
+"""Which id each token has, and which tokens are special."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mol.errors import CheckpointError
-from mol.io.vocabulary import compare_vocabularies, read_vocabulary
+from mol.io.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,44 +30,35 @@ def write(directory: Path, **files: object) -> Path:
         {"tokenizer__json": {"model": {"vocab": [["a", -1.0], ["b", -2.0], ["<s>", 0.0]]}}},
         {"vocab__json": {"a": 0, "b": 1}, "added_tokens__json": {"<s>": 2}},
         {"vocab__txt": "a\nb\n<s>\n"},
+        {"vocab__txt": "a\r\nb\r\n<s>\r\n"},
+        {
+            "tokenizer__json": {"model": {"vocab": {"a": 0, "b": 1}}},
+            "tokenizer_config__json": {"added_tokens_decoder": {"2": {"content": "<s>"}}},
+        },
     ],
-    ids=["map", "unigram", "slow", "lines"],
+    ids=["map", "unigram", "slow", "lines", "lines of Windows", "added in the settings"],
 )
 def test_every_form_of_vocabulary_is_read(tmp_path: Path, files: dict[str, object]) -> None:
-    model = write(tmp_path / "model", **files)
-    assert read_vocabulary(model) == {"a": 0, "b": 1, "<s>": 2}
-    reference = write(tmp_path / "reference", vocab__txt="a\nb\n<s>")
-    assert compare_vocabularies(reference, model) == (None, None)
+    vocabulary = Vocabulary(write(tmp_path / "model", **files))
+    assert vocabulary.ids == {"a": 0, "b": 1, "<s>": 2}
+    assert vocabulary.complete
 
 
-def test_a_token_with_another_id_is_a_problem(tmp_path: Path) -> None:
-    donor, other = write(tmp_path / "a", vocab__txt="a\nb\nc"), write(tmp_path / "b", vocab__txt="a\nc\nb")
-    problem, _ = compare_vocabularies(donor, other)
-    assert problem == "2 of 3 shared tokens have other ids, the first 'c': found 1, wanted 2"
+def test_of_a_format_that_is_not_read_the_added_tokens_are_known(tmp_path: Path) -> None:
+    vocabulary = Vocabulary(write(tmp_path / "model", tokenizer__model="binary", added_tokens__json={"<|im_end|>": 7}))
+    assert not vocabulary.complete
+    assert vocabulary.unread == tmp_path / "model" / "tokenizer.model"
+    assert vocabulary.ids == {"<|im_end|>": 7}
+    assert Vocabulary(write(tmp_path / "qwen", qwen__tiktoken="")).unread == tmp_path / "qwen" / "qwen.tiktoken"
 
 
-def test_further_tokens_are_no_problem(tmp_path: Path) -> None:
-    donor, other = write(tmp_path / "a", vocab__txt="a\nb"), write(tmp_path / "b", vocab__txt="a\nb\nc")
-    assert compare_vocabularies(donor, other) == compare_vocabularies(other, donor) == (None, None)
-
-
-def test_nothing_in_common_is_a_problem(tmp_path: Path) -> None:
-    donor, other = write(tmp_path / "a", vocab__txt="a\nb"), write(tmp_path / "b", vocab__txt="c\nd")
-    assert compare_vocabularies(donor, other) == ("they share no token", None)
-
-
-def test_no_tokenizer_is_no_problem(tmp_path: Path) -> None:
-    donor, other = write(tmp_path / "a", vocab__txt="a\nb"), write(tmp_path / "b")
-    assert compare_vocabularies(donor, other) == (None, None)
-
-
-def test_a_binary_format_is_compared_as_a_whole(tmp_path: Path) -> None:
-    donor, other = write(tmp_path / "a", tokenizer__model="one"), write(tmp_path / "b", tokenizer__model="one")
-    assert compare_vocabularies(donor, other) == (None, None)
-    (other / "tokenizer.model").write_text("two")
-    problem, remark = compare_vocabularies(donor, other)
-    assert problem is None
-    assert remark == "tokenizer.model differs and its format is not read here: ids were not compared"
+def test_special_tokens_are_named_by_the_settings_and_else_by_their_map(tmp_path: Path) -> None:
+    files = {
+        "vocab__txt": "a\n<s>\n</s>\n<pad>",
+        "tokenizer_config__json": {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "unk_token": "missing"},
+        "special_tokens_map__json": {"eos_token": "a", "pad_token": {"content": "<pad>"}},
+    }
+    assert Vocabulary(write(tmp_path / "model", **files)).special == {"bos": 1, "eos": 2, "pad": 3}
 
 
 @pytest.mark.parametrize(
@@ -75,11 +66,13 @@ def test_a_binary_format_is_compared_as_a_whole(tmp_path: Path) -> None:
     [
         ("tokenizer__json", "{"),
         ("tokenizer__json", "[]"),
+        ("tokenizer__json", "[" * 100_000),
         ("tokenizer__json", '{"model": {"vocab": {"a": "x"}}}'),
+        ("tokenizer__json", '{"model": {"vocab": {"a": 1' + "0" * 5000 + "}}}"),
         ("vocab__json", "[1]"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, name: str, text: str) -> None:
     model = write(tmp_path / "model", **{name: text})
     with pytest.raises(CheckpointError, match=str(model / name.replace("__", "."))):
-        read_vocabulary(model)
+        _ = Vocabulary(model).ids

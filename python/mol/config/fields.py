@@ -71,7 +71,7 @@ class RecipeFields:
     parameters: ParameterMap = field(default_factory=ParameterMap)
     dtype: str | None = None
     out_dtype: str | None = None
-    tokenizer_source: Literal["base"] | ModelReference | None = None
+    tokenizer_source: Literal["base", "union"] | ModelReference | None = None
     chat_template: str | None = None
     layer_alignment: Literal["auto", "strict"] = "strict"
     output_path: str | None = None
@@ -234,10 +234,8 @@ def _read_tokenizer(recipe: Table, read: RecipeFields, inputs: Inputs, reader: V
         source, place = section.get("source", "union"), section.at("source")
     if source is None:
         return
-    if source == "union":
-        reader.problems.add(place, "the tokenizer `union` comes later; there are `base` and the models of the recipe")
-    elif source == "base":
-        read.tokenizer_source = "base"
+    if source in ("base", "union"):
+        read.tokenizer_source = source
     else:
         model = reader.model(source, place)
         known = [*inputs.models(), *([read.base_model] if read.base_model else [])]

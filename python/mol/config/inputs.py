@@ -168,8 +168,12 @@ def check_inputs(
             reader.problems.add(place, f"{where}{spec.name} needs `base_model`, the model it starts from")
             continue
         if spec.base == "required" and not inputs.whole and base not in listed:
-            hint = suggestion(str(base), map(str, listed)) or ", with its `layer_range`"
-            reader.problems.add(place, f"{where}the base, {base}, must be one of `sources`{hint}")
+            # Models of one family have names alike: only what looks like a slip of the pen is offered.
+            alike = [str(model) for model in listed if _digits(str(model)) == _digits(str(base))]
+            hint = suggestion(str(base), alike, cutoff=0.85)
+            reader.problems.add(
+                place, f"{where}the base, {base}, must be one of `sources`, with its `layer_range`{hint}"
+            )
             continue
         count = len(listed) + (spec.base == "required" and base not in listed)
         if not _check_count(count, spec, place, where, base if base not in listed else None, reader):
@@ -192,11 +196,23 @@ def _add_base(
         inputs.slices[0] = SliceConfig((*part.sources, SourceConfig(base)), part.base_model, part.parameters)
         reader.notes.append(f"the base, {base}, is not among `models`: {spec.name} takes it as one more input")
         return
+    way_out = "list it among `models`, or leave `base_model` out"
+    if spec.max_models is not None and len(inputs.slices[0].sources) >= spec.max_models:
+        count = "one model" if spec.max_models == 1 else f"{spec.max_models} models"
+        problem, way_out = f", and {spec.name} takes {count} only", "leave `base_model` out"
+    elif "weight" in spec.parameters:
+        problem = " and finds no weight for it"
+    else:
+        problem = ", like those that are listed"
     reader.problems.add(
         inputs.places[0],
-        f"`base_model` {base} is not among `models`: {spec.name} has no base, mergekit takes it as one more input "
-        "and finds no weight for it; list it among `models`, or leave `base_model` out",
+        f"`base_model` {base} is not among `models`: {spec.name} has no base, mergekit takes it as one more input"
+        f"{problem}; {way_out}",
     )
+
+
+def _digits(name: str) -> list[str]:
+    return [character for character in name if character.isdecimal()]
 
 
 def _check_count(

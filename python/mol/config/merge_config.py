@@ -40,7 +40,8 @@ class MergeConfig:
         parameters: parameters of lowest precedence.
         dtype: safetensors name of the output's dtype ("F32", "F16", "BF16", "F64"); None keeps the donor's.
         out_dtype: the same, stronger than `dtype`.
-        tokenizer_source: "base", a model of the recipe, or None (the donor's).
+        tokenizer_source: "base", "union" (the same, where all vocabularies are equal), a model of the recipe, or None
+            (the donor's).
         chat_template: Jinja text, "auto" (the one that most inputs have), or None (the donor's).
         layer_alignment: "auto" maps layers of models of unequal depth proportionally, "strict" refuses them.
         output_path: where the Python classes save.
@@ -58,7 +59,7 @@ class MergeConfig:
     parameters: ParameterMap
     dtype: str | None
     out_dtype: str | None
-    tokenizer_source: Literal["base"] | ModelReference | None
+    tokenizer_source: Literal["base", "union"] | ModelReference | None
     chat_template: str | None
     layer_alignment: Literal["auto", "strict"]
     output_path: str | None

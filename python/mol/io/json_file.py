@@ -1,8 +1,11 @@
-"""Reads the JSON files that stand beside weights."""
+"""Reads the small files that stand beside weights: regular files only, of bounded size, mostly JSON."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import stat
 from typing import TYPE_CHECKING, Any, Final
 
 from mol.errors import CheckpointError
@@ -11,24 +14,122 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _DEEPEST: Final = 64
+# The largest tokenizers take 40 MB, the index of a model of 100,000 tensors 10 MB.
+_LARGEST: Final = 512 * 1024 * 1024
+# Tokenizers write 10**30 for "no limit"; nothing that a model means is longer.
+_MOST_DIGITS: Final = 40
+
+_LFS: Final = b"version https://git-lfs.github.com/spec/"
+_LFS_SIZE: Final = re.compile(rb"^size (\d{1,20})$", re.MULTILINE)
+_WEB_PAGE: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
+_UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON file that must hold an object.
 
     Raises:
-        CheckpointError: it is no JSON, holds something else, or is nested without end.
+        CheckpointError: it is no JSON, holds something else, or is no file that a model has.
         OSError: it cannot be read.
     """
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}; fetch the file again from where it came") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, wanted a JSON object")
-    if _is_deep(content):
-        raise CheckpointError(f"{path} is nested more than {_DEEPEST} levels deep; no model's is")
     return content
+
+
+def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
+    """Read a JSON file.
+
+    Raises:
+        CheckpointError: it is no JSON, is nested without end, holds a number without end, or is no file that a model
+            has.
+        OSError: it cannot be read.
+    """
+    data = read_regular(path)
+    too_deep = f"{path} is nested more than {_DEEPEST} levels deep; no model's is"
+    try:
+        content = json.loads(data, parse_int=_integer)
+    except RecursionError as error:
+        raise CheckpointError(too_deep) from error
+    except _TooManyDigits as error:
+        raise CheckpointError(f"{path} holds {error}; no model's does") from error
+    except ValueError as error:
+        instead = found_instead(data)
+        if instead is not None:
+            raise CheckpointError(f"{path} is {instead}") from error
+        raise CheckpointError(f"{path} is not JSON: {error}; fetch the file again from where it came") from error
+    if _is_deep(content):
+        raise CheckpointError(too_deep)
+    return content
+
+
+def read_regular(path: Path) -> bytes:
+    """Read a file, which must be a regular one of bounded size: a pipe would block, a device never ends.
+
+    Raises:
+        CheckpointError: it is a pipe, a device or a socket, or too large for what stands beside weights.
+        OSError: it cannot be read.
+    """
+    check_regular(path, path.stat().st_mode)
+    # Opened without waiting for a writer, since a pipe may have taken the file's place by now.
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        found = os.fstat(file.fileno())
+        check_regular(path, found.st_mode)
+        data = file.read(_LARGEST + 1) if found.st_size <= _LARGEST else b""
+    if found.st_size > _LARGEST or len(data) > _LARGEST:
+        raise CheckpointError(f"{path} holds more than {_LARGEST:,} bytes, which no such file of a model does")
+    return data
+
+
+def check_regular(path: Path, mode: int) -> None:
+    """Refuse what is no regular file, given the mode that `stat` reports.
+
+    Raises:
+        CheckpointError: it is a pipe, a device or a socket.
+        IsADirectoryError: it is a directory.
+    """
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(f"{path} is a directory, wanted a file")
+    if not stat.S_ISREG(mode):
+        kinds = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"))
+        kind = next((name for test, name in kinds if test(mode)), "a device")
+        raise CheckpointError(f"{path} is {kind}, wanted a regular file")
+
+
+def found_instead(head: bytes) -> str | None:
+    """Tell what was saved in place of a file of a model, and the way out; None where nothing known was.
+
+    Args:
+        head: the first bytes of the file.
+    """
+    if head.startswith(_LFS):
+        size = _LFS_SIZE.search(head)
+        of = f" for a file of {_amount(int(size[1]))}" if size else ""
+        return (
+            f"a git-lfs pointer{of}, not the file itself; run `git lfs install` and `git lfs pull` in its directory, "
+            "or fetch the model with `hf download`"
+        )
+    if _WEB_PAGE.match(head):
+        return "a web page that was saved in place of the file; fetch the model with `hf download`"
+    return None
+
+
+def _amount(size: int) -> str:
+    scaled, unit = float(size), 0
+    while scaled >= 1000 and unit < len(_UNITS) - 1:
+        scaled, unit = scaled / 1000, unit + 1
+    return f"{scaled:.3g} {_UNITS[unit]}"
+
+
+class _TooManyDigits(Exception):
+    """A number that is no number of a model's."""
+
+
+def _integer(text: str) -> int:
+    if len(text) > _MOST_DIGITS:
+        raise _TooManyDigits(f"an integer of {len(text):,} digits")
+    return int(text)
 
 
 def _is_deep(content: object) -> bool:

@@ -1,74 +1,119 @@
-"""Reads which id each token has from tokenizer files, and tells whether two models mean the same by an id."""
+"""Reads which id each token has, and which tokens are special, from the files of a tokenizer."""
 
 from __future__ import annotations
 
 import filecmp
-import json
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
 
 from mol.errors import CheckpointError
+from mol.io.json_file import read_json, read_object, read_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+_SETTINGS: Final = "tokenizer_config.json"
+# Formats whose tokens are not read here; files of equal bytes hold the same ids all the same.
+_UNREAD: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
+_UNREAD_ENDINGS: Final = ("*.tiktoken", "*.spm")
+
+SPECIAL_ROLES: Final = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
+"""What a special token may be for; config.json calls its id `eos_token_id` and so on."""
 
 
-def read_vocabulary(directory: Path) -> dict[str, int] | None:
-    """Read token -> id of a model, or None where it has no tokenizer or one in a binary format.
+class Vocabulary:
+    """The tokens of one model, read when they are asked for.
 
-    Raises:
-        CheckpointError: a tokenizer file is not what its name says.
+    Attributes:
+        directory: where the model lies.
     """
-    for name, reader in (("tokenizer.json", _fast), ("vocab.json", _table), ("vocab.txt", _lines)):
-        path = directory / name
-        if path.is_file():
-            return reader(path)
-    return None
+
+    def __init__(self, directory: Path) -> None:
+        """Look at nothing yet."""
+        self.directory = directory
+
+    @cached_property
+    def main(self) -> Path | None:
+        """The file that holds the tokens, of those whose format is read."""
+        names = ("tokenizer.json", "vocab.json", "vocab.txt")
+        return next((path for name in names if (path := self.directory / name).exists()), None)
+
+    @cached_property
+    def unread(self) -> Path | None:
+        """A file that holds tokens in a format that is not read."""
+        named = (path for name in _UNREAD if (path := self.directory / name).exists())
+        others = (path for ending in _UNREAD_ENDINGS for path in sorted(self.directory.glob(ending)))
+        return next(named, None) or next(others, None)
+
+    @property
+    def complete(self) -> bool:
+        """Whether `ids` holds every token."""
+        return self.main is not None
+
+    @cached_property
+    def added(self) -> dict[str, int]:
+        """Token -> id of the tokens that stand outside of the main file."""
+        found: dict[str, int] = {}
+        path = self.directory / "added_tokens.json"
+        if (self.main is None or self.main.name != "tokenizer.json") and path.exists():
+            found |= _checked(path, read_json(path))
+        decoder = self.settings.get("added_tokens_decoder")
+        if isinstance(decoder, dict):
+            for number, entry in decoder.items():
+                token = _content(entry)
+                if token is not None and number.isdecimal() and len(number) < 10:
+                    found.setdefault(token, int(number))
+        return found
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """Token -> id of all tokens that can be read.
+
+        Raises:
+            CheckpointError: a tokenizer file is not what its name says.
+            OSError: one cannot be read.
+        """
+        if self.main is None:
+            return self.added
+        readers = {"tokenizer.json": _fast, "vocab.json": _table, "vocab.txt": _lines}
+        return self.added | readers[self.main.name](self.main)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What tokenizer_config.json holds; empty where there is none."""
+        path = self.directory / _SETTINGS
+        return read_object(path) if path.exists() else {}
+
+    @cached_property
+    def special(self) -> dict[str, int]:
+        """Role -> id of the special tokens that the tokenizer names and whose ids are known."""
+        path = self.directory / "special_tokens_map.json"
+        named = read_object(path) if path.exists() else {}
+        found = {}
+        for role in SPECIAL_ROLES:
+            token = _content(self.settings.get(f"{role}_token")) or _content(named.get(f"{role}_token"))
+            if token is not None and token in self.ids:
+                found[role] = self.ids[token]
+        return found
+
+    def same_file(self, other: Vocabulary) -> bool:
+        """Whether both models have a file of tokens of equal bytes."""
+        for path in (self.main, self.unread):
+            twin = None if path is None else other.directory / path.name
+            if path is not None and twin is not None and twin.is_file() and filecmp.cmp(path, twin, shallow=False):
+                return True
+        return False
 
 
-def compare_vocabularies(donor: Path, other: Path) -> tuple[str | None, str | None]:
-    """Tell why an embedding row of one model means another token in the other.
-
-    Tokens that only one of the two has are no problem: nothing contradicts the other.
-
-    Args:
-        donor: directory of the model whose tokenizer the merge gets.
-        other: directory of another model.
-
-    Returns:
-        The reason, None if they agree, and a remark where that cannot be known.
-
-    Raises:
-        CheckpointError: a tokenizer file is not what its name says.
-    """
-    both = [name for name in _FILES if (donor / name).is_file() and (other / name).is_file()]
-    if both and filecmp.cmp(donor / both[0], other / both[0], shallow=False):
-        return None, None
-    ours, theirs = read_vocabulary(donor), read_vocabulary(other)
-    if ours is None or theirs is None:
-        return None, f"{both[0]} differs and its format is not read here: ids were not compared" if both else None
-    shared = [token for token in theirs if token in ours]
-    moved = [token for token in shared if theirs[token] != ours[token]]
-    if moved:
-        token = min(moved, key=theirs.__getitem__)
-        return (
-            f"{len(moved)} of {len(shared)} shared tokens have other ids, "
-            f"the first {token!r}: found {theirs[token]}, wanted {ours[token]}"
-        ), None
-    return ("they share no token" if ours and theirs and not shared else None), None
-
-
-def _read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+def _content(entry: object) -> str | None:
+    """Read a token that is written as a text or as an object with its settings."""
+    token = entry.get("content") if isinstance(entry, dict) else entry
+    return token if isinstance(token, str) and token else None
 
 
 def _fast(path: Path) -> dict[str, int]:
     """Read a `tokenizer.json` of the tokenizers library: BPE, WordPiece and WordLevel map, Unigram lists."""
-    content = _read_json(path)
+    content = read_json(path)
     try:
         vocab = content["model"]["vocab"]
         found = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
@@ -79,16 +124,15 @@ def _fast(path: Path) -> dict[str, int]:
 
 
 def _table(path: Path) -> dict[str, int]:
-    found = _checked(path, _read_json(path))
-    added = path.with_name("added_tokens.json")
-    return found | _checked(added, _read_json(added)) if added.is_file() else found
+    return _checked(path, read_json(path))
 
 
 def _lines(path: Path) -> dict[str, int]:
     try:
-        return {line: i for i, line in enumerate(path.read_text("utf-8").rstrip("\n").split("\n"))}
+        text = read_regular(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8: {error}") from error
+    return {line.removesuffix("\r"): i for i, line in enumerate(text.rstrip("\n").split("\n"))}
 
 
 def _checked(path: Path, found: object) -> dict[str, int]:

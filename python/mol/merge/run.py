@@ -247,11 +247,14 @@ def _prepare(
 ) -> _Prepared:
     from mol.merge.planner import plan_merge
     from mol.merge.side_files import plan_side_files
+    from mol.merge.vocabularies import check_vocabularies
 
     opened = resolve_checkpoints(config, options) if checkpoints is None else checkpoints
     planned = plan_merge(config, opened, options=options)
     tokenizer = _tokenizer_directory(planned, opened, options)
-    remarks = _check_vocabularies(planned, tokenizer)
+    crimes = options.allow_crimes or config.allow_crimes
+    tokens = check_vocabularies(planned, tokenizer, allow_crimes=crimes)
+    remarks = [*tokens.notes]
     side = plan_side_files(planned, tokenizer, options)
     if tokenizer != planned.donor.directory:
         remarks.append(f"the tokenizer is that of {planned.config.tokenizer_source}")
@@ -260,7 +263,7 @@ def _prepare(
     planned = replace(
         planned,
         notes=(*planned.notes, *remarks, *side.notes),
-        warnings=(*planned.warnings, *side.warnings),
+        warnings=(*planned.warnings, *tokens.warnings, *side.warnings),
     )
     return _Prepared(planned, tokenizer, side)
 
@@ -269,44 +272,11 @@ def _tokenizer_directory(
     planned: PlannedMerge, checkpoints: Mapping[ModelReference, Checkpoint], options: MergeOptions
 ) -> Path:
     source = planned.config.tokenizer_source
-    if source is None or source == "base" or not options.copy_tokenizer:
+    if source is None or isinstance(source, str) or not options.copy_tokenizer:
         return planned.donor.directory
     if source in checkpoints:
         return checkpoints[source].directory
     return _resolve(source, planned.config, options, weights=False)[0]
-
-
-def _check_vocabularies(planned: PlannedMerge, tokenizer: Path) -> list[str]:
-    """Refuse models for which a row of the embedding means different tokens; return remarks.
-
-    Raises:
-        MergeError: listing the models.
-    """
-    from mol.io.vocabulary import compare_vocabularies, read_vocabulary
-
-    others = {tokenizer: str(planned.config.tokenizer_source)}
-    others |= {source.directory: source.name for source in planned.sources}
-    problems, remarks = [], []
-    for directory, name in others.items():
-        if directory == planned.donor.directory:
-            continue
-        problem, remark = compare_vocabularies(planned.donor.directory, directory)
-        if problem:
-            problems.append(f"{name}: {problem}")
-        if remark:
-            remarks.append(f"{name}: {remark}")
-    rows = planned.model_config.get("vocab_size")
-    if tokenizer != planned.donor.directory and isinstance(rows, int):
-        largest = max((read_vocabulary(tokenizer) or {}).values(), default=-1)
-        if largest >= rows:
-            problems.append(f"{others[tokenizer]}: its tokenizer has the id {largest}, the embedding {rows} rows")
-    if problems:
-        raise MergeError.listing(
-            f"a token must have one id in all models, and these disagree with {planned.donor.name}; merge models of "
-            "one vocabulary (joining vocabularies comes later)",
-            problems,
-        )
-    return remarks
 
 
 def _resolve(

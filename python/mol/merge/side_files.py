@@ -18,6 +18,7 @@ from mol.io.side_files import list_files, sort_side_files
 from mol.merge.labels import Labels
 from mol.merge.manifest import MANIFEST_NAME, build_manifest, manifest_text
 from mol.merge.output import may
+from mol.merge.special_tokens import follow_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -86,8 +87,10 @@ def plan_side_files(planned: PlannedMerge, tokenizer: Path, options: MergeOption
     if left_out:
         notes.append(f"not copied, since they hold other weights: {', '.join(left_out)}")
 
-    rewritten, remarks = _rewritten(planned, copies, trust=trust)
-    notes += remarks
+    tokens = follow_tokenizer(planned, tokenizer, copies_tokenizer=options.copy_tokenizer)
+    rewritten, remarks = _rewritten(planned, copies, {"config.json": dict(tokens.config), **tokens.files}, trust=trust)
+    notes += [*tokens.notes, *remarks]
+    warnings += tokens.warnings
     texts = {}
     template = planned.config.chat_template
     if template == "auto":
@@ -107,14 +110,19 @@ def plan_side_files(planned: PlannedMerge, tokenizer: Path, options: MergeOption
 
 
 def _rewritten(
-    planned: PlannedMerge, copies: Mapping[str, Path], *, trust: bool
+    planned: PlannedMerge, copies: Mapping[str, Path], changed: Mapping[str, dict[str, Any]], *, trust: bool
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
     """Return the JSON files that are not the input's byte for byte, as relative path -> content, and remarks."""
     notes = []
-    rewritten: dict[str, dict[str, Any]] = {"config.json": dict(planned.model_config)}
+    rewritten = dict(changed)
     for name, path in copies.items():
         keeps_code = trust and path.is_relative_to(planned.donor.directory)
-        if name.endswith("config.json") and not keeps_code and b'"auto_map"' in path.read_bytes():
+        if (
+            name not in changed
+            and name.endswith("config.json")
+            and not keeps_code
+            and b'"auto_map"' in path.read_bytes()
+        ):
             rewritten[name] = read_object(path)
     for name, content in rewritten.items():
         if "auto_map" in content and not (trust and name == "config.json"):

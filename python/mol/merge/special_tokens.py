@@ -1,0 +1,183 @@
+"""Makes the ids of special tokens in config.json and generation_config.json follow the tokenizer of the output."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from mol.io.json_file import read_object
+from mol.io.vocabulary import SPECIAL_ROLES, Vocabulary
+from mol.merge.model_config import text_sections
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from mol.io.checkpoint import Checkpoint
+    from mol.merge.planner import PlannedMerge
+
+_GENERATION: Final = "generation_config.json"
+# What generation itself needs; the other roles are stated only where the donor's config.json has them.
+_ALWAYS: Final = frozenset({"bos", "eos", "pad"})
+_EOS: Final = "eos_token_id"
+
+
+class SpecialTokens(NamedTuple):
+    """What the output says about its special tokens.
+
+    Attributes:
+        config: the output's config.json.
+        files: relative path -> content of other files that are not the donor's.
+        notes: what was changed, one line each.
+        warnings: what the user should know about, one line each.
+    """
+
+    config: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def follow_tokenizer(planned: PlannedMerge, tokenizer: Path, *, copies_tokenizer: bool) -> SpecialTokens:
+    """Give the output the ids of the special tokens of its tokenizer, if the recipe chooses one.
+
+    What the tokenizer's model states in its own config.json and generation_config.json counts, since a model may
+    stop at more tokens than one, as long as the token that the tokenizer itself names is among them. Without a
+    `tokenizer_source` nothing is changed, and a warning says where inputs end their texts differently.
+
+    Args:
+        planned: the merge.
+        tokenizer: directory whose tokenizer the output gets.
+        copies_tokenizer: whether the output gets a tokenizer at all.
+
+    Raises:
+        CheckpointError: a file of the tokenizer or one of the configs is damaged.
+        OSError: one cannot be read.
+    """
+    donor, source = planned.donor, planned.config.tokenizer_source
+    if source is None or not copies_tokenizer:
+        return SpecialTokens(planned.model_config, {}, (), _differing_ends(planned))
+    own = tokenizer == donor.directory
+    vocabulary = Vocabulary(tokenizer)
+    its_config = donor.config if own else _read(tokenizer / "config.json") or {}
+    its_generation, generation = _read(tokenizer / _GENERATION), _read(donor.directory / _GENERATION)
+    end = vocabulary.special.get("eos")
+    if own and (end is None or end in _stops(its_config, its_generation)):
+        return SpecialTokens(planned.model_config, {}, (), ())
+
+    wanted: dict[str, Any] = {}
+    for role in SPECIAL_ROLES:
+        key = f"{role}_token_id"
+        value = _with(vocabulary.special.get(role), _find(its_config, key))
+        if value is not None and (role in _ALWAYS or _find(donor.config, key) is not None) and (not own or key == _EOS):
+            wanted[key] = value
+    config = copy.deepcopy(planned.model_config)
+    changes = [f"config.json {line}" for key, value in wanted.items() if (line := _set(config, key, value))]
+
+    files = {}
+    generated = _generation(generation, its_generation, wanted, end, only_end=own)
+    # Without a file of its own a model generates by its config.json.
+    if generated != (generation or {}) and (generation is not None or not _restates(generated, config)):
+        old = generation or {}
+        changes += [
+            f"{_GENERATION} `{key}` {_shown(old.get(key))} -> {value}"
+            for key, value in generated.items()
+            if old.get(key) != value
+        ]
+        files[_GENERATION] = generated
+    notes = (f"special tokens follow the tokenizer of {source}: {', '.join(changes)}",) if changes else ()
+    warnings: tuple[str, ...] = ()
+    if not wanted and not own:
+        warnings = (
+            f"no file of {source} tells the ids of its special tokens, so config.json and {_GENERATION} keep those of "
+            f"{donor.name}: check that the output stops generating",
+        )
+    return SpecialTokens(config, files, notes, warnings)
+
+
+def _generation(
+    donors: Mapping[str, Any] | None,
+    its: Mapping[str, Any] | None,
+    wanted: Mapping[str, Any],
+    end: int | None,
+    *,
+    only_end: bool,
+) -> dict[str, Any]:
+    """Return the output's generation config: the donor's, with the ids of the tokenizer's model."""
+    generated = dict(donors or {})
+    for key in (_EOS,) if only_end else sorted(f"{role}_token_id" for role in _ALWAYS):
+        value = (its or {}).get(key)
+        if key == _EOS and value is not None:
+            value = value if end is None or end in _as_list(value) else [end, *_as_list(value)]
+        elif value is None and not (donors is None and its is None):
+            value = wanted.get(key) if key == _EOS or generated.get(key) is not None else None
+        if value is not None:
+            generated[key] = value
+    return generated
+
+
+def _differing_ends(planned: PlannedMerge) -> tuple[str, ...]:
+    """Warn where the inputs do not end their texts with the same tokens."""
+    ends = {source.name: _ends_of(source) for source in planned.sources}
+    known = {name: ids for name, ids in ends.items() if ids}
+    if len({frozenset(ids) for ids in known.values()}) < 2:
+        return ()
+    listed = ", ".join(f"{name} {' or '.join(ids.values())}" for name, ids in known.items())
+    other = next(name for name, ids in known.items() if ids.keys() != known.get(planned.donor.name, {}).keys())
+    return (
+        f"the inputs end their texts with different tokens: {listed}; the output has the ids of {planned.donor.name}, "
+        f"so it may not stop where another would (`tokenizer_source: {other}` takes tokenizer and ids of {other})",
+    )
+
+
+def _ends_of(source: Checkpoint) -> dict[int, str]:
+    """Return the ids at which a model stops, each with its token where that is known."""
+    vocabulary = Vocabulary(source.directory)
+    stops = set(_stops(source.config, _read(source.directory / _GENERATION)))
+    stops |= {vocabulary.special["eos"]} if "eos" in vocabulary.special else set()
+    tokens = {number: token for token, number in vocabulary.ids.items() if number in stops}
+    return {number: f"{number} ({tokens[number]})" if number in tokens else str(number) for number in sorted(stops)}
+
+
+def _stops(config: Mapping[str, Any], generation: Mapping[str, Any] | None) -> list[int]:
+    """Return the ids at which a model stops: those of its generation config, else those of its config."""
+    stated = (generation or {}).get(_EOS)
+    return _as_list(_find(config, _EOS) if stated is None else stated)
+
+
+def _as_list(value: object) -> list[int]:
+    return [number for number in (value if isinstance(value, list) else [value]) if type(number) is int]
+
+
+def _with(token: int | None, stated: object) -> object:
+    """Return what a model states, if the token is among it."""
+    if token is None or token in _as_list(stated):
+        return stated
+    return [token, *_as_list(stated)] if isinstance(stated, list) else token
+
+
+def _find(config: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 - a number or a list of numbers
+    return next((part[key] for part in text_sections(config) if part.get(key) is not None), None)
+
+
+def _set(config: dict[str, Any], key: str, value: object) -> str | None:
+    """State an id wherever it is stated already, at the top if nowhere; return what was changed."""
+    old = _find(config, key)
+    if old == value:
+        return None
+    parts = [part for part in text_sections(config) if key in part] or [config]
+    for part in parts:
+        part[key] = copy.deepcopy(value)
+    return f"`{key}` {_shown(old)} -> {value}"
+
+
+def _shown(value: object) -> str:
+    return "unset" if value is None else str(value)
+
+
+def _restates(generated: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    return all(_find(config, key) == value for key, value in generated.items())
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    return read_object(path) if path.exists() else None

@@ -1,0 +1,129 @@
+"""The ids of special tokens follow the tokenizer that the recipe chooses; without one, other ends are warned of."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mol.merge import plan_recipe, run_merge
+from tests.merge.models import TOKENIZER, llama_config, make_llama
+from tests.merge.toolkit import linear
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+IDS = {"bos_token_id": 1, "eos_token_id": 2}
+CHAT = {"tokenizer_config__json": {"eos_token": "token11", "bos_token": "token1"}}
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def model(directory: Path, seed: int = 0, *, generation: object = None, **files: Any) -> Path:  # noqa: ANN401
+    more = {} if generation is None else {"generation_config__json": generation}
+    return make_llama(directory, seed, **{"config__json": llama_config() | IDS, **more, **files})
+
+
+def merged(out: str = "out", **recipe: Any) -> tuple[dict[str, Any], dict[str, Any] | None, list[str]]:  # noqa: ANN401
+    """Merge a and b; give config.json, generation_config.json and what was said about special tokens."""
+    report = run_merge(linear(0.5, 0.5, **recipe), out, overwrite=True)
+    config, generation = (report.out / name for name in ("config.json", "generation_config.json"))
+    said = [note for note in report.planned.notes if note.startswith("special tokens")]
+    return json.loads(config.read_text()), json.loads(generation.read_text()) if generation.exists() else None, said
+
+
+def test_config_and_generation_config_follow_the_tokenizers_model(tmp_path: Path) -> None:
+    model(tmp_path / "a", generation={"eos_token_id": 2, "temperature": 0.7})
+    config = llama_config() | IDS | {"eos_token_id": 11, "pad_token_id": 10}
+    model(tmp_path / "b", config__json=config, generation={"eos_token_id": [11, 2], "top_k": 5}, **CHAT)
+    config, generation, (note,) = merged(tokenizer_source="b")
+    assert {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")} == {
+        "bos_token_id": 1, "eos_token_id": 11, "pad_token_id": 10,
+    }  # fmt: skip
+    assert generation == {"eos_token_id": [11, 2], "temperature": 0.7}
+    assert note == (
+        "special tokens follow the tokenizer of b: config.json `eos_token_id` 2 -> 11, config.json `pad_token_id` "
+        "unset -> 10, generation_config.json `eos_token_id` 2 -> [11, 2]"
+    )
+
+
+def test_a_stale_config_of_the_tokenizers_model_does_not_hide_its_end(tmp_path: Path) -> None:
+    model(tmp_path / "a", generation={"eos_token_id": 2})
+    model(tmp_path / "b", generation={"eos_token_id": 2}, **CHAT)
+    config, generation, _ = merged(tokenizer_source="b")
+    assert (config["eos_token_id"], generation) == (11, {"eos_token_id": [11, 2]})
+
+
+@pytest.mark.parametrize("generation", [None, {"eos_token_id": 2}])
+def test_a_directory_of_a_tokenizer_alone_is_enough(tmp_path: Path, generation: object) -> None:
+    model(tmp_path / "a", generation=generation)
+    model(tmp_path / "b", **CHAT)
+    (tmp_path / "b" / "generation_config.json").unlink(missing_ok=True)
+    config, generated, _ = merged(tokenizer_source="b")
+    assert config["eos_token_id"] == 11
+    assert generated == (None if generation is None else {"eos_token_id": 11})
+
+
+def test_more_ends_than_config_json_has_get_a_generation_config(tmp_path: Path) -> None:
+    model(tmp_path / "a")
+    model(tmp_path / "b", config__json=llama_config() | {"eos_token_id": 11}, generation={"eos_token_id": [11, 2]})
+    config, generated, _ = merged(tokenizer_source="b")
+    assert (config["eos_token_id"], generated) == (11, {"eos_token_id": [11, 2]})
+
+
+def test_ids_in_a_nested_config_follow_too(tmp_path: Path) -> None:
+    nested = llama_config() | {"text_config": dict(IDS)}
+    model(tmp_path / "a", config__json=nested)
+    model(tmp_path / "b", config__json=nested, **CHAT)
+    config, _, _ = merged(tokenizer_source="b")
+    assert config["text_config"] == {"bos_token_id": 1, "eos_token_id": 11}
+    assert "eos_token_id" not in config
+
+
+def test_nothing_changes_where_nothing_differs(tmp_path: Path) -> None:
+    files = {"tokenizer_config__json": {"eos_token": "token2", "pad_token": "token3"}}
+    for name in "ab":
+        model(tmp_path / name, generation={"eos_token_id": 2}, **files)
+    for source in ("a", "base", None):
+        config, generation, said = merged(**({} if source is None else {"tokenizer_source": source}))
+        assert {key: config.get(key) for key in (*IDS, "pad_token_id")} == {**IDS, "pad_token_id": None}
+        assert (generation, said) == ({"eos_token_id": 2}, [])
+
+
+def test_the_base_tokenizer_brings_its_own_end_into_stale_configs(tmp_path: Path) -> None:
+    for name in "ab":
+        model(tmp_path / name, generation={"eos_token_id": 2}, **CHAT)
+    config, generation, _ = merged(tokenizer_source="base")
+    assert (config["eos_token_id"], generation) == (11, {"eos_token_id": [11, 2]})
+
+
+def test_a_tokenizer_that_tells_nothing_is_warned_of(tmp_path: Path) -> None:
+    model(tmp_path / "a")
+    model(tmp_path / "b", config__json=llama_config())
+    planned = plan_recipe(linear(0.5, 0.5, tokenizer_source="b"))
+    assert any("no file of b tells the ids of its special tokens" in warning for warning in planned.warnings)
+
+
+def test_without_a_tokenizer_source_other_ends_are_warned_of(tmp_path: Path) -> None:
+    model(tmp_path / "a", generation={"eos_token_id": 2})
+    model(tmp_path / "b", generation={"eos_token_id": [11, 2]})
+    (warning,) = plan_recipe(linear(0.5, 0.5)).warnings
+    assert warning.startswith(
+        "the inputs end their texts with different tokens: a 2 (token2), b 2 (token2) or 11 (token11); the output has "
+        "the ids of a"
+    )
+    assert "`tokenizer_source: b`" in warning
+    assert plan_recipe(linear(0.5, 0.5, tokenizer_source="b")).warnings == ()
+
+
+def test_ends_that_are_spelled_otherwise_are_the_same(tmp_path: Path) -> None:
+    model(tmp_path / "a", generation={"eos_token_id": [2]})
+    model(tmp_path / "b", tokenizer_config__json={"eos_token": {"content": "token2"}})
+    model(tmp_path / "c", config__json=llama_config() | {"text_config": {"eos_token_id": 2}})
+    make_llama(tmp_path / "d", 3)
+    assert plan_recipe(linear(1, 1, 1, 1)).warnings == ()
+    assert TOKENIZER["added_tokens"] == []
