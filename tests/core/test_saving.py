@@ -181,3 +181,9 @@ def test_trainer_trains_adapters_and_routers_and_goes_on_from_its_checkpoints(fu
     assert any(not torch.equal(again[name], value) for name, value in start.items())
     resumed, straight = trained(4, resume=True).state_dict(), trained(4).state_dict()
     assert all(torch.equal(resumed[name], value) for name, value in straight.items())
+
+
+def test_a_fusion_is_no_part_of_another(fuse: Fuse, tmp_path: Path) -> None:
+    fuse("gpt2", "llama").as_causal_lm().save_pretrained(tmp_path / "fused")
+    with pytest.raises(MolError, match="is a fusion or a mixture itself"):
+        fuse(str(tmp_path / "fused"), "gpt2")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import AutoModelForCausalLM, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mol.core.cache import CACHE_NAME, FusedCache
 from mol.core.fusion import choosing
@@ -17,6 +18,7 @@ from mol.core.host import host_options
 from mol.core.losses import compute_routing_loss
 from mol.core.models.heads import CAUSAL_LM
 from mol.core.pretrained.fused_model import FusedModel, MoLModelConfig
+from mol.core.pretrained.step_loss import share_of, train_beside, weigh
 from mol.core.pretrained.writing import Writing
 from mol.errors import MolError
 
@@ -31,7 +33,8 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
 
     In training the loss is that of the next token and, over the layers whose router has a choice, the mean of
     `load_balancing_coeff` times the load balancing loss and `entropy_penalty_coeff` times the entropy of a token's
-    choice, in nats; in eval mode it is that of the next token alone.
+    choice, in nats; in eval mode it is that of the next token alone. Where Trainer accumulates gradients, each batch
+    counts by its labels, so that the batches of a step train like one.
 
     With `dispatch="sequence"` each row chooses its experts once. By which tokens, is the same with a cache and without:
     `generate` goes by the whole prompt, as a first forward with a cache does; a forward without goes by the first
@@ -103,6 +106,7 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         return_dict: bool | None = None,
         prompt_length: int | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **others: Any,  # noqa: ANN401 - what the host's forward takes besides
     ) -> CausalLMOutputWithPast:
         """Run the host's forward with the fused layers in it.
@@ -117,6 +121,9 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
             logits_to_keep: logits of so many last tokens only; all if 0.
             return_dict: must not be False.
             prompt_length: without a cache, rows with "sequence" dispatch choose by so many first columns.
+            num_items_in_batch: number of labels that count in all batches of an optimiser's step; the loss is then the
+                part of these in the mean over all. Without labels, as Trainer passes it where it smooths them, the
+                losses of the routers are trained with whatever loss is made of the logits.
             others: `output_hidden_states`, and inputs that only the host knows: `token_type_ids` of some.
 
         Raises:
@@ -139,18 +146,34 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
             inputs["logits_to_keep"] = logits_to_keep
         output, run = self.runtime.run_host(lambda: host.model(**inputs), attention_mask, length, cache, prompt_length)
         self.routings = run.routings
-        loss = output.loss
-        if labels is not None and self.training:
-            settings = self.runtime.config
-            added = compute_routing_loss(
-                run.routings.values(),
-                attention_mask[:, -length:],
-                load_balancing_coeff=settings.load_balancing_coeff,
-                entropy_penalty_coeff=settings.entropy_penalty_coeff,
-            )
-            loss = loss + added.to(loss.device)
+        loss, logits = output.loss, output.logits
+        share = None
+        if loss is not None and num_items_in_batch is not None:
+            share = share_of(inputs["labels"], num_items_in_batch, shifted=True)
+            loss = weigh(loss, share, logits)
+        shown = attention_mask[:, -length:]
+        if self.training and labels is not None:
+            added = self._routing_loss(shown)
+            loss = loss + (added if share is None else added * share.to(added.device)).to(loss.device)
+        elif self.training and num_items_in_batch is not None and self._trains_routers:
+            logits = train_beside(logits, self._routing_loss(shown), shown, num_items_in_batch)
         hidden = output.get("hidden_states")
-        return CausalLMOutputWithPast(loss=loss, logits=output.logits, hidden_states=hidden, **{CACHE_NAME: cache})
+        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=hidden, **{CACHE_NAME: cache})
+
+    @property
+    def _trains_routers(self) -> bool:
+        settings = self.runtime.config
+        return bool(settings.load_balancing_coeff or settings.entropy_penalty_coeff)
+
+    def _routing_loss(self, mask: torch.Tensor) -> torch.Tensor:
+        """Return what the routers of the last forward add to the loss; the mask (B, T) is that of its tokens."""
+        settings = self.runtime.config
+        return compute_routing_loss(
+            self.routings.values(),
+            mask,
+            load_balancing_coeff=settings.load_balancing_coeff,
+            entropy_penalty_coeff=settings.entropy_penalty_coeff,
+        )
 
     def _counted(
         self, labels: torch.Tensor, mask: torch.Tensor, cache: FusedCache | None, prompt: int | None
@@ -172,3 +195,5 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
 
 
 AutoModelForCausalLM.register(MoLModelConfig, MoLForCausalLM)
+# Where Trainer looks for models whose labels it must shift before it smooths them.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[MoLModelConfig.model_type] = MoLForCausalLM.__name__

@@ -80,8 +80,8 @@ class FusedModel(PreTrainedModel):
     config_class = MoLModelConfig
     base_model_prefix = "runtime"
     _supports_sdpa = True
-    # The host's loss is a mean over what it was given, whatever number of items Trainer counts in a step.
-    accepts_loss_kwargs = False
+    # Trainer then tells the number of labels in all batches of a step, see `step_loss`.
+    accepts_loss_kwargs = True
     head: ClassVar[Head]
 
     def __init__(self, config: MoLModelConfig) -> None:

@@ -24,6 +24,7 @@ from mol.core.cache import CACHE_NAME, ExpertCache, FusedCache
 from mol.core.host import asked_for
 from mol.core.models.loading import load_tokenizer, load_whole, read_generation_config
 from mol.core.pretrained.fused_model import FusedModel
+from mol.core.pretrained.step_loss import share_of, weigh
 from mol.core.pretrained.writing import Writing
 from mol.core.routers import SimpleRouter
 from mol.errors import ConfigError, MolError
@@ -95,7 +96,7 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
 
     config_class = MoLMixtureConfig
     called = "a mixture"
-    accepts_loss_kwargs = False
+    accepts_loss_kwargs = True
 
     def __init__(self, config: MoLMixtureConfig) -> None:
         """Load the models that a config names; see `from_models`."""
@@ -168,6 +169,7 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
         if self.config.mixture_weights == "router":
             self.router = SimpleRouter(self.config.hidden_size, len(models)).to(models[0].device)
         self.generation_config = copy.deepcopy(models[0].generation_config)
+        self.loss_type = "ForCausalLM"  # so that Trainer counts labels without the first of each row
         self.train(mode=False)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -206,6 +208,7 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
         past_key_values: FusedCache | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **others: Any,  # noqa: ANN401 - refused unless they are None or False
     ) -> CausalLMOutputWithPast:
         """Run all models and mix.
@@ -218,6 +221,8 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
             past_key_values: the same, as it was called before transformers 5.24.
             use_cache: return a cache.
             return_dict: must not be False.
+            num_items_in_batch: number of labels that count in all batches of an optimiser's step; the loss is then the
+                part of these in the mean over all.
             others: none.
 
         Returns:
@@ -252,6 +257,8 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = functional.nll_loss(mixed[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(mixed.device))
+            if num_items_in_batch is not None:
+                loss = weigh(loss, share_of(labels, num_items_in_batch, shifted=True), mixed)
         return CausalLMOutputWithPast(loss=loss, logits=mixed, **{CACHE_NAME: cache})
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from mol.core.models.heads import (
 )
 from mol.core.pretrained.causal_lm import MoLForCausalLM
 from mol.core.pretrained.fused_model import FusedModel, MoLModelConfig
+from mol.core.pretrained.step_loss import share_of, weigh
 from mol.errors import MolError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class TaskModel(FusedModel):
         pixel_values: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **others: Any,  # noqa: ANN401 - what the host's forward takes besides
     ) -> ModelOutput:
         """Run the host's forward with the fused layers in it.
@@ -48,6 +50,8 @@ class TaskModel(FusedModel):
             pixel_values: (B, C, height, width), of a host that reads images.
             labels: as the host's own forward takes them.
             return_dict: must not be False.
+            num_items_in_batch: number of labels that count in all batches of an optimiser's step; the loss is then the
+                part of these in the mean over all.
             others: inputs that only the host knows.
 
         Returns:
@@ -64,6 +68,10 @@ class TaskModel(FusedModel):
         output, run = self.runtime.run_host(lambda: host.model(**inputs), mask, mask.shape[1])
         self.routings = run.routings
         result: ModelOutput = output
+        if labels is not None and num_items_in_batch is not None:
+            result["loss"] = weigh(
+                result["loss"], share_of(labels, num_items_in_batch, shifted=False), result["logits"]
+            )
         return result
 
 
