@@ -12,7 +12,9 @@ from mol.config.methods import METHODS
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_each_is_a_recipe_without_remarks(name: str) -> None:
     config = parse_recipe(EXAMPLES[name], name)
-    assert config.notes == ()
+    assert [
+        note for note in config.notes if not note.startswith("filled in, since the recipe is in the short form")
+    ] == []
     assert parse_recipe(config.to_yaml()) == config
 
 

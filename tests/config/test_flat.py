@@ -12,6 +12,9 @@ from mol.errors import ConfigError
 A, B, C = ModelReference("a"), ModelReference("b"), ModelReference("c")
 
 
+ALIGNMENT = "filled in, since the recipe is in the short form: `layer_alignment` auto (mergekit's form has strict)"
+
+
 def plain(text: str) -> dict[str, Any]:
     """Return the recipe in mergekit's grammar, and see that it reads back equal."""
     config = parse_recipe(text, "config.yml")
@@ -149,6 +152,7 @@ def test_flat_slices_are_the_sources_of_one_slice() -> None:
     assert [source.parameters.to_dict() for source in config.slices[0].sources] == [{"weight": 0.9}, {"weight": 0.1}]
     assert config.notes == (
         "`slices` without `sources` are the inputs of one slice; to stack slices, give each its `sources`",
+        ALIGNMENT,
     )
 
 
@@ -157,7 +161,7 @@ def test_flat_slices_of_passthrough_are_stacked() -> None:
     config = parse_recipe(text)
     assert config.slices is not None
     assert [len(part.sources) for part in config.slices] == [1, 1]
-    assert config.notes == ()
+    assert config.notes == (ALIGNMENT,)
 
 
 def test_the_default_base_of_slices() -> None:
@@ -167,11 +171,56 @@ def test_the_default_base_of_slices() -> None:
     assert config.base_model == A
 
 
+def test_what_the_short_form_fills_in_is_said() -> None:
+    config = parse_recipe("merge_method: ties\nmodels: [a, b]\n")
+    assert config.notes[-1] == (
+        "filled in, since the recipe is in the short form: `weight` 1 (mergekit's form needs one), "
+        "`density` 0.8 (mergekit's form has 1), `layer_alignment` auto (mergekit's form has strict)"
+    )
+    given = parse_recipe(
+        "merge_method: ties\nbase_model: a\nlayer_alignment: strict\nmodels:\n"
+        "  - {name: b, weight: 0.5, parameters: {density: 0.3}}\n"
+    )
+    assert given.notes == ()
+
+
+@pytest.mark.parametrize("key", ["weight: 0.6", "layer_range: [0, 2]"])
+def test_a_key_beside_model_leaves_a_recipe_in_mergekits_grammar(key: str) -> None:
+    """A fault in that grammar, or a word that it ignores; never the defaults of another form."""
+    text = (
+        "merge_method: ties\nbase_model: a\nmodels:\n  - {model: a}\n"
+        f"  - {{model: b, {key}, parameters: {{weight: 1}}}}\n"
+    )
+    if key.startswith("weight"):
+        assert refusal(text) == (
+            "config.yml:5: unknown key `weight` in an entry of `models`: write `parameters: {weight: ...}`",
+        )
+        return
+    config = parse_recipe(text)
+    assert (config.layer_alignment, config.slices, "density" in config.parameters) == ("strict", None, False)
+    assert config.notes == (
+        "`layer_range` in an entry of `models` has no effect in mergekit, and none here: whole models are merged; "
+        "layers are chosen by `slices`",
+    )
+
+
+def test_keys_a_level_too_high_and_the_missing_base_are_one_refusal() -> None:
+    text = "merge_method: ties\nmodels:\n- {model: a, density: 1.0, weight: 0.6}\n- {model: b, weight: 0.25}\n"
+    key = "unknown key `{}` in an entry of `models`: write `parameters: {{{}: ...}}`".format
+    assert refusal(text) == (
+        "config.yml:2: ties needs `base_model`, the model it starts from",
+        f"config.yml:3: {key('density', 'density')}",
+        f"config.yml:3: {key('weight', 'weight')}",
+        f"config.yml:4: {key('weight', 'weight')}",
+    )
+
+
 def test_a_list_under_weight_is_a_gradient_and_is_said() -> None:
     config = parse_recipe("merge_method: linear\nmodels: [a, b]\nparameters: {weight: [0.7, 0.3]}\n")
     assert config.parameters["weight"] == (Rule((0.7, 0.3)),)
     assert config.notes == (
         "`weight: [0.7, 0.3]` is a gradient over the layers; one weight a model is written `weights`",
+        ALIGNMENT,
     )
 
 
@@ -195,7 +244,7 @@ def test_parameters_of_the_seed_that_are_built_in(word: str) -> None:
         ("models: [a]\nweights: [x]\n", "config.yml:3: `weight` is 'x'; it must be a finite number"),
         ("models: [a, b]\nweights: [1, -1]\n", "config.yml:2: the weights [1.0, -1.0] sum to zero"),
         ("models: [a, b]\nbase_model: c\n", "config.yml:2: `base_model` c is not among `models`"),
-        ("models: [a, true]\n", "config.yml:2: an entry of `models` is a map, not True"),
+        ("models: [a, true]\n", "config.yml:2: an entry of `models` is a map, not true"),
         ("models:\n  - {name: a, model: b}\n", "config.yml:3: unknown key `name` in an entry of `models`"),
         (
             "models:\n  - {model: a, layer_range: [0, 2]}\n  - b\n",

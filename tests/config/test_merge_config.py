@@ -33,7 +33,10 @@ def test_the_seeds_slerp() -> None:
     assert config.parameters == ParameterMap({"t": (Rule(0.5),)})
     assert config.layer_alignment == "auto"
     assert config.output_path == "./merged_model"
-    assert config.notes == ("no `base_model` is given: the first model, gpt2, is the base",)
+    assert config.notes == (
+        "no `base_model` is given: the first model, gpt2, is the base",
+        "filled in, since the recipe is in the short form: `layer_alignment` auto (mergekit's form has strict)",
+    )
 
 
 def test_the_seeds_ties() -> None:
@@ -47,7 +50,10 @@ def test_the_seeds_ties() -> None:
     assert config.base_model == ModelReference("gpt2")
     assert config.parameters["weight"] == (Rule(1.0),)
     assert config.parameters["density"] == (Rule(0.8),)
-    assert config.notes == ()
+    assert config.notes == (
+        "filled in, since the recipe is in the short form: `weight` 1 (mergekit's form needs one), "
+        "`layer_alignment` auto (mergekit's form has strict)",
+    )
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def test_methods_to_come_are_refused_by_name(method: str) -> None:
         ("merge_method: linear\n", "config.yml:1: a recipe has either `models` or `slices`; here is neither"),
         (SLERP + "slices: []\n", "config.yml:8: a recipe has either `models` or `slices`; here is both"),
         (SLERP + "modules: {}\n", "config.yml:8: `modules`: models of several modules come later"),
-        (SLERP + "name: x\n", "config.yml:8: unknown key `name` in a recipe: recipes in several stages come later"),
+        (SLERP + "name: b\n", "config.yml:8: a model is called `b` as this recipe is: stages come later"),
         (SLERP + "method: ties\n", "config.yml:8: `method` and `merge_method` differ; give one of them"),
         (
             SLERP + "use_safetensors: false\n",
@@ -190,7 +190,7 @@ def test_keys_of_a_recipe(text: str, problem: str) -> None:
             "config.yml:5: unknown key `layer_range` in a slice: each of `sources` has its own",
         ),
         (
-            PASSTHROUGH.replace("[0, 2]", "[0, 2], weight: 1"),
+            PASSTHROUGH.replace("[0, 2]", "[0, 2], weight: 1").replace("passthrough", "linear"),
             "config.yml:4: unknown key `weight` in an entry of `sources`: write `parameters: {weight: ...}`",
         ),
     ],

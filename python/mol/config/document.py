@@ -13,6 +13,12 @@ from mol.errors import ConfigError
 MAX_DEPTH = 32
 """A recipe is nested about eight deep; more is a mistake or an attack."""
 
+MAX_KEY = 200
+"""Most characters of a key; a longer one is no word."""
+
+_MAX_BITS = 4096  # of a whole number; Python refuses to write out much longer ones
+_MAX_PROBLEMS = 100
+
 
 class Place(NamedTuple):
     """Where something stands: a line of a file, or a path of keys in Python values (line 0)."""
@@ -26,13 +32,22 @@ class Place(NamedTuple):
 
 
 class Table(dict[str, Any]):
-    """A map with text keys that knows where each key stands."""
+    """A map with text keys that knows where each key stands.
+
+    Attributes:
+        place: where the map stands.
+        places: where each key stands.
+        anchored: keys whose values carry a YAML anchor, at any depth.
+        repeated: keys given more than once, each time with an anchor, and where they stand the second time.
+    """
 
     def __init__(self, place: Place) -> None:
         """Make an empty map that stands at a place."""
         super().__init__()
         self.place = place
         self.places: dict[str, Place] = {}
+        self.anchored: set[str] = set()
+        self.repeated: dict[str, Place] = {}
 
     def put(self, key: str, value: object, place: Place) -> None:
         """Set an entry and where it stands."""
@@ -49,6 +64,8 @@ class Table(dict[str, Any]):
         for key, value in self.items():
             if key not in keys:
                 rest.put(key, value, self.at(key))
+        rest.anchored = self.anchored.difference(keys)
+        rest.repeated = {key: place for key, place in self.repeated.items() if key not in keys}
         return rest
 
 
@@ -79,8 +96,16 @@ class Problems:
         return len(self._found)
 
     def add(self, place: Place, message: str) -> None:
-        """Note one problem."""
+        """Note one problem.
+
+        Raises:
+            ConfigError: there are so many that this is no recipe with mistakes but some other text.
+        """
         self._found.append((place, message))
+        if len(self._found) > _MAX_PROBLEMS:
+            raise ConfigError.listing(
+                f"not a recipe: more than {_MAX_PROBLEMS} problems, of which the first are", self.lines()
+            )
 
     def lines(self) -> list[str]:
         """Return the problems in the order of their lines, each once."""
@@ -99,8 +124,31 @@ class Problems:
 
 def suggestion(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Return `; did you mean ...?` for a word that looks like a known one, else nothing."""
+    near = closest(word, known, cutoff=cutoff)
+    return f"; did you mean `{near}`?" if near else ""
+
+
+def closest(word: str, known: Iterable[str], *, cutoff: float) -> str | None:
+    """Find the known word that is most like a word; None where none is as much like it as `cutoff`, from 0 to 1."""
+    if len(word) > MAX_KEY:
+        return None  # the comparison takes time by the product of the lengths
     close = difflib.get_close_matches(word.lower().replace("-", "_"), list(known), n=1, cutoff=cutoff)
-    return f"; did you mean `{close[0]}`?" if close else ""
+    return close[0] if close else None
+
+
+def shown(value: object) -> str:
+    """Return a value as a message quotes it, cut where it is long."""
+    if isinstance(value, Table):
+        return "a map"
+    if value is None:
+        return "empty"
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def is_huge(value: object) -> bool:
+    """Tell whether a whole number is so long that Python refuses to write it into a message."""
+    return isinstance(value, int) and value.bit_length() > _MAX_BITS
 
 
 def from_python(value: object, path: str = "", depth: int = 0) -> Any:  # noqa: ANN401 - any plain value
@@ -122,7 +170,9 @@ def from_python(value: object, path: str = "", depth: int = 0) -> Any:  # noqa: 
     if isinstance(value, Mapping):
         table = Table(place)
         for key, item in value.items():
-            word = str(key)
+            word = "" if is_huge(key) else str(key)
+            if not word or len(word) > MAX_KEY:
+                raise ConfigError(f"{path or 'the recipe'}: a key is a word of 1 to {MAX_KEY} characters")
             inner = f"{path}.{word}" if path else word
             table.put(word, from_python(item, inner, depth + 1), Place(inner))
         return table
@@ -132,4 +182,8 @@ def from_python(value: object, path: str = "", depth: int = 0) -> Any:  # noqa: 
             inner = f"{path}[{index}]"
             items.put(from_python(item, inner, depth + 1), Place(inner))
         return items
+    if is_huge(value):
+        raise ConfigError(
+            f"{path or 'the recipe'}: a whole number of more than 1,200 digits; nothing in a recipe is so large"
+        )
     return value

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from mol.config.document import Place, Problems, Table, suggestion
+from mol.config.document import Items, Place, Problems, Table, closest, shown, suggestion
 from mol.config.flat import is_flat, to_mergekit_form
 from mol.config.inputs import Inputs, check_inputs, read_inputs
-from mol.config.methods import LATER_METHODS, METHODS, MethodSpec
+from mol.config.methods import LATER_METHODS, METHODS, MethodSpec, Required
+from mol.config.model_reference import is_local
 from mol.config.parameters import ParameterMap, Rule
 from mol.config.values import ValueReader
 
@@ -81,7 +82,9 @@ class RecipeFields:
     places: dict[ModelReference, str] = field(default_factory=dict)
 
 
-def read_fields(table: Table, header: str, *, flat: bool | None = None, defaults: bool = True) -> RecipeFields:
+def read_fields(
+    table: Table, header: str, *, flat: bool | None = None, defaults: bool = True, resolved: bool = False
+) -> RecipeFields:
     """Read and check a recipe.
 
     Args:
@@ -89,12 +92,14 @@ def read_fields(table: Table, header: str, *, flat: bool | None = None, defaults
         header: first line of the error, such as "config.yml is refused".
         flat: whether it is in the Python or flat form; None looks at the recipe.
         defaults: whether the defaults of those forms are filled in.
+        resolved: whether each model has one name only, as after the commits of its revisions are known.
 
     Raises:
         ConfigError: lists everything that is wrong.
     """
     reader = ValueReader(None, Problems(), [])
-    recipe = _take_method(table, reader)
+    recipe = _take_method(_without_holders(table, reader), reader)
+    reader.recipe = recipe
     if flat is None:
         flat = is_flat(recipe)
     if flat:
@@ -104,6 +109,7 @@ def read_fields(table: Table, header: str, *, flat: bool | None = None, defaults
     before = len(reader.problems)
     read.parameters = reader.parameters(recipe.get("parameters"), recipe.at("parameters"), of_model=False)
     parameters_sound = len(reader.problems) == before
+    reader.shared = read.parameters
     inputs = read_inputs(recipe, reader)
     inputs.parameters_sound &= parameters_sound
     if recipe.get("base_model") is not None:
@@ -113,9 +119,12 @@ def read_fields(table: Table, header: str, *, flat: bool | None = None, defaults
     if flat and inputs.sound:
         _note_gradient_for_weights(read.parameters, inputs, reader)
     if flat and defaults and reader.spec:
-        read.parameters = _with_flat_defaults(read.parameters, reader.spec)
+        read.parameters = _with_flat_defaults(recipe, read, inputs, reader.spec, reader)
     if reader.spec and inputs.sound:
-        check_inputs(inputs, reader.spec, read.base_model, read.parameters, reader, weighs_base=weighs_base)
+        check_inputs(
+            inputs, reader.spec, read.base_model, read.parameters, reader, weighs_base=weighs_base, resolved=resolved
+        )
+    _note_name(recipe, inputs, reader)
     _read_tokenizer(recipe, read, inputs, reader)
     reader.problems.raise_any(header)
     if inputs.whole:
@@ -125,6 +134,44 @@ def read_fields(table: Table, header: str, *, flat: bool | None = None, defaults
     read.notes = tuple(dict.fromkeys(reader.notes))
     read.places = reader.places
     return read
+
+
+def _without_holders(table: Table, reader: ValueReader) -> Table:
+    """Take out the keys of the author's own that only hold YAML anchors, and refuse what is given twice."""
+    known = (*_KEYS, *_NO_EFFECT, *_LATER, "method", "name")
+    holders = []
+    for word in table:
+        if word in known or word not in table.anchored:
+            continue
+        near = closest(word, known, cutoff=0.85)
+        if near is None or word.replace("-", "_").startswith((f"{near}_", f"{near}.")):
+            holders.append(word)
+            reader.notes.append(f"`{word}` holds YAML anchors for other keys and has no effect of its own")
+    recipe = table.without(*holders)
+    _refuse_repeated(recipe, reader)
+    return recipe
+
+
+def _refuse_repeated(value: object, reader: ValueReader) -> None:
+    if isinstance(value, Table):
+        for word, place in value.repeated.items():
+            reader.problems.add(place, f"key `{word}` is given twice")
+        for inner in value.values():
+            _refuse_repeated(inner, reader)
+    elif isinstance(value, Items):
+        for inner in value:
+            _refuse_repeated(inner, reader)
+
+
+def _note_name(recipe: Table, inputs: Inputs, reader: ValueReader) -> None:
+    """Note the `name` of a recipe, or refuse it where a model is called so: that is a recipe in several stages."""
+    name = recipe.get("name")
+    if name is None:
+        return
+    if isinstance(name, str) and any(model.name == name and not is_local(name) for model in inputs.models()):
+        reader.problems.add(recipe.at("name"), f"a model is called `{name}` as this recipe is: stages come later")
+    else:
+        reader.notes.append(f"`name: {shown(name)}` has no effect: it only tells stages of a recipe apart")
 
 
 def _take_method(table: Table, reader: ValueReader) -> Table:
@@ -140,20 +187,19 @@ def _take_method(table: Table, reader: ValueReader) -> Table:
     if word is None:
         reader.problems.add(place, f"`merge_method` is missing; it is one of {known}")
     elif not isinstance(word, str):
-        reader.problems.add(place, f"`merge_method` is the name of a method, not {word!r}")
+        reader.problems.add(place, f"`merge_method` is the name of a method, not {shown(word)}")
     elif word.replace("-", "_") in LATER_METHODS:
         reader.problems.add(place, f"merge method `{word}` is known but not built yet; there are {known}")
     elif word not in METHODS:
         hint = suggestion(word, METHODS) or f"; there are {known}"
-        reader.problems.add(place, f"unknown merge method `{word}`{hint}")
+        reader.problems.add(place, f"unknown merge method `{word[:80]}`{hint}")
     else:
         reader.spec = METHODS[word]
     return recipe
 
 
 def _read_plain_keys(recipe: Table, read: RecipeFields, reader: ValueReader, *, flat: bool) -> None:
-    known = (*_KEYS, *_NO_EFFECT, *_LATER)
-    reader.keys(recipe, known, "a recipe", {"name": "recipes in several stages come later"})
+    reader.keys(recipe, (*_KEYS, *_NO_EFFECT, *_LATER, "name"), "a recipe")
     for word, why in _NO_EFFECT.items():
         if recipe.get(word) is None:
             continue
@@ -169,16 +215,18 @@ def _read_plain_keys(recipe: Table, read: RecipeFields, reader: ValueReader, *, 
     read.chat_template = _read_chat_template(recipe.get("chat_template"), recipe.at("chat_template"), reader)
     alignment = recipe.get("layer_alignment")
     if alignment not in (None, "auto", "strict"):
-        reader.problems.add(recipe.at("layer_alignment"), f"`layer_alignment` is `auto` or `strict`, not {alignment!r}")
+        reader.problems.add(
+            recipe.at("layer_alignment"), f"`layer_alignment` is `auto` or `strict`, not {shown(alignment)}"
+        )
     elif alignment is None:
         read.layer_alignment = "auto" if flat else "strict"
     else:
         read.layer_alignment = cast('Literal["auto", "strict"]', alignment)
     path = recipe.get("output_path")
-    if isinstance(path, Path) or (isinstance(path, str) and path):
+    if isinstance(path, Path) or (isinstance(path, str) and path and "\0" not in path):
         read.output_path = str(path)
     elif path is not None:
-        reader.problems.add(recipe.at("output_path"), f"`output_path` is a path, not {path!r}")
+        reader.problems.add(recipe.at("output_path"), f"`output_path` is a path, not {shown(path)}")
     if recipe.get("trust_remote_code") is not None:
         value = recipe["trust_remote_code"]
         read.trust_remote_code = reader.boolean(value, recipe.at("trust_remote_code"), "trust_remote_code")
@@ -190,7 +238,7 @@ def _read_dtype(recipe: Table, key: str, reader: ValueReader) -> str | None:
     value = recipe.get(key)
     if value is None:
         return None
-    word = str(value).removeprefix("torch.")  # a torch.dtype is written as `torch.float16`
+    word = str(value)[:80].removeprefix("torch.")  # a torch.dtype is written as `torch.float16`
     if word in DTYPE_WORDS:
         return DTYPE_WORDS[word]
     known = ", ".join(DTYPES)
@@ -211,9 +259,8 @@ def _read_chat_template(value: object, place: Place, reader: ValueReader) -> str
     elif isinstance(value, str) and "{" in value and len(value) >= 20:
         return value
     else:
-        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
         hint = suggestion(value, ("auto", *_TEMPLATES)) if isinstance(value, str) else ""
-        reader.problems.add(place, f"`chat_template` is `auto` or Jinja text, not {shown}{hint}")
+        reader.problems.add(place, f"`chat_template` is `auto` or Jinja text, not {shown(value)}{hint}")
     return None
 
 
@@ -237,6 +284,8 @@ def _read_tokenizer(recipe: Table, read: RecipeFields, inputs: Inputs, reader: V
     if source in ("base", "union"):
         read.tokenizer_source = source
     else:
+        if isinstance(source, str):
+            source = source.removeprefix("model:")  # as older recipes write it
         model = reader.model(source, place)
         known = [*inputs.models(), *([read.base_model] if read.base_model else [])]
         if model is not None and inputs.sound and model not in known:
@@ -254,11 +303,31 @@ def _note_gradient_for_weights(parameters: ParameterMap, inputs: Inputs, reader:
             )
 
 
-def _with_flat_defaults(parameters: ParameterMap, spec: MethodSpec) -> ParameterMap:
+def _with_flat_defaults(
+    recipe: Table, read: RecipeFields, inputs: Inputs, spec: MethodSpec, reader: ValueReader
+) -> ParameterMap:
     """Write the defaults of the Python and flat forms into the recipe, where filters leave tensors without a value."""
-    rules = dict(parameters)
+    rules = dict(read.parameters)
+    filled = []
     for name, parameter in spec.parameters.items():
         given = rules.get(name, ())
-        if parameter.flat_default is not None and all(rule.filter is not None for rule in given):
-            rules[name] = (*given, Rule(parameter.flat_default))
+        if parameter.flat_default is None or any(rule.filter is None for rule in given):
+            continue
+        rules[name] = (*given, Rule(parameter.flat_default))
+        levels = [part.parameters for part in inputs.slices]
+        if parameter.per_model:
+            levels = [
+                source.parameters
+                for part in inputs.slices
+                for source in part.sources
+                if source.model != (part.base_model or read.base_model)
+            ]
+        if all(any(rule.filter is None for rule in level.get(name, ())) for level in levels):
+            continue  # every model or slice has its own
+        other = "needs one" if isinstance(parameter.default, Required) else f"has {parameter.default:g}"
+        filled.append(f"`{name}` {parameter.flat_default:g} (mergekit's form {other})")
+    if recipe.get("layer_alignment") is None:
+        filled.append("`layer_alignment` auto (mergekit's form has strict)")
+    if filled:
+        reader.notes.append(f"filled in, since the recipe is in the short form: {', '.join(filled)}")
     return ParameterMap(rules)

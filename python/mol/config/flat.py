@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from mol.config.methods import MethodSpec
 
 _PARTS = ("self_attn", "mlp", "embed_tokens", "lm_head")
-_ENTRY_KEYS = {"name", "weight", "layer_range"}
 
 
 def is_flat(table: Table) -> bool:
-    """Tell whether a recipe uses a key or a shape that only the flat form has."""
+    """Tell whether a recipe uses a key or a shape that only the flat form has.
+
+    A key that mergekit has elsewhere (`weight` beside `model`) is a mistake in its grammar, not another form.
+    """
     if any(table.get(key) is not None for key in ("weights", "layer_range")):
         return True
     parameters = table.get("parameters")
@@ -26,7 +28,7 @@ def is_flat(table: Table) -> bool:
     models = _entries(table, "models")
     return (
         any(isinstance(entry, str) for entry in entries)
-        or any(isinstance(entry, Table) and not _ENTRY_KEYS.isdisjoint(entry) for entry in models)
+        or any(isinstance(entry, Table) and "name" in entry and "model" not in entry for entry in models)
         or any(isinstance(entry, Table) and "model" in entry for entry in _entries(table, "slices"))
     )
 
@@ -163,16 +165,28 @@ def _spread_weights(recipe: Table, weights: object, place: Place, problems: Prob
     if not isinstance(weights, Table):
         problems.add(place, "`weights` is a list, one for each model, or a map from model to weight")
         return
-    names = [_label(entry.get("model")) for entry in entries]
-    base = _label(recipe.get("base_model"))
+    models = [_identity(entry.get("model")) for entry in entries]
+    base = _identity(recipe.get("base_model"))
+    words: dict[object, str] = {}
     for word in weights:
-        if word not in names and word != base:
+        model = _identity(word)
+        if model not in models and model != base:
+            names = [_label(entry.get("model")) for entry in entries]
             problems.add(weights.at(word), f"`weights` names `{word}`, which is no model here{suggestion(word, names)}")
-    for entry, name in zip(entries, names, strict=True):
-        if name in weights:
-            _give_parameter(entry, "weight", weights[name], weights.at(name))
-        elif name and name != base:
-            problems.add(place, f"`weights` has no weight for `{name}`")
+        elif words.setdefault(model, word) != word:
+            problems.add(weights.at(word), f"`weights` names one model twice, as `{words[model]}` and as `{word}`")
+    for entry, model in zip(entries, models, strict=True):
+        if model in words:
+            _give_parameter(entry, "weight", weights[words[model]], weights.at(words[model]))
+        elif model and model != base:
+            problems.add(place, f"`weights` has no weight for `{_label(entry.get('model'))}`")
+
+
+def _identity(model: object) -> object:
+    try:
+        return ModelReference.parse(model).identity()
+    except ConfigError:
+        return None  # reported where the model itself is read
 
 
 def _label(model: object) -> str:
@@ -216,7 +230,11 @@ def _apply_layer_range(recipe: Table, table: Table, spec: MethodSpec | None, pro
         if entry.get("layer_range") is None and table.get("layer_range") is not None:
             entry.put("layer_range", chosen, place)
     base = recipe.get("base_model")
-    if spec is not None and spec.base == "required" and _label(base) not in {_label(e.get("model")) for e in tables}:
+    if (
+        spec is not None
+        and spec.base == "required"
+        and _identity(base) not in {_identity(e.get("model")) for e in tables}
+    ):
         source = Table(recipe.at("base_model"))
         source.put("model", base, recipe.at("base_model"))
         source.put("layer_range", chosen, place)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mol.config.document import Items, Place, Table, suggestion
+from mol.config.document import Items, Place, Table, shown, suggestion
 from mol.config.methods import REQUIRED, MethodSpec, weights_cancel
+from mol.config.model_reference import may_be_one
 from mol.config.parameters import Chain, ParameterMap
 from mol.config.sources import SliceConfig, SourceConfig
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from mol.config.values import ValueReader
 
 _HINTS = {
-    "weight": "write `parameters: {weight: ...}`",
-    "density": "write `parameters: {density: ...}`",
     "lora": "adapters come later",
 }
 
@@ -76,7 +75,7 @@ class _InputReader:
 
     def _entries(self, value: object, place: Place, name: str) -> list[tuple[Table, Place]]:
         if not isinstance(value, Items):
-            kind = "a map" if isinstance(value, Table) else repr(value)
+            kind = "a map" if isinstance(value, Table) else shown(value)
             self._refuse(place, f"`{name}` is a list, its entries begin with `- `; here is {kind}")
             return []
         if not value:
@@ -86,7 +85,7 @@ class _InputReader:
             if isinstance(entry, Table):
                 entries.append((entry, where))
             else:
-                kind = "a list" if isinstance(entry, Items) else repr(entry)
+                kind = "a list" if isinstance(entry, Items) else shown(entry)
                 self._refuse(where, f"an entry of `{name}` is a map, not {kind}")
         return entries
 
@@ -102,11 +101,13 @@ class _InputReader:
         return read
 
     def _slice(self, entry: Table) -> SliceConfig:
-        known = ("sources", "base_model", "parameters", "residual_weight")
+        known = ("sources", "base_model", "parameters", "residual_weight", "merge_method")
         hints = {"model": "the inputs of a slice stand under `sources`", "layer_range": "each of `sources` has its own"}
         self._keys(entry, known, "a slice", hints)
         if "residual_weight" in entry:
             self._reader.notes.append("`residual_weight` has no effect: mergekit reads it and never uses it")
+        if entry.get("merge_method") is not None:
+            self._method(entry)
         base_model = None
         if entry.get("base_model") is not None:
             base_model = self._reader.model(entry["base_model"], entry.at("base_model"))
@@ -118,25 +119,52 @@ class _InputReader:
         sources = self._sources(entry["sources"], entry.at("sources"), "sources", ranged=True)
         return SliceConfig(sources, base_model, parameters)
 
+    def _method(self, entry: Table) -> None:
+        word = entry["merge_method"]
+        recipe = self._reader.recipe
+        if recipe is not None and word == recipe.get("merge_method"):
+            self._reader.notes.append("`merge_method` in a slice has no effect in mergekit, and none here")
+        else:
+            self._reader.problems.add(
+                entry.at("merge_method"),
+                f"`merge_method` in a slice, {shown(word)}: mergekit ignores it; a recipe has one method",
+            )
+
     def _sources(self, value: object, place: Place, name: str, *, ranged: bool) -> tuple[SourceConfig, ...]:
         read = [self._source(entry, where, name, ranged) for entry, where in self._entries(value, place, name)]
         return tuple(source for source in read if source is not None)
 
     def _source(self, entry: Table, place: Place, name: str, ranged: bool) -> SourceConfig | None:
         needed = ("model", "layer_range") if ranged else ("model",)
-        self._keys(entry, (*needed, "parameters"), f"an entry of `{name}`", _HINTS)
+        self._keys(entry, ("model", "layer_range", "parameters", "revision"), f"an entry of `{name}`", _HINTS)
+        self._revision(entry, name)
         parameters = self._parameters(entry, of_model=True)
         missing = [key for key in needed if entry.get(key) is None]
         for key in missing:
             self._refuse(place, f"an entry of `{name}` needs `{key}`")
         layers = model = None
-        if ranged and "layer_range" not in missing:
+        if entry.get("layer_range") is not None:
             layers = self._reader.layer_range(entry["layer_range"], entry.at("layer_range"))
             self._inputs.sound &= layers is not None
+            if not ranged:
+                self._reader.notes.append(
+                    "`layer_range` in an entry of `models` has no effect in mergekit, and none here: whole models are "
+                    "merged; layers are chosen by `slices`"
+                )
         if "model" not in missing:
             model = self._reader.model(entry["model"], entry.at("model"))
             self._inputs.sound &= model is not None
         return None if model is None else SourceConfig(model, layers, parameters)
+
+    def _revision(self, entry: Table, name: str) -> None:
+        revision = entry.get("revision")
+        if revision is None:
+            return
+        if revision == "main":
+            self._reader.notes.append(f"`revision` in an entry of `{name}` has no effect in mergekit, and none here")
+            return
+        place = entry.at("revision")
+        self._refuse(place, f"`revision` in an entry of `{name}`: mergekit ignores it; write `model: NAME@REVISION`")
 
 
 def check_inputs(
@@ -147,6 +175,7 @@ def check_inputs(
     reader: ValueReader,
     *,
     weighs_base: bool,
+    resolved: bool = False,
 ) -> None:
     """Check number of inputs, base, lengths of ranges, parameters that must be there and weights that cancel.
 
@@ -157,8 +186,11 @@ def check_inputs(
         parameters: the recipe's parameters.
         reader: collects the problems.
         weighs_base: whether the recipe itself gives a weight to models that have none of their own.
+        resolved: whether names that differ are known to be different models.
     """
     if inputs.whole and spec.base == "input" and base_model is not None and base_model not in inputs.models():
+        if not resolved and any(may_be_one(base_model, model) for model in inputs.models()):
+            return  # checked again when their commits are known
         _add_base(inputs, spec, base_model, reader, weighs_base=weighs_base)
     for index, (part, place) in enumerate(zip(inputs.slices, inputs.places, strict=True)):
         where = "" if inputs.whole else f"slice {index + 1}: "
@@ -167,6 +199,13 @@ def check_inputs(
         if spec.base == "required" and base is None:
             reader.problems.add(place, f"{where}{spec.name} needs `base_model`, the model it starts from")
             continue
+        if (
+            not resolved
+            and base is not None
+            and base not in listed
+            and any(may_be_one(base, model) for model in listed)
+        ):
+            continue  # checked again when their commits are known
         if spec.base == "required" and not inputs.whole and base not in listed:
             # Models of one family have names alike: only what looks like a slip of the pen is offered.
             alike = [str(model) for model in listed if _digits(str(model)) == _digits(str(base))]
@@ -178,6 +217,9 @@ def check_inputs(
         count = len(listed) + (spec.base == "required" and base not in listed)
         if not _check_count(count, spec, place, where, base if base not in listed else None, reader):
             continue
+        spans = [source.layer_range for source in part.sources if source.model == base]
+        if spec.name != "slerp" and spec.base == "required" and len(set(spans)) < len(spans):
+            reader.problems.add(place, f"{where}the base, {base}, is listed twice; it is subtracted, so list it once")
         if spec.name != "slerp" and spec.base == "required" and all(model == base for model in listed):
             reader.problems.add(place, f"{where}{spec.name} needs a model besides the base, {base}")
         lengths = {source.layer_range[1] - source.layer_range[0] for source in part.sources if source.layer_range}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
@@ -11,7 +12,7 @@ import yaml
 from mol.config.document import Table, from_python
 from mol.config.fields import DTYPE_NAMES, RecipeFields, read_fields
 from mol.config.methods import METHODS, Required, Scalar
-from mol.config.model_reference import ModelReference
+from mol.config.model_reference import ModelReference, may_be_one
 from mol.config.parameters import Chain, ParameterMap, Rule
 from mol.config.sources import SliceConfig, SourceConfig
 from mol.errors import ConfigError
@@ -149,6 +150,49 @@ class MergeConfig:
         else:
             table, text, where = *read_recipe_file(source), str(source)
         return cls.from_table(table, f"{where} is refused", text)
+
+    def with_one_name_each(self, names: Mapping[ModelReference, ModelReference]) -> MergeConfig:
+        """Return the recipe with every model under one name, checked again now that names that differ are two models.
+
+        Args:
+            names: for references that resolved to the same model as another, that other.
+
+        Raises:
+            ConfigError: lists everything that is wrong with the recipe.
+        """
+        if not names and not self._names_may_coincide():
+            return self
+
+        def sources(given: Sequence[SourceConfig]) -> list[SourceConfig]:
+            return [replace(source, model=names.get(source.model, source.model)) for source in given]
+
+        table = from_python(self.to_dict())
+        for key in ("base_model", "tokenizer_source"):
+            reference = getattr(self, key)
+            if reference in names:
+                table[key] = names[reference]
+        if self.models is not None:
+            table["models"] = from_python(sources(self.models))
+        if self.slices is not None:
+            parts = [
+                replace(
+                    part,
+                    sources=tuple(sources(part.sources)),
+                    base_model=None if part.base_model is None else names.get(part.base_model, part.base_model),
+                )
+                for part in self.slices
+            ]
+            table["slices"] = from_python(parts)
+        config = object.__new__(type(self))
+        config._fill(read_fields(table, "the recipe is refused", flat=False, resolved=True), self.source_text)
+        remarks = (f"`{name}` is the same commit as `{first}`: they are one model" for name, first in names.items())
+        object.__setattr__(config, "notes", tuple(dict.fromkeys((*self.notes, *remarks))))
+        object.__setattr__(config, "places", self.places)
+        return config
+
+    def _names_may_coincide(self) -> bool:
+        references = self.model_references()
+        return any(may_be_one(a, b) for a, b in itertools.combinations(references, 2))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe in mergekit's grammar; `from_dict` reads it back to an equal recipe."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,8 @@ class ModelReference:
     def _parse_text(cls, text: str) -> ModelReference:
         if not text.strip():
             raise ConfigError("the name of a model is empty")
+        if "\0" in text:
+            raise ConfigError("the name of a model holds a NUL character")
         if is_local(text):
             return cls(text)
         if "+" in text:
@@ -95,6 +98,24 @@ class ModelReference:
             raise ConfigError(f"the revision of `{path}` must be text, not {revision!r}; put it in quotes")
         return cls(str(path), revision)
 
+    def identity(self) -> tuple[object, ...]:
+        """Return what the name means here, equal for every spelling: a directory, or a repository's revision.
+
+        Which commit a branch or tag points to is known only once it is resolved, so `name@COMMIT` differs from `name`.
+        """
+        if self.revision is None:
+            found = _stat(self.name)
+            if found is not None:
+                return found.st_dev, found.st_ino
+            if self.name.startswith(("/", "./", "../", "~/")) or self.name in (".", ".."):
+                path = os.path.abspath(os.path.expanduser(self.name))  # noqa: PTH100, PTH111 - for any text
+                return (f"/{path.lstrip('/')}",)  # POSIX lets two slashes at the start stand
+        return self.name.rstrip("/"), self.revision or "main"
+
+    def is_directory(self) -> bool:
+        """Tell whether the name is a directory's, not a repository's."""
+        return self.revision is None and is_local(self.name)
+
     def to_plain(self) -> str | dict[str, dict[str, str]]:
         """Return the form that YAML holds, which `parse` reads back to this reference on any machine."""
         if not any(sign in self.name for sign in "+@"):
@@ -105,14 +126,23 @@ class ModelReference:
         return {"model": parts}
 
 
+def may_be_one(a: ModelReference, b: ModelReference) -> bool:
+    """Tell whether two references that differ may turn out to be one model: revisions of one repository."""
+    return a.name == b.name and not is_local(a.name)
+
+
 def is_local(text: str) -> bool:
     """Tell whether a text names something that exists in the file system."""
+    return _stat(text) is not None
+
+
+def _stat(text: str) -> os.stat_result | None:
     try:
         path = Path(text)
-        return (path.expanduser() if text.startswith("~/") else path).exists()
+        return (path.expanduser() if text.startswith("~/") else path).stat()
     except (OSError, ValueError, RuntimeError):
         # A name too long or with a NUL cannot exist; `~/` without a home cannot be expanded.
-        return False
+        return None
 
 
 def nearby(name: str) -> str:

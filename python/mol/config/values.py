@@ -6,13 +6,18 @@ import itertools
 import math
 import numbers
 import re
-from typing import Any
 
-from mol.config.document import Items, Place, Problems, Table, suggestion
-from mol.config.methods import FOREIGN_PARAMETERS, METHODS, MethodSpec, ParameterSpec, Scalar
+from mol.config.document import Items, Place, Problems, Table, shown, suggestion
+from mol.config.ignored import without_effect
+from mol.config.methods import FOREIGN_PARAMETERS, METHODS, MethodSpec, ParameterSpec, Required, Scalar
 from mol.config.model_reference import ModelReference
 from mol.config.parameters import ParameterMap, Rule, compile_filter
 from mol.errors import ConfigError
+
+_KEYS_OF_RECIPE = frozenset((
+    "base_model", "chat_template", "dtype", "layer_alignment", "merge_method", "models", "out_dtype", "output_path",
+    "slices", "tokenizer", "tokenizer_source",
+))  # fmt: skip
 
 
 class ValueReader:
@@ -23,6 +28,8 @@ class ValueReader:
         problems: what is wrong so far.
         notes: what has no effect.
         places: where each model is named first.
+        recipe: the keys of the recipe, for words that stand in the wrong map.
+        shared: the recipe's own parameters, once they are read.
     """
 
     def __init__(self, spec: MethodSpec | None, problems: Problems, notes: list[str]) -> None:
@@ -31,9 +38,12 @@ class ValueReader:
         self.problems = problems
         self.notes = notes
         self.places: dict[ModelReference, str] = {}
+        self.recipe: Table | None = None
+        self.shared = ParameterMap()
+        self._models: dict[tuple[object, ...], ModelReference] = {}
 
     def keys(self, table: Table, known: tuple[str, ...], what: str, hints: dict[str, str] | None = None) -> bool:
-        """Refuse keys that a map does not have, and tell whether there were none.
+        """Refuse keys that a map does not have, or note that they have no effect; tell whether none was refused.
 
         Args:
             table: the map.
@@ -41,34 +51,85 @@ class ValueReader:
             what: words for the map, as in "unknown key `x` in a slice".
             hints: for certain unknown keys, what to do instead.
         """
-        unknown = [word for word in table if word not in known]
-        for word in unknown:
-            hint = f": {hints[word]}" if hints and word in hints else suggestion(word, known)
-            self.problems.add(table.at(word), f"unknown key `{word}` in {what}{hint}")
-        return not unknown
+        before = len(self.problems)
+        for word in table:
+            if word in known:
+                continue
+            if hints and word in hints:
+                self.problems.add(table.at(word), f"unknown key `{word}` in {what}: {hints[word]}")
+            elif (note := self._note_on(word, table[word], what)) is not None:
+                self.notes.append(note)
+            else:
+                self.problems.add(table.at(word), f"unknown key `{word}` in {what}{self._way_out(word, known, what)}")
+        return len(self.problems) == before
+
+    def _note_on(self, word: str, value: object, what: str) -> str | None:
+        """Return the note about a word in a map where it has no effect; None where it might be meant to have one."""
+        note = without_effect(word, what)
+        if note is not None or self.spec is None:
+            return note
+        if self._is_key_of_recipe(word, what) and self.recipe is not None and self.recipe.get(word) == value:
+            return f"`{word}` in {what} has no effect in mergekit, and none here; the recipe itself says the same"
+        spec = self.spec.parameter(word)
+        if spec is None and word in FOREIGN_PARAMETERS:
+            return f"`{word}` has no effect on {self.spec.name}: {FOREIGN_PARAMETERS[word]}"
+        if spec is not None and not spec.per_model and self._is_in_effect(spec, value):
+            return f"`{word}` in {what} has no effect in mergekit, and none here; its value is in effect anyway"
+        return None
+
+    def _way_out(self, word: str, known: tuple[str, ...], what: str) -> str:
+        """Say what to write in place of an unknown key."""
+        methods = METHODS.values() if self.spec is None else (self.spec,)
+        if self._is_key_of_recipe(word, what):
+            return ": it is a key of the recipe, write it beside `merge_method`"
+        spec = next((found for method in methods if (found := method.parameter(word))), None)
+        if spec is not None and (spec.per_model or what == "a recipe"):
+            return f": write `parameters: {{{word}: ...}}`"
+        if spec is not None:
+            return ": it belongs to the whole merge, in `parameters` of the recipe"
+        if word.isdecimal():
+            return f": a decimal has a point, as in 0.{word}; a comma ends the entry"
+        near = suggestion(word, known)
+        return near or "; mergekit ignores such a key: leave it out, or make it a comment with `#`"
+
+    def _is_key_of_recipe(self, word: str, what: str) -> bool:
+        return what != "a recipe" and word in _KEYS_OF_RECIPE
+
+    def _is_in_effect(self, spec: ParameterSpec, value: object) -> bool:
+        """Whether a value is what a parameter of the whole merge has without it."""
+        rules = ValueReader(self.spec, Problems(), []).rules(value, Place(""), spec)
+        held = self.shared.get(spec.name)
+        return bool(rules) and rules == (held if held is not None else (Rule(_plain_default(spec)),))
 
     def boolean(self, value: object, place: Place, name: str) -> bool:
         """Read a truth value; a wrong one is a problem and false."""
         read = _as_bool(value)
         if read is None:
-            self.problems.add(place, f"`{name}` must be true or false, not {_shown(value)}")
+            self.problems.add(place, f"`{name}` must be true or false, not {shown(value)}")
         return bool(read)
 
     def model(self, value: object, place: Place) -> ModelReference | None:
-        """Read a model reference; a wrong one is a problem and None."""
+        """Read a model reference; a wrong one is a problem and None.
+
+        Names of one model are one reference, the one that is read first, however they are spelled: models are told
+        apart by comparing references.
+        """
         try:
             model = ModelReference.parse(value)
         except ConfigError as error:
             self.problems.add(place, str(error))
             return None
-        self.places.setdefault(model, str(place))
-        return model
+        first = self._models.setdefault(model.identity(), model)
+        if first != model:
+            self.notes.append(f"`{model}` is `{first}`, spelled another way: they are one model")
+        self.places.setdefault(first, str(place))
+        return first
 
     def layer_range(self, value: object, place: Place) -> tuple[int, int] | None:
         """Read `[first, end]`, counted from 0, the end not included; a wrong one is a problem and None."""
         bounds = [_as_int(bound) for bound in value] if isinstance(value, list) else []
         if len(bounds) != 2 or None in bounds:
-            self.problems.add(place, f"`layer_range` is two whole numbers, as in [0, 16], not {_shown(value)}")
+            self.problems.add(place, f"`layer_range` is two whole numbers, as in [0, 16], not {shown(value)}")
             return None
         first, end = (bound or 0 for bound in bounds)
         if not 0 <= first < end:
@@ -89,42 +150,61 @@ class ValueReader:
         if value is None:
             return ParameterMap()
         if not isinstance(value, Table):
-            self.problems.add(place, f"`parameters` is a map from parameters to values, not {_shown(value)}")
+            self.problems.add(place, f"`parameters` is a map from parameters to values, not {shown(value)}")
             return ParameterMap()
         read: dict[str, tuple[Rule, ...]] = {}
         for word, inner in value.items():
-            spec = self._parameter(word, value.at(word), of_model=of_model)
+            spec = self._parameter(word, value.at(word), inner, of_model=of_model)
             if spec is None:
                 continue
             if spec.name in read:
                 self.problems.add(value.at(word), f"`{word}` is `{spec.name}` again: give one of the two")
-            read[spec.name] = self._rules(inner, value.at(word), spec)
+            if of_model and not spec.per_model:
+                self._shared_of_model(word, inner, value.at(word), spec)
+                continue
+            read[spec.name] = self.rules(inner, value.at(word), spec)
         return ParameterMap(read)
 
-    def _parameter(self, word: str, place: Place, *, of_model: bool) -> ParameterSpec | None:
-        if self.spec is None:
-            known = {name for method in METHODS.values() for name in method.parameters} | set(FOREIGN_PARAMETERS)
-            if word not in known:
-                self.problems.add(place, f"unknown parameter `{word}`{suggestion(word, sorted(known))}")
-            return None
-        spec = self.spec.parameter(word)
-        if spec is None and word in FOREIGN_PARAMETERS:
-            self.notes.append(f"`{word}` has no effect on {self.spec.name}: {FOREIGN_PARAMETERS[word]}")
-        elif spec is None:
-            own = list(self.spec.parameters)
-            hint = suggestion(word, own) or suggestion(word, FOREIGN_PARAMETERS)
-            listed = ", ".join(f"`{name}`" for name in own)
-            self.problems.add(
-                place, f"unknown parameter `{word}` for {self.spec.name}{hint or f'; its parameters are {listed}'}"
+    def _shared_of_model(self, word: str, value: object, place: Place, spec: ParameterSpec) -> None:
+        """Note a parameter of the whole merge under a model if it asks for what is in effect, else refuse it."""
+        if self._is_in_effect(spec, value):
+            self.notes.append(
+                f"`{word}` of a single model has no effect in mergekit, and none here; its value is in effect anyway"
             )
-        elif of_model and not spec.per_model:
-            self.problems.add(
-                place, f"`{word}` of a single model: it belongs to the whole merge, in `parameters` of the recipe"
-            )
-            return None
-        return spec
+            return
+        self.problems.add(
+            place, f"`{word}` of a single model: it belongs to the whole merge, in `parameters` of the recipe"
+        )
 
-    def _rules(self, value: object, place: Place, spec: ParameterSpec) -> tuple[Rule, ...]:
+    def _parameter(self, word: str, place: Place, value: object, *, of_model: bool) -> ParameterSpec | None:
+        spec = None if self.spec is None else self.spec.parameter(word)
+        if spec is not None:
+            return spec
+        note = self._note_on(word, value, "`parameters`")
+        if note is not None:
+            self.notes.append(note)
+            return None
+        methods = METHODS.values() if self.spec is None else (self.spec,)
+        own = {name: found for method in methods for name, found in method.parameters.items()}
+        known = {*FOREIGN_PARAMETERS, *own, *(alias for found in own.values() for alias in found.aliases)}
+        if self.spec is None and word in known:
+            return None
+        of_method = f" for {self.spec.name}" if self.spec is not None else ""
+        if self._is_key_of_recipe(word, "`parameters`"):
+            hint = ": it is a key of the recipe, write it beside `parameters`"
+        elif word.isdecimal():
+            hint = f": a decimal has a point, as in 0.{word}; a comma ends the entry"
+        else:
+            fitting = [name for name, found in own.items() if found.per_model or not of_model]
+            listed = ", ".join(f"`{name}`" for name in own)
+            hint = suggestion(word, fitting) or suggestion(word, own) or f"; its parameters are {listed}"
+            if self.spec is None and not hint.startswith("; did"):
+                return None  # a parameter of the method that was meant, perhaps
+        self.problems.add(place, f"unknown parameter `{word}`{of_method}{hint}")
+        return None
+
+    def rules(self, value: object, place: Place, spec: ParameterSpec) -> tuple[Rule, ...]:
+        """Read the value of a parameter in any of its forms; a wrong one is a problem and left out."""
         if isinstance(value, Table):
             return self._rule(value, place, spec)
         if not isinstance(value, Items) or not any(isinstance(item, Table) for item in value):
@@ -150,7 +230,7 @@ class ValueReader:
         read = self._value(table["value"], table.at("value"), spec)
         text = table.get("filter")
         if text is not None and (not isinstance(text, str) or not text):
-            self.problems.add(table.at("filter"), f"`filter` is a part of a tensor's name, not {_shown(text)}")
+            self.problems.add(table.at("filter"), f"`filter` is a part of a tensor's name, not {shown(text)}")
             return ()
         if text == "*":
             text = None
@@ -178,7 +258,7 @@ class ValueReader:
     def _scalar(self, value: object, place: Place, spec: ParameterSpec) -> Scalar | None:
         read, wanted = _READERS[spec.kind](value, spec)
         if read is None:
-            self.problems.add(place, f"`{spec.name}` is {_shown(value)}; it must be {wanted}")
+            self.problems.add(place, f"`{spec.name}` is {shown(value)}; it must be {wanted}")
         return read
 
 
@@ -210,8 +290,21 @@ def _read_float(value: object, spec: ParameterSpec) -> tuple[Scalar | None, str]
     try:
         number = float(value)
     except (ValueError, OverflowError):
-        return None, wanted
+        return None, wanted + _number_meant(value)
     return (number if math.isfinite(number) and spec.low <= number <= spec.high else None), wanted
+
+
+def _number_meant(value: object) -> str:
+    """Say how a decimal comma or a percentage is written, else nothing."""
+    match = (
+        re.fullmatch(r"\s*([+-]?[0-9]{1,9})(?:[.,]([0-9]{1,9}))?\s*(%?)\s*", str(value))
+        if len(str(value)) < 40
+        else None
+    )
+    if match is None:
+        return ""
+    number = float(f"{match[1]}.{match[2] or 0}")
+    return f"; write {number / 100 if match[3] else number:g}"
 
 
 def _read_bool(value: object, spec: ParameterSpec) -> tuple[Scalar | None, str]:
@@ -226,13 +319,8 @@ def _read_choice(value: object, spec: ParameterSpec) -> tuple[Scalar | None, str
     return None, wanted + (suggestion(value, spec.choices) if isinstance(value, str) else "")
 
 
+def _plain_default(spec: ParameterSpec) -> Scalar:
+    return math.nan if isinstance(spec.default, Required) else spec.default  # NaN is no value that a recipe can give
+
+
 _READERS = {"float": _read_float, "bool": _read_bool, "str": _read_choice}
-
-
-def _shown(value: Any) -> str:  # noqa: ANN401 - whatever the recipe holds
-    if isinstance(value, Table):
-        return "a map"
-    if value is None:
-        return "empty"
-    text = str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

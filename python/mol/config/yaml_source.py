@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 import yaml
 
-from mol.config.document import MAX_DEPTH, Items, Place, Table
+from mol.config.document import MAX_DEPTH, MAX_KEY, Items, Place, Table
 from mol.errors import ConfigError
 
 MAX_ALIASED = 20_000
 """Values that may come from writing out aliases; aliases of aliases can otherwise stand for billions."""
 
+_MAX_NUMBER = 400  # characters; a float has at most some 330, and Python refuses to write out whole numbers of 4,300
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _PREFIX = "tag:yaml.org,2002:"
 _TEXT_TAGS = {f"{_PREFIX}{name}" for name in ("str", "timestamp", "value", "merge")}
 
@@ -32,6 +35,7 @@ class _Node:
     is_open: bool = False
     size: int = 1  # values in it, aliases written out
     height: int = 0  # containers nested in it
+    is_anchored: bool = False  # it, or something in it, carries an anchor
 
 
 def read_yaml(text: str, where: str) -> Table:
@@ -108,6 +112,7 @@ class _Reader:
     def _anchor(self, anchor: str | None, node: _Node) -> _Node:
         if anchor is not None:
             self._anchors[anchor] = node
+            node.is_anchored = True
         return node
 
     def _resolve_alias(self, anchor: str, line: int) -> _Node:
@@ -119,7 +124,7 @@ class _Reader:
         self._aliased += target.size
         if self._aliased > MAX_ALIASED:
             raise self._refusal(line, f"aliases that stand for more than {MAX_ALIASED} values; write them out")
-        return target
+        return replace(target, is_anchored=False)
 
     def _begin(self, event: yaml.CollectionStartEvent, line: int) -> None:
         if event.tag is not None and event.tag not in (f"{_PREFIX}map", f"{_PREFIX}seq"):
@@ -141,22 +146,35 @@ class _Reader:
         parent = self._open[-1]
         parent.size += node.size
         parent.height = max(parent.height, node.height + 1)
+        parent.is_anchored |= node.is_anchored
         self._check_depth(len(self._open) + node.height, line)
         if parent.items is not None:
             parent.items.append(node)
         elif parent.key is None:
             if node.text is None:
                 raise self._refusal(line, "a key of a map must be a word, not a list or a map")
+            if len(node.text) > MAX_KEY:
+                raise self._refusal(line, f"a key of {len(node.text)} characters; a key is a word")
             parent.key = node
         else:
             assert parent.pairs is not None
             parent.pairs.append((parent.key, node))
             parent.key = None
 
+    def _whole_characters(self, text: str, line: int) -> str:
+        """Join surrogate pairs, as JSON escapes spell an emoji; half of one is no character and fits into no file."""
+        if _SURROGATE.search(text) is None:
+            return text
+        try:
+            return text.encode("utf-16", "surrogatepass").decode("utf-16")
+        except UnicodeDecodeError as error:
+            raise self._refusal(line, "half of a surrogate pair, which is no character") from error
+
     def _scalar(self, event: yaml.ScalarEvent, line: int) -> _Node:
         explicit = event.tag if event.tag != "!" else None
         tag: str = explicit or self._scalars.resolve(yaml.ScalarNode, event.value, event.implicit)  # type: ignore[no-untyped-call]
-        node = _Node(line, text=event.value, scalar=event.value, is_merge=tag == f"{_PREFIX}merge")
+        text = self._whole_characters(event.value, line)
+        node = _Node(line, text=text, scalar=text, is_merge=tag == f"{_PREFIX}merge")
         if tag in _TEXT_TAGS:
             return node
         constructor = {
@@ -167,6 +185,8 @@ class _Reader:
         }.get(tag)
         if constructor is None:
             raise self._refusal(line, f"the tag `{tag}`; a recipe holds plain values only")
+        if len(event.value) > _MAX_NUMBER:
+            raise self._refusal(line, f"a number of {len(event.value)} characters; nothing in a recipe is so large")
         try:
             node.scalar = constructor(yaml.ScalarNode(tag, event.value))
         except (ValueError, KeyError, IndexError) as error:
@@ -184,8 +204,13 @@ def _to_table(node: _Node, place: Place, where: str) -> Table:
             continue
         assert key.text is not None
         if key.text in table:
-            first = table.at(key.text).line
-            raise ConfigError(f"{here}: key `{key.text}` is given twice, first on line {first}")
+            # Holders of anchors, which people copy with their names: the reader of the map knows whether they are.
+            if not (value.is_anchored and key.text in table.anchored):
+                first = table.at(key.text).line
+                raise ConfigError(f"{here}: key `{key.text}` is given twice, first on line {first}")
+            table.repeated[key.text] = here
+        if value.is_anchored:
+            table.anchored.add(key.text)
         table.put(key.text, _to_value(value, here, where), here)
     for target in merged:  # what the map says itself is stronger, and the first of several maps
         inherited = _to_table(target, place, where)

@@ -129,7 +129,14 @@ def _band(
         problems.add(f"{where}{config.method} needs a base model among the sources of the slice; set base_model")
         base_lane = 0
     spans = [_span(models[source.model], source, where, problems) for source in sources]
-    ranged = any(source.layer_range is not None for source in sources)
+    ranged = config.slices is not None and any(source.layer_range is not None for source in sources)
+    for source, span in zip(sources, spans, strict=True):
+        depth = _depth(models[source.model])
+        if not ranged and span != (0, depth):
+            problems.add(
+                f"`layer_range` {list(span)} of {models[source.model].label}, which has {depth} layers: an entry of "
+                "`models` is a whole model; write `slices` to choose layers"
+            )
     if ranged and len(references) > len(sources):
         assert base is not None  # the lane that was added
         spans.append(spans[0] if spans[0][1] <= _depth(models[base]) else (0, _depth(models[base])))

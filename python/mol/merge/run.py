@@ -245,11 +245,13 @@ def _load(recipe: Recipe) -> MergeConfig:
 def _prepare(
     config: MergeConfig, options: MergeOptions, checkpoints: Mapping[ModelReference, Checkpoint] | None
 ) -> _Prepared:
+    from mol.merge.identity import same_weights, spelled_twice
     from mol.merge.planner import plan_merge
     from mol.merge.side_files import plan_side_files
     from mol.merge.vocabularies import check_vocabularies
 
     opened = resolve_checkpoints(config, options) if checkpoints is None else checkpoints
+    config = config.with_one_name_each(spelled_twice({name: opened[name] for name in config.model_references()}))
     planned = plan_merge(config, opened, options=options)
     tokenizer = _tokenizer_directory(planned, opened, options)
     crimes = options.allow_crimes or config.allow_crimes
@@ -263,7 +265,7 @@ def _prepare(
     planned = replace(
         planned,
         notes=(*planned.notes, *remarks, *side.notes),
-        warnings=(*planned.warnings, *tokens.warnings, *side.warnings),
+        warnings=(*planned.warnings, *same_weights(opened), *tokens.warnings, *side.warnings),
     )
     return _Prepared(planned, tokenizer, side)
 
