@@ -21,8 +21,8 @@ _INDEX_LIST: Final = re.compile(r"(?:^|_)(?:layers?|blocks?|idxs)(?:_|$)")
 _OTHER_LIST: Final = re.compile(r"token_ids?$|^architectures$|^(?:vision|image|audio|video)_")
 _OTHER_SECTION: Final = re.compile(r"rope_(?:scaling|parameters)")
 
-# Sections of config.json that describe the language model of several towers.
-_TEXT_SECTIONS: Final = ("text_config", "language_config", "llm_config", "thinker_config", "text_model_config")
+TEXT_SECTIONS: Final = ("text_config", "language_config", "llm_config", "thinker_config", "text_model_config")
+"""Sections of config.json that describe the language model among several towers."""
 
 # Keys that make every n-th layer another kind: sliding_window_pattern, full_attention_interval, attn_layer_period.
 _CYCLE: Final = re.compile(r"_pattern$|_interval$|_period$|_every_n_layers$|(?:sparse|layer)_step$")
@@ -80,7 +80,7 @@ def set_dtype(config: dict[str, Any], dtype: str) -> None:
 def text_sections(config: dict[str, Any] | Mapping[str, Any]) -> Iterator[Any]:
     """Yield config.json and the sections in it that describe the language model, outermost first."""
     yield config
-    for key in _TEXT_SECTIONS:
+    for key in TEXT_SECTIONS:
         if isinstance(config.get(key), dict):
             yield from text_sections(config[key])
 

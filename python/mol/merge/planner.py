@@ -15,6 +15,7 @@ from mol.merge.mismatch import Mismatches, ranges
 from mol.merge.model_config import LayerOrigin, broken_cycles, restack, set_dtype, set_tie, tie_flag
 from mol.merge.names import is_buffer, natural_key, side_of
 from mol.merge.options import MergeOptions
+from mol.merge.settings import compare_settings
 from mol.merge.tasks import Cell, TaskBuilder, Want
 from mol.merge.tied import Tying, find_tying
 
@@ -135,6 +136,14 @@ class _Planner:
         if self._tying is not None:
             self._finish_head(self._tying)
         self._account()
+        compare_settings(
+            self._donor,
+            self._taking_part(),
+            allow_crimes=self._config.allow_crimes or self._options.allow_crimes,
+            problems=self._problems,
+            notes=self._notes,
+            warnings=self._warnings,
+        )
         self._refuse()
         return self._result()
 
