@@ -1,6 +1,6 @@
 //! Kernels on tiles in cache, in bytes per second, per method, format and instruction set.
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use mol_merge::dtype::{BF16, F16, F32, Float, Format, Halves, transcode};
+use mol_merge::dtype::{BF16, F16, F32, Float, Format, Halves, WideF32, transcode};
 use mol_merge::kernels::linear::Linear;
 use mol_merge::kernels::slerp::Products;
 use mol_merge::kernels::task_arithmetic::TaskArithmetic;
@@ -22,12 +22,12 @@ fn values(seed: u32) -> Vec<u8> {
         .collect()
 }
 
-fn method<F: Format<Real = f32>>(
+fn method<F: Format>(
     c: &mut Criterion,
     format: &str,
     name: &str,
     inputs: usize,
-    kernel: &Kernel<f32>,
+    kernel: &Kernel<F::Real>,
 ) {
     let mut group = c.benchmark_group(format!("{name} {format}"));
     let data: Vec<Vec<u8>> = (0..inputs as u32)
@@ -54,7 +54,7 @@ fn method<F: Format<Real = f32>>(
             b.iter(|| kernel.apply::<F>(simd, black_box(&inputs), &mut output));
         });
         if name == "ties" {
-            let threshold = [i64::from(0.02_f32.key())];
+            let threshold = [F::Real::from_f64(0.02).key().into()];
             group.bench_function(BenchmarkId::new("count", level), |b| {
                 b.iter(|| {
                     select::count::<F>(simd, black_box(inputs[0]), black_box(inputs[1]), &threshold)
@@ -73,8 +73,8 @@ fn method<F: Format<Real = f32>>(
     }
 }
 
-fn formats<F: Format<Real = f32>>(c: &mut Criterion, format: &str) {
-    let threshold = i64::from(0.02_f32.key());
+fn formats<F: Format>(c: &mut Criterion, format: &str) {
+    let threshold: i64 = F::Real::from_f64(0.02).key().into();
     let ties = Ties::new(&[0.5; 3], &[1.0; 3], true, 1.0, MajoritySign::Total)
         .with_thresholds([threshold; 3].into_iter());
     method::<F>(
@@ -98,6 +98,7 @@ fn kernels(c: &mut Criterion) {
     formats::<Halves<BF16>>(c, "bf16");
     formats::<Halves<F16>>(c, "f16");
     formats::<F32>(c, "f32");
+    formats::<WideF32>(c, "f32 in f64");
 }
 
 criterion_group!(benches, kernels);

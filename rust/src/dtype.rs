@@ -98,42 +98,42 @@ pub trait Format: Copy + Send + Sync + 'static {
 }
 
 macro_rules! plain_format {
-    ($(#[$doc:meta])* $name:ident, $t:ty, $size:literal, $round:ident) => {
+    ($(#[$doc:meta])* $name:ident, $float:ident, $t:ty, $real:ty, $size:literal, $round:ident) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug)]
         pub struct $name;
         impl Format for $name {
-            type Real = $t;
-            const FLOAT: Float = Float::$name;
+            type Real = $real;
+            const FLOAT: Float = Float::$float;
             const BYTES: usize = $size;
 
             #[inline(always)]
-            fn get(bytes: &[u8], i: usize) -> $t {
-                <$t>::from_le_bytes(bytes.as_chunks::<$size>().0[i])
+            fn get(bytes: &[u8], i: usize) -> $real {
+                <$t>::from_le_bytes(bytes.as_chunks::<$size>().0[i]).into()
             }
             #[inline(always)]
-            fn get16(bytes: &[u8]) -> [$t; 16] {
+            fn get16(bytes: &[u8]) -> [$real; 16] {
                 let words = &bytes.as_chunks::<$size>().0[..16];
-                std::array::from_fn(|i| <$t>::from_le_bytes(words[i]))
+                std::array::from_fn(|i| <$t>::from_le_bytes(words[i]).into())
             }
             #[inline(always)]
-            fn map<M: Map<$t, N>, const N: usize>(map: M, inputs: [&[u8]; N], output: &mut [u8]) -> Peaks<$t> {
+            fn map<M: Map<$real, N>, const N: usize>(map: M, inputs: [&[u8]; N], output: &mut [u8]) -> Peaks<$real> {
                 let output = output.as_chunks_mut::<$size>().0;
                 let inputs = inputs.map(|x| &x.as_chunks::<$size>().0[..output.len()]);
                 let mut peaks = Peaks::default();
                 for i in 0..output.len() {
-                    let (y, witness) = map.call(std::array::from_fn(|k| <$t>::from_le_bytes(inputs[k][i])));
+                    let (y, witness) = map.call(std::array::from_fn(|k| <$t>::from_le_bytes(inputs[k][i]).into()));
                     peaks = peaks.see(y, witness);
-                    output[i] = y.to_le_bytes();
+                    output[i] = y.$round().to_le_bytes();
                 }
                 peaks
             }
             #[inline(always)]
-            fn fold<T: Fold<$t, N>, const N: usize>(mut fold: T, inputs: [&[u8]; N]) -> T {
+            fn fold<T: Fold<$real, N>, const N: usize>(mut fold: T, inputs: [&[u8]; N]) -> T {
                 let count = inputs[0].len() / $size;
                 let inputs = inputs.map(|x| &x.as_chunks::<$size>().0[..count]);
                 for i in 0..count {
-                    fold = fold.step(std::array::from_fn(|k| <$t>::from_le_bytes(inputs[k][i])));
+                    fold = fold.step(std::array::from_fn(|k| <$t>::from_le_bytes(inputs[k][i]).into()));
                 }
                 fold
             }
@@ -146,11 +146,15 @@ macro_rules! plain_format {
 }
 plain_format!(
     /// f32.
-    F32, f32, 4, to_f32
+    F32, F32, f32, f32, 4, to_f32
+);
+plain_format!(
+    /// f32 in memory, computed in f64: the result is the exact one, rounded once.
+    WideF32, F32, f32, f64, 4, to_f32
 );
 plain_format!(
     /// f64.
-    F64, f64, 8, to_f64
+    F64, F64, f64, f64, 8, to_f64
 );
 
 /// A 16-bit float inside a 32-bit word.

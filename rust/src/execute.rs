@@ -1,12 +1,12 @@
 //! Runs a plan: the pool, the tiles, progress, cancel, resume and the report.
 use crate::audit::{self, DigestOf};
 use crate::crc::Crc;
-use crate::dtype::{Float, with_format};
+use crate::dtype::{Float, WideF32, with_format};
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::journal::{Claim, Journal};
 use crate::kernels::BLOCK;
-use crate::plan::{Plan, TensorTask};
+use crate::plan::{Method, Plan, TensorTask};
 use crate::run::{Options, Run};
 use crate::shard::Shard;
 use crate::stream::{self, common};
@@ -180,7 +180,13 @@ impl Run<'_> {
             Some(output) => {
                 let views = stream::views(task, self.shards)?;
                 let work = common(views.iter().map(|view| view.float).chain([output]));
-                with_format!(work, F => Job::<F>::new(self, index, &views, output)?.run()?)
+                // An f32 result shows every rounding on the way, a 16-bit one none. TIES selects by f32 keys.
+                let wide = (work, output) == (Float::F32, Float::F32) && !matches!(task.method, Method::Ties { .. });
+                if wide {
+                    Job::<WideF32>::new(self, index, &views, output)?.run()?
+                } else {
+                    with_format!(work, F => Job::<F>::new(self, index, &views, output)?.run()?)
+                }
             }
         };
         self.journal.claim(Claim { task: index, crc64nvme: crc.value })?;

@@ -37,6 +37,8 @@ pub trait Real:
     fn key(self) -> Self::Key;
     /// `self` where `keep`, else +0, without a branch.
     fn keep_if(self, keep: bool) -> Self;
+    /// Without its sign.
+    fn magnitude(self) -> Self;
     /// `self` with its sign flipped where `other` is negative (by sign bit).
     fn flip_by(self, other: Self) -> Self;
     /// -1, 0 or +1 (0 for NaN).
@@ -77,6 +79,10 @@ macro_rules! real {
             #[inline(always)]
             fn keep_if(self, keep: bool) -> Self {
                 Self::from_bits(self.to_bits() & <$bits>::from(keep).wrapping_neg())
+            }
+            #[inline(always)]
+            fn magnitude(self) -> Self {
+                self.abs()
             }
             #[inline(always)]
             fn flip_by(self, other: Self) -> Self {

@@ -12,6 +12,7 @@ from tests.engine.toolkit import (
     Method,
     Stored,
     assert_agrees,
+    decode,
     encode,
     linear,
     merge,
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 SIZES = (1, 2, 3, 15, 17, 4095, 65535, 65536, 65537, 3 * 65536 + 5)
 
-# The weights of TIES are sums of few powers of two. The deltas of 16-bit models lie on a grid, so other weights make
-# votes that cancel in the mathematics and, by a rounding, not in f32: which way these go would be no error.
 METHODS: dict[str, tuple[int, Method]] = {
     "scale": (1, {"scale": {"factor": -0.3}}),
     "linear of one": (1, linear(3.0)),
@@ -40,6 +39,8 @@ METHODS: dict[str, tuple[int, Method]] = {
     "ties": (4, ties([1.0, 0.5, 1.5], [0.5, 0.5, 0.5])),
     "ties of one": (2, ties([1.0], [0.2], normalize=False)),
     "ties with negative weights": (4, ties([0.5, -0.25, 1.5], [0.9, 0.3, 0.01], lambda_=0.7)),
+    "ties with decimal weights": (4, ties([0.5, 0.3, 0.2], [0.9, 0.9, 0.9])),
+    "ties with decimal weights that cancel": (4, ties([0.1, 0.2, -0.3], [1.0, 1.0, 1.0])),
     "ties by count": (4, ties([1.0, -0.5, 0.25], [0.5, 0.8, 1.0], vote="count")),
     "ties, rescaled": (4, ties([1.0, 0.5, 0.25], [0.1, 0.5, 0.7], rescale=True, normalize=False)),
 }
@@ -124,6 +125,42 @@ def test_any_shape(tmp_path: Path, shape: tuple[int, ...]) -> None:
 def test_slerp_at_its_corners(tmp_path: Path, a: list[float], b: list[float], dtype: str) -> None:
     case = Case(slerp(0.25), (encode(a, dtype), encode(b, dtype)), dtype)
     assert_agrees(case, merge(tmp_path, {"w": case})["w"], "slerp")
+
+
+UNITS = tuple(round(0.001 * i, 3) for i in range(1, 400))
+DRAWS = {
+    # weights, direction of each delta, result in units: those that go up, averaged
+    "a half against a third and a fifth": ([0.5, 0.3, 0.2], [1, -1, -1], 1.0),
+    "the half goes down": ([0.5, 0.3, 0.2], [-1, 1, 1], 1.0),
+    "two tenths against one twice as heavy": ([0.1, 0.1, 0.2], [-1, -1, 1], 1.0),
+    "seven models": ([0.1, 0.2, 0.3, 0.15, 0.15, 0.1, 0.2], [1, 1, 1, -1, -1, -1, -1], 1.0),
+}
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
+@pytest.mark.parametrize("draw", DRAWS)
+def test_votes_that_cancel_in_decimals_elect_plus(tmp_path: Path, draw: str, dtype: str) -> None:
+    weights, signs, wanted = DRAWS[draw]
+    exact = decode(encode(UNITS, dtype))  # (n,), and every delta is one of these or its opposite
+    sources = [encode(np.zeros(len(exact)), dtype), *(encode(sign * exact, dtype) for sign in signs)]
+    case = Case(ties(weights, [1.0] * len(weights)), tuple(sources), dtype)
+    merged = decode(merge(tmp_path, {"w": case})["w"])
+    assert merged == pytest.approx(wanted * exact, rel=1e-2)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32", "F64"])
+def test_weights_that_cancel_in_decimals_divide_by_one(tmp_path: Path, dtype: str) -> None:
+    """All three agree, and 0.1 + 0.2 - 0.3 is no number to divide by."""
+    sources = [encode([value], dtype) for value in (0.0, 1.0, 1.0, -1.0)]
+    case = Case(ties([0.1, 0.2, -0.3], [1.0, 1.0, 1.0]), tuple(sources), dtype)
+    assert decode(merge(tmp_path, {"w": case})["w"]) == pytest.approx([0.6], rel=1e-2)
+
+
+def test_a_light_model_that_agrees_with_nobody_is_no_draw(tmp_path: Path) -> None:
+    """Its weight is below the noise of the others', and it is the only one that moves."""
+    sources = [encode([value], "F32") for value in (0.0, 0.0, 0.0, 1.0)]
+    case = Case(ties([1.0, -1.0, -1e-7], [1.0, 1.0, 1.0]), tuple(sources), "F32")
+    assert decode(merge(tmp_path, {"w": case})["w"]) == pytest.approx([1.0])
 
 
 def test_a_divisor_that_cancels_counts_as_one(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tests.engine.toolkit import (
     encode,
     execute,
     linear,
+    merge,
     plan_of,
     slerp,
     task_arithmetic,
@@ -105,7 +106,7 @@ def test_a_nan_that_trimming_would_drop(tmp_path: Path) -> None:
         (task_arithmetic(3.0), [("BF16", -1e38), ("BF16", 2e38)], "BF16"),
         (ties([3.0], [1.0], normalize=False), [("F16", 0.0), ("F16", 30000.0)], "F16"),
         (slerp(0.5), [("F32", 1e5), ("F32", 1e5)], "F16"),
-        (task_arithmetic(0.1), [("F32", -3e38), ("F32", 3e38)], "F32"),  # already the delta
+        (task_arithmetic(0.1), [("BF16", -3e38), ("BF16", 3e38)], "BF16"),  # already the delta
         (ties([0.1], [0.5]), [("F32", -3e38), ("F32", 3e38)], "F32"),
     ],
 )  # fmt: skip
@@ -123,6 +124,13 @@ def test_a_result_too_large_for_its_dtype(
     assert "42" in str(caught.value)
     assert target in str(caught.value)
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_an_f32_result_in_range_is_no_overflow_whatever_its_terms(tmp_path: Path) -> None:
+    """The delta is too large for f32, and 0.1 of it is not."""
+    base, tuned = encode([-3e38], "F32"), encode([3e38], "F32")
+    merged = merge(tmp_path, {"w": Case(task_arithmetic(0.1), (base, tuned), "F32")})["w"]
+    assert merged.data.tolist() == pytest.approx([-2.4e38])
 
 
 def test_the_largest_value_is_no_overflow(tmp_path: Path) -> None:

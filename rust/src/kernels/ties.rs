@@ -9,9 +9,9 @@ use crate::simd::{Simd, Task};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MajoritySign {
-    /// The sign of the sum of the weighted deltas.
+    /// The sign of the sum of the weighted deltas, plus where they cancel.
     Total,
-    /// The sign that more of the weighted deltas have.
+    /// The sign that more of the weighted deltas have, plus in a draw.
     Count,
 }
 
@@ -24,15 +24,22 @@ pub struct Ties<R: Real> {
     /// A delta survives where its key is above this.
     thresholds: Vec<R::Key>,
     normalize: bool,
+    /// A divisor up to this counts as one; see [`cancelled`].
+    cancelled: R::Key,
     lambda: R,
     majority: MajoritySign,
 }
+
+/// Of a sum and the sum of its terms' magnitudes: what is smaller than this ratio is rounding noise. Weights like 0.5, 0.3
+/// and 0.2 are not exact in binary, so terms that cancel in decimals leave a residue of either sign.
+const NOISE: f64 = 1.0 / (1 << 20) as f64;
 
 #[derive(Clone, Copy)]
 struct Elect<R: Real, const N: usize, const NORMALIZE: bool> {
     weights: [R; N],
     factors: [R; N],
     thresholds: [R::Key; N],
+    cancelled: R::Key,
     lambda: R,
 }
 
@@ -43,11 +50,31 @@ fn trimmed<R: Real>(x: R, base: R, factor: R, threshold: R::Key) -> R {
     (delta * factor).keep_if(delta.key() > threshold)
 }
 
-/// `base + sign * lambda * agreeing / divisor`, a divisor of zero counting as one.
+/// The sum of votes, or +0 where it is a draw: no larger than the noise of `mass`, the sum of their magnitudes. Infinities
+/// are no draw.
 #[inline(always)]
-fn settle<R: Real>(base: R, sign: R, agreeing: R, divisor: Option<R>, lambda: R) -> R {
+fn settled<R: Real>(sum: R, mass: R) -> R {
+    let scaled = (sum * R::from_f64(1.0 / NOISE)).key();
+    sum.keep_if(scaled > mass.key() || scaled >= R::INFINITE)
+}
+
+/// The largest divisor that is a sum of weights which cancel: noise where weights have both signs, and always less than
+/// any weight by itself.
+fn cancelled(weights: &[f64]) -> f64 {
+    let mixed = weights.iter().any(|w| *w < 0.0) && weights.iter().any(|w| *w > 0.0);
+    let mass: f64 = weights.iter().map(|w| w.abs()).sum();
+    let least = weights.iter().map(|w| w.abs()).filter(|w| *w > 0.0).fold(f64::INFINITY, f64::min);
+    if mixed { (mass * NOISE).min(least / 2.0) } else { 0.0 }
+}
+
+/// `base + sign * lambda * agreeing / divisor`, a divisor that cancels counting as one.
+#[inline(always)]
+fn settle<R: Real>(base: R, sign: R, agreeing: R, divisor: Option<(R, R::Key)>, lambda: R) -> R {
     let mix = match divisor {
-        Some(d) => agreeing / (d + R::ONE.keep_if(d == R::default())),
+        Some((d, cancelled)) => {
+            let one = d.key() <= cancelled;
+            agreeing / (d.keep_if(!one) + R::ONE.keep_if(one))
+        }
         None => agreeing,
     };
     base + (mix * lambda).flip_by(sign)
@@ -57,20 +84,23 @@ impl<R: Real, const N: usize, const NORMALIZE: bool> Map<R, N> for Elect<R, N, N
     #[inline(always)]
     fn call(&self, x: [R; N]) -> (R, R) {
         let mut v = [R::default(); N];
-        let mut sum = R::default();
+        let (mut sum, mut mass) = (R::default(), R::default());
         for k in 1..N {
             v[k] = trimmed(x[k], x[0], self.factors[k], self.thresholds[k]);
             sum = sum + v[k];
+            mass = mass + v[k].magnitude();
         }
+        let elected = settled(sum, mass);
         // With the elected sign flipped in, agreeing deltas are the positive ones; zeros never agree.
         let (mut agreeing, mut divisor) = (R::default(), R::default());
         for k in 1..N {
-            let flipped = v[k].flip_by(sum);
+            let flipped = v[k].flip_by(elected);
             let agrees = flipped > R::default();
             agreeing = agreeing + flipped.keep_if(agrees);
             divisor = divisor + self.weights[k].keep_if(agrees);
         }
-        let y = settle(x[0], sum, agreeing, NORMALIZE.then_some(divisor), self.lambda);
+        let divisor = NORMALIZE.then_some((divisor, self.cancelled));
+        let y = settle(x[0], elected, agreeing, divisor, self.lambda);
         // A NaN or an infinity has the largest magnitude, so it survives trimming and shows in the sum.
         (y, sum)
     }
@@ -85,6 +115,7 @@ impl<R: Real> Ties<R> {
             factors: with_base(weights.iter().zip(rescale).map(|(w, r)| w * r).collect()),
             thresholds: Vec::new(),
             normalize,
+            cancelled: R::from_f64(cancelled(weights)).key(),
             lambda: R::from_f64(lambda),
             majority,
         }
@@ -101,11 +132,11 @@ impl<R: Real> Ties<R> {
         let weights = std::array::from_fn(|k| self.weights[k]);
         let factors = std::array::from_fn(|k| self.factors[k]);
         let thresholds = std::array::from_fn(|k| self.thresholds[k]);
-        let lambda = self.lambda;
+        let Self { cancelled, lambda, .. } = *self;
         if self.normalize {
-            sweep::<F, _, N>(simd, Elect::<R, N, true> { weights, factors, thresholds, lambda }, x, y)
+            sweep::<F, _, N>(simd, Elect::<R, N, true> { weights, factors, thresholds, cancelled, lambda }, x, y)
         } else {
-            sweep::<F, _, N>(simd, Elect::<R, N, false> { weights, factors, thresholds, lambda }, x, y)
+            sweep::<F, _, N>(simd, Elect::<R, N, false> { weights, factors, thresholds, cancelled, lambda }, x, y)
         }
     }
 
@@ -144,20 +175,25 @@ impl<F: Format> Task for Strip<'_, F> {
         let zero = F::Real::default();
         let mut scratch = [[zero; STRIP]; 4];
         let [sums, votes, agreeing, divisors] = scratch.each_mut().map(|strip| &mut strip[..count]);
+        let by_count = ties.majority == MajoritySign::Count;
         let base = self.inputs[0];
         for (k, x) in self.inputs.iter().enumerate().skip(1) {
             let (factor, threshold) = (ties.factors[k], ties.thresholds[k]);
             for i in 0..count {
                 let v = trimmed(F::get(x, i), F::get(base, i), factor, threshold);
                 sums[i] = sums[i] + v;
-                votes[i] = votes[i] + v.signum_or_zero();
+                votes[i] = votes[i] + if by_count { v.signum_or_zero() } else { v.magnitude() };
             }
         }
-        let signs = if ties.majority == MajoritySign::Count { &*votes } else { &*sums };
+        if !by_count {
+            for (vote, sum) in votes.iter_mut().zip(&*sums) {
+                *vote = settled(*sum, *vote);
+            }
+        }
         for (k, x) in self.inputs.iter().enumerate().skip(1) {
             let (factor, threshold, weight) = (ties.factors[k], ties.thresholds[k], ties.weights[k]);
             for i in 0..count {
-                let flipped = trimmed(F::get(x, i), F::get(base, i), factor, threshold).flip_by(signs[i]);
+                let flipped = trimmed(F::get(x, i), F::get(base, i), factor, threshold).flip_by(votes[i]);
                 let agrees = flipped > zero;
                 agreeing[i] = agreeing[i] + flipped.keep_if(agrees);
                 divisors[i] = divisors[i] + weight.keep_if(agrees);
@@ -165,8 +201,8 @@ impl<F: Format> Task for Strip<'_, F> {
         }
         let mut peaks = Peaks::default();
         for (i, y) in self.output.chunks_exact_mut(F::BYTES).enumerate() {
-            let divisor = ties.normalize.then_some(divisors[i]);
-            let value = settle(F::get(base, i), signs[i], agreeing[i], divisor, ties.lambda);
+            let divisor = ties.normalize.then_some((divisors[i], ties.cancelled));
+            let value = settle(F::get(base, i), votes[i], agreeing[i], divisor, ties.lambda);
             peaks = peaks.see(value, sums[i]);
             F::put(value, y);
         }
