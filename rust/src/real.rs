@@ -20,6 +20,8 @@ pub trait Real:
     type Key: Copy + Debug + Default + Ord + Send + Sync + Into<i64> + TryFrom<i64> + 'static;
     /// One.
     const ONE: Self;
+    /// The distance from one to the next number.
+    const EPSILON: f64;
     /// The smallest key that is not finite.
     const INFINITE: Self::Key;
     /// Above every key (of f64, at the largest key, which only one NaN has).
@@ -52,6 +54,7 @@ macro_rules! real {
         impl Real for $t {
             type Key = $key;
             const ONE: Self = 1.0;
+            const EPSILON: f64 = <$t>::EPSILON as f64;
             const INFINITE: $key = $infinite;
             const TOP: i64 = $top;
 

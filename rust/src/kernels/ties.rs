@@ -54,8 +54,8 @@ fn trimmed<R: Real>(x: R, base: R, factor: R, threshold: R::Key) -> R {
 /// are no draw.
 #[inline(always)]
 fn settled<R: Real>(sum: R, mass: R) -> R {
-    let scaled = (sum * R::from_f64(1.0 / NOISE)).key();
-    sum.keep_if(scaled > mass.key() || scaled >= R::INFINITE)
+    // The next number after NOISE with >=, so that a sum of exactly NOISE is a draw and infinity over infinity is none.
+    sum.keep_if(sum.magnitude() >= mass * R::from_f64(NOISE * (1.0 + R::EPSILON)))
 }
 
 /// The largest divisor that is a sum of weights which cancel: noise where weights have both signs, and always less than
@@ -72,8 +72,8 @@ fn cancelled(weights: &[f64]) -> f64 {
 fn settle<R: Real>(base: R, sign: R, agreeing: R, divisor: Option<(R, R::Key)>, lambda: R) -> R {
     let mix = match divisor {
         Some((d, cancelled)) => {
-            let one = d.key() <= cancelled;
-            agreeing / (d.keep_if(!one) + R::ONE.keep_if(one))
+            let whole = d.key() > cancelled;
+            agreeing / (d.keep_if(whole) + R::ONE.keep_if(!whole))
         }
         None => agreeing,
     };
