@@ -122,13 +122,13 @@ def test_a_disk_that_is_too_small(small_disk: Path, tmp_path: Path) -> None:
         world.merge()
 
 
-def test_a_disk_that_fills_up_by_side_files(small_disk: Path, tmp_path: Path) -> None:
-    """The weights fit, and the space for the rest is gone: OUT does not appear, and the way out is told."""
+def test_a_disk_that_is_too_small_for_side_files(small_disk: Path, tmp_path: Path) -> None:
+    """The weights fit, and the rest does not: that is known before a byte is written."""
     a, b = (make_model(tmp_path / name, tensors(1)) for name in "ab")
     (a / "NOTICE").write_text("x" * 100_000)
-    with pytest.raises((MolError, OSError), match=r"disk/out"):
-        mol.run_merge(World(tmp_path, a, b, small_disk / "out").recipe(), small_disk / "out")
-    assert not (small_disk / "out").exists()
+    world = World(tmp_path, a, b, small_disk / "out")
+    with world.refuses("disk/out", "for the files beside them", "free", error=MergeError):
+        world.merge()
 
 
 # What only the data can tell.

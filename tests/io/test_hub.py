@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,7 +82,17 @@ def test_only_what_a_merge_needs_is_downloaded_and_the_commit_is_recorded(hub: H
     assert commit == COMMIT
     assert present(directory) == WANTED
     assert sorted(hub.fetched) == sorted(WANTED)
-    assert hub_origin(directory) == ("org/model", COMMIT)
+    assert hub_origin(directory, tmp_path) == ("org/model", COMMIT)
+
+
+def test_a_directory_that_is_only_named_like_a_snapshot_has_no_origin(hub: Hub, tmp_path: Path) -> None:
+    directory, _ = resolve(ModelReference("org/model"), cache_dir=tmp_path / "cache", endpoint=hub.url)
+    alike = tmp_path / "download" / "models--meta-llama--Llama" / "snapshots" / COMMIT
+    shutil.copytree(directory, alike)
+    assert hub_origin(alike, tmp_path / "cache") is None
+    assert hub_origin(alike) is None
+    assert resolve(ModelReference(str(alike)), cache_dir=tmp_path / "cache") == (alike, None)
+    assert resolve(ModelReference(str(directory)), cache_dir=tmp_path / "cache") == (directory, COMMIT)
 
 
 def test_a_single_file_is_preferred_to_shards(hub: Hub, tmp_path: Path) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import yaml
 
+from mol.errors import CheckpointError
 from mol.io.model_card import CardSource, model_card, read_license
 
 if TYPE_CHECKING:
@@ -82,8 +84,51 @@ def test_a_license_is_read_from_a_card(tmp_path: Path) -> None:
         ("---\nlicense: other\nlicense_name: own\nlicense_link: LICENSE\n---\n",
          {"license": "other", "license_name": "own", "license_link": "LICENSE"}),
         ("# no front matter\n---\nlicense: mit\n---\n", {}),
-        ("---\nlicense: [mit\n---\n", {}),
         ("---\n- license\n---\n", {}),
+        ("---\nlicense:\n- mit\n---\n", {}),
+        ("---\nlicense: ''\n---\n", {}),
+        ('---\n"license": "mit"  # as before\n---\n', MIT),
+        ("---\nlicense_name: >\n  own\n\n  words\nlicense: other\n---\n",
+         {"license": "other", "license_name": "own\nwords\n"}),
     ):  # fmt: skip
         (tmp_path / "README.md").write_bytes(text.encode())
         assert read_license(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "date: 2023-02-30", "tags: !!timestamp x", "flag: !!bool x", "x: !!python/object/apply:os.system [ls]",
+        "number: " + "9" * 5000, "deep: " + "[" * 20_000, "cut: [", 'wide: "\\UFFFFFFFF"', "a: &a [*a]", "tab:\t- x",
+    ],
+)  # fmt: skip
+def test_what_else_a_card_says_keeps_nobody_from_its_license(line: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\n{line}\nlicense: mit\n---\n")
+    assert read_license(tmp_path) == MIT
+
+
+@pytest.mark.parametrize("value", ["[mit", "[" * 20_000, '"\\UFFFFFFFF"', '"\\UF0000000"', "a: b: c", "'mit"])
+def test_a_license_that_cannot_be_read_is_an_error_of_one_kind(value: str, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text(f"---\nlicense: {value}\n---\n")
+    with pytest.raises(CheckpointError, match=r"README\.md: its front matter cannot be read"):
+        read_license(tmp_path)
+
+
+def test_names_and_licenses_are_no_markup() -> None:
+    name = "<img src=x> [x](https://evil.example) *b* `c` www.evil.example \x1b[2J\u202etxt"
+    text = card(
+        CardSource(name, False, None, {"license": "<script>`"}),
+        CardSource("org/b_c", False, None, {"license": "<b>\n# mit"}),
+        sections={"Notes": [f"names of {name} are aligned: `a.*` is `b.*`", "one ` alone <b>", "``<b>``"]},
+    )
+    escaped = r"\<img src=x\> \[x\](https\://evil.example) \*b\* `c` www\.evil.example \\x1b\[2J\\u202etxt"
+    lines = text.splitlines()
+    assert f"# Merge of {escaped} and org/b_c" in lines
+    assert r"- `` <img src=x> [x](https://evil.example) *b* `c` www.evil.example \x1b[2J\u202etxt ``" in lines
+    assert "- `org/b_c`" in lines
+    assert rf"({escaped}: \<script\>\`; org/b_c: \<b\> \# mit)" in text
+    assert f"- names of {escaped} are aligned: `a.*` is `b.*`" in lines
+    assert r"- one \` alone \<b\>" in lines
+    assert r"- \`\`\<b\>\`\`" in lines
+    agreed = card(CardSource("a", False, None, {"license": "`<b>`"}))
+    assert "All sources state the license `` `<b>` ``." in agreed

@@ -56,7 +56,7 @@ def merge(tmp_path: Path, recipe: dict[str, Any], **options: Any) -> tuple[Path,
 
 
 def test_side_files_of_the_donor_are_copied_and_weights_are_not(tmp_path: Path) -> None:
-    donor, other = make_rich(tmp_path / "a"), make_llama(tmp_path / "b", 2, other__json={})
+    donor, other = make_rich(tmp_path / "a"), make_llama(tmp_path / "b", 2, NOTICE="b")
     out, notes = merge(tmp_path, linear(donor, other))
     assert sorted(contents_of(out)) == [
         "1_Pooling/config.json", "LICENSE", "README.md", "chat_template.jinja", "config.json",
@@ -73,10 +73,10 @@ def test_side_files_of_the_donor_are_copied_and_weights_are_not(tmp_path: Path) 
 
 
 def test_the_base_is_the_donor(tmp_path: Path) -> None:
-    first, base = make_llama(tmp_path / "a", 1, first__json={}), make_llama(tmp_path / "b", 2, base__json={})
+    first, base = make_llama(tmp_path / "a", 1, NOTICE="a"), make_llama(tmp_path / "b", 2, LICENSE="b")
     out, _ = merge(tmp_path, linear(first, base, base_model=str(base)))
-    assert (out / "base.json").is_file()
-    assert not (out / "first.json").exists()
+    assert (out / "LICENSE").is_file()
+    assert not (out / "NOTICE").exists()
 
 
 def test_code_and_what_points_to_it_go_along_only_with_trust(tmp_path: Path) -> None:
@@ -126,14 +126,14 @@ def test_the_chat_template_that_most_inputs_have(tmp_path: Path) -> None:
 
 def test_the_tokenizer_of_another_model(tmp_path: Path) -> None:
     donor = make_rich(tmp_path / "a")
-    other = make_llama(tmp_path / "b", 2, tokenizer_config__json={"own": True}, other__json={})
+    other = make_llama(tmp_path / "b", 2, tokenizer_config__json={"own": True}, NOTICE="b")
     out, notes = merge(tmp_path, linear(donor, other, tokenizer_source=str(other)))
     assert f"the tokenizer is that of {other}" in notes
     assert "- the tokenizer is that of b\n" in (out / "README.md").read_text()
     assert json.loads((out / "tokenizer_config.json").read_text()) == {"own": True}
     assert not (out / "chat_template.jinja").exists()
     assert (out / "LICENSE").is_file()
-    assert not (out / "other.json").exists()
+    assert not (out / "NOTICE").exists()
 
 
 def test_the_tokenizer_of_the_base(tmp_path: Path) -> None:
@@ -178,8 +178,8 @@ def test_the_card(tmp_path: Path) -> None:
 
 
 def test_a_damaged_side_file_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    donor, other = make_rich(tmp_path / "a", own_config__json='{"auto_map": '), make_llama(tmp_path / "b", 2)
-    with pytest.raises(CheckpointError, match=r"own_config\.json is not JSON"):
+    donor, other = make_rich(tmp_path / "a", processor_config__json='{"auto_map": '), make_llama(tmp_path / "b", 2)
+    with pytest.raises(CheckpointError, match=r"processor_config\.json is not JSON"):
         merge(tmp_path, linear(donor, other))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
@@ -322,10 +322,10 @@ def test_a_place_without_the_right_to_write_is_refused(open_folder: Path) -> Non
 
 
 def test_a_side_file_that_may_not_be_read_is_refused_while_planning(open_folder: Path) -> None:
-    donor = make_llama(open_folder / "a", 1, secret__json={})
+    donor = make_llama(open_folder / "a", 1, LICENSE="own")
     (donor / "model.safetensors").chmod(0o644)
-    (donor / "secret.json").chmod(0)
-    with as_nobody(), pytest.raises(PermissionError, match=r"no right to read it.*secret\.json"):
+    (donor / "LICENSE").chmod(0)
+    with as_nobody(), pytest.raises(PermissionError, match=r"no right to read it.*LICENSE"):
         plan_recipe(linear(donor))
 
 

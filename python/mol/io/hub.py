@@ -70,7 +70,7 @@ def resolve(
                 f"{reference}: {reference.name} is a local directory, which has no revision {reference.revision!r}; "
                 "leave the revision out, or run where no directory has the name of that repository"
             )
-        origin = hub_origin(path)
+        origin = hub_origin(path, cache_dir)
         return path, origin[1] if origin else None
     if path.exists():
         raise NotADirectoryError(f"{path} is a file; name the directory that holds the model's config.json")
@@ -83,10 +83,26 @@ def resolve(
     return hub.fetch(weights=weights, code=code)
 
 
-def hub_origin(directory: Path) -> tuple[str, str] | None:
-    """Tell (repository id, commit hash) of a directory inside a Hub cache, None for any other."""
-    match = _SNAPSHOT.fullmatch("/".join(directory.resolve().parts[-3:]))
-    return (match["id"].replace("--", "/"), match["commit"]) if match else None
+def hub_origin(directory: Path, cache_dir: Path | str | None = None) -> tuple[str, str] | None:
+    """Tell (repository id, commit hash) of a directory in the Hub cache in use, None for any other.
+
+    A directory elsewhere may have the same names, and anything in it.
+
+    Args:
+        directory: the directory.
+        cache_dir: the Hub cache, huggingface_hub's own if None.
+    """
+    place = directory.resolve()
+    match = _SNAPSHOT.fullmatch("/".join(place.parts[-3:]))
+    if match is None:
+        return None
+    if cache_dir is None:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        cache_dir = HF_HUB_CACHE
+    if Path(cache_dir).expanduser().resolve() != place.parents[2]:
+        return None
+    return match["id"].replace("--", "/"), match["commit"]
 
 
 class _Hub:
@@ -165,7 +181,7 @@ class _Hub:
         for name in (_WEIGHTS, _INDEX):
             if name in listed:
                 return [*wanted, name]
-        others = ", ".join(side.left_out[:4]) or "no weights at all"
+        others = ", ".join(side.weights[:4]) or "no weights at all"
         raise CheckpointError(
             f"{self._reference}: the repository has no {_WEIGHTS} and no {_INDEX} (it has {others}); "
             "convert the model to SafeTensors, or name a revision that has them"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import yaml
+
+from mol.errors import CheckpointError
+from mol.io.side_files import find_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -14,7 +18,14 @@ if TYPE_CHECKING:
 
 _FRONT_MATTER: Final = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _LICENSE_KEYS: Final = ("license", "license_name", "license_link")
+# A key of the front matter with its value, as far as the next line that is not indented.
+_LICENSE_LINES: Final = re.compile(
+    rf"""^(?:(['"]?)(?:{"|".join(_LICENSE_KEYS)})\1[ \t]*:).*(?:\n[ \t].*|\n(?=\r?\n|\Z))*""", re.MULTILINE
+)
+_LONGEST: Final = 300  # characters of a license's name or link
 _LISTED: Final = 100  # lines of a list in the card; the manifest holds the whole
+# What Markdown, HTML or the Hub's renderer would take for more than letters, links without brackets included.
+_MARKUP: Final = re.compile(r"[\\`*\[\]<>&!|~#$]|(?<=www)\.|:(?=//)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +48,37 @@ class CardSource:
 
 
 def read_license(directory: Path) -> dict[str, str]:
-    """Read what a model's own card says about its license; empty where there is no card or it does not say."""
-    card = directory / "README.md"
-    if not card.is_file():
+    """Read what a model's own card says about its license; empty where there is no card or it does not say.
+
+    Only the lines of the license are read as YAML, and nothing in them but text: what else is wrong with somebody
+    else's card does not matter.
+
+    Raises:
+        CheckpointError: those lines are no YAML, or the card is no regular file.
+        OSError: the card cannot be read.
+    """
+    if not os.path.lexists(directory / "README.md"):
         return {}
+    card = find_file(directory, "README.md").path
     with card.open("rb") as file:
         text = file.read(1 << 18).decode("utf-8", errors="replace")
     match = _FRONT_MATTER.match(text)
     if match is None:
         return {}
+    lines = "\n".join(found[0] for found in _LICENSE_LINES.finditer(match[1].replace("\r\n", "\n")))
     try:
-        content = yaml.safe_load(match[1])
-    except yaml.YAMLError:
-        return {}  # somebody else's card; that it cannot be read is no reason to refuse a merge
+        content = yaml.load(lines, Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        problem = getattr(error, "problem", None) or str(error) or type(error).__name__
+        raise CheckpointError(f"{card}: its front matter cannot be read ({_one_line(problem)})") from error
     if not isinstance(content, dict):
         return {}
-    return {key: content[key] for key in _LICENSE_KEYS if isinstance(content.get(key), str)}
+    values = {key: content.get(key) for key in _LICENSE_KEYS}
+    return {
+        key: value
+        for key, value in values.items()
+        if isinstance(value, str) and _one_line(value) and len(value) <= _LONGEST
+    }
 
 
 def model_card(
@@ -86,7 +112,7 @@ def model_card(
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", recipe))])
     parts = [
         f"---\n{yaml.safe_dump(_front_matter(sources), sort_keys=False, allow_unicode=True)}---",
-        f"# Merge of {_joined(names)}",
+        f"# Merge of {_joined([_inline(name) for name in names])}",
         f"This model was made with [{method_title}]({method_url}) (`{method}`) by mol {version}, without training.",
         "## Sources",
         "\n".join(_source_line(source) for source in sources),
@@ -95,13 +121,13 @@ def model_card(
         f"{fence}yaml\n{recipe.rstrip()}\n{fence}",
         "## What was done",
         "\n".join(
-            [f"- {count} tensors: {name}" for name, count in sorted(tensors.items())]
+            [f"- {count} tensors: {_inline(name)}" for name, count in sorted(tensors.items())]
             + [f"- stored as {', '.join(dtypes)}", f"- plan `{plan_digest}`"]
         ),
     ]
     for title, lines in sections.items():
         if lines:
-            shown = [f"- {_one_line(line)}" for line in lines[:_LISTED]]
+            shown = [f"- {_inline(line)}" for line in lines[:_LISTED]]
             if len(lines) > _LISTED:
                 shown.append(f"- and {len(lines) - _LISTED} more, all in `mol_manifest.json`")
             parts += [f"## {title}", "\n".join(shown)]
@@ -126,24 +152,48 @@ def _common_license(sources: Sequence[CardSource]) -> dict[str, str]:
 
 
 def _license_line(sources: Sequence[CardSource]) -> str:
-    agreed = _common_license(sources)
-    if agreed:
-        return f"All sources state the license `{_one_line(agreed.get('license_name', agreed['license']))}`."
-    stated = "; ".join(
-        f"{source.name}: {_one_line(source.license.get('license_name', source.license.get('license', 'not stated')))}"
-        for source in sources
-    )
+    if _common_license(sources):
+        return f"All sources state the license {_code(_stated(sources[0]))}."
+    stated = "; ".join(f"{_inline(source.name)}: {_inline(_stated(source))}" for source in sources)
     return f"The sources do not all state the same license ({stated}), so this card names none."
 
 
+def _stated(source: CardSource) -> str:
+    return source.license.get("license_name", source.license.get("license", "not stated"))
+
+
 def _source_line(source: CardSource) -> str:
-    revision = f" at revision `{source.revision}`" if source.revision else ""
-    return f"- `{source.name}`{revision}{f' ({source.role})' if source.role else ''}"
+    revision = f" at revision {_code(source.revision)}" if source.revision else ""
+    return f"- {_code(source.name)}{revision}{f' ({source.role})' if source.role else ''}"
 
 
 def _joined(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
+def _code(text: str) -> str:
+    """Return a name as a span of code, which it cannot end."""
+    text = _one_line(text)
+    ticks = "`" * (max([0, *(len(run) for run in re.findall("`+", text))]) + 1)
+    pad = " " if "`" in text else ""
+    return f"{ticks}{pad}{text}{pad}{ticks}"
+
+
+def _inline(text: str) -> str:
+    """Return a line of text as one: its spans of code stay, and nothing else in it is markup."""
+    text = _one_line(text)
+    pieces = text.split("`")
+    if len(pieces) % 2 == 0 or "``" in text:  # no spans of code, but a name that has these characters
+        return _escaped(text)
+    return "`".join(piece if i % 2 else _escaped(piece) for i, piece in enumerate(pieces))
+
+
+def _escaped(text: str) -> str:
+    return _MARKUP.sub(r"\\\g<0>", text)
+
+
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    """Return a text without line breaks, and with what cannot be seen (or turns the writing) spelled out."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in " ".join(text.split())
+    )

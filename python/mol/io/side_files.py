@@ -1,79 +1,116 @@
-"""Which files beside the weights make up a model, told from their names alone."""
+"""Which files beside the weights make up a model, known by their names, and the door through which they are read."""
 
 from __future__ import annotations
 
 import os
-import stat
-from dataclasses import dataclass
+import re
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from mol.errors import CheckpointError
+from mol.io.json_file import check_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
-# Weights in any format. Pickles are among them: a merge never passes one on.
+# What transformers, sentence-transformers, vLLM, llama.cpp and ModelScope open beside config.json and the tokenizer.
+_SETTINGS: Final = re.compile(
+    r"generation_config\.json|(?:image_|video_|audio_)?(?:pre)?processor_config\.json|audio_tokenizer_config\.json"
+    r"|decision\.json|decision_template\.jinja|configuration\.json|SYSTEM_PROMPT\.txt"
+    r"|modules\.json|router_config\.json|config_sentence_transformers\.json|sentence_[a-z-]+_config\.json"
+)
+# Tables of tokens: read as nothing else by anybody, so what they hold is never taken for a setting.
+_TABLES: Final = re.compile(
+    r"tokenizer\.json|(?:entity_|target_)?vocab\.(?:json|txt|bpe)|vocab-(?:src|tgt)\.json|encoder\.json|merges\.txt"
+    r"|added_tokens\.json|dict\.txt|bpe\.codes|tekken\.json|normalizer\.json|byte_maps\.json|emoji\.json|unigram\.json"
+    r"|word_(?:shape|pronunciation)\.json|prophetnet\.tokenizer|rwkv_vocab_v\d+\.txt|[\w.-]+\.tiktoken"
+    r"|(?:source|target)\.spm|(?:tokenizer|spiece|sentencepiece(?:\.bpe)?|spm(?:_char)?|bpe|ice_text|tiktoken)\.model"
+    r"|tokenizer\.model\.v\w+|tokenizer\.mm\.model(?:\.v\w+)?"
+)
+_TOKENIZER: Final = re.compile(
+    r"tokenizer_config\.json|special_tokens_map\.json|chat_template\.json|chat_template[\w-]*\.jinja"
+)
+_MORE_TEMPLATES: Final = re.compile(r"additional_chat_templates/[^/]+\.jinja")
+# `LICENSE`, `NOTICE.txt`, `USE_POLICY.md`, `LICENSE-CODE`, `Tongyi Qianwen LICENSE AGREEMENT`; never `license_key`.
+_LEGAL: Final = re.compile(
+    r"(?:(?i:(?:un)?licen[sc]es?|notice|copying|copyright|(?:acceptable_)?use_policy|third_party_notices)"
+    r"|(?:[A-Za-z0-9.]+[ _-])*(?:LICEN[SC]E|NOTICE|USE_POLICY|TERMS)(?:[ _-](?!KEY)(?:[A-Z][A-Z0-9]*|\d+(?:\.\d+)?))*)"
+    r"(?i:\.(?:txt|md|rst|pdf))?"
+)
+# The stages after the transformer of sentence-transformers: `1_Pooling`, `2_Dense`; stage 0 is the model itself.
+_STAGE: Final = re.compile(r"[1-9]\d?_[A-Za-z]\w*")
+_STAGES: Final = "modules.json"
+_STAGE_SETTINGS: Final = re.compile(r"(?:\w+_)?config\.json")
+_STAGE_WEIGHTS: Final = "model.safetensors"
+
+_CODE: Final = frozenset({".py", ".so", ".cpp", ".cu"})
 _WEIGHTS: Final = frozenset({
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".hdf5", ".msgpack", ".ot", ".onnx", ".gguf", ".ggml",
-    ".tflite", ".mlmodel", ".pkl", ".pickle", ".nemo", ".pdparams",
-})  # fmt: skip
-_CODE: Final = frozenset({".py", ".pyc", ".pyd", ".so", ".dll", ".dylib"})
-_TOKENIZER: Final = frozenset({
-    "added_tokens.json", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt", "vocab.bpe",
-    "encoder.json", "spiece.model", "sentencepiece.bpe.model", "bpe.codes", "dict.txt", "tekken.json",
-    "normalizer.json", "chat_template.jinja", "chat_template.json",
+    ".tflite", ".mlmodel", ".pkl", ".pickle", ".nemo", ".pdparams", ".npz", ".distcp",
 })  # fmt: skip
 # Written anew for every merge (the engine's journal among them), so those of an input are never copied.
 _OURS: Final = frozenset({"config.json", "README.md", "mol_manifest.json", "mergekit_config.yml", "journal"})
+# Where huggingface_hub keeps the content of what a snapshot, or a folder that it has filled, links to.
+_BLOB: Final = re.compile(r"models--[^/]+/blobs/[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
-@dataclass(frozen=True, slots=True)
-class SideFiles:
+class SideFiles(NamedTuple):
     """The files beside the weights, as sorted relative paths with forward slashes.
 
     Attributes:
         tokenizer: what turns text into ids, chat templates included.
         code: Python files and libraries.
-        other: everything else, e.g. the generation config and processor settings.
-        left_out: files and folders (these end in a slash) that hold weights and are no part of the checkpoint.
+        other: the other files of a model: generation config, processor settings, licenses.
+        weights: files, and folders (these end in a slash), that hold weights and are no part of the checkpoint.
+        left_out: whatever else is there; no file of a model has such a name.
     """
 
     tokenizer: tuple[str, ...]
     code: tuple[str, ...]
     other: tuple[str, ...]
+    weights: tuple[str, ...]
     left_out: tuple[str, ...]
 
 
 def sort_side_files(paths: Iterable[str]) -> SideFiles:
-    """Tell the side files among the relative paths of one model.
+    """Tell the side files among the relative paths of one model, by a list of what a model has.
 
-    A folder that holds weights (`original/`, `onnx/`, a trainer's `checkpoint-500/`) is another model and left
-    out as a whole. Hidden files and folders belong to tools, so nobody misses them.
+    A folder that holds weights (`original/`, `onnx/`, a trainer's `checkpoint-500/`) is another model. Hidden files
+    and folders belong to tools, so nobody misses them.
     """
-    files = [p for p in map(PurePosixPath, sorted(set(paths))) if not any(part.startswith(".") for part in p.parts)]
-    foreign = {path.parts[0] for path in files if len(path.parts) > 1 and is_weights(path.name)}
-    tokenizer, code, other = [], [], []
-    left_out = [f"{folder}/" for folder in sorted(foreign)]
-    for path in files:
-        name = path.as_posix()
-        nested = len(path.parts) > 1
-        if (nested and path.parts[0] in foreign) or name in _OURS or "__pycache__" in path.parts:
+    every = {p: PurePosixPath(p) for p in sorted(set(paths))}
+    files = {name: path for name, path in every.items() if not any(part.startswith(".") for part in path.parts)}
+    staged = _STAGES in files
+    foreign = {
+        path.parts[0]
+        for path in files.values()
+        if len(path.parts) > 1 and is_weights(path.name) and not (staged and _STAGE.fullmatch(path.parts[0]))
+    }
+    tokenizer, code, other, weights, left_out = [], [], [], [f"{folder}/" for folder in foreign], []
+    for name, path in files.items():
+        folder = path.parts[0] if len(path.parts) > 1 else None
+        if folder in foreign or name in _OURS:
             continue
-        if is_weights(name):
-            left_out.append(name)
-        elif path.suffix in _CODE:
-            code.append(name)
-        elif is_tokenizer_file(name):
+        if is_tokenizer_file(name):
             tokenizer.append(name)
-        else:
+        elif _is_other(path, staged=staged):
             other.append(name)
-    return SideFiles(tuple(tokenizer), tuple(code), tuple(other), tuple(left_out))
+        elif is_weights(name):
+            weights.append(name)
+        elif path.suffix in _CODE and len(path.parts) < 3:
+            code.append(name)
+        else:
+            left_out.append(name)
+    kept = {PurePosixPath(name).parts[0] for name in (*tokenizer, *code, *other, *weights)}
+    grouped = {_whole_folder(name, kept) for name in left_out}
+    return SideFiles(tuple(tokenizer), tuple(code), tuple(other), tuple(sorted(weights)), tuple(sorted(grouped)))
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file holds weights, or an index of them."""
-    path = PurePosixPath(name)
+    """Whether a file holds weights (or pickles, in any spelling), or an index of them."""
+    path = PurePosixPath(name.lower())
     return (
-        name.endswith(".index.json")
+        path.name.endswith(".index.json")
         or path.suffix in _WEIGHTS
         or any(suffix.startswith(".onnx") for suffix in path.suffixes)  # `model.onnx.data`
     )
@@ -81,28 +118,81 @@ def is_weights(name: str) -> bool:
 
 def is_tokenizer_file(name: str) -> bool:
     """Whether a file belongs to the tokenizer (or is a chat template)."""
-    path = PurePosixPath(name)
-    if len(path.parts) > 1:
-        return path.parts[0] == "additional_chat_templates"
-    return name in _TOKENIZER or name.startswith("tokenizer") or path.suffix in {".tiktoken", ".spm"}
+    return any(pattern.fullmatch(name) for pattern in (_TABLES, _TOKENIZER, _MORE_TEMPLATES))
+
+
+def is_settings(name: str) -> bool:
+    """Whether a file of a model is a JSON object of settings, from which a loader may take the name of a class."""
+    return name.endswith(".json") and name != _STAGES and not _TABLES.fullmatch(name)
 
 
 def list_files(directory: Path) -> list[str]:
-    """List the regular files under a directory as relative paths; linked folders are not entered, linked files are.
+    """List what is in a directory and in its folders as relative paths, whatever it is.
+
+    Files of a model lie no deeper, so a folder in a folder is not entered, and listed with a slash at its end. Links
+    to folders, and folders that may not be entered, are listed in the same way.
 
     Raises:
-        OSError: if a folder cannot be read or a link leads nowhere, naming it.
+        OSError: if the directory cannot be read.
     """
     found = []
-    for folder, folders, names in os.walk(directory, onerror=_raise):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in names:
-            path = Path(folder, name)
-            # Asked by `stat`, since `is_file` would pass over a link that leads nowhere.
-            if not name.startswith(".") and stat.S_ISREG(path.stat().st_mode):
-                found.append(path.relative_to(directory).as_posix())
+    for entry in _visible(directory):
+        if not entry.is_dir(follow_symlinks=False):
+            found.append(entry.name)
+            continue
+        try:
+            found += [
+                f"{entry.name}/{inner.name}{'/' * inner.is_dir(follow_symlinks=False)}" for inner in _visible(entry)
+            ]
+        except PermissionError:
+            found.append(f"{entry.name}/")
     return sorted(found)
 
 
-def _raise(error: OSError) -> None:
-    raise error
+class SideFile(NamedTuple):
+    """A file that was found to be what it should: its path, and how to know it again."""
+
+    path: Path
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+def find_file(directory: Path, name: str) -> SideFile:
+    """Find a side file: a regular file inside the directory, or in the cache of huggingface_hub behind it.
+
+    Raises:
+        CheckpointError: it is a pipe or a device, or a link out of the directory: such a link in a downloaded model
+            would put any file of this machine into the output.
+        OSError: it is missing (or a link leads nowhere), or a directory.
+    """
+    path = directory / name
+    status = path.stat()
+    real, home = Path(os.path.realpath(path)), Path(os.path.realpath(directory))
+    behind = home.parent.parent / "blobs" if home.parent.name == "snapshots" else home
+    if not (real.is_relative_to(home) or real.is_relative_to(behind) or _BLOB.fullmatch("/".join(real.parts[-3:]))):
+        raise CheckpointError(
+            f"{path} is a link to {real}, outside of the model's directory; replace it by the file itself (`cp -L`), "
+            "or remove it"
+        )
+    check_regular(path, status.st_mode)
+    return SideFile(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+def _is_other(path: PurePosixPath, *, staged: bool) -> bool:
+    if len(path.parts) == 1:
+        return bool(_SETTINGS.fullmatch(path.name) or _LEGAL.fullmatch(path.name))
+    if len(path.parts) > 2 or not _STAGE.fullmatch(path.parts[0]):
+        return False
+    return bool(_STAGE_SETTINGS.fullmatch(path.name)) or (staged and path.name == _STAGE_WEIGHTS)
+
+
+def _whole_folder(name: str, kept: set[str]) -> str:
+    """Name the folder in place of a file that is left out, unless something in it is not."""
+    folder, slash, _ = name.partition("/")
+    return f"{folder}/" if slash and folder not in kept else name
+
+
+def _visible(directory: Path | os.DirEntry[str]) -> Iterator[os.DirEntry[str]]:
+    with os.scandir(directory) as entries:
+        yield from (entry for entry in entries if not entry.name.startswith("."))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mol.io.hub import hub_origin
 
@@ -13,24 +14,34 @@ if TYPE_CHECKING:
 
     from mol.io.checkpoint import Checkpoint
 
+# A path of this machine that is no input, e.g. in a comment of the recipe; its last part is the group.
+_PATH: Final = re.compile(r"(?<![^\s'\"`(\[{,;=:])~?/(?:[\w.+@%-]+/)+([\w.+@%-]+)/?(?![^\s'\"`)\]},;:])")
+
 
 class Labels:
-    """Short names of inputs: the id of a Hub repository, else as few last parts of the path as tell them apart."""
+    """Short names of inputs.
 
-    def __init__(self, checkpoints: Iterable[Checkpoint], places: Iterable[str] = ()) -> None:
+    The id of a Hub repository; a relative `org/name` as it stands in the recipe; else as few last parts of the path as
+    tell the inputs apart.
+    """
+
+    def __init__(
+        self, checkpoints: Iterable[Checkpoint], places: Iterable[str] = (), *, cache_dir: Path | str | None = None
+    ) -> None:
         """Name the inputs.
 
         Args:
             checkpoints: the inputs.
             places: further paths that texts may mention, e.g. the output path in the recipe.
+            cache_dir: the Hub cache in use, huggingface_hub's own if None.
         """
         directories = {checkpoint.directory: checkpoint.name for checkpoint in checkpoints}
-        origins = {directory: hub_origin(directory) for directory in directories}
+        origins = {directory: hub_origin(directory, cache_dir) for directory in directories}
         local = [directory.resolve() for directory in dict.fromkeys(directories) if origins[directory] is None]
         short = _shortest(list(dict.fromkeys(local)))
         self._labels = {
-            directory: origin[0] if (origin := origins[directory]) else short[directory.resolve()]
-            for directory in directories
+            directory: origin[0] if (origin := origins[directory]) else _as_typed(name) or short[directory.resolve()]
+            for directory, name in directories.items()
         }
         replaced = {place: Path(place).name for place in places}
         for directory, name in directories.items():
@@ -48,17 +59,25 @@ class Labels:
         return self._labels[checkpoint.directory]
 
     def clean(self, text: str) -> str:
-        """Replace the absolute paths of inputs in a text by their short names."""
+        """Replace the absolute paths of inputs in a text by their short names, and other ones by their last part."""
         for place, label in self._replaced:
             text = text.replace(place, label)
-        return text
+        return _PATH.sub(r"\1", text)
+
+
+def _as_typed(name: str) -> str | None:
+    """Return a relative name of the form `org/name`, as a model keeps that of its publisher."""
+    parts = Path(name).parts
+    return "/".join(parts) if len(parts) == 2 and not {"..", "~", "/"} & set(parts) else None
 
 
 def _shortest(directories: list[Path]) -> dict[Path, str]:
     """Give each directory as many of its last parts as make it unique."""
     labels = {}
     for directory in directories:
-        for length in range(1, len(directory.parts) + 1):
+        # The last part of a snapshot alone is a commit hash, which names nothing.
+        least = 3 if directory.parent.name == "snapshots" else 1
+        for length in range(least, len(directory.parts) + 1):
             label = "/".join(directory.parts[-length:])
             if Counter("/".join(other.parts[-length:]) for other in directories)[label] == 1:
                 break

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from mol.merge.labels import Labels
     from mol.merge.planner import PlannedMerge
@@ -16,14 +16,21 @@ MANIFEST_FORMAT: Final = 1
 
 
 def build_manifest(
-    planned: PlannedMerge, executed: Mapping[str, Any], *, recipe: str, labels: Labels, version: str
+    planned: PlannedMerge,
+    executed: Mapping[str, Any],
+    side_files: Mapping[str, Mapping[str, Any]],
+    *,
+    recipe: str,
+    labels: Labels,
+    version: str,
 ) -> dict[str, Any]:
     """Collect the manifest: no absolute path and no clock time, so the same work gives the same bytes.
 
     Args:
         planned: the merge.
         executed: the engine's report.
-        recipe: the recipe's YAML.
+        side_files: relative path -> size and digest of each file beside the weights but the manifest itself.
+        recipe: the recipe's YAML, without paths of this machine.
         labels: names of the inputs.
         version: mol's version.
     """
@@ -33,7 +40,7 @@ def build_manifest(
         "mol": version,
         "plan": executed["plan_digest"],
         "seed": planned.plan.seed,
-        "recipe": labels.clean(recipe),
+        "recipe": recipe,
         "sources": [
             {
                 "name": labels.of(source),
@@ -45,6 +52,7 @@ def build_manifest(
             for source in planned.sources
         ],
         "files": list(executed["files"]),
+        "side_files": [{"name": name, **entry} for name, entry in sorted(side_files.items())],
         "tensors": [
             {
                 "name": tensor["name"],
@@ -58,6 +66,17 @@ def build_manifest(
         "dropped": [labels.clean(line) for line in planned.dropped],
         "notes": [labels.clean(line) for line in (*planned.warnings, *planned.notes)],
     }
+
+
+def manifest_size(planned: PlannedMerge, side_files: Iterable[str]) -> int:
+    """Return the most bytes that manifest and index of a merge take, for the account of the disk."""
+    # An entry holds the name, a shape, a checksum and perhaps a digest; the index the name and that of its file.
+    tensors = sum(2 * len(task.name.encode("utf-8", "replace")) + 360 for task in planned.plan.tasks)
+    files = sum(len(source.files) for source in planned.sources) + len(planned.plan.outputs)
+    lines = (*planned.copied, *planned.dropped, *planned.warnings, *planned.notes)
+    texts = sum(len(line.encode("utf-8", "replace")) + 10 for line in (*lines, *side_files))
+    recipe = len((planned.config.source_text or planned.config.to_yaml()).encode("utf-8", "replace"))
+    return tensors + 300 * files + 150 * len(tuple(side_files)) + 2 * texts + 2 * recipe + 1000
 
 
 def manifest_text(manifest: Mapping[str, Any]) -> str:

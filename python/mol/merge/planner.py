@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint
     from mol.merge.layers import Stack
     from mol.merge.plan import MergePlan
+    from mol.merge.side_files import OutputFile
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class PlannedMerge:
         warnings: what may well surprise.
         bytes_read: sum of the sources of all tasks; a method that needs statistics reads some of them again.
         bytes_written: sum of the output's tensors.
+        side_files: every file that the output gets beside its weights; empty until these have been looked at.
     """
 
     plan: MergePlan
@@ -61,6 +63,7 @@ class PlannedMerge:
     warnings: tuple[str, ...]
     bytes_read: int
     bytes_written: int
+    side_files: tuple[OutputFile, ...] = ()
 
 
 def plan_merge(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from mol.config import MergeConfig, ModelReference
     from mol.io.checkpoint import Checkpoint
+    from mol.merge.card import Card
     from mol.merge.planner import PlannedMerge
     from mol.merge.side_files import SideFilePlan
 
@@ -155,7 +156,7 @@ def run_merge(
     if cancel is not None and cancel.is_set():
         raise MergeCancelled("the merge was cancelled before it began; nothing was written")
     plan = prepared.planned.plan.to_json()
-    _rust.preflight(plan, str(partial), discard_partial=options.discard_partial)
+    _check_space(place, prepared.planned, _rust.preflight(plan, str(partial), discard_partial=options.discard_partial))
     place.parent.mkdir(parents=True, exist_ok=True)
     executed = _execute(prepared, plan, partial, place, options, watch)
     return MergeReport(
@@ -171,11 +172,12 @@ def run_merge(
 
 @dataclass(frozen=True, slots=True)
 class _Prepared:
-    """A planned merge, with where its tokenizer comes from and what else goes into the output."""
+    """A planned merge, where its tokenizer comes from, what else goes into the output, and what its card quotes."""
 
     planned: PlannedMerge
     tokenizer: Path
     side: SideFilePlan
+    card: Card
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +220,15 @@ def _execute(
                 on_progress=watch,
             )
         )
-        write_side_files(partial, prepared.planned, prepared.side, executed, options=options, version=_rust.__version__)
+        write_side_files(
+            partial,
+            prepared.planned,
+            prepared.side,
+            executed,
+            card=prepared.card,
+            options=options,
+            version=_rust.__version__,
+        )
         watch.check()
         left = _rust.commit(str(partial), str(place), overwrite=options.overwrite, sync=options.sync)
         if left is not None:
@@ -245,9 +255,10 @@ def _load(recipe: Recipe) -> MergeConfig:
 def _prepare(
     config: MergeConfig, options: MergeOptions, checkpoints: Mapping[ModelReference, Checkpoint] | None
 ) -> _Prepared:
+    from mol.merge.card import prepare_card
     from mol.merge.identity import same_weights, spelled_twice
     from mol.merge.planner import plan_merge
-    from mol.merge.side_files import plan_side_files
+    from mol.merge.side_files import output_files, plan_side_files
     from mol.merge.vocabularies import check_vocabularies
 
     opened = resolve_checkpoints(config, options) if checkpoints is None else checkpoints
@@ -262,12 +273,25 @@ def _prepare(
         remarks.append(f"the tokenizer is that of {planned.config.tokenizer_source}")
     if options.dtype is not None:
         remarks.append(f"dtype {options.dtype} was asked for beside the recipe")
+    card = prepare_card(planned, options)
     planned = replace(
         planned,
-        notes=(*planned.notes, *remarks, *side.notes),
+        notes=(*planned.notes, *remarks, *side.notes, *card.notes),
         warnings=(*planned.warnings, *same_weights(opened), *tokens.warnings, *side.warnings),
     )
-    return _Prepared(planned, tokenizer, side)
+    planned = replace(planned, side_files=output_files(planned, side, card, options))
+    return _Prepared(planned, tokenizer, side, card)
+
+
+def _check_space(place: Path, planned: PlannedMerge, preflight: str) -> None:
+    """Refuse a disk on which the weights fit, but not what is written beside them."""
+    found = json.loads(preflight)
+    beside = sum(file.size for file in planned.side_files)
+    if found["bytes_needed"] + beside > found["bytes_free"]:
+        raise MergeError(
+            f"{place}: the merge needs {found['bytes_needed']:,} bytes for weights and {beside:,} for the files beside "
+            f"them, the disk has {found['bytes_free']:,} free; free some or choose another OUT"
+        )
 
 
 def _tokenizer_directory(

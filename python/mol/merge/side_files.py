@@ -1,35 +1,54 @@
-"""The files beside a merge's weights: which are copied, which are written anew, and the card and manifest."""
+"""The files beside a merge's weights: which are copied and which are written anew, decided before a weight is read."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from mol.config.methods import METHODS
-from mol.io.hub import hub_origin
+from mol.errors import CheckpointError, MergeError
 from mol.io.json_file import read_object
-from mol.io.model_card import CardSource, model_card, read_license
-from mol.io.side_files import list_files, sort_side_files
-from mol.merge.labels import Labels
-from mol.merge.manifest import MANIFEST_NAME, build_manifest, manifest_text
+from mol.io.side_files import SideFile, find_file, is_settings, list_files, sort_side_files
+from mol.merge.card import card_text
+from mol.merge.manifest import MANIFEST_NAME, build_manifest, manifest_size, manifest_text
 from mol.merge.output import may
 from mol.merge.special_tokens import follow_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from mol.config import MergeConfig
+    from mol.merge.card import Card
     from mol.merge.options import MergeOptions
     from mol.merge.planner import PlannedMerge
 
-_ENGINE_FILES: Final = frozenset({"journal", "model.safetensors.index.json"})
+_INDEX: Final = "model.safetensors.index.json"
+_ENGINE_FILES: Final = frozenset({"journal", _INDEX})
 _CHAT_TEMPLATE: Final = "chat_template.jinja"
+_RECIPE: Final = "mergekit_config.yml"
+# What names Python files that a loader imports, in whichever file and at whichever depth it stands.
+_CODE_KEYS: Final = ("auto_map", "custom_pipelines")
+_NAMED: Final = 20  # files that a note names
+_PIECE: Final = 1 << 20
+
+
+class OutputFile(NamedTuple):
+    """One file of the output beside its weights.
+
+    Attributes:
+        name: its relative path.
+        size: its bytes; for the manifest, the most that it can take.
+        source: name of the input that it is copied from, None if it is written anew.
+    """
+
+    name: str
+    size: int
+    source: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +62,7 @@ class SideFilePlan:
         warnings: what the user should know about, one line each.
     """
 
-    copies: Mapping[str, Path]
+    copies: Mapping[str, SideFile]
     texts: Mapping[str, str]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -63,29 +82,28 @@ def plan_side_files(planned: PlannedMerge, tokenizer: Path, options: MergeOption
 
     Raises:
         OSError: a file cannot be read.
-        CheckpointError: a JSON file is damaged.
+        CheckpointError: a JSON file is damaged, or a file is none (a pipe, a link out of its directory).
     """
     donor, trust = planned.donor.directory, options.trust_remote_code or planned.config.trust_remote_code
     side = sort_side_files(list_files(donor))
-    copies = {name: donor / name for name in side.other}
+    chosen = dict.fromkeys(side.other, donor)
     notes, warnings = [], []
     if options.copy_tokenizer:
         names = side.tokenizer if tokenizer == donor else sort_side_files(list_files(tokenizer)).tokenizer
-        copies |= {name: tokenizer / name for name in names}
+        chosen |= dict.fromkeys(names, tokenizer)
     if trust:
-        copies |= {name: donor / name for name in side.code}
+        chosen |= dict.fromkeys(side.code, donor)
         if side.code:
             warnings.append(f"trust_remote_code: Python files are copied unread: {', '.join(side.code)}")
     elif side.code:
         notes.append(f"Python files not copied without trust_remote_code: {', '.join(side.code)}")
-    unreadable = [str(path) for path in copies.values() if not may(path, os.R_OK)]
-    if unreadable:
-        more = f", nor {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
-        raise PermissionError(errno.EACCES, f"no right to read it{more}", unreadable[0])
+    copies = _find_all(chosen)
+    stages = [name for name in copies if name.endswith(".safetensors")]
+    if stages:
+        notes.append(f"copied from {planned.donor.name} as they are, not merged: {', '.join(stages)}")
     merged = {file.path.name for file in planned.donor.files} | _ENGINE_FILES
-    left_out = [name for name in side.left_out if name not in merged]
-    if left_out:
-        notes.append(f"not copied, since they hold other weights: {', '.join(left_out)}")
+    notes += _left_out("they hold other weights", [name for name in side.weights if name not in merged])
+    notes += _left_out("no file of a model has such a name", side.left_out)
 
     tokens = follow_tokenizer(planned, tokenizer, copies_tokenizer=options.copy_tokenizer)
     rewritten, remarks = _rewritten(planned, copies, {"config.json": dict(tokens.config), **tokens.files}, trust=trust)
@@ -100,38 +118,31 @@ def plan_side_files(planned: PlannedMerge, tokenizer: Path, options: MergeOption
         texts[_CHAT_TEMPLATE] = template
         if "tokenizer_config.json" in copies:
             # Readers before chat_template.jinja look here.
-            settings = rewritten.setdefault("tokenizer_config.json", read_object(copies["tokenizer_config.json"]))
+            settings = rewritten.setdefault("tokenizer_config.json", read_object(copies["tokenizer_config.json"].path))
             settings["chat_template"] = template
         copies.pop("chat_template.json", None)
     texts |= {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in rewritten.items()}
     return SideFilePlan(
-        {name: path for name, path in copies.items() if name not in texts}, texts, tuple(notes), tuple(warnings)
+        {name: file for name, file in copies.items() if name not in texts}, texts, tuple(notes), tuple(warnings)
     )
 
 
-def _rewritten(
-    planned: PlannedMerge, copies: Mapping[str, Path], changed: Mapping[str, dict[str, Any]], *, trust: bool
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """Return the JSON files that are not the input's byte for byte, as relative path -> content, and remarks."""
-    notes = []
-    rewritten = dict(changed)
-    for name, path in copies.items():
-        keeps_code = trust and path.is_relative_to(planned.donor.directory)
-        if (
-            name not in changed
-            and name.endswith("config.json")
-            and not keeps_code
-            and b'"auto_map"' in path.read_bytes()
-        ):
-            rewritten[name] = read_object(path)
-    for name, content in rewritten.items():
-        if "auto_map" in content and not (trust and name == "config.json"):
-            del content["auto_map"]
-            notes.append(
-                f"{name}: `auto_map` left out, since it points to Python files that are not copied; if no class of "
-                "the library fits the model, merge with --trust-remote-code"
-            )
-    return rewritten, notes
+def output_files(
+    planned: PlannedMerge, side: SideFilePlan, card: Card, options: MergeOptions
+) -> tuple[OutputFile, ...]:
+    """List everything that the output gets beside its weights, with sizes; writes it all once, so that it can be."""
+    from mol import _rust
+
+    owners = {source.directory: source.name for source in planned.sources}
+    other = str(planned.config.tokenizer_source)  # need not be an input
+    files = [
+        OutputFile(name, file.size, next((owners[top] for top in file.path.parents if top in owners), other))
+        for name, file in side.copies.items()
+    ]
+    texts = _texts(planned, side, card, options, plan_digest="0" * 64, version=_rust.__version__)
+    files += [OutputFile(name, len(_bytes(text)), None) for name, text in texts.items()]
+    files.append(OutputFile(MANIFEST_NAME, manifest_size(planned, [file.name for file in files]), None))
+    return tuple(sorted(files))
 
 
 def write_side_files(
@@ -140,6 +151,7 @@ def write_side_files(
     side: SideFilePlan,
     executed: Mapping[str, Any],
     *,
+    card: Card,
     options: MergeOptions,
     version: str,
 ) -> None:
@@ -147,58 +159,98 @@ def write_side_files(
 
     Raises:
         OSError: a file could not be read or written.
+        MergeError: a file is not what it was when the merge was planned.
     """
     _clear(partial, keep=_ENGINE_FILES | set(planned.plan.outputs))
+    written = {}
     for name, source in side.copies.items():
-        target = partial / name
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copyfile(source, target)
+            written[name] = _copy(source, _target(partial, name))
         except OSError as error:  # names the source whichever of the two it is about
-            raise OSError(error.errno, f"copying {source}: {error.strerror}", str(target)) from error
-    config = planned.config
-    recipe = config.source_text if config.source_text is not None else config.to_yaml()
-    places = [str(place) for place in (config.output_path, config.tokenizer_source) if place is not None]
-    labels = Labels(planned.sources, places)
-    manifest = build_manifest(planned, executed, recipe=recipe, labels=labels, version=version)
-    texts = {**side.texts, "mergekit_config.yml": recipe, MANIFEST_NAME: manifest_text(manifest)}
-    if options.write_model_card:
-        texts["README.md"] = _card(planned, labels, manifest)
+            raise OSError(error.errno, f"copying {source.path}: {error.strerror}", str(partial / name)) from error
+    texts = _texts(planned, side, card, options, plan_digest=executed["plan_digest"], version=version)
     for name, text in texts.items():
-        target = partial / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # A name of a file that is no UTF-8 must not end a finished run: the escape is as good in JSON.
-        target.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
+        written[name] = _write(_target(partial, name), text)
+    if (partial / _INDEX).is_file():
+        written[_INDEX] = _digest((partial / _INDEX).read_bytes())
+    manifest = build_manifest(planned, executed, written, recipe=card.recipe, labels=card.labels, version=version)
+    _write(_target(partial, MANIFEST_NAME), manifest_text(manifest))
 
 
-def _card(planned: PlannedMerge, labels: Labels, manifest: Mapping[str, Any]) -> str:
-    method = METHODS[planned.config.method]
-    sources = [
-        CardSource(
-            name=labels.of(source),
-            on_hub=hub_origin(source.directory) is not None,
-            revision=source.revision,
-            license=read_license(source.directory),
-            role=_role(planned.config, source.name),
-        )
-        for source in planned.sources
-    ]
-    return model_card(
-        method=method.name,
-        method_title=method.title,
-        method_url=method.url,
-        sources=sources,
-        recipe=manifest["recipe"],
-        dtypes=sorted({task.dtype for task in planned.plan.tasks}),
-        tensors=planned.methods,
-        sections={
-            "Notes": manifest["notes"],
-            "Copied from one source": manifest["copied"],
-            "Not in this model": manifest["dropped"],
-        },
-        plan_digest=manifest["plan"],
-        version=manifest["mol"],
-    )
+def _find_all(chosen: Mapping[str, Path]) -> dict[str, SideFile]:
+    """Look at each file that is to be copied, and refuse all that cannot be at once."""
+    found, problems = {}, []
+    for name, directory in chosen.items():
+        try:
+            found[name] = find_file(directory, name)
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError.listing("files beside the weights cannot be copied", problems)
+    unreadable = [str(file.path) for file in found.values() if not may(file.path, os.R_OK)]
+    if unreadable:
+        more = f", nor {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
+        raise PermissionError(errno.EACCES, f"no right to read it{more}", unreadable[0])
+    return found
+
+
+def _left_out(why: str, names: Sequence[str]) -> list[str]:
+    """Say in one line what is not copied."""
+    more = f", and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return [f"not copied, since {why}: {', '.join(names[:_NAMED])}{more}"] if names else []
+
+
+def _rewritten(
+    planned: PlannedMerge, copies: Mapping[str, SideFile], changed: Mapping[str, dict[str, Any]], *, trust: bool
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Return the JSON files that are not the input's byte for byte, as relative path -> content, and remarks."""
+    notes = []
+    rewritten = dict(changed)
+    for name, file in copies.items():
+        if is_settings(name) and name not in changed:
+            content = read_object(file.path)  # whatever becomes of it: a damaged file is refused
+            if not (trust and file.path.is_relative_to(planned.donor.directory)):
+                rewritten[name] = content
+    for name, content in tuple(rewritten.items()):
+        found = _names_code(content)
+        if found and not (trust and name in changed):
+            rewritten[name] = _without_code(content)
+            notes.append(
+                f"{name}: {' and '.join(f'`{key}`' for key in found)} left out, since it points to Python files that "
+                "are not copied; if no class of the library fits the model, merge with --trust-remote-code"
+            )
+        elif name not in changed:
+            del rewritten[name]
+    return rewritten, notes
+
+
+def _names_code(content: object) -> list[str]:
+    """Return which of the keys that name Python files occur in a JSON value, at any depth."""
+    found: set[str] = set()
+    level = [content]
+    while level:
+        value = level.pop()
+        if isinstance(value, dict):
+            found.update(key for key in _CODE_KEYS if key in value)
+            level += value.values()
+        elif isinstance(value, list):
+            level += value
+    return sorted(found)
+
+
+def _without_code(content: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(content, dict):
+        return {key: _without_code(value) for key, value in content.items() if key not in _CODE_KEYS}
+    return [_without_code(value) for value in content] if isinstance(content, list) else content
+
+
+def _texts(
+    planned: PlannedMerge, side: SideFilePlan, card: Card, options: MergeOptions, *, plan_digest: str, version: str
+) -> dict[str, str]:
+    texts = {**side.texts, _RECIPE: card.recipe}
+    if options.write_model_card:
+        texts["README.md"] = card_text(card, planned, plan_digest=plan_digest, version=version)
+    return texts
 
 
 def _most_common_template(planned: PlannedMerge) -> tuple[str | None, str]:
@@ -212,17 +264,16 @@ def _most_common_template(planned: PlannedMerge) -> tuple[str | None, str]:
 
 
 def _chat_template(directory: Path) -> str | None:
-    path = directory / _CHAT_TEMPLATE
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    settings = directory / "tokenizer_config.json"
-    template = read_object(settings).get("chat_template") if settings.is_file() else None
+    if os.path.lexists(directory / _CHAT_TEMPLATE):
+        path = find_file(directory, _CHAT_TEMPLATE).path
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{path} is not UTF-8: {error}; fetch the file again from where it came") from error
+    if not os.path.lexists(directory / "tokenizer_config.json"):
+        return None
+    template = read_object(find_file(directory, "tokenizer_config.json").path).get("chat_template")
     return template if isinstance(template, str) else None
-
-
-def _role(config: MergeConfig, name: str) -> str:
-    bases = {config.base_model, *(part.base_model for part in config.slices or ())}
-    return "base" if any(base is not None and name in (base.name, str(base)) for base in bases) else ""
 
 
 def _clear(partial: Path, *, keep: Iterable[str]) -> None:
@@ -234,3 +285,44 @@ def _clear(partial: Path, *, keep: Iterable[str]) -> None:
                 shutil.rmtree(path)
             else:
                 path.unlink()
+
+
+def _target(partial: Path, name: str) -> Path:
+    target = partial / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def _copy(source: SideFile, target: Path) -> dict[str, Any]:
+    """Copy a file, if it is still the one that was found; return its size and digest."""
+    digest = hashlib.sha256()
+    # Opened without waiting for a writer, since a pipe may have taken the file's place.
+    with os.fdopen(os.open(source.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        _check_same(source, os.fstat(file.fileno()))
+        with target.open("xb") as copy:
+            while piece := file.read(_PIECE):
+                copy.write(piece)
+                digest.update(piece)
+        _check_same(source, os.fstat(file.fileno()))
+    return {"size": source.size, "sha256": digest.hexdigest()}
+
+
+def _check_same(source: SideFile, found: os.stat_result) -> None:
+    if (found.st_size, found.st_mtime_ns, found.st_ino) != source[1:]:
+        raise MergeError(f"{source.path} changed while the merge ran; run the same merge again to take it as it is now")
+
+
+def _write(target: Path, text: str) -> dict[str, Any]:
+    data = _bytes(text)
+    with target.open("xb") as file:
+        file.write(data)
+    return _digest(data)
+
+
+def _bytes(text: str) -> bytes:
+    # A name of a file that is no UTF-8 must not end a finished run: the escape is as good in JSON.
+    return text.encode("utf-8", errors="backslashreplace")
+
+
+def _digest(data: bytes) -> dict[str, Any]:
+    return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}

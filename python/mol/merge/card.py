@@ -1,0 +1,86 @@
+"""The model card of a merge and the recipe that travels along; what they quote is read before a weight is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mol.config.methods import METHODS
+from mol.errors import MolError
+from mol.io.hub import hub_origin
+from mol.io.model_card import CardSource, model_card, read_license
+from mol.merge.labels import Labels
+
+if TYPE_CHECKING:
+    from mol.config import MergeConfig
+    from mol.merge.options import MergeOptions
+    from mol.merge.planner import PlannedMerge
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """What card and manifest say about the inputs.
+
+    Attributes:
+        labels: names of the inputs.
+        sources: the inputs as the card names them.
+        recipe: the recipe's YAML without paths of this machine.
+        notes: what the inputs' own cards hold and cannot be quoted, one line each.
+    """
+
+    labels: Labels
+    sources: tuple[CardSource, ...]
+    recipe: str
+    notes: tuple[str, ...]
+
+
+def prepare_card(planned: PlannedMerge, options: MergeOptions) -> Card:
+    """Read what the card quotes. That is optional: where it cannot be read it is left out, with a note."""
+    config = planned.config
+    places = [str(place) for place in (config.output_path, config.tokenizer_source) if place is not None]
+    labels = Labels(planned.sources, places, cache_dir=options.cache_dir)
+    sources, notes = [], []
+    for source in planned.sources:
+        license_ = {}
+        if options.write_model_card:
+            try:
+                license_ = read_license(source.directory)
+            except (MolError, OSError) as error:
+                notes.append(f"the license of {source.name} is not quoted in the card: {error}")
+        sources.append(
+            CardSource(
+                name=labels.of(source),
+                on_hub=hub_origin(source.directory, options.cache_dir) is not None,
+                revision=source.revision,
+                license=license_,
+                role=_role(config, source.name),
+            )
+        )
+    recipe = config.source_text if config.source_text is not None else config.to_yaml()
+    return Card(labels, tuple(sources), labels.clean(recipe), tuple(notes))
+
+
+def card_text(card: Card, planned: PlannedMerge, *, plan_digest: str, version: str) -> str:
+    """Write the card of a merge, with every note that the plan has by now."""
+    method, clean = METHODS[planned.config.method], card.labels.clean
+    return model_card(
+        method=method.name,
+        method_title=method.title,
+        method_url=method.url,
+        sources=card.sources,
+        recipe=card.recipe,
+        dtypes=sorted({task.dtype for task in planned.plan.tasks}),
+        tensors=planned.methods,
+        sections={
+            "Notes": [clean(line) for line in (*planned.warnings, *planned.notes)],
+            "Copied from one source": [clean(line) for line in planned.copied],
+            "Not in this model": [clean(line) for line in planned.dropped],
+        },
+        plan_digest=plan_digest,
+        version=version,
+    )
+
+
+def _role(config: MergeConfig, name: str) -> str:
+    bases = {config.base_model, *(part.base_model for part in config.slices or ())}
+    return "base" if any(base is not None and name in (base.name, str(base)) for base in bases) else ""
