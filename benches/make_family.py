@@ -199,13 +199,13 @@ def make_many_tensors(root: Path, count: int = 100_000) -> None:
 
 
 FAMILY = {"base": (0, "BF16"), "tuned_a": (1, "BF16"), "tuned_b": (2, "BF16"), "tuned_c": (3, "BF16")}
-MIXED = {"base_f32": (0, "F32"), "tuned_f16": (2, "F16")}
+MIXED = {"base_f32": (0, "F32"), "tuned_f32": (1, "F32"), "tuned_f16": (2, "F16")}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="make a base and three fine-tunes in bf16")
     parser.add_argument("root", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="1.1b")
-    parser.add_argument("--mixed", action="store_true", help="also the base in f32 and one fine-tune in f16")
+    parser.add_argument("--mixed", action="store_true", help="also the base and a fine-tune in f32, and one in f16")
     parser.add_argument("--one-tensor", action="store_true", help="instead: models of one tensor of 3e8 elements")
     parser.add_argument("--many-tensors", action="store_true", help="instead: headers of 100,000 tensors")
     arguments = parser.parse_args()

@@ -37,6 +37,7 @@ RECIPES: dict[str, tuple[tuple[str, ...], str]] = {
     "bf16_3": linear({"base": 0.5, "tuned_a": 0.3, "tuned_b": 0.2}),
     "mixed_to_bf16": linear({"base_f32": 0.5, "tuned_a": 0.3, "tuned_f16": 0.2}, "out_dtype: bfloat16"),
     "mixed_to_f32": linear({"base_f32": 0.5, "tuned_a": 0.3, "tuned_f16": 0.2}, ""),
+    "f32_2": linear({"base_f32": 0.6, "tuned_f32": 0.4}, ""),
     "many": linear({"many_a": 0.7, "many_b": 0.3}),
     # Two models that are not there: `validate` reads the recipe alone.
     "missing": linear({"nobody/model-a": 0.7, "nobody/model-b": 0.3}),
