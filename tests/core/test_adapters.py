@@ -18,6 +18,7 @@ from mol.core.adapters import (
     fit_width,
     token_size,
 )
+from mol.core.parts import Whole
 from mol.errors import ConfigError
 
 Make = Callable[[int, int], BaseAdapter]
@@ -157,7 +158,7 @@ def test_adding_is_a_weighted_sum_with_its_gradients(kind: str, parameters: torc
     right = [tensor.clone().requires_grad_() for tensor in (base, given, weight)]
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = left[0].clone()
-        adapter.add_to_(found, left[1] * 1, left[2])
+        Whole().add_(found, adapter(left[1]).to(found.dtype), left[2])
         expected = right[0] + right[2] * adapter(right[1])
     torch.testing.assert_close(found, expected)
     cotangent = torch.randn_like(base)

@@ -227,7 +227,7 @@ def test_top_k_skips_experts_that_no_token_chose(fuse: Fuse) -> None:
     assert isinstance(layer, MoLLayer)
     hidden, mask = torch.randn(2, 5, runtime.host.width), torch.ones(2, 5, dtype=torch.long)
     called: list[int] = []
-    runs = [lambda h, n=n: (called.append(n), h)[1] for n in range(3)]
+    runs = [lambda _seen, h, n=n: (called.append(n), h)[1] for n in range(3)]
     with torch.no_grad():
         _, routing, _ = layer(hidden, mask, runs)
     assert set(called) == set(routing.weights.flatten(0, 1).argmax(-1).tolist())

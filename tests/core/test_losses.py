@@ -14,12 +14,16 @@ from mol.core.losses import (
     compute_mutual_information,
     compute_router_entropy,
     compute_router_z_loss,
+    compute_routing_loss,
 )
 from mol.core.routers import top_k_weights
 from mol.errors import ConfigError
+from tests.core.zoo import tokens_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from tests.core.conftest import Fuse
 
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "entropy": compute_router_entropy,
@@ -193,3 +197,24 @@ def test_shapes_are_checked() -> None:
             LOSSES[name](logits, torch.ones(3, 6))
     with pytest.raises(ConfigError, match=r"probabilities are \(3, 7, 3\) beside weights \(3, 7, 4\)"):
         compute_load_balancing_loss(logits.softmax(-1), probabilities=logits[..., :3])
+
+
+@pytest.mark.parametrize("dispatch", ["dense", "sequence", "token"])
+@pytest.mark.parametrize("top_k", [1, 2, None])
+def test_the_balance_that_is_reported_is_the_one_that_training_adds(
+    top_k: int | None, dispatch: str, fuse: Fuse
+) -> None:
+    settings = {"router_type": "token", "top_k_experts": top_k, "dispatch": dispatch}
+    runtime = fuse("gpt2", "llama", "bert", layers=(1,), **settings)
+    with torch.no_grad():
+        runtime.layers[0].router.classifier.weight.mul_(8)
+    ids, mask = tokens_of(4, 12), torch.ones(4, 12, dtype=torch.long)
+    mask[1, :3] = 0
+    with torch.no_grad():
+        _, stats = runtime(ids, mask, return_router_stats=True)
+        model = runtime.as_causal_lm()
+        model(ids, mask)
+    added = compute_routing_loss(
+        list(model.routings.values()), mask, load_balancing_coeff=1.0, entropy_penalty_coeff=0.0
+    ).item()
+    assert stats["layer_1"]["load_balancing_loss"] == pytest.approx(added, abs=1e-6)

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
+from mol.core.linear import TrainedLinear, dtype_of, is_plain
 from mol.errors import ConfigError
 
 _STEP: Final = 8.0
@@ -57,13 +58,6 @@ class BaseAdapter(nn.Module, ABC):
     @abstractmethod
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., input_dim) to (..., output_dim)."""
-
-    def add_to_(self, base: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
-        """Add what this makes of x (..., input_dim), weighted (..., 1), to a contiguous base (..., output_dim).
-
-        It may use x up: whoever calls this does not read it again.
-        """
-        base.addcmul_(weight, self(x).to(base.dtype))
 
     def extra_repr(self) -> str:
         """Show the widths."""
@@ -154,7 +148,7 @@ class LinearAdapter(BaseAdapter):
             )
         self.use_residual = use_residual
         self.layer_norm = nn.LayerNorm(input_dim, eps=_EPS) if use_layer_norm else None
-        self.projection: nn.Linear = skip_init(nn.Linear, input_dim, output_dim, bias=bias)  # type: ignore[no-untyped-call]
+        self.projection: nn.Linear = skip_init(TrainedLinear, input_dim, output_dim, bias=bias)  # type: ignore[no-untyped-call]
         self.scale = _branch_scale(input_dim, input_dim, output_dim)
         with torch.no_grad():
             if self.projection.bias is not None:
@@ -216,32 +210,23 @@ class LinearAdapter(BaseAdapter):
         """
         self._check(x)
         # Weights may be kept in float32 beside a stream in bfloat16.
-        inner = x.to(self.projection.weight.dtype)
+        inner = x.to(dtype_of(self.projection, x.dtype))
         branch: torch.Tensor
-        if self.layer_norm is None:
-            branch = self._scaled_projection(inner)
-        else:
+        if self.layer_norm is not None:
             branch = self.projection(self.layer_norm(inner))
             branch = branch * (token_size(x) * self.scale).to(branch.dtype)
+        elif is_plain(self.projection):
+            branch = self._scaled_projection(inner)
+        else:
+            branch = self.projection(inner) * self.scale
         return _add(fit_width(x, self.output_dim), branch) if self.use_residual else branch.to(x.dtype)
 
     def _scaled_projection(self, x: torch.Tensor) -> torch.Tensor:
-        """Return s (P x + b), scaled within the product, which saves a pass over its result."""
+        """Return s (P x + b), scaled within the product, which saves a pass, and float16 from overflow in P x."""
         bias = self.projection.bias
         start, kept = (x.new_empty(()), 0) if bias is None else (bias * self.scale, 1)
         flat = torch.addmm(start, x.flatten(0, -2), self.projection.weight.t(), beta=kept, alpha=self.scale)
         return flat.view(*x.shape[:-1], self.output_dim)
-
-    def add_to_(self, base: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
-        """Add to a base, see `BaseAdapter.add_to_`; where the map is P alone, the product itself adds."""
-        plain = self.layer_norm is None and not self.use_residual and self.projection.bias is None
-        one_dtype = base.dtype == x.dtype == self.projection.weight.dtype
-        if plain and one_dtype and not torch.is_autocast_enabled(x.device.type):
-            self._check(x)
-            weighted = x.mul_(weight).flatten(0, -2)
-            base.view(-1, self.output_dim).addmm_(weighted, self.projection.weight.t(), alpha=self.scale)
-        else:
-            super().add_to_(base, x, weight)
 
     def extra_repr(self) -> str:
         """Show the widths and the form."""
@@ -294,10 +279,10 @@ class BottleneckAdapter(BaseAdapter):
             raise ConfigError(f"dropout_rate {dropout_rate} is not in [0, 1)")
         self.bottleneck_dim = max(64, max(input_dim, output_dim) // 8) if bottleneck_dim is None else bottleneck_dim
         self.layer_norm = nn.LayerNorm(input_dim, eps=_EPS)
-        self.inner = nn.Linear(input_dim, self.bottleneck_dim)
+        self.inner = TrainedLinear(input_dim, self.bottleneck_dim)
         self.activation = _ACTIVATIONS[activation]()
         self.dropout = nn.Dropout(dropout_rate)
-        self.outer = nn.Linear(self.bottleneck_dim, output_dim)
+        self.outer = TrainedLinear(self.bottleneck_dim, output_dim)
         self.scale = _branch_scale(self.bottleneck_dim, input_dim, output_dim)
         nn.init.normal_(self.inner.weight, std=1 / math.sqrt(input_dim))
         nn.init.zeros_(self.inner.bias)
@@ -314,7 +299,7 @@ class BottleneckAdapter(BaseAdapter):
             ConfigError: x is of another width.
         """
         self._check(x)
-        narrow = self.activation(self.inner(self.layer_norm(x.to(self.inner.weight.dtype))))
+        narrow = self.activation(self.inner(self.layer_norm(x.to(dtype_of(self.inner, x.dtype)))))
         branch: torch.Tensor = self.outer(self.dropout(narrow))
         return _add(fit_width(x, self.output_dim), branch * (token_size(x) * self.scale).to(branch.dtype))
 

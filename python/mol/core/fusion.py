@@ -6,7 +6,7 @@ host's call of its block becomes the layer's; every other block runs as it is.
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,8 +14,8 @@ from torch import nn
 
 from mol.core.blocks.calls import Arguments, argument, part, ports
 from mol.core.blocks.dispatch import intercepted, run_block
-from mol.core.mol_layer import Choice, ExpertSpec, MoLLayer, Routing, RunBlocks
-from mol.core.parts import Pinned, Whole
+from mol.core.mol_layer import ExpertSpec, MoLLayer, Routing, RunBlocks, RunPart
+from mol.core.parts import Part, Whole
 from mol.core.running import ExpertRuns
 
 if TYPE_CHECKING:
@@ -51,6 +51,24 @@ class Fusion(NamedTuple):
     def pins(self) -> bool:
         """Whether rows choose once, so that outputs within the tokens they choose by look ahead."""
         return any(layer.mode(self.dispatch) == "sequence" for layer in self.layers.values())
+
+
+class HostRun(NamedTuple):
+    """A forward of the host with the fused layers in it.
+
+    Attributes:
+        forward: calls the host's model, or a part of it that drives the blocks.
+        mask: (B, P + T) over all tokens so far.
+        length: T, the number of new tokens.
+        cache: what earlier forwards left.
+        prompt: the number of first columns that rows choose their experts by, see `Pass`.
+    """
+
+    forward: Callable[[], Any]
+    mask: torch.Tensor
+    length: int
+    cache: FusedCache | None = None
+    prompt: int | None = None
 
 
 def choosing(mask: torch.Tensor, prefix: int, prompt: int | None) -> torch.Tensor:
@@ -101,7 +119,6 @@ class Pass:
         self._shown = mask[:, -length:]
         # Routers save passes over the stream where nothing is padding.
         self._padding = None if bool(self._shown.all()) else self._shown
-        self._only: Choice | None = None
         self._first: tuple[torch.Tensor, torch.Tensor] | None = None
         self.routings: dict[int, Routing] = {}
         self.hidden: torch.Tensor | None = None
@@ -134,19 +151,27 @@ class Pass:
         given = argument(call, form.hidden_in)
         hidden = self._from_host(given)
         carried: dict[Any, Any] = {}
-        choice = self._choose(index, layer, hidden)
         specs, mine = layer.specs, ExpertSpec(self._fusion.host_name, (index,))
-        own = specs.index(mine) if mine in specs else None
-        runs: list[RunBlocks] = []
-        for number, (spec, seen) in enumerate(zip(specs, choice.parts, strict=True)):
-            if number == own and isinstance(seen, Whole):
-                runs.append(self._own(index, call, carried))
-            else:  # also the host's own block where the host's call and cache, which are for all, would show too much
-                runs.append(partial(self._experts.run, (index, number), spec, seen or Whole()))
-        mixed = layer.mix(hidden, choice, runs)
-        self.routings[index] = choice.routing
-        if self._cache is not None and choice.state is not None:
-            self._cache.routes[index] = choice.state
+        first = specs.index(mine) if mine in specs else None
+        own = self._own(index, call, carried)
+        runs: list[RunPart] = [
+            partial(self._run_expert, own if number == first else None, (index, number), spec)
+            for number, spec in enumerate(specs)
+        ]
+        state = None if self._cache is None else self._cache.routes.get(index)
+        mode = layer.mode(self._fusion.dispatch)
+        mixed, routing, state = layer(
+            hidden,
+            self._shown if mode == "sequence" else self._padding,
+            runs,
+            state,
+            mode=mode,
+            skip=self._cache is None,
+            first=self._first_tokens,
+        )
+        self.routings[index] = self._alone if routing is None else routing
+        if self._cache is not None and state is not None:
+            self._cache.routes[index] = state
         if last:
             self.hidden = mixed
         native = host.layout.to_block(mixed)
@@ -169,22 +194,23 @@ class Pass:
 
         return run
 
-    def _choose(self, index: int, layer: MoLLayer, hidden: torch.Tensor) -> Choice:
-        if layer.router is None:  # there is nothing to choose, so all such layers have one answer
-            if self._only is None:
-                self._only = layer.choose(hidden, self._padding)
-            return self._only
-        state = None if self._cache is None else self._cache.routes.get(index)
-        mode = layer.mode(self._fusion.dispatch)
-        if mode == "token":
-            return layer.choose_tokens(hidden, self._padding, state)
-        if mode == "sequence":
-            pinned: Pinned = layer.pin(*self._first_tokens(hidden, self._shown)) if state is None else state
-            return layer.choose_rows(self._shown, pinned)
-        return layer.choose(hidden, self._padding, state, skip=self._cache is None)
+    def _run_expert(
+        self, own: RunBlocks | None, place: tuple[int, int], spec: ExpertSpec, seen: Part, hidden: torch.Tensor
+    ) -> torch.Tensor:
+        # Not where the host's call and cache, which are for all tokens, would show too much.
+        if own is not None and isinstance(seen, Whole):
+            return own(hidden)
+        return self._experts.run(place, spec, seen, hidden)
 
-    def _first_tokens(self, hidden: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    @cached_property
+    def _alone(self) -> Routing:
+        """Where there is nothing to choose: one answer for all such layers."""
+        shown = self._mask.new_ones(self._shown.shape) if self._padding is None else self._padding
+        return Routing(shown[..., None].to(torch.float32), None)
+
+    def _first_tokens(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Give the tokens (B, S, H) that rows choose by, in their order, and their mask (B, S)."""
+        mask = self._shown
         if self._prompt is not None:
             return hidden[:, : self._prompt], mask[:, : self._prompt]
         if self._length <= self._fusion.router_prefix:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,13 +11,20 @@ from torch import nn
 
 from mol.core.adapters import BaseAdapter, IdentityAdapter, create_adapter
 from mol.core.parts import Part, Picked, Pinned, Whole
-from mol.core.routers import BaseRouter, RouterState, create_router
+from mol.core.routers import BaseRouter, create_router
 
 if TYPE_CHECKING:
     from mol.config.mol_config import Dispatch
 
 RunBlocks = Callable[[torch.Tensor], torch.Tensor]
 """Runs an expert's blocks on the hidden states (..., D) of the part of a batch that it sees."""
+
+RunPart = Callable[[Part, torch.Tensor], torch.Tensor]
+"""The same, told which part that is."""
+
+
+FirstTokens = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""Takes from the stream (B, T, H) the tokens (B, S, H) that rows choose by, and gives their mask (B, S) too."""
 
 
 class ExpertSpec(NamedTuple):
@@ -102,14 +110,20 @@ class Expert(nn.Module):
         """Whether the adapters return their input as it is and cannot learn otherwise."""
         return self.down.is_exact_identity and self.up.is_exact_identity
 
-    def forward(self, hidden: torch.Tensor, run: RunBlocks) -> torch.Tensor:
-        """Return F(h) = h + U(E(Ah) - Ah): what the expert does not see of h (..., H) passes through."""
-        return run(hidden) if self.is_exact else hidden + self.up(self.difference(hidden, run))
+    def forward(self, hidden: torch.Tensor, run: RunBlocks, *, alone: bool = True) -> torch.Tensor:
+        """Return F(h) = h + U(E(Ah) - Ah): what the expert does not see of h (..., H) passes through.
 
-    def difference(self, hidden: torch.Tensor, run: RunBlocks) -> torch.Tensor:
-        """Return E(Ah) - Ah, which `up` takes to the host's width."""
+        Args:
+            hidden: h (..., H).
+            run: E.
+            alone: without it, among several experts, return F(h) - h, which a layer weighs.
+        """
+        if alone and self.is_exact:
+            exact: torch.Tensor = self.up(run(self.down(hidden)))  # both do nothing, and whoever hooked them is called
+            return exact
         inner: torch.Tensor = self.down(hidden)
-        return run(inner) - inner
+        change: torch.Tensor = self.up(run(inner) - inner)
+        return hidden + change if alone else change
 
 
 class MoLLayer(nn.Module):
@@ -141,8 +155,8 @@ class MoLLayer(nn.Module):
 
     @property
     def built(self) -> list[Expert]:
-        """Its experts, as what they are."""
-        return [expert for expert in self.experts if isinstance(expert, Expert)]
+        """Its experts, to read what they are; those that are wrapped pass on what they are asked."""
+        return list(self.experts)  # type: ignore[arg-type]
 
     def mode(self, dispatch: Dispatch) -> Dispatch:
         """Say how this layer dispatches: as it is told, but densely where every token goes to every expert anyway."""
@@ -150,89 +164,72 @@ class MoLLayer(nn.Module):
             return "dense"
         return dispatch
 
-    def choose(
-        self, hidden: torch.Tensor, mask: torch.Tensor | None, state: RouterState | None = None, *, skip: bool = True
-    ) -> Choice:
-        """Choose for `dense`: every expert sees all tokens.
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        mask: torch.Tensor | None,
+        runs: Sequence[RunPart],
+        state: Any = None,  # noqa: ANN401 - a RouterState, or what rows have chosen
+        *,
+        mode: Dispatch = "dense",
+        skip: bool = True,
+        first: FirstTokens | None = None,
+    ) -> tuple[torch.Tensor, Routing | None, Any]:
+        """Choose experts, run them and mix what they add.
 
         Args:
             hidden: the host's stream (B, T, H).
             mask: (B, T), 0 for padding; None where there is none.
-            state: what the router remembers of earlier tokens.
-            skip: leave out experts that no token chose; a cache that must see every token forbids it.
+            runs: for each expert what runs its blocks.
+            state: what the layer returned for the tokens before.
+            mode: what an expert sees: all tokens, rows that chose it or tokens that did; see `mode`.
+            skip: with "dense", leave out experts that no token chose; a cache that must see every token forbids it.
+            first: with "sequence", the tokens that rows choose by, and their mask; all if None.
+
+        Returns:
+            The stream after the layer (B, T, H); what the router said, None where there is nothing to choose; and its
+            state for the next tokens.
         """
         if self.router is None:
+            return self.experts[0](hidden, partial(runs[0], Whole())), None, None
+        choice = self._choose(self.router, hidden, mask, state, mode, skip=skip, first=first)
+        return self._mix(hidden, choice, runs), choice.routing, choice.state
+
+    def _choose(
+        self,
+        router: BaseRouter,
+        hidden: torch.Tensor,
+        mask: torch.Tensor | None,
+        state: Any,  # noqa: ANN401 - see `forward`
+        mode: Dispatch,
+        *,
+        skip: bool,
+        first: FirstTokens | None,
+    ) -> Choice:
+        if mode == "sequence":
             shown = hidden.new_ones(hidden.shape[:2]) if mask is None else mask
-            return Choice(Routing(shown[..., None].to(torch.float32), None), [Whole()], None)
-        weights, logits, state = self.router.route(hidden, mask, state)
+            if state is None:
+                state = Pinned(*router(*(first(hidden) if first else (hidden, shown)), rows=True))
+            pinned: Pinned = state
+            weights = pinned.weights[:, None] * shown[..., None].ne(0)
+            logits = pinned.logits[:, None].repeat(1, shown.shape[1], 1)  # what FSDP2 hooks must be no view
+            return Choice(Routing(weights, logits), pinned.parts(), pinned)
+        weights, logits, state = router(hidden, mask, state=state, remember=True)
+        if mode == "token":
+            # This is routing by tokens, which is causal, around whole blocks as in Raposo et al. (2024,
+            # "Mixture-of-Depths"), where experts choose among all tokens of a sequence.
+            return Choice(Routing(weights, logits), Picked.each(weights.detach().ne(0)), state)
         count = len(self.experts)
-        skip = skip and self.router.top_k not in (None, count)
+        skip = skip and router.top_k not in (None, count)
         chosen = weights.flatten(0, 1).ne(0).any(0).tolist() if skip else [True] * count
         return Choice(Routing(weights, logits), [Whole() if wanted else None for wanted in chosen], state)
 
-    def choose_rows(self, mask: torch.Tensor, pinned: Pinned) -> Choice:
-        """Choose for `sequence`: every expert sees the rows that chose it, see `pin`; mask (B, T) is 0 for padding."""
-        weights = pinned.weights[:, None] * mask[..., None].ne(0)
-        logits = pinned.logits[:, None].expand_as(weights)
-        return Choice(Routing(weights, logits), pinned.parts(), pinned)
-
-    def pin(self, hidden: torch.Tensor, mask: torch.Tensor) -> Pinned:
-        """Let each row choose by the tokens (B, T, H) under a mask (B, T); the layer must have a router."""
-        assert self.router is not None
-        return Pinned(*self.router.route_rows(hidden, mask))
-
-    def choose_tokens(
-        self, hidden: torch.Tensor, mask: torch.Tensor | None, state: RouterState | None = None
-    ) -> Choice:
-        """Choose for `token`: every expert sees the tokens that chose it; see `choose`; the layer must have a router.
-
-        This is routing by tokens, which is causal, around whole blocks as in Raposo et al. (2024, "Mixture-of-Depths"),
-        where experts choose among all tokens of a sequence.
-        """
-        assert self.router is not None
-        weights, logits, state = self.router.route(hidden, mask, state)
-        return Choice(Routing(weights, logits), Picked.each(weights.detach().ne(0)), state)
-
-    def mix(self, hidden: torch.Tensor, choice: Choice, runs: Sequence[RunBlocks]) -> torch.Tensor:
-        """Run the experts and mix what they add.
-
-        Args:
-            hidden: the host's stream (B, T, H).
-            choice: what each expert sees, and what it weighs.
-            runs: for each expert what runs its blocks on its part.
-
-        Returns:
-            The stream after the layer (B, T, H).
-        """
-        if self.router is None:
-            alone: torch.Tensor = self.experts[0](hidden, runs[0])
-            return alone
+    def _mix(self, hidden: torch.Tensor, choice: Choice, runs: Sequence[RunPart]) -> torch.Tensor:
         mixed = hidden.clone(memory_format=torch.contiguous_format)
         weights = choice.routing.weights.unbind(-1)
-        for expert, run, weight, part in zip(self.built, runs, weights, choice.parts, strict=True):
+        for expert, run, weight, part in zip(self.experts, runs, weights, choice.parts, strict=True):
             if part is None:
                 continue
-            difference = expert.difference(part.take(hidden), run)
-            share = part.take(weight)[..., None].to(hidden.dtype)
-            if isinstance(part, Whole):
-                expert.up.add_to_(mixed, difference, share)
-            else:
-                part.add_(mixed, share * expert.up(difference))
+            change = expert(part.take(hidden), partial(run, part), alone=False)
+            part.add_(mixed, change.to(mixed.dtype), part.take(weight)[..., None].to(mixed.dtype))
         return mixed
-
-    def forward(
-        self,
-        hidden: torch.Tensor,
-        mask: torch.Tensor,
-        runs: Sequence[RunBlocks],
-        state: RouterState | None = None,
-        *,
-        skip: bool = True,
-    ) -> tuple[torch.Tensor, Routing, RouterState | None]:
-        """Choose densely and mix; see `choose` and `mix`.
-
-        Returns:
-            The stream after the layer, what the router said, and its state for the next tokens.
-        """
-        choice = self.choose(hidden, mask, state, skip=skip)
-        return self.mix(hidden, choice, runs), choice.routing, choice.state

@@ -12,7 +12,7 @@ from mol.config.mol_config import MoLConfig
 from mol.core.blocks.placement import Memory
 from mol.core.building import build_layer
 from mol.core.fitting.calibration import checked_texts, fit_layer
-from mol.core.fusion import Fusion, Pass
+from mol.core.fusion import Fusion, HostRun, Pass
 from mol.core.host import HostHead, host_inputs
 from mol.core.models.loading import load_tokenizer, open_host, open_source
 from mol.core.mol_layer import ExpertSpec, MoLLayer
@@ -228,11 +228,7 @@ class MoLRuntime(nn.Module):
 
     def fusion(self) -> Fusion:
         """Give the parts that a forward needs."""
-        layers = {
-            position: layer
-            for position, layer in zip(self.positions, self.layers, strict=True)
-            if isinstance(layer, MoLLayer)
-        }
+        layers = dict(zip(self.positions, self.fused, strict=True))
         names = {spec.model for layer in layers.values() for spec in layer.specs}
         sources = {name: self.source(name) for name in sorted(names | {self._host_name})}
         settings = self.config
@@ -263,15 +259,16 @@ class MoLRuntime(nn.Module):
             cache: what earlier forwards left.
             prompt: the number of first columns that rows choose their experts by, see `Pass`.
         """
-        self.host.require(self._host_blocks())
-        run = Pass(self.fusion(), mask, length, cache, prompt)
-        return run.run(forward), run
+        done: tuple[Any, Pass] = self(host_run=HostRun(forward, mask, length, cache, prompt))
+        return done
 
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         return_router_stats: bool = False,
+        *,
+        host_run: HostRun | None = None,
         **others: Any,  # noqa: ANN401 - what the host's forward takes besides
     ) -> tuple[torch.Tensor, RouterStats | None]:
         """Run all layers.
@@ -280,6 +277,8 @@ class MoLRuntime(nn.Module):
             input_ids: (B, T), of the host's tokenizer.
             attention_mask: (B, T), 0 for padding.
             return_router_stats: tell what the routers said.
+            host_run: what `run_host` was asked for, instead of all the others; every run is a call of this module, so
+                that what is hooked to it acts.
             others: inputs of the host's own: `token_type_ids`, or `pixel_values` (B, C, height, width) of a host that
                 reads images, whose patches are the tokens then.
 
@@ -287,9 +286,12 @@ class MoLRuntime(nn.Module):
             The stream after the last layer (B, T, H), before the host's final norm, for `lm_head`; and for each fused
             layer `layer_{position}` what `LayerStats` lists, `expert_weights` (B, T, E) first; None unless asked for.
         """
+        if host_run is not None:
+            done: tuple[Any, Any] = self._run(host_run)
+            return done
         body = self.host.model.base_model
         inputs, mask = host_inputs(self.host, body, input_ids, attention_mask, others)
-        _, run = self.run_host(lambda: body(**inputs), mask, mask.shape[1])
+        _, run = self._run(HostRun(lambda: body(**inputs), mask, mask.shape[1]))
         assert run.hidden is not None  # the last block was called, or Pass.run had raised
         if not return_router_stats:
             return run.hidden, None
@@ -372,12 +374,21 @@ class MoLRuntime(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def _run(self, asked: HostRun) -> tuple[Any, Pass]:
+        self.host.require(self._host_blocks())
+        run = Pass(self.fusion(), asked.mask, asked.length, asked.cache, asked.prompt)
+        return run.run(asked.forward), run
+
+    @property
+    def fused(self) -> list[MoLLayer]:
+        """The fused layers, to read what they are; those that are wrapped pass on what they are asked."""
+        return list(self.layers)  # type: ignore[arg-type]
+
     def _host_blocks(self) -> set[int]:
         """Return the host's blocks that run: those without a fused layer, and its own among the experts."""
         experts = {
             block
-            for layer in self.layers
-            if isinstance(layer, MoLLayer)
+            for layer in self.fused
             for spec in layer.specs
             if spec.model == self._host_name
             for block in spec.blocks

@@ -15,6 +15,10 @@ class Whole:
         """Return x (B, T, ...) as it is."""
         return x
 
+    def add_(self, x: torch.Tensor, change: torch.Tensor, share: torch.Tensor) -> None:
+        """Add a change (B, T, H), weighted (B, T, 1), to x (B, T, H)."""
+        x.addcmul_(share, change)
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -37,9 +41,9 @@ class Rows:
         """Return these rows of x (B, T, ...)."""
         return x.index_select(0, self.index.to(x.device))
 
-    def add_(self, x: torch.Tensor, change: torch.Tensor) -> None:
-        """Add a change (R, T, H) to these rows of x (B, T, H)."""
-        x.index_add_(0, self.index, change)
+    def add_(self, x: torch.Tensor, change: torch.Tensor, share: torch.Tensor) -> None:
+        """Add a change (R, T, H), weighted (R, T, 1), to these rows of x (B, T, H)."""
+        x.index_add_(0, self.index, share * change)
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,10 @@ class Picked:
         """Return these tokens (N, ...) of x (B, T, ...)."""
         return x[self.rows, self.columns]
 
-    def add_(self, x: torch.Tensor, change: torch.Tensor) -> None:
-        """Add a change (N, H) to these tokens of x (B, T, H)."""
+    def add_(self, x: torch.Tensor, change: torch.Tensor, share: torch.Tensor) -> None:
+        """Add a change (N, H), weighted (N, 1), to these tokens of x (B, T, H)."""
         flat = self.rows * x.shape[1] + self.columns
-        x.view(-1, x.shape[-1]).index_add_(0, flat, change)
+        x.view(-1, x.shape[-1]).index_add_(0, flat, share * change)
 
 
 Part = Whole | Rows | Picked

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mol.core.linear import FloatLinear
 from mol.core.losses import (
     compute_load_balancing_loss,
     compute_mutual_information,
@@ -119,7 +120,7 @@ class BaseRouter(nn.Module, ABC):
         self.top_k = top_k
         self.noise_std = noise_std
         self.dropout = nn.Dropout(dropout_rate)
-        self.classifier = nn.Linear(hidden_dim, num_experts)
+        self.classifier = FloatLinear(hidden_dim, num_experts)
         nn.init.normal_(self.classifier.weight, std=_INIT_STD / math.sqrt(hidden_dim))
         nn.init.zeros_(self.classifier.bias)
 
@@ -138,21 +139,30 @@ class BaseRouter(nn.Module, ABC):
             (B, T, H) and the state for the tokens that follow. Features of a token depend on nothing behind it.
         """
 
-    def route(
-        self, x: torch.Tensor, attention_mask: torch.Tensor | None = None, state: RouterState | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, RouterState]:
-        """Weigh the experts for tokens that follow those of a state, if there is one.
+    def forward(
+        self,
+        x: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        state: RouterState | None = None,
+        remember: bool = False,
+        rows: bool = False,
+    ) -> tuple[Any, ...]:
+        """Weigh the experts for each token, or once for each row; whatever uses a router calls it, wrapped or not.
 
         A sequence in one piece, and the same in several pieces with the state handed on, get the same weights.
 
         Args:
             x: (B, T, H), of any floating dtype.
             attention_mask: (B, T), 0 for padding; of these T tokens only.
-            state: from the call for the tokens before.
+            state: from the call for the tokens before, if there were any.
+            remember: return the state for the next tokens too.
+            rows: weigh each row by all of these tokens; one of padding alone is weighed as well.
 
         Returns:
             Weights (B, T, E): the softmax of the logits, or its `top_k` largest (see `top_k_weights`); 0 for padding.
-            Logits (B, T, E), already over the temperature. Both are float32. And the state for the next tokens.
+            Logits (B, T, E), already over the temperature. Both are float32, and (B, E) of rows. And the state, where
+            it is asked for.
 
         Raises:
             ConfigError: x or the mask has the wrong shape, or `top_k` was set out of range.
@@ -160,26 +170,26 @@ class BaseRouter(nn.Module, ABC):
         mask = self._check(x, attention_mask)
         with _no_autocast(x.device):
             seen, after = self.features(self._normalised(x, mask), mask, state)
+            if rows:
+                return self._choose(self.of_rows(seen, mask))
             weights, logits = self._choose(seen)
             if mask is not None:
                 weights = weights.masked_fill(~mask, 0.0)
+        return (weights, logits, after) if remember else (weights, logits)
+
+    def route(
+        self, x: torch.Tensor, attention_mask: torch.Tensor | None = None, state: RouterState | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, RouterState]:
+        """Weigh the experts for tokens that follow those of a state, and return the next state too; see `forward`."""
+        weights, logits, after = self(x, attention_mask, state=state, remember=True)
         return weights, logits, after
 
     def route_rows(
         self, x: torch.Tensor, attention_mask: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weigh the experts once for each row, by all of the tokens (B, T, H) that are given.
-
-        Returns:
-            Weights and logits (B, E), float32, see `route`; a row of padding alone is weighed as well.
-
-        Raises:
-            ConfigError: x or the mask has the wrong shape, or `top_k` was set out of range.
-        """
-        mask = self._check(x, attention_mask)
-        with _no_autocast(x.device):
-            seen, _ = self.features(self._normalised(x, mask), mask, None)
-            return self._choose(self.of_rows(seen, mask))
+        """Weigh the experts once for each row, by all of the tokens (B, T, H) that are given; see `forward`."""
+        weights, logits = self(x, attention_mask, rows=True)
+        return weights, logits
 
     def of_rows(self, seen: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Say what the classifier sees of a whole row (B, H), from its `features` (B, T, H): their mean.
@@ -199,16 +209,11 @@ class BaseRouter(nn.Module, ABC):
         return functional.layer_norm(tokens, (self.hidden_dim,))
 
     def _choose(self, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = _linear(self.classifier, self.dropout(seen))
+        logits = self.classifier(self.dropout(seen))
         if self.training and self.noise_std > 0.0:
             logits = logits + torch.randn_like(logits) * self.noise_std
         logits = logits / self.temperature
         return top_k_weights(logits, self.num_experts if self.top_k is None else self.top_k), logits
-
-    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weigh the experts for whole sequences (B, T, H): weights and logits (B, T, E), see `route`."""
-        weights, logits, _ = self.route(x, attention_mask)
-        return weights, logits
 
     def extra_repr(self) -> str:
         """Show the settings."""
@@ -274,7 +279,7 @@ class SimpleRouter(BaseRouter):
         self.pooling_type = pooling_type
         self.attention: nn.Linear | None = None
         if pooling_type == "attention":
-            self.attention = nn.Linear(hidden_dim, 1, bias=False)
+            self.attention = FloatLinear(hidden_dim, 1, bias=False)
             nn.init.normal_(self.attention.weight, std=_INIT_STD / math.sqrt(hidden_dim))
 
     def features(
@@ -283,7 +288,7 @@ class SimpleRouter(BaseRouter):
         """Pool each prefix, see `BaseRouter.features`."""
         share = torch.ones_like(tokens[..., :1])
         if self.attention is not None:
-            share = (_CAP * torch.tanh(_linear(self.attention, tokens) / _CAP)).exp()
+            share = (_CAP * torch.tanh(self.attention(tokens) / _CAP)).exp()
         if mask is not None:
             share = share.masked_fill(~mask, 0.0)
         total = share.cumsum(1) if state is None else share.cumsum(1) + state.total[:, None]
@@ -383,12 +388,6 @@ def top_k_weights(logits: torch.Tensor, k: int) -> torch.Tensor:
     if k > 1:
         best = best / best.sum(-1, keepdim=True)
     return torch.zeros_like(probabilities).scatter(-1, chosen, best)
-
-
-def _linear(linear: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """Apply a linear map in float32, whatever dtype its parameters were cast to."""
-    bias: torch.Tensor | None = linear.bias
-    return functional.linear(x, linear.weight.float(), None if bias is None else bias.float())
 
 
 def _no_autocast(device: torch.device) -> torch.autocast | nullcontext[None]:

@@ -298,7 +298,7 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
     ) -> tuple[torch.Tensor, Any]:
         """Give log w_e(t) (B, T, E), and what is to be remembered of these tokens."""
         if self.router is not None and hidden is not None:
-            _, scores, state = self.router.route(hidden, mask, state)
+            _, scores, state = self.router(hidden, mask, state=state, remember=True)
             return scores.log_softmax(-1), state
         if self.config.mixture_weights == "posterior":
             return _posterior(logits, input_ids, mask.bool(), state)

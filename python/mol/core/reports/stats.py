@@ -6,12 +6,12 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from mol.core.losses import compute_load_balancing_loss, compute_router_entropy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import torch
 
     from mol.core.mol_layer import ExpertSpec, Routing
 
@@ -22,18 +22,21 @@ class LayerStats(dict[str, Any]):
     """One fused layer.
 
     Keys: `expert_weights` (B, T, E) float32 on the CPU, 0 for padding; `router_entropy`, the mean over tokens in nats;
-    `load_balancing_loss`, 1 is balanced; `num_experts`, E; `experts`, their names in the order of the weights.
+    `load_balancing_loss`, the term of training before its coefficient, 1 is balanced; `num_experts`, E; `experts`,
+    their names in the order of the weights.
     """
 
     @classmethod
     def of(cls, routing: Routing, mask: torch.Tensor, specs: Sequence[ExpertSpec]) -> LayerStats:
         """Sum up what a router said of tokens under a mask (B, T)."""
         weights = routing.weights.detach()
-        entropy = 0.0 if routing.logits is None else compute_router_entropy(routing.logits.detach(), mask).item()
+        # Where there is nothing to choose, the one expert has it all.
+        logits = torch.zeros_like(weights) if routing.logits is None else routing.logits.detach()
+        probabilities = logits.float().softmax(-1)  # as the loss of training has them
         return cls(
             expert_weights=weights.cpu(),
-            router_entropy=entropy,
-            load_balancing_loss=compute_load_balancing_loss(weights, mask).item(),
+            router_entropy=compute_router_entropy(logits, mask).item(),
+            load_balancing_loss=compute_load_balancing_loss(weights, mask, probabilities=probabilities).item(),
             num_experts=weights.shape[-1],
             experts=[str(spec) for spec in specs],
         )

@@ -7,7 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from mol.core.mol_layer import Expert, ExpertSpec, MoLLayer
+from mol.core.mol_layer import Expert, ExpertSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from mol.core.blocks.source import Source
+    from mol.core.mol_layer import MoLLayer
     from mol.core.mol_runtime import MoLRuntime
 
 _WIDTH: Final = 80
@@ -171,8 +172,7 @@ def summarise(runtime: MoLRuntime) -> Summary:
     names = dict.fromkeys((runtime.host_name, *runtime.config.models))
     models = tuple(ModelLine(name, name == runtime.host_name, sources.get(name)) for name in names)
     host = sources.get(runtime.host_name)
-    pairs = sorted(zip(runtime.positions, runtime.layers, strict=True), key=lambda pair: pair[0])
-    layers = [(position, layer) for position, layer in pairs if isinstance(layer, MoLLayer)]
+    layers = sorted(zip(runtime.positions, runtime.fused, strict=True), key=lambda pair: pair[0])
     trained = _trained(runtime)
     running = set(runtime.parameters()) - trained
     unchanged = None

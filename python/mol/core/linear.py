@@ -1,0 +1,61 @@
+"""The linear layers of adapters and routers: PEFT, hooks and FSDP2 may wrap them, and nothing quantizes them."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.nn.modules import module as _modules
+
+from mol.errors import MolError
+
+
+class TrainedLinear(nn.Linear):
+    """A linear layer that is trained, so its parameters stay floats.
+
+    Whoever uses one calls it: what wraps it (LoRA, a hook, FSDP2) acts in its call, and not in its weight.
+    """
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Refuse a quantized tensor as parameter, which `torchao.quantization.quantize_` puts in place of a weight.
+
+        Raises:
+            MolError: it is one.
+        """
+        # DTensor, of FSDP2 and tensor parallelism, is torch's own.
+        if param is not None and not type(param).__module__.startswith("torch."):
+            raise MolError(
+                f"{type(param).__name__} was given as `{name}` of an adapter or router: these are trained and stay "
+                "floats, and the blocks, nearly all of the memory, are outside of the module tree, where quantization "
+                'does not reach them; dtype="bfloat16", max_expert_memory or device_map save memory'
+            )
+        super().register_parameter(name, param)
+
+
+class FloatLinear(TrainedLinear):
+    """The same, computed in float32 whatever dtype its parameters were cast to."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map (..., in_features), float32, to (..., out_features)."""
+        bias: torch.Tensor | None = self.bias
+        return functional.linear(input, self.weight.float(), None if bias is None else bias.float())
+
+
+def is_plain(linear: nn.Module) -> bool:
+    """Tell whether calling a linear layer is the product of its weight and nothing besides, so that it may be fused."""
+    return (
+        type(linear) is TrainedLinear
+        and type(linear.weight) is nn.Parameter
+        and "forward" not in linear.__dict__  # where accelerate puts its hooks
+        and not (linear._forward_pre_hooks or linear._forward_hooks)
+        and not (linear._backward_pre_hooks or linear._backward_hooks)
+        and not (_modules._global_forward_pre_hooks or _modules._global_forward_hooks)
+        and not (_modules._global_backward_pre_hooks or _modules._global_backward_hooks)
+    )
+
+
+def dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:
+    """Return the dtype that a module, wrapped or not, is computed in: that of its first float parameter."""
+    if type(module) is TrainedLinear:  # one of thousands of times that this is called
+        return module.weight.dtype
+    return next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), default)
