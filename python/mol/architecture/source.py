@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from mol.config.model_reference import ModelReference, is_local
 from mol.errors import CheckpointError
 from mol.io.hub import resolve
 from mol.io.json_file import read_object
-
-_WEIGHTS: Final = "model.safetensors"
-_INDEX: Final = "model.safetensors.index.json"
+from mol.io.weight_files import INDEX, SINGLE, counted_shards
 
 
 def find_directory(name: str, *, hub_cache_dir: Path | str | None = None, token: str | None = None) -> Path:
@@ -62,15 +60,19 @@ def tensor_names(directory: Path) -> list[str] | None:
     Raises:
         CheckpointError: the index or the header is damaged.
     """
-    single = directory / _WEIGHTS
+    single = directory / SINGLE
     if single.exists():
-        from mol import _rust  # not above, so that the types of this module do not need the built extension
-
-        return [name for name, *_ in _rust.read_header(str(single.absolute()))[3]]
-    index = directory / _INDEX
+        return _names_in([single])
+    index = directory / INDEX
     if not index.exists():
-        return None
+        return _names_in([directory / name for name in counted_shards(path.name for path in directory.iterdir())])
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise CheckpointError(f"{index} has no `weight_map` from tensors to files; fetch the file again")
     return list(weight_map)
+
+
+def _names_in(files: list[Path]) -> list[str] | None:
+    from mol import _rust  # not above, so that the types of this module do not need the built extension
+
+    return [name for file in files for name, *_ in _rust.read_header(str(file.absolute()))[3]] or None

@@ -70,17 +70,19 @@ def _snapshot(reference: ModelReference, cache_dir: Path | None) -> Path | None:
 
 def _has_weights(snapshot: Path) -> bool:
     """Whether a snapshot is more than its config: caches often hold a few files of a repository only."""
-    import json
+    from mol.errors import CheckpointError
+    from mol.io.json_file import read_object
+    from mol.io.weight_files import INDEX, SINGLE, counted_shards
 
     if not (snapshot / "config.json").exists():
         return False
-    if (snapshot / "model.safetensors").exists():
+    if (snapshot / SINGLE).exists():
         return True
-    index = snapshot / "model.safetensors.index.json"
+    index = snapshot / INDEX
     if not index.exists():
-        return False
+        return bool(counted_shards(path.name for path in snapshot.iterdir()))
     try:
-        shards = set(json.loads(index.read_bytes())["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError):
+        shards = set(read_object(index)["weight_map"].values())
+    except (CheckpointError, KeyError, AttributeError, TypeError):
         return True  # a damaged index: opening the checkpoint says what is wrong with it
     return all((snapshot / shard).exists() for shard in shards)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.errors import CheckpointError
-from mol.io.json_file import read_object
+from mol.io.json_file import found_instead, read_object
+from mol.io.weight_files import INDEX, WeightFiles, find_weights, no_config, refuse_unfinished
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
 
 FLOAT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
 """Dtypes that are merged."""
@@ -16,20 +21,8 @@ FLOAT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
 EXACT_DTYPES: Final = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
 """Dtypes that are only ever copied."""
 
-_SINGLE: Final = "model.safetensors"
-_INDEX: Final = "model.safetensors.index.json"
-
-# What the weights of a format that is not read look like, and the way out of each.
-_FOREIGN_FILES: Final = (
-    ("*.gguf", "GGUF files", "use the SafeTensors release of the model"),
-    ("adapter_model.*", "an adapter (LoRA)", "merge it into its base model first; adapters come later"),
-    ("*.bin", "pickled PyTorch weights", "convert them once with safetensors, or use the SafeTensors release"),
-    ("*.pt", "pickled PyTorch weights", "convert them once with safetensors, or use the SafeTensors release"),
-    ("*.pth", "pickled PyTorch weights", "convert them once with safetensors, or use the SafeTensors release"),
-    ("*.h5", "TensorFlow weights", "use the SafeTensors release of the model"),
-    ("*.msgpack", "Flax weights", "use the SafeTensors release of the model"),
-    ("*.safetensors", "SafeTensors files of another name", f"name the weights {_SINGLE}, or write {_INDEX}"),
-)
+_HEAD: Final = 1024
+_FAILURES_SHOWN: Final = 4
 _PACKED_ENDINGS: Final = (
     ".qweight",
     ".qzeros",
@@ -40,6 +33,14 @@ _PACKED_ENDINGS: Final = (
     ".weight_scale_inv",
     "_blocks",
 )
+
+
+# What adapters that were not merged into their layers leave among the names of a checkpoint.
+_ADAPTER: Final = re.compile(
+    r"(?:^|\.)(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|oft_[rR]|oft_blocks"
+    r"|boft_[RPs]|vera_lambda_[bd]|ia3_l|modules_to_save)(?:\.|$)"
+)
+_BASE_LAYER: Final = re.compile(r"\.(base_layer|original_module)\.")
 
 
 class TensorInfo(NamedTuple):
@@ -86,6 +87,7 @@ class Checkpoint:
         files: its weight files.
         tensors: every tensor by name, in the order of the files.
         config: its config.json.
+        warnings: what may well surprise about its files, one line each.
     """
 
     name: str
@@ -94,13 +96,15 @@ class Checkpoint:
     files: tuple[CheckpointFile, ...]
     tensors: dict[str, TensorInfo]
     config: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, directory: Path | str, *, name: str | None = None, revision: str | None = None) -> Checkpoint:
         """Read config.json and the headers of all weight files; no weight is read.
 
         Args:
-            directory: holds `model.safetensors`, or `model.safetensors.index.json` and the shards it names.
+            directory: holds `model.safetensors`, or `model.safetensors.index.json` and the shards it names, or shards
+                whose names count them.
             name: what to call the model; the path as given if None.
             revision: commit hash, when the directory is a snapshot from the Hub.
 
@@ -113,35 +117,16 @@ class Checkpoint:
         directory = Path(directory)
         label = str(directory) if name is None else name
         _check_directory(directory)
+        refuse_unfinished(directory)
         config = _read_config(directory)
-        weight_map = _read_weight_map(directory)
-        names = _files_of(weight_map)
-        files: list[CheckpointFile] = []
-        tensors: dict[str, TensorInfo] = {}
-        for index, file in enumerate(names):
-            checked, found = _read_shard(directory / file, index)
-            files.append(checked)
-            if weight_map is not None:
-                _check_shard(directory, file, found, weight_map)
-            tensors.update(found)
+        weights = find_weights(directory)
+        files, tensors = _read_shards(directory, weights)
         if not tensors:
             raise CheckpointError(f"{directory}: the weight files hold no tensor")
         _refuse_quantized(directory, config, tensors)
-        return cls(label, directory, revision, tuple(files), tensors, config)
-
-
-def weight_files(directory: Path) -> list[str]:
-    """Return the names of the weight files of a model directory, in the order of its index.
-
-    Raises:
-        FileNotFoundError: there are none.
-        CheckpointError: the index is damaged, or they are of a format that is not supported.
-    """
-    return _files_of(_read_weight_map(directory))
-
-
-def _files_of(weight_map: dict[str, str] | None) -> list[str]:
-    return [_SINGLE] if weight_map is None else list(dict.fromkeys(weight_map.values()))
+        _refuse_adapter(directory, config, tensors)
+        warnings = tuple(f"{label} {line}" for line in weights.warnings)
+        return cls(label, directory, revision, files, tensors, config, warnings)
 
 
 def _check_directory(directory: Path) -> None:
@@ -161,64 +146,71 @@ def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     if os.path.lexists(path):
         return read_object(path)
-    for pattern, what, way_out in _FOREIGN_FILES[:2]:
-        found = next(iter(sorted(directory.glob(pattern))), None)
-        if found is not None:
-            raise CheckpointError(f"{directory} holds {what} ({found.name}), which is not supported; {way_out}")
-    raise FileNotFoundError(f"{directory}: no config.json; a model directory has one beside its weights")
+    raise no_config(directory)
 
 
-def _read_weight_map(directory: Path) -> dict[str, str] | None:
-    """Read tensor -> shard from the index, or None where one file holds all."""
-    # As transformers does: a single file wins over an index that an earlier, sharded save left behind.
-    if os.path.lexists(directory / _SINGLE):
-        return None
-    path = directory / _INDEX
-    if not os.path.lexists(path):
-        for pattern, what, way_out in _FOREIGN_FILES:
-            found = next(iter(sorted(directory.glob(pattern))), None)
-            if found is not None:
-                raise CheckpointError(f"{directory} holds {what} ({found.name}), which is not supported; {way_out}")
-        raise FileNotFoundError(f"{directory}: neither {_SINGLE} nor {_INDEX}; a model directory holds one of them")
-    weight_map = read_object(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{path} has no `weight_map` from tensors to files")
-    problems = []
-    for file in dict.fromkeys(file if isinstance(file, str) else repr(file) for file in weight_map.values()):
-        pure = PurePosixPath(file)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in file or "\0" in file or pure.suffix != ".safetensors":
-            problems.append(f"{file!r} is not the name of a .safetensors file inside the directory")
-        elif not os.path.lexists(directory / file):
-            tensors = [tensor for tensor, shard in weight_map.items() if shard == file]
-            problems.append(f"{file} is not there; it should hold {len(tensors)} tensors, e.g. `{tensors[0]}`")
-    if problems:
-        raise CheckpointError.listing(f"{path} names files that cannot be used; fetch the model again", problems)
-    return weight_map
+def _read_shards(directory: Path, weights: WeightFiles) -> tuple[tuple[CheckpointFile, ...], dict[str, TensorInfo]]:
+    """Read the headers of all weight files and check them against the index.
+
+    Raises:
+        CheckpointError: files are damaged or contradict the index or each other.
+        OSError: one cannot be read.
+    """
+    files: list[CheckpointFile] = []
+    tensors: dict[str, TensorInfo] = {}
+    failures: list[CheckpointError] = []
+    homes = {tensor: file for file, listed in (weights.listed or {}).items() for tensor in listed}
+    for name in weights.names:
+        try:
+            checked, found = _read_shard(directory / name, len(files))
+            if weights.listed is not None:
+                _check_shard(directory, name, found, weights.listed[name], homes)
+            elif twice := tensors.keys() & found.keys():
+                file = files[tensors[min(twice)].file].path.name
+                raise CheckpointError(f"{directory}: tensor `{min(twice)}` is both in {file} and in {name}")
+        except CheckpointError as error:
+            failures.append(error)
+            continue
+        files.append(checked)
+        tensors.update(found)
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        lines = [str(error) for error in failures[:_FAILURES_SHOWN]]
+        lines += [f"and {len(failures) - len(lines)} more"] if len(failures) > len(lines) else []
+        raise CheckpointError.listing(f"{len(failures)} weight files of {directory} cannot be used", lines)
+    return tuple(files), tensors
 
 
 def _read_shard(path: Path, index: int) -> tuple[CheckpointFile, dict[str, TensorInfo]]:
     from mol import _rust  # not above, so that the types of this module do not need the built extension
 
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve would follow the links of the Hub's cache
-    size, mtime_ns, header, entries = _rust.read_header(str(absolute))
-    file = CheckpointFile(absolute, size, mtime_ns, header)
-    return file, {tensor: TensorInfo(dtype, tuple(shape), count, index) for tensor, dtype, shape, count in entries}
+    try:
+        size, mtime_ns, header, entries = _rust.read_header(str(absolute))
+    except CheckpointError as error:
+        if absolute.is_file():
+            with absolute.open("rb") as file:
+                instead = found_instead(file.read(_HEAD))
+            if instead is not None:
+                raise CheckpointError(f"{absolute} is {instead}") from error
+        raise
+    checked = CheckpointFile(absolute, size, mtime_ns, header)
+    return checked, {tensor: TensorInfo(dtype, tuple(shape), count, index) for tensor, dtype, shape, count in entries}
 
 
-def _check_shard(directory: Path, file: str, found: dict[str, TensorInfo], weight_map: dict[str, str]) -> None:
-    problems = [
-        f"tensor `{tensor}` is listed for {file}, which lacks it"
-        for tensor, shard in weight_map.items()
-        if shard == file and tensor not in found
-    ]
+def _check_shard(
+    directory: Path, file: str, found: Mapping[str, TensorInfo], listed: Sequence[str], homes: Mapping[str, str]
+) -> None:
+    problems = [f"tensor `{tensor}` is listed for {file}, which lacks it" for tensor in listed if tensor not in found]
     for tensor in found:
-        listed = weight_map.get(tensor)
-        if listed != file:
-            where = "nowhere" if listed is None else f"for {listed}"
+        home = homes.get(tensor)
+        if home != file:
+            where = "nowhere" if home is None else f"for {home}"
             problems.append(f"tensor `{tensor}` is in {file}, but listed {where}")
     if problems:
         raise CheckpointError.listing(
-            f"{directory / _INDEX} and {file} contradict each other; fetch the model again", problems
+            f"{directory / INDEX} and {file} contradict each other; fetch the model again", problems
         )
 
 
@@ -247,6 +239,24 @@ def _refuse_quantized(directory: Path, config: dict[str, Any], tensors: dict[str
     if problems:
         raise CheckpointError.listing(
             f"{directory} is quantized; use the unquantized (bf16, f16 or f32) release of the model", problems
+        )
+
+
+def _refuse_adapter(directory: Path, config: Mapping[str, Any], tensors: Iterable[str]) -> None:
+    """Refuse a model that was saved with its adapter apart: its layers have other names, and not all their weights."""
+    if any(key.endswith("_lora") for key in config):  # a model whose own layers are built so, as Phi-4-multimodal's
+        return
+    kinds: dict[str, str] = {}
+    for name in tensors:
+        match = _ADAPTER.search(name)
+        if match is not None:
+            kinds.setdefault(match[1], name)
+    if kinds:
+        kinds |= {match[1]: name for name in tensors if (match := _BASE_LAYER.search(name))}
+        found = f"{', '.join(kinds)}; e.g. `{next(iter(kinds.values()))}`"
+        raise CheckpointError(
+            f"{directory} holds an adapter that was not merged ({found}): load it with peft, call merge_and_unload(), "
+            "keep the model that it returns, and save that"
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from contextlib import contextmanager
@@ -12,7 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from mol.config.model_reference import nearby
 from mol.errors import CheckpointError
+from mol.io.json_file import read_object
 from mol.io.side_files import sort_side_files
+from mol.io.weight_files import INDEX, SINGLE, counted_shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -23,8 +24,6 @@ _log = logging.getLogger("mol")
 
 _HUB_ID: Final = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
 _SNAPSHOT: Final = re.compile(r"models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
-_WEIGHTS: Final = "model.safetensors"
-_INDEX: Final = "model.safetensors.index.json"
 _CONVERTER: Final = "SFconvertbot"
 _CONVERSION: Final = "Adding `safetensors` variant of this model"
 
@@ -132,7 +131,8 @@ class _Hub:
             except _connection_errors() as error:  # offline, or no connection in any of its forms
                 return self._from_cache(error, weights=weights)
             listed = sorted(sibling.rfilename for sibling in info.siblings or ())
-            if weights and self._reference.revision is None and not {_WEIGHTS, _INDEX} & set(listed):
+            offers = {SINGLE, INDEX} & set(listed) or counted_shards(listed)
+            if weights and self._reference.revision is None and not offers:
                 converted = self._converted()
                 if converted is not None:
                     _log.warning(
@@ -152,7 +152,7 @@ class _Hub:
             if directory.name != info.sha:
                 raise CheckpointError(f"{self._reference}: the repository changed during the download; run again")
             self._download(info.sha, wanted[1:])
-            if weights and _WEIGHTS not in listed:
+            if weights and SINGLE not in listed and INDEX in listed:
                 self._download(info.sha, self._shards(directory, listed))
         return directory, info.sha
 
@@ -178,20 +178,23 @@ class _Hub:
                 f"{self._reference}: the repository has no config.json, so there is no model to merge"
             )
         # The single file first, as transformers does; the two never describe different weights.
-        for name in (_WEIGHTS, _INDEX):
+        for name in (SINGLE, INDEX):
             if name in listed:
                 return [*wanted, name]
+        counted = counted_shards(listed)
+        if counted:
+            return [*wanted, *counted]
         others = ", ".join(side.weights[:4]) or "no weights at all"
         raise CheckpointError(
-            f"{self._reference}: the repository has no {_WEIGHTS} and no {_INDEX} (it has {others}); "
+            f"{self._reference}: the repository has no {SINGLE} and no {INDEX} (it has {others}); "
             "convert the model to SafeTensors, or name a revision that has them"
         )
 
     def _shards(self, directory: Path, listed: Sequence[str]) -> list[str]:
-        shards = _shards_of(directory / _INDEX)
+        shards = _shards_of(directory / INDEX)
         missing = [name for name in shards if name not in listed]
         if missing:
-            raise CheckpointError(f"{self._reference}: {_INDEX} names {missing[0]}, which the repository lacks")
+            raise CheckpointError(f"{self._reference}: {INDEX} names {missing[0]}, which the repository lacks")
         return shards
 
     def _download(self, revision: str | None, names: Sequence[str]) -> Path:
@@ -223,9 +226,12 @@ class _Hub:
 
         config = cached("config.json")
         missing = [] if config else ["config.json"]
-        if weights and cached(_WEIGHTS) is None:
-            index = cached(_INDEX)
-            missing += [_WEIGHTS] if index is None else [name for name in _shards_of(index) if cached(name) is None]
+        if weights and cached(SINGLE) is None:
+            index = cached(INDEX)
+            if index is not None:
+                missing += [name for name in _shards_of(index) if cached(name) is None]
+            elif config is None or not counted_shards(path.name for path in config.parent.iterdir()):
+                missing.append(SINGLE)
         if config is None or missing:
             raise CheckpointError(
                 f"{self._reference}: no such directory, the Hub cannot be asked ({_first_line(cause)}), and its cache "
@@ -288,11 +294,7 @@ def _connection_errors() -> tuple[type[Exception], type[OSError]]:
 
 def _shards_of(index: Path) -> list[str]:
     """Read the names of the shards of an index; what else it may say wrongly is for `Checkpoint.open` to tell."""
-    try:
-        content = json.loads(index.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{index} is not JSON: {error}") from error
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise CheckpointError(f"{index} has no `weight_map` from tensors to files")
     return sorted(set(weight_map.values()))

@@ -106,7 +106,7 @@ class _Planner:
         self._models = list(models.values())
         self._problems = Mismatches()
         self._notes: dict[str, None] = dict.fromkeys(config.notes)
-        self._warnings: dict[str, None] = {}
+        self._warnings = dict.fromkeys(line for model in self._models for line in model.checkpoint.warnings)
         self._bands = make_bands(config, models, self._problems)
         self._dtype = output_dtype(config, options)
         if config.out_dtype and config.dtype and options.dtype is None:

@@ -17,7 +17,7 @@ from mol.core.models.heads import (  # Head at run time: transformers reads the 
 from mol.core.models.loading import read_generation_config
 from mol.core.mol_runtime import MoLRuntime
 from mol.errors import ConfigError, MolError
-from mol.io.checkpoint import weight_files
+from mol.io.weight_files import weight_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
