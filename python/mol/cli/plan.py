@@ -1,4 +1,4 @@
-"""mol-merge plan: what a merge would do, from headers alone."""
+"""mol-merge plan: what a merge would do, before it is done."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     cls=Verb,
     short_help="Show what a merge would do and cost; writes nothing.",
     help="Show what merging CONFIG would do and cost: methods, copies, drops, alignments, bytes, memory. Reads headers "
-    "only and writes nothing; a model on the Hub that is not in the cache is downloaded first.",
+    "only, and heads that config.json calls tied; writes nothing. A model on the Hub that is not in the cache is "
+    "downloaded first.",
 )
 @click.argument("config", type=click.Path(path_type=Path, readable=False))
 @click.argument("out", type=click.Path(path_type=Path, readable=False), required=False)

@@ -83,6 +83,7 @@ def _check_models(recipe: MergeConfig, options: MergeOptions) -> tuple[list[Mode
     """
     from mol.cli.local import find
     from mol.config.merge_config import ModelReference
+    from mol.merge.heads import find_own_heads
     from mol.merge.planner import plan_merge
     from mol.merge.run import plan_recipe
 
@@ -94,5 +95,7 @@ def _check_models(recipe: MergeConfig, options: MergeOptions) -> tuple[list[Mode
     at_hand = {reference: checkpoint for reference, checkpoint in found.items() if checkpoint is not None}
     tokenizer = recipe.tokenizer_source
     if isinstance(tokenizer, ModelReference) and tokenizer not in at_hand and not Path(tokenizer.name).is_dir():
-        return [tokenizer], len(plan_merge(recipe, at_hand, options=options).plan.tasks)
+        return [tokenizer], len(
+            plan_merge(recipe, at_hand, options=options, own_heads=find_own_heads(at_hand)).plan.tasks
+        )
     return [], len(plan_recipe(recipe, options, checkpoints=at_hand).plan.tasks)

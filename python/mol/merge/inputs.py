@@ -12,7 +12,7 @@ from mol.merge.mismatch import ranges
 from mol.merge.names import Alignment, align
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     from mol.config.merge_config import MergeConfig, ModelReference, SourceConfig
     from mol.io.checkpoint import Checkpoint
@@ -32,6 +32,7 @@ class Model:
         alignment: how its names map onto the donor's.
         first_file: position of its first file among the files of all models.
         used: names of its tensors that have been accounted for.
+        own_head: the head in its file is known to differ from its embedding, whatever its config.json says.
     """
 
     index: int
@@ -41,6 +42,7 @@ class Model:
     alignment: Alignment
     first_file: int
     used: set[str]
+    own_head: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Band:
 
 
 def open_models(
-    config: MergeConfig, checkpoints: Mapping[ModelReference, Checkpoint]
+    config: MergeConfig, checkpoints: Mapping[ModelReference, Checkpoint], own_heads: Container[ModelReference] = ()
 ) -> tuple[dict[ModelReference, Model], Model]:
     """Find the parts of every model of the recipe.
 
@@ -91,7 +93,9 @@ def open_models(
     for index, (reference, structure) in enumerate(structures.items()):
         checkpoint = checkpoints[reference]
         alignment = align(donor, structure)
-        models[reference] = Model(index, str(reference), checkpoint, structure, alignment, first_file, set())
+        models[reference] = Model(
+            index, str(reference), checkpoint, structure, alignment, first_file, set(), reference in own_heads
+        )
         first_file += len(checkpoint.files)
     return models, models[config.donor()]
 

@@ -21,6 +21,9 @@ _NUMBER: Final = re.compile(r"(?:^|\.)(0|[1-9][0-9]{0,5})(?=\.|$)")
 _COUNT_KEY: Final = re.compile(r"(?:(?:n|num|number_of)_)?(?:[a-z]+_)*(?:layers?|blocks?|depth)")
 _OTHER_COUNT: Final = re.compile(r"max|nextn|mtp|dense|window|first|shared|skip|layerdrop|adapter|projection|predict")
 
+# A key that counts what predicts further tokens (multi-token prediction) and may be stored as layers behind the last.
+_TAIL_KEY: Final = re.compile(r"(?:.*_)?(?:nextn|mtp)(?:_.*)?_(?:layers?|modules?)")
+
 # Words in the path of a stack that make it a side tower of a language model.
 _SIDE_TOWER: Final = re.compile(
     r"(?:^|[._])(?:vision|visual|vit|image|img|audio|speech|sound|video|resampler|connector|projector|merger|mtp)(?:[._]|$)"
@@ -35,10 +38,12 @@ class Stack:
     Attributes:
         prefix: what stands before the number, e.g. "model.layers"; "" when names start with the number.
         layers: for each layer the endings of its tensors' names, e.g. "mlp.up_proj.weight".
+        first: the number of its first layer.
     """
 
     prefix: str
     layers: tuple[tuple[str, ...], ...]
+    first: int = 0
 
     def __len__(self) -> int:
         """Number of layers."""
@@ -46,7 +51,8 @@ class Stack:
 
     def start(self, layer: int) -> str:
         """Give what the names of a layer's tensors start with, its dot included."""
-        return f"{self.prefix}.{layer}." if self.prefix else f"{layer}."
+        number = self.first + layer
+        return f"{self.prefix}.{number}." if self.prefix else f"{number}."
 
     def names(self, layer: int) -> list[str]:
         """Give the names of a layer's tensors."""
@@ -68,12 +74,14 @@ class Structure:
         main: the tower that slices and layer ranges mean, None where there is none or it cannot be told.
         ambiguity: why there is no main stack; "" where there is one.
         loose: names of the tensors outside the stacks, in the order of the files.
+        tails: what is numbered on behind a stack and is no layer of it: modules that predict further tokens.
     """
 
     stacks: tuple[Stack, ...]
     main: Stack | None
     ambiguity: str
     loose: tuple[str, ...]
+    tails: tuple[Stack, ...] = ()
 
 
 def find_structure(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Structure:
@@ -81,9 +89,14 @@ def find_structure(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any])
 
     A repeat is the outermost number in a name, so that the experts inside a layer are part of the layer. It is a stack
     when its layers are numbered 0, 1, 2, ... (or as many as config.json says), hold modules rather than bare
-    parameters, and have a name in common. config.json is only asked how many layers it counts.
+    parameters, and have a name in common. config.json is only asked how many layers it counts, and how many modules
+    that predict further tokens: where the numbers go on by that many, these are no layers (`model.layers.61` of a
+    DeepSeek-V3 of 61 layers).
     """
     counts = {value for _, value in layer_counts(config)}
+    whole = {count + more: count for count in counts for more in _tail_counts(config)}
+    cut = {size: count for size, count in whole.items() if size not in counts}
+    counts.update(cut)
     groups, loose = _group(tensors)
     for prefix in [p for p, layers in groups.items() if _size(layers) not in counts]:
         inner = _inner(prefix, groups[prefix], counts)
@@ -96,13 +109,19 @@ def find_structure(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any])
     if not chosen:
         chosen = [p for p, layers in groups.items() if len(layers) > 1 and _is_contiguous(layers) and _is_alike(layers)]
     stacks = {prefix: _build(prefix, groups.pop(prefix)) for prefix in sorted(chosen)}
+    tails = []
+    for prefix, stack in stacks.items():
+        depth = cut.get(len(stack))
+        if depth is not None:
+            tails.append(Stack(prefix, stack.layers[depth:], depth))
+            stacks[prefix] = Stack(prefix, stack.layers[:depth])
     if groups:
         outside = {name for prefix, layers in groups.items() for name in _names(prefix, layers)}
         outside.update(loose)
         loose = [name for name in tensors if name in outside]
     main, ambiguity = _main(list(stacks.values()), tensors, config, counts)
     ordered = tuple(s for s in stacks.values() if s is not main) + (() if main is None else (main,))
-    return Structure(ordered, main, ambiguity, tuple(loose))
+    return Structure(ordered, main, ambiguity, tuple(loose), tuple(tails))
 
 
 def in_side_tower(structure: Structure, name: str) -> bool:
@@ -125,6 +144,17 @@ def layer_counts(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Itera
             yield from layer_counts(value, (*path, key))
         elif type(value) is int and is_layer_count_key(key):
             yield (*path, key), value
+
+
+def _tail_counts(config: Mapping[str, Any]) -> set[int]:
+    """Collect how many modules that predict further tokens config.json counts, at any depth."""
+    found = {value for key, value in config.items() if type(value) is int and value > 0 and _TAIL_KEY.fullmatch(key)}
+    return found.union(*(_tail_counts(value) for value in config.values() if isinstance(value, dict)))
+
+
+def is_side_tower(prefix: str) -> bool:
+    """Tell the path of a tower that stands beside a language model: for images, sound, further tokens."""
+    return _SIDE_TOWER.search(prefix) is not None
 
 
 def is_layer_count_key(key: str) -> bool:
@@ -239,7 +269,7 @@ def _main(
     listed = ", ".join(f"`{stack.prefix}` ({len(stack)})" for stack in stacks)
     if is_encoder_decoder(stacks, config):
         return None, f"it has an encoder and a decoder ({listed}), and a slice does not say which it means"
-    towers = [stack for stack in stacks if _SIDE_TOWER.search(stack.prefix) is None] or list(stacks)
+    towers = [stack for stack in stacks if not is_side_tower(stack.prefix)] or list(stacks)
     if len(towers) > 1:
         counted = [stack for stack in towers if len(stack) in counts]
         towers = counted or towers

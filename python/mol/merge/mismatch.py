@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mol.merge.inputs import Model
 
 _DIMENSION: Final = re.compile(r"size|dim|head|embd|inner|ffn|layer|expert|model|position|ctx|vocab|group")
+_EXPERT: Final = re.compile(r"((?:^|\.)experts\.)([0-9]{1,9})(?=\.)")
 _LABELS_SHOWN: Final = 4
 
 
@@ -22,7 +23,7 @@ class Mismatches:
     def __init__(self) -> None:
         """Start with nothing."""
         self._plain: dict[str, None] = {}
-        self._grouped: dict[tuple[str, ...], list[int]] = {}
+        self._grouped: dict[tuple[str, str], dict[int | None, set[tuple[int, ...]]]] = {}
         self._vocabulary: dict[tuple[str, int, int], list[str]] = {}
         self._misshapen: dict[int, Model] = {}
         self._foreign: Sequence[Model] = ()
@@ -37,14 +38,16 @@ class Mismatches:
         self._foreign = models
 
     def add_tensor(self, name: str, layer: int | None, problem: str) -> None:
-        """Add what is wrong with a tensor; the same in several layers becomes one line.
+        """Add what is wrong with a tensor; the same in several layers, or of several experts, becomes one line.
 
         Args:
             name: the tensor, with `*` for the number of its layer if `layer` is given.
             layer: that number.
             problem: what follows the name in the line.
         """
-        self._grouped.setdefault((name, problem), []).extend(() if layer is None else (layer,))
+        pattern = _EXPERT.sub(r"\1*", name)
+        experts = tuple(int(number) for _, number in _EXPERT.findall(name))
+        self._grouped.setdefault((pattern, problem), {}).setdefault(layer, set()).add(experts)
 
     def add_shape(
         self, donor: Model, model: Model, name: str, layer: int | None, found: tuple[int, ...], wanted: tuple[int, ...]
@@ -82,9 +85,15 @@ class Mismatches:
             )
         for model in self._misshapen.values():
             lines.extend(_config_differences(donor, model))
-        for (name, problem), layers in self._grouped.items():
-            where = f" (layers {ranges(layers)})" if layers else ""
-            lines.append(f"tensor `{name}`{where} {problem}")
+        for (name, problem), places in self._grouped.items():
+            alike: dict[frozenset[tuple[int, ...]], list[int]] = {}
+            for layer, experts in places.items():
+                alike.setdefault(frozenset(experts), []).extend(() if layer is None else (layer,))
+            for of_each, layers in alike.items():
+                numbers = {number for experts in of_each for number in experts}
+                parts = (f"{what} {ranges(of)}" for what, of in (("layers", layers), ("experts", numbers)) if of)
+                where = ", ".join(parts)
+                lines.append(f"tensor `{name}`{where and f' ({where})'} {problem}")
         return lines
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -37,11 +37,14 @@ _WORDS: Final[tuple[tuple[str, Side], ...]] = (
 )
 _SIDES: Final = tuple((re.compile(rf"(?:^|\.)(?:{words})(?:\.|$)"), side) for words, side in _WORDS)
 
-HEAD: Final = re.compile(r"(?:^|\.)(?:lm_head|embed_out|output_layer|output|cls\.predictions\.decoder)\.weight$")
+HEAD: Final = re.compile(
+    r"(?:^|\.)(?:lm_head(?:\.decoder)?|embed_out|output_layer|output|output_projection|proj_out|vocab_projector"
+    r"|generator_lm_head|cls\.predictions\.decoder)\.weight$"
+)
 """The matrix that turns hidden states into scores of tokens."""
 
 EMBEDDING: Final = re.compile(
-    r"(?:^|\.)(?:embed_tokens|wte|word_embeddings?|embed_in|tok_embeddings|shared|embedding|token_embedding)\.weight$"
+    r"(?:^|\.)(?:embed_tokens|wte|word_embeddings?|embed_in|tok_embeddings|shared|embeddings?|token_embedding)\.weight$"
 )
 """The matrix that turns tokens into hidden states."""
 
@@ -81,10 +84,12 @@ class Alignment:
     Attributes:
         pairs: prefixes, the donor's and the other's, most specific first; "" stands for none.
         stacks: prefix of a donor's stack -> the other's stack that corresponds, None where it has none.
+        roles: tensors of the donor outside the layers -> the other's of the same role, where no prefix relates them.
     """
 
     pairs: tuple[tuple[str, str], ...]
     stacks: Mapping[str, Stack | None]
+    roles: Mapping[str, str] = field(default_factory=dict)
 
     def find(self, name: str, tensors: Container[str]) -> str | None:
         """Find the other's tensor for a donor's name, or None."""
@@ -95,10 +100,13 @@ class Alignment:
                 candidate = theirs + name[len(ours) :]
                 if candidate in tensors:
                     return candidate
-        return None
+        return self.roles.get(name)
 
     def to_donor(self, name: str, tensors: Container[str]) -> str:
         """Give the name among the donor's tensors of a tensor of the other, or the one that the donor would give it."""
+        for ours, theirs in self.roles.items():
+            if theirs == name:
+                return ours
         named = [ours + name[len(theirs) :] for ours, theirs in self.pairs if name.startswith(theirs)]
         existing = (candidate for candidate in named if candidate in tensors)
         prefixed = (ours + name[len(theirs) :] for ours, theirs in self.pairs if theirs and name.startswith(theirs))
@@ -114,7 +122,37 @@ def align(donor: Structure, other: Structure) -> Alignment:
             pairs[_strip_common(prefix, stack.prefix)] = None
     if not pairs:
         pairs.update(dict.fromkeys(_pair_loose(donor.loose, other.loose)))
-    return Alignment(tuple(sorted(pairs, key=lambda pair: -len(pair[0]))), stacks)
+    by_prefix = Alignment(tuple(sorted(pairs, key=lambda pair: -len(pair[0]))), stacks)
+    return replace(by_prefix, roles=_pair_roles(donor, other, by_prefix))
+
+
+def head_beside(prefix: str) -> str:
+    """Name the head of a model whose layers are at a path: `lm_head` stands beside the outermost module `model`."""
+    words = prefix.split(".")
+    around = words[: words.index("model")] if "model" in words else []
+    return ".".join((*around, "lm_head.weight"))
+
+
+def _pair_roles(donor: Structure, other: Structure, by_prefix: Alignment) -> dict[str, str]:
+    """Pair what no prefix relates, such as `language_model.lm_head.weight` and `lm_head.weight`.
+
+    Names are of one role when they end alike (or both name a head) and what stands before only says where the language
+    model is in the whole: nothing, or words from the path of its layers. Roles that several names have are left alone.
+    """
+    theirs = set(other.loose)
+    ours = [name for name in donor.loose if by_prefix.find(name, theirs) is None]
+    taken = {found for name in donor.loose if (found := by_prefix.find(name, theirs)) is not None}
+    around = {"model", *(word for part in (donor, other) if part.main for word in part.main.prefix.split("."))}
+    ends: dict[str, tuple[list[str], list[str]]] = {}
+    for side, names in enumerate((ours, [name for name in other.loose if name not in taken])):
+        for name in names:
+            words = name.split(".")
+            shortest = 2 if words[-1] in {"weight", "bias"} else 1
+            while len(words) > shortest and words[0] in around:
+                words = words[1:]
+            end = ".".join(words)
+            ends.setdefault("lm_head.weight" if HEAD.fullmatch(end) else end, ([], []))[side].append(name)
+    return {mine[0]: their[0] for mine, their in ends.values() if len(mine) == len(their) == 1}
 
 
 def _pair_stacks(ours: Iterable[Stack], theirs: Iterable[Stack]) -> dict[str, Stack | None]:
@@ -128,13 +166,13 @@ def _pair_stacks(ours: Iterable[Stack], theirs: Iterable[Stack]) -> dict[str, St
             waiting.append(stack)
     candidates = sorted(
         (
-            (-_common_ending(a.prefix, b.prefix), a.prefix, b.prefix)
+            (-_common_ending(a.prefix, b.prefix), -len(a.suffixes & b.suffixes), a.prefix, b.prefix)
             for a in waiting
             for b in left.values()
             if _common_ending(a.prefix, b.prefix) and not a.suffixes.isdisjoint(b.suffixes)
         ),
     )
-    for _, a_prefix, b_prefix in candidates:
+    for _, _, a_prefix, b_prefix in candidates:
         if paired[a_prefix] is None and b_prefix in left:
             paired[a_prefix] = left.pop(b_prefix)
     return paired

@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from mol.config.fields import DTYPE_WORDS, DTYPES
 from mol.errors import ConfigError, MergeError
+from mol.merge.account import Account, told
 from mol.merge.combine import idle_filters
+from mol.merge.complete import check_complete
 from mol.merge.inputs import Model, layers_for, make_bands, open_models
-from mol.merge.layers import in_side_tower
+from mol.merge.kinship import check_kinship
+from mol.merge.layers import in_side_tower, is_side_tower
 from mol.merge.mismatch import Mismatches, ranges
-from mol.merge.model_config import LayerOrigin, broken_cycles, restack, set_dtype, set_tie, tie_flag
+from mol.merge.model_config import LayerOrigin, broken_cycles, restack, set_dtype, tie_flag
 from mol.merge.names import is_buffer, natural_key, side_of
 from mol.merge.options import MergeOptions
 from mol.merge.settings import compare_settings
 from mol.merge.tasks import Cell, TaskBuilder, Want
-from mol.merge.tied import Tying, find_tying
+from mol.merge.tied import Tying, find_tying, own_head_note, state_untied
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Container, Mapping
 
     from mol.config.merge_config import MergeConfig, ModelReference
     from mol.io.checkpoint import Checkpoint
@@ -67,7 +70,11 @@ class PlannedMerge:
 
 
 def plan_merge(
-    config: MergeConfig, checkpoints: Mapping[ModelReference, Checkpoint], *, options: MergeOptions | None = None
+    config: MergeConfig,
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    *,
+    options: MergeOptions | None = None,
+    own_heads: Container[ModelReference] = (),
 ) -> PlannedMerge:
     """Plan a merge. Pure: reads no file, and takes time in proportion to the number of tensors.
 
@@ -75,11 +82,12 @@ def plan_merge(
         config: the recipe.
         checkpoints: every model of `config.model_references()`.
         options: `out_shard_size`, `strict_tensors`, `allow_crimes`, `allow_nonfinite`, `seed` and `dtype` count here.
+        own_heads: the models whose head is known not to be their embedding, from `find_own_heads`.
 
     Raises:
         MergeError: the checkpoints do not fit together or the recipe does not fit them; lists every problem.
     """
-    return _Planner(config, checkpoints, options or MergeOptions()).plan()
+    return _Planner(config, checkpoints, options or MergeOptions(), own_heads).plan()
 
 
 def output_dtype(config: MergeConfig, options: MergeOptions) -> str | None:
@@ -98,11 +106,15 @@ def output_dtype(config: MergeConfig, options: MergeOptions) -> str | None:
 
 class _Planner:
     def __init__(
-        self, config: MergeConfig, checkpoints: Mapping[ModelReference, Checkpoint], options: MergeOptions
+        self,
+        config: MergeConfig,
+        checkpoints: Mapping[ModelReference, Checkpoint],
+        options: MergeOptions,
+        own_heads: Container[ModelReference],
     ) -> None:
         self._config = config
         self._options = options
-        models, self._donor = open_models(config, checkpoints)
+        models, self._donor = open_models(config, checkpoints, own_heads)
         self._models = list(models.values())
         self._problems = Mismatches()
         self._notes: dict[str, None] = dict.fromkeys(config.notes)
@@ -118,14 +130,19 @@ class _Planner:
         )
         self._model_config = copy.deepcopy(self._donor.checkpoint.config)
         self._tying: Tying | None = None
-        self._dropped: list[str] = []
-        self._dropped_tensors = 0
+        self._account = Account(self._donor, self._bands, self._problems, strict=options.strict_tensors)
 
     def plan(self) -> PlannedMerge:
-        self._check_model_types()
+        models = list({model.index: model for model in (self._donor, *self._taking_part())}.values())
+        allowed = self._config.allow_crimes or self._options.allow_crimes
+        check_kinship(models, self._problems, self._notes, self._warnings, allowed=allowed)
+        check_complete(models, self._problems)
         self._note_alignments()
         self._refuse()  # what follows relies on ranges and inputs that hold
+        self._notes.update((note, None) for model in models if (note := own_head_note(model)) is not None)
         self._tying = find_tying(self._donor, self._taking_part())
+        if self._donor.own_head:
+            state_untied(self._model_config)
         sides = self._sides()
         for name in sides["first"]:
             self._add_loose(name, "first")
@@ -134,11 +151,13 @@ class _Planner:
                 self._add_slices(stack)
             else:
                 self._add_stack(stack)
+            self._add_tail(stack)
         for name in sides["last"]:
             self._add_loose(name, "last")
         if self._tying is not None:
             self._finish_head(self._tying)
-        self._account()
+        self._account.close(self._taking_part())
+        self._warnings.update(dict.fromkeys(self._account.warnings))
         compare_settings(
             self._donor,
             self._taking_part(),
@@ -153,21 +172,6 @@ class _Planner:
     def _taking_part(self) -> list[Model]:
         """Give the models that are inputs of some slice, once each."""
         return list({lane.model.index: lane.model for band in self._bands for lane in band.lanes}.values())
-
-    def _check_model_types(self) -> None:
-        models = list({model.index: model for model in (self._donor, *self._taking_part())}.values())
-        types = {model.label: model.checkpoint.config.get("model_type") for model in models}
-        known = {label: str(kind) for label, kind in types.items() if kind is not None}
-        if len(set(known.values())) > 1:
-            listed = ", ".join(f"{label} ({kind})" for label, kind in known.items())
-            if self._config.allow_crimes or self._options.allow_crimes:
-                self._warnings[f"different architectures are mixed, as allowed: {listed}"] = None
-            else:
-                self._problems.add_architectures(
-                    f"different architectures: {listed}; `allow_crimes` admits them where all shapes are equal", models
-                )
-        for label in (label for label in types if label not in known):
-            self._notes[f"config.json of {label} has no model_type: it is taken for the donor's"] = None
 
     def _note_alignments(self) -> None:
         for model in self._taking_part():
@@ -229,14 +233,19 @@ class _Planner:
             model = self._models[index]
             if name not in model.used:
                 model.used.add(name)
-                self._drop(f"{name} of {model.label}: its scores are made with the embedding, to which it is tied")
-        if tying.flag is not None:
-            set_tie(self._model_config, tied=tying.flag)
+                reason = "its scores are made with the embedding, to which it is tied"
+                self._account.drop(f"{name} of {model.label}: {reason}")
+        if tying.untied:
+            state_untied(self._model_config)
         self._notes.update(dict.fromkeys(tying.notes))
 
     def _add_stack(self, stack: Stack) -> None:
         """Make a tower of layers from whole models: in order, as many as the donor has."""
         band, donor = self._bands[0], self._donor
+        lacking = [lane.model.label for lane in band.lanes if lane.model.alignment.stacks.get(stack.prefix) is None]
+        if lacking and is_side_tower(stack.prefix) and stack is not donor.structure.main:
+            self._carry(stack, ", ".join(dict.fromkeys(lacking)))
+            return
         strict = self._config.layer_alignment == "strict"
         found = [
             layers_for(stack, lane.model, donor, strict=strict, problems=self._problems, warnings=self._warnings)
@@ -253,6 +262,30 @@ class _Planner:
             ]
             position = layer / last if last else 1.0
             self._tasks.add_layer(stack.start(layer), Cell(donor, stack, layer), cells, band.combine, position, layer)
+
+    def _carry(self, stack: Stack, lacking: str) -> None:
+        """Copy a tower from the donor that some inputs lack, such as that for images beside a fine-tune on texts."""
+        if self._options.strict_tensors:
+            self._problems.add(f"`{stack.prefix}` of {self._donor.label} is lacking in {lacking} (--strict-tensors)")
+            return
+        count = self._tasks.add_copies(stack, self._donor, stack.first)
+        self._tasks.copied.append(f"{told(stack, self._donor, count)}: copied, lacking in {lacking}")
+        self._notes[f"{lacking} has no `{stack.prefix}`: it is carried over from {self._donor.label} as it is"] = None
+
+    def _add_tail(self, stack: Stack) -> None:
+        """Copy what predicts further tokens behind the layers of the donor, numbered on from the output's."""
+        for tail in self._donor.structure.tails:
+            if tail.prefix != stack.prefix:
+                continue
+            sliced = stack is self._donor.structure.main and self._bands[0].length
+            depth = sum(band.length for band in self._bands) if sliced else len(stack)
+            count = self._tasks.add_copies(tail, self._donor, depth)
+            line = f"{told(tail, self._donor, count)}: copied, predicts further tokens and is no layer of the stack"
+            self._tasks.copied.append(line if depth == tail.first else f"{line}; it is numbered {depth} in the output")
+            self._notes[
+                f"`{tail.prefix}.{ranges(tail.first + i for i in range(len(tail)))}` of {self._donor.label} predicts "
+                f"further tokens: it is copied, and the {len(stack)} layers before it are what is merged"
+            ] = None
 
     def _add_slices(self, stack: Stack) -> None:
         """Make the main tower from slices, one after the other."""
@@ -322,53 +355,6 @@ class _Planner:
         if tie_flag(self._model_config) and self._bands[0].lanes != self._bands[-1].lanes and len(self._bands) > 1:
             self._notes["head and embedding are tied: both come from the first slice"] = None
 
-    def _account(self) -> None:
-        """List every tensor of an input that went nowhere."""
-        for model in self._taking_part():
-            left = model.checkpoint.tensors.keys() - model.used
-            if not left:
-                continue
-            for stack in model.structure.stacks:
-                self._account_stack(model, stack, left)
-            for name in sorted(left, key=natural_key):
-                known = name in self._donor.checkpoint.tensors or (
-                    model.alignment.to_donor(name, self._donor.checkpoint.tensors) in self._donor.checkpoint.tensors
-                )
-                if known:
-                    self._drop(f"{name} of {model.label}: another slice gives this tensor")
-                elif self._options.strict_tensors:
-                    self._problems.add_tensor(
-                        name, None, f"is in {model.label}, and {self._donor.label} lacks it (--strict-tensors)"
-                    )
-                else:
-                    self._drop(f"{name} of {model.label}: {self._donor.label} has no such tensor")
-
-    def _drop(self, line: str, tensors: int = 1) -> None:
-        self._dropped.append(line)
-        self._dropped_tensors += tensors
-
-    def _account_stack(self, model: Model, stack: Stack, left: set[str]) -> None:
-        """List layers that were left out as a whole, and take their names off `left`."""
-        unused: list[int] = []
-        count = 0
-        for layer in range(len(stack)):
-            names = stack.names(layer)
-            if names and left.issuperset(names):
-                unused.append(layer)
-                count += len(names)
-                left.difference_update(names)
-        if not unused:
-            return
-        start = f"{stack.prefix}." if stack.prefix else ""
-        what = f"{start}{ranges(unused)} of {model.label} ({count} tensor{'s' * (count > 1)})"
-        paired = any(theirs is stack for theirs in model.alignment.stacks.values())
-        if not paired and model in [lane.model for lane in self._bands[0].lanes]:
-            self._problems.add(f"{what}: {self._donor.label} has no such layers")
-        elif self._bands[0].length:
-            self._drop(f"{what}: in no slice", count)
-        else:
-            self._drop(f"{what}: layer_alignment maps others in their place", count)
-
     def _refuse(self) -> None:
         if not self._problems:
             return
@@ -400,8 +386,8 @@ class _Planner:
             self._model_config,
             dict(sorted(self._tasks.methods.items())),
             tuple(self._tasks.copied),
-            tuple(self._dropped),
-            self._dropped_tensors,
+            tuple(self._account.lines),
+            self._account.tensors,
             tuple(self._notes),
             tuple(self._warnings),
             self._tasks.bytes_read,

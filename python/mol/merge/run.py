@@ -82,7 +82,7 @@ def plan_recipe(
     *,
     checkpoints: Mapping[ModelReference, Checkpoint] | None = None,
 ) -> PlannedMerge:
-    """Plan a merge from headers and recipe, without reading a weight or writing a byte.
+    """Plan a merge from headers and recipe, without writing a byte; of weights only heads that may be tied are read.
 
     Args:
         recipe: path of a YAML file, a mapping as YAML gives it, or a MergeConfig.
@@ -256,6 +256,7 @@ def _prepare(
     config: MergeConfig, options: MergeOptions, checkpoints: Mapping[ModelReference, Checkpoint] | None
 ) -> _Prepared:
     from mol.merge.card import prepare_card
+    from mol.merge.heads import find_own_heads
     from mol.merge.identity import same_weights, spelled_twice
     from mol.merge.planner import plan_merge
     from mol.merge.side_files import output_files, plan_side_files
@@ -263,7 +264,7 @@ def _prepare(
 
     opened = resolve_checkpoints(config, options) if checkpoints is None else checkpoints
     config = config.with_one_name_each(spelled_twice({name: opened[name] for name in config.model_references()}))
-    planned = plan_merge(config, opened, options=options)
+    planned = plan_merge(config, opened, options=options, own_heads=find_own_heads(opened))
     tokenizer = _tokenizer_directory(planned, opened, options)
     crimes = options.allow_crimes or config.allow_crimes
     tokens = check_vocabularies(planned, tokenizer, allow_crimes=crimes)

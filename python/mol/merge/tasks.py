@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.io.checkpoint import EXACT_DTYPES, TensorInfo
@@ -117,6 +118,18 @@ class TaskBuilder:
             name = out_start + suffix if suffix else out_start[:-1]
             want = Want(name, info, lead.model, source, position, pattern_start + suffix, out_layer)
             self.add(want, models, names, combine)
+
+    def add_copies(self, stack: Stack, owner: Model, first: int) -> int:
+        """Copy all layers of a stack of one model, numbered from `first` on; return the number of tensors."""
+        moved = replace(stack, first=first)
+        count = 0
+        for layer in range(len(stack)):
+            for name, source in zip(moved.names(layer), stack.names(layer), strict=True):
+                info = owner.checkpoint.tensors[source]
+                owner.used.add(source)
+                self._append(name, info, COPY, (Source(owner.first_file + info.file, source),), info.bytes)
+                count += 1
+        return count
 
     def _compare(self, cell: Cell, lead: Cell, out_layer: int, pattern_start: str) -> None:
         """Account for a layer whose tensors are not those of the lead's layer."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
-from mol.merge.model_config import tie_flag
-from mol.merge.names import EMBEDDING, HEAD
+from mol.merge.model_config import set_tie, tie_flag
+from mol.merge.names import EMBEDDING, HEAD, head_beside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mol.io.checkpoint import Checkpoint
     from mol.merge.inputs import Model
+    from mol.merge.layers import Structure
+
+# Where the flag says something else: T5 ties or not by what the file holds, and scales the last states by the flag.
+_FLAG_SCALES: Final = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "udop", "pop2piano"})
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Tying:
             None where it has no head.
         in_donor: the donor has a tensor of that name.
         as_embedding: the output ties: its head, if written at all, is made as the embedding is.
-        flag: what `tie_word_embeddings` must say, None to leave it as the donor's.
+        untied: `tie_word_embeddings` must be false; else it is left as the donor's.
         unused: head tensors on disk that their own model ignores, by model.
         notes: lines for people.
     """
@@ -35,7 +40,7 @@ class Tying:
     heads: dict[int, str | None]
     in_donor: bool
     as_embedding: bool
-    flag: bool | None
+    untied: bool
     unused: dict[int, str]
     notes: tuple[str, ...]
 
@@ -76,7 +81,10 @@ def find_tying(donor: Model, models: Sequence[Model]) -> Tying | None:
         head = mine.head
     else:
         first = (own or with_head)[0]
-        head = first.alignment.to_donor(ends[first.index].head or "", donor.checkpoint.tensors)
+        theirs = ends[first.index].head or ""
+        head = first.alignment.to_donor(theirs, donor.checkpoint.tensors)
+        if theirs.endswith("lm_head.weight") and donor.structure.main is not None:
+            head = head_beside(donor.structure.main.prefix)
     stays_tied = mine.tied and not own
     unused = {
         index: end.head
@@ -84,7 +92,7 @@ def find_tying(donor: Model, models: Sequence[Model]) -> Tying | None:
         if end.head is not None and (end.tied or (stays_tied and index != donor.index))
     }
     if stays_tied:
-        return Tying(head, mine.embedding, heads, mine.head is not None, True, None, unused, ())
+        return Tying(head, mine.embedding, heads, mine.head is not None, True, False, unused, ())
     notes = []
     tied_labels = [model.label for model in models if ends[model.index].tied]
     if tied_labels:
@@ -92,27 +100,45 @@ def find_tying(donor: Model, models: Sequence[Model]) -> Tying | None:
             f"head and embedding are tied in {', '.join(tied_labels)} and not in all inputs: their embedding is taken "
             f"for `{head}`, and the output is not tied"
         )
-    return Tying(head, mine.embedding, heads, mine.head is not None, False, False, unused, tuple(notes))
+    return Tying(head, mine.embedding, heads, mine.head is not None, False, True, unused, tuple(notes))
+
+
+def ends_of(checkpoint: Checkpoint, structure: Structure) -> tuple[str | None, str | None]:
+    """Name the embedding of a model, and the head of its shape that is stored too; None for what is not there."""
+    tensors = checkpoint.tensors
+    matrices = [name for name in structure.loose if len(tensors[name].shape) == 2]
+    embeddings = [name for name in matrices if EMBEDDING.search(name)]
+    for head in filter(HEAD.search, matrices):
+        for embedding in embeddings:
+            if tensors[head].shape == tensors[embedding].shape:
+                return embedding, head
+    return next(iter(embeddings), None), None
+
+
+def state_untied(config: dict[str, Any]) -> None:
+    """Say in the output's config.json that its head is its own, where the flag means that."""
+    if config.get("model_type") not in _FLAG_SCALES:
+        set_tie(config, tied=False)
+
+
+def own_head_note(model: Model) -> str | None:
+    """Tell that the file of a model contradicts its config.json, None where it does not."""
+    if not model.own_head or tie_flag(model.checkpoint.config) is not True:
+        return None
+    embedding, head = ends_of(model.checkpoint, model.structure)
+    return (
+        f"config.json of {model.label} says that head and embedding are tied, and `{head}` differs from "
+        f"`{embedding}`: it is a head of its own, as transformers loads it"
+    )
 
 
 def _ends(model: Model) -> _Ends:
-    tensors = model.checkpoint.tensors
-    matrices = [name for name in model.structure.loose if len(tensors[name].shape) == 2]
-    embeddings = [name for name in matrices if EMBEDDING.search(name)]
-    heads = [
-        (head, embedding)
-        for head in matrices
-        if HEAD.search(head)
-        for embedding in embeddings
-        if tensors[head].shape == tensors[embedding].shape
-    ]
-    flag = tie_flag(model.checkpoint.config)
-    if heads:
-        head, embedding = heads[0]
+    embedding, head = ends_of(model.checkpoint, model.structure)
+    flag = False if model.own_head else tie_flag(model.checkpoint.config)
+    if head is not None:
         return _Ends(embedding, head, flag, flag is True)
-    first = next(iter(embeddings), None)
-    tied = first is not None and (flag is True or (flag is None and _has_scores(model)))
-    return _Ends(first, None, flag, tied)
+    tied = embedding is not None and (flag is True or (flag is None and _has_scores(model)))
+    return _Ends(embedding, None, flag, tied)
 
 
 def _has_scores(model: Model) -> bool:

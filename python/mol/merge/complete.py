@@ -1,0 +1,283 @@
+"""Checks that a model has what its own config.json counts: all files, all layers, both ends."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, Final
+
+from mol.merge.kinship import text_sections
+from mol.merge.layers import in_side_tower, is_layer_count_key, is_side_tower, layer_counts
+from mol.merge.mismatch import ranges
+from mol.merge.names import EMBEDDING, HEAD, side_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from mol.merge.inputs import Model
+    from mol.merge.layers import Stack
+    from mol.merge.mismatch import Mismatches
+
+_SHARD: Final = re.compile(r"(.*)-([0-9]{1,9})-of-([0-9]{1,9})\.safetensors")
+
+# The keys that count all layers of a tower; others may count some of them, or what is no layer.
+_PLAIN: Final = frozenset(
+    ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "layers", "encoder_layers", "decoder_layers")
+)
+
+# Keys that make a tower one or several layers shorter than counted: drop_vision_last_layer, vision_feature_layer.
+_CUT: Final = re.compile(r"(?:drop|select|feature).*layer")
+_TOWERS: Final = {
+    "vision": ("vision", "visual", "vit", "image"),
+    "audio": ("audio", "speech", "sound"),
+    "text": ("text",),
+}
+_REPEAT: Final = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.([0-9]{1,6})\.")
+_INNER: Final = re.compile(r"(?:layers|blocks)\.[0-9]{1,6}\.")
+_PRE_NORM: Final = re.compile(r"(?:input_layernorm|attention_norm|pre_attention_layernorm)\.weight")
+_NORM: Final = re.compile(r"(?:\w*norm\w*|ln_f)\.weight")
+_AGAIN: Final = "fetch or save the model again"
+
+
+def check_complete(models: Sequence[Model], problems: Mismatches) -> None:
+    """Refuse models that lack files, layers or ends; what a class would fill with random numbers is no model.
+
+    Only what is certain is refused: config.json counts it, or the other models have it.
+
+    Args:
+        models: every model that takes part, the donor first.
+        problems: where everything that does not fit goes.
+    """
+    for model in models:
+        for problem in (*_lacking_files(model), *_wrong_depths(model), *_empty_layers(model)):
+            problems.add(problem)
+    ends = [_Ends(model) for model in models]
+    for end in ends:
+        for what in end.lacks(ends):
+            problems.add(f"{end.model.checkpoint.directory}: {what}; {_AGAIN}")
+
+
+def _lacking_files(model: Model) -> Iterator[str]:
+    """Compare the numbers in the names of the shards: `model-00003-of-00005` is one of five."""
+    found: dict[tuple[str, int], set[int]] = defaultdict(set)
+    for file in model.checkpoint.files:
+        if match := _SHARD.fullmatch(file.path.name):
+            found[match[1], int(match[3])].add(int(match[2]))
+    for (stem, count), numbers in found.items():
+        if len(numbers) < count:
+            yield (
+                f"{model.checkpoint.directory}: its weights are {len(numbers)} of {count} files "
+                f"(`{stem}-*-of-{count}`, numbers {ranges(numbers)}); {_AGAIN}, and its index"
+            )
+
+
+def _wrong_depths(model: Model) -> Iterator[str]:
+    """Compare how many layers config.json counts with those in the tensors, tower by tower."""
+    structure, config = model.structure, model.checkpoint.config
+    if config.get("is_encoder_decoder") is True and structure.main is None:
+        yield from _wrong_sides(model)
+        return
+    main = structure.main
+    language = {
+        f"{path}{key}": value
+        for path, section in text_sections(config)
+        if _is_tower(section)
+        for key, value in section.items()
+        if type(value) is int and is_layer_count_key(key)
+    }
+    if any(key.rpartition(".")[2] in _PLAIN for key in language):
+        if main is None:
+            yield from _compare_repeats(model, language) if not structure.stacks else ()
+        elif _is_beside(main, config):
+            yield _told(model, language, f"none beside those of `{main.prefix}`")
+        else:
+            yield from _compare(model, [main], language, ())
+    for key, section in config.items():
+        words = _TOWERS.get(key.removesuffix("_config"))
+        if words is None or not isinstance(section, dict) or (key.startswith("text") and main is not None):
+            continue
+        counts = {f"{key}.{'.'.join(path)}": value for path, value in layer_counts(section)}
+        stacks = [stack for stack in structure.stacks if not set(words).isdisjoint(re.split(r"[._]", stack.prefix))]
+        if "depth" in section or not _PLAIN.isdisjoint(section):
+            yield from _compare(model, stacks, counts, _cuts(config))
+
+
+def _wrong_sides(model: Model) -> Iterator[str]:
+    """Compare encoder and decoder with what is counted for each, or for both."""
+    counts = {".".join(path): value for path, value in layer_counts(model.checkpoint.config)}
+    of_both = {key: n for key, n in counts.items() if key in _PLAIN and "coder" not in key}
+    for side, other in (("encoder", "decoder"), ("decoder", "encoder")):
+        form = re.compile(rf"(?:n_|num_)?{side}_layers|{side}(?:_config)?\.(?:{'|'.join(_PLAIN)})")
+        mine = {key: n for key, n in counts.items() if form.fullmatch(key)}
+        paths = ((stack, stack.prefix) for stack in model.structure.stacks)
+        yield from _compare(model, [s for s, path in paths if side in path and other not in path], mine or of_both, ())
+
+
+def _is_beside(main: Stack, config: Mapping[str, Any]) -> bool:
+    """Whether the largest tower is one that stands beside a language model, of which nothing is left."""
+    classes = json.dumps(config.get("architectures"))
+    generates = "ForCausalLM" in classes or "ForConditionalGeneration" in classes
+    return generates and is_side_tower(main.prefix) and sum(1 for _ in text_sections(config)) > 1
+
+
+def _is_tower(section: Mapping[str, Any]) -> bool:
+    """Tell a section that describes a transformer as a whole: its layers are as many as it counts."""
+    return "vocab_size" in section or {"hidden_size", "num_attention_heads"} <= section.keys()
+
+
+def _cuts(config: Mapping[str, Any]) -> set[int]:
+    """Collect by how many layers a tower may be shorter than counted, since only states before its end are used."""
+    found = set()
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found |= _cuts(value)
+        elif _CUT.search(key):
+            for number in value if isinstance(value, list) else [value]:
+                if number is True:
+                    found.add(1)
+                elif type(number) is int and number < 0:
+                    found.add(-number - 1)
+    return found
+
+
+def _compare(model: Model, stacks: Sequence[Stack], counts: Mapping[str, int], cuts: Iterable[int]) -> Iterator[str]:
+    """Tell towers of which none has as many layers as are counted."""
+    cuts = {0, *cuts, *_apart(model.checkpoint.config)}
+    wanted = {count - cut for count in counts.values() for cut in cuts}
+    if not stacks or not counts or any(wanted & {len(stack), _inner_layers(stack)} for stack in stacks):
+        return
+    found = max(stacks, key=len)
+    have = [layer for layer in range(len(found)) if found.layers[layer]]
+    yield _told(model, counts, f"{len(have)} (`{found.prefix}`, numbers {ranges(have)})")
+
+
+def _apart(config: Mapping[str, Any]) -> set[int]:
+    """Count the entries of per-layer lists that make half a layer one: "mlp" beside the attention before it."""
+    lists = [value for _, part in text_sections(config) for value in part.values() if isinstance(value, list)]
+    return {value.count("mlp") for value in lists}
+
+
+def _inner_layers(stack: Stack) -> int:
+    """Count the layers inside of stages, such as `stages.0.layers.5`."""
+    return sum(len({m[0] for suffix in layer if (m := _INNER.match(suffix))}) for layer in stack.layers)
+
+
+def _compare_repeats(model: Model, counts: Mapping[str, int]) -> Iterator[str]:
+    """Tell layers that are too few to be a tower: one alone, or none."""
+    numbers = {int(match[1]) for name in model.checkpoint.tensors if (match := _REPEAT.search(name))}
+    if numbers and len(numbers) < min(counts.values()):
+        yield _told(model, counts, f"{len(numbers)} (numbers {ranges(numbers)})")
+
+
+def _told(model: Model, counts: Mapping[str, int], found: str) -> str:
+    listed = ", ".join(
+        f"{key}: {count}" for key, count in counts.items() if key.rpartition(".")[2] in {*_PLAIN, "depth"}
+    )
+    listed = listed or ", ".join(f"{key}: {count}" for key, count in counts.items())
+    return (
+        f"{model.checkpoint.directory / 'config.json'} counts other layers than the tensors hold ({listed}): found "
+        f"{found}; {_AGAIN}, or correct its config.json"
+    )
+
+
+def _empty_layers(model: Model) -> Iterator[str]:
+    """Tell layers of which nothing is stored, where no list in config.json makes them a kind of their own."""
+    for stack in model.structure.stacks:
+        empty = {layer for layer in range(len(stack)) if not stack.layers[layer]}
+        if empty and not _explained(model.checkpoint.config, len(stack), empty):
+            start = f"{stack.prefix}." if stack.prefix else ""
+            yield (
+                f"{model.checkpoint.directory}: of its {len(stack)} layers, `{start}{ranges(empty)}` hold no tensor, "
+                f"and config.json says nothing of that; {_AGAIN}"
+            )
+
+
+def _explained(config: Mapping[str, Any], depth: int, empty: set[int]) -> bool:
+    """Tell whether some list with an entry for each layer has others for these layers than for the rest."""
+    for value in config.values():
+        if isinstance(value, dict) and _explained(value, depth, empty):
+            return True
+        if isinstance(value, list) and len(value) == depth:
+            entries = [json.dumps(entry, sort_keys=True) for entry in value]
+            if {entries[i] for i in empty}.isdisjoint(entries[i] for i in range(depth) if i not in empty):
+                return True
+    return False
+
+
+class _Ends:
+    """What a model has before and behind the layers of its language model."""
+
+    def __init__(self, model: Model) -> None:
+        structure, tensors = model.structure, model.checkpoint.tensors
+        self.model = model
+        self.main = structure.main
+        loose = [name for name in structure.loose if not in_side_tower(structure, name)]
+        matrices = [name for name in loose if len(tensors[name].shape) == 2]
+        self.sections = [section for _, section in text_sections(model.checkpoint.config)]
+        rows = next((s["vocab_size"] for s in self.sections[::-1] if type(s.get("vocab_size")) is int), None)
+        named = [name for name in matrices if EMBEDDING.search(name)]
+        heads = [name for name in loose if "head" in name or HEAD.search(name)]
+        large = [name for name in matrices if rows is not None and max(tensors[name].shape) >= rows]
+        self.rows = rows
+        self.embeddings = named or [name for name in large if name not in heads]
+        self.heads = heads or [name for name in large if name not in self.embeddings[:1]]
+        parents = [] if self.main is None else self.main.prefix.split(".")
+        around = {".".join(parents[:i]) for i in range(len(parents))}
+        self.norms = [
+            name
+            for name in loose
+            for parent, rest in [_split(name)]
+            if parent in around and _NORM.fullmatch(rest) and side_of(name) == "last"
+        ]
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the class that was saved makes scores of tokens from the layers."""
+        classes = self.model.checkpoint.config.get("architectures")
+        words = ("ForCausalLM", "LMHeadModel")
+        return isinstance(classes, list) and any(word in str(name) for name in classes for word in words)
+
+    def lacks(self, others: Sequence[_Ends]) -> Iterator[str]:
+        """Tell what is not there and must be."""
+        if self.main is None or _is_beside(self.main, self.model.checkpoint.config):
+            return
+        config = f"config.json says {self._class()}"
+        kin = [end for end in others if end.main is not None and end.main.suffixes & self.main.suffixes]
+        if not self.embeddings:
+            if self.is_causal and self.rows is not None and (self._says_untied() or not self.heads):
+                yield f"no embedding of tokens is among its tensors, and {config} with vocab_size {self.rows}"
+            elif found := next((end for end in kin if end.named_embedding), None):
+                yield f"no embedding of tokens is among its tensors; {found.model.label} has `{found.embeddings[0]}`"
+        if not self.norms:
+            what = "the norm behind the last layer is not among its tensors"
+            if self._is_decoder() and all(any(map(_PRE_NORM.fullmatch, layer)) for layer in self.main.layers if layer):
+                yield f"{what}, and its layers are of a kind that has one"
+            elif found := next((end for end in kin if end.norms), None):
+                yield f"{what}; {found.model.label} has `{found.norms[0]}`"
+        if self.embeddings and not self.heads and self.is_causal and self._says_untied() and "." in self.main.prefix:
+            yield f"no head (`lm_head`) is among its tensors, and {config} with tie_word_embeddings false"
+
+    @property
+    def named_embedding(self) -> bool:
+        """Whether there is an embedding that its name tells."""
+        return any(map(EMBEDDING.search, self.embeddings))
+
+    def _is_decoder(self) -> bool:
+        """Whether an embedding of tokens stands beside the layers, as `model.embed_tokens` beside `model.layers`."""
+        assert self.main is not None
+        around = self.main.prefix.rpartition(".")[0]
+        return any(EMBEDDING.search(name) and _split(name)[0] == around for name in self.embeddings)
+
+    def _class(self) -> str:
+        return str(self.model.checkpoint.config.get("architectures", ["a model"])[0])
+
+    def _says_untied(self) -> bool:
+        flags = {section.get("tie_word_embeddings") for section in self.sections}
+        return False in flags and True not in flags
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Split a name before the module that holds the weight: `model` and `norm.weight`."""
+    words = name.split(".")
+    return ".".join(words[:-2]), ".".join(words[-2:])

@@ -1,0 +1,84 @@
+"""Tells whether the inputs are of one kind: one architecture, one way to store experts."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from mol.merge.inputs import Model
+    from mol.merge.mismatch import Mismatches
+
+_TEXT_SECTION: Final = re.compile(r"(?:text|language|language_model|llm|lm|thinker)(?:_config)?")
+_SINGLE: Final = re.compile(r"(?:^|\.)experts\.[0-9]+\.")
+_FUSED: Final = re.compile(r"(?:^|\.)experts\.[a-z_]+(?:\.weight)?$")
+
+
+def check_kinship(
+    models: Sequence[Model],
+    problems: Mismatches,
+    notes: dict[str, None],
+    warnings: dict[str, None],
+    *,
+    allowed: bool,
+) -> None:
+    """Refuse models of different architectures, and experts that are stored in different layouts.
+
+    A model of texts, and one of images and texts around a language model of that type, are no strangers.
+
+    Args:
+        models: the donor, then the others.
+        problems: where everything that does not fit goes.
+        notes: what was ignored.
+        warnings: what may well surprise.
+        allowed: different architectures are mixed as far as names and shapes allow.
+    """
+    types = {model.label: model.checkpoint.config.get("model_type") for model in models}
+    known = [model for model in models if types[model.label] is not None]
+    if not all(_are_kin(known[0].checkpoint.config, model.checkpoint.config) for model in known[1:]):
+        listed = ", ".join(f"{model.label} ({types[model.label]})" for model in known)
+        if allowed:
+            warnings[f"different architectures are mixed, as allowed: {listed}"] = None
+        else:
+            problems.add_architectures(
+                f"different architectures: {listed}; `allow_crimes` admits them where all shapes are equal", models
+            )
+    for label in (label for label, kind in types.items() if kind is None):
+        notes[f"config.json of {label} has no model_type: it is taken for the donor's"] = None
+    _check_experts(models, problems)
+
+
+def text_sections(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield config.json and the sections in it that describe the language model of a larger whole, with their paths."""
+    yield path, config
+    for key, value in config.items():
+        if isinstance(value, dict) and _TEXT_SECTION.fullmatch(key):
+            yield from text_sections(value, f"{path}{key}.")
+
+
+def _are_kin(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    ours, theirs = ([section.get("model_type") for _, section in text_sections(config)] for config in (a, b))
+    return ours[0] in theirs or theirs[0] in ours
+
+
+def _check_experts(models: Sequence[Model], problems: Mismatches) -> None:
+    """Refuse experts that one model stores one by one and another fused: version 5 of transformers changed that."""
+    single, fused = ({m.label: found for m in models if (found := _example(m, form))} for form in (_SINGLE, _FUSED))
+    if single and (apart := {label: name for label, name in fused.items() if label not in single}):
+        one, other = next(iter(single.items())), next(iter(apart.items()))
+        problems.add(
+            f"experts are stored in two layouts: one by one in {', '.join(single)} (`{one[1]}`), fused in "
+            f"{', '.join(apart)} (`{other[1]}`); save all models the same way, with one version of transformers"
+        )
+
+
+def _example(model: Model, form: re.Pattern[str]) -> str | None:
+    """Name a tensor of an expert that is stored in a form."""
+    for stack in model.structure.stacks:
+        for suffixes in stack.layers:
+            for suffix in suffixes:
+                if "experts." in suffix and form.search(suffix):
+                    return f"{stack.prefix}.*.{suffix}" if stack.prefix else f"*.{suffix}"
+    return None
