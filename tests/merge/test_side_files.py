@@ -45,6 +45,8 @@ def test_what_is_no_file_of_a_model_stays_behind_and_one_line_says_so(tmp_path: 
         "not copied, since no file of a model has such a name: data/, id_rsa, nohup.out, notebook.ipynb, runs/, "
         "trainer_state.json, wandb/"
     ) in notes
+    for name in ("README.md", "mol_manifest.json"):  # which are published, and names of files may be private
+        assert "id_rsa" not in (out / name).read_text()
 
 
 def test_a_long_list_of_what_stays_behind_is_cut(tmp_path: Path) -> None:

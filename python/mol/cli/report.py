@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from mol.cli import units
 from mol.cli.console import Console, field, listing
+from mol.merge.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mol.merge.options import MergeOptions
     from mol.merge.planner import PlannedMerge
     from mol.merge.run import MergeReport
+    from mol.merge.side_files import OutputFile
 
 SHOWN = 6
 _SEVERAL_PASSES = ("slerp", "ties")
@@ -31,12 +33,13 @@ def plan_text(
     plan = planned.plan
     dtypes = ", ".join(dtype for dtype, _ in Counter(task.dtype for task in plan.tasks).most_common())
     where = f"{out}: " if out is not None else ""
-    cost = _cost(planned.plan.to_json(), out, options)
+    cost = _cost(planned, planned.plan.to_json(), out, options)
     lines = [
         field("recipe", f"{recipe} ({planned.config.method})"),
         *listing("inputs", [_input(planned, i) for i in range(len(planned.sources))], limit=None),
         field("output", f"{where}{dtypes} in {units.amount(len(plan.outputs), 'file')}, "
                         f"{units.size(planned.bytes_written)}"),
+        *listing("files", [_side_file(file) for file in planned.side_files], limit=None),
         field("tensors", f"{len(plan.tasks):,}: {_by_method(planned.methods)}{_dropped(planned)}"),
         *_details(console, planned),
         field("cost", f"read {units.size(planned.bytes_read)}{_again(planned.methods)}, "
@@ -65,7 +68,8 @@ def plan_document(planned: PlannedMerge, recipe: Path, out: Path | None, options
         **_account(planned),
         "bytes_read": planned.bytes_read,
         "bytes_written": planned.bytes_written,
-        **_cost(text, out, options),
+        "side_files": [{"name": file.name, "bytes": file.size, "source": file.source} for file in planned.side_files],
+        **_cost(planned, text, out, options),
         "config": planned.model_config,
         "plan": json.loads(text),
     }
@@ -104,14 +108,14 @@ def merge_document(report: MergeReport, recipe: Path, span: float) -> dict[str, 
     }
 
 
-def _cost(plan: str, out: Path | None, options: MergeOptions) -> dict[str, int]:
+def _cost(planned: PlannedMerge, plan: str, out: Path | None, options: MergeOptions) -> dict[str, int]:
     """What running a plan takes: of memory what this process has had so far, and the engine's heap."""
     from mol import _rust
 
     needed, heap = _rust.plan_cost(plan, threads=options.threads, tile=options.tile)
     unit = 1 if sys.platform == "darwin" else 1024
     return {
-        "bytes_needed": needed,
+        "bytes_needed": needed + sum(file.size for file in planned.side_files),
         "bytes_free": shutil.disk_usage(_existing(out or Path.cwd())).free,
         "bytes_of_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + heap,
     }
@@ -134,6 +138,12 @@ def _input(planned: PlannedMerge, index: int) -> str:
     role = " (gives config and tokenizer)" if source is planned.donor else ""
     commit = f" at {source.revision[:12]}" if source.revision else ""
     return f"{source.name}{commit}{role}"
+
+
+def _side_file(file: OutputFile) -> str:
+    origin = "written anew" if file.source is None else f"copied from {file.source}"
+    most = "at most " if file.name == MANIFEST_NAME else ""
+    return f"{file.name}: {most}{units.size(file.size)}, {origin}"
 
 
 def _by_method(methods: Mapping[str, int]) -> str:

@@ -26,12 +26,14 @@ class Card:
         sources: the inputs as the card names them.
         recipe: the recipe's YAML without paths of this machine.
         notes: what the inputs' own cards hold and cannot be quoted, one line each.
+        remarks: notes and warnings of the plan that travel with the merge.
     """
 
     labels: Labels
     sources: tuple[CardSource, ...]
     recipe: str
     notes: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
 
 def prepare_card(planned: PlannedMerge, options: MergeOptions) -> Card:
@@ -61,7 +63,7 @@ def prepare_card(planned: PlannedMerge, options: MergeOptions) -> Card:
 
 
 def card_text(card: Card, planned: PlannedMerge, *, plan_digest: str, version: str) -> str:
-    """Write the card of a merge, with every note that the plan has by now."""
+    """Write the card of a merge."""
     method, clean = METHODS[planned.config.method], card.labels.clean
     return model_card(
         method=method.name,
@@ -72,7 +74,7 @@ def card_text(card: Card, planned: PlannedMerge, *, plan_digest: str, version: s
         dtypes=sorted({task.dtype for task in planned.plan.tasks}),
         tensors=planned.methods,
         sections={
-            "Notes": [clean(line) for line in (*planned.warnings, *planned.notes)],
+            "Notes": [clean(line) for line in card.remarks],
             "Copied from one source": [clean(line) for line in planned.copied],
             "Not in this model": [clean(line) for line in planned.dropped],
         },

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from mol.merge.labels import Labels
+    from mol.merge.card import Card
     from mol.merge.planner import PlannedMerge
 
 MANIFEST_NAME: Final = "mol_manifest.json"
@@ -20,8 +20,7 @@ def build_manifest(
     executed: Mapping[str, Any],
     side_files: Mapping[str, Mapping[str, Any]],
     *,
-    recipe: str,
-    labels: Labels,
+    card: Card,
     version: str,
 ) -> dict[str, Any]:
     """Collect the manifest: no absolute path and no clock time, so the same work gives the same bytes.
@@ -30,17 +29,17 @@ def build_manifest(
         planned: the merge.
         executed: the engine's report.
         side_files: relative path -> size and digest of each file beside the weights but the manifest itself.
-        recipe: the recipe's YAML, without paths of this machine.
-        labels: names of the inputs.
+        card: names of the inputs, recipe, and remarks of the plan.
         version: mol's version.
     """
+    labels = card.labels
     tasks = {task.name: task for task in planned.plan.tasks}
     return {
         "format": MANIFEST_FORMAT,
         "mol": version,
         "plan": executed["plan_digest"],
         "seed": planned.plan.seed,
-        "recipe": recipe,
+        "recipe": card.recipe,
         "sources": [
             {
                 "name": labels.of(source),
@@ -64,7 +63,7 @@ def build_manifest(
         ],
         "copied": [labels.clean(line) for line in planned.copied],
         "dropped": [labels.clean(line) for line in planned.dropped],
-        "notes": [labels.clean(line) for line in (*planned.warnings, *planned.notes)],
+        "notes": [labels.clean(line) for line in card.remarks],
     }
 
 

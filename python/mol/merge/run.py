@@ -280,7 +280,9 @@ def _prepare(
         notes=(*planned.notes, *remarks, *side.notes, *card.notes),
         warnings=(*planned.warnings, *same_weights(opened), *tokens.warnings, *side.warnings),
     )
-    planned = replace(planned, side_files=output_files(planned, side, card, options))
+    card = replace(card, remarks=(*planned.warnings, *planned.notes))
+    files = output_files(planned, side, card, options)
+    planned = replace(planned, notes=(*planned.notes, *side.left_out), side_files=files)
     return _Prepared(planned, tokenizer, side, card)
 
 

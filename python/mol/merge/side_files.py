@@ -58,13 +58,15 @@ class SideFilePlan:
     Attributes:
         copies: relative path -> the input's file.
         texts: relative path -> content.
-        notes: what was left out or changed, one line each.
+        notes: what was changed, one line each.
+        left_out: what is not copied, one line for each reason; not for the card, since names of files may be private.
         warnings: what the user should know about, one line each.
     """
 
     copies: Mapping[str, SideFile]
     texts: Mapping[str, str]
     notes: tuple[str, ...]
+    left_out: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -102,8 +104,10 @@ def plan_side_files(planned: PlannedMerge, tokenizer: Path, options: MergeOption
     if stages:
         notes.append(f"copied from {planned.donor.name} as they are, not merged: {', '.join(stages)}")
     merged = {file.path.name for file in planned.donor.files} | _ENGINE_FILES
-    notes += _left_out("they hold other weights", [name for name in side.weights if name not in merged])
-    notes += _left_out("no file of a model has such a name", side.left_out)
+    left_out = [
+        *_left_out("they hold other weights", [name for name in side.weights if name not in merged]),
+        *_left_out("no file of a model has such a name", side.left_out),
+    ]
 
     tokens = follow_tokenizer(planned, tokenizer, copies_tokenizer=options.copy_tokenizer)
     rewritten, remarks = _rewritten(planned, copies, {"config.json": dict(tokens.config), **tokens.files}, trust=trust)
@@ -123,7 +127,11 @@ def plan_side_files(planned: PlannedMerge, tokenizer: Path, options: MergeOption
         copies.pop("chat_template.json", None)
     texts |= {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in rewritten.items()}
     return SideFilePlan(
-        {name: file for name, file in copies.items() if name not in texts}, texts, tuple(notes), tuple(warnings)
+        copies={name: file for name, file in copies.items() if name not in texts},
+        texts=texts,
+        notes=tuple(notes),
+        left_out=tuple(left_out),
+        warnings=tuple(warnings),
     )
 
 
@@ -173,7 +181,7 @@ def write_side_files(
         written[name] = _write(_target(partial, name), text)
     if (partial / _INDEX).is_file():
         written[_INDEX] = _digest((partial / _INDEX).read_bytes())
-    manifest = build_manifest(planned, executed, written, recipe=card.recipe, labels=card.labels, version=version)
+    manifest = build_manifest(planned, executed, written, card=card, version=version)
     _write(_target(partial, MANIFEST_NAME), manifest_text(manifest))
 
 
