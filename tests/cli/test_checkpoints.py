@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -75,7 +76,7 @@ def test_distance_where_a_norm_is_zero() -> None:
 def test_verify_finds_a_result_as_written(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "merged"]) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("verified  9 tensors in 1 file, ")
+    assert said.out.startswith("verified  9 tensors in 1 file, 3 side files, ")
     assert said.err == ""
 
 
@@ -131,12 +132,96 @@ def test_verify_points_to_files_that_are_not_in_the_manifest(merged: Path, capsy
             "leaves the directory",
         ),
         ('{"format": 1, "files": [], "tensors": [{"name": "t", "file": "f", "crc64nvme": ""}]}', "is not listed"),
+        ('{"format": 1, "files": [], "tensors": []}', "`side_files` is not a list of entries"),
+        (
+            '{"format": 1, "files": [], "tensors": [], "side_files": []}',
+            "lists no weights and no tensors and no config.json, which every merge has",
+        ),
+        (
+            '{"format": 1, "files": [], "tensors": [], "side_files": [{"name": "a/../../x", "size": 1, "sha256": ""}]}',
+            "leaves the directory",
+        ),
+        (
+            '{"format": 1, "files": [], "tensors": [], "side_files": [{"name": "/etc/x", "size": 1, "sha256": ""}]}',
+            "leaves the directory",
+        ),
+        (
+            json.dumps({"format": 1, "files": [{"name": "x", "size": 1, "crc64nvme": ""}] * 2, "tensors": []}),
+            "lists x twice",
+        ),
+        ("[" * 100_000, "levels deep"),
+        ('{"format": 1' + "0" * 5000 + "}", "digits"),
     ],
 )
 def test_verify_trusts_no_manifest(text: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mol_manifest.json").write_text(text)
     assert main(["verify", str(tmp_path)]) == 1
     assert says in capsys.readouterr().err
+
+
+def test_verify_waits_for_no_pipe(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("config.json", "model.safetensors", "mol_manifest.json"):
+        (merged / name).unlink()
+        os.mkfifo(merged / name)
+        assert main(["verify", "merged"]) == 1
+        assert re.search(rf"{name}.* is (no regular file|a pipe)", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("name", ["config.json", "README.md", "mergekit_config.yml"])
+def test_verify_looks_at_side_files(name: str, merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = (merged / name).read_bytes()
+    changed = whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:]
+    for content, says in (
+        (b"", f"has 0 bytes, {len(whole):,} were written"),
+        (changed, "differs from what was written"),
+    ):
+        (merged / name).write_bytes(content)
+        assert main(["verify", "merged", "--json"]) == 1
+        assert json.loads(capsys.readouterr().out)["damage"] == [{"file": name, "tensor": None, "problem": says}]
+    (merged / name).unlink()
+    assert main(["verify", "merged"]) == 1
+    assert f"{name}: is missing" in capsys.readouterr().err
+
+
+def test_verify_checks_the_index_and_files_in_folders(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (family / "base" / "1_Pooling").mkdir()
+    (family / "base" / "1_Pooling" / "config.json").write_text("{}")
+    Path("r.yml").write_text("merge_method: passthrough\nmodels: [model: base]\n")
+    assert main(["r.yml", "out", "-q", "--out-shard-size", "1kB"]) == 0
+    assert main(["verify", "out"]) == 0
+    capsys.readouterr()
+    for name in ("1_Pooling/config.json", "model.safetensors.index.json"):
+        Path("out", name).write_text("[]")
+        assert main(["verify", "out"]) == 1
+        assert f"{name}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "vocab.txt", "1_Pooling/config.json", "pytorch_model.bin"])
+def test_verify_refuses_a_file_that_loaders_read_and_the_manifest_does_not_name(
+    name: str, merged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (merged / name).parent.mkdir(exist_ok=True)
+    (merged / name).write_text("{}")
+    assert main(["verify", "merged"]) == 1
+    assert f"{name}: is not in mol_manifest.json, but loaders read it" in capsys.readouterr().err
+
+
+def test_verify_reports_every_other_file_too(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("LICENSE", "notes.txt", ".gitattributes"):
+        (merged / name).touch()
+    assert main(["verify", "merged", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["unlisted"] == ["LICENSE", "notes.txt"]
+    assert "merged/notes.txt is not in mol_manifest.json; it was not checked" in said.err
+
+
+def test_verify_follows_the_links_of_the_hub_cache(merged: Path) -> None:
+    blobs = merged.parent / "blobs"
+    blobs.mkdir()
+    for path in [*merged.iterdir()]:
+        path.rename(blobs / path.name)
+        path.symlink_to(f"../blobs/{path.name}")
+    assert main(["verify", "merged"]) == 0
 
 
 def test_verify_says_what_it_needs(family: Path, capsys: pytest.CaptureFixture[str]) -> None:

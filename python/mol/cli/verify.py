@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import stat
 import time
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -16,12 +19,19 @@ from mol.cli.group import Verb
 from mol.cli.options import option, speaking
 from mol.cli.progress import Progress
 from mol.errors import CheckpointError
+from mol.io.json_file import read_json
+from mol.io.side_files import is_license, list_files, sort_side_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 MANIFEST = "mol_manifest.json"
 DIGESTS = ("blake3", "sha256")
+# Weights, or an index of them, that loaders take before or in place of those that a merge wrote.
+_TAKES_OVER = frozenset({
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "consolidated.safetensors", "params.json",
+})  # fmt: skip
 
 
 class Damage(NamedTuple):
@@ -35,9 +45,9 @@ class Damage(NamedTuple):
 @click.command(
     "verify",
     cls=Verb,
-    short_help="Check a result against its manifest; names damaged tensors.",
-    help=f"Read the weights in DIR again and check them against its {MANIFEST}. Names each tensor that is damaged, "
-    "and ends with 1 if there is one.",
+    short_help="Check a result against its manifest; names damaged tensors and files.",
+    help=f"Read the files in DIR again and check them against its {MANIFEST}. Names each tensor and each file that is "
+    "damaged or missing, and ends with 1 if there is one.",
 )
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, readable=False))
 @option("-j", "--threads", "--num-threads", "threads", type=click.IntRange(min=1), metavar="N", default=None,
@@ -48,14 +58,19 @@ def command(console: Console, directory: Path, threads: int | None) -> int:
     started = time.monotonic()
     manifest = read_manifest(directory)
     files: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in manifest["files"]}
+    beside: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in manifest["side_files"]}
+    damage = [*_check_side_files(directory, beside)]
     with Progress(console, "verifying") as progress:
-        damage = list(_check(directory, files, manifest["tensors"], threads, progress))
-    for name in sorted(path.name for path in directory.glob("*.safetensors") if path.name not in files):
-        console.warning(f"{directory / name} is not in {MANIFEST}; it was not checked")
-    total = sum(entry["size"] for entry in files.values())
+        damage += _check(directory, files, manifest["tensors"], threads, progress)
+    unlisted = _unlisted(directory, {*files, *beside, MANIFEST})
+    damage += [Damage(name, None, f"is not in {MANIFEST}, but loaders read it") for name in unlisted if _is_read(name)]
+    for name in unlisted:
+        if not _is_read(name):
+            console.warning(f"{directory / name} is not in {MANIFEST}; it was not checked")
+    total = sum(entry["size"] for entry in (*files.values(), *beside.values()))
     console.document({
         "directory": str(directory), "ok": not damage, "files": len(files), "tensors": len(manifest["tensors"]),
-        "bytes": total, "damage": [one._asdict() for one in damage],
+        "side_files": len(beside), "bytes": total, "unlisted": unlisted, "damage": [one._asdict() for one in damage],
     })  # fmt: skip
     if damage:
         console.error(str(CheckpointError.listing(f"{directory} is damaged", [_line(one) for one in damage])))
@@ -63,7 +78,8 @@ def command(console: Console, directory: Path, threads: int | None) -> int:
     console.status(field(
         "verified",
         f"{units.amount(len(manifest['tensors']), 'tensor')} in {units.amount(len(files), 'file')}, "
-        f"{units.size(total)}, all as written ({units.seconds(time.monotonic() - started)})",
+        f"{units.amount(len(beside), 'side file')}, {units.size(total)}, all as written "
+        f"({units.seconds(time.monotonic() - started)})",
     ))  # fmt: skip
     return 0
 
@@ -73,41 +89,107 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: The directory, or the manifest in it, is missing.
-        CheckpointError: The manifest is not one, or is of a format that this version does not read.
+        CheckpointError: The manifest is not one, is of a format that this version does not read, or lists so little
+            that nothing could be verified by it.
     """
     path = directory / MANIFEST
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such directory")
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise FileNotFoundError(f"{path}: no such file; only what mol has written can be verified")
-    try:
-        manifest = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise CheckpointError(f"{path}: is not JSON ({error}); it was damaged or written by something else") from error
+    manifest = read_json(path)
     if not isinstance(manifest, dict) or "format" not in manifest:
         raise CheckpointError(f"{path}: is not a manifest of mol: it has no `format`")
     if manifest["format"] != 1:
         raise CheckpointError(
             f"{path}: is of format {manifest['format']!r}, this mol reads 1; use the mol that wrote it"
         )
-    wanted: dict[str, dict[str, type]] = {
-        "files": {"name": str, "size": int, "crc64nvme": str},
-        "tensors": {"name": str, "file": str, "crc64nvme": str},
-    }
-    for part, keys in wanted.items():
-        entries = manifest.get(part)
-        if not isinstance(entries, list) or not all(_has(entry, keys) for entry in entries):
-            raise CheckpointError(f"{path}: `{part}` is not a list of entries with {', '.join(keys)}")
-    listed = {entry["name"] for entry in manifest["files"]}
-    for entry in manifest["files"]:
-        if "/" in entry["name"] or "\\" in entry["name"] or entry["name"] in ("", ".", ".."):
-            raise CheckpointError(f"{path}: the file name {entry['name']!r} leaves the directory")
-    for entry in manifest["tensors"]:
+    files = _entries(path, manifest, "files", {"name": str, "size": int, "crc64nvme": str})
+    tensors = _entries(path, manifest, "tensors", {"name": str, "file": str, "crc64nvme": str})
+    listed = _names(path, files)
+    for entry in tensors:
         if entry["file"] not in listed:
             raise CheckpointError(
                 f"{path}: tensor `{entry['name']}` is said to be in {entry['file']}, which is not listed"
             )
+    beside = _entries(path, manifest, "side_files", {"name": str, "size": int, "sha256": str})
+    missing = [part for part, entries in (("weights", files), ("tensors", tensors)) if not entries]
+    missing += ["config.json"] * ("config.json" not in _names(path, beside))
+    if missing:
+        raise CheckpointError(
+            f"{path}: lists no {' and no '.join(missing)}, which every merge has, so {directory} cannot be verified"
+        )
     return manifest
+
+
+def _entries(path: Path, manifest: Mapping[str, Any], part: str, keys: Mapping[str, type]) -> list[dict[str, Any]]:
+    entries = manifest.get(part)
+    if not isinstance(entries, list) or not all(_has(entry, keys) for entry in entries):
+        raise CheckpointError(f"{path}: `{part}` is not a list of entries with {', '.join(keys)}")
+    return entries
+
+
+def _names(path: Path, entries: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the names of entries, each of which must be that of another file inside the directory."""
+    names: set[str] = set()
+    for name in (entry["name"] for entry in entries):
+        if (
+            PurePosixPath(name).as_posix() != name
+            or name in ("", ".")
+            or {"", ".."} & {*name.split("/")}
+            or {"\\", "\0"} & {*name}
+        ):
+            raise CheckpointError(f"{path}: the file name {name!r} leaves the directory")
+        if name in names:
+            raise CheckpointError(f"{path}: lists {name} twice")
+        names.add(name)
+    return names
+
+
+def _check_side_files(directory: Path, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[Damage]:
+    for name, entry in entries.items():
+        path = directory / name
+        if (problem := _not_there(path)) is not None:
+            yield Damage(name, None, problem)
+            continue
+        if (found := path.stat().st_size) != entry["size"]:
+            yield Damage(name, None, f"has {found:,} bytes, {entry['size']:,} were written")
+            continue
+        try:
+            digest = _sha256(path)
+        except OSError as error:
+            yield Damage(name, None, f"cannot be read: {error}")
+            continue
+        if digest != entry["sha256"]:
+            yield Damage(name, None, "differs from what was written")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _not_there(path: Path) -> str | None:
+    """Say why there is no file to read; links are followed, since the Hub's cache consists of them."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return "is missing"
+    return None if stat.S_ISREG(mode) else "is no regular file"
+
+
+def _unlisted(directory: Path, listed: set[str]) -> list[str]:
+    """Name what is in the directory and not in the manifest; hidden files belong to tools."""
+    return [name for name in list_files(directory) if name not in listed]
+
+
+def _is_read(name: str) -> bool:
+    """Whether loaders read a file on account of its name, so that it changes what the directory holds."""
+    side = sort_side_files([name])
+    return name in _TAKES_OVER or bool(side.tokenizer) or (bool(side.other) and not is_license(name))
 
 
 def _has(entry: object, keys: Mapping[str, type]) -> bool:
@@ -131,8 +213,8 @@ def _check(
         before += entry["size"]
         expected = {tensor["name"]: tensor for tensor in tensors if tensor["file"] == name}
         path = directory / name
-        if not path.is_file():
-            yield Damage(name, None, "is missing")
+        if (problem := _not_there(path)) is not None:
+            yield Damage(name, None, problem)
             continue
         if (found := path.stat().st_size) != entry["size"]:
             yield Damage(name, None, f"has {found:,} bytes, {entry['size']:,} were written")

@@ -121,6 +121,11 @@ def is_tokenizer_file(name: str) -> bool:
     return any(pattern.fullmatch(name) for pattern in (_TABLES, _TOKENIZER, _MORE_TEMPLATES))
 
 
+def is_license(name: str) -> bool:
+    """Whether a file says under what terms a model is given; no loader reads it."""
+    return bool(_LEGAL.fullmatch(name))
+
+
 def is_settings(name: str) -> bool:
     """Whether a file of a model is a JSON object of settings, from which a loader may take the name of a class."""
     return name.endswith(".json") and name != _STAGES and not _TABLES.fullmatch(name)
@@ -181,7 +186,7 @@ def find_file(directory: Path, name: str) -> SideFile:
 
 def _is_other(path: PurePosixPath, *, staged: bool) -> bool:
     if len(path.parts) == 1:
-        return bool(_SETTINGS.fullmatch(path.name) or _LEGAL.fullmatch(path.name))
+        return bool(_SETTINGS.fullmatch(path.name)) or is_license(path.name)
     if len(path.parts) > 2 or not _STAGE.fullmatch(path.parts[0]):
         return False
     return bool(_STAGE_SETTINGS.fullmatch(path.name)) or (staged and path.name == _STAGE_WEIGHTS)
