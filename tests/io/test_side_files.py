@@ -45,7 +45,8 @@ PRIVATE = [
     "credentials.json", "notebook.ipynb", "wandb/run-1/", "wandb/debug.log", "runs/events.out.tfevents.1", "latest",
     "axolotl_config.yml", "adapter_config.json", "llama_board_config.yaml", "Modelfile", "quantize_config.json",
     "own_config.json", "config.json.bak", "tokenizer.json.bak", "tokenizer_secrets.json", "my.model", "LICENSE_KEY",
-    "license_key.txt", "LICENSE.py.txt.exe", "vocab.pkl.txt", "VOCAB.TXT", "TOKENIZER.JSON", "assets/figure.svg",
+    "license_key.txt", "License Key.txt", "LICENSE_X_KEY.txt", "license_server_password.txt",
+    "LICENSE.py.txt.exe", "vocab.pkl.txt", "VOCAB.TXT", "TOKENIZER.JSON", "assets/figure.svg",
     "run.sh", "tokenizer.exe", "install.PY", "lib.SO", "a.pyc", "x.dll", "additional_chat_templates/notes.txt",
     "1_Pooling/notes.txt", "wandb/run-1/files/code/train.py", "sentence_notes.txt",
 ]  # fmt: skip
@@ -60,7 +61,17 @@ def test_what_no_model_has_is_left_out(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["optimizer.pt", "rng_state_0.pth", "X.PKL", "Model.BIN", "a.PiCkLe", "LICENSE.PKL", "tokenizer.PT", "x.npz"],
+    [
+        "optimizer.pt",
+        "rng_state_0.pth",
+        "X.PKL",
+        "Model.BIN",
+        "a.PiCkLe",
+        "LICENSE.PKL",
+        "LICENSE X.PKL",
+        "tokenizer.PT",
+        "x.npz",
+    ],
 )
 def test_what_may_be_a_pickle_is_left_out_in_any_spelling(name: str) -> None:
     assert sort_side_files([name]).weights == (name,)
@@ -71,7 +82,8 @@ def test_what_may_be_a_pickle_is_left_out_in_any_spelling(name: str) -> None:
     [
         "LICENSE", "LICENSE.txt", "license.md", "LICENCE", "NOTICE", "Notice.txt", "USE_POLICY.md", "LICENSE-CODE",
         "LICENSE-MODEL", "LICENSE_APACHE_2.0.txt", "MODEL_LICENSE", "Tongyi Qianwen LICENSE AGREEMENT.txt",
-        "GEMMA_TERMS_OF_USE.md", "LLAMA_3.2_LICENSE.pdf", "COPYING",
+        "GEMMA_TERMS_OF_USE.md", "LLAMA_3.2_LICENSE.pdf", "COPYING", "USAGE_POLICY",
+        "Community License for Baichuan2 Model.pdf",
         "video_preprocessor_config.json", "processor_config.json", "configuration.json", "modules.json",
         "sentence_bert_config.json", "sentence_xlm-roberta_config.json", "config_sentence_transformers.json",
     ],

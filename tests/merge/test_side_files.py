@@ -42,7 +42,7 @@ def test_what_is_no_file_of_a_model_stays_behind_and_one_line_says_so(tmp_path: 
     assert not any(b"private" in content for content in contents_of(out).values())
     assert "not copied, since they hold other weights: checkpoint-5/, optimizer.pt" in notes
     assert (
-        "not copied, since no file of a model has such a name: data/, id_rsa, nohup.out, notebook.ipynb, runs/, "
+        "not copied, since they are not known to be part of a model: data/, id_rsa, nohup.out, notebook.ipynb, runs/, "
         "trainer_state.json, wandb/"
     ) in notes
     for name in ("README.md", "mol_manifest.json"):  # which are published, and names of files may be private
@@ -54,6 +54,13 @@ def test_a_long_list_of_what_stays_behind_is_cut(tmp_path: Path) -> None:
     write(donor, *(f"figure{i:02}.png" for i in range(25)))
     notes = plan_recipe(linear(donor)).notes
     assert any(note.endswith("figure18.png, figure19.png, and 5 more") for note in notes)
+
+
+def test_a_name_of_what_stays_behind_cannot_break_the_line(tmp_path: Path) -> None:
+    donor = make_llama(tmp_path / "a", 1)
+    write(donor, "x\ny\x1b[2J", os.fsdecode(b"\xff"))
+    notes = plan_recipe(linear(donor)).notes
+    assert r"not copied, since they are not known to be part of a model: 'x\ny\x1b[2J', '\udcff'" in notes
 
 
 def test_every_file_is_listed_with_its_size_before_the_merge(tmp_path: Path) -> None:
@@ -104,7 +111,7 @@ def test_links_of_what_is_not_copied_are_no_fault(tmp_path: Path) -> None:
     (donor / "wandb").symlink_to(tmp_path)
     os.mkfifo(donor / "pipe")
     out, notes = merge(tmp_path, linear(donor))
-    assert "not copied, since no file of a model has such a name: debug.log, passwords, pipe, wandb" in notes
+    assert "not copied, since they are not known to be part of a model: debug.log, passwords, pipe, wandb" in notes
     assert not {"debug.log", "passwords", "pipe"} & set(contents_of(out))
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+LISTED: Final = 100
+"""Lines of a list in the card; the manifest holds the whole."""
+
 _FRONT_MATTER: Final = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _LICENSE_KEYS: Final = ("license", "license_name", "license_link")
 # A key of the front matter with its value, as far as the next line that is not indented.
@@ -23,7 +26,6 @@ _LICENSE_LINES: Final = re.compile(
     rf"""^(?:(['"]?)(?:{"|".join(_LICENSE_KEYS)})\1[ \t]*:).*(?:\n[ \t].*|\n(?=\r?\n|\Z))*""", re.MULTILINE
 )
 _LONGEST: Final = 300  # characters of a license's name or link
-_LISTED: Final = 100  # lines of a list in the card; the manifest holds the whole
 # What Markdown, HTML or the Hub's renderer would take for more than letters, links without brackets included.
 _MARKUP: Final = re.compile(r"[\\`*\[\]<>&!|~#$]|(?<=www)\.|:(?=//)", re.IGNORECASE)
 
@@ -127,9 +129,9 @@ def model_card(
     ]
     for title, lines in sections.items():
         if lines:
-            shown = [f"- {_inline(line)}" for line in lines[:_LISTED]]
-            if len(lines) > _LISTED:
-                shown.append(f"- and {len(lines) - _LISTED} more, all in `mol_manifest.json`")
+            shown = [f"- {_inline(line)}" for line in lines[:LISTED]]
+            if len(lines) > LISTED:
+                shown.append(f"- and {len(lines) - LISTED} more, all in `mol_manifest.json`")
             parts += [f"## {title}", "\n".join(shown)]
     return "\n\n".join(parts) + "\n"
 

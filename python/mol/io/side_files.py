@@ -31,10 +31,11 @@ _TOKENIZER: Final = re.compile(
     r"tokenizer_config\.json|special_tokens_map\.json|chat_template\.json|chat_template[\w-]*\.jinja"
 )
 _MORE_TEMPLATES: Final = re.compile(r"additional_chat_templates/[^/]+\.jinja")
-# `LICENSE`, `NOTICE.txt`, `USE_POLICY.md`, `LICENSE-CODE`, `Tongyi Qianwen LICENSE AGREEMENT`; never `license_key`.
+# `LICENSE`, `notice.txt`, `USE_POLICY.md`, `LICENSE-CODE`, `Tongyi Qianwen LICENSE AGREEMENT`; never `license_key`.
+_WORD: Final = r"[^\W_]+(?:\.\d+)*"
 _LEGAL: Final = re.compile(
-    r"(?:(?i:(?:un)?licen[sc]es?|notice|copying|copyright|(?:acceptable_)?use_policy|third_party_notices)"
-    r"|(?:[A-Za-z0-9.]+[ _-])*(?:LICEN[SC]E|NOTICE|USE_POLICY|TERMS)(?:[ _-](?!KEY)(?:[A-Z][A-Z0-9]*|\d+(?:\.\d+)?))*)"
+    r"(?:(?i:(?:un)?licen[sc]es?|notice|copying|copyright|(?:acceptable_)?us(?:e|age)_policy|third_party_notices)"
+    rf"|(?:{_WORD}[ _-])*(?:LICEN[SC]E|Licen[sc]e|NOTICE|USE_POLICY|TERMS)(?:[ _-](?!(?i:key)){_WORD})*)"
     r"(?i:\.(?:txt|md|rst|pdf))?"
 )
 # The stages after the transformer of sentence-transformers: `1_Pooling`, `2_Dense`; stage 0 is the model itself.

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from mol.config.methods import METHODS
 from mol.errors import MolError
 from mol.io.hub import hub_origin
-from mol.io.model_card import CardSource, model_card, read_license
+from mol.io.model_card import LISTED, CardSource, model_card, read_license
 from mol.merge.labels import Labels
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mol.config import MergeConfig
     from mol.merge.options import MergeOptions
     from mol.merge.planner import PlannedMerge
@@ -64,7 +66,7 @@ def prepare_card(planned: PlannedMerge, options: MergeOptions) -> Card:
 
 def card_text(card: Card, planned: PlannedMerge, *, plan_digest: str, version: str) -> str:
     """Write the card of a merge."""
-    method, clean = METHODS[planned.config.method], card.labels.clean
+    method = METHODS[planned.config.method]
     return model_card(
         method=method.name,
         method_title=method.title,
@@ -74,13 +76,18 @@ def card_text(card: Card, planned: PlannedMerge, *, plan_digest: str, version: s
         dtypes=sorted({task.dtype for task in planned.plan.tasks}),
         tensors=planned.methods,
         sections={
-            "Notes": [clean(line) for line in card.remarks],
-            "Copied from one source": [clean(line) for line in planned.copied],
-            "Not in this model": [clean(line) for line in planned.dropped],
+            "Notes": _shown(card, card.remarks),
+            "Copied from one source": _shown(card, planned.copied),
+            "Not in this model": _shown(card, planned.dropped),
         },
         plan_digest=plan_digest,
         version=version,
     )
+
+
+def _shown(card: Card, lines: Sequence[str]) -> list[str]:
+    # The rest is only counted, and there may be very many.
+    return [*map(card.labels.clean, lines[:LISTED]), *lines[LISTED:]]
 
 
 def _role(config: MergeConfig, name: str) -> str:

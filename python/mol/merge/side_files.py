@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.errors import CheckpointError, MergeError
-from mol.io.json_file import read_object
+from mol.io.json_file import read_object, read_regular
 from mol.io.side_files import SideFile, find_file, is_settings, list_files, sort_side_files
 from mol.merge.card import card_text
 from mol.merge.manifest import MANIFEST_NAME, build_manifest, manifest_size, manifest_text
@@ -106,7 +106,7 @@ def plan_side_files(planned: PlannedMerge, tokenizer: Path, options: MergeOption
     merged = {file.path.name for file in planned.donor.files} | _ENGINE_FILES
     left_out = [
         *_left_out("they hold other weights", [name for name in side.weights if name not in merged]),
-        *_left_out("no file of a model has such a name", side.left_out),
+        *_left_out("they are not known to be part of a model", side.left_out),
     ]
 
     tokens = follow_tokenizer(planned, tokenizer, copies_tokenizer=options.copy_tokenizer)
@@ -203,9 +203,10 @@ def _find_all(chosen: Mapping[str, Path]) -> dict[str, SideFile]:
 
 
 def _left_out(why: str, names: Sequence[str]) -> list[str]:
-    """Say in one line what is not copied."""
+    """Say in one line what is not copied; a name may hold anything, a line break included."""
+    shown = [name if name.isprintable() else repr(name) for name in names[:_NAMED]]
     more = f", and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return [f"not copied, since {why}: {', '.join(names[:_NAMED])}{more}"] if names else []
+    return [f"not copied, since {why}: {', '.join(shown)}{more}"] if names else []
 
 
 def _rewritten(
@@ -275,7 +276,7 @@ def _chat_template(directory: Path) -> str | None:
     if os.path.lexists(directory / _CHAT_TEMPLATE):
         path = find_file(directory, _CHAT_TEMPLATE).path
         try:
-            return path.read_text(encoding="utf-8")
+            return read_regular(path).decode("utf-8")
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{path} is not UTF-8: {error}; fetch the file again from where it came") from error
     if not os.path.lexists(directory / "tokenizer_config.json"):
