@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import shutil
+import struct
 import subprocess
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +82,150 @@ def test_out_where_not_even_root_may_write(world: World) -> None:
         pytest.skip("no /proc here")
     with world.refuses("/proc", error=(MolError, OSError)):
         mol.run_merge(world.recipe(), Path("/proc/out"))
+
+
+# What --overwrite may delete.
+
+
+PROJECTS: dict[str, dict[str, str]] = {
+    "a web project": {"config.json": '{"webpack": 1}', "thesis.tex": "years", ".git/HEAD": "x"},
+    "a config that says it is a model": {"config.json": '{"model_type": "llama"}', "notes.txt": "x"},
+    "a config that cannot be read": {"config.json": "{", "model.safetensors": "x"},
+    "weights alone": {"model.safetensors": "x"},
+    "a manifest of another program": {"mol_manifest.json": '{"files": 3}'},
+    "a manifest without files": {"mol_manifest.json": '{"format": 1, "files": []}'},
+}
+
+
+def fill(directory: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (directory / name).write_text(text)
+
+
+@pytest.mark.parametrize("every", [False, True])
+@pytest.mark.parametrize("project", PROJECTS)
+def test_what_is_no_model_is_not_overwritten(world: World, project: str, every: bool) -> None:
+    place = world.root / "project"
+    fill(place, PROJECTS[project])
+    with world.refuses(str(place), "no model", error=MergeError):
+        mol.run_merge(world.recipe(), place, overwrite=True, overwrite_all=every)
+
+
+@pytest.mark.parametrize(
+    "name", ["thesis.tex", ".git/HEAD", "checkpoint-500/model.safetensors", "optimizer.pt", "train.py", "journal", "x/"]
+)
+def test_a_model_with_other_files_is_overwritten_only_when_that_is_said(world: World, name: str) -> None:
+    if name.endswith("/"):
+        (world.out / name).mkdir()
+    else:
+        fill(world.out, {name: "precious"})
+    with world.refuses(str(world.out), f"- {name}", "--overwrite-all", error=MergeError):
+        mol.run_merge(world.recipe(), world.out, overwrite=True)
+    mol.run_merge(world.recipe(), world.out, overwrite_all=True)
+    assert not (world.out / name).exists()
+    assert sorted(path.name for path in world.root.iterdir()) == ["a", "b", "out"]
+
+
+def test_what_savers_of_models_write_is_overwritten(world: World) -> None:
+    weights = world.out / "model.safetensors"
+    (world.out / "mol_manifest.json").unlink()
+    weights.rename(weights.with_name("pytorch_model-00001-of-00002.bin"))
+    more = {
+        "pytorch_model.bin.index.json": "{}",
+        "generation_config.json": "{}",
+        "tokenizer.json": "{}",
+        "LICENSE": "x",
+    }
+    fill(world.out, {**more, ".gitattributes": "x"})
+    world.merge()
+    assert not (world.out / "tokenizer.json").exists()
+
+
+# OUT that no rename can replace.
+
+
+@pytest.mark.parametrize("kind", ["another disk", "the same disk"])
+def test_out_that_is_a_mount_point(world: World, kind: str) -> None:
+    place = world.root / "mounted"
+    place.mkdir()
+    (world.root / "bound").mkdir()
+    how = ["-t", "tmpfs", "tmpfs"] if kind == "another disk" else ["--bind", str(world.root / "bound")]
+    if subprocess.run(["mount", *how, place], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no right to mount")
+    try:
+        with world.refuses(str(place), "mount point", "below it", error=MergeError):
+            mol.run_merge(world.recipe(), place)
+        mol.run_merge(world.recipe(), place / "merged")
+        assert (place / "merged" / "config.json").is_file()
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_out_in_the_lower_layer_of_an_overlay(world: World) -> None:
+    """Of a container's image: the kernel refuses to rename such a directory, and mol does before it runs."""
+    base = world.root / "base"
+    base.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", base], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no right to mount")
+    try:
+        for name in ("upper", "work", "top"):
+            (base / name).mkdir()
+        mol.run_merge(world.recipe(), base / "lower" / "out")
+        layers = f"lowerdir={base / 'lower'},upperdir={base / 'upper'},workdir={base / 'work'}"
+        command = ["mount", "-t", "overlay", "overlay", "-o", layers, base / "top"]
+        if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+            pytest.skip("no overlay file system here")
+        try:
+            with world.refuses(str(base / "top" / "out"), "overlay", error=MergeError):
+                mol.run_merge(world.recipe(), base / "top" / "out", overwrite=True)
+            mol.run_merge(world.recipe(), base / "top" / "new")
+            mol.run_merge(world.recipe(), base / "top" / "new", overwrite=True)
+        finally:
+            subprocess.run(["umount", base / "top"], check=True)
+    finally:
+        subprocess.run(["umount", base], check=True)
+
+
+# A power cut.
+
+
+@contextmanager
+def cut_power(disk: Path, image: Path) -> Iterator[None]:
+    """A file system of its own under `disk`, to which nothing more is written once the block is over."""
+    shut_down, without_log = 0x8004587D, 2
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+    made = subprocess.run(["mkfs.ext4", "-q", "-F", image], capture_output=True, check=False).returncode == 0
+    mount = ["mount", "-o", "loop", image, disk]
+    if not made or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("no right to mount a disk")
+    try:
+        yield
+        folder = os.open(disk, os.O_RDONLY)
+        fcntl.ioctl(folder, shut_down, struct.pack("I", without_log))
+        os.close(folder)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    subprocess.run(mount, check=True)
+
+
+@pytest.mark.skipif(shutil.which("mkfs.ext4") is None, reason="no mkfs.ext4 here")
+@pytest.mark.parametrize("there", ["nothing", "a model"])
+def test_a_merge_that_ended_is_on_the_disk(world: World, there: str) -> None:
+    disk = world.root / "disk"
+    disk.mkdir()
+    wanted = {path.name: path.read_bytes() for path in world.out.iterdir()}
+    with cut_power(disk, world.root / "image"):
+        if there == "a model":
+            mol.run_merge(world.recipe(), disk / "new" / "out", out_shard_size=100)
+            os.sync()
+        mol.run_merge(world.recipe(), disk / "new" / "out", overwrite=there == "a model")
+    try:
+        assert {path.name: path.read_bytes() for path in (disk / "new" / "out").iterdir()} == wanted
+        assert [path.name for path in (disk / "new").iterdir()] == ["out"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 # A disk that is too small.

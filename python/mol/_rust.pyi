@@ -7,9 +7,10 @@ signal, stops the work within a tile and is raised once it has stopped.
 
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Final
+from typing import Final, final
 
 __all__ = [
+    "PartialLock",
     "__version__",
     "checksum",
     "commit",
@@ -60,7 +61,36 @@ def plan_cost(plan: str, *, threads: int | None = None, tile: int | None = None)
         MergeError: The plan is not a plan of this engine's version.
     """
 
-def preflight(plan: str, partial: str | PathLike[str], *, discard_partial: bool = False) -> str:
+@final
+class PartialLock:
+    """The place of a merge, kept for this process from the first look at it until it is closed.
+
+    A lock on the journal of the partial directory, which goes with it through the rename. Where nothing is there yet,
+    nothing is made: `execute` makes it. What a commit left that was cut short after its rename is cleaned up.
+    """
+
+    def __new__(cls, partial: str | PathLike[str], out: str | PathLike[str]) -> PartialLock:
+        """Look at a place.
+
+        Args:
+            partial: The directory that `execute` will fill.
+            out: Where the checkpoint goes.
+
+        Raises:
+            MergeError: Another process is at work there, or no rename can put a directory there.
+            OSError: The system refused.
+        """
+
+    @property
+    def warning(self) -> str | None:
+        """Why processes of other machines are not kept out; None where they are."""
+
+    def close(self) -> None:
+        """Give the place up; an unfinished merge stays there for a resume."""
+
+def preflight(
+    plan: str, partial: str | PathLike[str], *, discard_partial: bool = False, lock: PartialLock | None = None
+) -> str:
     """Check everything that can be checked before the first byte is written.
 
     Inputs are what the plan was made from, every task fits them, integer and bool tensors that must be equal are, the
@@ -70,6 +100,7 @@ def preflight(plan: str, partial: str | PathLike[str], *, discard_partial: bool 
         plan: The plan as JSON.
         partial: The directory that `execute` will fill.
         discard_partial: Remove other work found there instead of refusing it.
+        lock: What holds the place; by default it is held during the call.
 
     Returns:
         JSON: `bytes_needed`, `bytes_free`, and `resumable`, the number of tensors that an earlier run has finished.
@@ -87,7 +118,9 @@ def execute(
     tile: int | None = None,
     simd: str = "auto",
     digest: str | None = None,
+    sync: bool = True,
     on_progress: Callable[[int, int, int, int], object] | None = None,
+    lock: PartialLock | None = None,
 ) -> str:
     """Run a plan: write its shards, index and journal into `partial`, or finish what an earlier run left there.
 
@@ -98,7 +131,9 @@ def execute(
         tile: Elements of a tile, a multiple of 65,536; the bytes written do not depend on it.
         simd: "auto", "off", "avx2" or "avx512"; the bytes written do not depend on it.
         digest: Add a cryptographic digest of each tensor: "blake3" or "sha256"; the finished files are read again.
+        sync: Let the system write to the disk what is finished while the rest is computed.
         on_progress: Called with bytes read, bytes to read, bytes written, bytes to write.
+        lock: What holds the place; by default it is held during the call.
 
     Returns:
         JSON: `plan_digest`, `files` and `tensors` with their CRC-64/NVME, `bytes_read`, `bytes_written`, and `resumed`,
@@ -106,12 +141,17 @@ def execute(
 
     Raises:
         MergeError: NaN, infinity or overflow was met (`partial` is then removed), or the plan is unsound.
-        CheckpointError: An input is damaged, has changed, or does not fit.
+        CheckpointError: An input is damaged, does not fit, or has changed since planning or during the run.
         OSError: Reading or writing failed; `partial` stays, and the same call resumes.
     """
 
 def commit(
-    partial: str | PathLike[str], out: str | PathLike[str], *, overwrite: bool = False, sync: bool = False
+    partial: str | PathLike[str],
+    out: str | PathLike[str],
+    *,
+    overwrite: bool = False,
+    sync: bool = True,
+    lock: PartialLock | None = None,
 ) -> str | None:
     """Turn a finished partial directory into `out` by one rename.
 
@@ -119,7 +159,8 @@ def commit(
         partial: The finished directory; its journal is removed.
         out: Where the checkpoint goes; an empty directory there is replaced.
         overwrite: Replace a directory that is not empty, which is removed once the new one is in its place.
-        sync: Wait until everything is on the disk.
+        sync: Wait until everything is on the disk before the rename, and the rename before anything is removed.
+        lock: What holds the place; by default it is held during the call.
 
     Returns:
         Why what was at `out` could not be removed, and where it is now; None where nothing is left of it.

@@ -27,6 +27,9 @@ pub enum Error {
     /// The data hold a NaN, an infinity, or a result too large for the output dtype; no resume can help.
     #[error("{0}")]
     NonFinite(String),
+    /// Inputs changed under the run; what was made of them is void.
+    #[error("{0}")]
+    Changed(String),
     /// Stopped on request.
     #[error("cancelled")]
     Cancelled,

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::journal::{Claim, Journal};
 use crate::kernels::BLOCK;
+use crate::lock::Lock;
 use crate::plan::{Method, Plan, TensorTask};
 use crate::run::{Options, Run};
 use crate::shard::Shard;
@@ -15,8 +16,6 @@ use crate::writer::Writer;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::HashMap;
-use std::fs;
-use std::path::Path;
 
 /// A finished file or tensor.
 #[derive(Debug, Serialize)]
@@ -59,17 +58,17 @@ fn task_totals(task: &TensorTask, shards: &[Shard]) -> Result<(u64, u64)> {
     Ok((bytes as u64 * task.method.sweeps(), task.bytes() as u64))
 }
 
-/// Runs a plan into `partial`: shards, index and journal. Data that cannot be merged remove `partial`; any other failure
-/// leaves it for a resume.
-pub fn execute<'a>(plan: &'a Plan, partial: &Path, options: Options, watch: &Watch) -> Result<Report<'a>> {
-    let result = execute_in(plan, partial, options, watch);
+/// Runs a plan in a place: shards, index and journal. Data that cannot be merged clear the place; any other failure leaves
+/// it for a resume.
+pub fn execute<'a>(plan: &'a Plan, lock: &mut Lock, options: Options, watch: &Watch) -> Result<Report<'a>> {
+    let result = execute_in(plan, lock, options, watch);
     if let Err(Error::NonFinite(_)) = &result {
-        fs::remove_dir_all(partial).map_err(Error::io(partial))?;
+        lock.clear()?;
     }
     result
 }
 
-fn execute_in<'a>(plan: &'a Plan, partial: &Path, options: Options, watch: &Watch) -> Result<Report<'a>> {
+fn execute_in<'a>(plan: &'a Plan, lock: &mut Lock, options: Options, watch: &Watch) -> Result<Report<'a>> {
     if options.tile == 0 || !options.tile.is_multiple_of(BLOCK) || options.tile > 1 << 30 {
         return Err(Error::Merge(format!(
             "tile of {} elements: wanted a multiple of {BLOCK}, at most 2^30",
@@ -88,11 +87,17 @@ fn execute_in<'a>(plan: &'a Plan, partial: &Path, options: Options, watch: &Watc
         written += task_written;
     }
     watch.expect(read, written);
-    let (journal, claims) = Journal::open(partial, plan)?;
-    let writer = Writer::open(plan, partial)?;
+    let (journal, claims) = Journal::open(lock, plan, options.sync)?;
+    let partial = lock.partial();
+    let writer = Writer::open(plan, partial, options.sync)?;
     let pool = pool(options.threads)?;
     let run = Run { plan, shards: &shards, writer: &writer, journal: &journal, options, watch };
-    let (digests, resumed) = pool.install(|| run.all(&claims))?;
+    let done = pool.install(|| run.all(&claims));
+    if !matches!(done, Err(Error::Io { .. } | Error::Cancelled)) {
+        // What was found wrong with data that changed under the run is wrong itself, and so are the claims.
+        unchanged(&shards).or_else(|changed| journal.begin_anew().and(Err(changed)))?;
+    }
+    let (digests, resumed) = done?;
     writer.write_index(plan, partial)?;
     let mut cryptographic = HashMap::new();
     if options.digest.is_some() {
@@ -123,6 +128,19 @@ fn execute_in<'a>(plan: &'a Plan, partial: &Path, options: Options, watch: &Watc
     })
 }
 
+/// Fails if an input is not the file any more that was mapped, or was written to since.
+fn unchanged(shards: &[Shard]) -> Result<()> {
+    let problems: Vec<String> = shards.iter().filter_map(|shard| shard.changed().map(|why| why.to_string())).collect();
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Changed(format!(
+        "an input changed while it was merged, so nothing of the result counts; let nothing write there and run the same \
+         command again:\n- {}",
+        problems.join("\n- ")
+    )))
+}
+
 /// The checksum of each file, combined from those of its header and tensors.
 fn file_digests<'a>(plan: &'a Plan, writer: &Writer, digests: &[Crc]) -> Vec<Written<'a>> {
     let file = |(index, name): (usize, &'a String)| {
@@ -139,11 +157,15 @@ impl Run<'_> {
     fn all(&self, claims: &[Claim]) -> Result<(Vec<Crc>, usize)> {
         let mut digests: Vec<Option<Crc>> = vec![None; self.plan.tasks.len()];
         let verified: Vec<bool> = claims.par_iter().map(|claim| self.verify(*claim)).collect::<Result<_>>()?;
-        for (claim, _) in claims.iter().zip(verified).filter(|(_, verified)| *verified) {
+        for (claim, verified) in claims.iter().zip(verified) {
+            if !verified {
+                self.journal.void(claim.task)?;
+                continue;
+            }
             let (read, written) = task_totals(&self.plan.tasks[claim.task], self.shards)?;
             self.watch.add_read(read as usize);
             self.watch.add_written(written as usize);
-            self.journal.claim(*claim)?;
+            self.writer.finish(claim.task)?;
             digests[claim.task] = Some(Crc::known(claim.crc64nvme, self.plan.tasks[claim.task].bytes()));
         }
         let resumed = digests.iter().flatten().count();
@@ -162,10 +184,11 @@ impl Run<'_> {
         let mut crc = Crc::EMPTY;
         let mut buffer = vec![0; 1 << 20];
         let mut offset = 0;
+        let reader = self.writer.reader(claim.task)?;
         while offset < task.bytes() {
             self.watch.check()?;
             let size = buffer.len().min(task.bytes() - offset);
-            self.writer.read(claim.task, offset, &mut buffer[..size])?;
+            reader.read(offset, &mut buffer[..size])?;
             crc = crc.join(Crc::of(&buffer[..size]));
             offset += size;
         }
@@ -189,6 +212,7 @@ impl Run<'_> {
                 }
             }
         };
+        self.writer.finish(index)?;
         self.journal.claim(Claim { task: index, crc64nvme: crc.value })?;
         Ok(crc)
     }

@@ -1,19 +1,27 @@
-//! What is finished in `OUT.partial`: one line a tensor, so that the same command resumes where a crash left it.
+//! What is finished in `OUT.partial`: one line a tensor, so that the same command resumes where a crash left it. Its
+//! first line also marks the directory as mol's. It is only ever appended to: no moment leaves it without that line.
 use crate::error::{Error, Result};
+use crate::lock::{Lock, Owner};
 use crate::plan::Plan;
+use crate::writer::holds_outputs_alone;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 /// The file's name in the partial directory.
 pub const NAME: &str = "journal";
+/// The version of the format.
+const VERSION: u32 = 1;
+/// How every journal begins.
+const MARK: &[u8] = br#"{"journal":"#;
 
-/// The first line: what the work is, and when its inputs were last changed.
+/// What the work is, and when its inputs were last changed. A later one makes the claims before it void.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Head {
+pub(crate) struct Head {
     journal: u32,
     plan: String,
     tasks: usize,
@@ -23,7 +31,7 @@ struct Head {
 impl Head {
     fn of(plan: &Plan) -> Result<Self> {
         let mtimes_ns = plan.inputs.iter().map(|file| file.mtime_ns).collect();
-        Ok(Self { journal: 1, plan: plan.digest()?, tasks: plan.tasks.len(), mtimes_ns })
+        Ok(Self { journal: VERSION, plan: plan.digest()?, tasks: plan.tasks.len(), mtimes_ns })
     }
 }
 
@@ -36,12 +44,72 @@ pub struct Claim {
     pub crc64nvme: u64,
 }
 
-/// The open journal, locked.
-#[derive(Debug)]
-pub struct Journal {
-    head: Head,
-    path: PathBuf,
-    file: Mutex<File>,
+/// A line of the journal.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Line {
+    Head(Head),
+    Claim(Claim),
+    /// A claim that did not hold.
+    Void {
+        void: usize,
+    },
+    /// The inode of the directory that is exchanged for this one, and then removed.
+    Replaces {
+        replaces: u64,
+    },
+    /// Who is at work, where the file system has no locks.
+    Owner {
+        owner: Owner,
+    },
+}
+
+/// The whole lines of a journal, up to the first that cannot be read.
+#[derive(Default)]
+pub(crate) struct Contents {
+    head: Option<Head>,
+    claims: BTreeMap<usize, u64>,
+    /// The inode of the directory that is exchanged for this one.
+    pub replaces: Option<u64>,
+    /// The last to work here without a lock.
+    pub owner: Option<Owner>,
+    /// Bytes that could be read.
+    end: u64,
+}
+
+impl Contents {
+    pub fn of(text: &[u8]) -> Self {
+        let mut contents = Self::default();
+        for line in text.split_inclusive(|byte| *byte == b'\n') {
+            if !line.ends_with(b"\n") {
+                break;
+            }
+            match serde_json::from_slice(line) {
+                Ok(Line::Head(head)) if head.journal == VERSION => {
+                    contents.head = Some(head);
+                    contents.claims.clear();
+                }
+                Ok(_) if contents.head.is_none() => break,
+                Ok(Line::Claim(claim)) => {
+                    contents.claims.insert(claim.task, claim.crc64nvme);
+                }
+                Ok(Line::Void { void }) => {
+                    contents.claims.remove(&void);
+                }
+                Ok(Line::Replaces { replaces }) => contents.replaces = Some(replaces),
+                Ok(Line::Owner { owner }) => contents.owner = Some(owner),
+                Ok(Line::Head(_)) | Err(_) => break,
+            }
+            contents.end += line.len() as u64;
+        }
+        contents
+    }
+
+    /// Whether every tensor of the plan is claimed.
+    pub fn is_finished(&self) -> bool {
+        let Some(head) = &self.head else { return false };
+        self.claims.range(..head.tasks).count() == head.tasks
+    }
 }
 
 /// What stands in a partial directory.
@@ -53,101 +121,88 @@ pub enum Found {
     Claims(Vec<Claim>),
     /// Work of another plan.
     OtherPlan,
+    /// A directory of mol's, whose journal was damaged or is of another version.
+    Unreadable,
     /// Something that mol did not make.
     Foreign,
 }
 
-/// Looks at a partial directory without touching it. A last line that a crash cut short is dropped.
-pub fn inspect(partial: &Path, plan: &Plan) -> Result<Found> {
-    look(partial, &Head::of(plan)?)
+/// What a place holds, of the view of a plan. A last line that a crash cut short is dropped.
+pub fn inspect(lock: &mut Lock, plan: &Plan) -> Result<Found> {
+    Ok(look(lock, plan, &Head::of(plan)?)?.0)
 }
 
-fn look(partial: &Path, wanted: &Head) -> Result<Found> {
-    match fs::read_dir(partial) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Found::Nothing),
-        Err(e) => return Err(Error::io(partial)(e)),
-        Ok(mut entries) => {
-            if entries.next().is_none() {
-                return Ok(Found::Nothing);
-            }
-        }
+fn look(lock: &mut Lock, plan: &Plan, wanted: &Head) -> Result<(Found, Contents)> {
+    lock.find()?;
+    let nothing = Contents::default();
+    let Some(text) = lock.journal_bytes()? else {
+        return Ok((if lock.is_vacant()? { Found::Nothing } else { Found::Foreign }, nothing));
+    };
+    let begun = text.contains(&b'\n');
+    if !text.starts_with(MARK) {
+        // Killed before its first line was whole, before anything else was made. An empty file could be anybody's: after a
+        // power cut without `sync` shards may be there, which are known by their headers.
+        let torn = !begun && MARK.starts_with(&text);
+        let torn = torn && (!text.is_empty() || lock.is_vacant()? || holds_outputs_alone(plan, lock.partial())?);
+        return Ok((if torn { Found::Nothing } else { Found::Foreign }, nothing));
     }
-    let Some(text) = read(partial)? else { return Ok(Found::Foreign) };
-    if text.is_empty() {
-        return Ok(Found::Nothing);
-    }
-    let Some((head, claims)) = parse(&text) else { return Ok(Found::Foreign) };
-    if head.plan != wanted.plan {
-        return Ok(Found::OtherPlan);
-    }
-    Ok(Found::Claims(if head == *wanted { claims } else { Vec::new() }))
+    let contents = Contents::of(&text);
+    let found = match &contents.head {
+        None if begun => Found::Unreadable,
+        None => Found::Nothing,
+        Some(head) if head.plan != wanted.plan => Found::OtherPlan,
+        Some(head) if head != wanted => Found::Claims(Vec::new()),
+        Some(_) => Found::Claims(contents.claims.iter().map(|(&task, &crc64nvme)| Claim { task, crc64nvme }).collect()),
+    };
+    Ok((found, contents))
 }
 
-/// Whether the journal claims every tensor of its plan.
-pub fn is_finished(partial: &Path) -> Result<bool> {
-    let Some((head, claims)) = read(partial)?.as_deref().and_then(parse) else { return Ok(false) };
-    let tasks: BTreeSet<usize> = claims.iter().map(|claim| claim.task).collect();
-    Ok(tasks.len() == head.tasks)
-}
-
-/// The whole lines of a journal, or `None` where there is none.
-fn read(partial: &Path) -> Result<Option<String>> {
-    let path = partial.join(NAME);
-    match fs::read_to_string(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::io(&path)(e)),
-        Ok(mut text) => {
-            text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
-            Ok(Some(text))
-        }
-    }
-}
-
-fn parse(text: &str) -> Option<(Head, Vec<Claim>)> {
-    let mut lines = text.lines();
-    let head = serde_json::from_str(lines.next()?).ok()?;
-    Some((head, lines.map_while(|line| serde_json::from_str(line).ok()).collect()))
-}
-
-/// Opens a journal's file and locks it, so that one process at a time works in a partial directory.
-fn lock(partial: &Path) -> Result<File> {
-    let path = partial.join(NAME);
-    let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(false).open(&path).map_err(Error::io(&path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::Merge(format!("{}: another mol-merge is at work there", partial.display())))
-        }
-        Err(TryLockError::Error(e)) => Err(Error::io(&path)(e)),
-    }
-}
-
-/// Removes the unfinished work of another plan, unless a process is at it.
-pub fn discard(partial: &Path) -> Result<()> {
-    let _lock = lock(partial)?;
-    fs::remove_dir_all(partial).map_err(Error::io(partial))
+/// The open journal of a plan.
+#[derive(Debug)]
+pub struct Journal {
+    head: Head,
+    path: PathBuf,
+    file: Mutex<File>,
 }
 
 impl Journal {
-    /// Opens or begins the journal of a plan, and returns what an earlier run claims.
-    pub fn open(partial: &Path, plan: &Plan) -> Result<(Self, Vec<Claim>)> {
-        let place = partial.display();
-        let head = Head::of(plan)?;
-        let claims = match look(partial, &head)? {
+    /// Opens or begins the journal of a plan in a place that is locked, and returns what an earlier run claims. With
+    /// `sync` the mark is on the disk before anything else is made there.
+    pub fn open(lock: &mut Lock, plan: &Plan, sync: bool) -> Result<(Self, Vec<Claim>)> {
+        let place = lock.partial().display().to_string();
+        let wanted = Head::of(plan)?;
+        let (found, contents) = look(lock, plan, &wanted)?;
+        let claims = match found {
             Found::Nothing => Vec::new(),
             Found::Claims(claims) => claims,
             Found::OtherPlan => {
                 return Err(Error::Merge(format!("{place}: holds the unfinished work of another plan")));
             }
+            Found::Unreadable => return Err(Error::Merge(format!("{place}: holds a journal that cannot be read"))),
             Found::Foreign => return Err(Error::Merge(format!("{place}: holds files that are not mol's"))),
         };
-        fs::create_dir_all(partial).map_err(Error::io(partial))?;
-        let (path, file) = (partial.join(NAME), lock(partial)?);
-        // Begun anew: the run repeats the claims whose bytes it finds on the disk.
-        file.set_len(0).map_err(Error::io(&path))?;
-        let journal = Self { head, path, file: Mutex::new(file) };
-        journal.line(&journal.head)?;
+        let mut file = lock.hold(sync)?;
+        let path = lock.partial().join(NAME);
+        let head = json(&wanted)?;
+        let mut set = || {
+            if contents.head.is_none() {
+                // Over what a crash left of it, so that the mark is there at every moment.
+                file.write_all_at(head.as_bytes(), 0)?;
+            }
+            file.set_len(contents.head.as_ref().map_or(head.len() as u64, |_| contents.end))?;
+            file.seek(SeekFrom::End(0))
+        };
+        set().map_err(Error::io(&path))?;
+        let journal = Self { head: wanted, path, file: Mutex::new(file) };
+        if contents.head.is_some_and(|head| head != journal.head) {
+            journal.begin_anew()?;
+        }
+        if let Some(owner) = lock.owner() {
+            journal.line(&Line::Owner { owner })?;
+        }
+        if sync {
+            lock.sync_journal()?;
+        }
         Ok((journal, claims))
     }
 
@@ -157,14 +212,28 @@ impl Journal {
     }
 
     fn line(&self, line: &impl Serialize) -> Result<()> {
-        let mut text = serde_json::to_string(line).map_err(|e| Error::Panic(format!("journal: {e}")))?;
-        text.push('\n');
         let mut file = self.file.lock().map_err(|_| Error::Panic("the journal's lock is poisoned".into()))?;
-        file.write_all(text.as_bytes()).map_err(Error::io(&self.path))
+        file.write_all(json(line)?.as_bytes()).map_err(Error::io(&self.path))
     }
 
     /// Records a tensor whose bytes are all written.
     pub fn claim(&self, claim: Claim) -> Result<()> {
         self.line(&claim)
     }
+
+    /// Takes a claim back whose bytes are not what it says.
+    pub fn void(&self, task: usize) -> Result<()> {
+        self.line(&Line::Void { void: task })
+    }
+
+    /// Takes all claims back: the inputs have changed.
+    pub fn begin_anew(&self) -> Result<()> {
+        self.line(&self.head)
+    }
+}
+
+/// A line of the journal.
+pub(crate) fn json(line: &impl Serialize) -> Result<String> {
+    let text = serde_json::to_string(line).map_err(|e| Error::Panic(format!("journal: {e}")))?;
+    Ok(text + "\n")
 }

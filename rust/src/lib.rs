@@ -3,9 +3,10 @@
 //! The path of a merge: [`plan`] is the JSON contract with Python; [`shard`] maps the input files and checks their
 //! headers; [`preflight`] checks what can be checked before a byte is written; [`execute`] hands tensors to a pool,
 //! [`run`] holds what they share, and `job` a tensor's tiles; [`stream`] gives a kernel the elements of its sources,
-//! direct or through strips; [`kernels`] combine them; [`writer`] puts the tiles at their offsets and commits;
-//! [`journal`] remembers what is finished.
+//! direct or through strips; [`kernels`] combine them; [`writer`] puts the tiles at their offsets; [`journal`] remembers
+//! what is finished; [`lock`] keeps the place for one process; [`commit`] renames it.
 pub mod audit;
+pub mod commit;
 pub mod crc;
 pub mod dtype;
 pub mod error;
@@ -13,6 +14,7 @@ pub mod execute;
 mod job;
 pub mod journal;
 pub mod kernels;
+pub mod lock;
 pub mod passes;
 pub mod plan;
 pub mod preflight;

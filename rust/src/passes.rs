@@ -1,7 +1,7 @@
 //! What some methods must know of a whole tensor before its elements are combined: sweeps over tiles, folded in order.
 use crate::dtype::{Float, Format, with_format};
-use crate::error::Result;
-use crate::kernels::select::{self, SAMPLE, SAMPLE_RUN, Search, Step};
+use crate::error::{Error, Result};
+use crate::kernels::select::{self, Inconsistent, SAMPLE, SAMPLE_RUN, Search, Step};
 use crate::kernels::slerp::Products;
 use crate::kernels::ties::Masses;
 use crate::kernels::{BLOCK, STRIP};
@@ -85,16 +85,20 @@ struct Answer {
 }
 
 /// Tells a search what the tiles said. Once that settles it, returns how many keys of each tile equal the answer.
-fn learn(search: &mut Search, step: &Step, answers: &[Answer]) -> Option<Vec<usize>> {
+fn learn(
+    search: &mut Search,
+    step: &Step,
+    answers: &[Answer],
+) -> std::result::Result<Option<Vec<usize>>, Inconsistent> {
     if let Step::Count(pivots) = step {
         let total = |pivot: usize, which: usize| answers.iter().map(|answer| answer.counts[pivot][which]).sum();
         let totals = [0, 1].map(|pivot| [0, 1].map(|which| total(pivot, which)));
         let pivot = search.counted(pivots, &totals)?;
-        return Some(answers.iter().map(|answer| answer.counts[pivot][1]).collect());
+        return Ok(pivot.map(|pivot| answers.iter().map(|answer| answer.counts[pivot][1]).collect()));
     }
-    search.collected(answers.iter().flat_map(|answer| answer.keys.iter().copied()).collect());
-    let Step::Done { key, .. } = search.step() else { return None };
-    Some(answers.iter().map(|answer| answer.keys.iter().filter(|k| **k == key).count()).collect())
+    search.collected(answers.iter().flat_map(|answer| answer.keys.iter().copied()).collect())?;
+    let Step::Done { key, .. } = search.step() else { return Ok(None) };
+    Ok(Some(answers.iter().map(|answer| answer.keys.iter().filter(|k| **k == key).count()).collect()))
 }
 
 /// The thresholds of `models` over `base`, as keys of format `work`, for densities in [0, 1]: exactly
@@ -128,7 +132,8 @@ fn search_all<F: Format>(sweep: Sweep, base: View, models: &[View], densities: &
         for ((model, mut search), step) in std::mem::take(&mut open).into_iter().zip(steps).rev() {
             // A tile answers in the order asked, so what it says last belongs to the last search.
             let answers: Vec<Answer> = tiles.iter_mut().filter_map(Vec::pop).collect();
-            match (learn(&mut search, &step, &answers), search.step()) {
+            let learned = learn(&mut search, &step, &answers).map_err(|Inconsistent| changed(models[model]))?;
+            match (learned, search.step()) {
                 (Some(equals), Step::Done { key, equal }) => {
                     let cut = cut::<F>(sweep, base, models[model], &equals, key, equal);
                     found[model] = Threshold { key, cut };
@@ -138,6 +143,12 @@ fn search_all<F: Format>(sweep: Sweep, base: View, models: &[View], densities: &
         }
     }
     Ok(found)
+}
+
+/// What a search found that cannot end.
+fn changed(model: View) -> Error {
+    let reason = format!("tensor `{}` (or the base's) changed while it was read", model.tensor.name);
+    Error::Changed(Error::checkpoint(&model.shard.path, reason).to_string())
 }
 
 /// Answers every search for one tile; the base's strip is read from memory once for all models.
@@ -152,6 +163,8 @@ fn ask<F: Format>(sweep: Sweep, chosen: &[View], steps: &[Step], tile: Range<usi
                         *total += count;
                     }
                 }
+                // More than a search of data that stand still asks for.
+                Step::Collect(..) if answer.keys.len() > select::COLLECT => {}
                 Step::Collect(low, high) => {
                     select::gather::<F>(sweep.simd, inputs[0], x, *low, *high, &mut answer.keys);
                 }
@@ -197,7 +210,7 @@ fn cut<F: Format>(sweep: Sweep, base: View, model: View, equals: &[usize], key: 
         }
         before += equal;
     }
-    unreachable!("r of the equal keys survive, and the tiles hold at least r")
+    sweep.len
 }
 
 /// The same, by looking from element `start` on.

@@ -1,6 +1,7 @@
 //! Everything that can be checked before a byte is written.
 use crate::error::{Error, Result};
 use crate::journal::{self, Found};
+use crate::lock::Lock;
 use crate::plan::{Method, Plan};
 use crate::shard::{Shard, Tensor};
 use crate::writer::bytes_needed;
@@ -21,22 +22,29 @@ pub struct Preflight {
 
 /// Checks everything that can be checked before a byte is written: inputs, plan, copies that must be equal, an earlier
 /// partial directory, disk space. With `discard` a partial directory of other work is removed.
-pub fn preflight(plan: &Plan, partial: &Path, discard: bool) -> Result<Preflight> {
+pub fn preflight(plan: &Plan, lock: &mut Lock, discard: bool) -> Result<Preflight> {
     let shards = plan.open_inputs()?;
     plan.check(&shards)?;
     check_equal_copies(plan, &shards)?;
+    let partial = lock.partial().to_path_buf();
     let place = partial.display();
-    let resumable = match journal::inspect(partial, plan)? {
+    let resumable = match journal::inspect(lock, plan)? {
         Found::Nothing => 0,
         Found::Claims(claims) => claims.len(),
-        Found::OtherPlan if discard => {
-            journal::discard(partial)?;
+        Found::OtherPlan | Found::Unreadable if discard => {
+            lock.clear()?;
             0
         }
         Found::OtherPlan => {
             return Err(Error::Merge(format!(
                 "{place}: holds the unfinished work of another merge; finish that one, remove the directory, or pass \
                  --discard-partial"
+            )));
+        }
+        Found::Unreadable => {
+            return Err(Error::Merge(format!(
+                "{place}: holds unfinished work whose journal is damaged or of another version of mol, so nothing of it \
+                 can be used; pass --discard-partial, or remove the directory"
             )));
         }
         Found::Foreign => {
@@ -69,7 +77,7 @@ fn size(bytes: u64) -> String {
 /// Bytes that a file holds on the disk; a file that is not there holds none.
 fn claimed_bytes(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
-    fs::metadata(path).map_or(0, |meta| meta.blocks() * 512)
+    fs::symlink_metadata(path).map_or(0, |meta| meta.blocks() * 512)
 }
 
 fn check_equal_copies(plan: &Plan, shards: &[Shard]) -> Result<()> {

@@ -3,8 +3,10 @@
 #![allow(clippy::needless_pass_by_value)]
 
 use crate::audit::{self, Digest, Distance};
+use crate::commit::commit as rename;
 use crate::error::Error;
 use crate::execute::execute as run;
+use crate::lock::Lock;
 use crate::plan::Plan;
 use crate::preflight::preflight as check;
 use crate::run::{Options, TILE, heap};
@@ -18,8 +20,9 @@ use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// How often the waiting Python thread looks at signals and reports progress.
@@ -40,7 +43,7 @@ impl From<Error> for PyErr {
                     None => PyOSError::new_err(error.to_string()),
                 };
             }
-            Error::Checkpoint { .. } => "CheckpointError",
+            Error::Checkpoint { .. } | Error::Changed(_) => "CheckpointError",
             Error::Merge(_) | Error::NonFinite(_) => "MergeError",
             Error::Cancelled => "MergeCancelled",
             Error::Panic(_) => "MolError",
@@ -141,16 +144,67 @@ fn plan_cost(py: Python<'_>, plan: &str, threads: Option<usize>, tile: Option<us
     })
 }
 
+/// The place of a merge, held from the first look at it until `close`.
+#[pyclass(frozen, module = "mol._rust")]
+struct PartialLock(Mutex<Option<Lock>>);
+
+impl PartialLock {
+    /// Runs `work` with the lock given, or with one that lasts as long as the call.
+    fn with<T>(
+        lock: Option<&Self>,
+        partial: &Path,
+        out: Option<&Path>,
+        work: impl FnOnce(&mut Lock) -> crate::error::Result<T>,
+    ) -> crate::error::Result<T> {
+        let Some(lock) = lock else { return work(&mut Lock::look(partial, out)?) };
+        let mut held = lock.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *held {
+            Some(held) if held.partial() == partial => work(held),
+            _ => Err(Error::Merge(format!("{}: the lock given is of another place, or released", partial.display()))),
+        }
+    }
+}
+
+#[pymethods]
+impl PartialLock {
+    #[new]
+    fn new(py: Python<'_>, partial: PathBuf, out: PathBuf) -> PyResult<Self> {
+        Ok(Self(Mutex::new(Some(enter(py, || Lock::look(&partial, Some(&out)))?))))
+    }
+
+    #[getter]
+    fn warning(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().and_then(Lock::warning)
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take()));
+    }
+}
+
 #[pyfunction]
-#[pyo3(signature = (plan, partial, *, discard_partial = false))]
-fn preflight(py: Python<'_>, plan: &str, partial: PathBuf, discard_partial: bool) -> PyResult<String> {
-    enter(py, || json(&check(&Plan::parse(plan)?, &partial, discard_partial)?))
+#[pyo3(signature = (plan, partial, *, discard_partial = false, lock = None))]
+fn preflight(
+    py: Python<'_>,
+    plan: &str,
+    partial: PathBuf,
+    discard_partial: bool,
+    lock: Option<&Bound<'_, PartialLock>>,
+) -> PyResult<String> {
+    let lock = lock.map(Bound::get);
+    enter(py, || {
+        let plan = Plan::parse(plan)?;
+        PartialLock::with(lock, &partial, None, |lock| json(&check(&plan, lock, discard_partial)?))
+    })
 }
 
 #[pyfunction]
 // Keyword arguments of Python.
 #[allow(clippy::too_many_arguments)]
-#[pyo3(signature = (plan, partial, *, threads = None, tile = None, simd = "auto", digest = None, on_progress = None))]
+#[pyo3(signature = (
+    plan, partial, *, threads = None, tile = None, simd = "auto", digest = None, sync = true, on_progress = None,
+    lock = None
+))]
 fn execute(
     py: Python<'_>,
     plan: &str,
@@ -159,16 +213,19 @@ fn execute(
     tile: Option<usize>,
     simd: &str,
     digest: Option<&str>,
+    sync: bool,
     on_progress: Option<Py<PyAny>>,
+    lock: Option<&Bound<'_, PartialLock>>,
 ) -> PyResult<String> {
     let digest = digest.map(Digest::parse).transpose()?;
-    let options = Options { threads, tile: tile.unwrap_or(TILE), simd: Simd::parse(simd)?, digest };
+    let options = Options { threads, tile: tile.unwrap_or(TILE), simd: Simd::parse(simd)?, digest, sync };
     let plan = enter(py, || Plan::parse(plan))?;
+    let lock = lock.map(Bound::get);
     let watch = Watch::default();
     watched(
         py,
         &watch,
-        || json(&run(&plan, &partial, options, &watch)?),
+        || PartialLock::with(lock, &partial, None, |lock| json(&run(&plan, lock, options, &watch)?)),
         |py| {
             let (Some(call), Some((total_read, total_written))) = (&on_progress, watch.totals()) else { return Ok(()) };
             let (read, written) = watch.progress();
@@ -178,11 +235,22 @@ fn execute(
 }
 
 #[pyfunction]
-#[pyo3(signature = (partial, out, *, overwrite = false, sync = false))]
-fn commit(py: Python<'_>, partial: PathBuf, out: PathBuf, overwrite: bool, sync: bool) -> PyResult<Option<String>> {
-    let left = enter(py, || writer::commit(&partial, &out, overwrite, sync))?;
-    Ok(left.map(|(old, error)| {
-        format!("the model that was there before could not be removed from {}: {error}", old.display())
+#[pyo3(signature = (partial, out, *, overwrite = false, sync = true, lock = None))]
+fn commit(
+    py: Python<'_>,
+    partial: PathBuf,
+    out: PathBuf,
+    overwrite: bool,
+    sync: bool,
+    lock: Option<&Bound<'_, PartialLock>>,
+) -> PyResult<Option<String>> {
+    let lock = lock.map(Bound::get);
+    let left = enter(py, || PartialLock::with(lock, &partial, Some(&out), |lock| rename(lock, &out, overwrite, sync)))?;
+    Ok(left.map(|(left, error)| {
+        format!(
+            "the model is complete, but what was there before could not be removed from {}: {error}",
+            left.display()
+        )
     }))
 }
 
@@ -248,6 +316,7 @@ fn compare(
 #[pymodule(gil_used = false)]
 fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add_class::<PartialLock>()?;
     module.add_function(wrap_pyfunction!(read_header, module)?)?;
     module.add_function(wrap_pyfunction!(plan_digest, module)?)?;
     module.add_function(wrap_pyfunction!(plan_cost, module)?)?;

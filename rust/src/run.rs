@@ -23,6 +23,8 @@ pub struct Options {
     pub simd: Simd,
     /// A cryptographic digest of each tensor, from a reading of the finished files.
     pub digest: Option<Digest>,
+    /// Whether the result shall be on the disk at the end.
+    pub sync: bool,
 }
 
 /// A plan on its way.

@@ -6,7 +6,7 @@ use memmap2::{Advice, Mmap};
 use safetensors::Dtype;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -42,6 +42,28 @@ pub struct Shard {
     pub tensors: Vec<Tensor>,
     by_name: HashMap<String, usize>,
     map: Mmap,
+    stamp: Stamp,
+}
+
+/// What tells a file that was written to, or replaced, from the one that was mapped. The time of the last change of its
+/// status cannot be set back, unlike that of its content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    inode: (u64, u64),
+    size: u64,
+    content: (i64, i64),
+    status: (i64, i64),
+}
+
+impl Stamp {
+    fn of(meta: &Metadata) -> Self {
+        Self {
+            inode: (meta.dev(), meta.ino()),
+            size: meta.len(),
+            content: (meta.mtime(), meta.mtime_nsec()),
+            status: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
 }
 
 /// A tensor as the header states it; unknown keys are refused.
@@ -163,12 +185,24 @@ impl Shard {
         }
         let header_digest = blake3::hash(header).to_hex().to_string();
         let mtime_ns = meta.mtime().saturating_mul(1_000_000_000).saturating_add(meta.mtime_nsec());
-        Ok(Self { path: path.to_path_buf(), mtime_ns, header_digest, tensors, by_name, map })
+        Ok(Self { path: path.to_path_buf(), mtime_ns, header_digest, tensors, by_name, map, stamp: Stamp::of(&meta) })
     }
 
     /// Bytes of the file.
     pub fn size(&self) -> usize {
         self.map.len()
+    }
+
+    /// Why this is not the file any more that was mapped, if it is not.
+    pub fn changed(&self) -> Option<Error> {
+        match std::fs::metadata(&self.path) {
+            Ok(meta) if Stamp::of(&meta) == self.stamp => None,
+            Ok(meta) if meta.ino() != self.stamp.inode.1 => {
+                Some(Error::checkpoint(&self.path, "another file is in its place"))
+            }
+            Ok(_) => Some(Error::checkpoint(&self.path, "it was written to, or its times or rights were changed")),
+            Err(e) => Some(Error::io(&self.path)(e)),
+        }
     }
 
     /// A tensor by name.

@@ -1,24 +1,42 @@
-//! The output files: headers from the plan, sized up front, tiles written at their offsets, one rename at the end.
+//! The output files: headers from the plan, sized up front, tiles written at their offsets.
 use crate::error::{Error, Result};
 use crate::journal;
+use crate::lock::remove;
 use crate::plan::Plan;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt;
+use std::io::Write as _;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 /// The index that tells which file holds which tensor.
 pub const INDEX: &str = "model.safetensors.index.json";
 
-/// One output file.
+/// One output file, open only while tensors of it are on their way: a checkpoint may have more than a process may open.
 #[derive(Debug)]
 struct Output {
     path: PathBuf,
-    file: File,
+    file: Mutex<Option<Arc<File>>>,
+    /// Tensors still to be written.
+    open: AtomicUsize,
     /// Length and header.
     prefix: Vec<u8>,
     size: u64,
+}
+
+impl Output {
+    fn file(&self) -> Result<Arc<File>> {
+        let mut file = self.file.lock().map_err(|_| Error::Panic("an output's lock is poisoned".into()))?;
+        if let Some(file) = &*file {
+            return Ok(file.clone());
+        }
+        let opened = Arc::new(open_own(&self.path).map_err(Error::io(&self.path))?);
+        *file = Some(opened.clone());
+        Ok(opened)
+    }
 }
 
 /// All output files of a plan.
@@ -27,6 +45,23 @@ pub struct Writer {
     outputs: Vec<Output>,
     /// Output and offset of each task.
     places: Vec<(usize, u64)>,
+    /// Whether what is written shall be on its way to the disk at once.
+    sync: bool,
+}
+
+/// Opens a file of ours to read and write, making it where it is not there; no link is followed.
+fn open_own(path: &Path) -> std::io::Result<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).custom_flags(flags).open(path)
+}
+
+/// Takes away what stands in the place of an output and is no file of its own: a link would lead out of the directory,
+/// and so would a second name of another file.
+fn make_way(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_file() && meta.nlink() <= 1 => Ok(()),
+        _ => remove(path),
+    }
 }
 
 /// The header of one output, and the offset of each of its tensors behind it.
@@ -70,39 +105,53 @@ fn allocate(file: &File, size: u64) -> std::io::Result<()> {
 }
 
 impl Writer {
-    /// Creates the files of a plan in `partial`, or opens those that an earlier run left.
-    pub fn open(plan: &Plan, partial: &Path) -> Result<Self> {
+    /// Creates the files of a plan in `partial`, or takes those that an earlier run left. With `sync` the system begins
+    /// to write each tile to the disk as soon as it is there, so that little is left to wait for at the end.
+    pub fn open(plan: &Plan, partial: &Path, sync: bool) -> Result<Self> {
         let (mut outputs, mut places) = (Vec::new(), Vec::with_capacity(plan.tasks.len()));
         for (index, name) in plan.outputs.iter().enumerate() {
             let path = partial.join(name);
             let (prefix, offsets, data) = header(plan, index)?;
             let size = prefix.len() as u64 + data;
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create(true)
-                .truncate(false)
-                .open(&path)
-                .map_err(Error::io(&path))?;
-            allocate(&file, size).and_then(|()| file.write_all_at(&prefix, 0)).map_err(Error::io(&path))?;
+            make_way(&path)?;
+            let fill = |file: File| allocate(&file, size).and_then(|()| file.write_all_at(&prefix, 0));
+            open_own(&path).and_then(fill).map_err(Error::io(&path))?;
+            let open = AtomicUsize::new(offsets.len());
             places.extend(offsets.into_iter().map(|offset| (index, prefix.len() as u64 + offset)));
-            outputs.push(Output { path, file, prefix, size });
+            outputs.push(Output { path, file: Mutex::new(None), open, prefix, size });
         }
-        Ok(Self { outputs, places })
+        Ok(Self { outputs, places, sync })
     }
 
     /// Writes bytes of a task's tensor, `offset` bytes from its start.
     pub fn write(&self, task: usize, offset: usize, bytes: &[u8]) -> Result<()> {
         let (output, start) = self.places[task];
-        let Output { path, file, .. } = &self.outputs[output];
-        file.write_all_at(bytes, start + offset as u64).map_err(Error::io(path))
+        let (output, at) = (&self.outputs[output], start + offset as u64);
+        let file = output.file()?;
+        file.write_all_at(bytes, at).map_err(Error::io(&output.path))?;
+        #[cfg(target_os = "linux")]
+        if self.sync {
+            // Linux begins to write dirty pages out on this advice, and does not wait. Advice only.
+            let length = std::num::NonZeroU64::new(bytes.len() as u64);
+            let _advice = rustix::fs::fadvise(&*file, at, length, rustix::fs::Advice::DontNeed);
+        }
+        Ok(())
     }
 
-    /// Reads back bytes of a task's tensor.
-    pub fn read(&self, task: usize, offset: usize, bytes: &mut [u8]) -> Result<()> {
+    /// Closes the file of a task's tensor if that was the last of its file.
+    pub fn finish(&self, task: usize) -> Result<()> {
+        let output = &self.outputs[self.places[task].0];
+        if output.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+            *output.file.lock().map_err(|_| Error::Panic("an output's lock is poisoned".into()))? = None;
+        }
+        Ok(())
+    }
+
+    /// The file of a task's tensor, to read it back.
+    pub fn reader(&self, task: usize) -> Result<Reader<'_>> {
         let (output, start) = self.places[task];
-        let Output { path, file, .. } = &self.outputs[output];
-        file.read_exact_at(bytes, start + offset as u64).map_err(Error::io(path))
+        let path = &self.outputs[output].path;
+        Ok(Reader { file: open_own(path).map_err(Error::io(path))?, path, start })
     }
 
     /// The length and header of an output, and its size.
@@ -121,96 +170,51 @@ impl Writer {
         let index = serde_json::json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
         let text = serde_json::to_string_pretty(&index).map_err(|e| Error::Panic(format!("index: {e}")))?;
         let path = partial.join(INDEX);
-        fs::write(&path, text + "\n").map_err(Error::io(&path))
+        remove(&path)?;
+        let made = OpenOptions::new().write(true).create_new(true).open(&path);
+        made.and_then(|mut file| file.write_all((text + "\n").as_bytes())).map_err(Error::io(&path))
     }
+}
+
+/// A finished tensor's file.
+pub struct Reader<'a> {
+    file: File,
+    path: &'a Path,
+    start: u64,
+}
+
+impl Reader<'_> {
+    /// Reads back bytes of the tensor, `offset` bytes from its start.
+    pub fn read(&self, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        self.file.read_exact_at(bytes, self.start + offset as u64).map_err(Error::io(self.path))
+    }
+}
+
+/// Whether all that is in a directory, but for the journal, are outputs of this plan by their size and header.
+pub(crate) fn holds_outputs_alone(plan: &Plan, partial: &Path) -> Result<bool> {
+    for entry in fs::read_dir(partial).map_err(Error::io(partial))? {
+        let entry = entry.map_err(Error::io(partial))?;
+        let name = entry.file_name();
+        if name == journal::NAME || name == INDEX {
+            continue;
+        }
+        let Some(index) = plan.outputs.iter().position(|output| name == output.as_str()) else { return Ok(false) };
+        let (prefix, _, data) = header(plan, index)?;
+        let size = prefix.len() as u64 + data;
+        let found = open_own(&entry.path()).and_then(|file| {
+            let mut start = vec![0; prefix.len()];
+            file.read_exact_at(&mut start, 0)?;
+            Ok((start, file.metadata()?.len()))
+        });
+        if !found.is_ok_and(|found| found == (prefix, size)) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Bytes that the files of a plan take.
 pub fn bytes_needed(plan: &Plan) -> Result<u64> {
     let sizes = (0..plan.outputs.len()).map(|i| header(plan, i).map(|(prefix, _, data)| prefix.len() as u64 + data));
     sizes.sum()
-}
-
-/// Syncs a file or directory to the disk.
-fn sync_path(path: &Path) -> Result<()> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io(path))
-}
-
-/// Syncs everything under a directory.
-fn sync_tree(directory: &Path) -> Result<()> {
-    for entry in fs::read_dir(directory).map_err(Error::io(directory))? {
-        let path = entry.map_err(Error::io(directory))?.path();
-        if path.is_dir() { sync_tree(&path)? } else { sync_path(&path)? }
-    }
-    sync_path(directory)
-}
-
-/// Whether a directory is there and holds anything.
-fn is_occupied(directory: &Path) -> Result<bool> {
-    match fs::read_dir(directory) {
-        Ok(mut entries) => Ok(entries.next().is_some()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(Error::io(directory)(e)),
-    }
-}
-
-/// Turns a finished partial directory into `out` by one rename. With `overwrite` an earlier `out` is exchanged for it and
-/// then removed; without it, it is refused. `sync` waits until everything is on the disk. Returns what is left of the
-/// earlier `out` and why, where it could not be removed: the new one is in its place all the same.
-pub fn commit(partial: &Path, out: &Path, overwrite: bool, sync: bool) -> Result<Option<(PathBuf, Error)>> {
-    if !journal::is_finished(partial)? {
-        let partial = partial.display();
-        return Err(Error::Merge(format!(
-            "{partial}: holds no finished merge; run the same command again to finish it"
-        )));
-    }
-    let occupied = is_occupied(out)?;
-    if occupied && !overwrite {
-        let out = out.display();
-        return Err(Error::Merge(format!("{out}: exists and is not empty; choose another place or pass --overwrite")));
-    }
-    if sync {
-        sync_tree(partial)?;
-    }
-    let replaced = if occupied {
-        Some(swap(partial, out)?)
-    } else {
-        // A rename replaces an empty directory.
-        fs::rename(partial, out).map_err(Error::io(out))?;
-        None
-    };
-    let journal = out.join(journal::NAME);
-    fs::remove_file(&journal).map_err(Error::io(&journal))?;
-    if let (true, Some(parent)) = (sync, out.parent().filter(|parent| !parent.as_os_str().is_empty())) {
-        sync_path(parent)?;
-    }
-    let left = |old: PathBuf| fs::remove_dir_all(&old).map_err(Error::io(&old)).err().map(|error| (old, error));
-    Ok(replaced.and_then(left))
-}
-
-/// Puts `partial` in the place of `out`: at once where the system can, else with a moment in between where `out` is
-/// missing. Returns where the earlier `out` is, which is not `partial`: that is the place of the next unfinished work.
-fn swap(partial: &Path, out: &Path) -> Result<PathBuf> {
-    let numbered =
-        (0..).map(|n| partial.with_extension(if n == 0 { "replaced".into() } else { format!("replaced-{n}") }));
-    let aside = numbered.into_iter().find(|place| !place.exists()).unwrap_or_else(|| partial.to_owned());
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::fs::{CWD, RenameFlags, renameat_with};
-        use rustix::io::Errno;
-        match renameat_with(CWD, partial, CWD, out, RenameFlags::EXCHANGE) {
-            Ok(()) => {
-                fs::rename(partial, &aside).map_err(Error::io(partial))?;
-                return Ok(aside);
-            }
-            Err(Errno::INVAL | Errno::NOSYS) => {}
-            Err(errno) => return Err(Error::io(out)(errno.into())),
-        }
-    }
-    fs::rename(out, &aside).map_err(Error::io(out))?;
-    if let Err(e) = fs::rename(partial, out) {
-        fs::rename(&aside, out).map_err(Error::io(&aside))?;
-        return Err(Error::io(out)(e));
-    }
-    Ok(aside)
 }

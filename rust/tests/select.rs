@@ -12,10 +12,10 @@ fn solve(keys: &[i64], k: usize, sample: Vec<i64>) -> (i64, usize, usize) {
             Step::Count(pivots) => {
                 let count = |test: &dyn Fn(i64) -> bool| keys.iter().filter(|key| test(**key)).count();
                 let counts: Vec<_> = pivots.iter().map(|p| [count(&|key| key > *p), count(&|key| key == *p)]).collect();
-                search.counted(&pivots, &counts);
+                search.counted(&pivots, &counts).unwrap();
             }
             Step::Collect(low, high) => {
-                search.collected(keys.iter().copied().filter(|key| low < *key && *key < high).collect());
+                search.collected(keys.iter().copied().filter(|key| low < *key && *key < high).collect()).unwrap();
             }
         }
     }
@@ -70,5 +70,36 @@ fn small_tensors_are_known_from_the_sample() {
         for k in 1..=n.min(20) {
             let Step::Done { .. } = Search::new(n, k, TOP, keys.clone()).step() else { panic!("not done") };
         }
+    }
+}
+
+#[test]
+fn answers_of_data_that_change_end_a_search() {
+    for seed in 0..2000 {
+        let mut next = seed;
+        let mut draw = |n: usize| {
+            next += 1;
+            hash(next * 7919 + seed) as usize % n
+        };
+        let n = 3 * COLLECT;
+        let mut search = Search::new(n, 1 + draw(n), TOP, (0..100).map(hash).collect());
+        let mut sweeps = 0;
+        let ended = loop {
+            sweeps += 1;
+            assert!(sweeps < 1000, "seed {seed} does not end");
+            let told = match search.step() {
+                Step::Done { .. } => break true,
+                Step::Count(pivots) => {
+                    let counts: Vec<_> = pivots.iter().map(|_| [draw(n + 1), draw(3)]).collect();
+                    search.counted(&pivots, &counts).map(|_| ())
+                }
+                Step::Collect(..) => search.collected((0..draw(COLLECT)).map(hash).collect()),
+            };
+            if told.is_err() {
+                break false;
+            }
+        };
+        // That no set of keys answers so is found, or the search ends with some key.
+        assert!(!ended || matches!(search.step(), Step::Done { .. }));
     }
 }

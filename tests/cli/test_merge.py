@@ -46,6 +46,15 @@ def test_the_seeds_own_line_works(recipe: Path, capsys: pytest.CaptureFixture[st
     assert "note: --device cuda has no effect: merges run on the CPU" in capsys.readouterr().err
 
 
+def test_sync_is_what_happens_anyway(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(recipe), "out", "--sync"]) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if "--sync" in line] == [
+        "note: --sync has no effect: a merge waits for the disk unless --no-sync is given"
+    ]
+    assert main([str(recipe), "out", "--no-sync", "--overwrite"]) == 0
+    assert "sync" not in capsys.readouterr().err
+
+
 def test_quiet_is_silent(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(recipe), "out", "--quiet", "--cuda"]) == 0
     assert capsys.readouterr() == ("", "")

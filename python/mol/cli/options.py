@@ -99,6 +99,8 @@ def merging(function: Callable[..., Any]) -> Callable[..., Any]:
     decorators = [
         option("--overwrite", is_flag=True, section="Result",
                help="Replace OUT if it is there, once the new one is complete."),
+        option("--overwrite-all", is_flag=True, section="Result",
+               help="The same, deleting also files in OUT that are no model's; --overwrite lists them."),
         option("--discard-partial", is_flag=True, section="Result",
                help="Throw away what another, unfinished merge left at OUT.partial."),
         option("--out-shard-size", metavar="SIZE", default=None, section="Result",
@@ -117,7 +119,8 @@ def merging(function: Callable[..., Any]) -> Callable[..., Any]:
                section="Result", help="Seed of the methods that draw at random.  [default: 0]"),
         option("-j", "--threads", "--num-threads", "threads", type=click.IntRange(min=1), metavar="N", default=None,
                section="Speed", help="Size of the pool.  [default: all cores]"),
-        option("--sync", is_flag=True, section="Speed", help="Wait until the result is on the disk."),
+        option("--sync/--no-sync", "sync", default=None, section="Speed",
+               help="Do not wait until the result is on the disk: a power cut may damage it.  [default: wait]"),
         option("--simd", type=click.Choice(["auto", "off", "avx2", "avx512"]), default="auto", hidden=True),
         option("--tile", type=click.IntRange(min=1), metavar="ELEMENTS", default=None, hidden=True),
         option("--device", metavar="DEVICE", default=None, section=None),
@@ -183,6 +186,8 @@ def _say_without_effect(console: Console, given: dict[str, Any]) -> None:
             )
         if wanted is True:
             console.note(f"{declaration.split('/')[0]} has no effect: SafeTensors is all that mol writes")
+    if given.get("sync"):
+        console.note("--sync has no effect: a merge waits for the disk unless --no-sync is given")
     device = given.pop("device", None)
     if device is not None and device != "cpu":
         kind = device.partition(":")[0]

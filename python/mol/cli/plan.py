@@ -58,7 +58,8 @@ def _trouble(planned: PlannedMerge, out: Path, options: MergeOptions) -> str | N
     from mol.merge.output import check_output
 
     try:
-        check_output(out, overwrite=options.overwrite, inputs=[source.directory for source in planned.sources])
+        inputs = [source.directory for source in planned.sources]
+        check_output(out, overwrite=options.overwrite, overwrite_all=options.overwrite_all, inputs=inputs)
     except MolError as error:
         head, *_ = str(error).splitlines()
         return " ".join((head, "; ".join(error.problems))).rstrip()

@@ -24,7 +24,9 @@ class MergeOptions:
     Attributes:
         threads: worker threads, all cores if None.
         out_shard_size: most bytes of tensors in one output file (a larger tensor gets a file of its own).
-        overwrite: replace a model that is already at the output path, after the new one is complete.
+        overwrite: replace a model that is already at the output path, after the new one is complete; refused where
+            other files than a model's are there.
+        overwrite_all: the same, with everything that is there.
         discard_partial: throw away what an earlier, different merge left unfinished at the same place.
         allow_nonfinite: let NaN and infinity through instead of stopping.
         strict_tensors: refuse where a tensor outside the layers would be copied or dropped.
@@ -32,7 +34,7 @@ class MergeOptions:
         write_model_card: write a README.md.
         trust_remote_code: also copy Python files and what points to them.
         allow_crimes: admit mixed architectures whose shapes are equal.
-        sync: flush everything to the disk before the output appears.
+        sync: have everything on the disk before the output appears, and before an earlier one is removed.
         digest: a cryptographic digest of each tensor beside its checksum.
         seed: key of the random methods.
         tile: elements a thread takes at a time, for tests and measurements.
@@ -45,6 +47,7 @@ class MergeOptions:
     threads: int | None = None
     out_shard_size: int = 5_000_000_000
     overwrite: bool = False
+    overwrite_all: bool = False
     discard_partial: bool = False
     allow_nonfinite: bool = False
     strict_tensors: bool = False
@@ -52,7 +55,7 @@ class MergeOptions:
     write_model_card: bool = True
     trust_remote_code: bool = False
     allow_crimes: bool = False
-    sync: bool = False
+    sync: bool = True
     digest: Digest | None = None
     seed: int = 0
     tile: int | None = None

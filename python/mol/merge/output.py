@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from mol.errors import MergeError
+from mol.errors import CheckpointError, MergeError
+from mol.io.json_file import read_object
+from mol.io.side_files import sort_side_files
 from mol.merge.manifest import MANIFEST_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_MODEL_MARKS: Final = ("config.json", MANIFEST_NAME)
+# Weights and their index under the names that transformers saves them by.
+_WEIGHTS: Final = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
+_INDEX: Final = re.compile(r"(model\.safetensors|pytorch_model\.bin)\.index\.json")
+_WRITTEN: Final = frozenset({"config.json", "README.md", "mergekit_config.yml", ".gitattributes", MANIFEST_NAME})
+_NAMED: Final = 10  # files that an error names
 
 
 def partial_of(out: Path) -> Path:
@@ -21,17 +28,34 @@ def partial_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.partial")
 
 
-def check_output(out: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> Path:
+def check_output(out: Path, *, overwrite: bool, overwrite_all: bool = False, inputs: Iterable[Path] = ()) -> Path:
     """Check that a model can be put at `out`, and return the path with its links followed.
 
     Args:
         out: the output directory.
         overwrite: whether a model that is there may be replaced.
+        overwrite_all: whether other files that are there with it may go too.
         inputs: directories that are known to be inputs; none of them is offered for overwriting.
 
     Raises:
         OSError: `out` or a folder above it is a file, a loop of links, or not writable.
         MergeError: something is there already, or an input is.
+    """
+    place = find_place(out, inputs=inputs)
+    check_replaceable(out.expanduser(), overwrite=overwrite, overwrite_all=overwrite_all)
+    return place
+
+
+def find_place(out: Path, *, inputs: Iterable[Path] = ()) -> Path:
+    """Return `out` with its links followed, a place where a directory can be, whatever is there now.
+
+    Args:
+        out: the output directory.
+        inputs: directories that are known to be inputs.
+
+    Raises:
+        OSError: `out` or a folder above it is a file, a loop of links, or not writable.
+        MergeError: an input is there.
     """
     place = Path(os.path.realpath(out.expanduser() if out.parts[:1] == ("~",) else out))
     try:
@@ -50,13 +74,74 @@ def check_output(out: Path, *, overwrite: bool, inputs: Iterable[Path] = ()) -> 
         raise NotADirectoryError(f"{out} cannot be made: {above} is a file")
     if not may(above, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, f"{out} cannot be made: no right to write there", str(above))
+    if there and os.path.ismount(place):
+        raise MergeError(
+            f"{out} is a mount point, and a merge appears by a rename, which cannot replace one; name a directory "
+            f"below it, such as {out / 'merged'}"
+        )
     check_apart(place, inputs)
-    if there and any(place.iterdir()):
-        if not overwrite:
-            raise MergeError(f"{out} is not empty; name another directory, or replace it with overwrite (--overwrite)")
-        if not any((place / name).is_file() for name in _MODEL_MARKS):
-            raise MergeError(f"{out} holds something that is no model (no config.json), so it is not overwritten")
     return place
+
+
+def check_replaceable(out: Path, *, overwrite: bool, overwrite_all: bool = False) -> None:
+    """Refuse a directory that is not empty, unless it is a model that may be replaced.
+
+    Raises:
+        MergeError: with the files that no program that saves models wrote.
+    """
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not (overwrite or overwrite_all):
+        raise MergeError(f"{out} is not empty; name another directory, or replace it with overwrite (--overwrite)")
+    names = sorted(_everything(out))
+    manifest = _object(out / MANIFEST_NAME)
+    listed = {str(file.get("name")) for file in _list(manifest.get("files")) if isinstance(file, dict)}
+    weights = {name for name in names if _WEIGHTS.fullmatch(name)} | (listed & set(names))
+    config = _object(out / "config.json")
+    if not (listed or (weights and ("model_type" in config or "architectures" in config))):
+        raise MergeError(
+            f"{out} holds something that is no model (neither weights with a model's config.json nor "
+            f"{MANIFEST_NAME}), so it is not overwritten; name another directory"
+        )
+    beside = {str(file.get("name")) for file in _list(manifest.get("side_files")) if isinstance(file, dict)}
+    side = sort_side_files(names)
+    known = {*_WRITTEN, *weights, *beside, *side.tokenizer, *side.other}
+    foreign = [name for name in names if name not in known and not _INDEX.fullmatch(name)]
+    if foreign and not overwrite_all:
+        more = [f"and {len(foreign) - _NAMED:,} more"] if len(foreign) > _NAMED else []
+        raise MergeError.listing(
+            f"{out} holds other files than a model's, which overwriting would delete; move them away, name another "
+            "directory, or delete them with it by overwrite_all (--overwrite-all)",
+            [*foreign[:_NAMED], *more],
+        )
+
+
+def _everything(directory: Path) -> list[str]:
+    """List all that is below a directory as relative paths, hidden or not; empty folders with a slash at the end."""
+    found = []
+    for folder, folders, files in os.walk(directory, onerror=_raise):
+        here = Path(folder)
+        links = [name for name in folders if (here / name).is_symlink()]
+        found += [(here / name).relative_to(directory).as_posix() for name in (*files, *links)]
+        if not files and not folders:
+            found.append(f"{here.relative_to(directory).as_posix()}/")
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """Return a JSON file's object; empty where there is none, since then it says nothing of a model."""
+    try:
+        return read_object(path) if path.is_file() else {}
+    except CheckpointError:
+        return {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def check_apart(out: Path, inputs: Iterable[Path]) -> None:

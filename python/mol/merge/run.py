@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Sequence
 
+    from mol import _rust
     from mol.config import MergeConfig, ModelReference
     from mol.io.checkpoint import Checkpoint
     from mol.merge.card import Card
@@ -132,7 +134,7 @@ def run_merge(
         OSError: a file is missing or may not be read, or the disk failed or is full.
     """
     from mol import _rust
-    from mol.merge.output import check_apart, check_output, partial_of
+    from mol.merge.output import find_place, partial_of
 
     fields = {**option_fields, **({"threads": threads} if threads is not None else {})}
     options = replace(options or MergeOptions(), **fields)
@@ -141,7 +143,25 @@ def run_merge(
     if target is None:
         raise ConfigError("where should the merged model go? give `out`, or `output_path` in the recipe")
     local = (Path(reference.name).expanduser() for reference in config.model_references())
-    place = check_output(Path(target), overwrite=options.overwrite, inputs=filter(Path.is_dir, local))
+    place = find_place(Path(target), inputs=filter(Path.is_dir, local))
+    # Kept from the first look at what is there until the new model is in its place.
+    with closing(_rust.PartialLock(partial_of(place), place)) as lock:
+        return _merge(config, place, lock, options, _Watch(partial_of(place), cancel, on_progress), checkpoints)
+
+
+def _merge(
+    config: MergeConfig,
+    place: Path,
+    lock: _rust.PartialLock,
+    options: MergeOptions,
+    watch: _Watch,
+    checkpoints: Mapping[ModelReference, Checkpoint] | None,
+) -> MergeReport:
+    from mol import _rust
+    from mol.merge.output import check_apart, check_replaceable
+
+    may = {"overwrite": options.overwrite, "overwrite_all": options.overwrite_all}
+    check_replaceable(place, **may)
     prepared = _prepare(config, options, checkpoints)
     inputs = [source.directory for source in prepared.planned.sources]
     inputs += [file.path.parent for source in prepared.planned.sources for file in source.files]
@@ -151,14 +171,14 @@ def run_merge(
     for line in prepared.planned.warnings:
         _log.warning("%s", line)
 
-    partial = partial_of(place)
-    watch = _Watch(partial, cancel, on_progress)
-    if cancel is not None and cancel.is_set():
+    if watch.cancel is not None and watch.cancel.is_set():
         raise MergeCancelled("the merge was cancelled before it began; nothing was written")
     plan = prepared.planned.plan.to_json()
-    _check_space(place, prepared.planned, _rust.preflight(plan, str(partial), discard_partial=options.discard_partial))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    executed = _execute(prepared, plan, partial, place, options, watch)
+    found = _rust.preflight(plan, str(watch.partial), discard_partial=options.discard_partial, lock=lock)
+    _check_space(place, prepared.planned, found)
+    # Planning may have taken hours of downloads, in which another merge may have ended here.
+    check_replaceable(place, **may)
+    executed = _execute(prepared, plan, place, lock, options, watch)
     return MergeReport(
         out=place,
         planned=prepared.planned,
@@ -203,10 +223,13 @@ class _Watch:
 
 
 def _execute(
-    prepared: _Prepared, plan: str, partial: Path, place: Path, options: MergeOptions, watch: _Watch
+    prepared: _Prepared, plan: str, place: Path, lock: _rust.PartialLock, options: MergeOptions, watch: _Watch
 ) -> dict[str, Any]:
     from mol import _rust
+    from mol.merge.output import check_replaceable
     from mol.merge.side_files import write_side_files
+
+    partial = watch.partial
 
     try:
         executed: dict[str, Any] = json.loads(
@@ -217,9 +240,13 @@ def _execute(
                 tile=options.tile,
                 simd=options.simd,
                 digest=options.digest,
+                sync=options.sync,
                 on_progress=watch,
+                lock=lock,
             )
         )
+        if lock.warning is not None:
+            _log.warning("%s", lock.warning)
         write_side_files(
             partial,
             prepared.planned,
@@ -230,7 +257,9 @@ def _execute(
             version=_rust.__version__,
         )
         watch.check()
-        left = _rust.commit(str(partial), str(place), overwrite=options.overwrite, sync=options.sync)
+        check_replaceable(place, overwrite=options.overwrite, overwrite_all=options.overwrite_all)
+        overwrite = options.overwrite or options.overwrite_all
+        left = _rust.commit(str(partial), str(place), overwrite=overwrite, sync=options.sync, lock=lock)
         if left is not None:
             _log.warning("%s", left)
     except OSError as error:

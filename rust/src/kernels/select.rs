@@ -55,7 +55,8 @@ impl Search {
         let mut search = Self { k, sample, low: -1, above_low: n, high: top, from_high: 0, swept: false, done: None };
         if search.sample.len() == n {
             let all = std::mem::take(&mut search.sample);
-            search.collected(all);
+            // As many as there are, so nothing contradicts.
+            let _always = search.collected(all);
         }
         search
     }
@@ -86,12 +87,14 @@ impl Search {
     }
 
     /// Takes the answer to `Count`: keys above and equal to each pivot. Returns the pivot that is the answer, if one is.
-    pub fn counted(&mut self, pivots: &[i64], counts: &[[usize; 2]]) -> Option<usize> {
+    /// Fails if no set of keys gives all the answers so far: then the data changed between two sweeps.
+    pub fn counted(&mut self, pivots: &[i64], counts: &[[usize; 2]]) -> Result<Option<usize>, Inconsistent> {
         self.swept = true;
+        let before = (self.low, self.high);
         for (i, (&pivot, &[above, equal])) in pivots.iter().zip(counts).enumerate() {
             if above < self.k && self.k <= above + equal {
                 self.done = Some((pivot, self.k - above));
-                return Some(i);
+                return Ok(Some(i));
             }
             if above >= self.k && pivot > self.low {
                 (self.low, self.above_low) = (pivot, above);
@@ -99,18 +102,28 @@ impl Search {
                 (self.high, self.from_high) = (pivot, above + equal);
             }
         }
-        None
+        // Each sweep narrows the interval, and the answer stays inside: so a search of data that stand still ends.
+        let inside = self.from_high < self.k && self.k <= self.above_low && self.high - self.low > 1;
+        if inside && before != (self.low, self.high) { Ok(None) } else { Err(Inconsistent) }
     }
 
-    /// Takes the answer to `Collect`.
-    pub fn collected(&mut self, mut keys: Vec<i64>) {
+    /// Takes the answer to `Collect`; fails as `counted` does.
+    pub fn collected(&mut self, mut keys: Vec<i64>) -> Result<(), Inconsistent> {
+        if keys.len() != self.above_low - self.from_high {
+            return Err(Inconsistent);
+        }
         let rank = self.k - self.from_high;
         let at = keys.len() - rank;
         let key = *keys.select_nth_unstable(at).1;
         let above = keys[at..].iter().filter(|other| **other > key).count();
         self.done = Some((key, rank - above));
+        Ok(())
     }
 }
+
+/// The data of a search changed under it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inconsistent;
 
 /// Counts of `|x - base|` against up to two pivots.
 #[derive(Clone, Copy)]
