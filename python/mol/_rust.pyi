@@ -13,6 +13,7 @@ __all__ = [
     "PartialLock",
     "__version__",
     "checksum",
+    "checksum_tensors",
     "commit",
     "compare",
     "execute",
@@ -190,6 +191,22 @@ def checksum(
 
     Raises:
         CheckpointError: The header is damaged.
+        OSError: The file cannot be read.
+    """
+
+def checksum_tensors(path: str | PathLike[str], tensors: Sequence[str], *, threads: int | None = None) -> list[str]:
+    """Compute the checksums of some tensors of a SafeTensors file; of the others no byte is read.
+
+    Args:
+        path: The file.
+        tensors: Their names.
+        threads: Size of the pool; all cores by default.
+
+    Returns:
+        CRC-64/NVME of each, in hexadecimal, in the order of the names.
+
+    Raises:
+        CheckpointError: The header is damaged, or there is no such tensor.
         OSError: The file cannot be read.
     """
 

@@ -274,6 +274,18 @@ fn checksum(
     )
 }
 
+#[pyfunction]
+#[pyo3(signature = (path, tensors, *, threads = None))]
+fn checksum_tensors(
+    py: Python<'_>,
+    path: PathBuf,
+    tensors: Vec<String>,
+    threads: Option<usize>,
+) -> PyResult<Vec<String>> {
+    let watch = Watch::default();
+    watched(py, &watch, || pool(threads)?.install(|| audit::sum_tensors(&path, &tensors, &watch)), |_| Ok(()))
+}
+
 type Pair = (PathBuf, String, PathBuf, String);
 type Distances = Vec<(f64, f64, f64, f64, f64, usize)>;
 
@@ -324,5 +336,6 @@ fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(execute, module)?)?;
     module.add_function(wrap_pyfunction!(commit, module)?)?;
     module.add_function(wrap_pyfunction!(checksum, module)?)?;
+    module.add_function(wrap_pyfunction!(checksum_tensors, module)?)?;
     module.add_function(wrap_pyfunction!(compare, module)?)
 }

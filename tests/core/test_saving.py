@@ -134,7 +134,7 @@ assert torch.equal(MoLForCausalLM.from_pretrained({str(tmp_path / "fused")!r})(i
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"local_files_only": True}, "does not take local_files_only; it takes attn_implementation, cache_dir, dev"),
+        ({"force_download": True}, "does not take force_download; it takes attn_implementation, cache_dir, dev"),
         ({"use_safetensors": False, "colour": "red"}, "does not take colour"),
         ({"device_map": "auto"}, "mol places nothing by itself"),
         ({"device_map": 99}, "device_map names 'cuda:99', which this machine does not have"),

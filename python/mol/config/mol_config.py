@@ -20,7 +20,8 @@ REMOTE_CODE_WARNING: Final = (
     "trust_remote_code: Python code that comes with a model will be run if transformers does not know the model's "
     "type; trust the authors of such models, or read their code first"
 )
-_PERSONAL: Final = frozenset({"cache_dir", "device_map", "token", "trust_remote_code"})
+PERSONAL: Final = frozenset({"cache_dir", "device_map", "paths", "token", "trust_remote_code"})
+"""Settings of one machine or one person, which are never saved and never taken from a file."""
 _log = logging.getLogger("mol")
 
 
@@ -59,6 +60,7 @@ class MoLConfig:
         token: the Hub token.
         quantization_config: refused if it is given.
         use_gradient_checkpointing: refused if it is asked for.
+        paths: directory by model name, of models that are elsewhere than their names say.
     """
 
     models: list[str]
@@ -87,6 +89,7 @@ class MoLConfig:
     token: str | None = field(default=None, repr=False)
     quantization_config: Any = field(default=None, repr=False)
     use_gradient_checkpointing: bool = False
+    paths: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model.
@@ -131,7 +134,7 @@ class MoLConfig:
             )
         problems += [
             f"{setting} is {getattr(self, setting)!r}, wanted a dictionary by model name"
-            for setting in ("revisions", "stacks")
+            for setting in ("paths", "revisions", "stacks")
             if not isinstance(getattr(self, setting), dict)
         ]
         if self.quantization_config is not None:
@@ -143,7 +146,7 @@ class MoLConfig:
             problems.append("use_gradient_checkpointing is not there yet: leave it out, and train on smaller batches")
         problems += [
             f"{setting} names {model!r}, which is not one of models"
-            for setting in ("revisions", "stacks", "device_map", "dtype")
+            for setting in ("paths", "revisions", "stacks", "device_map", "dtype")
             if isinstance(getattr(self, setting), dict)
             for model in getattr(self, setting)
             if model not in (self.models or ())
@@ -172,7 +175,7 @@ class MoLConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON holds them, without those that are of one machine or one person."""
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in _PERSONAL}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in PERSONAL}
 
 
 def _name(dtype: object) -> str:

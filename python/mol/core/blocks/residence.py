@@ -35,6 +35,11 @@ class Residence:
         self._memory = memory
         self._paths = {id(module): path for path, module in model.named_modules()}
 
+    def path_of(self, module: nn.Module) -> str:
+        """Return the path of a module in the model."""
+        path: str = self._paths[id(module)]
+        return path
+
     def require(self, modules: Iterable[nn.Module]) -> None:
         """Have modules in memory from now on.
 

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from mol.core.blocks.placement import Memory, Place
     from mol.core.blocks.prelude import Carries
     from mol.core.models.weights import ModelWeights
+    from mol.io.checkpoint import Checkpoint
 
 __all__ = ["Source", "Tokens"]
 
@@ -61,6 +62,7 @@ class Source:
         weights: of a model that was built without them, else None.
         places: where blocks go, by their numbers, if not where the model is.
         revision: the commit that it was taken from, None for a directory.
+        checkpoint: its files, None of a model that was not loaded here.
         made_causal: whether that took other masks than its own.
     """
 
@@ -95,6 +97,7 @@ class Source:
         self._residence = Residence(self.model, weights, memory)
         self.places: Mapping[int, Place] = {}
         self.revision: str | None = None
+        self.checkpoint: Checkpoint | None = None
         found = choose_stack(self.model, name, stack)
         self.blocks = list(found.blocks)
         self.stack = found.path
@@ -138,6 +141,15 @@ class Source:
         """What is known of `causal`, None if nobody asked of any block."""
         found = [said for (what, *_), said in list(self._probed.items()) if what == "causal"]
         return all(found) if found else None
+
+    def block_path(self, index: int) -> str:
+        """Return the path of a block in the model."""
+        return self._residence.path_of(self.calls.forms[index].block)
+
+    @property
+    def uses_more_than_blocks(self) -> bool:
+        """Whether weights outside of its list of blocks were loaded, because its blocks are handed what they make."""
+        return self.weights is not None and bool(self.weights.loaded & self.weights.outside(self.stack))
 
     def require(self, indices: Iterable[int]) -> None:
         """Have blocks in memory from now on.

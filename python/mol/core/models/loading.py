@@ -44,7 +44,8 @@ def open_host(name: str, settings: MoLConfig) -> Source:
     """
     directory, revision = _located(name, settings)
     config = _config(name, directory, settings)
-    model, weights = _opened(head_class(config), name, directory, config, settings)
+    checkpoint = Checkpoint.open(directory, name=name, revision=revision)
+    model, weights = _opened(head_class(config), checkpoint, config, settings)
     if weights is not None:
         read_generation_config(model, directory)
         if not _is_placed_whole(name, settings):
@@ -53,7 +54,7 @@ def open_host(name: str, settings: MoLConfig) -> Source:
                 "whole"
             )
     host = Source(model, name, stack=settings.stacks.get(name), causal=False, weights=weights)
-    host.revision = revision
+    host.revision, host.checkpoint = revision, checkpoint
     host.require_rest()
     return host
 
@@ -72,9 +73,11 @@ def open_source(name: str, settings: MoLConfig, memory: Memory, *, causal: bool)
         OSError: it cannot be had.
     """
     directory, revision = _located(name, settings)
-    model, weights = _opened(AutoModel, name, directory, _config(name, directory, settings), settings)
+    config = _config(name, directory, settings)
+    checkpoint = Checkpoint.open(directory, name=name, revision=revision)
+    model, weights = _opened(AutoModel, checkpoint, config, settings)
     source = Source(model, name, stack=settings.stacks.get(name), causal=causal, weights=weights, memory=memory)
-    source.revision = revision
+    source.revision, source.checkpoint = revision, checkpoint
     whole = _place(settings.devices.get(name))
     source.places = {
         index: _place(settings.devices.get(f"{name}[{index}]")) or Place(None, whole is None or whole.stays)
@@ -83,16 +86,17 @@ def open_source(name: str, settings: MoLConfig, memory: Memory, *, causal: bool)
     return source
 
 
-def load_whole(auto_class: Any, name: str, settings: MoLConfig) -> PreTrainedModel:  # noqa: ANN401 - an Auto class
-    """Load a whole model.
+def load_whole(auto_class: Any, name: str, settings: MoLConfig) -> tuple[PreTrainedModel, Checkpoint]:  # noqa: ANN401 - an Auto class
+    """Load a whole model, and say which files it is from.
 
     Raises:
         MolError: its files are damaged or quantized, or its type is not known.
         OSError: it cannot be had.
     """
-    directory, _ = _located(name, settings)
+    directory, revision = _located(name, settings)
     _config(name, directory, settings)  # refuses what is not known
-    return _whole(auto_class, name, directory, settings)
+    checkpoint = Checkpoint.open(directory, name=name, revision=revision)
+    return _whole(auto_class, checkpoint, settings), checkpoint
 
 
 def load_tokenizer(name: str, settings: MoLConfig) -> PreTrainedTokenizerBase:
@@ -119,23 +123,23 @@ def read_generation_config(model: Any, directory: Path) -> None:  # noqa: ANN401
 
 def _located(name: str, settings: MoLConfig, *, weights: bool = True) -> tuple[Path, str | None]:
     """Find a model's directory, and the commit that it is of if its name is one of the Hub."""
-    reference = ModelReference(name, settings.revisions.get(name))
+    path = settings.paths.get(name, name)
+    reference = ModelReference(path, settings.revisions.get(name) if path == name else None)
     where = {"cache_dir": settings.cache_dir, "token": settings.token}
     directory, commit = resolve(reference, weights=weights, code=settings.trust_remote_code, **where)
-    return directory, None if is_local(name) else commit
+    return directory, None if is_local(path) else commit
 
 
 def _opened(
     auto_class: Any,  # noqa: ANN401 - one of the Auto classes
-    name: str,
-    directory: Path,
+    checkpoint: Checkpoint,
     config: PreTrainedConfig,
     settings: MoLConfig,
 ) -> tuple[PreTrainedModel, ModelWeights | None]:
     """Open a model without its weights and say where they are, or open it whole."""
     if not settings.memory_efficient:
-        return _whole(auto_class, name, directory, settings), None
-    weights = _hollow(auto_class, name, directory, config, settings)
+        return _whole(auto_class, checkpoint, settings), None
+    weights = _hollow(auto_class, checkpoint, config, settings)
     return weights.model, weights
 
 
@@ -147,18 +151,23 @@ def _config(name: str, directory: Path, settings: MoLConfig) -> PreTrainedConfig
     if model_type not in CONFIG_MAPPING:
         check_remote_code(name, document, model_type, trust_remote_code=settings.trust_remote_code)
     config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=settings.trust_remote_code)
+    if "/" in str(config._attn_implementation):  # of the file: nothing else was asked for here
+        raise ConfigError(
+            f"{name}: its config.json has the attn_implementation {config._attn_implementation}, a kernel of the Hub, "
+            "which is run as code: remove it there, and give attn_implementation yourself if you trust it"
+        )
     config.name_or_path = name
     return config
 
 
-def _whole(auto_class: Any, name: str, directory: Path, settings: MoLConfig) -> PreTrainedModel:  # noqa: ANN401
+def _whole(auto_class: Any, checkpoint: Checkpoint, settings: MoLConfig) -> PreTrainedModel:  # noqa: ANN401
+    name = checkpoint.name
     if not _is_placed_whole(name, settings):
         raise ConfigError(f"device_map places single blocks of {name}, which takes memory_efficient=True")
     place = _place(settings.devices.get(name))
-    Checkpoint.open(directory, name=name)  # refuses quantized and damaged files
     # Pickles are never read.
     model: PreTrainedModel = auto_class.from_pretrained(
-        directory,
+        checkpoint.directory,
         use_safetensors=True,
         dtype=settings.dtype_of(name) or "auto",
         trust_remote_code=settings.trust_remote_code,
@@ -169,12 +178,11 @@ def _whole(auto_class: Any, name: str, directory: Path, settings: MoLConfig) -> 
 
 def _hollow(
     auto_class: Any,  # noqa: ANN401 - one of the Auto classes
-    name: str,
-    directory: Path,
+    checkpoint: Checkpoint,
     config: PreTrainedConfig,
     settings: MoLConfig,
 ) -> ModelWeights:
-    checkpoint = Checkpoint.open(directory, name=name)
+    name = checkpoint.name
     options = {"trust_remote_code": True} if settings.trust_remote_code else {}
     dtype = _dtype(name, checkpoint, config, settings)
     model = build_hollow(auto_class, config, dtype=dtype, **_attention(settings), **options)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
-from safetensors.torch import load_file
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from mol.config.mol_config import MoLConfig
+from mol.config.mol_config import PERSONAL, MoLConfig
 from mol.core.host import asked_for
 from mol.core.models.heads import (  # Head at run time: transformers reads the annotations of its subclasses
     Head,
@@ -16,29 +17,25 @@ from mol.core.models.heads import (  # Head at run time: transformers reads the 
 )
 from mol.core.models.loading import read_generation_config
 from mol.core.mol_runtime import MoLRuntime
-from mol.errors import ConfigError, MolError
-from mol.io.weight_files import weight_files
+from mol.core.pretrained.described import TORCH_ATTENTION, Description, config_from, read_description
+from mol.core.pretrained.digests import check_model, find_models, record_model
+from mol.core.pretrained.options import OF_MODELS, check_offline, checked_options
+from mol.core.pretrained.saving import KEY, read_saved, refuse_other_ways, saved_directory, write_save
+from mol.core.pretrained.tokenizers import copy_inputs
+from mol.errors import MolError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
 
+    from mol.core.blocks.source import Source
+
 _F = TypeVar("_F", bound="FusedModel")
-_SETTINGS: Final = (
-    "attn_implementation",
-    "cache_dir",
-    "device_map",
-    "dtype",
-    "max_expert_memory",
-    "token",
-    "trust_remote_code",
+_GRADIENT_CHECKPOINTING: Final = (
+    "gradient checkpointing comes in a later version of mol: pass gradient_checkpointing=False (trainers of TRL have "
+    "it True by default), and train on smaller batches"
 )
-"""What `from_pretrained` takes in the place of the settings that were saved."""
-_MEANINGLESS: Final = frozenset({"adapter_kwargs", "_from_auto", "_commit_hash", "low_cpu_mem_usage"})
-"""What the Auto classes add by themselves, and what transformers ignores too."""
-_AS_IT_IS: Final = {"dtype": "auto", "torch_dtype": "auto", "revision": "main", "use_safetensors": True}
-"""What asks for nothing else than what is done anyway."""
 
 
 class MoLModelConfig(PreTrainedConfig):
@@ -60,10 +57,19 @@ class MoLModelConfig(PreTrainedConfig):
         **others: Any,  # noqa: ANN401 - the fields of PreTrainedConfig
     ) -> None:
         """Keep the fields; all are None in the default config that transformers makes to compare with."""
-        self.fusion = None if fusion is None else dict(fusion)
+        self.fusion = dict(fusion) if isinstance(fusion, dict) else fusion
         self.host = host
         self.fused_layers = fused_layers
         super().__init__(**others)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as transformers has it
+        """Make a config of what config.json holds.
+
+        Raises:
+            ConfigError: it holds what no config can.
+        """
+        return config_from(super().from_dict, config_dict, kwargs)
 
 
 class FusedModel(PreTrainedModel):
@@ -91,7 +97,7 @@ class FusedModel(PreTrainedModel):
             MolError: the config describes none, or its host has another head, or its models bring code of their own.
         """
         super().__init__(config)
-        self._adopt(_build(config, {}))
+        self._adopt(_build(read_description(config.fusion, config.host, config.fused_layers), {}))
 
     @classmethod
     def from_runtime(cls: type[_F], runtime: MoLRuntime) -> _F:
@@ -115,47 +121,77 @@ class FusedModel(PreTrainedModel):
             pretrained_model_name_or_path: the directory.
             args: none.
             kwargs: `config`; or these of `MoLConfig`, in the place of what was saved: `attn_implementation`, `dtype`,
-                `max_expert_memory`; and `cache_dir`, `device_map`, `token`, `trust_remote_code`, which never are.
+                `max_expert_memory`; and `cache_dir`, `device_map`, `paths`, `token`, `trust_remote_code`, which never
+                are. `paths` are directories, by name, of models that are not where they were. With
+                `allow_changed_models` models may be others than the fusion was saved with.
 
         Raises:
-            MolError: an option is not supported, the weights do not fit the config, or a model brings code of its own
-                and `trust_remote_code` is not given.
+            MolError: an option is not supported, the save is damaged or of a later mol, a model is not what it was, or
+                brings code of its own and `trust_remote_code` is not given.
             OSError: something is missing.
         """
-        directory = Path(pretrained_model_name_or_path)
-        if not directory.is_dir():
-            raise MolError(
-                f"{directory}: no such directory; a fused model is loaded from what save_pretrained wrote, and loading "
-                "it from the Hub comes later"
-            )
+        directory = saved_directory(pretrained_model_name_or_path, "a fused model")
+        changed, offline = kwargs.pop("allow_changed_models", False), kwargs.pop("local_files_only", False)
+        saved = read_saved(directory)
         config = kwargs.pop("config", None) or MoLModelConfig.from_pretrained(directory)
-        model = cls._around(_build(config, _settings_of(config, args, kwargs)), config)
-        weights: dict[str, torch.Tensor] = {}
-        # Where there is nothing to train, transformers writes no weights.
-        for file in weight_files(directory) if model.state_dict() else ():
-            weights |= load_file(directory / file)
-        for name, parameter in model.named_parameters():
-            if name in weights:  # to be what was saved bit for bit
-                parameter.data = parameter.data.to(weights[name].dtype)
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-        if missing or unexpected:
-            raise MolError.listing(
-                f"{directory}: its weights are not those that its config describes",
-                [*(f"{name} is missing" for name in missing), *(f"{name} is not wanted" for name in unexpected)],
-            )
-        read_generation_config(model, directory)
+        given = checked_options("a fused model", (*OF_MODELS, "max_expert_memory"), config, args, kwargs)
+        described = read_description(
+            config.fusion, config.host, config.fused_layers, given=given, written_by=saved.version
+        )
+        saved.check_description(_description_in(saved.content))
+        given["paths"] = find_models(saved.models, directory, given.get("paths", {}))
+        check_offline(offline, {*described.settings["models"]} - given["paths"].keys())
+        runtime = _build(described, given)
+        if not changed:
+            for name, (source, blocks) in _used(runtime).items():
+                if source.checkpoint is not None:
+                    check_model(saved.models.get(name), source.checkpoint, source, blocks)
+        model = cls._around(runtime, config)
+        saved.check_names(model.state_dict())
+        weights = saved.load()
+        for name, parameter in model.named_parameters():  # to be what was saved bit for bit
+            parameter.data = parameter.data.to(weights[name].dtype)
+        model.load_state_dict(weights)
+        if model.can_generate():
+            read_generation_config(model, saved.holds(GENERATION_CONFIG_NAME))
         model.train(mode=False)
         return model
 
     def save_pretrained(
         self,
         save_directory: str | Path,
+        is_main_process: bool = True,
         *args: Any,  # noqa: ANN401 - what transformers takes
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Write the fusion as it is now: layers may have been added, and models moved to another dtype."""
+        """Write the fusion as it is now: layers may have been added, and models moved to another dtype.
+
+        Where a save is already, it is replaced, and whatever ends the process meanwhile, the one or the other is there.
+
+        Args:
+            save_directory: where to; what else is in it stays.
+            is_main_process: whether this is the one of several processes that writes.
+            args: as transformers takes them.
+            kwargs: the same.
+
+        Raises:
+            MolError: push_to_hub or distributed_checkpoint is requested.
+            OSError: something cannot be written.
+        """
+        refuse_other_ways(kwargs)
         self.config.update(_described(self.runtime))
-        super().save_pretrained(save_directory, *args, **kwargs)
+        save = partial(super().save_pretrained, is_main_process=is_main_process, *args, **kwargs)  # noqa: B026
+        if not is_main_process:
+            save(save_directory)
+            return
+        directory = Path(save_directory)
+        models = {
+            name: record_model(source.checkpoint, directory, source, blocks)
+            for name, (source, blocks) in _used(self.runtime).items()
+            if source.checkpoint is not None
+        }
+        copy = partial(copy_inputs, self.runtime.host.checkpoint)
+        setattr(self.config, KEY, write_save(directory, save, _description_in, models, copy))
 
     @classmethod
     def _around(cls: type[_F], runtime: MoLRuntime, config: MoLModelConfig) -> _F:
@@ -179,6 +215,16 @@ class FusedModel(PreTrainedModel):
         """Leave modules as they were built."""
 
     @property
+    def base_model(self) -> FusedModel:
+        """The same model without its host's head; see `MoLModel`."""
+        from mol.core.pretrained.body import MoLModel
+
+        body: FusedModel | None = self.__dict__.get("_body")
+        if body is None:
+            body = self.__dict__["_body"] = MoLModel.from_model(self)  # no module of this one, which it would be twice
+        return body
+
+    @property
     def device(self) -> torch.device:
         """Where the host is."""
         device: torch.device = self.runtime.host.model.device
@@ -200,7 +246,49 @@ class FusedModel(PreTrainedModel):
         Raises:
             MolError: always.
         """
-        raise MolError(
+        raise self._not_ours()
+
+    def get_output_embeddings(self) -> torch.nn.Module | None:
+        """Return the host's, None if it has none."""
+        embeddings: torch.nn.Module | None = self.runtime.host.model.get_output_embeddings()
+        return embeddings
+
+    def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
+        """Refuse others than the host's, which are not saved with the fusion.
+
+        Raises:
+            MolError: always.
+        """
+        raise self._not_ours()
+
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        *args: Any,  # noqa: ANN401 - what transformers takes
+        **kwargs: Any,  # noqa: ANN401
+    ) -> torch.nn.Module:
+        """Return the host's embeddings where they have this size.
+
+        Raises:
+            MolError: they have another, and nothing is changed.
+        """
+        embeddings: Any = self.get_input_embeddings()
+        if (new_num_tokens or len(embeddings.weight)) != len(embeddings.weight) or args or asked_for(kwargs):
+            raise self._not_ours()
+        return self.get_input_embeddings()
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - what transformers takes
+        """Refuse: it is not there yet.
+
+        Raises:
+            MolError: always.
+        """
+        raise MolError(_GRADIENT_CHECKPOINTING)
+
+    activation_checkpointing_enable = gradient_checkpointing_enable
+
+    def _not_ours(self) -> MolError:
+        return MolError(
             f"the embeddings are those of the host, {self.runtime.host_name}, and not saved with the fusion: change "
             "and save that model, and fuse it then"
         )
@@ -225,12 +313,13 @@ def _described(runtime: MoLRuntime) -> dict[str, Any]:
     dtypes = {name: settings.dtype_of(name) for name in settings.models}
     dtypes |= {name: str(source.dtype).removeprefix("torch.") for name, source in fusion.sources.items()}
     commits = {name: source.revision for name, source in fusion.sources.items() if source.revision}
+    attention = settings.attn_implementation if settings.attn_implementation in TORCH_ATTENTION else None
     now = {
         "dtype": {name: dtype for name, dtype in dtypes.items() if dtype},
         "revisions": {**settings.revisions, **commits},
     }
     return {
-        "fusion": {**settings.to_dict(), **now},
+        "fusion": {**settings.to_dict(), **now, "attn_implementation": attention},
         "host": runtime.host_name,
         "fused_layers": [
             {"position": position, "experts": [{"model": s.model, "blocks": list(s.blocks)} for s in layer.specs]}
@@ -239,44 +328,32 @@ def _described(runtime: MoLRuntime) -> dict[str, Any]:
     }
 
 
-def _settings_of(config: MoLModelConfig, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the settings that `from_pretrained` was called with.
+def _description_in(content: Mapping[str, Any]) -> Any:  # noqa: ANN401 - as JSON holds it
+    """Take from config.json what describes the fusion."""
+    fusion = content.get("fusion")
+    if isinstance(fusion, dict):
+        fusion = {name: value for name, value in fusion.items() if name not in PERSONAL}
+    return [fusion, content.get("host"), content.get("fused_layers")]
 
-    Raises:
-        MolError: it was called with something else.
-    """
-    given = {
-        name: value
-        for name, value in asked_for(kwargs).items()
-        if name not in _MEANINGLESS and _AS_IT_IS.get(name) != value
+
+def _used(runtime: MoLRuntime) -> dict[str, tuple[Source, set[int] | None]]:
+    """Return each model and the blocks of it that are used, None for all of it."""
+    fusion = runtime.fusion()
+    blocks: dict[str, set[int]] = {}
+    for layer in fusion.layers.values():
+        for spec in layer.specs:
+            blocks.setdefault(spec.model, set()).update(spec.blocks)
+    return {
+        name: (source, None if name == runtime.host_name else blocks[name]) for name, source in fusion.sources.items()
     }
-    if "torch_dtype" in given:  # as transformers called it
-        given.setdefault("dtype", given.pop("torch_dtype"))
-    if config._attn_implementation is not None:  # where the Auto classes put it
-        given.setdefault("attn_implementation", config._attn_implementation)
-    others = sorted(given.keys() - set(_SETTINGS))
-    if args or others:
-        raise MolError(
-            f"from_pretrained of a fused model does not take {', '.join(others) or args}; it takes "
-            f"{', '.join(_SETTINGS)}"
-        )
-    return given
 
 
-def _build(config: MoLModelConfig, given: Mapping[str, Any]) -> MoLRuntime:
-    """Build the fusion that a config describes, with these settings in the place of those that it has."""
-    if config.fusion is None or config.fused_layers is None:
-        raise MolError("the config describes no fusion; make one with MoLRuntime.as_model()")
-    if config.fusion.get("trust_remote_code") and "trust_remote_code" not in given:
-        raise ConfigError(
-            "models of this fusion bring code of their own, which is run only if whoever loads it says so: read it, "
-            "and call from_pretrained(..., trust_remote_code=True)"
-        )
-    runtime = MoLRuntime(MoLConfig(**{**config.fusion, **given}))
-    runtime.setup_embeddings(config.host)
-    for layer in config.fused_layers:
-        specs = [(expert["model"], expert["blocks"]) for expert in layer["experts"]]
-        runtime.add_layer(specs, layer["position"], fit=False)
+def _build(described: Description, given: Mapping[str, Any]) -> MoLRuntime:
+    """Build the fusion of a description, with these settings in the place of those that it has."""
+    runtime = MoLRuntime(MoLConfig(**{**described.settings, **given}))
+    runtime.setup_embeddings(described.host)
+    for position, specs in described.layers:
+        runtime.add_layer(specs, position, fit=False)
     return runtime
 
 

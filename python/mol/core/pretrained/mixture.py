@@ -7,30 +7,39 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import torch
-from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import GENERATION_CONFIG_NAME
 
-from mol.config.mol_config import MoLConfig
 from mol.core.blocks.inputs import CACHE_NAMES, Tokens
 from mol.core.blocks.source import Source
 from mol.core.cache import CACHE_NAME, ExpertCache, FusedCache
 from mol.core.host import asked_for
-from mol.core.models.loading import load_tokenizer, load_whole, read_generation_config
-from mol.core.pretrained.fused_model import FusedModel
+from mol.core.models.loading import read_generation_config
+from mol.core.pretrained.described import config_from
+from mol.core.pretrained.digests import check_model, find_models, record_model
+from mol.core.pretrained.mixed_models import check_config, check_kind, check_vocabularies, load_all, load_one
+from mol.core.pretrained.options import OF_MODELS, check_offline, checked_options
+from mol.core.pretrained.posterior import posterior
+from mol.core.pretrained.saving import KEY, read_saved, refuse_other_ways, saved_directory, write_save
 from mol.core.pretrained.step_loss import share_of, weigh
+from mol.core.pretrained.tokenizers import copy_inputs
 from mol.core.pretrained.writing import Writing
 from mol.core.routers import SimpleRouter
 from mol.errors import ConfigError, MolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mol.io.checkpoint import Checkpoint
 
 MixtureWeights = Literal["uniform", "posterior", "router"]
 _WEIGHTS: Final[tuple[str, ...]] = get_args(MixtureWeights)
@@ -53,29 +62,18 @@ class MoLMixtureConfig(PreTrainedConfig):
         **others: Any,  # noqa: ANN401 - the fields of PreTrainedConfig
     ) -> None:
         """Keep the fields."""
-        self.models = list(models)
+        self.models = models if isinstance(models, str) else list(models)
         self.mixture_weights = mixture_weights
         super().__init__(**others)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as transformers has it
+        """Make a config of what config.json holds.
 
-@dataclass
-class Evidence:
-    """What the tokens so far say of each model.
-
-    Attributes:
-        total: (B, E), float64, log-probability that each gave to them.
-        last: (B, E, V), float64, log-probabilities of the token that comes next.
-        started: (B, 1), whether the row has a token, before which there is no `last`.
-    """
-
-    total: torch.Tensor
-    last: torch.Tensor
-    started: torch.Tensor
-
-    def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows of the batch, in this order."""
-        for name, tensor in list(vars(self).items()):
-            setattr(self, name, tensor.index_select(0, rows.to(tensor.device)))
+        Raises:
+            ConfigError: it holds what no config can.
+        """
+        return config_from(super().from_dict, config_dict, kwargs)
 
 
 class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
@@ -101,7 +99,9 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
     def __init__(self, config: MoLMixtureConfig) -> None:
         """Load the models that a config names; see `from_models`."""
         super().__init__(config)
-        self._adopt([_load(name) for name in config.models], config.models)
+        check_config(config.models, config.mixture_weights, _WEIGHTS)
+        names = list(config.models)
+        self._adopt(*load_all(names, {}), names)
 
     @classmethod
     def from_models(cls, models: Sequence[str | PreTrainedModel], weights: MixtureWeights = "uniform") -> MoLMixture:
@@ -122,49 +122,107 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
             raise ConfigError("a mixture needs at least one model")
         if weights not in _WEIGHTS:
             raise ConfigError(f"weights is {weights!r}, wanted one of {', '.join(_WEIGHTS)}")
-        loaded = [_load(model) if isinstance(model, str) else model for model in models]
+        found = [load_one(model, {}) if isinstance(model, str) else (model, None) for model in models]
+        loaded, checkpoints = [model for model, _ in found], [checkpoint for _, checkpoint in found]
         names = [given if isinstance(given, str) else given.name_or_path for given in models]
         text = loaded[0].config.get_text_config()
         tokens = {key: getattr(text, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
         config = MoLMixtureConfig(
             models=names, mixture_weights=weights, vocab_size=text.vocab_size, hidden_size=text.hidden_size, **tokens
         )
-        mixture = cls.__new__(cls)
-        PreTrainedModel.__init__(mixture, config)
-        mixture._adopt(loaded, [given for given in models if isinstance(given, str)])
-        return mixture
+        return cls._around(config, loaded, checkpoints, [given for given in models if isinstance(given, str)])
 
     @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
-        **kwargs: Any,  # noqa: ANN401 - refused
+        *args: Any,  # noqa: ANN401 - what transformers passes
+        **kwargs: Any,  # noqa: ANN401
     ) -> MoLMixture:
         """Load what `save_pretrained` wrote, the names of the models and the router, and the models.
 
+        Args:
+            pretrained_model_name_or_path: the directory.
+            args: none.
+            kwargs: `config`; or `attn_implementation`, `cache_dir`, `device_map`, `dtype`, `paths`, `token` and
+                `trust_remote_code`, as `MoLConfig` has them. With `allow_changed_models` models may be others than the
+                mixture was saved with.
+
         Raises:
-            MolError: an option is given, or a model was mixed that has no name.
+            MolError: an option is not supported, the save is damaged or of a later mol, a model is not what it was, or
+                was mixed without a name.
             OSError: something is missing.
         """
-        if kwargs:
-            raise MolError(f"from_pretrained of a mixture does not take {', '.join(sorted(kwargs))}")
-        config = MoLMixtureConfig.from_pretrained(pretrained_model_name_or_path)
-        if not all(config.models):
-            raise MolError(
-                f"{pretrained_model_name_or_path}: not all models of the mixture have names: {config.models}"
-            )
-        mixture = cls.from_models(config.models, config.mixture_weights)
-        if mixture.router is not None:
-            mixture.load_state_dict(load_file(Path(pretrained_model_name_or_path) / "model.safetensors"))
-        read_generation_config(mixture, Path(pretrained_model_name_or_path))
+        directory = saved_directory(pretrained_model_name_or_path, "a mixture")
+        changed, offline = kwargs.pop("allow_changed_models", False), kwargs.pop("local_files_only", False)
+        saved = read_saved(directory)
+        config = kwargs.pop("config", None) or MoLMixtureConfig.from_pretrained(directory)
+        given = checked_options("a mixture", OF_MODELS, config, args, kwargs)
+        check_config(config.models, config.mixture_weights, _WEIGHTS)
+        saved.check_description(_description_in(saved.content))
+        given["paths"] = find_models(saved.models, directory, given.get("paths", {}))
+        check_offline(offline, set(config.models) - given["paths"].keys())
+        models, checkpoints = load_all(config.models, given)
+        for name, checkpoint in zip(config.models, checkpoints, strict=True):
+            if not changed:
+                check_model(saved.models.get(name), checkpoint, None, None)
+        mixture = cls._around(config, models, checkpoints, config.models, given)
+        saved.check_names(mixture.state_dict())
+        mixture.load_state_dict(saved.load())
+        read_generation_config(mixture, saved.holds(GENERATION_CONFIG_NAME))
         return mixture
 
-    def _adopt(self, models: list[PreTrainedModel], names: list[str]) -> None:
-        _check_vocabularies(names, models)
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        *args: Any,  # noqa: ANN401 - what transformers takes
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        """Write the router and the names of the models; see `FusedModel.save_pretrained`.
+
+        Raises:
+            MolError: push_to_hub or distributed_checkpoint is requested.
+            OSError: something cannot be written.
+        """
+        refuse_other_ways(kwargs)
+        save = partial(super().save_pretrained, is_main_process=is_main_process, *args, **kwargs)  # noqa: B026
+        if not is_main_process:
+            save(save_directory)
+            return
+        directory = Path(save_directory)
+        pairs = zip(self.config.models, self.checkpoints, strict=True)
+        models = {name: record_model(each, directory, None, None) for name, each in pairs if each is not None}
+        copy = partial(copy_inputs, self.checkpoints[0])
+        setattr(self.config, KEY, write_save(directory, save, _description_in, models, copy))
+
+    @classmethod
+    def _around(
+        cls,
+        config: MoLMixtureConfig,
+        models: list[PreTrainedModel],
+        checkpoints: Sequence[Checkpoint | None],
+        names: list[str],
+        given: Mapping[str, Any] = MappingProxyType({}),
+    ) -> MoLMixture:
+        mixture = cls.__new__(cls)
+        PreTrainedModel.__init__(mixture, config)
+        mixture._adopt(models, checkpoints, names, given)
+        return mixture
+
+    def _adopt(
+        self,
+        models: list[PreTrainedModel],
+        checkpoints: Sequence[Checkpoint | None],
+        names: list[str],
+        given: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        check_vocabularies(names, models, given)
         for model in models:
-            _check_model(model)
+            check_kind(model)
             model.requires_grad_(requires_grad=False).train(mode=False)
         self.__dict__["models"] = models  # plain, so that state_dict and optimisers see the router only
+        self.__dict__["checkpoints"] = list(checkpoints)
         self.router: SimpleRouter | None = None
         if self.config.mixture_weights == "router":
             self.router = SimpleRouter(self.config.hidden_size, len(models)).to(models[0].device)
@@ -301,7 +359,7 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
             _, scores, state = self.router(hidden, mask, state=state, remember=True)
             return scores.log_softmax(-1), state
         if self.config.mixture_weights == "posterior":
-            return _posterior(logits, input_ids, mask.bool(), state)
+            return posterior(logits, input_ids, mask.bool(), state)
         return logits[0].new_full((*input_ids.shape, len(logits)), -math.log(len(logits)), dtype=torch.float64), None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> MoLMixture:
@@ -312,60 +370,11 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
         return self
 
 
-def _posterior(
-    logits: list[torch.Tensor], input_ids: torch.Tensor, mask: torch.Tensor, state: Evidence | None
-) -> tuple[torch.Tensor, Evidence]:
-    """Sum up what each model gave to each token: log weights (B, T, E), float64, by the tokens up to each."""
-    rows = torch.arange(len(input_ids), device=mask.device)[:, None]
-    columns = torch.arange(mask.shape[1], device=mask.device)
-    latest = torch.where(mask, columns, -1).cummax(1).values
-    before = functional.pad(latest, (1, -1), value=-1)  # the token that each was predicted at
-    started = mask.new_zeros(len(mask), 1) if state is None else state.started
-    scores, last = [], []
-    for number, each in enumerate(logits):
-        log_p = each.double().log_softmax(-1)
-        score = log_p[rows, before.clamp(min=0), input_ids].masked_fill(before < 0, 0.0)
-        ahead = log_p[rows, latest[:, -1:].clamp(min=0)][:, 0]
-        if state is not None:
-            score = torch.where((before < 0) & started, state.last[:, number].gather(1, input_ids), score)
-            ahead = torch.where(latest[:, -1:] < 0, state.last[:, number], ahead)
-        scores.append(score.masked_fill(~mask, 0.0).cumsum(1))
-        last.append(ahead)
-    total = torch.stack(scores, -1)
-    if state is not None:
-        total = total + state.total[:, None]
-    after = Evidence(total[:, -1], torch.stack(last, 1), started | mask.any(1, keepdim=True))
-    return total.log_softmax(-1), after
+def _description_in(content: Mapping[str, Any]) -> Any:  # noqa: ANN401 - as JSON holds it
+    return [content.get("models"), content.get("mixture_weights")]
 
 
-def _load(name: str) -> PreTrainedModel:
-    return load_whole(AutoModelForCausalLM, name, MoLConfig(models=[name]))
-
-
-def _check_model(model: PreTrainedModel) -> None:
-    kind = f"{type(model).__name__} ({model.name_or_path or 'unnamed'})"
-    if isinstance(model, FusedModel) or not model.can_generate() or model.config.is_encoder_decoder:
-        raise MolError(f"{kind} cannot be mixed: it is no single language model with a head")
-    ids = torch.arange(4, device=model.device)[None]
-    with torch.no_grad():
-        first, other = (model.eval()(input_ids=tokens).logits[:, :-1] for tokens in (ids, ids + ids.eq(3)))
-    if not torch.allclose(first, other, rtol=0.0, atol=1e-5):
-        raise MolError(f"{kind} cannot be mixed: its outputs depend on later tokens, so it does not predict them")
-
-
-def _check_vocabularies(names: list[str], models: list[PreTrainedModel]) -> None:
-    sizes = [model.config.get_text_config().vocab_size for model in models]
-    problems = [
-        f"model 1 has {sizes[0]} tokens, model {number} ({model.name_or_path}) has {size}"
-        for number, (model, size) in enumerate(zip(models, sizes, strict=True), 1)
-        if size != sizes[0]
-    ]
-    if len(names) > 1 and not problems:
-        first, *others = (load_tokenizer(name, MoLConfig(models=[name])).get_vocab() for name in names)
-        for name, other in zip(names[1:], others, strict=True):
-            apart = sorted(dict(first.items() ^ other.items()), key=str)
-            if apart:
-                some = ", ".join(repr(token) for token in apart[:3])
-                problems.append(f"{names[0]} and {name} number {len(apart)} tokens differently, such as {some}")
-    if problems:
-        raise ConfigError.listing("models of different vocabularies cannot be mixed", problems)
+AutoConfig.register(MoLMixtureConfig.model_type, MoLMixtureConfig)
+AutoModelForCausalLM.register(MoLMixtureConfig, MoLMixture)
+# Where Trainer looks for models whose labels it must shift before it smooths them.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[MoLMixtureConfig.model_type] = MoLMixture.__name__

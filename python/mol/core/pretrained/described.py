@@ -1,0 +1,164 @@
+"""Reads what config.json says of a fusion, which may be of a later version, damaged or made to do harm.
+
+Only settings of the fusion itself are taken from a file. What belongs to a machine or a person (devices, cache, token,
+trust in code, a kernel from the Hub) is for whoever loads it to give.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import cache
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from mol.config.mol_config import PERSONAL, MoLConfig
+from mol.errors import ConfigError, MolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+TORCH_ATTENTION: Final = frozenset({None, "eager", "sdpa"})
+"""Kinds of attention that need neither another package nor code from the Hub."""
+_IMPLEMENTATIONS: Final = frozenset({"attn_implementation", "experts_implementation"})
+_REMOTE_CODE: Final = (
+    "models of this fusion bring code of their own, which is run only if whoever loads it says so: read it, and call "
+    "from_pretrained(..., trust_remote_code=True)"
+)
+
+
+class Description(NamedTuple):
+    """A fusion as config.json describes it.
+
+    Attributes:
+        settings: fields of `MoLConfig`.
+        host: name of the host.
+        layers: of each its position and its experts, (model, blocks).
+    """
+
+    settings: dict[str, Any]
+    host: str | None
+    layers: list[tuple[int, list[tuple[str, list[int]]]]]
+
+
+def config_from(
+    read: Callable[..., Any],
+    content: dict[str, Any],
+    options: dict[str, Any],
+) -> Any:  # noqa: ANN401 - a config, and what transformers leaves of the options
+    """Have transformers make a config of what config.json holds.
+
+    Raises:
+        ConfigError: transformers cannot.
+    """
+    mine = {name: value for name, value in content.items() if name.removeprefix("_") not in _IMPLEMENTATIONS}
+    try:
+        return read(mine, **options)
+    except MolError:
+        raise
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"config.json holds what no config can: {type(error).__name__}: {error}") from error
+
+
+def read_description(
+    fusion: object, host: object, layers: object, *, given: Collection[str] = (), written_by: str | None = None
+) -> Description:
+    """Check the three parts of a description.
+
+    Args:
+        fusion: what `MoLConfig.to_dict` gave.
+        host: name of the host.
+        layers: `fused_layers` of `MoLModelConfig`.
+        given: names of settings that are given for this call, in the place of those in the file.
+        written_by: the version of mol that wrote it.
+
+    Raises:
+        ConfigError: lists everything that is wrong.
+    """
+    if not isinstance(fusion, dict) or not isinstance(layers, list):
+        raise ConfigError("config.json describes no fusion; make one with MoLRuntime.as_model()")
+    if fusion.get("trust_remote_code") and "trust_remote_code" not in given:
+        raise ConfigError(_REMOTE_CODE)
+    settings = {name: value for name, value in fusion.items() if name not in PERSONAL}
+    problems = [
+        f"`{name}` belongs to whoever loads the fusion: remove it, and pass it to from_pretrained"
+        for name in sorted(PERSONAL & fusion.keys() - {"trust_remote_code"})
+        if fusion[name]
+    ]
+    problems += _wrong_settings(settings, given, written_by)
+    models = settings.get("models")
+    named = models if isinstance(models, list) else []
+    if host is not None and host not in named:
+        problems.append(f"`host` is {host!r}, which is not one of `models`")
+    found = [_layer(layer, number, named, problems) for number, layer in enumerate(layers)]
+    if problems:
+        raise ConfigError.listing("config.json describes a fusion that cannot be made", problems)
+    return Description(settings, host if isinstance(host, str) else None, found)
+
+
+def _wrong_settings(settings: Mapping[str, Any], given: Collection[str], written_by: str | None) -> list[str]:
+    from mol import _rust
+
+    hints = _hints()
+    of = f" (it was written by mol {written_by}, and this is {_rust.__version__})" if written_by else ""
+    problems = [
+        f"`{name}` is no setting that this mol knows{of}: upgrade mol-merge, or remove it"
+        for name in sorted(settings.keys() - hints.keys())
+    ]
+    problems += [
+        f"`{name}` is {value!r}, which is nothing that it can be"
+        for name, value in settings.items()
+        if name in hints and not _fits(value, hints[name])
+    ]
+    if "models" not in settings:
+        problems.append("`models` is missing")
+    attention = settings.get("attn_implementation")
+    if isinstance(attention, str) and attention not in TORCH_ATTENTION and "attn_implementation" not in given:
+        problems.append(
+            f"`attn_implementation` is {attention!r}, and may be fetched and run as code: remove it, and pass it to "
+            "from_pretrained if you trust it"
+        )
+    return problems
+
+
+def _layer(layer: object, number: int, models: Collection[str], problems: list[str]) -> Any:  # noqa: ANN401 - a layer
+    """Give (position, experts) of a layer, or add what is wrong with it."""
+    position = layer.get("position") if isinstance(layer, dict) else None
+    experts = layer.get("experts") if isinstance(layer, dict) else None
+    if type(position) is not int or position < 0 or not isinstance(experts, list) or not experts:
+        problems.append(f"`fused_layers[{number}]` is not a `position` with a list of `experts`")
+        return None
+    specs = []
+    for expert in experts:
+        model = expert.get("model") if isinstance(expert, dict) else None
+        blocks = expert.get("blocks") if isinstance(expert, dict) else None
+        if model not in models or not blocks or not _fits(blocks, list[int]):
+            problems.append(f"`fused_layers[{number}]` has an expert that is not one of `models` with a list of blocks")
+            return None
+        specs.append((model, blocks))
+    return position, specs
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    hints = get_type_hints(MoLConfig)
+    # These have types that JSON does not hold.
+    hints |= {"dtype": str | dict[str, str] | None, "quantization_config": None}
+    return {item.name: hints[item.name] for item in fields(MoLConfig) if item.name not in PERSONAL}
+
+
+def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - any type hint
+    """Tell whether a value from JSON is of a type."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Literal:
+        return isinstance(value, str)  # which one, `MoLConfig` checks
+    if origin is list:
+        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(one, inner[1]) for one in value.values())
+    if hint is None or hint is NoneType:
+        return value is None
+    if hint is float:
+        return type(value) in (int, float)
+    return hint is Any or type(value) is hint

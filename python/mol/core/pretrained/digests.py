@@ -1,0 +1,164 @@
+"""Tells whether the models of a saved fusion are what they were: where they are, and digests of what is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from mol import _rust
+from mol.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from mol.core.blocks.source import Source
+    from mol.io.checkpoint import Checkpoint
+
+_SPELLING: Final = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
+"""What config.json of a model says that does not change what its blocks do."""
+_log = logging.getLogger("mol")
+
+
+def record_model(checkpoint: Checkpoint, save: Path, source: Source | None, blocks: Iterable[int] | None) -> Any:  # noqa: ANN401 - as JSON holds it
+    """Return what is to be known of a model when the fusion is loaded again.
+
+    Args:
+        checkpoint: its files.
+        save: the directory of the save.
+        source: the model, None if all of it is used.
+        blocks: those that are used, all of it if None.
+    """
+    record: dict[str, Any] = {}
+    if checkpoint.revision is None:  # where it lies in the Hub's cache is of no interest elsewhere
+        directory = os.path.relpath(checkpoint.directory.resolve(), save.resolve())
+        record["path"] = Path(directory).as_posix()
+    if _changed(checkpoint):
+        _log.warning(
+            "%s: its files have changed since it was loaded, so a load of this save cannot tell whether it is the same",
+            checkpoint.name,
+        )
+        return record
+    return {**record, "config": _config_digest(checkpoint), "tensors": _tensor_digests(checkpoint, source, blocks)}
+
+
+def check_model(recorded: object, checkpoint: Checkpoint, source: Source | None, blocks: Iterable[int] | None) -> None:
+    """Compare a model with what was recorded of it.
+
+    Raises:
+        CheckpointError: it is another one; the message says in what.
+    """
+    if not isinstance(recorded, dict):
+        return
+    differs = []
+    if recorded.get("config") not in (None, _config_digest(checkpoint)):
+        differs.append("its config.json")
+    tensors = recorded.get("tensors")
+    if isinstance(tensors, dict):
+        now = _tensor_digests(checkpoint, source, blocks)
+        differs += [f"the weights of {part}" for part, digest in tensors.items() if now.get(part, digest) != digest]
+    if differs:
+        raise CheckpointError(
+            f"{checkpoint.name} ({checkpoint.directory}) is not the model that the fusion was saved with: "
+            f"{', '.join(differs)} changed; pass to from_pretrained where that one is, "
+            f"paths={{{checkpoint.name!r}: ...}}, or allow_changed_models=True to take what is there"
+        )
+
+
+def find_models(models: Mapping[str, Any], save: Path, given: Mapping[str, str]) -> dict[str, str]:
+    """Return the directories of models that are no models of the Hub, by name.
+
+    A directory is looked for where it was as seen from the save, and then under its name.
+
+    Args:
+        models: what was recorded of each.
+        save: the directory of the save.
+        given: directories by name, which come first.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    found = dict(given)
+    for name, recorded in models.items():
+        path = recorded.get("path") if isinstance(recorded, dict) else None
+        if name in given or not isinstance(path, str):
+            continue
+        seen = Path(os.path.normpath(save.resolve() / path))
+        places = [place for place in (seen, Path(name).expanduser()) if (place / "config.json").is_file()]
+        if not places:
+            raise FileNotFoundError(
+                f"{name}: was in {seen} when the fusion was saved, and is not there; give its directory: "
+                f"from_pretrained(..., paths={{{name!r}: ...}})"
+            )
+        found[name] = str(places[0])
+    return found
+
+
+def _changed(checkpoint: Checkpoint) -> bool:
+    """Tell whether the files of a model are not those that were opened."""
+    for file in checkpoint.files:
+        if not file.path.is_file():
+            return True
+        status = file.path.stat()
+        if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+            return True
+    return False
+
+
+def _config_digest(checkpoint: Checkpoint) -> str:
+    return _digest({name: value for name, value in checkpoint.config.items() if name not in _SPELLING})
+
+
+def _tensor_digests(checkpoint: Checkpoint, source: Source | None, blocks: Iterable[int] | None) -> dict[str, str]:
+    """Return a digest of the tensors of each part of a model that is used."""
+    parts = _parts(checkpoint, source, blocks)
+    names = sorted({name for part in parts.values() for name in part})
+    sums: dict[str, str] = {}
+    for number, file in enumerate(checkpoint.files):
+        here = tuple(name for name in names if checkpoint.tensors[name].file == number)
+        status = file.path.stat()
+        sums |= dict(zip(here, _sums(str(file.path), status.st_size, status.st_mtime_ns, here), strict=True))
+    return {
+        part: _digest([[name, *checkpoint.tensors[name][:2], sums[name]] for name in sorted(names)])
+        for part, names in parts.items()
+    }
+
+
+def _parts(checkpoint: Checkpoint, source: Source | None, blocks: Iterable[int] | None) -> dict[str, list[str]]:
+    """Name the parts of a model that are used, and the tensors of each."""
+    if source is not None:
+        of_blocks = [_tensors_of(source.block_path(number), checkpoint) for number in range(len(source))]
+        if all(of_blocks):  # else its files name tensors in a way of their own
+            used = range(len(source)) if blocks is None else sorted({*blocks, *source.calls.producers})
+            parts = {f"block {number}": of_blocks[number] for number in used}
+            if blocks is None or source.uses_more_than_blocks:
+                inside = {name for names in of_blocks for name in names}
+                parts["what is around its blocks"] = [name for name in checkpoint.tensors if name not in inside]
+            return parts
+    return {"the model": list(checkpoint.tensors)}
+
+
+def _tensors_of(path: str, checkpoint: Checkpoint) -> list[str]:
+    """Return the tensors of a module by its path, of which files may leave out the beginning."""
+    steps = path.split(".")
+    for first in range(len(steps) - 1):
+        pattern = re.compile(rf"(?:^|\.){re.escape('.'.join(steps[first:]))}\.")
+        names = [name for name in checkpoint.tensors if pattern.search(name)]
+        if names:
+            return names
+    return []
+
+
+@lru_cache(maxsize=256)
+def _sums(path: str, size: int, mtime_ns: int, names: Sequence[str]) -> list[str]:
+    """Return the checksums of tensors; those of a file that did not change are not read again for the next save."""
+    return _rust.checksum_tensors(path, list(names)) if names else []
+
+
+def _digest(content: object) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

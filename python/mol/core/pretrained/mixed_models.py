@@ -1,0 +1,97 @@
+"""Loads the models of a mixture and checks that they can be mixed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from mol.config.mol_config import MoLConfig
+from mol.core.models.loading import load_tokenizer, load_whole
+from mol.core.pretrained.fused_model import FusedModel
+from mol.errors import ConfigError, MolError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from mol.io.checkpoint import Checkpoint
+
+
+def load_one(name: str, given: Mapping[str, Any]) -> tuple[PreTrainedModel, Checkpoint]:
+    """Load a model, with these settings, and return it with its files."""
+    return load_whole(AutoModelForCausalLM, name, _settings(name, given))
+
+
+def load_all(names: Sequence[str], given: Mapping[str, Any]) -> tuple[list[PreTrainedModel], list[Checkpoint]]:
+    """Load models, with these settings, and return them with their files."""
+    found = [load_one(name, given) for name in names]
+    return [model for model, _ in found], [checkpoint for _, checkpoint in found]
+
+
+def _settings(name: str, given: Mapping[str, Any]) -> MoLConfig:
+    """Return the settings that one model is loaded with; those by model name are for all of them."""
+    mine: dict[str, Any] = {
+        key: {name: value[name]} if isinstance(value, dict) and name in value else value
+        for key, value in given.items()
+        if not isinstance(value, dict) or name in value or set(value) == {""}
+    }
+    return MoLConfig(models=[name], **mine)
+
+
+def check_config(models: object, weights: object, known: Sequence[str]) -> None:
+    """Check what config.json says of a mixture, which may be of a later version, damaged or made to do harm.
+
+    Raises:
+        ConfigError: it says what cannot be.
+    """
+    if not isinstance(models, list) or not models or not all(isinstance(name, str) for name in models):
+        raise ConfigError(f"`models` of a mixture's config.json is {models!r}, wanted a list of names")
+    if not all(models):
+        raise ConfigError(f"not all models of the mixture have names: {models}")
+    if weights not in known:
+        raise ConfigError(f"`mixture_weights` of config.json is {weights!r}, wanted one of {', '.join(known)}")
+
+
+def check_kind(model: PreTrainedModel) -> None:
+    """Check that a model predicts each token from those before it.
+
+    Raises:
+        MolError: it does not.
+    """
+    kind = f"{type(model).__name__} ({model.name_or_path or 'unnamed'})"
+    if isinstance(model, FusedModel) or not model.can_generate() or model.config.is_encoder_decoder:
+        raise MolError(f"{kind} cannot be mixed: it is no single language model with a head")
+    ids = torch.arange(4, device=model.device)[None]
+    with torch.no_grad():
+        first, other = (model.eval()(input_ids=tokens).logits[:, :-1] for tokens in (ids, ids + ids.eq(3)))
+    if not torch.allclose(first, other, rtol=0.0, atol=1e-5):
+        raise MolError(f"{kind} cannot be mixed: its outputs depend on later tokens, so it does not predict them")
+
+
+def check_vocabularies(names: list[str], models: list[PreTrainedModel], given: Mapping[str, Any]) -> None:
+    """Check that models read the same tokens.
+
+    Args:
+        names: of those models whose tokenizers are compared.
+        models: all of them.
+        given: settings that tokenizers are loaded with.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    sizes = [model.config.get_text_config().vocab_size for model in models]
+    problems = [
+        f"model 1 has {sizes[0]} tokens, model {number} ({model.name_or_path}) has {size}"
+        for number, (model, size) in enumerate(zip(models, sizes, strict=True), 1)
+        if size != sizes[0]
+    ]
+    if len(names) > 1 and not problems:
+        first, *others = (load_tokenizer(name, _settings(name, given)).get_vocab() for name in names)
+        for name, other in zip(names[1:], others, strict=True):
+            apart = sorted(dict(first.items() ^ other.items()), key=str)
+            if apart:
+                some = ", ".join(repr(token) for token in apart[:3])
+                problems.append(f"{names[0]} and {name} number {len(apart)} tokens differently, such as {some}")
+    if problems:
+        raise ConfigError.listing("models of different vocabularies cannot be mixed", problems)

@@ -1,0 +1,80 @@
+"""What `from_pretrained` of a saved model takes, and how transformers' own words for it are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from mol.core.host import asked_for
+from mol.errors import MolError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from transformers import PreTrainedConfig
+
+OF_MODELS: Final = (
+    "attn_implementation",
+    "cache_dir",
+    "device_map",
+    "dtype",
+    "paths",
+    "token",
+    "trust_remote_code",
+)
+"""How the models that a save names are loaded: fields of `MoLConfig`."""
+_MEANINGLESS: Final = frozenset({"adapter_kwargs", "_from_auto", "_commit_hash", "low_cpu_mem_usage"})
+"""What the Auto classes add by themselves, and what transformers ignores too."""
+_AS_IT_IS: Final = {
+    "dtype": "auto", "torch_dtype": "auto", "revision": "main", "use_safetensors": True, "weights_only": True,
+}  # fmt: skip
+"""Values that only restate the default."""
+
+
+def checked_options(
+    called: str, takes: Collection[str], config: PreTrainedConfig, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the settings that `from_pretrained` was called with, without those that request nothing.
+
+    Args:
+        called: what is loaded, as messages call it.
+        takes: names of the settings that it takes.
+        config: its config, where the Auto classes put `attn_implementation`.
+        args: what was given without names.
+        kwargs: what was given by name.
+
+    Raises:
+        MolError: it was called with something else.
+    """
+    given = {
+        name: value
+        for name, value in asked_for(kwargs).items()
+        if name not in _MEANINGLESS and _AS_IT_IS.get(name) != value and not _is_empty(value)
+    }
+    if "torch_dtype" in given:  # as transformers called it
+        given.setdefault("dtype", given.pop("torch_dtype"))
+    if config._attn_implementation is not None:
+        given.setdefault("attn_implementation", config._attn_implementation)
+    others = sorted(given.keys() - set(takes))
+    if args or others:
+        raise MolError(
+            f"from_pretrained of {called} does not take {', '.join(others) or args}; it takes "
+            f"{', '.join(sorted(takes))}"
+        )
+    return given
+
+
+def _is_empty(value: object) -> bool:
+    return isinstance(value, str | dict | list | tuple) and not value
+
+
+def check_offline(local_files_only: object, hub_models: Collection[str]) -> None:
+    """Refuse to load models of the Hub where only local files are wanted.
+
+    Raises:
+        MolError: there are such models.
+    """
+    if local_files_only and hub_models:
+        raise MolError(
+            f"local_files_only is given, and {', '.join(sorted(hub_models))} may have to be fetched from the Hub: set "
+            "HF_HUB_OFFLINE=1, with which its cache serves, or leave it out"
+        )

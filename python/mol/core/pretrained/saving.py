@@ -1,0 +1,344 @@
+"""Writes a saved model so that a kill leaves the old one or the new one, and reads it with its checksums checked.
+
+config.json is what decides. A save puts all of its files into a directory of its own beside it, renames config.json
+from there into its place, which is the moment at which the new save is the one that counts, and then the others.
+Whoever reads looks for each file there first, as long as that directory is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from mol import _rust
+from mol.errors import CheckpointError, ConfigError, MolError
+from mol.io.json_file import read_object
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    import torch
+
+KEY: Final = "mol_save"
+"""Where config.json holds what is needed to check a save."""
+_FORMAT: Final = 1
+_STAGED: Final = ".mol-save-"
+_CONFIG: Final = "config.json"
+_WAY_OUT: Final = "copy the directory again from where it is whole, or save the model again"
+
+
+class Saved(NamedTuple):
+    """A save, of which only config.json was read.
+
+    Attributes:
+        directory: where it is.
+        content: all of config.json.
+        record: what config.json holds to check it by.
+    """
+
+    directory: Path
+    content: Mapping[str, Any]
+    record: Mapping[str, Any]
+
+    @property
+    def version(self) -> str | None:
+        """The version of mol that wrote it."""
+        version = self.record.get("version")
+        return version if isinstance(version, str) else None
+
+    @property
+    def models(self) -> Mapping[str, Any]:
+        """What was recorded of each model, by its name."""
+        models = self.record.get("models")
+        return models if isinstance(models, dict) else {}
+
+    def path(self, name: str) -> Path:
+        """Return where a file of the save is.
+
+        Raises:
+            FileNotFoundError: it is missing.
+        """
+        path = self.holds(name) / name
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing, and config.json names it; {_WAY_OUT}")
+        return path
+
+    def holds(self, name: str) -> Path:
+        """Return the directory where a file of the save is, or would be."""
+        staged = self.directory / f"{_STAGED}{self.record.get('id')}"
+        return staged if (staged / name).is_file() else self.directory
+
+    def check_description(self, description: object) -> None:
+        """Check that config.json says of the model what it said when it was saved.
+
+        Raises:
+            CheckpointError: it does not.
+        """
+        if "described" in self.record and self.record["described"] != _sum_of(description):
+            raise CheckpointError(
+                f"{self.directory / _CONFIG} describes another model than the one that was saved: it is damaged, or "
+                f"was edited; if the edit is yours, remove `described` from its `{KEY}`"
+            )
+
+    def weights(self) -> list[str]:
+        """Return the names of the weight files.
+
+        Raises:
+            CheckpointError: config.json does not name them properly.
+        """
+        files = self.record.get("weights")
+        if not isinstance(files, dict) or any(
+            Path(name).name != name or not name.endswith(".safetensors") or not isinstance(entry, dict)
+            for name, entry in files.items()
+        ):
+            raise CheckpointError(f"{self.directory / _CONFIG} does not name the weight files of the save; {_WAY_OUT}")
+        return sorted(files)
+
+    def check_names(self, wanted: Mapping[str, torch.Tensor]) -> None:
+        """Compare names and shapes of the weights with those of a model.
+
+        Raises:
+            CheckpointError: a file is damaged, or they differ.
+            OSError: a file is missing.
+        """
+        found: dict[str, tuple[int, ...]] = {}
+        for name in self.weights():
+            for tensor, _, shape, _ in _rust.read_header(self.path(name))[3]:
+                found[tensor] = tuple(shape)
+        problems = [f"{name} is missing" for name in wanted if name not in found]
+        problems += [f"{name} is not wanted" for name in found if name not in wanted]
+        problems += [
+            f"{name} is {list(found[name])}, wanted {list(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in found and found[name] != tuple(tensor.shape)
+        ]
+        if problems:
+            raise CheckpointError.listing(
+                f"{self.directory}: its weights are not those that its config describes", problems
+            )
+
+    def load(self) -> dict[str, torch.Tensor]:
+        """Load the weights.
+
+        Raises:
+            CheckpointError: a file is not the one that was saved.
+            OSError: a file is missing.
+        """
+        from safetensors.torch import load_file
+
+        weights: dict[str, torch.Tensor] = {}
+        for name in self.weights():
+            path = self.path(name)
+            if _sum(path) != self.record["weights"][name]:
+                raise CheckpointError(
+                    f"{path} is not the file that was saved with this config.json (its checksum differs): it is "
+                    f"damaged, or was replaced; {_WAY_OUT}"
+                )
+            weights |= load_file(path)
+        return weights
+
+
+def saved_directory(name: str | Path, called: str) -> Path:
+    """Return the directory of a save.
+
+    Raises:
+        MolError: there is no directory of this name.
+    """
+    directory = Path(name)
+    if not directory.is_dir():
+        raise MolError(
+            f"{directory}: no such directory; {called} is loaded from what save_pretrained wrote, and loading it from "
+            "the Hub comes later"
+        )
+    return directory
+
+
+def read_saved(directory: Path) -> Saved:
+    """Read what config.json of a save holds to check it by.
+
+    Raises:
+        ConfigError: a later version of mol wrote it.
+        CheckpointError: config.json is damaged, or something else than mol wrote it.
+        OSError: it is missing.
+    """
+    content = read_object(directory / _CONFIG)
+    record = content.get(KEY)
+    if not isinstance(record, dict):
+        raise CheckpointError(
+            f"{directory / _CONFIG} has no `{KEY}` to check the weights by, so it was not written by save_pretrained "
+            f"of mol; {_WAY_OUT}"
+        )
+    if record.get("format") != _FORMAT:
+        raise ConfigError(
+            f"{directory} is in format {record.get('format')!r}, written by mol {record.get('version')}; this is mol "
+            f"{_rust.__version__}, which reads format {_FORMAT}: upgrade mol-merge"
+        )
+    return Saved(directory, content, record)
+
+
+def write_save(
+    directory: Path,
+    save: Callable[[Path], None],
+    describe: Callable[[Mapping[str, Any]], object],
+    models: Mapping[str, Any],
+    extra: Callable[[Path], None],
+) -> dict[str, Any]:
+    """Write a save, in the place of an older one if there is one.
+
+    Args:
+        directory: where to; made if it is not there. Files in it that no save wrote stay.
+        save: writes config.json and weights into the directory that it is given.
+        describe: takes from config.json what describes the model.
+        models: what is to be recorded of each model.
+        extra: writes files that no model needs into the directory that it is given, those of a tokenizer say.
+
+    Returns:
+        What config.json holds to check the save by.
+
+    Raises:
+        NotADirectoryError: there is a file of this name.
+        OSError: something cannot be written; what was there before is as it was.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(f"{directory} is a file; name a directory to save to")
+    directory.mkdir(parents=True, exist_ok=True)
+    with _alone(directory):
+        _finish(directory)
+        for left in directory.glob(f"{_STAGED}*"):  # of a save that was killed before it counted
+            shutil.rmtree(left)
+        old = _record(directory)
+        before = _entries(old, "files")
+        token = secrets.token_hex(8)
+        staged = directory / f"{_STAGED}{token}"
+        staged.mkdir()
+        try:
+            save(staged)
+            content = read_object(staged / _CONFIG)
+            weights = {path.name: _sum(path) for path in sorted(staged.glob("*.safetensors"))}
+            own = {path.name for path in staged.iterdir()}
+            extra(staged)
+            _keep_theirs(directory, staged, before, own)
+            files = {path.name for path in staged.iterdir()} - weights.keys() - {_CONFIG}
+            content[KEY] = {
+                "format": _FORMAT,
+                "version": _rust.__version__,
+                "needs": "pip install 'mol-merge[fusion]', then `import mol` before the model is loaded",
+                "id": token,
+                "described": _sum_of(describe(content)),
+                "weights": weights,
+                "models": dict(models),
+                "files": {name: _digest(staged / name) for name in sorted(files)},
+            }
+            (staged / _CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            for path in staged.iterdir():
+                _sync(path)
+            _sync(staged)
+            (staged / _CONFIG).replace(directory / _CONFIG)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+        _sync(directory)
+        _finish(directory)
+        for name in before.keys() - files:
+            if (directory / name).is_file() and _digest(directory / name) == before[name]:
+                (directory / name).unlink()
+        for name in _entries(old, "weights").keys() - weights.keys():
+            (directory / name).unlink(missing_ok=True)
+        record: dict[str, Any] = content[KEY]
+        return record
+
+
+def _record(directory: Path) -> Mapping[str, Any]:
+    try:
+        record = read_object(directory / _CONFIG).get(KEY)
+    except (CheckpointError, FileNotFoundError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _finish(directory: Path) -> None:
+    """Move the files of a save that counts, or of one that was killed after it did, into their places."""
+    token = _record(directory).get("id")
+    staged = directory / f"{_STAGED}{token}"
+    if isinstance(token, str) and Path(token).name == token and staged.is_dir():
+        for path in sorted(staged.iterdir()):
+            path.replace(directory / path.name)
+        staged.rmdir()
+        _sync(directory)
+
+
+def _entries(record: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return what a record says of files, by their names; of none outside of the directory."""
+    entries = record.get(key)
+    found = entries.items() if isinstance(entries, dict) else ()
+    return {name: entry for name, entry in found if Path(name).name == name}
+
+
+def _keep_theirs(directory: Path, staged: Path, before: Mapping[str, str], own: set[str]) -> None:
+    """Leave a file alone that somebody else has put there, or changed, since the last save: a tokenizer's, say."""
+    extra = [path for path in staged.iterdir() if path.name not in own]
+    theirs = [
+        path
+        for path in extra
+        if (directory / path.name).is_file() and before.get(path.name) != _digest(directory / path.name)
+    ]
+    # Files of two tokenizers make none.
+    for path in extra if theirs else ():
+        path.unlink()
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Have other processes that save here wait."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sum(path: Path) -> dict[str, Any]:
+    """Return size and checksum of a weight file."""
+    said = json.loads(_rust.checksum(path))
+    return {"size": said["size"], "crc64nvme": said["crc64nvme"]}
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _sum_of(content: object) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def refuse_other_ways(kwargs: Mapping[str, Any]) -> None:
+    """Refuse what `save_pretrained` of transformers would do besides.
+
+    Raises:
+        MolError: it was asked for.
+    """
+    if kwargs.get("push_to_hub"):
+        raise MolError("push_to_hub comes in a later version of mol: save to a directory, and run `hf upload` on it")
+    if kwargs.get("distributed_checkpoint"):
+        raise MolError("a fusion is saved by its main process: leave distributed_checkpoint out")
