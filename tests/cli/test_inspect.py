@@ -237,3 +237,10 @@ def test_code_of_a_model_is_run_when_asked_for(
     assert main(["inspect", "odd"]) == 0
     code = entries(capsys.readouterr().out)["code"]
     assert code.endswith("it is not run: transformers knows the type")
+
+
+def test_a_second_set_of_weights_is_warned_of(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(family / "base" / "model.safetensors", family / "base" / "model-00001-of-00001.safetensors")
+    assert main(["inspect", str(family / "base")]) == 0
+    captured = " ".join(capsys.readouterr().err.split())
+    assert "base holds more than one set of weights: model.safetensors was read" in captured

@@ -21,7 +21,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozens
         rows: Cells, as many a row as there are heads.
         right: The columns that are set to the right, such as numbers.
     """
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
     room = (width_of(sys.stdout) or DEFAULT_WIDTH) - sum(widths[1:]) - len(_GAP) * (len(heads) - 1)
     widths[0] = min(widths[0], max(room, len(heads[0])))
     for row in (heads, *rows):
