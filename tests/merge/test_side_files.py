@@ -129,6 +129,14 @@ def test_a_pipe_with_the_name_of_a_side_file_is_refused(tmp_path: Path) -> None:
         merge(tmp_path, linear(donor))
 
 
+@pytest.mark.parametrize("name", ["tokenizer.model", "merges.txt", "processor_config.json", "1_Pooling/config.json"])
+def test_a_pointer_in_place_of_a_side_file_is_refused(name: str, tmp_path: Path) -> None:
+    donor = make_llama(tmp_path / "a", 1)
+    write(donor, name, text="version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4241003\n")
+    with pytest.raises(CheckpointError, match=rf"{name} is a git-lfs pointer for a file of 4.24 MB"):
+        merge(tmp_path, linear(donor))
+
+
 @pytest.mark.parametrize(
     ("name", "text"),
     [

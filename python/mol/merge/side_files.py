@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.errors import CheckpointError, MergeError
-from mol.io.json_file import read_object, read_regular
-from mol.io.side_files import SideFile, find_file, is_settings, list_files, sort_side_files
+from mol.io.json_file import found_instead, read_object, read_regular
+from mol.io.side_files import SideFile, find_file, is_license, is_settings, list_files, sort_side_files
 from mol.merge.card import card_text
 from mol.merge.manifest import MANIFEST_NAME, build_manifest, manifest_size, manifest_text
 from mol.merge.output import may
@@ -21,6 +21,7 @@ from mol.merge.special_tokens import follow_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from io import BufferedReader
     from pathlib import Path
 
     from mol.merge.card import Card
@@ -193,12 +194,17 @@ def _find_all(chosen: Mapping[str, Path]) -> dict[str, SideFile]:
             found[name] = find_file(directory, name)
         except CheckpointError as error:
             problems.append(str(error))
-    if problems:
-        raise CheckpointError.listing("files beside the weights cannot be copied", problems)
     unreadable = [str(file.path) for file in found.values() if not may(file.path, os.R_OK)]
     if unreadable:
         more = f", nor {len(unreadable) - 1} more" if len(unreadable) > 1 else ""
         raise PermissionError(errno.EACCES, f"no right to read it{more}", unreadable[0])
+    problems += [
+        f"{file.path} is {instead}"
+        for name, file in found.items()
+        if not is_license(name) and not name.endswith(".jinja") and (instead := found_instead(_head(file))) is not None
+    ]
+    if problems:
+        raise CheckpointError.listing("files beside the weights cannot be copied", problems)
     return found
 
 
@@ -305,8 +311,7 @@ def _target(partial: Path, name: str) -> Path:
 def _copy(source: SideFile, target: Path) -> dict[str, Any]:
     """Copy a file, if it is still the one that was found; return its size and digest."""
     digest = hashlib.sha256()
-    # Opened without waiting for a writer, since a pipe may have taken the file's place.
-    with os.fdopen(os.open(source.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+    with _open(source) as file:
         _check_same(source, os.fstat(file.fileno()))
         with target.open("xb") as copy:
             while piece := file.read(_PIECE):
@@ -314,6 +319,16 @@ def _copy(source: SideFile, target: Path) -> dict[str, Any]:
                 digest.update(piece)
         _check_same(source, os.fstat(file.fileno()))
     return {"size": source.size, "sha256": digest.hexdigest()}
+
+
+def _head(source: SideFile) -> bytes:
+    with _open(source) as file:
+        return file.read(512)
+
+
+def _open(source: SideFile) -> BufferedReader:
+    # Without waiting for a writer, since a pipe may have taken the file's place.
+    return os.fdopen(os.open(source.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
 
 
 def _check_same(source: SideFile, found: os.stat_result) -> None:
