@@ -117,13 +117,25 @@ def test_a_config_that_says_nothing_is_no_reason_to_tie(tmp_path: Path) -> None:
     np.testing.assert_allclose(weights_of(tmp_path / "out")[HEAD], (a[HEAD] + b[EMBEDDING]) / 2, rtol=1e-6, atol=1e-7)
 
 
-def test_t5_keeps_its_flag_which_scales_rather_than_ties(tmp_path: Path) -> None:
-    for directory in ("a", "b"):
-        make(tmp_path / directory, 1, "own")
-        config = llama_config() | {"model_type": "t5", "tie_word_embeddings": True}
-        (tmp_path / directory / "config.json").write_text(json.dumps(config))
-    run_merge(linear("a", "b"), "out")
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [({"is_encoder_decoder": True}, HEAD), ({"model_type": "roberta"}, "lm_head.decoder.weight")],
+)
+def test_a_flag_that_ties_more_than_the_head_is_left(tmp_path: Path, config: dict[str, Any], name: str) -> None:
+    """It ties the embeddings of encoder and decoder too, or the biases of a head in parts."""
+    made = {}
+    for seed, directory in enumerate("ab"):
+        tensors = make(tmp_path / directory, seed, "own")
+        tensors[name] = tensors.pop(HEAD)
+        save_file(tensors, tmp_path / directory / "model.safetensors", metadata={"format": "pt"})
+        text = json.dumps(llama_config() | {"tie_word_embeddings": True} | config)
+        (tmp_path / directory / "config.json").write_text(text)
+        made[directory] = tensors
+    report = run_merge(linear("a", "b"), "out")
+    wanted = (made["a"][name] + made["b"][name]) / 2
+    np.testing.assert_allclose(weights_of(tmp_path / "out")[name], wanted, rtol=1e-6, atol=1e-7)
     assert tie_of(tmp_path / "out") is True
+    assert any("tie_word_embeddings is left as it is" in note for note in report.planned.notes)
 
 
 @pytest.mark.parametrize("change", ["first", "last", "none"])

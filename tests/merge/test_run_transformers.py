@@ -11,6 +11,8 @@ from mol import LinearMerge, MergeConfig, run_merge
 torch = pytest.importorskip("torch", reason="needs the extra: pip install 'mol-merge[fusion]'")
 transformers = pytest.importorskip("transformers", reason="needs the extra: pip install 'mol-merge[fusion]'")
 
+from safetensors.torch import load_file, save_file  # noqa: E402 - it needs torch
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -126,6 +128,74 @@ def test_stacked_slices_load(tmp_path: Path, config: Any) -> None:  # noqa: ANN4
         kinds = config.layer_types
         assert merged.config.layer_types == [*kinds[:3], *kinds[1:]]
     assert generates(merged)
+
+
+SIDE = {"layers": 2, "attention_heads": 2, "ffn_dim": 32}
+
+
+def bart(**changed: Any) -> Any:  # noqa: ANN401
+    sizes = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in SIDE.items()}
+    return transformers.BartConfig(**SHARED | {"d_model": 16, "decoder_start_token_id": 1} | sizes | changed)
+
+
+OPENERS = {"bart": "AutoModelForSeq2SeqLM", "bert": "AutoModelForMaskedLM"}
+
+
+def bert(**changed: Any) -> Any:  # noqa: ANN401
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return transformers.BertConfig(**SHARED | sizes | changed)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [llama(tie_word_embeddings=True), gpt2(), bert(), bart()],
+    ids=["llama", "gpt2", "bert", "bart"],
+)
+def test_a_head_of_its_own_in_a_tied_model_scores_as_before(tmp_path: Path, config: Any) -> None:  # noqa: ANN401
+    opener = getattr(transformers, OPENERS.get(config.model_type, "AutoModelForCausalLM"))
+    torch.manual_seed(0)
+    model = opener.from_config(config)
+    model.save_pretrained(tmp_path / "a")
+    (name,) = [name for name, module in model.named_modules() if module is model.get_output_embeddings()]
+    tensors = load_file(tmp_path / "a" / "model.safetensors")
+    tensors[f"{name}.weight"] = torch.randn_like(model.get_output_embeddings().weight)
+    save_file(tensors, tmp_path / "a" / "model.safetensors", metadata={"format": "pt"})
+    run_merge({"merge_method": "passthrough", "models": [{"model": str(tmp_path / "a")}]}, tmp_path / "out")
+    wanted, found = (opener.from_pretrained(tmp_path / which).eval() for which in ("a", "out"))
+    with torch.no_grad():
+        assert torch.equal(found(input_ids=PROMPT).logits, wanted(input_ids=PROMPT).logits)
+
+
+@pytest.mark.parametrize("first_as_before", [True, False])
+def test_a_vision_language_model_meets_its_renamed_sister_and_its_own_language_model(
+    tmp_path: Path, first_as_before: bool
+) -> None:
+    text = llama()
+    vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = transformers.LlavaConfig(
+        text_config=text,
+        vision_config=transformers.CLIPVisionConfig(**vision, image_size=28, patch_size=14),
+        image_token_index=3,
+        tie_word_embeddings=False,
+    )
+    opener = transformers.LlavaForConditionalGeneration
+    models = []
+    for seed, name in enumerate("ab"):
+        torch.manual_seed(seed)
+        models.append(opener(config).eval())
+        models[-1].save_pretrained(tmp_path / name, save_original_format=first_as_before is (name == "a"))
+    run_merge(linear(tmp_path / "a", tmp_path / "b"), tmp_path / "out")
+    merged = opener.from_pretrained(tmp_path / "out")
+    with torch.no_grad():
+        for mine, first, second in zip(*(model.parameters() for model in (merged, *models)), strict=True):
+            torch.testing.assert_close(mine, (first + second) / 2)
+    tuned = make(tmp_path / "tuned", text, 7)
+    recipe = linear(tmp_path / "tuned") | {"merge_method": "task_arithmetic", "base_model": str(tmp_path / "a")}
+    run_merge(recipe, tmp_path / "retold")
+    whole, info = opener.from_pretrained(tmp_path / "retold", output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    with torch.no_grad():
+        torch.testing.assert_close(whole(input_ids=PROMPT + 5).logits, tuned(input_ids=PROMPT + 5).logits)
 
 
 def test_a_module_straight_from_a_merge(tmp_path: Path) -> None:

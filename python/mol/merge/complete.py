@@ -7,9 +7,9 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
-from mol.merge.kinship import text_sections
 from mol.merge.layers import in_side_tower, is_layer_count_key, is_side_tower, layer_counts
 from mol.merge.mismatch import ranges
+from mol.merge.model_config import text_sections
 from mol.merge.names import EMBEDDING, HEAD, side_of
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from mol.merge.inputs import Model
     from mol.merge.layers import Stack
     from mol.merge.mismatch import Mismatches
+
+    _Counts = Sequence[tuple[str, int]]  # keys of config.json that count layers, and what they say
 
 _SHARD: Final = re.compile(r"(.*)-([0-9]{1,9})-of-([0-9]{1,9})\.safetensors")
 
@@ -79,14 +81,14 @@ def _wrong_depths(model: Model) -> Iterator[str]:
         yield from _wrong_sides(model)
         return
     main = structure.main
-    language = {
-        f"{path}{key}": value
-        for path, section in text_sections(config)
+    language = [
+        (key, value)
+        for section in text_sections(config)
         if _is_tower(section)
         for key, value in section.items()
         if type(value) is int and is_layer_count_key(key)
-    }
-    if any(key.rpartition(".")[2] in _PLAIN for key in language):
+    ]
+    if any(key in _PLAIN for key, _ in language):
         if main is None:
             yield from _compare_repeats(model, language) if not structure.stacks else ()
         elif _is_beside(main, config):
@@ -97,7 +99,7 @@ def _wrong_depths(model: Model) -> Iterator[str]:
         words = _TOWERS.get(key.removesuffix("_config"))
         if words is None or not isinstance(section, dict) or (key.startswith("text") and main is not None):
             continue
-        counts = {f"{key}.{'.'.join(path)}": value for path, value in layer_counts(section)}
+        counts = [(f"{key}.{'.'.join(path)}", value) for path, value in layer_counts(section)]
         stacks = [stack for stack in structure.stacks if not set(words).isdisjoint(re.split(r"[._]", stack.prefix))]
         if "depth" in section or not _PLAIN.isdisjoint(section):
             yield from _compare(model, stacks, counts, _cuts(config))
@@ -105,13 +107,17 @@ def _wrong_depths(model: Model) -> Iterator[str]:
 
 def _wrong_sides(model: Model) -> Iterator[str]:
     """Compare encoder and decoder with what is counted for each, or for both."""
-    counts = {".".join(path): value for path, value in layer_counts(model.checkpoint.config)}
-    of_both = {key: n for key, n in counts.items() if key in _PLAIN and "coder" not in key}
+    counts = [(".".join(path), value) for path, value in layer_counts(model.checkpoint.config)]
+    of_both = [(key, n) for key, n in counts if key in _PLAIN and "coder" not in key]
     for side, other in (("encoder", "decoder"), ("decoder", "encoder")):
         form = re.compile(rf"(?:n_|num_)?{side}_layers|{side}(?:_config)?\.(?:{'|'.join(_PLAIN)})")
-        mine = {key: n for key, n in counts.items() if form.fullmatch(key)}
+        mine = [(key, n) for key, n in counts if form.fullmatch(key)]
         paths = ((stack, stack.prefix) for stack in model.structure.stacks)
-        yield from _compare(model, [s for s, path in paths if side in path and other not in path], mine or of_both, ())
+        stacks = [stack for stack, path in paths if side in path and other not in path]
+        if stacks:
+            yield from _compare(model, stacks, mine or of_both, ())
+        else:
+            yield from _compare_repeats(model, mine or of_both, side)
 
 
 def _is_beside(main: Stack, config: Mapping[str, Any]) -> bool:
@@ -141,10 +147,10 @@ def _cuts(config: Mapping[str, Any]) -> set[int]:
     return found
 
 
-def _compare(model: Model, stacks: Sequence[Stack], counts: Mapping[str, int], cuts: Iterable[int]) -> Iterator[str]:
+def _compare(model: Model, stacks: Sequence[Stack], counts: _Counts, cuts: Iterable[int]) -> Iterator[str]:
     """Tell towers of which none has as many layers as are counted."""
     cuts = {0, *cuts, *_apart(model.checkpoint.config)}
-    wanted = {count - cut for count in counts.values() for cut in cuts}
+    wanted = {count - cut for _, count in counts for cut in cuts}
     if not stacks or not counts or any(wanted & {len(stack), _inner_layers(stack)} for stack in stacks):
         return
     found = max(stacks, key=len)
@@ -154,7 +160,7 @@ def _compare(model: Model, stacks: Sequence[Stack], counts: Mapping[str, int], c
 
 def _apart(config: Mapping[str, Any]) -> set[int]:
     """Count the entries of per-layer lists that make half a layer one: "mlp" beside the attention before it."""
-    lists = [value for _, part in text_sections(config) for value in part.values() if isinstance(value, list)]
+    lists = [value for part in text_sections(config) for value in part.values() if isinstance(value, list)]
     return {value.count("mlp") for value in lists}
 
 
@@ -163,18 +169,17 @@ def _inner_layers(stack: Stack) -> int:
     return sum(len({m[0] for suffix in layer if (m := _INNER.match(suffix))}) for layer in stack.layers)
 
 
-def _compare_repeats(model: Model, counts: Mapping[str, int]) -> Iterator[str]:
-    """Tell layers that are too few to be a tower: one alone, or none."""
-    numbers = {int(match[1]) for name in model.checkpoint.tensors if (match := _REPEAT.search(name))}
-    if numbers and len(numbers) < min(counts.values()):
-        yield _told(model, counts, f"{len(numbers)} (numbers {ranges(numbers)})")
+def _compare_repeats(model: Model, counts: _Counts, side: str = "") -> Iterator[str]:
+    """Tell layers that are too few to be a tower, such as one alone."""
+    found = ((name, _REPEAT.search(name)) for name in model.checkpoint.tensors)
+    numbers = {int(match[1]) for name, match in found if match is not None and side in name[: match.start()]}
+    if numbers and counts and len(numbers) < min(count for _, count in counts):
+        yield _told(model, counts, f"{len(numbers)} ({side}{side and ', '}numbers {ranges(numbers)})")
 
 
-def _told(model: Model, counts: Mapping[str, int], found: str) -> str:
-    listed = ", ".join(
-        f"{key}: {count}" for key, count in counts.items() if key.rpartition(".")[2] in {*_PLAIN, "depth"}
-    )
-    listed = listed or ", ".join(f"{key}: {count}" for key, count in counts.items())
+def _told(model: Model, counts: _Counts, found: str) -> str:
+    listed = ", ".join(f"{key}: {count}" for key, count in counts if key.rpartition(".")[2] in {*_PLAIN, "depth"})
+    listed = listed or ", ".join(f"{key}: {count}" for key, count in counts)
     return (
         f"{model.checkpoint.directory / 'config.json'} counts other layers than the tensors hold ({listed}): found "
         f"{found}; {_AGAIN}, or correct its config.json"
@@ -214,7 +219,7 @@ class _Ends:
         self.main = structure.main
         loose = [name for name in structure.loose if not in_side_tower(structure, name)]
         matrices = [name for name in loose if len(tensors[name].shape) == 2]
-        self.sections = [section for _, section in text_sections(model.checkpoint.config)]
+        self.sections = list(text_sections(model.checkpoint.config))
         rows = next((s["vocab_size"] for s in self.sections[::-1] if type(s.get("vocab_size")) is int), None)
         named = [name for name in matrices if EMBEDDING.search(name)]
         heads = [name for name in loose if "head" in name or HEAD.search(name)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from mol.merge.model_config import text_sections
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from mol.merge.inputs import Model
     from mol.merge.mismatch import Mismatches
 
-_TEXT_SECTION: Final = re.compile(r"(?:text|language|language_model|llm|lm|thinker)(?:_config)?")
 _SINGLE: Final = re.compile(r"(?:^|\.)experts\.[0-9]+\.")
 _FUSED: Final = re.compile(r"(?:^|\.)experts\.[a-z_]+(?:\.weight)?$")
 
@@ -50,16 +51,8 @@ def check_kinship(
     _check_experts(models, problems)
 
 
-def text_sections(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield config.json and the sections in it that describe the language model of a larger whole, with their paths."""
-    yield path, config
-    for key, value in config.items():
-        if isinstance(value, dict) and _TEXT_SECTION.fullmatch(key):
-            yield from text_sections(value, f"{path}{key}.")
-
-
 def _are_kin(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    ours, theirs = ([section.get("model_type") for _, section in text_sections(config)] for config in (a, b))
+    ours, theirs = ([section.get("model_type") for section in text_sections(config)] for config in (a, b))
     return ours[0] in theirs or theirs[0] in ours
 
 

@@ -128,6 +128,8 @@ def in_side_tower(structure: Structure, name: str) -> bool:
     """Tell whether a tensor outside the layers belongs to a tower other than the main one, such as its last norm."""
     if structure.main is None:
         return False
+    if is_side_tower(name) and not is_side_tower(structure.main.prefix):
+        return True
     ours = structure.main.prefix.split(".")
     for stack in structure.stacks:
         parts = stack.prefix.split(".")

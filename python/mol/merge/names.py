@@ -38,13 +38,13 @@ _WORDS: Final[tuple[tuple[str, Side], ...]] = (
 _SIDES: Final = tuple((re.compile(rf"(?:^|\.)(?:{words})(?:\.|$)"), side) for words, side in _WORDS)
 
 HEAD: Final = re.compile(
-    r"(?:^|\.)(?:lm_head(?:\.decoder)?|embed_out|output_layer|output|output_projection|proj_out|vocab_projector"
-    r"|generator_lm_head|cls\.predictions\.decoder)\.weight$"
+    r"(?:^|\.)(?:(?:lm_|generator_lm_)?head\.decoder|(?:generator_)?lm_head(?:\.out_proj)?|embed_out|output_layer|output"
+    r"|output_projection|proj_out|vocab_projector|predictions\.decoder|pred_layer\.proj|lm_loss|^decoder)\.weight$"
 )
 """The matrix that turns hidden states into scores of tokens."""
 
 EMBEDDING: Final = re.compile(
-    r"(?:^|\.)(?:embed_tokens|wte|word_embeddings?|embed_in|tok_embeddings|shared|embeddings?|token_embedding)\.weight$"
+    r"(?:^|\.)(?:embed_tokens|wte|word_embeddings?|embed_in|tok_embeddings|shared|embeddings?|token_embedding|tokens_embed)\.weight$"
 )
 """The matrix that turns tokens into hidden states."""
 

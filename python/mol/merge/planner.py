@@ -20,7 +20,7 @@ from mol.merge.names import is_buffer, natural_key, side_of
 from mol.merge.options import MergeOptions
 from mol.merge.settings import compare_settings
 from mol.merge.tasks import Cell, TaskBuilder, Want
-from mol.merge.tied import Tying, find_tying, own_head_note, state_untied
+from mol.merge.tied import Tying, find_tying, own_head, own_head_note, state_untied
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
@@ -141,8 +141,9 @@ class _Planner:
         self._refuse()  # what follows relies on ranges and inputs that hold
         self._notes.update((note, None) for model in models if (note := own_head_note(model)) is not None)
         self._tying = find_tying(self._donor, self._taking_part())
-        if self._donor.own_head:
-            state_untied(self._model_config)
+        head = own_head(self._donor, self._tying)
+        if head is not None and (note := state_untied(self._model_config, head)):
+            self._notes[note] = None
         sides = self._sides()
         for name in sides["first"]:
             self._add_loose(name, "first")
@@ -235,8 +236,6 @@ class _Planner:
                 model.used.add(name)
                 reason = "its scores are made with the embedding, to which it is tied"
                 self._account.drop(f"{name} of {model.label}: {reason}")
-        if tying.untied:
-            state_untied(self._model_config)
         self._notes.update(dict.fromkeys(tying.notes))
 
     def _add_stack(self, stack: Stack) -> None:

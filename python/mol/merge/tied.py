@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from mol.merge.model_config import set_tie, tie_flag
 from mol.merge.names import EMBEDDING, HEAD, head_beside
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint
     from mol.merge.inputs import Model
     from mol.merge.layers import Structure
-
-# Where the flag says something else: T5 ties or not by what the file holds, and scales the last states by the flag.
-_FLAG_SCALES: Final = frozenset({"t5", "mt5", "umt5", "longt5", "switch_transformers", "udop", "pop2piano"})
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def find_tying(donor: Model, models: Sequence[Model]) -> Tying | None:
         first = (own or with_head)[0]
         theirs = ends[first.index].head or ""
         head = first.alignment.to_donor(theirs, donor.checkpoint.tensors)
-        if theirs.endswith("lm_head.weight") and donor.structure.main is not None:
+        if f".{theirs}".endswith(".lm_head.weight") and donor.structure.main is not None:
             head = head_beside(donor.structure.main.prefix)
     stays_tied = mine.tied and not own
     unused = {
@@ -115,10 +112,26 @@ def ends_of(checkpoint: Checkpoint, structure: Structure) -> tuple[str | None, s
     return next(iter(embeddings), None), None
 
 
-def state_untied(config: dict[str, Any]) -> None:
-    """Say in the output's config.json that its head is its own, where the flag means that."""
-    if config.get("model_type") not in _FLAG_SCALES:
+def state_untied(config: dict[str, Any], head: str) -> str | None:
+    """Say in the output's config.json that its head is its own, or return a note why that cannot be said.
+
+    In models of an encoder and a decoder the flag ties their embeddings too (and scales the last states of a T5), and
+    where the head is a `decoder` inside a module, the bias of that module.
+    """
+    if config.get("is_encoder_decoder") is not True and not head.endswith("decoder.weight"):
         set_tie(config, tied=False)
+        return None
+    return (
+        f"`{head}` is a head of its own, and tie_word_embeddings is left as it is, since it ties more than the head in "
+        "models of this kind; version 5 of transformers uses the head that is stored, version 4 may not"
+    )
+
+
+def own_head(donor: Model, tying: Tying | None) -> str | None:
+    """Name the head of the output where its config.json must say that it is not the embedding."""
+    if tying is not None and tying.untied:
+        return tying.head
+    return ends_of(donor.checkpoint, donor.structure)[1] if donor.own_head else None
 
 
 def own_head_note(model: Model) -> str | None:
