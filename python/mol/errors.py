@@ -37,7 +37,9 @@ class MolError(Exception):
             header: what was refused, without a final colon.
             problems: one line each, in the order in which to read them.
         """
-        error = cls("\n".join([f"{header}:", *(f"  - {problem}" for problem in problems)]))
+        # A problem may be a list itself, such as all that is wrong with one of several models: it stays below its own.
+        lines = (problem.replace("\n", "\n    ") for problem in problems)
+        error = cls("\n".join([f"{header}:", *(f"  - {line}" for line in lines)]))
         error.problems = tuple(problems)
         return error
 

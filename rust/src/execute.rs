@@ -44,9 +44,9 @@ pub struct Report<'a> {
     pub files: Vec<Written<'a>>,
     /// The tensors.
     pub tensors: Vec<Written<'a>>,
-    /// Bytes read from the inputs.
+    /// Bytes read from the inputs by this run, each sweep counted but the extra ones of a threshold search.
     pub bytes_read: u64,
-    /// Bytes of tensors written.
+    /// Bytes of tensors written by this run.
     pub bytes_written: u64,
     /// Tensors that an earlier run had finished.
     pub resumed: usize,
@@ -97,7 +97,7 @@ fn execute_in<'a>(plan: &'a Plan, lock: &mut Lock, options: Options, watch: &Wat
         // What was found wrong with data that changed under the run is wrong itself, and so are the claims.
         unchanged(&shards).or_else(|changed| journal.begin_anew().and(Err(changed)))?;
     }
-    let (digests, resumed) = done?;
+    let (digests, resumed, before) = done?;
     writer.write_index(plan, partial)?;
     let mut cryptographic = HashMap::new();
     if options.digest.is_some() {
@@ -122,8 +122,8 @@ fn execute_in<'a>(plan: &'a Plan, lock: &mut Lock, options: Options, watch: &Wat
                 digest: cryptographic.remove(&task.name).flatten(),
             })
             .collect(),
-        bytes_read,
-        bytes_written,
+        bytes_read: bytes_read - before.0,
+        bytes_written: bytes_written - before.1,
         resumed,
     })
 }
@@ -153,9 +153,10 @@ fn file_digests<'a>(plan: &'a Plan, writer: &Writer, digests: &[Crc]) -> Vec<Wri
 }
 
 impl Run<'_> {
-    /// Every tensor's checksum, in order, and how many tensors an earlier run had finished.
-    fn all(&self, claims: &[Claim]) -> Result<(Vec<Crc>, usize)> {
+    /// Every tensor's checksum, in order, how many tensors an earlier run had finished, and what it read and wrote.
+    fn all(&self, claims: &[Claim]) -> Result<(Vec<Crc>, usize, (u64, u64))> {
         let mut digests: Vec<Option<Crc>> = vec![None; self.plan.tasks.len()];
+        let mut before = (0, 0);
         let verified: Vec<bool> = claims.par_iter().map(|claim| self.verify(*claim)).collect::<Result<_>>()?;
         for (claim, verified) in claims.iter().zip(verified) {
             if !verified {
@@ -166,6 +167,7 @@ impl Run<'_> {
             self.watch.add_read(read as usize);
             self.watch.add_written(written as usize);
             self.writer.finish(claim.task)?;
+            before = (before.0 + read, before.1 + written);
             digests[claim.task] = Some(Crc::known(claim.crc64nvme, self.plan.tasks[claim.task].bytes()));
         }
         let resumed = digests.iter().flatten().count();
@@ -175,7 +177,7 @@ impl Run<'_> {
         };
         // Tensors beside tensors, and tiles inside them: no core waits while one tensor's threshold is being found.
         let digests = digests.par_iter().with_max_len(1).enumerate().map(finish).collect::<Result<_>>()?;
-        Ok((digests, resumed))
+        Ok((digests, resumed, before))
     }
 
     /// Whether the bytes on the disk are what a journal claims.

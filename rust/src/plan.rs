@@ -229,7 +229,22 @@ impl Plan {
         if plan.plan != VERSION {
             return Err(Error::Merge(format!("plan has version {}, this engine runs version {VERSION}", plan.plan)));
         }
+        plan.check_sizes()?;
         Ok(plan)
+    }
+
+    /// Checks that all sizes together fit into 64 bits, so that nothing that adds them up can overflow.
+    fn check_sizes(&self) -> Result<()> {
+        let mut total: u64 = 0;
+        for task in &self.tasks {
+            let bits = task.shape.iter().try_fold(task.dtype.bitsize(), |bits, n| bits.checked_mul(*n));
+            let sum = bits.and_then(|bits| total.checked_add(bits as u64)).filter(|sum| *sum <= i64::MAX as u64);
+            total = sum.ok_or_else(|| {
+                let (name, shape, dtype) = (&task.name, &task.shape, task.dtype);
+                Error::Merge(format!("plan, tensor `{name}`: {shape:?} of {dtype} is more than any disk holds"))
+            })?;
+        }
+        Ok(())
     }
 
     /// What names the work: BLAKE3 of the plan with inputs counted by size and header, not by place and time.

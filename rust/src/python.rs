@@ -140,7 +140,7 @@ fn plan_digest(py: Python<'_>, plan: &str) -> PyResult<String> {
 fn plan_cost(py: Python<'_>, plan: &str, threads: Option<usize>, tile: Option<usize>) -> PyResult<(u64, usize)> {
     enter(py, || {
         let parsed = Plan::parse(plan)?;
-        Ok((writer::bytes_needed(&parsed)?, heap(&parsed, threads, tile.unwrap_or(TILE)) + plan.len()))
+        Ok((writer::bytes_needed(&parsed)?, heap(&parsed, threads, tile.unwrap_or(TILE)).saturating_add(plan.len())))
     })
 }
 

@@ -46,5 +46,5 @@ pub fn heap(plan: &Plan, threads: Option<usize>, tile: usize) -> usize {
         tile.min(task.len()) * element + task.sources.len() * element * (2 * STRIP + samples)
     };
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    threads.unwrap_or_else(cores) * plan.tasks.iter().map(of_task).max().unwrap_or(0)
+    threads.unwrap_or_else(cores).saturating_mul(plan.tasks.iter().map(of_task).max().unwrap_or(0))
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pytest
 from mol.cli import cli, main
 from mol.cli.console import Console
 from mol.cli.options import SAFETENSORS_ONLY, WITHOUT_EFFECT, merge_options
+from mol.merge.options import MergeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,6 +159,16 @@ def test_sizes_of_mergekit_and_of_people_are_read(size: str, count: int) -> None
         (["config.yml", "out", "--threads", "many"], "'many' is not a valid integer"),
         (["config.yml", "out", "--no-safe-serialization"], "--no-safe-serialization is refused"),
         (["validate"], "CONFIG..."),
+        (["config.yml", ""], "the name is empty"),
+        (["", "out"], "the name is empty"),
+        (["config.yml", "--out-dir", ""], "the name is empty"),
+        (
+            ["config.yml", "out", "--out-shard-size", "5", "GB"],
+            "--out-shard-size 5 GB: write the size as one word, 5GB",
+        ),
+        (["plan", "--out-shard-size", "500", "MiB", "config.yml"], "write the size as one word, 500MiB"),
+        (["-", "config.yml", "--out-dir", "out"], "a recipe from standard input has no name"),
+        (["moe", "config.yml", "out"], "'moe' comes in a later version of mol"),
     ],
 )
 def test_a_wrong_line_ends_with_2_and_says_what_was_probably_meant(
@@ -168,6 +180,74 @@ def test_a_wrong_line_ends_with_2_and_says_what_was_probably_meant(
     assert says in said.err
     assert said.err.startswith("error: ")
     assert "Traceback" not in said.err
+
+
+@pytest.mark.parametrize("verb", ["merge", "plan"])
+@pytest.mark.parametrize("out", ["out", "new"])
+def test_config_and_out_in_the_wrong_order(
+    verb: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    Path("r.yml").touch()
+    assert main([verb, out, "r.yml"]) == 2
+    assert f"CONFIG comes first, then OUT: `mol-merge r.yml {out}`" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize("verb", ["merge", "plan", "validate"])
+@pytest.mark.parametrize(
+    ("there", "named"), [("r.yaml", "r.yml"), ("r.yml", "r.yaml"), ("r.yml", "r"), ("ties_b.yml", "tise_b.yml")]
+)
+def test_a_recipe_that_is_not_there_and_one_that_is(
+    verb: str,
+    there: str,
+    named: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(there).touch()
+    assert main([verb, named, *(["out"] if verb != "validate" else [])]) == 1
+    assert f"error: {named}: no such recipe; did you mean {there}?" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_directory_in_the_place_of_a_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model").mkdir()
+    Path("model/mergekit_config.yml").touch()
+    assert main(["model", "out"]) == 1
+    assert "a directory; CONFIG is a recipe, a YAML file, such as model/mergekit_config.yml" in capsys.readouterr().err
+
+
+def test_help_and_version_are_also_words(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, option in ((["help"], ["--help"]), (["version"], ["--version"]), (["help", "plan"], ["plan", "--help"])):
+        assert main(words) == 0
+        said = capsys.readouterr()
+        assert main(option) == 0
+        assert capsys.readouterr() == said
+        assert said.out
+    assert understood(["./help", "out"])[0] == "merge"
+
+
+@pytest.mark.parametrize("count", [999, 2**64])
+def test_threads_are_bounded_by_what_is_of_use(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    text = str(count)
+    for verb in (["config.yml", "out"], ["plan", "config.yml"], ["diff", "a", "b"], ["verify", "out"]):
+        _, given = understood([*verb, "-j", text])
+        threads = given["threads"]
+        assert isinstance(threads, int)
+        assert 16 <= threads < 999 or (os.cpu_count() or 1) > 200
+    assert MergeOptions(threads=count).workers == threads
+    main(["no.yml", "out", "-j", text])
+    assert " is more than is of use here: " in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_number_of_threads_that_python_cannot_read() -> None:
+    with pytest.raises(click.UsageError, match="not a valid integer"):
+        understood(["config.yml", "out", "-j", "9" * 5000])
 
 
 def test_two_recipes_without_a_directory_for_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import signal
@@ -172,6 +173,66 @@ def test_an_interrupted_merge_says_how_to_go_on_and_does(recipe: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+TERMINATED = INTERRUPTED.replace("os.kill(os.getpid(), signal.SIGINT)", "os.kill(os.getpid(), signal.{0})")
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_merge_that_is_terminated_says_how_to_go_on_and_does(name: str, code: int, recipe: Path) -> None:
+    program = TERMINATED.replace("{0}", name)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(recipe), "out"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    said = " ".join(done.stderr.split())
+    assert f"error: terminated ({name}); " in said
+    assert "out.partial keeps what is done: give the same line again to go on, or delete it to give up" in said
+    assert not Path("out").exists()
+    assert main([str(recipe), "out", "-q"]) == 0
+
+
+def test_a_resumed_run_reports_its_own_bytes_and_a_plan_those_of_a_run_from_the_start(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def figures(*line: str) -> tuple[int, int]:
+        assert main([*line, "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        return document["bytes_read"], document["bytes_written"]
+
+    whole = figures("plan", str(recipe))
+    assert figures(str(recipe), "again") == whole
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(recipe), "out", "-j", "1"], capture_output=True, check=False
+    )
+    assert done.returncode == 130
+    rest = figures(str(recipe), "out")
+    assert rest[0] < whole[0]
+    assert rest[1] < whole[1]
+    assert Path("out/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("verb", ["merge", "plan", "validate"])
+def test_a_recipe_may_come_from_standard_input(
+    verb: str, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for text, code in ((recipe.read_bytes(), 0), (b"merge_method: slurp\n", 1)):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+        assert main([verb, "-", *(["out"] if verb == "merge" else [])]) == code
+    assert "standard input:1: unknown merge method `slurp`" in capsys.readouterr().err
+    assert Path("out").exists() == (verb == "merge")
+
+
+def test_what_is_wrong_with_each_of_several_models_keeps_its_shape(
+    family: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mol.errors import CheckpointError, MergeError
+
+    inner = CheckpointError.listing("b is damaged", ["one", "two"])
+    outer = MergeError.listing("models cannot be used", ["a is missing", str(inner)])
+    assert str(outer).splitlines() == [
+        "models cannot be used:", "  - a is missing", "  - b is damaged:", "      - one", "      - two",
+    ]  # fmt: skip
+
+
 def test_plan_says_everything_and_writes_nothing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(recipe.parent.rglob("*"))
     assert main(["plan", str(recipe), "out"]) == 0
@@ -242,6 +303,19 @@ def test_validate_checks_shapes_where_models_are_at_hand(recipe: Path, capsys: p
     assert capsys.readouterr().out == (
         f"{recipe}: valid\n  checked: the recipe, and names, shapes and dtypes of 9 tensors to write\n"
     )
+
+
+def test_validate_prints_what_the_planner_warns_of(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    value = "weight: [{filter: self_atn, value: 0.2}, {value: 0.5}]"
+    Path("filters.yml").write_text(re.sub("weight: [0-9.]+", value, LINEAR, count=1))
+    assert main(["validate", "filters.yml"]) == 0
+    said = capsys.readouterr()
+    line = "the filter `self_atn` of `weight` fits no tensor and has no effect; did you mean `self_attn`?"
+    assert f"warning: filters.yml: {line}" in " ".join(said.err.split())
+    assert main(["validate", "filters.yml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["warnings"] == [line]
+    assert main(["plan", "filters.yml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["warnings"] == [line]
 
 
 def test_validate_says_what_it_could_not_check(family: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -132,7 +132,7 @@ def test_the_cache_serves_when_the_hub_is_down_and_says_so(
         caplog.clear()
         with caplog.at_level(logging.WARNING, "mol"):
             assert resolve(ModelReference("org/model", revision), cache_dir=tmp_path, endpoint=hub.url) == first
-        assert f"the cached commit {COMMIT} serves" in caplog.text
+        assert f"offline: using the cached commit {COMMIT} of org/model" in caplog.text
 
 
 def test_an_incomplete_cache_does_not_serve(hub: Hub, tmp_path: Path) -> None:

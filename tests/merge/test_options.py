@@ -29,8 +29,14 @@ def test_what_is_no_size(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"threads": 0}, {"out_shard_size": 0}, {"seed": -1}, {"digest": "md5"}, {"simd": "neon"}]
-)
+    "fields",
+    [
+        {"threads": 0}, {"threads": "4"}, {"threads": True}, {"threads": 2.0}, {"out_shard_size": 0},
+        {"out_shard_size": 2**63}, {"seed": -1}, {"seed": 2**64}, {"tile": 2**64}, {"tile": 0}, {"digest": "md5"},
+        {"digest": 16**5000}, {"simd": "neon"}, {"seed": -(16**5000)},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)  # fmt: skip
 def test_values_out_of_range(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(fields))):
         MergeOptions(**fields)
@@ -40,3 +46,18 @@ def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         MergeOptions(threads=0, digest="md5")  # type: ignore[arg-type]
     assert len(caught.value.problems) == 2
+
+
+def test_a_token_is_not_shown() -> None:
+    assert "hf_secret" not in repr(MergeOptions(token="hf_secret"))
+
+
+@pytest.mark.parametrize("threads", [1, 7, 2**64, 16**5000], ids=lambda count: f"{count.bit_length()} bits")
+def test_no_more_workers_are_started_than_are_of_use(threads: int) -> None:
+    workers = MergeOptions(threads=threads).workers
+    assert workers == threads if threads < 16 else workers is not None and workers < 10_000
+
+
+def test_a_size_without_end_is_no_size() -> None:
+    with pytest.raises(ConfigError, match="is not a size"):
+        parse_size("9" * 5000)

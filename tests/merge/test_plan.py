@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from mol import _rust
+from mol.errors import MergeError
 from mol.merge.plan import COPY, InputFile, MergePlan, Source, TensorTask, linear, scale, slerp, task_arithmetic, ties
 
 FIXTURE = Path(__file__).parents[1] / "data" / "plan_v1.json"
@@ -51,3 +55,19 @@ def test_every_method_is_written_as_the_engine_reads_it() -> None:
         allow_nonfinite=True,
     )
     assert json.loads(plan.to_json()) == json.loads(FIXTURE.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("shapes", [[(2**62, 4)], [(2**63 - 1, 2)], [(2**59,), (2**59,), (2**59,)], [(2**64 - 1,)]])
+def test_sizes_beyond_64_bits_are_an_error_in_words(shapes: list[tuple[int, ...]]) -> None:
+    tasks = [TensorTask(f"t{i}", "F64", shape, 0, COPY, (Source(0, "a"),)) for i, shape in enumerate(shapes)]
+    plan = MergePlan((InputFile("/a", 1, 0, "00"),), ("model.safetensors",), tuple(tasks)).to_json()
+    for ask in (_rust.plan_cost, _rust.plan_digest):
+        with pytest.raises(MergeError, match="is more than any disk holds"):
+            ask(plan)
+
+
+def test_the_cost_of_many_threads_does_not_overflow() -> None:
+    task = TensorTask("t", "F32", (1 << 20,), 0, ties([1.0], [0.5], normalize=True, rescale=False, lambda_=1.0,
+                      majority_sign_method="total"), (Source(0, "a"), Source(1, "a")))  # fmt: skip
+    plan = MergePlan((InputFile("/a", 1, 0, "00"),) * 2, ("model.safetensors",), (task,)).to_json()
+    assert _rust.plan_cost(plan, threads=2**63)[1] >= 2**63

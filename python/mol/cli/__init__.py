@@ -13,13 +13,15 @@ import click
 from mol.cli import diff, examples, inspect, merge, plan, validate, verify
 from mol.cli.console import Console, LogHandler, width_of
 from mol.cli.group import VerbGroup, usage_text
+from mol.cli.signals import interruptible, kind_of
+from mol.cli.streams import guarded_streams, printable
 from mol.errors import MolError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, USAGE = 0, 1, 2
 
 HELP = """Merge language model checkpoints, natively and in constant memory.
 
@@ -45,7 +47,7 @@ def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
 cli = VerbGroup(
     name="mol-merge",
     help=HELP,
-    epilog="Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted.",
+    epilog="Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted, 143 terminated.",
     commands=[
         merge.command, plan.command, validate.command, examples.command, inspect.command, diff.command, verify.command,
     ],
@@ -64,9 +66,19 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The arguments; those of the process if None.
 
     Returns:
-        The exit code: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted.
+        The exit code: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted, 143 terminated.
     """
-    console = Console()
+    with guarded_streams() as out, interruptible():
+        console = Console()
+        code = _main(console, list(sys.argv[1:] if args is None else args))
+        lost = out.failure
+        if lost is not None and not isinstance(lost, BrokenPipeError):  # a reader that has seen enough is no failure
+            console.error(f"standard output: {lost.strerror or lost}; not all that was to be printed arrived")
+            code = code or FAILED
+    return code
+
+
+def _main(console: Console, args: list[str]) -> int:
     handler = LogHandler(console)
     logger = logging.getLogger("mol")
     logger.addHandler(handler)
@@ -75,7 +87,7 @@ def main(args: Sequence[str] | None = None) -> int:
     collecting = gc.isenabled()
     gc.disable()
     try:
-        code = _run(console, list(sys.argv[1:] if args is None else args))
+        code = _run(console, args)
         sys.excepthook = hook
     finally:
         logger.removeHandler(handler)
@@ -96,9 +108,10 @@ def _run(console: Console, args: list[str]) -> int:
         console.error(text := usage_text(error, width_of(sys.stderr)))
         console.document({"error": {"type": "UsageError", "message": text, "problems": []}})
         return USAGE
-    except (click.Abort, KeyboardInterrupt):
-        console.error("interrupted")
-        return INTERRUPTED
+    except (click.Abort, KeyboardInterrupt) as stop:
+        word, code = kind_of(stop)
+        console.error(word)
+        return code
     except (MolError, OSError, click.ClickException) as error:
         refuse(console, error)
         return FAILED
@@ -111,7 +124,7 @@ def refuse(console: Console, error: MolError | OSError | click.ClickException) -
     if type(error) is MolError:  # none of its kinds: the engine panicked
         text += f"\n{_where_to_report()}"
         if console.verbose:
-            sys.__excepthook__(type(error), error, error.__traceback__)
+            _trace(error)
     console.error(text)
     console.document({
         "error": {
@@ -140,8 +153,14 @@ class _Bug:
 
     def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if self.console.verbose:
-            sys.__excepthook__(kind, error, trace)
+            _trace(error)
         self.console.error(f"{kind.__name__}: {error}\n{_where_to_report()}")
+
+
+def _trace(error: BaseException) -> None:
+    from traceback import format_exception
+
+    sys.stderr.write(printable("".join(format_exception(error))))
 
 
 def _where_to_report() -> str:

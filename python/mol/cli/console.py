@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from mol.cli.streams import json_printable, printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -55,7 +57,7 @@ class Console:
     def result(self, text: str = "") -> None:
         """What was asked for, on stdout; with `--json` the document says it instead."""
         if not self.json:
-            self._write(text, sys.stdout)
+            self._write(printable(text), sys.stdout)
 
     def status(self, text: str = "") -> None:
         """A result that only confirms: as `result`, but silent with `--quiet`."""
@@ -68,7 +70,8 @@ class Console:
             from json import dumps
 
             self.json_written = True
-            self._write(dumps(_finite(value), indent=2, ensure_ascii=False), sys.stdout)
+            text = dumps(_finite(value), indent=2, ensure_ascii=False)
+            self._write(json_printable(text, sys.stdout), sys.stdout)
 
     def note(self, text: str) -> None:
         """Something worth knowing, on stderr."""
@@ -87,11 +90,11 @@ class Console:
     def progress_line(self, text: str) -> None:
         """One plain line of progress, for a log."""
         if not self.quiet:
-            self._write(text, sys.stderr)
+            self._write(printable(text), sys.stderr)
 
     def _message(self, kind: str, text: str) -> None:
         columns = width_of(sys.stderr)
-        head, *rest = f"{kind}: {text}".splitlines() or [""]
+        head, *rest = f"{kind}: {printable(text)}".split("\n")
         lines = wrap(head, columns, hang=2)
         lines[0] = lines[0].replace(f"{kind}:", style(f"{kind}:", _COLOURS[kind], sys.stderr), 1)
         for line in rest:

@@ -11,7 +11,7 @@ import click
 from mol.cli import units
 from mol.cli.console import Console, field, listing
 from mol.cli.group import Verb
-from mol.cli.options import option, speaking
+from mol.cli.options import ThreadCount, option, speaking
 from mol.cli.progress import Progress
 from mol.cli.tables import table
 
@@ -63,7 +63,7 @@ class Sums(NamedTuple):
 )
 @click.argument("a")
 @click.argument("b")
-@option("-j", "--threads", "--num-threads", "threads", type=click.IntRange(min=1), metavar="N", default=None,
+@option("-j", "--threads", "--num-threads", "threads", type=ThreadCount(), metavar="N", default=None,
         help="Size of the pool.  [default: all cores]")  # fmt: skip
 @option("--transformers-cache", "--cache-dir", "cache_dir", type=click.Path(path_type=Path), metavar="DIR",
         help="The Hugging Face cache to look in.")  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 
 DEFAULT_VERB = "merge"
 SAID = "What is said"
-LATER_VERBS = ("push", "push-hf")
+LATER_VERBS = (
+    "push", "push-hf",  # of the seed
+    "evolve", "extract-lora", "layershuffle", "moe", "multi", "pytorch", "tokensurgeon",  # of mergekit
+)  # fmt: skip
+_UNIT = re.compile(r"[KMGTB]|[KMGT]i?B|bytes?", re.IGNORECASE)
 _GROUP_OPTIONS = ("--help", "-h", "--version")
 
 
@@ -74,6 +79,7 @@ class VerbGroup(click.Group):
         return super().parse_args(ctx, self._verb_first(ctx, list(args)))
 
     def _verb_first(self, ctx: click.Context, args: list[str]) -> list[str]:
+        _refuse_split_size(ctx, args)
         at = self._first_word(args)
         if at is None:
             asked = [arg for arg in args if arg in _GROUP_OPTIONS]
@@ -87,6 +93,9 @@ class VerbGroup(click.Group):
                     f"`{word}` is taken as the verb; to merge the recipe of that name type `mol-merge ./{word} OUT`"
                 )
             return [word, *args[:at], *args[at + 1 :]]
+        if word in ("help", "version") and not Path(word).is_file():
+            named = args[at + 1 : at + 2] if word == "help" else []
+            return [*(name for name in named if name in self.commands), f"--{word}"]
         self._refuse_near_verb(ctx, word)
         return [DEFAULT_VERB, *args]
 
@@ -133,6 +142,13 @@ class VerbGroup(click.Group):
             if isinstance(parameter, click.Option) and not parameter.is_flag and not parameter.count
             for name in parameter.opts
         )
+
+
+def _refuse_split_size(ctx: click.Context, args: Sequence[str]) -> None:
+    """Refuse `--out-shard-size 5 GB`, which would make files of 5 bytes and a directory GB."""
+    for option, number, unit in zip(args, args[1:], args[2:], strict=False):
+        if option == "--out-shard-size" and number.isdecimal() and _UNIT.fullmatch(unit):
+            raise click.UsageError(f"--out-shard-size {number} {unit}: write the size as one word, {number}{unit}", ctx)
 
 
 def usage_text(error: click.UsageError, columns: int | None) -> str:

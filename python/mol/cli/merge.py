@@ -11,7 +11,9 @@ import click
 
 from mol.cli import units
 from mol.cli.group import Verb
-from mol.cli.options import merge_options, merging, option, refuse_contradictions, speaking
+from mol.cli.options import PATH, merge_options, merging, option, refuse_contradictions, speaking
+from mol.cli.recipes import STDIN, read_recipe, refuse_swapped
+from mol.cli.signals import kind_of
 from mol.errors import MolError
 
 if TYPE_CHECKING:
@@ -19,20 +21,18 @@ if TYPE_CHECKING:
     from mol.config.merge_config import MergeConfig
     from mol.merge.options import MergeOptions
 
-INTERRUPTED = 130
-
 
 @click.command(
     "merge",
     cls=Verb,
     short_help="Merge by a recipe; the verb of a line without one.",
-    help="""Merge the models that the recipe CONFIG names into the directory OUT, which may be left out if the recipe
-has `output_path`. Several recipes go into --out-dir, each under its own name. A merge that was interrupted goes on
-when the same line is given again.""",
+    help="""Merge the models that the recipe CONFIG (`-`: standard input) names into the directory OUT, which may be
+left out if the recipe has `output_path`. Several recipes go into --out-dir, each under its own name. A merge that was
+interrupted goes on when the same line is given again.""",
     options_metavar="[OPTIONS]",
 )
-@click.argument("words", metavar="CONFIG... [OUT]", nargs=-1, type=click.Path(path_type=Path, readable=False))
-@option("--out-dir", type=click.Path(path_type=Path, file_okay=False), metavar="DIR", section="Result",
+@click.argument("words", metavar="CONFIG... [OUT]", nargs=-1, type=PATH)
+@option("--out-dir", type=PATH, metavar="DIR", section="Result",
         help="Where several recipes go: NAME.yml into DIR/NAME.")  # fmt: skip
 @merging
 @speaking
@@ -56,6 +56,8 @@ def _pair(words: tuple[Path, ...], out_dir: Path | None) -> list[tuple[Path, Pat
     if not words:
         raise click.UsageError("no recipe is named; the line is `mol-merge CONFIG OUT`")
     if out_dir is not None:
+        if STDIN in words:
+            raise click.UsageError("a recipe from standard input has no name; give OUT in place of --out-dir")
         outs = [out_dir / word.stem for word in words]
         twice = sorted({str(out) for out in outs if outs.count(out) > 1})
         if twice:
@@ -63,6 +65,8 @@ def _pair(words: tuple[Path, ...], out_dir: Path | None) -> list[tuple[Path, Pat
         return list(zip(words, outs, strict=True))
     if len(words) > 2:
         raise click.UsageError("several recipes need --out-dir DIR; one recipe takes one OUT")
+    if len(words) == 2:
+        refuse_swapped(words[0], words[1])
     if len(words) == 2 and words[1].is_file():
         hint = "to merge both recipes give --out-dir DIR" if words[1].suffix in (".yml", ".yaml") else "name another"
         raise click.UsageError(f"OUT, {words[1]}, is a file; {hint}")
@@ -71,16 +75,15 @@ def _pair(words: tuple[Path, ...], out_dir: Path | None) -> list[tuple[Path, Pat
 
 def _load(paths: list[Path]) -> list[MergeConfig]:
     """Read every recipe before the first is run, and tell what is wrong with any of them."""
-    from mol.config.recipe import load_recipe
     from mol.errors import ConfigError
 
     if len(paths) == 1:
-        return [load_recipe(paths[0])]
+        return [read_recipe(paths[0])]
     recipes: list[MergeConfig] = []
     problems: list[str] = []
     for path in paths:
         try:
-            recipes.append(load_recipe(path))
+            recipes.append(read_recipe(path))
         except ConfigError as error:
             problems.extend(error.problems or (str(error),))
     if problems:
@@ -107,14 +110,15 @@ def _merge(console: Console, path: Path, recipe: MergeConfig, out: Path, options
     try:
         with Progress(console, "merging") as progress:
             report = run_merge(recipe, out, on_progress=progress, options=options)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        word, code = kind_of(stop)
         partial = partial_of(Path(os.path.realpath(out.expanduser())))
         console.error(
-            f"interrupted; {partial} keeps what is done: give the same line again to go on, or delete it to give up"
+            f"{word}; {partial} keeps what is done: give the same line again to go on, or delete it to give up"
             if partial.exists()
-            else "interrupted before anything was written"
+            else f"{word} before anything was written"
         )
-        raise click.exceptions.Exit(INTERRUPTED) from None
+        raise click.exceptions.Exit(code) from None
     span = time.monotonic() - started
     for line in merge_text(console, report, out, span):
         console.status(line)
@@ -134,7 +138,9 @@ def _merge_all(console: Console, jobs: list[tuple[Path, MergeConfig, Path]], opt
         except (MolError, OSError) as error:
             failed.append(str(path))
             console.error(describe(error))
-            documents.append({"recipe": str(path), "error": {"type": type(error).__name__, "message": describe(error)}})
+            problems = list(error.problems) if isinstance(error, MolError) else []
+            told = {"type": type(error).__name__, "message": describe(error), "problems": problems}
+            documents.append({"recipe": str(path), "error": told})
     console.document(documents)
     if failed:
         console.error(f"{len(failed)} of {units.amount(len(jobs), 'recipe')} failed: {', '.join(failed)}")

@@ -47,6 +47,41 @@ SAFETENSORS_ONLY = (
 )
 
 
+class NamedPath(click.Path):
+    """A path that is not empty: `""`, from a variable that is not set, would be the working directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        """Refuse the empty name."""
+        if value == "":
+            self.fail("the name is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+class ThreadCount(click.IntRange):
+    """A number of threads; one that no machine has a use for is lowered, with a note."""
+
+    def __init__(self) -> None:
+        """Take one thread or more."""
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401
+        """Lower the number to the most that are started."""
+        from mol.merge.options import most_threads
+
+        threads: int = super().convert(value, param, ctx)
+        most = most_threads()
+        if threads > most and ctx is not None:
+            ctx.obj.pending.append(f"--threads {_short(threads)} is more than is of use here: {most} are started")
+        return min(threads, most)
+
+
+PATH = NamedPath(path_type=Path, readable=False)
+
+
+def _short(number: int) -> str:
+    return str(number) if number < 10**12 else "of more than 12 digits"
+
+
 def option(*names: str, section: str | None = "Options", **kwargs: Any) -> Decorator:  # noqa: ANN401
     """`click.option` with the heading that `--help` puts it under."""
     return click.option(*names, cls=SectionOption, section=section, **kwargs)
@@ -89,7 +124,7 @@ def models(function: Callable[..., Any]) -> Callable[..., Any]:
                help="Admit models of different architectures whose tensors have equal shapes."),
         option("--strict-tensors", is_flag=True, section="Models",
                help="Refuse tensors that only some models have, instead of copying or dropping them."),
-        option("--transformers-cache", "--cache-dir", "cache_dir", type=click.Path(path_type=Path), metavar="DIR",
+        option("--transformers-cache", "--cache-dir", "cache_dir", type=PATH, metavar="DIR",
                section="Models", help="The Hugging Face cache to use for models that are no local directory."),
     ])  # fmt: skip
 
@@ -117,7 +152,7 @@ def merging(function: Callable[..., Any]) -> Callable[..., Any]:
                help="Go on when a NaN, an infinity or an overflow is met."),
         option("--random-seed", "--seed", "seed", type=click.IntRange(min=0), metavar="N", default=None,
                section="Result", help="Seed of the methods that draw at random.  [default: 0]"),
-        option("-j", "--threads", "--num-threads", "threads", type=click.IntRange(min=1), metavar="N", default=None,
+        option("-j", "--threads", "--num-threads", "threads", type=ThreadCount(), metavar="N", default=None,
                section="Speed", help="Size of the pool.  [default: all cores]"),
         option("--sync/--no-sync", "sync", default=None, section="Speed",
                help="Do not wait until the result is on the disk: a power cut may damage it.  [default: wait]"),

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mol.cli.group import Verb
-from mol.cli.options import merge_options, merging, refuse_contradictions, speaking
+from mol.cli.options import PATH, merge_options, merging, refuse_contradictions, speaking
+from mol.cli.recipes import read_recipe, refuse_swapped
 from mol.errors import MolError
 
 if TYPE_CHECKING:
@@ -25,20 +26,21 @@ if TYPE_CHECKING:
     "only, and heads that config.json calls tied; writes nothing. A model on the Hub that is not in the cache is "
     "downloaded first.",
 )
-@click.argument("config", type=click.Path(path_type=Path, readable=False))
-@click.argument("out", type=click.Path(path_type=Path, readable=False), required=False)
+@click.argument("config", type=PATH)
+@click.argument("out", type=PATH, required=False)
 @merging
 @speaking
 def command(console: Console, config: Path, out: Path | None, **given: Any) -> None:  # noqa: ANN401
     """Show one plan."""
     options = merge_options(console, given)
+    if out is not None:
+        refuse_swapped(config, out)
     from dataclasses import replace
 
     from mol.cli.report import plan_document, plan_text
-    from mol.config.recipe import load_recipe
     from mol.merge.run import plan_recipe
 
-    recipe = load_recipe(config)
+    recipe = read_recipe(config)
     refuse_contradictions(recipe, config, given)
     planned = plan_recipe(recipe, options)
     if out is None and recipe.output_path:

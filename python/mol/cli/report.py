@@ -78,8 +78,7 @@ def plan_document(planned: PlannedMerge, recipe: Path, out: Path | None, options
 def merge_text(console: Console, report: MergeReport, out: Path, span: float) -> list[str]:
     """A finished merge for people: `out` as they typed it, `span` in seconds; notes were said while it was planned."""
     planned = report.planned
-    # A resumed run's bytes are those of the whole merge: they say nothing of this run's rate.
-    rate = "" if report.resumed else f" ({units.size((report.bytes_read + report.bytes_written) / span)}/s)"
+    rate = f" ({units.size((report.bytes_read + report.bytes_written) / span)}/s)"
     resumed = f"; {units.amount(report.resumed, 'tensor')} were there already" if report.resumed else ""
     return [
         field("merged", f"{units.amount(len(planned.plan.tasks), 'tensor')}: "
@@ -112,7 +111,7 @@ def _cost(planned: PlannedMerge, plan: str, out: Path | None, options: MergeOpti
     """What running a plan takes: of memory what this process has had so far, and the engine's heap."""
     from mol import _rust
 
-    needed, heap = _rust.plan_cost(plan, threads=options.threads, tile=options.tile)
+    needed, heap = _rust.plan_cost(plan, threads=options.workers, tile=options.tile)
     unit = 1 if sys.platform == "darwin" else 1024
     return {
         "bytes_needed": needed + sum(file.size for file in planned.side_files),

@@ -6,6 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from mol.cli.console import DEFAULT_WIDTH, width_of
+from mol.cli.streams import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,6 +22,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozens
         rows: Cells, as many a row as there are heads.
         right: The columns that are set to the right, such as numbers.
     """
+    # A line feed in a name would break the table, or make a row of its own.
+    rows = [[printable(cell).replace("\n", "\\n").replace("\t", "\\t") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
     room = (width_of(sys.stdout) or DEFAULT_WIDTH) - sum(widths[1:]) - len(_GAP) * (len(heads) - 1)
     widths[0] = min(widths[0], max(room, len(heads[0])))

@@ -11,13 +11,15 @@ import click
 from mol.cli import units
 from mol.cli.console import width_of, wrap
 from mol.cli.group import Verb
-from mol.cli.options import merge_options, models, option, speaking
+from mol.cli.options import PATH, merge_options, models, option, speaking
+from mol.cli.recipes import read_recipe
 from mol.errors import MolError
 
 if TYPE_CHECKING:
     from mol.cli.console import Console
     from mol.config.merge_config import MergeConfig, ModelReference
     from mol.merge.options import MergeOptions
+    from mol.merge.planner import PlannedMerge
 
 
 @click.command(
@@ -27,9 +29,7 @@ if TYPE_CHECKING:
     help="Check each recipe CONFIG. Where all its models are at hand, on this disk or in the Hugging Face cache, "
     "tensor names, shapes and dtypes are checked too. Nothing is downloaded; what was not checked is said.",
 )
-@click.argument(
-    "configs", metavar="CONFIG...", nargs=-1, required=True, type=click.Path(path_type=Path, readable=False)
-)
+@click.argument("configs", metavar="CONFIG...", nargs=-1, required=True, type=PATH)
 @option("--strict", is_flag=True, help="Fail where models are not at hand, too.")
 @models
 @speaking
@@ -43,16 +43,17 @@ def command(console: Console, configs: tuple[Path, ...], strict: bool, **given: 
 
 def _validate(console: Console, path: Path, options: MergeOptions, *, strict: bool) -> dict[str, object]:
     from mol.cli import describe
-    from mol.config.recipe import load_recipe
 
     try:
-        recipe = load_recipe(path)
-        missing, tensors = _check_models(recipe, options)
+        recipe = read_recipe(path)
+        missing, planned = _check_models(recipe, options)
     except (MolError, OSError) as error:
         text = describe(error)
         console.error(text if str(path) in text.partition("\n")[0] else f"{path}: {text}")
         problems = list(error.problems) if isinstance(error, MolError) and error.problems else [describe(error)]
         return {"recipe": str(path), "valid": False, "problems": problems}
+    tensors = 0 if planned is None else len(planned.plan.tasks)
+    notes, warnings = (recipe.notes, ()) if planned is None else (planned.notes, planned.warnings)
     names = [str(reference) for reference in missing]
     checked = "the recipe"
     if tensors:
@@ -67,19 +68,22 @@ def _validate(console: Console, path: Path, options: MergeOptions, *, strict: bo
         console.status("\n".join(wrap(line, width_of(sys.stdout), hang=2)))
     if strict and names:
         console.error(f"{path}: models are not at hand, and --strict asks for them: {', '.join(names)}")
-    for note in recipe.notes:
+    for warning in warnings:
+        console.warning(f"{path}: {warning}")
+    for note in notes:
         console.note(f"{path}: {note}")
     return {
         "recipe": str(path), "valid": not (strict and names), "problems": [], "method": recipe.method,
-        "tensors_checked": tensors, "not_at_hand": names, "notes": list(recipe.notes),
+        "tensors_checked": tensors, "not_at_hand": names, "notes": list(notes),
+        "warnings": list(warnings),
     }  # fmt: skip
 
 
-def _check_models(recipe: MergeConfig, options: MergeOptions) -> tuple[list[ModelReference], int]:
+def _check_models(recipe: MergeConfig, options: MergeOptions) -> tuple[list[ModelReference], PlannedMerge | None]:
     """Open what is at hand; with all of it, plan the merge.
 
     Returns:
-        The models that only a download could tell of, and the number of tensors planned.
+        The models that only a download could tell of, and the plan, if there could be one.
     """
     from mol.cli.local import find
     from mol.config.merge_config import ModelReference
@@ -91,11 +95,9 @@ def _check_models(recipe: MergeConfig, options: MergeOptions) -> tuple[list[Mode
     found = {reference: find(reference, cache) for reference in recipe.model_references()}
     missing = [reference for reference, checkpoint in found.items() if checkpoint is None]
     if missing:
-        return missing, 0
+        return missing, None
     at_hand = {reference: checkpoint for reference, checkpoint in found.items() if checkpoint is not None}
     tokenizer = recipe.tokenizer_source
     if isinstance(tokenizer, ModelReference) and tokenizer not in at_hand and not Path(tokenizer.name).is_dir():
-        return [tokenizer], len(
-            plan_merge(recipe, at_hand, options=options, own_heads=find_own_heads(at_hand)).plan.tasks
-        )
-    return [], len(plan_recipe(recipe, options, checkpoints=at_hand).plan.tasks)
+        return [tokenizer], plan_merge(recipe, at_hand, options=options, own_heads=find_own_heads(at_hand))
+    return [], plan_recipe(recipe, options, checkpoints=at_hand)

@@ -16,7 +16,7 @@ import click
 from mol.cli import units
 from mol.cli.console import Console, field
 from mol.cli.group import Verb
-from mol.cli.options import option, speaking
+from mol.cli.options import ThreadCount, option, speaking
 from mol.cli.progress import Progress
 from mol.errors import CheckpointError
 from mol.io.json_file import read_json
@@ -50,7 +50,7 @@ class Damage(NamedTuple):
     "damaged or missing, and ends with 1 if there is one.",
 )
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, readable=False))
-@option("-j", "--threads", "--num-threads", "threads", type=click.IntRange(min=1), metavar="N", default=None,
+@option("-j", "--threads", "--num-threads", "threads", type=ThreadCount(), metavar="N", default=None,
         help="Size of the pool.  [default: all cores]")  # fmt: skip
 @speaking
 def command(console: Console, directory: Path, threads: int | None) -> int:

@@ -142,6 +142,8 @@ def shown(value: object) -> str:
         return "a map"
     if value is None:
         return "empty"
+    if is_huge(value):
+        return "a number of more than 1,200 digits"
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 

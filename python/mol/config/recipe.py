@@ -46,6 +46,15 @@ def parse_recipe(text: str, where: str = "recipe") -> MergeConfig:
     return MergeConfig.from_table(table, f"{where} is refused", text)
 
 
+def parse_recipe_bytes(data: bytes, where: str) -> MergeConfig:
+    """Check a recipe given as the bytes of its YAML.
+
+    Raises:
+        ConfigError: lists everything that is wrong with the recipe, with lines.
+    """
+    return parse_recipe(_decode(data, where), where)
+
+
 def recipe_from_dict(recipe: Mapping[str, Any]) -> MergeConfig:
     """Check a recipe given as the mapping that its YAML would be.
 
@@ -64,14 +73,17 @@ def read_recipe_file(path: str | Path) -> tuple[Table, str]:
     """
     with Path(path).open("rb") as file:
         data = file.read(MAX_BYTES + 1)
+    return read_recipe_text(_decode(data, str(path)), str(path))
+
+
+def _decode(data: bytes, where: str) -> str:
     if len(data) > MAX_BYTES:
-        raise ConfigError(f"{path}: more than {MAX_BYTES >> 20} MiB, too much for a recipe; give a YAML file")
+        raise ConfigError(f"{where}: more than {MAX_BYTES >> 20} MiB, too much for a recipe; give a YAML file")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{path}:{line}: not UTF-8 text; give a YAML file") from error
-    return read_recipe_text(text, str(path))
+        raise ConfigError(f"{where}:{line}: not UTF-8 text; give a YAML file") from error
 
 
 def read_recipe_text(text: str, where: str) -> tuple[Table, str]:

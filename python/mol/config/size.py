@@ -17,9 +17,9 @@ def parse_size(text: str) -> int:
     Raises:
         ConfigError: if the text is not a positive size.
     """
-    match = _SIZE.fullmatch(text.strip())
+    match = _SIZE.fullmatch(text.strip()) if len(text) <= 40 else None
     if match is None or (match[2] == "" and (match[3] or "").upper() == "IB"):
-        raise ConfigError(f"{text!r} is not a size: write bytes as `5B`, `5GB`, `500M`, `4GiB` or `5_000`")
+        raise ConfigError(f"{text[:40]!r} is not a size: write bytes as `5B`, `5GB`, `500M`, `4GiB` or `5_000`")
     unit = 1024 if (match[3] or "").upper() == "IB" else 1000
     size: int = int(match[1].replace("_", "")) * unit ** _POWERS[match[2].upper()]
     if size == 0:

@@ -36,6 +36,7 @@ def resolve(
     endpoint: str | None = None,
     weights: bool = True,
     code: bool = False,
+    offline: list[str] | None = None,
 ) -> tuple[Path, str | None]:
     """Find the directory of a model, downloading what the merge needs of it and nothing else.
 
@@ -50,6 +51,8 @@ def resolve(
         endpoint: the address of the Hub, huggingface_hub's own if None.
         weights: fetch SafeTensors too, not just the files beside them.
         code: fetch Python files too.
+        offline: takes what is to be said of a model that came from the cache because the Hub is unreachable, for a
+            caller that says it of several models at once; None logs it as a warning.
 
     Returns:
         The directory, and the commit hash if it came from the Hub.
@@ -78,7 +81,7 @@ def resolve(
         raise FileNotFoundError(
             f"{reference.name}: no such directory (and it cannot be the id of a Hub repository){hint}"
         )
-    hub = _Hub(reference, cache_dir=cache_dir, token=token, endpoint=endpoint)
+    hub = _Hub(reference, cache_dir=cache_dir, token=token, endpoint=endpoint, offline=offline)
     return hub.fetch(weights=weights, code=code)
 
 
@@ -108,12 +111,19 @@ class _Hub:
     """One revision of one repository on the Hub."""
 
     def __init__(
-        self, reference: ModelReference, *, cache_dir: Path | str | None, token: str | None, endpoint: str | None
+        self,
+        reference: ModelReference,
+        *,
+        cache_dir: Path | str | None,
+        token: str | None,
+        endpoint: str | None,
+        offline: list[str] | None,
     ) -> None:
         self._reference = reference
         self._cache_dir = cache_dir
         self._token = token
         self._endpoint = endpoint
+        self._offline = offline
 
     def fetch(self, *, weights: bool, code: bool) -> tuple[Path, str]:
         from huggingface_hub import HfApi
@@ -239,7 +249,10 @@ class _Hub:
                 f"connect (unset HF_HUB_OFFLINE) and run again, or name a local directory{nearby(self._reference.name)}"
             ) from cause
         commit = config.parent.name
-        _log.warning("%s: the Hub was not asked; the cached commit %s serves", self._reference, commit)
+        if self._offline is None:
+            _log.warning("offline: using the cached commit %s of %s", commit, self._reference)
+        else:
+            self._offline.append(f"{commit[:12]} of {self._reference}")
         return config.parent, commit
 
     @contextmanager

@@ -1,8 +1,10 @@
-"""Which models of a recipe turn out to be the same once their names are resolved."""
+"""What a recipe's models turn out to be once their names are resolved: the same model, or nothing a plan can name."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from mol.errors import MergeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -31,6 +33,28 @@ def spelled_twice(checkpoints: Mapping[ModelReference, Checkpoint]) -> dict[Mode
         for key in keys:
             first.setdefault(key, earlier or reference)
     return same
+
+
+def refuse_unnameable(checkpoints: Mapping[ModelReference, Checkpoint]) -> None:
+    """Refuse files whose paths are not UTF-8, since a plan is JSON.
+
+    Raises:
+        MergeError: naming them.
+    """
+    files = [str(file.path) for checkpoint in checkpoints.values() for file in checkpoint.files]
+    odd = dict.fromkeys(path for path in files if not _is_utf8(path))
+    if odd:
+        raise MergeError.listing(
+            "these paths cannot be written into a plan", [f"{p!a} is not UTF-8; rename it" for p in odd]
+        )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def same_weights(checkpoints: Mapping[ModelReference, Checkpoint]) -> Iterator[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
+from mol.config.document import shown
 from mol.config.size import parse_size
 from mol.errors import ConfigError
 
@@ -61,21 +63,42 @@ class MergeOptions:
     tile: int | None = None
     simd: Simd = "auto"
     cache_dir: Path | str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     dtype: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges, all at once."""
+        numbers = (
+            ("out_shard_size", self.out_shard_size, 1, 2**63 - 1, "a shard holds at least one byte"),
+            ("seed", self.seed, 0, 2**64 - 1, "a seed is a number from 0 to 2**64 - 1"),
+            ("threads", self.threads, 1, None, "a run needs at least one thread"),
+            ("tile", self.tile, 1, 1 << 30, "a tile has from 1 to 2**30 elements"),
+        )
+        texts = (
+            ("digest", self.digest, (None, *get_args(Digest)), "it is blake3, sha256 or none"),
+            ("simd", self.simd, get_args(Simd), f"it is one of {', '.join(get_args(Simd))}"),
+        )
         problems = [
-            f"{name} is {value!r}, but {wanted}"
-            for name, value, fine, wanted in (
-                ("threads", self.threads, self.threads is None or self.threads >= 1, "a run needs at least one thread"),
-                ("out_shard_size", self.out_shard_size, self.out_shard_size >= 1, "a shard holds at least one byte"),
-                ("seed", self.seed, 0 <= self.seed < 2**64, "a seed is a number from 0 to 2**64 - 1"),
-                ("digest", self.digest, self.digest in (None, *get_args(Digest)), "it is blake3, sha256 or none"),
-                ("simd", self.simd, self.simd in get_args(Simd), f"it is one of {', '.join(get_args(Simd))}"),
-            )
-            if not fine
-        ]
+            f"{name} is {shown(value)}, but {wanted}"
+            for name, value, low, high, wanted in numbers
+            if not (value is None and name in ("threads", "tile")) and not _is_number(value, low, high)
+        ] + [f"{name} is {shown(value)}, but {wanted}" for name, value, known, wanted in texts if value not in known]
         if problems:
             raise ConfigError.listing("the options of this run do not hold", problems)
+
+    @property
+    def workers(self) -> int | None:
+        """`threads`, but no more than are of use on this machine."""
+        return None if self.threads is None else min(self.threads, most_threads())
+
+
+def most_threads() -> int:
+    """Return the most worker threads that are started: a few per core, some more on a small machine."""
+    return max(16, 4 * (os.cpu_count() or 1))
+
+
+def _is_number(value: object, low: int, high: int | None) -> bool:
+    """Whether a value is a whole number within bounds."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        return False
+    return low <= value and (high is None or value <= high)

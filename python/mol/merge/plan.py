@@ -14,6 +14,7 @@ Method = Mapping[str, Mapping[str, Any]]
 """What is done to a tensor: one entry, name to numbers. Treated as immutable; tasks share the same object."""
 
 COPY: Final[Method] = {"copy": {}}
+_TWICE: Final = frozenset({"slerp", "ties"})
 
 
 def scale(factor: float) -> Method:
@@ -56,6 +57,11 @@ def ties(
             "majority_sign_method": majority_sign_method,
         }
     }
+
+
+def sweeps(method: Method) -> int:
+    """Return how often the sources are read, extra sweeps of a threshold search not counted, as the engine counts."""
+    return 1 if _TWICE.isdisjoint(method) else 2
 
 
 @dataclass(frozen=True, slots=True)

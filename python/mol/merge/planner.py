@@ -48,7 +48,8 @@ class PlannedMerge:
         dropped_tensors: number of them.
         notes: what was aligned, filled in or ignored.
         warnings: what may well surprise.
-        bytes_read: sum of the sources of all tasks; a method that needs statistics reads some of them again.
+        bytes_read: sum of the sources of all tasks, twice for a method that needs statistics; a run from the start
+            reports the same.
         bytes_written: sum of the output's tensors.
         side_files: every file that the output gets beside its weights; empty until these have been looked at.
     """

@@ -39,8 +39,8 @@ class MergeReport:
         planned: the merge, its copied and dropped tensors, notes and warnings.
         plan_digest: digest of the plan.
         files: name, size and checksum of each weight file, as in the manifest.
-        bytes_read: bytes of weights read.
-        bytes_written: bytes of weights written.
+        bytes_read: bytes of weights read by this run.
+        bytes_written: bytes of weights written by this run.
         resumed: tensors that an earlier run had finished.
     """
 
@@ -65,15 +65,18 @@ def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None
     options = options or MergeOptions()
     found: dict[ModelReference, Checkpoint] = {}
     failures: dict[ModelReference, MolError | OSError] = {}
+    offline: list[str] = []
     for reference in config.model_references():
         try:
-            directory, revision = _resolve(reference, config, options, weights=True)
+            directory, revision = _resolve(reference, config, options, weights=True, offline=offline)
             found[reference] = Checkpoint.open(directory, name=str(reference), revision=revision)
         except FileNotFoundError as error:
             place = config.places.get(reference)
             failures[reference] = FileNotFoundError(f"{place}: {error}" if place else str(error))
         except (MolError, OSError) as error:
             failures[reference] = error
+    if offline:
+        _log.warning("offline: using the cached commits %s", ", ".join(offline))
     _raise_all("models of the recipe cannot be used", failures)
     return found
 
@@ -236,7 +239,7 @@ def _execute(
             _rust.execute(
                 plan,
                 str(partial),
-                threads=options.threads,
+                threads=options.workers,
                 tile=options.tile,
                 simd=options.simd,
                 digest=options.digest,
@@ -286,12 +289,13 @@ def _prepare(
 ) -> _Prepared:
     from mol.merge.card import prepare_card
     from mol.merge.heads import find_own_heads
-    from mol.merge.identity import same_weights, spelled_twice
+    from mol.merge.identity import refuse_unnameable, same_weights, spelled_twice
     from mol.merge.planner import plan_merge
     from mol.merge.side_files import output_files, plan_side_files
     from mol.merge.vocabularies import check_vocabularies
 
     opened = resolve_checkpoints(config, options) if checkpoints is None else checkpoints
+    refuse_unnameable(opened)
     config = config.with_one_name_each(spelled_twice({name: opened[name] for name in config.model_references()}))
     planned = plan_merge(config, opened, options=options, own_heads=find_own_heads(opened))
     tokenizer = _tokenizer_directory(planned, opened, options)
@@ -338,7 +342,12 @@ def _tokenizer_directory(
 
 
 def _resolve(
-    reference: ModelReference, config: MergeConfig, options: MergeOptions, *, weights: bool
+    reference: ModelReference,
+    config: MergeConfig,
+    options: MergeOptions,
+    *,
+    weights: bool,
+    offline: list[str] | None = None,
 ) -> tuple[Path, str | None]:
     from mol.io.hub import resolve
 
@@ -348,6 +357,7 @@ def _resolve(
         token=options.token,
         weights=weights,
         code=options.trust_remote_code or config.trust_remote_code,
+        offline=offline,
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.io.checkpoint import EXACT_DTYPES, TensorInfo
 from mol.merge.names import is_buffer
-from mol.merge.plan import COPY, InputFile, MergePlan, Method, Source, TensorTask, shard_names
+from mol.merge.plan import COPY, InputFile, MergePlan, Method, Source, TensorTask, shard_names, sweeps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -231,7 +231,7 @@ class TaskBuilder:
         self._filled += size
         self._tasks.append(TensorTask(name, dtype, info.shape, self._output, method, sources))
         self._bytes_by_dtype[dtype] += size
-        self.bytes_read += read
+        self.bytes_read += read * sweeps(method)
         for kind in method:
             self.methods[kind] += 1
 

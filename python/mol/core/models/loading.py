@@ -125,8 +125,8 @@ def _located(name: str, settings: MoLConfig, *, weights: bool = True) -> tuple[P
     """Find a model's directory, and the commit that it is of if its name is one of the Hub."""
     path = settings.paths.get(name, name)
     reference = ModelReference(path, settings.revisions.get(name) if path == name else None)
-    where = {"cache_dir": settings.cache_dir, "token": settings.token}
-    directory, commit = resolve(reference, weights=weights, code=settings.trust_remote_code, **where)
+    cache_dir, token, code = settings.cache_dir, settings.token, settings.trust_remote_code
+    directory, commit = resolve(reference, weights=weights, code=code, cache_dir=cache_dir, token=token)
     return directory, None if is_local(path) else commit
 
 
