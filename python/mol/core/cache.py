@@ -97,6 +97,9 @@ class FusedCache(Cache):
     Attributes:
         seen: tokens so far.
         batch: rows; 0 before the first forward.
+        ids: (B, seen), the tokens so far, None before the first forward; enough to run all of them again.
+        stale: whether the next forward must do that, because what else is here does not fit it or was never made.
+        prompt: with "sequence" dispatch, rows choose by so many first columns; by `router_prefix` tokens if None.
         host: the host's own cache.
         experts: by (layer, expert), of those whose blocks have a native cache.
         histories: by (layer, expert), hidden states (B, T, D) that went into a block without one.
@@ -114,6 +117,9 @@ class FusedCache(Cache):
         self.layer_class_to_replicate = None
         self.seen = 0
         self.batch = 0
+        self.ids: torch.Tensor | None = None
+        self.stale = False
+        self.prompt: int | None = None
         self.host = host
         self.experts: dict[tuple[int, int], ExpertCache] = {}
         self.histories: dict[tuple[int, int], torch.Tensor] = {}
@@ -125,6 +131,23 @@ class FusedCache(Cache):
     def __len__(self) -> int:
         """Count the experts with a cache."""
         return len(self.experts)
+
+    def __bool__(self) -> bool:
+        """Tell that there is a cache, whether or not anything is in it."""
+        return True
+
+    def extend(self, ids: torch.Tensor) -> None:
+        """Add the new tokens (B, T) of a forward that has run.
+
+        Raises:
+            MolError: they are of another number of rows.
+        """
+        self.ids = ids if self.ids is None else torch.cat([self.ids, ids.to(self.ids.device)], 1)
+        self.batch, self.seen = self.ids.shape
+
+    def restart(self, fresh: FusedCache) -> None:
+        """Become what an empty cache is, but for the tokens that rows choose by: all tokens are to be run again."""
+        self.__dict__.update({**vars(fresh), "prompt": self.prompt})
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the number of tokens so far."""
@@ -161,6 +184,8 @@ class FusedCache(Cache):
             others.select(beam_idx)
         if self.host is not None:
             self.host.select(beam_idx)
+        if self.ids is not None:
+            self.ids = self.ids.index_select(0, beam_idx.to(self.ids.device))
         self.batch = len(beam_idx)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -191,8 +216,18 @@ class FusedCache(Cache):
         return False
 
     @property
+    def is_croppable(self) -> bool:
+        """Whether tokens can be taken back: they cannot."""
+        return False
+
+    @property
     def is_sliding(self) -> list[bool]:
         """Whether it forgets, by layer; each expert's cache knows for itself."""
+        return [False]
+
+    @property
+    def is_linear(self) -> list[bool]:
+        """Whether it has no length, by layer: it has one, whatever its experts are."""
         return [False]
 
     @property

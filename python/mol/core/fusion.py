@@ -52,6 +52,15 @@ class Fusion(NamedTuple):
         """Whether rows choose once, so that outputs within the tokens they choose by look ahead."""
         return any(layer.mode(self.dispatch) == "sequence" for layer in self.layers.values())
 
+    def foreign(self) -> list[ExpertSpec]:
+        """List the experts that do not stand in their own place, so that they have a cache of their own."""
+        return [
+            spec
+            for position, layer in self.layers.items()
+            for spec in layer.specs
+            if spec != ExpertSpec(self.host_name, (position,)) or layer.mode(self.dispatch) != "dense"
+        ]
+
 
 class HostRun(NamedTuple):
     """A forward of the host with the fused layers in it.
@@ -105,15 +114,15 @@ class Pass:
             fusion: the model.
             mask: (B, P + T) over all tokens so far, 0 for padding.
             length: T, the number of new tokens.
-            cache: what earlier forwards left; it grows by this one.
+            cache: what earlier forwards left; it grows by this one, whose tokens the caller adds to it.
             prompt: with "sequence" dispatch, rows choose by this many first columns; by the first `router_prefix`
-                tokens if None, and with a cache always by all tokens of the first forward.
+                tokens if None. What they chose stays in the cache.
         """
         self._fusion = fusion
         self._mask = mask
         self._length = length
         self._cache = cache
-        self._prompt = prompt if cache is None else length
+        self._prompt = prompt
         self._next = 0
         self._experts = ExpertRuns(fusion.sources, mask, length, cache)
         self._shown = mask[:, -length:]
@@ -129,9 +138,6 @@ class Pass:
         with intercepted(host.blocks, self._block):
             result = forward()
         host.calls.check_count(self._next)
-        if self._cache is not None:
-            self._cache.seen += self._length
-            self._cache.batch = self._mask.shape[0]
         return result
 
     def _block(self, block: nn.Module, call: Arguments) -> Any:  # noqa: ANN401 - as the block returns it

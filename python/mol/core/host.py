@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 
 _FROM_MASK: Final = "every model makes its own from attention_mask"
-_UNKNOWN_TO_EXPERTS: Final = {
+UNKNOWN_TO_EXPERTS: Final = {
     "inputs_embeds": "give input_ids",
     "position_ids": _FROM_MASK,
     "cache_position": _FROM_MASK,
     "output_attentions": "experts do not tell theirs",
+    "output_router_logits": "the host's own routers are frozen, and fused layers run other blocks than theirs",
     **dict.fromkeys(CACHE_NAMES, "MoLForCausalLM keeps a cache for each expert"),
 }
 
@@ -31,6 +32,24 @@ _UNKNOWN_TO_EXPERTS: Final = {
 def reads_images(host: Source) -> bool:
     """Tell whether a host takes `pixel_values` instead of tokens."""
     return not host.takes(host.model, "input_ids") and host.takes(host.model, "pixel_values")
+
+
+def checked_tokens(input_ids: Any) -> torch.Tensor:  # noqa: ANN401 - whatever was given
+    """Return what was given as input_ids (B, T).
+
+    Raises:
+        MolError: it is nothing, no tensor, not of integers or of another shape.
+    """
+    wanted = "wanted a tensor (batch, tokens) of integers"
+    if input_ids is None:
+        raise MolError(f"input_ids are missing; {wanted}")
+    if not isinstance(input_ids, torch.Tensor):
+        raise MolError(f'input_ids are a {type(input_ids).__name__}, {wanted}, as tokenizer(..., return_tensors="pt")')
+    if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
+        raise MolError(f"input_ids are {input_ids.dtype}, {wanted}")
+    if input_ids.dim() != 2 or not input_ids.numel():
+        raise MolError(f"input_ids are {tuple(input_ids.shape)}, wanted (batch, tokens), at least one of each")
+    return input_ids
 
 
 def checked_mask(input_ids: torch.Tensor, mask: torch.Tensor | None, seen: int = 0) -> torch.Tensor:
@@ -42,13 +61,13 @@ def checked_mask(input_ids: torch.Tensor, mask: torch.Tensor | None, seen: int =
         seen: P, the number of those before.
 
     Raises:
-        MolError: there is no token, or a shape is another one.
+        MolError: it is no tensor or of another shape.
     """
-    if input_ids.dim() != 2 or not input_ids.numel():
-        raise MolError(f"input_ids are {tuple(input_ids.shape)}, wanted (batch, tokens), at least one of each")
     batch, length = input_ids.shape
     if mask is None:
         return torch.ones(batch, seen + length, dtype=torch.long, device=input_ids.device)
+    if not isinstance(mask, torch.Tensor):
+        raise MolError(f"attention_mask is a {type(mask).__name__}, wanted a tensor {(batch, seen + length)}")
     if mask.shape != (batch, seen + length):
         after = f" after {seen} in the cache" if seen else ""
         raise MolError(
@@ -56,6 +75,18 @@ def checked_mask(input_ids: torch.Tensor, mask: torch.Tensor | None, seen: int =
             f"{(batch, seen + length)}"
         )
     return mask.long()
+
+
+def checked_labels(labels: Any, input_ids: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - whatever was given
+    """Return what was given as labels of these tokens (B, T).
+
+    Raises:
+        MolError: it is no tensor or of another shape.
+    """
+    if not isinstance(labels, torch.Tensor) or labels.shape != input_ids.shape:
+        found = tuple(labels.shape) if isinstance(labels, torch.Tensor) else f"a {type(labels).__name__}"
+        raise MolError(f"labels are {found}, wanted a tensor {tuple(input_ids.shape)}: one for each token")
+    return labels
 
 
 def asked_for(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,8 +102,8 @@ def host_options(host: Source, model: nn.Module, others: Mapping[str, Any]) -> d
     """
     given = asked_for(others)
     for name in given:
-        if name in _UNKNOWN_TO_EXPERTS:
-            raise MolError(f"a fused model does not take {name}: {_UNKNOWN_TO_EXPERTS[name]}")
+        if name in UNKNOWN_TO_EXPERTS:
+            raise MolError(f"a fused model does not take {name}: {UNKNOWN_TO_EXPERTS[name]}")
         if not host.takes(model, name) and name != "output_hidden_states":
             raise MolError(f"a fused model does not take {name}, nor does its host {host.name}")
     return given
@@ -108,6 +139,7 @@ def host_inputs(
         )
     given = host_options(host, model, others)
     if input_ids is not None:
+        input_ids = checked_tokens(input_ids)
         mask = checked_mask(input_ids, attention_mask)
         return {**host.token_inputs(model, input_ids, mask), **given}, mask
     # How many patches an image of this size has, only its embeddings know.

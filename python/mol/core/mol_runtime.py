@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-    from transformers import PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
     from mol.core.blocks.source import Source
     from mol.core.cache import FusedCache
@@ -325,33 +325,41 @@ class MoLRuntime(nn.Module):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         max_new_tokens: int | None = None,
-        temperature: float = 1.0,
-        do_sample: bool = True,
+        temperature: float | None = None,
+        do_sample: bool | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        generation_config: GenerationConfig | None = None,
         **options: Any,  # noqa: ANN401 - whatever transformers' generate takes
     ) -> torch.Tensor:
         """Write on from `input_ids` (B, T); returns (B, T + new).
 
+        What is None here goes by `generation_config`, then by the host's generation_config.json, then by the default
+        that is named here.
+
         Args:
             input_ids: the prompt, of the host's tokenizer.
             attention_mask: (B, T), 0 for padding.
-            max_new_tokens: how many tokens to add, 50 unless `max_length` is given.
-            temperature: of sampling; 0 is greedy.
-            do_sample: draw tokens instead of taking the likeliest.
-            top_k: draw from the k likeliest only.
-            top_p: draw from the likeliest that hold this probability only.
+            max_new_tokens: how many tokens to add; 50 unless a `max_length` is set.
+            temperature: of sampling; 0 is greedy; 1.0.
+            do_sample: draw tokens instead of taking the likeliest; True.
+            top_k: draw from the k likeliest only; from all.
+            top_p: draw from the likeliest that hold this probability only; from all.
+            generation_config: settings, as transformers' `generate` takes them.
             options: anything else that transformers' `generate` takes.
+
+        Raises:
+            MolError: see `MoLForCausalLM.generate`.
         """
-        if max_new_tokens is None and "max_length" not in options:
-            max_new_tokens = 50
-        if not do_sample or temperature == 0.0:
-            options["do_sample"] = False
-        else:
-            options |= {"do_sample": True, "temperature": temperature, "top_k": top_k or 0, "top_p": top_p or 1.0}
-        if max_new_tokens is not None:
-            options["max_new_tokens"] = max_new_tokens
+        from mol.core.pretrained.writing import with_defaults
+
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        if do_sample is False or temperature == 0.0:
+            do_sample, sampling = False, {}
+        asked = {"max_new_tokens": max_new_tokens, "do_sample": do_sample, **sampling}
+        asked = {name: value for name, value in asked.items() if value is not None}
         model: Any = self.as_causal_lm()  # whose `generate` has a type for each kind of model that there is
+        options = with_defaults(model, {**asked, **options}, generation_config)
         written: torch.Tensor = model.generate(input_ids, attention_mask=attention_mask, **options)
         return written
 

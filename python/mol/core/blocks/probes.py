@@ -13,7 +13,7 @@ from mol.core.blocks.inputs import Tokens
 from mol.core.cache import ExpertCache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from mol.core.blocks.driver import Driver
     from mol.core.blocks.prelude import CallForm
@@ -41,18 +41,34 @@ def keeps_cache(driver: Driver, index: int) -> bool:
     # What blocks write for others is of the new tokens, whose prelude has no cache to complete it from.
     if driver.inputs.cache_name is None or driver.is_fixed or driver.calls.writes:
         return False
-    hidden, tokens = driver.random_hidden(7)
+    return _goes_on(driver, index, 7, ((0, 4), (4, 5), (5, 6)))
+
+
+def takes_pieces(driver: Driver, index: int) -> bool:
+    """See whether a block that goes on from its cache token by token does so with several at a time."""
+    return _goes_on(driver, index, 7, ((0, 3), (3, 6)))
+
+
+def _goes_on(driver: Driver, index: int, length: int, cuts: Sequence[tuple[int, int]]) -> bool:
+    hidden, tokens = driver.random_hidden(length)
     # Many models make no mask where nothing is padding, so that one which does not fit shows here only.
     padded = tokens.mask.clone()
     padded[-1, :2] = 0
     with torch.no_grad():
-        return all(_keeps_cache(driver, index, hidden, mask, tokens.dtype) for mask in (tokens.mask, padded))
+        return all(_is_whole(driver, index, hidden, mask, tokens.dtype, cuts) for mask in (tokens.mask, padded))
 
 
-def _keeps_cache(driver: Driver, index: int, hidden: torch.Tensor, mask: torch.Tensor, dtype: torch.dtype) -> bool:
+def _is_whole(
+    driver: Driver,
+    index: int,
+    hidden: torch.Tensor,
+    mask: torch.Tensor,
+    dtype: torch.dtype,
+    cuts: Sequence[tuple[int, int]],
+) -> bool:
     whole = driver.run(index, hidden, driver.context(Tokens.of(mask, hidden.shape[1], dtype)), {})
     cache, other, pieces = ExpertCache(driver.owner.config), ExpertCache(driver.owner.config), []
-    for start, end in ((0, 4), (4, 5), (5, 6)):
+    for start, end in cuts:
         given = hidden[:, start:end]
         piece = Tokens.of(mask[:, :end], end - start, dtype)
         try:
@@ -61,8 +77,8 @@ def _keeps_cache(driver: Driver, index: int, hidden: torch.Tensor, mask: torch.T
             _run_with(driver, index, given.flip(0), piece, other)
         except REFUSALS:
             return False  # a block that fails alone with a cache is run without one
-    shown = mask[:, :6].bool()
-    return agree(torch.cat(pieces, 1)[shown], whole[:, :6][shown])
+    shown = mask[:, : cuts[-1][1]].bool()
+    return agree(torch.cat(pieces, 1)[shown], whole[:, : cuts[-1][1]][shown])
 
 
 def agree(pieces: torch.Tensor, whole: torch.Tensor) -> bool:
@@ -71,32 +87,38 @@ def agree(pieces: torch.Tensor, whole: torch.Tensor) -> bool:
     return torch.allclose(pieces, whole, rtol=0.0, atol=max(2e-4, 4 * torch.finfo(whole.dtype).eps) * scale)
 
 
-@torch.no_grad()
 def find_cache_way(host: Source) -> CacheWay | None:
     """Try out which mask the host wants beside a cache, by what a forward without one gives.
 
     Returns:
         "whole" in most, "new" in state spaces; None if neither is right, so that the host must run without a cache.
     """
+    return next((way for way in _WAYS if _host_goes_on(host, way, 7, ((0, 5), (5, 6), (6, 7)))), None)
+
+
+def host_takes_pieces(host: Source, way: CacheWay) -> bool:
+    """See whether a host that goes on from its cache token by token does so with several at a time."""
+    return _host_goes_on(host, way, 7, ((0, 4), (4, 7)))
+
+
+@torch.no_grad()
+def _host_goes_on(host: Source, way: CacheWay, length: int, cuts: Sequence[tuple[int, int]]) -> bool:
     generator = torch.Generator().manual_seed(0)
     most = host.model.config.get_text_config().vocab_size
-    ids = torch.randint(0, most, (2, 7), generator=generator).to(host.device)
+    ids = torch.randint(0, most, (2, length), generator=generator).to(host.device)
     mask = torch.ones_like(ids)
     mask[1, :2] = 0
     with host.visiting():
         whole = host.model(**host.token_inputs(host.model, ids, mask)).logits
-        for way in _WAYS:
-            cache, pieces = host.new_cache(), []
-            try:
-                for start, end in ((0, 5), (5, 6), (6, 7)):
-                    cache.seen = start
-                    inputs = host.cached_inputs(ids[:, start:end], mask[:, :end], cache, way)
-                    pieces.append(host.model(**inputs).logits)
-            except REFUSALS:
-                continue  # it takes no such mask
-            if agree(torch.cat(pieces, 1)[mask.bool()], whole[mask.bool()]):
-                return way
-    return None
+        cache, pieces = host.new_cache(), []
+        try:
+            for start, end in cuts:
+                cache.seen = start
+                inputs = host.cached_inputs(ids[:, start:end], mask[:, :end], cache, way)
+                pieces.append(host.model(**inputs).logits)
+        except REFUSALS:
+            return False  # it takes no such mask
+    return agree(torch.cat(pieces, 1)[mask.bool()], whole[mask.bool()])
 
 
 def _run_with(driver: Driver, index: int, hidden: torch.Tensor, tokens: Tokens, cache: ExpertCache) -> torch.Tensor:

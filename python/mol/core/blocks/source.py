@@ -17,11 +17,13 @@ from mol.core.blocks.probes import (
     CacheWay,
     find_cache_way,
     has_nan,
+    host_takes_pieces,
     is_causal,
     keeps_cache,
     kind_of,
     minds_padding,
     sees_content,
+    takes_pieces,
     with_cache,
 )
 from mol.core.blocks.residence import Residence
@@ -288,6 +290,11 @@ class Source:
         """How the model's own forward goes on from a cache; None if it cannot. Tried out once."""
         return find_cache_way(self)
 
+    @cached_property
+    def takes_pieces(self) -> bool:
+        """Whether the model's own forward goes on from a cache with several tokens at a time. Tried out once."""
+        return self.cache_way is not None and host_takes_pieces(self, self.cache_way)
+
     @staticmethod
     def takes(model: nn.Module, name: str) -> bool:
         """Tell whether a model's forward has an argument of this name."""
@@ -297,6 +304,10 @@ class Source:
     def has_native_cache(self, index: int) -> bool:
         """Tell whether a block alone, fed bit by bit with a cache, does what it does on the whole; probed once."""
         return self._once("cache", index, lambda: self.is_causal(index) and keeps_cache(self.driver, index))
+
+    def block_takes_pieces(self, index: int) -> bool:
+        """Tell whether a block that has a native cache goes on from it with several tokens at a time; probed once."""
+        return self._once("pieces", index, lambda: takes_pieces(self.driver, index))
 
     def keeps_gaps(self, index: int) -> bool:
         """Tell whether a block that has a native cache does with gaps in it what it does on each row; probed once."""

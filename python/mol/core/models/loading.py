@@ -53,6 +53,10 @@ def open_host(name: str, settings: MoLConfig) -> Source:
                 f"device_map places single blocks of {name}, or puts it on disk, and it is the host, which runs as a "
                 "whole"
             )
+    for part in (model.config, model.config.get_text_config()):
+        if getattr(part, "output_router_logits", False):
+            # Its loss over them wants those of every block and token, and fused layers run others or some.
+            part.output_router_logits = False
     host = Source(model, name, stack=settings.stacks.get(name), causal=False, weights=weights)
     host.revision, host.checkpoint = revision, checkpoint
     host.require_rest()

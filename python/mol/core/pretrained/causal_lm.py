@@ -6,26 +6,35 @@ Importing this registers it: AutoConfig and AutoModelForCausalLM then load what 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+import logging
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
+import torch
+from torch.nn import functional
 from transformers import AutoModelForCausalLM, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mol.core.cache import CACHE_NAME, FusedCache
 from mol.core.fusion import choosing
-from mol.core.host import host_options
+from mol.core.host import UNKNOWN_TO_EXPERTS, checked_labels, checked_tokens, host_options
 from mol.core.losses import compute_routing_loss
 from mol.core.models.heads import CAUSAL_LM
 from mol.core.pretrained.fused_model import FusedModel, MoLModelConfig
 from mol.core.pretrained.step_loss import share_of, train_beside, weigh
-from mol.core.pretrained.writing import Writing
+from mol.core.pretrained.writing import Step, Writing
 from mol.errors import MolError
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Iterable
 
+    from transformers import GenerationConfig, PreTrainedModel
+
+    from mol.core.cache import ExpertCache
     from mol.core.mol_runtime import MoLRuntime
+
+_log: Final = logging.getLogger("mol")
 
 
 class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
@@ -62,42 +71,83 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
         *args: Any,  # noqa: ANN401 - what transformers' generate takes
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401 - as transformers' generate returns it
-        """Write on from a prompt (B, T), as transformers' `generate` does, and tell each step how long it was."""
+        """Write on from a prompt (B, T), as transformers' `generate` does, and tell each step how long it was.
+
+        Raises:
+            MolError: see `Writing.generate`; or rows choose by the whole prompt, and it is to be taken in pieces.
+        """
         prompt = kwargs.get("input_ids") if inputs is None else inputs
-        kwargs.setdefault("prompt_length", 1 if prompt is None else prompt.shape[1])  # without one it starts with BOS
+        kwargs.setdefault("prompt_length", 1 if prompt is None else checked_tokens(prompt).shape[1])  # or it is BOS
         return super().generate(inputs, *args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.Tensor,
         *,
-        attention_mask: torch.Tensor | None = None,
-        use_cache: bool = True,
         prompt_length: int | None = None,
         logits_to_keep: int = 0,
-        **others: Any,  # noqa: ANN401 - what generate passes besides
+        **kwargs: Any,  # noqa: ANN401 - what generate passes besides; it looks for this name
     ) -> dict[str, Any]:
-        """Give a step of `generate` its inputs: the tokens that the cache has not seen."""
-        use_cache = use_cache and self.runtime.host.cache_way is not None  # without, every step runs on all tokens
-        inputs = super().prepare_inputs_for_generation(
-            input_ids, attention_mask=attention_mask, use_cache=use_cache, **others
-        )
+        """Give a step of `generate` its inputs: the tokens that the cache has not seen, and what the host takes."""
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         inputs["logits_to_keep"] = logits_to_keep  # generate looks at the last token of a prompt only
-        return inputs if use_cache else {**inputs, "prompt_length": prompt_length}
+        inputs |= {name: value for name, value in kwargs.items() if name not in inputs and self._is_for_host(name)}
+        for name in ("token_type_ids",):  # as long as the text, which generate makes longer
+            if inputs.get(name) is not None:
+                inputs[name] = inputs[name][:, -inputs["input_ids"].shape[1] :]
+        return inputs if CACHE_NAME in inputs else {**inputs, "prompt_length": prompt_length}
 
     def new_cache(self) -> FusedCache:
-        """Return an empty cache.
+        """Return an empty cache, for `generate` or `forward`; where the host takes none, tokens are run again."""
+        return FusedCache(self.runtime.host.new_cache() if self._goes_on else None)
 
-        Raises:
-            MolError: the host cannot go on from one.
-        """
-        if self.runtime.host.cache_way is None:
-            raise MolError(f"the host {self.runtime.host_name} does not go on from a cache: pass use_cache=False")
-        return FusedCache(self.runtime.host.new_cache())
+    @property
+    def _goes_on(self) -> bool:
+        host = self.runtime.host
+        if host.cache_way is None:
+            _say_once(
+                f"{self.runtime.host_name} ({type(host.model).__name__}) does not go on from a cache: as host it runs "
+                "all tokens again at every step"
+            )
+        return host.cache_way is not None
+
+    def _takes_pieces(self) -> bool:
+        fusion = self.runtime.fusion()
+        experts = [(fusion.sources[spec.model], block) for spec in fusion.foreign() for block in spec.blocks]
+        return fusion.host.takes_pieces and all(
+            source.block_takes_pieces(block) for source, block in experts if source.has_native_cache(block)
+        )
+
+    def _drivers(self, cache: FusedCache) -> Iterable[tuple[PreTrainedModel, ExpertCache | None]]:
+        if cache.host is not None:
+            cache.host.seen = cache.seen
+        return [(self.runtime.host.model, cache.host)]
+
+    def _is_for_host(self, name: str) -> bool:
+        """Tell whether an argument of `generate` is one that the host's forward takes and experts need not know."""
+        host = self.runtime.host
+        return name not in UNKNOWN_TO_EXPERTS and host.takes(host.model, name)
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        named = {name: value for name, value in model_kwargs.items() if not self._is_for_host(name)}
+        super()._validate_model_kwargs(named)
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        *args: Any,  # noqa: ANN401 - what transformers passes
+    ) -> None:
+        if generation_config.prefill_chunk_size is not None and self.runtime.fusion().pins:
+            raise MolError(
+                'with dispatch="sequence" rows choose their experts by the whole prompt, so a fused model does not '
+                "take it in pieces: leave out prefill_chunk_size"
+            )
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         cache: FusedCache | None = None,
@@ -115,10 +165,10 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
             input_ids: (B, T).
             attention_mask: (B, P + T) with the P tokens of the cache, 0 for padding.
             labels: (B, T), shifted inside as the host does; -100 does not count.
-            cache: from an earlier forward; grows.
+            cache: from an earlier forward or `new_cache`; grows.
             past_key_values: the same, as it was called before transformers 5.24.
-            use_cache: return a cache.
-            logits_to_keep: logits of so many last tokens only; all if 0.
+            use_cache: return a cache; as `config.use_cache` says if None, see `Writing`.
+            logits_to_keep: logits of so many last tokens only, or of the tokens with these numbers; all if 0.
             return_dict: must not be False.
             prompt_length: without a cache, rows with "sequence" dispatch choose by so many first columns.
             num_items_in_batch: number of labels that count in all batches of an optimiser's step; the loss is then the
@@ -127,38 +177,51 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
             others: `output_hidden_states`, and inputs that only the host knows: `token_type_ids` of some.
 
         Raises:
-            MolError: an input is not known or of another shape, `return_dict` is False, or no label is left to count.
+            MolError: an input is not known or of another kind or shape, `return_dict` is False, or no label is left to
+                count.
         """
-        cache, attention_mask = self._begin(
+        host = self.runtime.host
+        options = host_options(host, host.model, others)
+        step = self._begin(
             input_ids, attention_mask, past_key_values if cache is None else cache, use_cache, return_dict
         )
-        length = input_ids.shape[1]
-        host = self.runtime.host
-        if cache is None or cache.host is None or host.cache_way is None:
-            inputs = host.token_inputs(host.model, input_ids, attention_mask)
+        read, before = step.read, step.ids.shape[1] - step.new
+        prompt = prompt_length
+        if step.cache is not None:
+            prompt = step.cache.prompt = prompt_length or step.cache.prompt
+        if read is None or read.host is None or host.cache_way is None:
+            inputs = host.token_inputs(host.model, step.ids, step.mask)
         else:
-            cache.host.seen = cache.seen
-            inputs = host.cached_inputs(input_ids, attention_mask, cache.host, host.cache_way)
-        inputs |= host_options(host, host.model, others)
+            read.host.seen = read.seen
+            inputs = host.cached_inputs(step.ids, step.mask, read.host, host.cache_way)
+        inputs |= options
         if labels is not None:
-            inputs["labels"] = self._counted(labels, attention_mask, cache, prompt_length)
+            labels = self._counted(checked_labels(labels, step.ids[:, before:]), step, prompt)
+            # With a cache the first new token is not scored: nothing in this forward predicts it.
+            inputs["labels"] = functional.pad(labels[:, 1:], (before + 1, 0), value=-100) if before else labels
         elif host.takes(host.model, "logits_to_keep"):
-            inputs["logits_to_keep"] = logits_to_keep
-        output, run = self.runtime.run_host(lambda: host.model(**inputs), attention_mask, length, cache, prompt_length)
+            kept = logits_to_keep if isinstance(logits_to_keep, torch.Tensor) else logits_to_keep or step.new
+            inputs["logits_to_keep"] = kept + before if isinstance(kept, torch.Tensor) else kept
+        output, run = self.runtime.run_host(lambda: host.model(**inputs), step.mask, step.ids.shape[1], read, prompt)
         self.routings = run.routings
-        loss, logits = output.loss, output.logits
+        loss, logits = output.loss, step.cut(output.logits)
         share = None
         if loss is not None and num_items_in_batch is not None:
             share = share_of(inputs["labels"], num_items_in_batch, shifted=True)
             loss = weigh(loss, share, logits)
-        shown = attention_mask[:, -length:]
+        shown = step.mask[:, -step.ids.shape[1] :]
         if self.training and labels is not None:
             added = self._routing_loss(shown)
             loss = loss + (added if share is None else added * share.to(added.device)).to(loss.device)
         elif self.training and num_items_in_batch is not None and self._trains_routers:
             logits = train_beside(logits, self._routing_loss(shown), shown, num_items_in_batch)
         hidden = output.get("hidden_states")
-        return CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=hidden, **{CACHE_NAME: cache})
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            hidden_states=None if hidden is None else tuple(map(step.cut, hidden)),
+            **{CACHE_NAME: step.done()},
+        )
 
     @property
     def _trains_routers(self) -> bool:
@@ -166,7 +229,7 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
         return bool(settings.load_balancing_coeff or settings.entropy_penalty_coeff)
 
     def _routing_loss(self, mask: torch.Tensor) -> torch.Tensor:
-        """Return what the routers of the last forward add to the loss; the mask (B, T) is that of its tokens."""
+        """Return what the routers of the last forward add to the loss; the mask (B, S) is that of its tokens."""
         settings = self.runtime.config
         return compute_routing_loss(
             self.routings.values(),
@@ -175,23 +238,25 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
             entropy_penalty_coeff=settings.entropy_penalty_coeff,
         )
 
-    def _counted(
-        self, labels: torch.Tensor, mask: torch.Tensor, cache: FusedCache | None, prompt: int | None
-    ) -> torch.Tensor:
+    def _counted(self, labels: torch.Tensor, step: Step, prompt: int | None) -> torch.Tensor:
         """Leave out the labels of tokens by which rows choose their experts."""
-        if not self.runtime.fusion().pins or (cache is not None and cache.seen):
+        if not self.runtime.fusion().pins or step.mask.shape[1] > step.new:  # they chose in an earlier forward
             return labels
         prefix = self.runtime.config.router_prefix
-        first = choosing(mask, prefix, prompt if cache is None else mask.shape[1])
-        counted = labels.masked_fill(first.to(labels.device), -100)
+        counted = labels.masked_fill(choosing(step.mask, prefix, prompt)[:, -step.new :].to(labels.device), -100)
         if counted[:, 1:].eq(-100).all():
             why = (
                 f"rows choose their experts by the first {prefix} tokens: give longer rows, or shorten router_prefix"
-                if cache is None and prompt is None
+                if prompt is None
                 else "rows choose their experts by all of the prompt: leave out the cache and prompt_length"
             )
             raise MolError(f'with dispatch="sequence" no label is left to count, for {why}')
         return counted
+
+
+@cache
+def _say_once(line: str) -> None:
+    _log.warning(line)
 
 
 AutoModelForCausalLM.register(MoLModelConfig, MoLForCausalLM)

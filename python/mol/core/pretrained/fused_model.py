@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from mol.config.mol_config import PERSONAL, MoLConfig
+from mol.core.cache import CACHE_NAME
 from mol.core.host import asked_for
 from mol.core.models.heads import (  # Head at run time: transformers reads the annotations of its subclasses
     Head,
@@ -48,6 +49,7 @@ class MoLModelConfig(PreTrainedConfig):
     """
 
     model_type = "mol"
+    keys_to_ignore_at_inference: ClassVar = [CACHE_NAME]
 
     def __init__(
         self,

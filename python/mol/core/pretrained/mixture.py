@@ -10,7 +10,7 @@ import math
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, get_args
 
 import torch
 from torch.nn import functional
@@ -22,7 +22,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from mol.core.blocks.inputs import CACHE_NAMES, Tokens
 from mol.core.blocks.source import Source
 from mol.core.cache import CACHE_NAME, ExpertCache, FusedCache
-from mol.core.host import asked_for
+from mol.core.host import asked_for, checked_labels
 from mol.core.models.loading import read_generation_config
 from mol.core.pretrained.described import config_from
 from mol.core.pretrained.digests import check_model, find_models, record_model
@@ -37,7 +37,7 @@ from mol.core.routers import SimpleRouter
 from mol.errors import ConfigError, MolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from mol.io.checkpoint import Checkpoint
 
@@ -54,6 +54,7 @@ class MoLMixtureConfig(PreTrainedConfig):
     """
 
     model_type = "mol_mixture"
+    keys_to_ignore_at_inference: ClassVar = [CACHE_NAME]
 
     def __init__(
         self,
@@ -257,9 +258,18 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
             cache.experts[0, number] = ExpertCache(model.config.get_text_config())
         return cache
 
+    def _takes_pieces(self) -> bool:
+        return not any(model._is_stateful for model in self.models)
+
+    def _drivers(self, cache: FusedCache) -> Iterable[tuple[PreTrainedModel, ExpertCache | None]]:
+        for number, model in enumerate(self.models):
+            own = cache.experts[0, number]
+            own.seen = cache.seen
+            yield model, own
+
     def forward(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         cache: FusedCache | None = None,
@@ -275,9 +285,9 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
             input_ids: (B, T).
             attention_mask: (B, P + T) with the P tokens of the cache, 0 for padding.
             labels: (B, T), shifted inside; -100 does not count.
-            cache: from an earlier forward; grows.
+            cache: from an earlier forward or `new_cache`; grows.
             past_key_values: the same, as it was called before transformers 5.24.
-            use_cache: return a cache.
+            use_cache: return a cache; as `config.use_cache` says if None, see `Writing`.
             return_dict: must not be False.
             num_items_in_batch: number of labels that count in all batches of an optimiser's step; the loss is then the
                 part of these in the mean over all.
@@ -288,36 +298,32 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
             negative log-probability of the labels.
 
         Raises:
-            MolError: an input is not known or of another shape, or `return_dict` is False.
+            MolError: an input is not known or of another kind or shape, or `return_dict` is False.
         """
         unknown = asked_for(others)
         if unknown:
             raise MolError(f"a mixture does not take {', '.join(sorted(unknown))}")
-        cache, attention_mask = self._begin(
+        step = self._begin(
             input_ids, attention_mask, past_key_values if cache is None else cache, use_cache, return_dict
         )
-        batch, length = input_ids.shape
-        logits, hidden = self._run(input_ids, attention_mask, cache)
-        mask = attention_mask[:, -length:]
-        state = None if cache is None else cache.routes.get(0)
-        log_weights, state = self._weigh(logits, hidden, input_ids, mask, state)
-        if cache is not None:
-            cache.seen += length
-            cache.batch = batch
-            if state is not None:
-                cache.routes[0] = state
+        logits, hidden = self._run(step.ids, step.mask, step.read)
+        state = None if step.read is None else step.read.routes.get(0)
+        log_weights, state = self._weigh(logits, hidden, step.ids, step.mask[:, -step.ids.shape[1] :], state)
+        if step.read is not None and state is not None:
+            step.read.routes[0] = state
         mixed: torch.Tensor | None = None
-        for each, log_weight in zip(logits, log_weights.unbind(-1), strict=True):
+        for each, log_weight in zip(map(step.cut, logits), step.cut(log_weights).unbind(-1), strict=True):
             wide = each.to(torch.promote_types(each.dtype, torch.float32)).log_softmax(-1)
             term = wide + log_weight[..., None].to(wide)
             mixed = term if mixed is None else torch.logaddexp(mixed, term)
         assert mixed is not None  # there is at least one model
         loss = None
         if labels is not None:
+            labels = checked_labels(labels, step.cut(step.ids))
             loss = functional.nll_loss(mixed[:, :-1].flatten(0, 1), labels[:, 1:].flatten().to(mixed.device))
             if num_items_in_batch is not None:
                 loss = weigh(loss, share_of(labels, num_items_in_batch, shifted=True), mixed)
-        return CausalLMOutputWithPast(loss=loss, logits=mixed, **{CACHE_NAME: cache})
+        return CausalLMOutputWithPast(loss=loss, logits=mixed, **{CACHE_NAME: step.done()})
 
     @torch.no_grad()
     def _run(
@@ -330,6 +336,8 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
             inputs: dict[str, Any] = {"attention_mask": shown, "use_cache": cache is not None}
             if Source.takes(model, "position_ids"):
                 inputs["position_ids"] = Tokens.of(shown, ids.shape[1], model.dtype).positions
+            if Source.takes(model, "output_router_logits"):  # of the text alone, which no cache has
+                inputs["output_router_logits"] = False
             if cache is None:
                 inputs["input_ids"] = ids
             else:
@@ -338,7 +346,7 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
                 # A model may want something else in a step than in a prompt, as those with a state do of the mask.
                 name = next(name for name in CACHE_NAMES if Source.takes(model, name))
                 inputs |= {name: own, "is_first_iteration": cache.seen == 0}
-                inputs = model.prepare_inputs_for_generation(ids, **inputs)
+                inputs = {**model.prepare_inputs_for_generation(ids, **inputs), name: own}
             wanted = number == 0 and self.router is not None
             output = model(**inputs, output_hidden_states=wanted)
             logits.append(output.logits.to(input_ids.device))

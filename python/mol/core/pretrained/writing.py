@@ -2,21 +2,65 @@
 
 from __future__ import annotations
 
+import copy
+import logging
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar  # ClassVar at run time: transformers reads subclasses' annotations
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple  # at run time: transformers reads annotations
 
+import torch
 from transformers import GenerationMixin
 
+from mol.core.blocks.inputs import CACHE_NAMES
+from mol.core.blocks.source import Source
 from mol.core.cache import CACHE_NAME, FusedCache
-from mol.core.host import checked_mask
+from mol.core.host import checked_mask, checked_tokens
 from mol.errors import MolError
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Iterable, Mapping
+
+    from transformers import GenerationConfig, PreTrainedModel
+    from transformers.cache_utils import Cache
+
+_log: Final = logging.getLogger("mol")
+_CACHE_ARGUMENTS: Final = ("cache", "past_key_values")
+"""What callers name it, whatever the version of transformers."""
+
+
+class Step(NamedTuple):
+    """What a forward runs on.
+
+    Attributes:
+        ids: (B, S), the tokens that run: the new ones, or all of them again.
+        mask: (B, P + T), of all tokens.
+        new: T, how many of the last are new.
+        cache: what the caller gets back, None for no cache.
+        read: the same if the forward reads it and lets it grow; None to run without.
+    """
+
+    ids: torch.Tensor
+    mask: torch.Tensor
+    new: int
+    cache: FusedCache | None
+    read: FusedCache | None
+
+    def cut(self, x: torch.Tensor) -> torch.Tensor:
+        """Keep the new tokens of x (B, S, ...)."""
+        return x if x.shape[1] <= self.new else x[:, -self.new :]
+
+    def done(self) -> FusedCache | None:
+        """Note in the cache that the tokens have run, and return it."""
+        if self.cache is not None:
+            self.cache.extend(self.ids)
+        return self.cache
 
 
 class Writing(GenerationMixin):
     """A model that predicts the next token and remembers what it has seen in a `FusedCache`.
+
+    As in transformers' models a forward returns a cache unless `use_cache` or `config.use_cache` is false, or the model
+    is in training mode. One that was neither given nor asked for holds the tokens alone, so that scoring a text costs
+    nothing; if it is used all the same, the next forward fills it from them.
 
     transformers takes a class for one that can `generate` only if GenerationMixin itself is among its bases.
 
@@ -25,47 +69,202 @@ class Writing(GenerationMixin):
     """
 
     called: ClassVar[str]
+    _is_stateful = True  # no token can be taken back, so transformers refuses assisted generation
 
     @abstractmethod
     def new_cache(self) -> FusedCache:
         """Return an empty cache."""
 
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        return False
+    @property
+    def _goes_on(self) -> bool:
+        """Whether forwards go on from a cache, instead of running all tokens again."""
+        return True
+
+    @abstractmethod
+    def _takes_pieces(self) -> bool:
+        """Tell whether its models go on from a cache with anything but one token for each row, as most with a state."""
+
+    @abstractmethod
+    def _drivers(self, cache: FusedCache) -> Iterable[tuple[PreTrainedModel, Cache | None]]:
+        """Give the models whose own forward runs, each with its own cache of the tokens that `cache` has seen."""
+
+    def generate(
+        self,
+        inputs: torch.Tensor | None = None,
+        *args: Any,  # noqa: ANN401 - what transformers' generate takes
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 - as transformers' generate returns it
+        """Write on from a prompt (B, T), as transformers' `generate` does.
+
+        Raises:
+            MolError: the prompt is no tensor of tokens, or a cache of another kind is given or asked for.
+        """
+        prompt = kwargs.get("input_ids") if inputs is None else inputs
+        if kwargs.get("inputs_embeds") is not None:
+            raise MolError(f"{self.called} does not take inputs_embeds: give input_ids")
+        if prompt is not None:
+            checked_tokens(prompt)
+        for name in _CACHE_ARGUMENTS:
+            if name in kwargs:
+                kwargs[CACHE_NAME] = self._checked_cache(kwargs.pop(name))
+        if kwargs.get("cache_implementation") is not None:
+            self._refuse_implementation(kwargs["cache_implementation"])
+        return super().generate(inputs, *args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
         input_ids: torch.Tensor,
         *,
+        next_sequence_length: int | None = None,
         attention_mask: torch.Tensor | None = None,
         use_cache: bool = True,
-        **others: Any,  # noqa: ANN401 - what generate passes besides
+        is_first_iteration: bool = False,
+        **kwargs: Any,  # noqa: ANN401 - what generate passes besides; it looks for this name
     ) -> dict[str, Any]:
-        """Give a step of `generate` its inputs: the tokens that the cache has not seen."""
-        inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": use_cache}
-        inputs |= {name: others[name] for name in ("output_attentions", "output_hidden_states") if name in others}
-        if not use_cache:
-            return inputs
-        given = others.get(CACHE_NAME)
-        cache = given if isinstance(given, FusedCache) else self.new_cache()
-        return {**inputs, "input_ids": input_ids[:, cache.seen :], CACHE_NAME: cache}
+        """Give a step of `generate` its inputs: the tokens that the cache has not seen.
+
+        Raises:
+            MolError: it has seen all of them.
+        """
+        inputs: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": use_cache}
+        inputs |= {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs}
+        cache: FusedCache | None = kwargs.get(CACHE_NAME)
+        if cache is None:
+            return {**inputs, "input_ids": input_ids}
+        inputs[CACHE_NAME] = cache
+        if cache.seen and not cache.stale and self._is_dropped(cache, input_ids, next_sequence_length, attention_mask):
+            cache.stale = True
+        if next_sequence_length is None:
+            return {**inputs, "input_ids": input_ids}
+        if not 0 < next_sequence_length <= input_ids.shape[1]:
+            raise MolError(
+                f"the cache holds {cache.seen} tokens, and input_ids are {input_ids.shape[1]}: give the whole text "
+                "with at least one new token, or new tokens alone and the attention_mask of the whole text"
+            )
+        return {**inputs, "input_ids": input_ids[:, -next_sequence_length:]}
+
+    def _is_dropped(
+        self, cache: FusedCache, input_ids: torch.Tensor, new: int | None, mask: torch.Tensor | None
+    ) -> bool:
+        """Ask the models that drive whether they would drop their caches, as Phi-3 does when its positions switch."""
+        for model, own in self._drivers(cache):
+            if (
+                own is None
+                or type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation
+            ):
+                continue
+            name = next(name for name in CACHE_NAMES if Source.takes(model, name))
+            asked = {"next_sequence_length": new, "attention_mask": mask, "use_cache": True, name: own}
+            if model.prepare_inputs_for_generation(input_ids, **asked).get(name) is None:
+                return True
+        return False
+
+    def _must_restart(self, mask: torch.Tensor, new: int) -> bool:
+        """Tell whether so many new tokens cannot go on from a cache, under the mask (B, P + T) of all tokens."""
+        return not self._takes_pieces() and (new > 1 or not bool(mask[:, -1].all()))
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        *args: Any,  # noqa: ANN401 - what transformers passes
+    ) -> None:
+        """Make the cache of a `generate` unless one is given or none is wanted.
+
+        Raises:
+            MolError: a cache of another kind is asked for, or a prompt in pieces without a cache.
+        """
+        if model_kwargs.get(CACHE_NAME) is not None:
+            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+            return
+        if generation_config.cache_implementation is not None:
+            self._refuse_implementation(generation_config.cache_implementation)
+        if generation_config.use_cache is not False:
+            model_kwargs[CACHE_NAME] = self.new_cache()
+        elif generation_config.prefill_chunk_size is not None:
+            raise MolError(f"{self.called} takes a prompt in pieces only with a cache: leave out use_cache=False")
+
+    def _refuse_implementation(self, name: str) -> None:
+        if name != "dynamic":
+            raise MolError(
+                f"{self.called} keeps a cache for each of its models, which grows: leave out "
+                f"cache_implementation={name!r}"
+            )
+
+    def _checked_cache(self, cache: Any) -> FusedCache | None:  # noqa: ANN401 - whatever was given
+        if cache is not None and not isinstance(cache, FusedCache):
+            raise MolError(
+                f"{self.called} keeps a cache for each of its models, and a {type(cache).__name__} is that of one: "
+                "give what new_cache() returns, or what a forward has returned"
+            )
+        return cache
 
     def _begin(
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.Tensor | None,
         mask: torch.Tensor | None,
-        cache: FusedCache | None,
+        cache: Any,  # noqa: ANN401 - whatever was given
         use_cache: bool | None,
         return_dict: bool | None,
-    ) -> tuple[FusedCache | None, torch.Tensor]:
-        """Give a forward its cache, a new one if it is asked for one, and the mask (B, P + T) of all tokens.
+    ) -> Step:
+        """Check what a forward is given, and say which tokens it runs with which cache.
 
         Raises:
-            MolError: `return_dict` is False, or a shape is another one.
+            MolError: `return_dict` is False, an input is none or of another kind or shape, or the cache is not of this
+                kind or holds other rows.
         """
         if return_dict is False:
             raise MolError(f"{self.called} returns its outputs by name: return_dict=False is not supported")
-        if cache is None and use_cache:
+        ids = checked_tokens(input_ids)
+        cache = self._checked_cache(cache)
+        mask = checked_mask(ids, mask, 0 if cache is None else cache.seen)
+        new = ids.shape[1]
+        if cache is None and not use_cache:
+            if use_cache is False or self.training or not getattr(self.config, "use_cache", True):
+                return Step(ids, mask, new, None, None)
+            cache = FusedCache(None)
+            cache.stale = True
+            return Step(ids, mask, new, cache, None)
+        if cache is None:
             cache = self.new_cache()
-        return cache, checked_mask(input_ids, mask, 0 if cache is None else cache.seen)
+        if cache.seen and cache.batch != len(ids):
+            raise MolError(
+                f"the cache holds {cache.batch} rows, and {len(ids)} were given; its batch_repeat_interleave repeats "
+                "rows"
+            )
+        if not cache.seen:
+            cache.prompt = new
+        elif cache.stale or not self._goes_on or self._must_restart(mask, new):
+            assert cache.ids is not None  # it has seen tokens
+            ids = torch.cat([cache.ids.to(ids.device), ids], 1)
+            cache.restart(self.new_cache())
+        return Step(ids, mask, new, cache, cache if self._goes_on else None)
+
+
+def with_defaults(model: PreTrainedModel, asked: Mapping[str, Any], config: GenerationConfig | None) -> dict[str, Any]:
+    """Return what `generate` is called with: what was asked for, and mol's defaults for what nobody has set.
+
+    Args:
+        model: its `generation_config` comes before the defaults.
+        asked: options of the call.
+        config: settings of the call.
+    """
+    configs = [each for each in (config, model.generation_config) if each is not None]
+
+    def found(name: str) -> Any:  # noqa: ANN401 - any setting
+        values = (asked.get(name), *(getattr(each, name) for each in configs))
+        return next((value for value in values if value is not None), None)
+
+    defaults: dict[str, Any] = {}
+    if found("max_new_tokens") is None and found("max_length") is None:
+        defaults["max_new_tokens"] = 50
+    if found("do_sample") is None:
+        defaults["do_sample"] = True
+    if found("do_sample") is not False and found("top_k") is None:
+        defaults["top_k"] = 0  # all, where transformers' own default is 50
+    if config is None:
+        return {**defaults, **asked}
+    settings = copy.deepcopy(config)  # which transformers would rather not have mixed with options
+    for name, value in defaults.items():
+        setattr(settings, name, value)
+    return {**asked, "generation_config": settings}
