@@ -73,3 +73,54 @@ def test_the_face_loads_no_framework_but_for_fusion() -> None:
     )
     heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert heavy == []
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("mol", "MoLTrainer"), ("mol", "TrainingConfig"), ("mol", "create_simple_dataset"), ("mol", "save_model_safe"),
+        ("mol", "load_model_safe"), ("mol", "HuggingFacePublisher"), ("mol", "push_mol_to_hf"),
+        ("mol.config", "ConfigParser"), ("mol.core", "BlockExtractor"),
+        ("mol.merge_methods.base_merge", "LayerSlice"), ("mol.training", "TrainingConfig"),
+        ("mol.training.trainer", "MoLTrainer"), ("mol.utils", "MemoryManager"),
+        ("mol.utils.safetensors_utils", "save_model_safe"), ("mol.models", "BaseMoLModel"),
+        ("mol.core.block_extractor", "BlockExtractor"), ("mol.cli.merge_cli", "main"),
+    ],
+)  # fmt: skip
+def test_names_that_are_not_there_yet_say_so(module: str, name: str) -> None:
+    with pytest.raises(ImportError, match="comes in a later version of mol; until then "):
+        exec(f"from {module} import {name}")
+
+
+@pytest.mark.fusion
+@pytest.mark.parametrize("name", ["push_to_hf", "save_checkpoint", "load_checkpoint", "create_fused_model"])
+def test_methods_that_are_not_there_yet_say_so(name: str) -> None:
+    with pytest.raises(NotImplementedError, match=f"'{name}' comes in a later version of mol; until then "):
+        getattr(mol.MoLRuntime, name)("./model", use_safetensors=True)
+
+
+def test_a_module_that_nobody_has_planned_is_an_ordinary_error() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'mol\.slurp'"):
+        import_module("mol.slurp")
+
+
+@pytest.mark.fusion
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "import mol, transformers",
+        "import transformers, mol",
+        "from transformers import AutoModelForCausalLM; import mol",
+        "import mol; from transformers import AutoModelForCausalLM",
+    ],
+)
+def test_transformers_knows_fused_models_whichever_is_imported_first_and_loads_nothing_for_it(lines: str) -> None:
+    code = (
+        f"{lines}\nimport sys\nfrom transformers import AutoConfig, AutoModel, AutoModelForCausalLM\n"
+        "print('mol.core' in sys.modules)\n"
+        "for kind in ('mol', 'mol_mixture'):\n"
+        "    config = AutoConfig.for_model(kind)\n"
+        "    print(type(config).__name__, AutoModelForCausalLM._model_mapping[type(config)].__name__)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said == ["False", "MoLModelConfig MoLForCausalLM", "MoLMixtureConfig MoLMixture"]

@@ -72,7 +72,7 @@ if not TYPE_CHECKING:
         else:
             home = next((module for module, names in _HOMES.items() if name in names), None)
             if home is None:
-                raise AttributeError(f"module 'mol' has no attribute {name!r}")
+                raise import_module("mol.later").missing("mol", name)
             value = getattr(import_module(home), name)
         globals()[name] = value
         return value
@@ -80,7 +80,60 @@ if not TYPE_CHECKING:
     def __dir__() -> list[str]:
         return sorted({*globals(), *__all__})
 
-    if {"torch", "transformers"} <= sys.modules.keys():  # whose Auto classes are expected to know fused models
-        from importlib import import_module
+    # transformers' Auto classes are expected to know fused models, whichever is imported first; and neither is to load
+    # the other. So AutoConfig is given stand-ins for their configs, which load them when they are used.
+    _CONFIGS = "transformers.models.auto.configuration_auto"
 
-        import_module("mol.auto")
+    class _Later(type):
+        def _real(cls) -> type:
+            from importlib import import_module
+
+            found = getattr(import_module("mol.core"), cls.__name__)
+            import_module("mol.auto")
+            return found
+
+        def __getattr__(cls, name: str) -> object:
+            return getattr(cls._real(), name)
+
+        def __call__(cls, *args: object, **kwargs: object) -> object:
+            return cls._real()(*args, **kwargs)
+
+    def _register(configs: object) -> None:
+        for kind, name in (("mol", "MoLModelConfig"), ("mol_mixture", "MoLMixtureConfig")):
+            if kind not in configs.CONFIG_MAPPING:
+                configs.CONFIG_MAPPING.register(kind, _Later(name, (), {"model_type": kind}))
+
+    class _Transformers:
+        """Registers the stand-ins when transformers has been imported as far as that takes."""
+
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> object:
+            if name != _CONFIGS:
+                return None
+            from importlib.machinery import PathFinder
+
+            spec = PathFinder.find_spec(name, path, target)
+            if spec is not None:
+                run = spec.loader.exec_module
+
+                def exec_module(module: object) -> None:
+                    run(module)
+                    _register(module)
+
+                spec.loader.exec_module = exec_module
+            return spec
+
+    class _Missing:
+        """Says of modules that are not there yet that they come; the last to be asked, so of no other module."""
+
+        @staticmethod
+        def find_spec(name: str, path: object = None, target: object = None) -> None:
+            if name.startswith("mol.") and name != "mol.later":
+                from mol.later import check_module
+
+                check_module(name)
+
+    if _CONFIGS in sys.modules:
+        _register(sys.modules[_CONFIGS])
+    sys.meta_path.insert(0, _Transformers)
+    sys.meta_path.append(_Missing)

@@ -69,7 +69,7 @@ if not TYPE_CHECKING:
 
         home = next((module for module, names in _HOMES.items() if name in names), None)
         if home is None:
-            raise AttributeError(f"module 'mol.core' has no attribute {name!r}")
+            raise import_module("mol.later").missing("mol.core", name)
         try:
             value = getattr(import_module(home), name)
         except ModuleNotFoundError as error:

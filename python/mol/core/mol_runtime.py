@@ -18,6 +18,7 @@ from mol.core.models.loading import load_tokenizer, open_host, open_source
 from mol.core.mol_layer import ExpertSpec, MoLLayer
 from mol.core.reports.stats import LayerStats, RouterStats
 from mol.errors import ConfigError, MolError
+from mol.later import method
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -362,6 +363,11 @@ class MoLRuntime(nn.Module):
         options = with_defaults(model, {**asked, **options}, generation_config)
         written: torch.Tensor = model.generate(input_ids, attention_mask=attention_mask, **options)
         return written
+
+    create_fused_model = method("create_fused_model")
+    load_checkpoint = method("load_checkpoint")
+    push_to_hf = method("push_to_hf")
+    save_checkpoint = method("save_checkpoint")
 
     def __reduce_ex__(self, protocol: Any) -> Any:  # noqa: ANN401 - as object has it
         """Refuse to be copied or pickled: its models are open files, and may be larger than memory.

@@ -165,3 +165,11 @@ class BaseMergeMethod(ABC):
             OSError: see `run_merge`.
         """
         return merged.save(output_path, **options)
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        from mol.later import missing
+
+        raise missing("mol.merge_methods.base_merge", name)

@@ -1,0 +1,88 @@
+"""Names that users of earlier plans for mol type and that are not there yet: one table, and what it says of each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SAVE: Final = "runtime.as_model().save_pretrained(DIR) writes a fusion"
+_LOAD: Final = "MoLForCausalLM.from_pretrained(DIR) loads what save_pretrained wrote"
+_TRAIN: Final = "transformers' Trainer trains runtime.as_causal_lm()"
+_PUSH: Final = "`hf upload REPO DIR` uploads what save_pretrained or a merge wrote"
+_RECIPES: Final = "mol.config.load_recipe reads and checks a recipe"
+_TENSORS: Final = "safetensors.torch.save_model and load_model write and read a module"
+
+LATER: Final[dict[str, dict[str, str]]] = {
+    "mol": {
+        "HF_AVAILABLE": _PUSH,
+        "HuggingFacePublisher": _PUSH,
+        "push_mol_to_hf": _PUSH,
+        "SAFETENSORS_AVAILABLE": _TENSORS,
+        "SafeTensorsManager": _TENSORS,
+        "is_safetensors_available": _TENSORS,
+        "load_model_safe": _TENSORS,
+        "safetensors_manager": _TENSORS,
+        "save_model_safe": _TENSORS,
+        "BlockExtractor": "MoLRuntime.add_layer takes blocks out of models",
+        "MoLTrainer": _TRAIN,
+        "TrainingConfig": _TRAIN,
+        "create_simple_dataset": _TRAIN,
+    },
+    "mol.config": dict.fromkeys(("ConfigParser", "ConfigValidator", "MergeConfiguration", "ParameterConfig"), _RECIPES),
+    "mol.core": {"BlockExtractor": "MoLRuntime.add_layer takes blocks out of models"},
+    "mol.merge_methods.base_merge": {"LayerSlice": "mol.config.SliceConfig is a slice of a recipe"},
+    "MoLRuntime": {
+        "create_fused_model": "mol.run_merge makes one model of several",
+        "load_checkpoint": _LOAD,
+        "push_to_hf": _PUSH,
+        "save_checkpoint": _SAVE,
+    },
+}
+"""By module or class, each name with what serves until it is there."""
+
+LATER_MODULES: Final[dict[str, str]] = {
+    "mol.cli.merge_cli": "mol.cli has the command",
+    "mol.core.block_extractor": "MoLRuntime.add_layer takes blocks out of models",
+    "mol.models": "MoLRuntime opens models by name",
+    "mol.training": _TRAIN,
+    "mol.utils": _TENSORS,
+}
+
+
+def sentence(name: str, until: str) -> str:
+    """Say of a name that it is not there yet, as the command line says it of a verb."""
+    return f"{name!r} comes in a later version of mol; until then {until}"
+
+
+def missing(module: str, name: str) -> Exception:
+    """Return the error for a name that a module does not have.
+
+    A name of the table is an ImportError, for `from mol import` would not repeat what an AttributeError says.
+    """
+    until = LATER.get(module, {}).get(name)
+    if until is None:
+        return AttributeError(f"module {module!r} has no attribute {name!r}")
+    return ImportError(sentence(name, until), name=module)
+
+
+def check_module(name: str) -> None:
+    """Refuse a module of the table.
+
+    Raises:
+        ModuleNotFoundError: it is one.
+    """
+    if name in LATER_MODULES:
+        raise ModuleNotFoundError(sentence(name, LATER_MODULES[name]), name=name)
+
+
+def method(name: str) -> Any:  # noqa: ANN401 - as staticmethod, of any signature
+    """Return what takes the place of a method of MoLRuntime that is not there yet; it raises NotImplementedError."""
+
+    def later(*_args: object, **_kwargs: object) -> None:
+        raise NotImplementedError(sentence(name, LATER["MoLRuntime"][name]))
+
+    later.__name__, later.__doc__ = name, f"Refuse: {sentence(name, LATER['MoLRuntime'][name])}."
+    refuse: Callable[..., None] = later
+    return staticmethod(refuse)
