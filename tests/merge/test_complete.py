@@ -141,6 +141,20 @@ def test_a_tied_model_needs_no_head_and_one_of_its_ends_will_do() -> None:
         assert len(plan(PASS, headers("a", shapes, config)).plan.tasks) == len(shapes)
 
 
+def test_a_donor_without_the_tower_that_its_config_describes_is_refused() -> None:
+    """As a fine-tune on texts that kept the config of the whole; beside its base it is one."""
+    config = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "text_config": llama_config(),
+        "vision_config": {"num_hidden_layers": 3, "hidden_size": 8},
+    }
+    bare = headers("b", llama(), config)
+    assert "vision_config.num_hidden_layers: 3): found no tensor of a tower" in problems(linear(1, names="b"), bare)
+    tower = {f"vision_tower.layers.{i}.fc.weight": (8, 8) for i in range(3)}
+    assert plan(linear(1, 1), headers("a", llama() | tower, config), bare).methods["linear"] == len(llama())
+
+
 # Tails that predict further tokens
 
 
@@ -195,6 +209,13 @@ def test_slices_leave_the_tail_behind_the_last_layer() -> None:
     assert task(planned, "model.layers.5.mlp.up_proj.weight")[1] == [(1, "model.layers.3.mlp.up_proj.weight")]
     assert "it is numbered 6 in the output" in planned.copied[0]
     assert "[0, 5] of a is not within its 4 layers" in problems(sliced([("a", 0, 5)]), predicting("a"))
+
+
+def test_lists_that_go_on_with_the_tail_keep_its_entries() -> None:
+    a = predicting("a")
+    a.config["layer_types"] = ["full", "linear", "linear", "full", "predict"]
+    planned = plan(sliced([("a", 0, 3)], [("a", 1, 4)]), a)
+    assert planned.model_config["layer_types"] == ["full", "linear", "linear", "linear", "linear", "full", "predict"]
 
 
 def test_unequal_depths_are_counted_without_the_tail() -> None:

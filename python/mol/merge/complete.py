@@ -54,6 +54,8 @@ def check_complete(models: Sequence[Model], problems: Mismatches) -> None:
     for model in models:
         for problem in (*_lacking_files(model), *_wrong_depths(model), *_empty_layers(model)):
             problems.add(problem)
+    for problem in _lacking_towers(models[0]):
+        problems.add(problem)
     ends = [_Ends(model) for model in models]
     for end in ends:
         for what in end.lacks(ends):
@@ -105,6 +107,22 @@ def _wrong_depths(model: Model) -> Iterator[str]:
             yield from _compare(model, stacks, counts, _cuts(config))
 
 
+def _lacking_towers(donor: Model) -> Iterator[str]:
+    """Tell a tower that config.json describes and of which nothing is stored: the output would begin it at random.
+
+    Another input may be a fine-tune of the language model that kept the config.json of the whole.
+    """
+    config = donor.checkpoint.config
+    for key, section in config.items():
+        tower = key.removesuffix("_config")
+        if tower not in {"vision", "audio"} or not isinstance(section, dict) or not _generates(config):
+            continue
+        counts = [(f"{key}.{name}", section[name]) for name in section if name in {*_PLAIN, "depth"}]
+        part = re.compile("|".join((*_TOWERS[tower], "img", "encoder", "conformer")))
+        if counts and not any(map(part.search, donor.checkpoint.tensors)):
+            yield _told(donor, [(k, n) for k, n in counts if type(n) is int], f"no tensor of a tower for {tower}")
+
+
 def _wrong_sides(model: Model) -> Iterator[str]:
     """Compare encoder and decoder with what is counted for each, or for both."""
     counts = [(".".join(path), value) for path, value in layer_counts(model.checkpoint.config)]
@@ -122,9 +140,12 @@ def _wrong_sides(model: Model) -> Iterator[str]:
 
 def _is_beside(main: Stack, config: Mapping[str, Any]) -> bool:
     """Whether the largest tower is one that stands beside a language model, of which nothing is left."""
+    return _generates(config) and is_side_tower(main.prefix) and sum(1 for _ in text_sections(config)) > 1
+
+
+def _generates(config: Mapping[str, Any]) -> bool:
     classes = json.dumps(config.get("architectures"))
-    generates = "ForCausalLM" in classes or "ForConditionalGeneration" in classes
-    return generates and is_side_tower(main.prefix) and sum(1 for _ in text_sections(config)) > 1
+    return "ForCausalLM" in classes or "ForConditionalGeneration" in classes
 
 
 def _is_tower(section: Mapping[str, Any]) -> bool:
@@ -151,7 +172,7 @@ def _compare(model: Model, stacks: Sequence[Stack], counts: _Counts, cuts: Itera
     """Tell towers of which none has as many layers as are counted."""
     cuts = {0, *cuts, *_apart(model.checkpoint.config)}
     wanted = {count - cut for _, count in counts for cut in cuts}
-    if not stacks or not counts or any(wanted & {len(stack), _inner_layers(stack)} for stack in stacks):
+    if not stacks or not counts or any(len(stack) in wanted or _inner_layers(stack) in wanted for stack in stacks):
         return
     found = max(stacks, key=len)
     have = [layer for layer in range(len(found)) if found.layers[layer]]

@@ -58,12 +58,14 @@ def _are_kin(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 def _check_experts(models: Sequence[Model], problems: Mismatches) -> None:
     """Refuse experts that one model stores one by one and another fused: version 5 of transformers changed that."""
-    single, fused = ({m.label: found for m in models if (found := _example(m, form))} for form in (_SINGLE, _FUSED))
-    if single and (apart := {label: name for label, name in fused.items() if label not in single}):
-        one, other = next(iter(single.items())), next(iter(apart.items()))
+    single = {model.label: name for model in models if (name := _example(model, _SINGLE)) is not None}
+    rest = [model for model in models if model.label not in single] if single else []
+    fused = {model.label: name for model in rest if (name := _example(model, _FUSED)) is not None}
+    if fused:
+        one, other = next(iter(single.values())), next(iter(fused.values()))
         problems.add(
-            f"experts are stored in two layouts: one by one in {', '.join(single)} (`{one[1]}`), fused in "
-            f"{', '.join(apart)} (`{other[1]}`); save all models the same way, with one version of transformers"
+            f"experts are stored in two layouts: one by one in {', '.join(single)} (`{one}`), fused in "
+            f"{', '.join(fused)} (`{other}`); save all models the same way, with one version of transformers"
         )
 
 

@@ -94,7 +94,7 @@ def find_structure(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any])
     DeepSeek-V3 of 61 layers).
     """
     counts = {value for _, value in layer_counts(config)}
-    whole = {count + more: count for count in counts for more in _tail_counts(config)}
+    whole = {count + more: count for count in counts for more in tail_counts(config)}
     cut = {size: count for size, count in whole.items() if size not in counts}
     counts.update(cut)
     groups, loose = _group(tensors)
@@ -148,10 +148,10 @@ def layer_counts(config: Mapping[str, Any], path: tuple[str, ...] = ()) -> Itera
             yield (*path, key), value
 
 
-def _tail_counts(config: Mapping[str, Any]) -> set[int]:
+def tail_counts(config: Mapping[str, Any]) -> set[int]:
     """Collect how many modules that predict further tokens config.json counts, at any depth."""
     found = {value for key, value in config.items() if type(value) is int and value > 0 and _TAIL_KEY.fullmatch(key)}
-    return found.union(*(_tail_counts(value) for value in config.values() if isinstance(value, dict)))
+    return found.union(*(tail_counts(value) for value in config.values() if isinstance(value, dict)))
 
 
 def is_side_tower(prefix: str) -> bool:

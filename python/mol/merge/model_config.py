@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.config.fields import DTYPE_NAMES
-from mol.merge.layers import Structure, is_layer_count_key
+from mol.merge.layers import Structure, is_layer_count_key, tail_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -107,14 +107,19 @@ def restack(
     depth = len(structure.main)
     notes: list[str] = []
     counted = False
+    tails = tail_counts(config)
     for path, mapping in _sections(config, structure):
-        for key, value in list(mapping.items()):
+        for key, whole in list(mapping.items()):
+            value, rest = _cut(key, whole, depth, tails)
             where = ".".join((*path, key))
             if type(value) is int and value == depth and is_layer_count_key(key):
                 mapping[key] = len(origins)
                 counted = True
             elif (entries := _per_layer(key, value, depth)) is not None:
-                mapping[key] = _written_as(value, depth, [_entry(origin, path, key, entries) for origin in origins])
+                entries = [_entry(origin, path, key, entries, tails) for origin in origins]
+                mapping[key] = (
+                    [*_written_as(value, depth, entries), *rest] if rest else _written_as(value, depth, entries)
+                )
                 notes.append(f"config.json: `{where}` has one entry a layer, so its entries went with the layers")
             elif isinstance(value, list) and _is_index_list(key, value, depth):
                 mapping[key] = [
@@ -195,9 +200,16 @@ def _written_as(old: object, depth: int, entries: list[Any]) -> Any:  # noqa: AN
     return [[entries, 1]] if isinstance(old, list) and _are_runs(old, depth) else entries
 
 
-def _entry(origin: LayerOrigin, path: tuple[str, ...], key: str, donors: Sequence[Any]) -> Any:  # noqa: ANN401
+def _cut(key: str, value: Any, depth: int, tails: set[int]) -> tuple[Any, list[Any]]:  # noqa: ANN401
+    """Take off what a list has beyond the layers, where it goes on with the modules that predict further tokens."""
+    if isinstance(value, list) and len(value) - depth in tails and not _OTHER_LIST.search(key):
+        return value[:depth], value[depth:]
+    return value, []
+
+
+def _entry(origin: LayerOrigin, path: tuple[str, ...], key: str, donors: Sequence[Any], tails: set[int]) -> Any:  # noqa: ANN401
     """Give the entry of a per-layer list that belongs to a layer, from the layer's own model if it has the list."""
-    own = _per_layer(key, _lookup(origin.config, path).get(key), origin.depth)
+    own = _per_layer(key, _cut(key, _lookup(origin.config, path).get(key), origin.depth, tails)[0], origin.depth)
     source = donors if own is None else own
     return copy.deepcopy(source[min(origin.layer, len(source) - 1)])
 
