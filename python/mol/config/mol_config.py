@@ -38,12 +38,16 @@ class MoLConfig:
         max_layers: most fused layers that `add_layer` takes.
         target_hidden_dim: width of the fused stream; it is the host's, so any other is refused.
         temperature: of the routers' softmax.
-        top_k_experts: experts with a weight, the others have none; all if None.
-        dispatch: what an expert sees: "dense" all tokens; "sequence" rows that chose it; "token" tokens that did.
+        top_k_experts: experts with a weight for a token, the others have none; all if None. What work that saves is a
+            matter of `dispatch`.
+        dispatch: what an expert sees: "dense" all tokens, also those that did not choose it, so that only an expert
+            that no token of the batch chose is left out, and with a cache none is; "sequence" rows that chose it;
+            "token" tokens that did. The last two do `top_k_experts` of E experts' work for a token.
         router_prefix: with "sequence" dispatch, the number of first tokens of a row that its choice goes by; generation
             goes by the whole prompt.
-        load_balancing_coeff: of the load balancing loss that is added to the loss in training.
-        entropy_penalty_coeff: of the mean token entropy of the routers that is added to the loss in training.
+        load_balancing_coeff: of the load balancing loss that is added to the loss in training; it holds experts in use.
+        entropy_penalty_coeff: of the mean token entropy of the routers that is added to the loss in training. It makes
+            choices sharp, and above about half of the other one expert ends up with all tokens, whatever it is worth.
         trust_remote_code: run code that comes with a model; a warning says so.
         allow_bidirectional: admit blocks that look at later tokens into a causal model.
         keep_host_layers: run the host's layers that no `add_layer` names; without them only added layers run.
@@ -73,8 +77,8 @@ class MoLConfig:
     top_k_experts: int | None = None
     dispatch: Dispatch = "dense"
     router_prefix: int = 16
-    load_balancing_coeff: float = 0.01
-    entropy_penalty_coeff: float = 0.1
+    load_balancing_coeff: float = 0.02
+    entropy_penalty_coeff: float = 0.001
     trust_remote_code: bool = False
     allow_bidirectional: bool = False
     keep_host_layers: bool = True

@@ -16,6 +16,7 @@ from mol.core.fusion import Fusion, HostRun, Pass
 from mol.core.host import HostHead, host_inputs
 from mol.core.models.loading import load_tokenizer, open_host, open_source
 from mol.core.mol_layer import ExpertSpec, MoLLayer
+from mol.core.reports.starved import ShareWatch
 from mol.core.reports.stats import LayerStats, RouterStats
 from mol.errors import ConfigError, MolError
 from mol.later import method
@@ -66,6 +67,7 @@ class MoLRuntime(nn.Module):
         self._host_name = config.models[0]
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._calibration: list[str] | None = None
+        self._watch = ShareWatch(config)
         self.train(mode=False)
         # Plain, so that state_dict, to() of the trained parts and FSDP see adapters and routers only.
         self.__dict__["_sources"] = {}
@@ -390,8 +392,12 @@ class MoLRuntime(nn.Module):
 
     def _run(self, asked: HostRun) -> tuple[Any, Pass]:
         self.host.require(self._host_blocks())
-        run = Pass(self.fusion(), asked.mask, asked.length, asked.cache, asked.prompt)
-        return run.run(asked.forward), run
+        fusion = self.fusion()
+        run = Pass(fusion, asked.mask, asked.length, asked.cache, asked.prompt)
+        output = run.run(asked.forward)
+        if self.training and torch.is_grad_enabled():
+            self._watch.see(run.routings, {position: layer.specs for position, layer in fusion.layers.items()})
+        return output, run
 
     @property
     def fused(self) -> list[MoLLayer]:
