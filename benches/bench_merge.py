@@ -100,8 +100,9 @@ class Bench:
         for path in made:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
-    def mol(self, name: str, *, out: str = "mol", prefix: Sequence[str] = ()) -> Taken:
-        command = [MOL, str(self.recipe(name)), str(self.fresh(out)), "--quiet"]
+    def mol(self, name: str, *, out: str = "mol", prefix: Sequence[str] = (), sync: bool = False) -> Taken:
+        """A merge that leaves its result in the page cache, as `cp` and mergekit do; with `sync` as by default."""
+        command = [MOL, str(self.recipe(name)), str(self.fresh(out)), "--quiet", *([] if sync else ["--no-sync"])]
         return run(command, log=self.directory / "log-mol", prefix=prefix)
 
     def peer(self, name: str, *options: str) -> Taken:
@@ -112,6 +113,12 @@ class Bench:
     def cp(self, source: str = "base", prefix: Sequence[str] = ()) -> Taken:
         command = ["cp", str(self.weights([source])[0]), str(self.fresh("cp"))]
         return run(command, log=self.directory / "log-cp", prefix=prefix)
+
+    def cp_and_sync(self, source: str = "base") -> Taken:
+        """`cp` until the copy and its name are on the disk: what a merge without `--no-sync` is compared with."""
+        command = ["sh", "-c", 'cp "$0" "$1" && sync "$1" "$(dirname "$1")"']
+        files = [str(self.weights([source])[0]), str(self.fresh("cp"))]
+        return run([*command, *files], log=self.directory / "log-cp")
 
     def keep(self, what: str, taken: list[Taken]) -> float:
         """Note runs for the table of runs and give the median of their wall time."""
@@ -128,7 +135,8 @@ def against_peers(
     """Rounds of `cp`, mol and mergekit on one recipe."""
     bench.make()
     files = bench.weights(recipes.models(name))
-    taken: dict[str, list[Taken]] = {"cp": [], "mol": [], **{how: [] for how in PEER_THREADS}}
+    taken: dict[str, list[Taken]] = {"cp": [], "mol": [], "cp and sync": [], "mol, on the disk": []}
+    taken |= {how: [] for how in PEER_THREADS}
     bench.settle()
     warm(files)
     # Not counted: the first run of a program reads it from the disk and writes Python's compiled modules.
@@ -138,6 +146,8 @@ def against_peers(
         warm(files)
         taken["cp"].append(bench.cp())
         taken["mol"].append(bench.mol(name))
+        taken["cp and sync"].append(bench.cp_and_sync())
+        taken["mol, on the disk"].append(bench.mol(name, sync=True))
         if bench.mergekit is not None and number < bench.peer_rounds:
             for how, options in PEER_THREADS.items():
                 warm(files)
@@ -147,7 +157,8 @@ def against_peers(
     walls = {who: bench.keep(f"{name}: {who}", runs) for who, runs in taken.items() if runs}
     anonymous = max(one.anonymous for one in taken["mol"]) / MB
     bench.add(
-        Line(f"{name}: mol against cp of one output", walls["mol"] / walls["cp"], "x cp", *(cp_limits or (None, None)))
+        Line(f"{name}: mol against cp of one output", walls["mol"] / walls["cp"], "x cp", *(cp_limits or (None, None))),
+        Line(f"{name}, on the disk: mol against cp and sync", walls["mol, on the disk"] / walls["cp and sync"], "x cp"),
     )
     if bench.mergekit is not None:
         fastest = min(PEER_THREADS, key=lambda how: walls[how])

@@ -190,8 +190,9 @@ impl Reader<'_> {
     }
 }
 
-/// Whether all that is in a directory, but for the journal, are outputs of this plan by their size and header.
+/// Whether all that is in a directory, but for journal and index, are outputs of this plan by their size and header.
 pub(crate) fn holds_outputs_alone(plan: &Plan, partial: &Path) -> Result<bool> {
+    let mut some = false;
     for entry in fs::read_dir(partial).map_err(Error::io(partial))? {
         let entry = entry.map_err(Error::io(partial))?;
         let name = entry.file_name();
@@ -209,8 +210,9 @@ pub(crate) fn holds_outputs_alone(plan: &Plan, partial: &Path) -> Result<bool> {
         if !found.is_ok_and(|found| found == (prefix, size)) {
             return Ok(false);
         }
+        some = true;
     }
-    Ok(true)
+    Ok(some)
 }
 
 /// Bytes that the files of a plan take.

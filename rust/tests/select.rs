@@ -12,10 +12,12 @@ fn solve(keys: &[i64], k: usize, sample: Vec<i64>) -> (i64, usize, usize) {
             Step::Count(pivots) => {
                 let count = |test: &dyn Fn(i64) -> bool| keys.iter().filter(|key| test(**key)).count();
                 let counts: Vec<_> = pivots.iter().map(|p| [count(&|key| key > *p), count(&|key| key == *p)]).collect();
-                search.counted(&pivots, &counts).unwrap();
+                search.counted(&pivots, &counts).expect("the keys stand still");
             }
             Step::Collect(low, high) => {
-                search.collected(keys.iter().copied().filter(|key| low < *key && *key < high).collect()).unwrap();
+                search
+                    .collected(keys.iter().copied().filter(|key| low < *key && *key < high).collect())
+                    .expect("the same");
             }
         }
     }

@@ -66,6 +66,11 @@ def empty_journal_beside_a_model(directory: Path) -> None:
     (directory / "model-00001-of-00002.safetensors").write_bytes(b"somebody's weights")
 
 
+def empty_journal_beside_an_index(directory: Path) -> None:
+    (directory / "journal").touch()
+    (directory / "model.safetensors.index.json").write_text("somebody's")
+
+
 def another_journal(directory: Path) -> None:
     (directory / "journal").write_text('{"entries": []}\n')
 
@@ -74,7 +79,14 @@ def a_folder(directory: Path) -> None:
     (directory / "journal").mkdir()
 
 
-SOMEBODYS = [no_line_feed, empty_journal, empty_journal_beside_a_model, another_journal, a_folder]
+SOMEBODYS = [
+    no_line_feed,
+    empty_journal,
+    empty_journal_beside_a_model,
+    empty_journal_beside_an_index,
+    another_journal,
+    a_folder,
+]
 
 
 @pytest.mark.parametrize("make", SOMEBODYS)
