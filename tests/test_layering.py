@@ -20,12 +20,16 @@ ALLOWED = {
     "config": frozenset({"later", "errors"}),
     "io": frozenset({"errors", "config", "_rust"}),
     "architecture": frozenset({"errors", "config", "_rust", "io"}),
-    "merge": frozenset({"errors", "config", "_rust", "io", "architecture"}),
+    "merge": frozenset({"errors", "config", "_rust", "io", "architecture", "without_effect"}),
     "merge_methods": frozenset({"later", "errors", "config", "_rust", "io", "architecture", "merge"}),
     "core": frozenset({"later", "errors", "config", "_rust", "io", "architecture"}),
     "auto": frozenset({"core"}),
+    "mergekit": frozenset({"config", "merge"}),
+    "without_effect": frozenset(),
     # The face, mol/__init__.py, and the command share the top floor.
-    "cli": frozenset({"errors", "config", "_rust", "io", "architecture", "merge", "merge_methods", ""}),
+    "cli": frozenset(
+        {"errors", "config", "_rust", "io", "architecture", "merge", "merge_methods", "without_effect", ""}
+    ),
     "": frozenset(
         {"later", "errors", "config", "_rust", "io", "architecture", "merge", "merge_methods", "cli", "core", "auto"}
     ),

@@ -168,6 +168,7 @@ def test_sizes_of_mergekit_and_of_people_are_read(size: str, count: int) -> None
         ),
         (["plan", "--out-shard-size", "500", "MiB", "config.yml"], "write the size as one word, 500MiB"),
         (["-", "config.yml", "--out-dir", "out"], "a recipe from standard input has no name"),
+        (["out", "-"], "CONFIG comes first, then OUT: `mol-merge - out`"),
         (["moe", "config.yml", "out"], "'moe' comes in a later version of mol"),
     ],
 )

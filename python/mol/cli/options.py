@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mol.cli.group import SAID, SectionOption
+from mol.without_effect import WITHOUT_EFFECT as REASONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,25 +22,17 @@ if TYPE_CHECKING:
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
+# What takes a value, which `--help` calls so; all else are flags, and those but `--gpu-rich` have a `--no-`.
+_TAKES = {"write_threads": "N", "lora_merge_cache": "PATH", "lora_merge_dtype": "DTYPE"}
+
+
+def _declaration(name: str) -> str:
+    word = name.replace("_", "-")
+    return f"--{word}" if name in _TAKES or name == "gpu_rich" else f"--{word}/--no-{word}"
+
+
 # Name of the parameter, its declaration, what it takes (None: a flag), and why it changes nothing here.
-WITHOUT_EFFECT: tuple[tuple[str, str, str | None, str], ...] = (
-    ("lazy_unpickle", "--lazy-unpickle/--no-lazy-unpickle", None, "SafeTensors are mapped, never unpickled"),
-    ("low_cpu_memory", "--low-cpu-memory/--no-low-cpu-memory", None, "memory stays small whatever the models' sizes"),
-    ("low_cpu_mem_usage", "--low-cpu-mem-usage/--no-low-cpu-mem-usage", None,
-     "memory stays small whatever the models' sizes"),
-    ("cuda", "--cuda/--no-cuda", None, "merges run on the CPU, at the speed of the disk"),
-    ("read_to_gpu", "--read-to-gpu/--no-read-to-gpu", None, "merges run on the CPU, at the speed of the disk"),
-    ("multi_gpu", "--multi-gpu/--no-multi-gpu", None, "merges run on the CPU, at the speed of the disk"),
-    ("gpu_rich", "--gpu-rich", None, "merges run on the CPU, at the speed of the disk"),
-    ("async_write", "--async-write/--no-async-write", None, "writing always overlaps with reading and computing"),
-    ("write_threads", "--write-threads", "N", "one pool does all; --threads sets its size"),
-    ("clone_tensors", "--clone-tensors/--no-clone-tensors", None, "each tensor of the output is written on its own"),
-    ("cleanup", "--cleanup/--no-cleanup", None, "a merge leaves nothing behind but its output"),
-    ("unsafe_truncate_embeddings", "--unsafe-truncate-embeddings/--no-unsafe-truncate-embeddings", None,
-     "vocabularies that differ are refused, never cut"),
-    ("lora_merge_cache", "--lora-merge-cache", "PATH", "LoRA adapters in recipes come in a later version"),
-    ("lora_merge_dtype", "--lora-merge-dtype", "DTYPE", "LoRA adapters in recipes come in a later version"),
-)  # fmt: skip
+WITHOUT_EFFECT = tuple((name, _declaration(name), _TAKES.get(name), why) for name, why in REASONS.items())
 # These are on here and cannot be turned off: asking for pickle files is refused, not noted.
 SAFETENSORS_ONLY = (
     ("safe_serialization", "--safe-serialization/--no-safe-serialization"),

@@ -44,7 +44,8 @@ def refuse_swapped(config: Path, out: Path) -> None:
     Raises:
         click.UsageError: with the line that was meant.
     """
-    if out.suffix in _ENDINGS and out.is_file() and config.suffix not in _ENDINGS and not config.is_file():
+    named_like_out = config.suffix not in _ENDINGS and not config.is_file() and config != STDIN
+    if named_like_out and (out == STDIN or (out.suffix in _ENDINGS and out.is_file())):
         raise click.UsageError(f"CONFIG comes first, then OUT: `mol-merge {out} {config}`")
 
 

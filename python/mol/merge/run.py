@@ -99,17 +99,18 @@ def plan_recipe(
         OSError: a file is missing or may not be read.
     """
     options = options or MergeOptions()
-    return _prepare(_load(recipe), options, checkpoints).planned
+    return _prepare(load(recipe), options, checkpoints).planned
 
 
 def run_merge(
     recipe: Recipe,
     out: Path | str | None = None,
+    options: MergeOptions | None = None,
     *,
+    out_path: Path | str | None = None,
     on_progress: Progress | None = None,
     threads: int | None = None,
     cancel: threading.Event | None = None,
-    options: MergeOptions | None = None,
     checkpoints: Mapping[ModelReference, Checkpoint] | None = None,
     **option_fields: Any,  # noqa: ANN401 - the fields of MergeOptions
 ) -> MergeReport:
@@ -121,13 +122,14 @@ def run_merge(
     Args:
         recipe: path of a YAML file, a mapping as YAML gives it, or a MergeConfig.
         out: the output directory, the recipe's `output_path` if None.
+        options: see MergeOptions.
+        out_path: the same as `out`, as mergekit calls it.
         on_progress: called about every 100 ms on this thread with bytes read, to read, written and to write;
             what it raises cancels the run.
         threads: worker threads, all cores if None.
         cancel: the run stops soon after this is set.
-        options: see MergeOptions.
         checkpoints: the models, if they have been opened already.
-        option_fields: single fields of MergeOptions, e.g. `overwrite=True`.
+        option_fields: single fields of MergeOptions, e.g. `overwrite=True`, or options as mergekit calls them.
 
     Raises:
         ConfigError: the recipe or an option does not hold.
@@ -137,19 +139,29 @@ def run_merge(
         OSError: a file is missing or may not be read, or the disk failed or is full.
     """
     from mol import _rust
+    from mol.merge.option_names import read_options
     from mol.merge.output import find_place, partial_of
 
-    fields = {**option_fields, **({"threads": threads} if threads is not None else {})}
-    options = replace(options or MergeOptions(), **fields)
-    config = _load(recipe)
-    target = out if out is not None else config.output_path
-    if target is None:
-        raise ConfigError("where should the merged model go? give `out`, or `output_path` in the recipe")
+    given = {**option_fields, **({"threads": threads} if threads is not None else {})}
+    options = replace(options or MergeOptions(), **read_options(given))
+    config = load(recipe)
+    target = _target(out, out_path, config)
     local = (Path(reference.name).expanduser() for reference in config.model_references())
     place = find_place(Path(target), inputs=filter(Path.is_dir, local))
     # Kept from the first look at what is there until the new model is in its place.
     with closing(_rust.PartialLock(partial_of(place), place)) as lock:
         return _merge(config, place, lock, options, _Watch(partial_of(place), cancel, on_progress), checkpoints)
+
+
+def _target(out: Path | str | None, out_path: Path | str | None, config: MergeConfig) -> Path | str:
+    if out is not None and out_path is not None and Path(out) != Path(out_path):
+        raise ConfigError(f"`out` is {str(out)!r} and `out_path` {str(out_path)!r}; give one of them")
+    target = next((path for path in (out, out_path, config.output_path) if path is not None), None)
+    if target is None:
+        raise ConfigError("where should the merged model go? give `out`, or `output_path` in the recipe")
+    if not str(target).strip() or "\0" in str(target):
+        raise ConfigError(f"the output path, {str(target)!r}, is no path; name a directory")
+    return target
 
 
 def _merge(
@@ -273,7 +285,13 @@ def _execute(
     return executed
 
 
-def _load(recipe: Recipe) -> MergeConfig:
+def load(recipe: Recipe) -> MergeConfig:
+    """Read and check a recipe in any form that `run_merge` takes.
+
+    Raises:
+        ConfigError: lists everything that is wrong with the recipe.
+        OSError: the file is missing or cannot be read.
+    """
     from mol.config import MergeConfig
     from mol.config.recipe import load_recipe, recipe_from_dict
 
