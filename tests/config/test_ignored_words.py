@@ -235,3 +235,12 @@ def test_characters_that_are_none_are_refused_and_pairs_are_joined() -> None:
         parse_recipe(LINEAR + 'chat_template: "{{ messages }} \\ud83d {{ x }}"\n')
     assert "NUL" in refusal(LINEAR.replace("model: a", 'model: "a\\0b"'))[0]
     assert "`output_path` is a path" in refusal(LINEAR + 'output_path: "a\\0b"\n')[0]
+
+
+def test_names_and_filters_without_end_are_refused_in_words() -> None:
+    assert "the name of a model has 5000 characters" in refusal(LINEAR.replace("model: a", f"model: {'a' * 5000}"))[0]
+    for pattern in ("(" * 5000, "(" * 5000 + ")" * 5000, "a{99999999999999999999}"):
+        text = LINEAR.replace("weight: 1", f'weight: {{filter: "re:{pattern}", value: 1}}')
+        (problem,) = refusal(text)
+        assert "is no regular expression" in problem
+        assert len(problem) < 400

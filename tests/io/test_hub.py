@@ -70,6 +70,13 @@ def present(directory: Path) -> set[str]:
     return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
 
 
+@pytest.mark.parametrize("name", ["m\u00ff", "org/na--me", "org/name.git", "a" * 200, "org/\u6a21"])
+def test_what_can_be_no_id_of_the_hub_is_said_to_be_no_directory(name: str, hub: Hub) -> None:
+    with pytest.raises(FileNotFoundError, match="no such directory"):
+        resolve(ModelReference(name), endpoint=hub.url)
+    assert hub.fetched == []
+
+
 def test_a_local_directory_wins_over_the_hub(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "org" / "model").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

@@ -11,6 +11,7 @@ from typing import Any
 
 from mol.errors import ConfigError
 
+_MAX_NAME = 4095
 _LATER = {"lora": "adapters (LoRA) come later", "override_architecture": "overriding the architecture comes later"}
 
 
@@ -58,6 +59,8 @@ class ModelReference:
     def _parse_text(cls, text: str) -> ModelReference:
         if not text.strip():
             raise ConfigError("the name of a model is empty")
+        if len(text) > _MAX_NAME:
+            raise ConfigError(f"the name of a model has {len(text)} characters, and no path may have so many")
         if "\0" in text:
             raise ConfigError("the name of a model holds a NUL character")
         if is_local(text):

@@ -237,8 +237,8 @@ class ValueReader:
         if text is not None:
             try:
                 compile_filter(text)
-            except re.error as error:
-                self.problems.add(table.at("filter"), f"filter `{text}` is no regular expression: {error}")
+            except (re.error, OverflowError, RecursionError) as error:
+                self.problems.add(table.at("filter"), f"filter {shown(text)} is no regular expression: {error}")
                 return ()
         return () if read is None else (Rule(read, text),)
 

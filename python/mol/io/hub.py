@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("mol")
 
-_HUB_ID: Final = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+_HUB_ID: Final = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
 _SNAPSHOT: Final = re.compile(r"models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
 _CONVERTER: Final = "SFconvertbot"
 _CONVERSION: Final = "Adding `safetensors` variant of this model"
@@ -261,6 +261,7 @@ class _Hub:
         from huggingface_hub.errors import (
             GatedRepoError,
             HfHubHTTPError,
+            HFValidationError,
             LocalEntryNotFoundError,
             RepositoryNotFoundError,
             RevisionNotFoundError,
@@ -268,6 +269,11 @@ class _Hub:
 
         try:
             yield
+        except HFValidationError as error:
+            raise FileNotFoundError(
+                f"{self._reference}: no such directory, and no id of a Hub repository ({_first_line(error)})"
+                f"{nearby(self._reference.name)}"
+            ) from error
         except GatedRepoError as error:
             raise PermissionError(
                 f"{self._reference}: the repository is gated; ask for access on its page, then log in "
