@@ -1,14 +1,11 @@
-"""A model is held against its own config.json: files, layers, both ends; what predicts further tokens is no layer."""
+"""A model is held against its own config.json: layers, both ends, towers; what predicts further tokens is no layer."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mol.io.checkpoint import CheckpointFile
 from tests.conftest import bert, bert_config, gpt2, gpt2_config, headers, llama, llama_config
 from tests.merge.toolkit import based, linear, plan, problems, sliced, task
 
@@ -93,19 +90,6 @@ def test_every_incomplete_model_is_listed() -> None:
 )
 def test_what_is_whole_by_its_own_measure_passes(shapes: Shapes, config: dict[str, Any]) -> None:
     assert len(plan(PASS, headers("a", shapes, config)).plan.tasks) == len(shapes)
-
-
-# Files
-
-
-@pytest.mark.parametrize("numbers", [(1, 2, 4), (0, 1)])
-def test_an_index_that_names_fewer_files_than_there_are_is_refused(numbers: tuple[int, ...]) -> None:
-    files = tuple(
-        CheckpointFile(Path(f"/models/a/model-{number:05d}-of-00005.safetensors"), 1, 1, "00") for number in numbers
-    )
-    a = replace(headers("a", llama(), llama_config()), files=files)
-    text = problems(PASS, a)
-    assert f"/models/a: its weights are {len(numbers)} of 5 files" in text
 
 
 # Both ends

@@ -1,10 +1,9 @@
-"""Checks that a model has what its own config.json counts: all files, all layers, both ends."""
+"""Checks that a model has what its own config.json counts: all layers, both ends, its towers."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from typing import TYPE_CHECKING, Any, Final
 
 from mol.merge.layers import in_side_tower, is_layer_count_key, is_side_tower, layer_counts
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from mol.merge.mismatch import Mismatches
 
     _Counts = Sequence[tuple[str, int]]  # keys of config.json that count layers, and what they say
-
-_SHARD: Final = re.compile(r"(.*)-([0-9]{1,9})-of-([0-9]{1,9})\.safetensors")
 
 # The keys that count all layers of a tower; others may count some of them, or what is no layer.
 _PLAIN: Final = frozenset(
@@ -43,7 +40,7 @@ _AGAIN: Final = "fetch or save the model again"
 
 
 def check_complete(models: Sequence[Model], problems: Mismatches) -> None:
-    """Refuse models that lack files, layers or ends; what a class would fill with random numbers is no model.
+    """Refuse models that lack layers, ends or towers; what a class would fill with random numbers is no model.
 
     Only what is certain is refused: config.json counts it, or the other models have it.
 
@@ -52,7 +49,7 @@ def check_complete(models: Sequence[Model], problems: Mismatches) -> None:
         problems: where everything that does not fit goes.
     """
     for model in models:
-        for problem in (*_lacking_files(model), *_wrong_depths(model), *_empty_layers(model)):
+        for problem in (*_wrong_depths(model), *_empty_layers(model)):
             problems.add(problem)
     for problem in _lacking_towers(models[0]):
         problems.add(problem)
@@ -60,20 +57,6 @@ def check_complete(models: Sequence[Model], problems: Mismatches) -> None:
     for end in ends:
         for what in end.lacks(ends):
             problems.add(f"{end.model.checkpoint.directory}: {what}; {_AGAIN}")
-
-
-def _lacking_files(model: Model) -> Iterator[str]:
-    """Compare the numbers in the names of the shards: `model-00003-of-00005` is one of five."""
-    found: dict[tuple[str, int], set[int]] = defaultdict(set)
-    for file in model.checkpoint.files:
-        if match := _SHARD.fullmatch(file.path.name):
-            found[match[1], int(match[3])].add(int(match[2]))
-    for (stem, count), numbers in found.items():
-        if len(numbers) < count:
-            yield (
-                f"{model.checkpoint.directory}: its weights are {len(numbers)} of {count} files "
-                f"(`{stem}-*-of-{count}`, numbers {ranges(numbers)}); {_AGAIN}, and its index"
-            )
 
 
 def _wrong_depths(model: Model) -> Iterator[str]:
