@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from mol.core.blocks.source import Source
 
 _F = TypeVar("_F", bound="FusedModel")
+_HEAD_SETTINGS: Final = (
+    "final_logit_softcapping", "lm_head_multiplier", "logit_scale", "logits_scaling", "output_multiplier",
+)  # fmt: skip
+"""What a host's head does beside multiplying, which trainers that apply it themselves read in the config."""
 _GRADIENT_CHECKPOINTING: Final = (
     "gradient checkpointing comes in a later version of mol: pass gradient_checkpointing=False (trainers of TRL have "
     "it True by default), and train on smaller batches"
@@ -49,6 +53,7 @@ class MoLModelConfig(PreTrainedConfig):
     """
 
     model_type = "mol"
+    auto_map: ClassVar[dict[str, str]] = {}  # TRL looks here for the Auto class of a class that transformers lacks
     keys_to_ignore_at_inference: ClassVar = [CACHE_NAME]
 
     def __init__(
@@ -299,10 +304,14 @@ class FusedModel(PreTrainedModel):
 def _config_of(runtime: MoLRuntime) -> MoLModelConfig:
     host = runtime.host.model.config
     text = host.get_text_config()
+    heads = {name: getattr(text, name) for name in _HEAD_SETTINGS if getattr(text, name, None) is not None}
+    if text.model_type == "hyperclovax":  # which multiplies by what all others divide by
+        heads["logit_scale"] = heads.pop("logits_scaling", None)
     return MoLModelConfig(
         **_described(runtime),
         num_hidden_layers=len(runtime.host),
         hidden_size=runtime.host.width,
+        **heads,
         id2label=host.id2label,
         label2id=host.label2id,
         **{key: getattr(text, key, None) for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")},

@@ -54,6 +54,7 @@ class MoLMixtureConfig(PreTrainedConfig):
     """
 
     model_type = "mol_mixture"
+    auto_map: ClassVar[dict[str, str]] = {}  # TRL looks here for the Auto class of a class that transformers lacks
     keys_to_ignore_at_inference: ClassVar = [CACHE_NAME]
 
     def __init__(

@@ -1,0 +1,83 @@
+"""What trainers, evaluation harnesses and pipelines of others touch in a fused model."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+
+from mol.errors import MolError
+from tests.core.zoo import HOSTS, tokens_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.core.conftest import Fuse
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_hidden_states_of_the_body_through_the_hosts_head_are_the_logits(host: str, fuse: Fuse) -> None:
+    model, ids = fuse(host, "llama" if host != "llama" else "gpt2").as_causal_lm(), tokens_of(2, 9)
+    mask = torch.ones_like(ids)
+    hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    head: Any = model.get_output_embeddings()
+    logits = hidden @ head.weight.T + (0 if head.bias is None else head.bias)
+    cap = getattr(model.config, "final_logit_softcapping", None)  # as TRL reads it
+    logits = logits if cap is None else cap * torch.tanh(logits / cap)
+    assert torch.allclose(logits, model(ids, mask).logits, atol=1e-4)
+    assert model.base_model is model.base_model.base_model
+    assert [*model.base_model.state_dict()] == [*model.state_dict()]
+
+
+def test_gradients_reach_routers_and_adapters_through_the_body_and_what_is_left_out_is_said(
+    fuse: Fuse, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = fuse("gpt2", "llama").as_causal_lm().train()
+    with caplog.at_level(logging.WARNING, logger="mol"):
+        for _ in range(2):
+            model.base_model(input_ids=tokens_of(1, 6)).last_hidden_state.square().sum().backward()
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+    assert [record.getMessage()[:37] for record in caplog.records] == ["the loss is made outside of the model"]
+
+
+@pytest.mark.parametrize("way", ["set_input_embeddings", "set_output_embeddings", "resize_token_embeddings"])
+def test_embeddings_are_refused_before_anything_changes(way: str, fuse: Fuse) -> None:
+    model, ids = fuse("gpt2", "llama").as_causal_lm(), tokens_of(2, 5)
+    before = model(ids).logits
+    with pytest.raises(MolError, match="the embeddings are those of the host, gpt2, and not saved with the fusion"):
+        getattr(model, way)(140 if way.startswith("resize") else torch.nn.Embedding(140, 32))
+    assert torch.equal(model(ids).logits, before)
+    assert model.config.vocab_size == 128
+
+
+def test_a_resize_that_changes_nothing_is_taken(fuse: Fuse) -> None:
+    model = fuse("gpt2", "llama").as_causal_lm()
+    assert model.resize_token_embeddings() is model.get_input_embeddings()
+    assert model.resize_token_embeddings(128) is model.get_input_embeddings()
+
+
+def test_gradient_checkpointing_is_refused_in_one_sentence(fuse: Fuse, tmp_path: Path) -> None:
+    model = fuse("gpt2", "llama").as_causal_lm()
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, gradient_checkpointing=True, use_cpu=True, report_to=[], disable_tqdm=True
+    )
+    rows = [{"input_ids": row, "labels": row} for row in tokens_of(2, 6)]
+    with pytest.raises(MolError, match="comes in a later version of mol: pass gradient_checkpointing=False"):
+        Trainer(model, arguments, train_dataset=rows).train()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"subfolder": ""}, {"local_files_only": True}, {"force_download": False}, {"revision": None},
+        {"revision": "main"}, {"proxies": None}, {"proxies": {}}, {"weights_only": True}, {"use_safetensors": None},
+        {"output_loading_info": False}, {"code_revision": None}, {"dtype": "auto"}, {"trust_remote_code": False},
+        {"gguf_file": None, "quantization_config": None}, {"variant": ""}, {"device_map": {"": "cpu"}},
+    ],
+)  # fmt: skip
+def test_options_that_request_nothing_are_taken(options: dict[str, Any], fuse: Fuse, tmp_path: Path) -> None:
+    fuse("gpt2", "llama").as_causal_lm().save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_pretrained(tmp_path, **options)
