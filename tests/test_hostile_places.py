@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import shutil
 import struct
@@ -233,15 +234,18 @@ def test_a_merge_that_ended_is_on_the_disk(world: World, there: str) -> None:
 
 def test_a_merge_larger_than_the_disk(world: World) -> None:
     """Models of 8 TB each, which take no space: their files are holes."""
-    names = list(tensors(1))
-    size = 1 << 42
-    header = {name: entry([1 << 20, 1 << 20], i * size, (i + 1) * size) for i, name in enumerate(names[1:3])}
+    end = 0
+    header = {}
+    for name, tensor in tensors(1, "F32").items():
+        shape = [1 << 20, 1 << 20] if ".mlp." in name else list(tensor.data.shape)
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = entry(shape, begin, end)
     for directory in (world.a, world.b):
         content = raw(header, 0)
         with (directory / "model.safetensors").open("wb") as file:
             file.write(content)
             try:
-                file.truncate(len(content) + 2 * size)
+                file.truncate(len(content) + end)
             except OSError as error:
                 assert error.errno in (errno.EFBIG, errno.ENOSPC, errno.EINVAL)  # noqa: PT017
                 pytest.skip("this file system has no files so large")
@@ -263,7 +267,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_disk_that_is_too_small(small_disk: Path, tmp_path: Path) -> None:
-    large = {WEIGHT: encode(np.ones((256, 256)), "F32")}
+    large = {**tensors(1), WEIGHT: encode(np.ones((256, 256)), "F32")}
     a, b = (make_model(tmp_path / name, large) for name in "ab")
     world = World(tmp_path, a, b, small_disk / "out")
     with world.refuses(str(small_disk), "free", error=(MolError, OSError)):
