@@ -61,6 +61,7 @@ _ROPE_NAMES: Final = {
 _ROPE_SECTIONS: Final = ("rope_scaling", "rope_parameters")
 _ROPE_TYPES: Final = {"su": "longrope", "mrope": "default"}
 _USUAL_THETA: Final = 10000.0
+_USUAL_WINDOW: Final = 4096
 # Types whose classes have another base for rotary positions where config.json states none.
 _OWN_THETA: Final = re.compile(
     r"apertus|beam|bitnet|blt|cohere|cosmos|csm|cwm|dots|emu|eomt|ernie|evolla|exaone|flex_olmo|fuyu|gemma|gpt_oss|gte"
@@ -142,6 +143,11 @@ def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], config: Map
         usual.append(("rope_theta", _USUAL_THETA))
     for key, value in usual:
         if (key in ours) != (key in theirs) and not _equal(key, ours.get(key, value), theirs.get(key, value)):
+            found[key] = theirs.get(key)
+    # Most classes have no window where config.json states none, and the others this one.
+    for key in {key for key in (*ours, *theirs) if _last(key) == "sliding_window"}:
+        stated = ours.get(key, theirs.get(key))
+        if (key in ours) != (key in theirs) and type(stated) is int and stated != _USUAL_WINDOW:
             found[key] = theirs.get(key)
     return found
 
