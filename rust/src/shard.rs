@@ -4,7 +4,7 @@
 use crate::error::{Error, Result};
 use memmap2::{Advice, Mmap};
 use safetensors::Dtype;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::de::{MapAccess, Visitor};
 use std::collections::{HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::ops::Range;
@@ -88,9 +88,14 @@ impl<'de> serde::Deserialize<'de> for Entries {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Entries, A::Error> {
                 let mut entries = Vec::new();
+                let mut metadata = false;
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
-                        map.next_value::<IgnoredAny>()?;
+                        // Held to its form like the rest: other readers refuse such a file.
+                        map.next_value::<Option<HashMap<String, String>>>()?;
+                        if std::mem::replace(&mut metadata, true) {
+                            return Err(serde::de::Error::duplicate_field("__metadata__"));
+                        }
                     } else {
                         entries.push((name, map.next_value()?));
                     }
