@@ -238,7 +238,7 @@ class ValueReader:
             try:
                 compile_filter(text)
             except (re.error, OverflowError, RecursionError) as error:
-                self.problems.add(table.at("filter"), f"filter {shown(text)} is no regular expression: {error}")
+                self.problems.add(table.at("filter"), f"filter `{text[:80]}` is no regular expression: {error}")
                 return ()
         return () if read is None else (Rule(read, text),)
 
