@@ -14,6 +14,7 @@ from torch import nn
 
 from mol.core.blocks.calls import Arguments, argument, part, ports
 from mol.core.blocks.dispatch import intercepted, run_block
+from mol.core.host import check_longest
 from mol.core.mol_layer import ExpertSpec, MoLLayer, Routing, RunBlocks, RunPart
 from mol.core.parts import Part, Whole
 from mol.core.running import ExpertRuns
@@ -117,7 +118,13 @@ class Pass:
             cache: what earlier forwards left; it grows by this one, whose tokens the caller adds to it.
             prompt: with "sequence" dispatch, rows choose by this many first columns; by the first `router_prefix`
                 tokens if None. What they chose stays in the cache.
+
+        Raises:
+            MolError: a model has no positions for so many tokens.
         """
+        limits = {name: source.longest for name, source in fusion.sources.items()}
+        if mask.shape[1] > min((most for most in limits.values() if most), default=mask.shape[1]):
+            check_longest(limits, int(mask.sum(1).max()), written=False)
         self._fusion = fusion
         self._mask = mask
         self._length = length

@@ -150,6 +150,30 @@ def host_inputs(
     return given, torch.ones(batch, patches, dtype=torch.long, device=hidden.device)
 
 
+def check_longest(limits: Mapping[str, int | None], length: int, *, written: bool = True) -> None:
+    """Check that models have positions for so many tokens.
+
+    Args:
+        limits: for how many each has positions, by name; None if it makes them as it needs them.
+        length: of the text.
+        written: it is still to be written.
+
+    Raises:
+        MolError: lists those that have not.
+    """
+    short = [f"{name} has positions for {most} tokens" for name, most in limits.items() if most and most < length]
+    if short:
+        said = f"the text would take {length}" if written else f"{length} were given"
+        raise MolError(f"{'; '.join(short)}, and {said}; shorten the text, or leave its blocks out")
+
+
+def most_positions(sources: Mapping[str, Source]) -> int | None:
+    """Return the least of what the configs of models announce as their longest text; None if none does."""
+    configs = [source.owner.config.get_text_config() for source in sources.values()]
+    found = [getattr(config, "max_position_embeddings", None) for config in configs]
+    return min((most for most in found if isinstance(most, int) and most > 0), default=None)
+
+
 class HostHead(nn.Module):
     """The host's final norm and head, as its own forward applies them."""
 

@@ -63,6 +63,18 @@ def first_hidden(call: Arguments) -> Slot | None:
     return None
 
 
+def tensors(value: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401 - whatever a model hands a block
+    """Yield the tensors in a value, however deep."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from tensors(part)
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from tensors(part)
+
+
 class ResultForm:
     """The form of a block's result without its tensors, so that one like it can be made around other hidden states."""
 

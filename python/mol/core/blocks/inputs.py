@@ -104,6 +104,7 @@ class Inputs:
     Attributes:
         way: which.
         cache_name: what the model calls its cache, None where it has none or is driven by a signal.
+        takes_positions: whether it can be told where its tokens are.
     """
 
     def __init__(self, model: PreTrainedModel, way: Way | str) -> None:
@@ -113,6 +114,7 @@ class Inputs:
         self._parameters = inspect.signature(model.forward).parameters
         named = (name for name in CACHE_NAMES if name in self._parameters and not self.way.is_signal)
         self.cache_name = next(named, None)
+        self.takes_positions = "position_ids" in self._parameters and not self.way.is_signal
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Iterator[Inputs]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import torch
 from transformers.cache_utils import Cache
 
-from mol.core.blocks.calls import Arguments, items, with_argument
+from mol.core.blocks.calls import Arguments, items, tensors, with_argument
 from mol.core.blocks.driver import REFUSALS
 from mol.core.blocks.inputs import Tokens
+from mol.core.blocks.lengths import probe_lengths
 from mol.core.cache import ExpertCache
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from mol.core.blocks.driver import Driver
     from mol.core.blocks.prelude import CallForm
@@ -27,7 +28,24 @@ _EXACT: Final = 1e-5
 
 def is_causal(driver: Driver, index: int) -> bool:
     """Change the last token at random (LayerNorm would hide a shift) and look at the outputs before it."""
-    hidden, tokens = driver.random_hidden(6)
+    return _at_lengths(driver, index, 6, lambda length: _is_causal(driver, index, length))
+
+
+def _at_lengths(driver: Driver, index: int, few: int, probe: Callable[[int], bool]) -> bool:
+    """Tell whether a probe succeeds at few tokens, and beyond the thresholds in the config."""
+    if not probe(few):
+        return False
+    for length in probe_lengths(driver, index):
+        try:
+            if not probe(length):
+                return False
+        except REFUSALS:
+            continue  # the block does not run at this length, and will say so
+    return True
+
+
+def _is_causal(driver: Driver, index: int, length: int) -> bool:
+    hidden, tokens = driver.random_hidden(length)
     changed = hidden.clone()
     changed[:, -1] = hidden[:, 0].flip(-1) * 3
     context = driver.context(tokens)
@@ -41,12 +59,19 @@ def keeps_cache(driver: Driver, index: int) -> bool:
     # What blocks write for others is of the new tokens, whose prelude has no cache to complete it from.
     if driver.inputs.cache_name is None or driver.is_fixed or driver.calls.writes:
         return False
-    return _goes_on(driver, index, 7, ((0, 4), (4, 5), (5, 6)))
+
+    def steps(length: int) -> bool:
+        first = max(length - 7, 3)  # from below a threshold to beyond it
+        return _goes_on(driver, index, length, ((0, first), *((t, t + 1) for t in range(first, length - 1))))
+
+    return _at_lengths(driver, index, 7, steps)
 
 
 def takes_pieces(driver: Driver, index: int) -> bool:
     """See whether a block that goes on from its cache token by token does so with several at a time."""
-    return _goes_on(driver, index, 7, ((0, 3), (3, 6)))
+    return _at_lengths(
+        driver, index, 7, lambda length: _goes_on(driver, index, length, ((0, length - 4), (length - 4, length - 1)))
+    )
 
 
 def _goes_on(driver: Driver, index: int, length: int, cuts: Sequence[tuple[int, int]]) -> bool:
@@ -93,12 +118,26 @@ def find_cache_way(host: Source) -> CacheWay | None:
     Returns:
         "whole" in most, "new" in state spaces; None if neither is right, so that the host must run without a cache.
     """
-    return next((way for way in _WAYS if _host_goes_on(host, way, 7, ((0, 5), (5, 6), (6, 7)))), None)
+
+    def steps(way: CacheWay, length: int) -> bool:
+        first = max(length - 7, 5)  # from below a threshold to beyond it
+        return _host_goes_on(host, way, length, ((0, first), *((t, t + 1) for t in range(first, length))))
+
+    return next((way for way in _WAYS if all(steps(way, length) for length in (7, *_host_lengths(host)))), None)
 
 
 def host_takes_pieces(host: Source, way: CacheWay) -> bool:
     """See whether a host that goes on from its cache token by token does so with several at a time."""
-    return _host_goes_on(host, way, 7, ((0, 4), (4, 7)))
+    return all(
+        _host_goes_on(host, way, length, ((0, length - 3), (length - 3, length)))
+        for length in (7, *_host_lengths(host))
+    )
+
+
+def _host_lengths(host: Source) -> list[int]:
+    """Return the lengths that none of its blocks is too large to be probed at, all of them at once."""
+    lengths = [probe_lengths(host.driver, index, len(host)) for index in range(len(host))]
+    return sorted(set[int].intersection(*map(set, lengths))) if lengths else []
 
 
 @torch.no_grad()
@@ -139,13 +178,17 @@ def sees_content(driver: Driver) -> bool:
 
 def minds_padding(driver: Driver, index: int, *, before: bool) -> bool:
     """See whether padding before the tokens of a row, or else behind them, changes what a block makes of them."""
-    hidden, tokens = driver.random_hidden(8)
+    return not _at_lengths(driver, index, 8, lambda length: not _minds(driver, index, length, before=before))
+
+
+def _minds(driver: Driver, index: int, length: int, *, before: bool) -> bool:
+    hidden, tokens = driver.random_hidden(length)
     mask = tokens.mask.clone()
-    mask[-1, slice(0, 3) if before else slice(5, 8)] = 0
+    mask[-1, slice(0, 3) if before else slice(length - 3, length)] = 0
     shown = mask[-1].bool()
     with torch.no_grad():
-        padded = driver.run(index, hidden, driver.context(Tokens.of(mask, 8, tokens.dtype)), {})[-1, shown]
-        alone = driver.context(Tokens.of(mask[:, shown], 5, tokens.dtype))
+        padded = driver.run(index, hidden, driver.context(Tokens.of(mask, length, tokens.dtype)), {})[-1, shown]
+        alone = driver.context(Tokens.of(mask[:, shown], length - 3, tokens.dtype))
         return not agree(padded, driver.run(index, hidden[:, shown], alone, {})[-1])
 
 
@@ -186,15 +229,3 @@ def with_cache(call: Arguments, cache: ExpertCache) -> Arguments:
         if isinstance(value, Cache):
             call = with_argument(call, slot, cache)
     return call
-
-
-def tensors(value: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401 - whatever a model hands a block
-    """Yield the tensors in a value, however deep."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from tensors(part)
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from tensors(part)

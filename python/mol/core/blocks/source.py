@@ -13,6 +13,7 @@ from mol.core.blocks.dispatch import intercepted, run_block, twin
 from mol.core.blocks.driver import REFUSALS, Driver, Masks
 from mol.core.blocks.gaps import keeps_gaps
 from mol.core.blocks.inputs import CACHE_NAMES, Tokens
+from mol.core.blocks.lengths import forget_lengths, has_turns, longest
 from mol.core.blocks.probes import (
     CacheWay,
     find_cache_way,
@@ -209,6 +210,8 @@ class Source:
             mask, positions = tokens.mask.to(device), tokens.positions.to(device)
             tokens = tokens._replace(mask=mask, positions=positions, device=device)
         try:
+            if self.turns:
+                forget_lengths(self.driver)
             return self.driver.context(tokens, cache)
         except (IndexError, RuntimeError) as error:
             total = tokens.mask.shape[1]
@@ -341,6 +344,16 @@ class Source:
         (Gemma 3n), say, or a first hidden state of zeros (Zamba).
         """
         return sees_content(self.driver)
+
+    @cached_property
+    def longest(self) -> int | None:
+        """For how many tokens it has positions; None if it makes them as it needs them."""
+        return longest(self.owner)
+
+    @cached_property
+    def turns(self) -> bool:
+        """Whether the length of a text changes what blocks are handed for the tokens before, see `has_turns`."""
+        return has_turns(self.driver)
 
     def minds_padding(self, index: int, *, before: bool) -> bool:
         """Tell whether padding before tokens, or else behind them, changes what a block makes of them; probed once.

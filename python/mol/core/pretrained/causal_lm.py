@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from mol.core.blocks.lengths import turns
 from mol.core.cache import CACHE_NAME, FusedCache
 from mol.core.fusion import choosing
 from mol.core.host import UNKNOWN_TO_EXPERTS, checked_labels, checked_tokens, host_options
@@ -118,6 +119,19 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
             source.block_takes_pieces(block) for source, block in experts if source.has_native_cache(block)
         )
 
+    def _must_restart(self, mask: torch.Tensor, new: int) -> bool:
+        fusion = self.runtime.fusion()
+        turning = {spec.model for spec in fusion.foreign() if fusion.sources[spec.model].turns}
+        if turning:
+            lengths = set(zip(mask[:, :-new].sum(1).tolist(), mask.sum(1).tolist(), strict=True))
+            if any(layer.mode(fusion.dispatch) == "token" for layer in fusion.layers.values()):
+                # There positions switch when a token beyond the length is routed to an expert, whenever that is.
+                lengths = {(0, after) for _, after in lengths}
+            drivers = [fusion.sources[name].driver for name in turning]
+            if any(turns(driver, before, after) for driver in drivers for before, after in lengths):
+                return True
+        return super()._must_restart(mask, new)
+
     def _drivers(self, cache: FusedCache) -> Iterable[tuple[PreTrainedModel, ExpertCache | None]]:
         if cache.host is not None:
             cache.host.seen = cache.seen
@@ -131,6 +145,9 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         named = {name: value for name, value in model_kwargs.items() if not self._is_for_host(name)}
         super()._validate_model_kwargs(named)
+
+    def _longest(self) -> dict[str, int | None]:
+        return {name: source.longest for name, source in self.runtime.fusion().sources.items()}
 
     def _prepare_cache_for_generation(
         self,

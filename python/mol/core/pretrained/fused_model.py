@@ -11,7 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from mol.config.mol_config import PERSONAL, MoLConfig
 from mol.core.cache import CACHE_NAME
-from mol.core.host import asked_for
+from mol.core.host import asked_for, most_positions
 from mol.core.models.heads import (  # Head at run time: transformers reads the annotations of its subclasses
     Head,
     head_of,
@@ -312,6 +312,8 @@ def _config_of(runtime: MoLRuntime) -> MoLModelConfig:
         num_hidden_layers=len(runtime.host),
         hidden_size=runtime.host.width,
         **heads,
+        **asked_for({"max_position_embeddings": most_positions(runtime.fusion().sources)}),
+        **asked_for({"num_attention_heads": getattr(text, "num_attention_heads", None)}),
         id2label=host.id2label,
         label2id=host.label2id,
         **{key: getattr(text, key, None) for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")},

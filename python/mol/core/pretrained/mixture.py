@@ -20,9 +20,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from mol.core.blocks.inputs import CACHE_NAMES, Tokens
+from mol.core.blocks.lengths import longest
 from mol.core.blocks.source import Source
 from mol.core.cache import CACHE_NAME, ExpertCache, FusedCache
-from mol.core.host import asked_for, checked_labels
+from mol.core.host import asked_for, check_longest, checked_labels
 from mol.core.models.loading import read_generation_config
 from mol.core.pretrained.described import config_from
 from mol.core.pretrained.digests import check_model, find_models, record_model
@@ -66,6 +67,7 @@ class MoLMixtureConfig(PreTrainedConfig):
         """Keep the fields."""
         self.models = models if isinstance(models, str) else list(models)
         self.mixture_weights = mixture_weights
+        self.max_position_embeddings: int | None = others.pop("max_position_embeddings", None)
         super().__init__(**others)
 
     @classmethod
@@ -128,9 +130,15 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
         loaded, checkpoints = [model for model, _ in found], [checkpoint for _, checkpoint in found]
         names = [given if isinstance(given, str) else given.name_or_path for given in models]
         text = loaded[0].config.get_text_config()
+        most = [getattr(model.config.get_text_config(), "max_position_embeddings", None) for model in loaded]
         tokens = {key: getattr(text, key, None) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
         config = MoLMixtureConfig(
-            models=names, mixture_weights=weights, vocab_size=text.vocab_size, hidden_size=text.hidden_size, **tokens
+            models=names,
+            mixture_weights=weights,
+            vocab_size=text.vocab_size,
+            hidden_size=text.hidden_size,
+            max_position_embeddings=min(filter(None, most), default=None),
+            **tokens,
         )
         return cls._around(config, loaded, checkpoints, [given for given in models if isinstance(given, str)])
 
@@ -262,6 +270,9 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
     def _takes_pieces(self) -> bool:
         return not any(model._is_stateful for model in self.models)
 
+    def _longest(self) -> dict[str, int | None]:
+        return {model.name_or_path or type(model).__name__: longest(model) for model in self.models}
+
     def _drivers(self, cache: FusedCache) -> Iterable[tuple[PreTrainedModel, ExpertCache | None]]:
         for number, model in enumerate(self.models):
             own = cache.experts[0, number]
@@ -307,6 +318,9 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
         step = self._begin(
             input_ids, attention_mask, past_key_values if cache is None else cache, use_cache, return_dict
         )
+        least = self.config.max_position_embeddings
+        if least and step.mask.shape[1] > least:
+            check_longest(self._longest(), int(step.mask.sum(1).max()), written=False)
         logits, hidden = self._run(step.ids, step.mask, step.read)
         state = None if step.read is None else step.read.routes.get(0)
         log_weights, state = self._weigh(logits, hidden, step.ids, step.mask[:, -step.ids.shape[1] :], state)

@@ -13,7 +13,7 @@ from transformers import GenerationMixin
 from mol.core.blocks.inputs import CACHE_NAMES
 from mol.core.blocks.source import Source
 from mol.core.cache import CACHE_NAME, FusedCache
-from mol.core.host import checked_mask, checked_tokens
+from mol.core.host import check_longest, checked_mask, checked_tokens
 from mol.errors import MolError
 
 if TYPE_CHECKING:
@@ -87,6 +87,10 @@ class Writing(GenerationMixin):
     @abstractmethod
     def _drivers(self, cache: FusedCache) -> Iterable[tuple[PreTrainedModel, Cache | None]]:
         """Give the models whose own forward runs, each with its own cache of the tokens that `cache` has seen."""
+
+    @abstractmethod
+    def _longest(self) -> Mapping[str, int | None]:
+        """Give for how many tokens each of its models has positions, by name; None if it makes them."""
 
     def generate(
         self,
@@ -167,15 +171,22 @@ class Writing(GenerationMixin):
         self,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
-        *args: Any,  # noqa: ANN401 - what transformers passes
+        generation_mode: Any,  # noqa: ANN401 - as transformers has it
+        batch_size: int,
+        max_cache_length: int,
     ) -> None:
         """Make the cache of a `generate` unless one is given or none is wanted.
 
         Raises:
-            MolError: a cache of another kind is asked for, or a prompt in pieces without a cache.
+            MolError: a cache of another kind is asked for, or a prompt in pieces without a cache; or the text would
+                become longer than its models take.
         """
+        mask = model_kwargs.get("attention_mask")
+        check_longest(self._longest(), max_cache_length - (0 if mask is None else int(mask.eq(0).sum(1).min())))
         if model_kwargs.get(CACHE_NAME) is not None:
-            super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+            super()._prepare_cache_for_generation(
+                generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+            )
             return
         if generation_config.cache_implementation is not None:
             self._refuse_implementation(generation_config.cache_implementation)
