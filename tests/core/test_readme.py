@@ -124,7 +124,7 @@ def test_code_of_a_model_is_asked_for_with_a_warning(caplog: pytest.LogCaptureFi
         said = run(TRUST)
     assert not said["config"].trust_remote_code
     assert said["config_trusted"].trust_remote_code
-    (warning,) = (record for record in caplog.records if record.name == "mol")
+    (warning,) = (record for record in caplog.records if "trust_remote_code" in record.message)
     assert "trust_remote_code: Python code that comes with a model will be run" in warning.message
 
 

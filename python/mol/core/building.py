@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from operator import index
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mol.core.mol_layer import Expert, ExpertSpec, MoLLayer
+from mol.core.reports.notes import blank_content, foreign_notes
 from mol.errors import ConfigError, MolError
 
 if TYPE_CHECKING:
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
     Asked = tuple[str, int | Iterable[int]]
     """A model, and the number of one of its blocks, or of several that run in a row."""
+
+_log: Final = logging.getLogger("mol")
 
 
 def build_layer(runtime: MoLRuntime, asked: Sequence[Asked], position: int) -> MoLLayer:
@@ -51,6 +55,7 @@ def build_layer(runtime: MoLRuntime, asked: Sequence[Asked], position: int) -> M
         raise ConfigError.listing(f"layer {position} cannot be added", problems)
     _check_causal(runtime, specs)
     own = ExpertSpec(host.name, (position,))
+    _say_notes(runtime, specs, own)
     experts = [
         Expert.build(
             spec,
@@ -69,6 +74,24 @@ def build_layer(runtime: MoLRuntime, asked: Sequence[Asked], position: int) -> M
         top_k=settings.top_k_experts,
     )
     return layer.to(host.device)
+
+
+def _say_notes(runtime: MoLRuntime, specs: Sequence[ExpertSpec], own: ExpertSpec) -> None:
+    """Warn, once for each model, of what its blocks do not get here; see `mol.core.reports.notes`."""
+    host, settings = runtime.host, runtime.config
+    for spec in specs:
+        source = runtime.source(spec.model)
+        if source is not host:
+            found = foreign_notes(source, host, chosen=spec.model in settings.stacks)
+        elif spec != own or settings.dispatch != "dense":
+            where = "those that run away from their own layer, or on a part of the tokens,"
+            found = [note for note in [blank_content(source, where)] if note is not None]
+        else:
+            continue
+        for note in found:
+            if note not in source.notes:
+                source.notes.append(note)
+                _log.warning("%s", note.sentence)
 
 
 def _check_causal(runtime: MoLRuntime, specs: Sequence[ExpertSpec]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ class MoLRuntime(nn.Module):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._calibration: list[str] | None = None
         self._watch = ShareWatch(config)
+        self._opening = threading.RLock()
         self.train(mode=False)
         # Plain, so that state_dict, to() of the trained parts and FSDP see adapters and routers only.
         self.__dict__["_sources"] = {}
@@ -104,14 +106,16 @@ class MoLRuntime(nn.Module):
             OSError: it cannot be had.
         """
         sources: dict[str, Source] = self.__dict__["_sources"]
-        if name not in sources:
-            if name not in self.config.models:
-                raise ConfigError(f"{name!r} is not one of the models of this fusion: {', '.join(self.config.models)}")
-            if name == self._host_name:
-                sources[name] = open_host(name, self.config)
-            else:
-                sources[name] = open_source(name, self.config, self.__dict__["_memory"], causal=self.is_causal)
-        return sources[name]
+        with self._opening:  # threads that come together get one and the same
+            if name not in sources:
+                if name not in self.config.models:
+                    named = ", ".join(self.config.models)
+                    raise ConfigError(f"{name!r} is not one of the models of this fusion: {named}")
+                if name == self._host_name:
+                    sources[name] = open_host(name, self.config)
+                else:
+                    sources[name] = open_source(name, self.config, self.__dict__["_memory"], causal=self.is_causal)
+            return sources[name]
 
     @property
     def is_causal(self) -> bool:

@@ -91,7 +91,7 @@ class Memory:
                 self._inside.move_to_end(key)
                 self._held[key] += held
                 return
-            names = weights.under(path) - weights.loaded
+            names = weights.under(path) - weights.staying
             size = weights.bytes_of(names)
             if self.limit is not None and size > self.limit:
                 raise MolError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 from contextlib import contextmanager
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from mol.core.blocks.causal import prepare
@@ -42,8 +43,9 @@ if TYPE_CHECKING:
 
     from mol.core.blocks.calls import Arguments
     from mol.core.blocks.placement import Memory, Place
-    from mol.core.blocks.prelude import Carries
+    from mol.core.blocks.prelude import BlockCalls, Carries
     from mol.core.models.weights import ModelWeights
+    from mol.core.reports.notes import Note
     from mol.io.checkpoint import Checkpoint
 
 __all__ = ["Source", "Tokens"]
@@ -67,6 +69,7 @@ class Source:
         revision: the commit that it was taken from, None for a directory.
         checkpoint: its files, None of a model that was not loaded here.
         made_causal: whether that took other masks than its own.
+        notes: what was said of its blocks when they were put beside a host.
     """
 
     def __init__(
@@ -106,7 +109,11 @@ class Source:
         self.stack = found.path
         self._found = found
         self._may_change = causal
+        # Held while something is tried out: threads that want to know of it wait. Blocks run without it.
+        self._trying = threading.RLock()
+        self._visits = threading.local()
         self.made_causal = False
+        self.notes: list[Note] = []
         self._kinds: list[object] = []
         self._probed: dict[tuple[object, ...], bool] = {}
         self._all_causal: bool | None = None
@@ -132,12 +139,13 @@ class Source:
     @property
     def causal(self) -> bool:
         """Whether no output of a block depends on later tokens; probed once, on one block of each kind."""
-        if self._all_causal is None:
-            for index in range(len(self)):
-                with self._visited(self.driver):
-                    self.is_causal(index)
-            self._all_causal = self.known_causal
-        return bool(self._all_causal)
+        with self._trying:
+            if self._all_causal is None:
+                for index in range(len(self)):
+                    with self._visited():
+                        self.is_causal(index)
+                self._all_causal = self.known_causal
+            return bool(self._all_causal)
 
     @property
     def known_causal(self) -> bool | None:
@@ -365,14 +373,15 @@ class Source:
 
     def _once(self, what: str, index: int, probe: Callable[[], bool]) -> bool:
         """Try something out on the first block of each kind, and remember it for the others."""
-        said = self._probed.get((what, self._kind_of(index)))
-        if said is None:
-            said = probe()
-            self._probed[what, self._kind_of(index)] = said  # a probe for causality may change the kinds
-        return said
+        with self._trying:
+            said = self._probed.get((what, self._kind_of(index)))
+            if said is None:
+                said = probe()
+                self._probed[what, self._kind_of(index)] = said  # a probe for causality may change the kinds
+            return said
 
     def _adopt(self, driver: Driver) -> None:
-        driver.hold = self._held
+        driver.hold = partial(self._held, calls=driver.calls)
         self.driver = driver
         # What was found out under other masks does not hold any more.
         self._kinds.clear()
@@ -400,7 +409,8 @@ class Source:
         for masks in ways:
             try:
                 driver = self._drive(masks)
-                with self._visited(driver):
+                driver.hold = partial(self._held, calls=driver.calls)
+                with self._visited():
                     causal = is_causal(driver, index)
             except REFUSALS:
                 continue  # it takes no such mask
@@ -417,19 +427,21 @@ class Source:
             self._kinds = [kind_of(form, call) for form, call in zip(self.calls.forms, context, strict=True)]
         return self._kinds[index]
 
-    def _held(self, index: int) -> AbstractContextManager[torch.device | None]:
-        """Have a block in memory while it runs, and afterwards if there is room."""
-        return self._residence.held(self.calls.forms[index].block, self.places.get(index))
+    def _held(self, index: int, calls: BlockCalls) -> AbstractContextManager[torch.device | None]:
+        """Have a block in memory while it runs, and afterwards if there is room; not afterwards while it is visited."""
+        block = calls.forms[index].block
+        if getattr(self._visits, "open", False):
+            return self._residence.visited(block)
+        return self._residence.held(block, self.places.get(index))
 
     @contextmanager
-    def _visited(self, driver: Driver) -> Iterator[None]:
-        """Have blocks in memory for as long as each runs, and no longer if they were not before."""
-        held, forms = driver.hold, driver.calls.forms
-        driver.hold = lambda index: self._residence.visited(forms[index].block)
+    def _visited(self) -> Iterator[None]:
+        """Have blocks in memory for as long as each runs in this thread, and no longer if they were not before."""
+        before, self._visits.open = getattr(self._visits, "open", False), True
         try:
             yield
         finally:
-            driver.hold = held
+            self._visits.open = before
 
 
 @cache

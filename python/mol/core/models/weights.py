@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -73,6 +74,10 @@ class ModelWeights:
         """
         self.model = model
         self.loaded: set[str] = set()
+        # Held while anything of the model is read, let go of or filled: threads that want it wait until it is whole.
+        self._changing = threading.RLock()
+        self._visits: Counter[str] = Counter()
+        self._passing: set[str] = set()
         self._read: set[str] = set()
         self._checkpoint = checkpoint
         self._open: dict[int, Any] = {}
@@ -88,6 +93,11 @@ class ModelWeights:
     def name(self) -> str:
         """What messages call the model."""
         return self._checkpoint.name
+
+    @property
+    def staying(self) -> set[str]:
+        """Names of what is loaded for more than visits."""
+        return self.loaded - self._passing
 
     def open(self, file: int) -> Any:  # noqa: ANN401 - safetensors' handle has no type
         """Return a file's handle."""
@@ -124,6 +134,11 @@ class ModelWeights:
         Raises:
             CheckpointError: the files lack a parameter, or one has another shape.
         """
+        with self._changing:
+            self._passing.difference_update(names)
+            self._load(names, device, skip_missing=skip_missing)
+
+    def _load(self, names: Collection[str], device: torch.device | None = None, *, skip_missing: bool = False) -> None:
         if self.loaded.issuperset(names):
             return
         tied = self.model.all_tied_weights_keys
@@ -163,35 +178,45 @@ class ModelWeights:
 
     @_kept
     def drop(self, names: Collection[str]) -> None:
-        """Let parameters go; buffers stay."""
-        for name, parameter in self._parameters():
-            if name in self.loaded and name in names:
-                self._set(name, _hollow(parameter, None))
-                self.loaded.discard(name)
+        """Let parameters go, when nobody visits them any more; buffers stay."""
+        with self._changing:
+            self._passing.update(name for name in names if self._visits[name])
+            for name, parameter in self._parameters():
+                if name in self.loaded and name in names and name not in self._passing:
+                    self._set(name, _hollow(parameter, None))
+                    self.loaded.discard(name)
 
     @contextmanager
     def visited(self, path: str) -> Iterator[None]:
-        """Have a module loaded while this is open, and no longer if it was not before."""
-        names = self.under(path) - self.loaded
-        self.load(names)
+        """Have a module loaded while this is open, and no longer unless somebody else wants it."""
+        names = self.under(path)
+        with self._changing:
+            self._passing.update(names - self.loaded)
+            _kept(self._load)(names)
+            self._visits.update(names)
         try:
             yield
         finally:
-            self.drop(names)
+            with self._changing:
+                self._visits.subtract(names)
+                left = {name for name in names & self._passing if not self._visits[name]}
+                self._passing -= left
+                self.drop(left)
 
     @contextmanager
     def noise(self) -> Iterator[None]:
         """Let a forward run on small noise where nothing is loaded, to see what goes where."""
-        # Kernels for experts of a mixture refuse a weight whose rows are all one.
-        chosen = self.model.get_experts_implementation()
-        self.model.set_experts_implementation("eager")
-        self.fill(torch.Generator().manual_seed(0))
-        try:
-            with _OneRow():
-                yield
-        finally:
-            self.fill(None)
-            self.model.set_experts_implementation(chosen)
+        with self._changing:
+            # Kernels for experts of a mixture refuse a weight whose rows are all one.
+            chosen = self.model.get_experts_implementation()
+            self.model.set_experts_implementation("eager")
+            self.fill(torch.Generator().manual_seed(0))
+            try:
+                with _OneRow():
+                    yield
+            finally:
+                self.fill(None)
+                self.model.set_experts_implementation(chosen)
 
     @_kept
     def fill(self, noise: torch.Generator | None) -> None:

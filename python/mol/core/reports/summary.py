@@ -53,6 +53,7 @@ class ModelLine(NamedTuple):
             *([f"vocabulary {vocabulary}"] if self.is_host and vocabulary else []),
             str(self.source.dtype).removeprefix("torch."),
             *_masks(self.source),
+            *(note.fact for note in self.source.notes),
         ]
         return f"{who}: {', '.join(facts)}"
 
