@@ -92,8 +92,12 @@ pub fn commit(lock: &mut Lock, out: &Path, overwrite: bool, sync: bool) -> Resul
         fs::rename(&partial, out).map_err(refused(out))?;
         None
     };
-    if sync {
-        sync_directory(above(out))?;
+    if sync && let Err(e) = sync_directory(above(out)) {
+        // An earlier one is kept until it is known: the next merge to this OUT removes it.
+        let out = out.display();
+        return Err(Error::Merge(format!(
+            "{out}: the new model is in its place, but whether it is on the disk is not known: {e}"
+        )));
     }
     let mut left = replaced.and_then(|old| discard(old, &partial));
     let journal = out.join(journal::NAME);
@@ -101,8 +105,9 @@ pub fn commit(lock: &mut Lock, out: &Path, overwrite: bool, sync: bool) -> Resul
         left = left.or_else(|| Some((journal.clone(), Error::io(&journal)(e))));
     }
     if sync {
-        sync_directory(out)?;
-        sync_directory(above(out))?;
+        // Only that things are gone: after a power cut the next merge to this OUT would remove them again.
+        let gone = sync_directory(out).and_then(|()| sync_directory(above(out)));
+        left = left.or_else(|| gone.err().map(|e| (out.to_owned(), e)));
     }
     Ok(left)
 }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mol.errors import MergeError
+from mol.errors import CheckpointError, MergeError
 from mol.merge import plan_recipe
 from tests.merge.models import TOKENIZER, llama_config, make_llama
 from tests.merge.toolkit import linear
@@ -146,6 +146,14 @@ def test_a_file_of_equal_bytes_is_enough(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "a" / "tokenizer.model", tmp_path / "b" / "tokenizer.model")
     (tmp_path / "b" / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     assert not any("compared" in note for note in plan(2).notes)
+
+
+@pytest.mark.parametrize("file", ["tokenizer__json", "tokenizer__model"])
+def test_a_pointer_in_place_of_a_tokenizer_is_refused_and_not_copied(tmp_path: Path, file: str) -> None:
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 499723\n"
+    models(tmp_path, {"tokenizer__json": None} | {file: pointer})
+    with pytest.raises(CheckpointError, match=r"a/tokenizer\.\w+ is a git-lfs pointer for a file of 500 kB"):
+        plan(1)
 
 
 # tokenizer_source: union

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 from mol.errors import CheckpointError
-from mol.io.json_file import read_json, read_object, read_regular
+from mol.io.json_file import found_instead, read_json, read_object, read_regular
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -44,6 +44,20 @@ class Vocabulary:
         named = (path for name in _UNREAD if (path := self.directory / name).exists())
         others = (path for ending in _UNREAD_ENDINGS for path in sorted(self.directory.glob(ending)))
         return next(named, None) or next(others, None)
+
+    def check(self) -> None:
+        """Refuse a tokenizer whose files are something else, whether or not their format is read.
+
+        Raises:
+            CheckpointError: a git-lfs pointer or a web page was saved in place of one.
+            OSError: one cannot be read.
+        """
+        for path in (self.main, self.unread):
+            if path is not None and path.is_file():
+                with path.open("rb") as file:
+                    instead = found_instead(file.read(1024))
+                if instead is not None:
+                    raise CheckpointError(f"{path} is {instead}")
 
     @property
     def complete(self) -> bool:

@@ -56,6 +56,8 @@ def check_vocabularies(planned: PlannedMerge, tokenizer: Path, *, allow_crimes: 
     chosen = planned.config.tokenizer_source
     names.setdefault(tokenizer, str(chosen))
     vocabularies = {directory: Vocabulary(directory) for directory in names}
+    for vocabulary in vocabularies.values():
+        vocabulary.check()
     if len(names) > 1 and not any(map(_has_tokens, vocabularies.values())):
         # A model of images or sounds alone has no vocabulary.
         unknown = _rows(donor.config) is not None
