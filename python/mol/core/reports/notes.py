@@ -33,8 +33,9 @@ def blank_content(source: Source, where: str) -> Note | None:
         return None
     return Note(
         "blank content",
-        f"{source.name} ({type(source.model).__name__}): its model hands its blocks more of its input than hidden states, "
-        f"such as embeddings of its own for each layer, or the first hidden state; {where} get what a blank input gives",
+        f"{source.name} ({type(source.model).__name__}): its model hands its blocks more of its input than hidden "
+        "states, such as embeddings of its own for each layer, or the first hidden state; "
+        f"{where} get what a blank input gives",
     )
 
 
