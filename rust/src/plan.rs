@@ -238,7 +238,7 @@ impl Plan {
         let mut total: u64 = 0;
         for task in &self.tasks {
             let bits = task.shape.iter().try_fold(task.dtype.bitsize(), |bits, n| bits.checked_mul(*n));
-            let sum = bits.and_then(|bits| total.checked_add(bits as u64)).filter(|sum| *sum <= i64::MAX as u64);
+            let sum = bits.and_then(|bits| total.checked_add(bits as u64)).filter(|sum| i64::try_from(*sum).is_ok());
             total = sum.ok_or_else(|| {
                 let (name, shape, dtype) = (&task.name, &task.shape, task.dtype);
                 Error::Merge(format!("plan, tensor `{name}`: {shape:?} of {dtype} is more than any disk holds"))
