@@ -96,7 +96,7 @@ def test_every_type_that_transformers_can_configure() -> None:
 
     seen: dict[str, str] = {}
     for model_type in list(CONFIG_MAPPING):
-        if model_type in NOT_DEFAULT:
+        if model_type in NOT_DEFAULT or model_type in ("mol", "mol_mixture"):  # ours, once mol is imported
             continue
         config = CONFIG_MAPPING[model_type]()
         kind = find_kind(config)

@@ -112,12 +112,22 @@ def _cost(planned: PlannedMerge, plan: str, out: Path | None, options: MergeOpti
     from mol import _rust
 
     needed, heap = _rust.plan_cost(plan, threads=options.workers, tile=options.tile)
-    unit = 1 if sys.platform == "darwin" else 1024
     return {
         "bytes_needed": needed + sum(file.size for file in planned.side_files),
         "bytes_free": shutil.disk_usage(_existing(out or Path.cwd())).free,
-        "bytes_of_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + heap,
+        "bytes_of_memory": _peak() + heap,
     }
+
+
+def _peak() -> int:
+    """Return the most memory that this process has had so far, in bytes."""
+    try:
+        # `ru_maxrss` of Linux begins with that of the process which started this one.
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most * 1024
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def _account(planned: PlannedMerge) -> dict[str, object]:
