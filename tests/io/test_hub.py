@@ -239,3 +239,12 @@ def test_the_environment_is_obeyed(hub: Hub, tmp_path: Path) -> None:
     hub.tokens.clear()
     assert run(HF_HUB_OFFLINE="1").stdout == online.stdout
     assert hub.tokens == set()
+
+
+def test_shards_whose_names_count_them_are_downloaded_without_an_index(hub: Hub, tmp_path: Path) -> None:
+    for name in ("model.safetensors.index.json", "consolidated-00001-of-00001.safetensors"):
+        del hub.repositories["org/model"][name]
+    directory, _ = resolve(ModelReference("org/model"), cache_dir=tmp_path, endpoint=hub.url)
+    assert present(directory) == WANTED - {"model.safetensors.index.json"}
+    hub.broken = True
+    assert resolve(ModelReference("org/model"), cache_dir=tmp_path, endpoint=hub.url)[0] == directory
