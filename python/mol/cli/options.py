@@ -114,7 +114,7 @@ def models(function: Callable[..., Any]) -> Callable[..., Any]:
         option("--trust-remote-code/--no-trust-remote-code", default=None, section="Models",
                help="Keep the donor's Python files in the result; say so only of models that you trust."),
         option("--allow-crimes/--no-allow-crimes", default=None, section="Models",
-               help="Admit models of different architectures whose tensors have equal shapes."),
+               help="Admit other architectures, heads or tokens where tensors have equal shapes."),
         option("--strict-tensors", is_flag=True, section="Models",
                help="Refuse tensors that only some models have, instead of copying or dropping them."),
         option("--transformers-cache", "--cache-dir", "cache_dir", type=PATH, metavar="DIR",

@@ -47,7 +47,7 @@ class MergeConfig:
         layer_alignment: "auto" maps layers of models of unequal depth proportionally, "strict" refuses them.
         output_path: where the Python classes save.
         trust_remote_code: also copy Python files of the donor.
-        allow_crimes: admit different architectures whose tensors have equal shapes.
+        allow_crimes: as in MergeOptions.
         notes: one line for each thing in the recipe that has no effect, or that was filled in.
         source_text: the YAML as it was read.
         places: where the recipe names each model first, as in "config.yml:4", for errors found later.

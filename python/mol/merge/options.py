@@ -35,7 +35,8 @@ class MergeOptions:
         copy_tokenizer: write tokenizer files.
         write_model_card: write a README.md.
         trust_remote_code: also copy Python files and what points to them.
-        allow_crimes: admit mixed architectures whose shapes are equal.
+        allow_crimes: admit mixed architectures whose shapes are equal, heads that cut equal shapes otherwise, and ids
+            that are other tokens in other models; each with a warning.
         sync: have everything on the disk before the output appears, and before an earlier one is removed.
         digest: a cryptographic digest of each tensor beside its checksum.
         seed: key of the random methods.
