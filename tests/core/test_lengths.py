@@ -59,7 +59,9 @@ def padded() -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_host_whose_positions_switch_writes_what_it_does_alone(kind: str, fuse: Fuse, tmp_path: Path) -> None:
     name, ids = saved(kind, tmp_path), tokens_of(2, 7)
     for options in ({}, {"num_beams": 3}):
-        wanted = AutoModelForCausalLM.from_pretrained(name).generate(ids, **GREEDY, **options)
+        # transformers 5.16 drops Phi-3's cache there as it should, but then runs the last token alone.
+        host = AutoModelForCausalLM.from_pretrained(name)
+        wanted = host.generate(ids, use_cache=CACHE_NAME == "cache" or kind != "phi3", **GREEDY, **options)
         assert torch.equal(fuse(name).as_causal_lm().generate(ids, **GREEDY, **options), wanted)
         mixture = MoLMixture.from_models([AutoModelForCausalLM.from_pretrained(name)])
         assert torch.equal(mixture.generate(ids, **GREEDY, **options), wanted)

@@ -165,7 +165,7 @@ class Writing(GenerationMixin):
 
     def _must_restart(self, mask: torch.Tensor, new: int) -> bool:
         """Tell whether so many new tokens cannot go on from a cache, under the mask (B, P + T) of all tokens."""
-        return not self._takes_pieces() and (new > 1 or not bool(mask[:, -1].all()))
+        return (new > 1 or not bool(mask[:, -1].all())) and not self._takes_pieces()
 
     def _prepare_cache_for_generation(
         self,
