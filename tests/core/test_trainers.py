@@ -28,6 +28,10 @@ def test_hidden_states_of_the_body_through_the_hosts_head_are_the_logits(host: s
     cap = getattr(model.config, "final_logit_softcapping", None)  # as TRL reads it
     logits = logits if cap is None else cap * torch.tanh(logits / cap)
     assert torch.allclose(logits, model(ids, mask).logits, atol=1e-4)
+    assert torch.allclose(head(hidden), hidden @ head.weight.T + (0 if head.bias is None else head.bias), atol=1e-5)
+    # PEFT's "all-linear" leaves the head out by its name, and what trains or is saved does not have it.
+    assert [name for name, module in model.named_modules() if module is head] == ["output_embeddings"]
+    assert not list(head.parameters())
     assert model.base_model is model.base_model.base_model
     assert [*model.base_model.state_dict()] == [*model.state_dict()]
 

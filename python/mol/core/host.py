@@ -206,3 +206,30 @@ class HostHead(nn.Module):
         _, result = host.calls.capture(lambda: host.model(**inputs), last=last)
         logits: torch.Tensor = result.logits
         return logits
+
+
+class OutputEmbeddings(nn.Module):
+    """The host's last linear map as a module of the fusion, without parameters of its own; PEFT looks for it there."""
+
+    def __init__(self, runtime: MoLRuntime) -> None:
+        """Belong to a runtime, whose host keeps the weights."""
+        super().__init__()
+        self.__dict__["_runtime"] = runtime
+
+    @property
+    def inner(self) -> nn.Module:
+        """The host's own module."""
+        module: nn.Module = self.__dict__["_runtime"].host.model.get_output_embeddings()
+        return module
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - what the module has: weight, bias, its widths
+        """Pass on what is not found here."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.inner, name)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Turn normalised hidden states (..., H) into what the host's head makes of them, (..., V)."""
+        logits: torch.Tensor = self.inner(hidden_states)
+        return logits

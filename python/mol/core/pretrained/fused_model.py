@@ -11,7 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from mol.config.mol_config import PERSONAL, MoLConfig
 from mol.core.cache import CACHE_NAME
-from mol.core.host import asked_for, most_positions
+from mol.core.host import OutputEmbeddings, asked_for, most_positions
 from mol.core.models.heads import (  # Head at run time: transformers reads the annotations of its subclasses
     Head,
     head_of,
@@ -216,6 +216,7 @@ class FusedModel(PreTrainedModel):
                 f"{type(self).__name__} must; it was made to {head.does}, and MoLRuntime.as_model() gives what does"
             )
         self.runtime = runtime
+        self.output_embeddings = OutputEmbeddings(runtime)
         self.train(runtime.training)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -257,8 +258,7 @@ class FusedModel(PreTrainedModel):
 
     def get_output_embeddings(self) -> torch.nn.Module | None:
         """Return the host's, None if it has none."""
-        embeddings: torch.nn.Module | None = self.runtime.host.model.get_output_embeddings()
-        return embeddings
+        return None if self.runtime.host.model.get_output_embeddings() is None else self.output_embeddings
 
     def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
         """Refuse others than the host's, which are not saved with the fusion.
