@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mol.errors import CheckpointError
-from mol.io.vocabulary import Vocabulary
+from mol.io.vocabulary import Vocabulary, read_vocabularies
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +50,17 @@ def test_of_a_format_that_is_not_read_the_added_tokens_are_known(tmp_path: Path)
     assert vocabulary.unread == tmp_path / "model" / "tokenizer.model"
     assert vocabulary.ids == {"<|im_end|>": 7}
     assert Vocabulary(write(tmp_path / "qwen", qwen__tiktoken="")).unread == tmp_path / "qwen" / "qwen.tiktoken"
+
+
+def test_models_with_a_file_in_common_keep_what_each_adds_to_it(tmp_path: Path) -> None:
+    vocab = {"vocab__json": {"a": 0, "b": 1}}
+    one = write(tmp_path / "one", **vocab, added_tokens__json={"<x>": 2})
+    two = write(tmp_path / "two", **vocab, added_tokens__json={"<y>": 2})
+    other = write(tmp_path / "other", vocab__json={"b": 0, "a": 1})
+    found = read_vocabularies([one, two, other, one])
+    assert [vocabulary.ids for vocabulary in found.values()] == [
+        {"a": 0, "b": 1, "<x>": 2}, {"a": 0, "b": 1, "<y>": 2}, {"a": 1, "b": 0},
+    ]  # fmt: skip
 
 
 def test_special_tokens_are_named_by_the_settings_and_else_by_their_map(tmp_path: Path) -> None:

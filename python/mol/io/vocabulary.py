@@ -10,6 +10,7 @@ from mol.errors import CheckpointError
 from mol.io.json_file import found_instead, read_json, read_object, read_regular
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 _SETTINGS: Final = "tokenizer_config.json"
@@ -28,9 +29,15 @@ class Vocabulary:
         directory: where the model lies.
     """
 
-    def __init__(self, directory: Path) -> None:
-        """Look at nothing yet."""
+    def __init__(self, directory: Path, others: Iterable[Vocabulary] = ()) -> None:
+        """Look at nothing yet.
+
+        Args:
+            directory: where the model lies.
+            others: vocabularies whose main file is not parsed again where this model's has equal bytes.
+        """
         self.directory = directory
+        self._others = tuple(others)
 
     @cached_property
     def main(self) -> Path | None:
@@ -87,10 +94,17 @@ class Vocabulary:
             CheckpointError: a tokenizer file is not what its name says.
             OSError: one cannot be read.
         """
+        return self.added | self._main_ids
+
+    @cached_property
+    def _main_ids(self) -> dict[str, int]:
         if self.main is None:
-            return self.added
+            return {}
+        for other in self._others:
+            if other.main is not None and other.main.name == self.main.name and _are_equal(other.main, self.main):
+                return other._main_ids
         readers = {"tokenizer.json": _fast, "vocab.json": _table, "vocab.txt": _lines}
-        return self.added | readers[self.main.name](self.main)
+        return readers[self.main.name](self.main)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -114,9 +128,22 @@ class Vocabulary:
         """Whether both models have a file of tokens of equal bytes."""
         for path in (self.main, self.unread):
             twin = None if path is None else other.directory / path.name
-            if path is not None and twin is not None and twin.is_file() and filecmp.cmp(path, twin, shallow=False):
+            if path is not None and twin is not None and twin.is_file() and _are_equal(path, twin):
                 return True
         return False
+
+
+def read_vocabularies(directories: Iterable[Path]) -> dict[Path, Vocabulary]:
+    """Return the vocabularies of models by directory; files of equal bytes are parsed once."""
+    found: dict[Path, Vocabulary] = {}
+    for directory in directories:
+        if directory not in found:
+            found[directory] = Vocabulary(directory, found.values())
+    return found
+
+
+def _are_equal(a: Path, b: Path) -> bool:
+    return filecmp.cmp(a, b, shallow=False)
 
 
 def _content(entry: object) -> str | None:

@@ -305,6 +305,7 @@ def load(recipe: Recipe) -> MergeConfig:
 def _prepare(
     config: MergeConfig, options: MergeOptions, checkpoints: Mapping[ModelReference, Checkpoint] | None
 ) -> _Prepared:
+    from mol.io.vocabulary import read_vocabularies
     from mol.merge.card import prepare_card
     from mol.merge.heads import find_own_heads
     from mol.merge.identity import refuse_unnameable, same_weights, spelled_twice
@@ -318,9 +319,11 @@ def _prepare(
     planned = plan_merge(config, opened, options=options, own_heads=find_own_heads(opened))
     tokenizer = _tokenizer_directory(planned, opened, options)
     crimes = options.allow_crimes or config.allow_crimes
-    tokens = check_vocabularies(planned, tokenizer, allow_crimes=crimes)
+    directories = (planned.donor.directory, *(source.directory for source in planned.sources), tokenizer)
+    vocabularies = read_vocabularies(directories)
+    tokens = check_vocabularies(planned, tokenizer, vocabularies, allow_crimes=crimes)
     remarks = [*tokens.notes]
-    side = plan_side_files(planned, tokenizer, options)
+    side = plan_side_files(planned, tokenizer, vocabularies, options)
     if tokenizer != planned.donor.directory:
         remarks.append(f"the tokenizer is that of {planned.config.tokenizer_source}")
     if options.dtype is not None:

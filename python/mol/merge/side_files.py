@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from io import BufferedReader
     from pathlib import Path
 
+    from mol.io.vocabulary import Vocabulary
     from mol.merge.card import Card
     from mol.merge.options import MergeOptions
     from mol.merge.planner import PlannedMerge
@@ -71,7 +72,9 @@ class SideFilePlan:
     warnings: tuple[str, ...]
 
 
-def plan_side_files(planned: PlannedMerge, tokenizer: Path, options: MergeOptions) -> SideFilePlan:
+def plan_side_files(
+    planned: PlannedMerge, tokenizer: Path, vocabularies: Mapping[Path, Vocabulary], options: MergeOptions
+) -> SideFilePlan:
     """Decide which side files the output gets; reads only small files.
 
     A merge never runs code, so an input that brings some is merged, but without `trust_remote_code` neither the
@@ -81,6 +84,7 @@ def plan_side_files(planned: PlannedMerge, tokenizer: Path, options: MergeOption
     Args:
         planned: the merge; all but the tokenizer comes from its donor.
         tokenizer: directory whose tokenizer the output gets.
+        vocabularies: of all models and of `tokenizer`, by directory.
         options: see MergeOptions.
 
     Raises:
@@ -110,7 +114,7 @@ def plan_side_files(planned: PlannedMerge, tokenizer: Path, options: MergeOption
         *_left_out("they are not known to be part of a model", side.left_out),
     ]
 
-    tokens = follow_tokenizer(planned, tokenizer, copies_tokenizer=options.copy_tokenizer)
+    tokens = follow_tokenizer(planned, tokenizer, vocabularies, copies_tokenizer=options.copy_tokenizer)
     rewritten, remarks = _rewritten(planned, copies, {"config.json": dict(tokens.config), **tokens.files}, trust=trust)
     notes += [*tokens.notes, *remarks]
     warnings += tokens.warnings

@@ -6,7 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.io.json_file import read_object
-from mol.io.vocabulary import SPECIAL_ROLES, Vocabulary
+from mol.io.vocabulary import SPECIAL_ROLES
 from mol.merge.model_config import text_sections
 
 if TYPE_CHECKING:
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mol.io.checkpoint import Checkpoint
+    from mol.io.vocabulary import Vocabulary
     from mol.merge.planner import PlannedMerge
 
 _GENERATION: Final = "generation_config.json"
@@ -38,7 +39,9 @@ class SpecialTokens(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def follow_tokenizer(planned: PlannedMerge, tokenizer: Path, *, copies_tokenizer: bool) -> SpecialTokens:
+def follow_tokenizer(
+    planned: PlannedMerge, tokenizer: Path, vocabularies: Mapping[Path, Vocabulary], *, copies_tokenizer: bool
+) -> SpecialTokens:
     """Give the output the ids of the special tokens of its tokenizer, if the recipe chooses one.
 
     What the tokenizer's model states in its own config.json and generation_config.json counts, since a model may
@@ -48,6 +51,7 @@ def follow_tokenizer(planned: PlannedMerge, tokenizer: Path, *, copies_tokenizer
     Args:
         planned: the merge.
         tokenizer: directory whose tokenizer the output gets.
+        vocabularies: of all models and of `tokenizer`, by directory.
         copies_tokenizer: whether the output gets a tokenizer at all.
 
     Raises:
@@ -56,9 +60,9 @@ def follow_tokenizer(planned: PlannedMerge, tokenizer: Path, *, copies_tokenizer
     """
     donor, source = planned.donor, planned.config.tokenizer_source
     if source is None or not copies_tokenizer:
-        return SpecialTokens(planned.model_config, {}, (), _differing_ends(planned))
+        return SpecialTokens(planned.model_config, {}, (), _differing_ends(planned, vocabularies))
     own = tokenizer == donor.directory
-    vocabulary = Vocabulary(tokenizer)
+    vocabulary = vocabularies[tokenizer]
     its_config = donor.config if own else _read(tokenizer / "config.json") or {}
     its_generation, generation = _read(tokenizer / _GENERATION), _read(donor.directory / _GENERATION)
     end = vocabulary.special.get("eos")
@@ -116,9 +120,9 @@ def _generation(
     return generated
 
 
-def _differing_ends(planned: PlannedMerge) -> tuple[str, ...]:
+def _differing_ends(planned: PlannedMerge, vocabularies: Mapping[Path, Vocabulary]) -> tuple[str, ...]:
     """Warn where the inputs do not end their texts with the same tokens."""
-    ends = {source.name: _ends_of(source) for source in planned.sources}
+    ends = {source.name: _ends_of(source, vocabularies[source.directory]) for source in planned.sources}
     known = {name: ids for name, ids in ends.items() if ids}
     if len({frozenset(ids) for ids in known.values()}) < 2:
         return ()
@@ -130,9 +134,8 @@ def _differing_ends(planned: PlannedMerge) -> tuple[str, ...]:
     )
 
 
-def _ends_of(source: Checkpoint) -> dict[int, str]:
+def _ends_of(source: Checkpoint, vocabulary: Vocabulary) -> dict[int, str]:
     """Return the ids at which a model stops, each with its token where that is known."""
-    vocabulary = Vocabulary(source.directory)
     stops = set(_stops(source.config, _read(source.directory / _GENERATION)))
     stops |= {vocabulary.special["eos"]} if "eos" in vocabulary.special else set()
     tokens = {number: token for token, number in vocabulary.ids.items() if number in stops}

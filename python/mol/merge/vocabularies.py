@@ -6,13 +6,13 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.errors import MergeError
-from mol.io.vocabulary import Vocabulary
 from mol.merge.model_config import text_sections
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from mol.io.vocabulary import Vocabulary
     from mol.merge.planner import PlannedMerge
 
 # Names that a vocabulary gives to ids which no text uses: the row of one means nothing yet.
@@ -34,7 +34,9 @@ class _Differences(NamedTuple):
     spare: list[str]
 
 
-def check_vocabularies(planned: PlannedMerge, tokenizer: Path, *, allow_crimes: bool) -> VocabularyRemarks:
+def check_vocabularies(
+    planned: PlannedMerge, tokenizer: Path, vocabularies: Mapping[Path, Vocabulary], *, allow_crimes: bool
+) -> VocabularyRemarks:
     """Refuse models for which a row of the embedding means different tokens.
 
     Tokens that only one of two models has are no problem: nothing contradicts the other.
@@ -42,6 +44,7 @@ def check_vocabularies(planned: PlannedMerge, tokenizer: Path, *, allow_crimes: 
     Args:
         planned: the merge.
         tokenizer: directory whose tokenizer the output gets.
+        vocabularies: by directory, of the donor, the other models and `tokenizer`, in this order.
         allow_crimes: warn where one id has two tokens, in place of refusing.
 
     Raises:
@@ -55,7 +58,6 @@ def check_vocabularies(planned: PlannedMerge, tokenizer: Path, *, allow_crimes: 
         names.setdefault(source.directory, source.name)
     chosen = planned.config.tokenizer_source
     names.setdefault(tokenizer, str(chosen))
-    vocabularies = {directory: Vocabulary(directory) for directory in names}
     for vocabulary in vocabularies.values():
         vocabulary.check()
     if len(names) > 1 and not any(map(_has_tokens, vocabularies.values())):
