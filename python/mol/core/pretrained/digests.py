@@ -111,7 +111,7 @@ def _changed(checkpoint: Checkpoint) -> bool:
 
 
 def _config_digest(checkpoint: Checkpoint) -> str:
-    return _digest({name: value for name, value in checkpoint.config.items() if name not in _SPELLING})
+    return digest_of({name: value for name, value in checkpoint.config.items() if name not in _SPELLING})
 
 
 def _tensor_digests(checkpoint: Checkpoint, source: Source | None, blocks: Iterable[int] | None) -> dict[str, str]:
@@ -124,7 +124,7 @@ def _tensor_digests(checkpoint: Checkpoint, source: Source | None, blocks: Itera
         status = file.path.stat()
         sums |= dict(zip(here, _sums(str(file.path), status.st_size, status.st_mtime_ns, here), strict=True))
     return {
-        part: _digest([[name, *checkpoint.tensors[name][:2], sums[name]] for name in sorted(names)])
+        part: digest_of([[name, *checkpoint.tensors[name][:2], sums[name]] for name in sorted(names)])
         for part, names in parts.items()
     }
 
@@ -160,5 +160,6 @@ def _sums(path: str, size: int, mtime_ns: int, names: Sequence[str]) -> list[str
     return _rust.checksum_tensors(path, list(names)) if names else []
 
 
-def _digest(content: object) -> str:
+def digest_of(content: object) -> str:
+    """Return a digest of a JSON value, whatever the order of its keys."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

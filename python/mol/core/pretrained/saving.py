@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol import _rust
+from mol.core.pretrained.digests import digest_of
 from mol.errors import CheckpointError, ConfigError, MolError
 from mol.io.json_file import read_object
 
@@ -81,7 +82,7 @@ class Saved(NamedTuple):
         Raises:
             CheckpointError: it does not.
         """
-        if "described" in self.record and self.record["described"] != _sum_of(description):
+        if "described" in self.record and self.record["described"] != digest_of(description):
             raise CheckpointError(
                 f"{self.directory / _CONFIG} describes another model than the one that was saved: it is damaged, or "
                 f"was edited; if the edit is yours, remove `described` from its `{KEY}`"
@@ -231,7 +232,7 @@ def write_save(
                 "version": _rust.__version__,
                 "needs": "pip install 'mol-merge[fusion]', then `import mol` before the model is loaded",
                 "id": token,
-                "described": _sum_of(describe(content)),
+                "described": digest_of(describe(content)),
                 "weights": weights,
                 "models": dict(models),
                 "files": {name: _digest(staged / name) for name in sorted(files)},
@@ -326,10 +327,6 @@ def _digest(path: Path) -> str:
         while part := file.read(1 << 20):
             digest.update(part)
     return digest.hexdigest()
-
-
-def _sum_of(content: object) -> str:
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def refuse_other_ways(kwargs: Mapping[str, Any]) -> None:
