@@ -16,6 +16,7 @@ use crate::writer::Writer;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::collections::HashMap;
+use std::sync::Arc;
 
 /// A finished file or tensor.
 #[derive(Debug, Serialize)]
@@ -53,7 +54,7 @@ pub struct Report<'a> {
 }
 
 /// Bytes that a task reads and writes, for progress: extra sweeps of a threshold search not counted.
-fn task_totals(task: &TensorTask, shards: &[Shard]) -> Result<(u64, u64)> {
+fn task_totals(task: &TensorTask, shards: &[Arc<Shard>]) -> Result<(u64, u64)> {
     let bytes: usize = task.resolve(shards)?.iter().map(|(_, tensor)| tensor.bytes.len()).sum();
     Ok((bytes as u64 * task.method.sweeps(), task.bytes() as u64))
 }
@@ -129,7 +130,7 @@ fn execute_in<'a>(plan: &'a Plan, lock: &mut Lock, options: Options, watch: &Wat
 }
 
 /// Fails if an input is not the file any more that was mapped, or was written to since.
-fn unchanged(shards: &[Shard]) -> Result<()> {
+fn unchanged(shards: &[Arc<Shard>]) -> Result<()> {
     let problems: Vec<String> = shards.iter().filter_map(|shard| shard.changed().map(|why| why.to_string())).collect();
     if problems.is_empty() {
         return Ok(());

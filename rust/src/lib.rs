@@ -24,6 +24,7 @@ pub mod real;
 pub mod run;
 pub mod shard;
 pub mod simd;
+pub mod source;
 pub mod stream;
 pub mod watch;
 pub mod writer;

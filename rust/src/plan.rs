@@ -7,6 +7,7 @@ use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// The version of the contract; it rises with every new method or transform.
 pub const VERSION: u32 = 1;
@@ -189,12 +190,12 @@ impl TensorTask {
     }
 
     /// The sources in the mapped files.
-    pub fn resolve<'a>(&self, shards: &'a [Shard]) -> Result<Vec<(&'a Shard, &'a Tensor)>> {
-        self.sources.iter().map(|s| Ok((&shards[s.input], shards[s.input].tensor(&s.tensor)?))).collect()
+    pub fn resolve<'a>(&self, shards: &'a [Arc<Shard>]) -> Result<Vec<(&'a Shard, &'a Tensor)>> {
+        self.sources.iter().map(|s| Ok((&*shards[s.input], shards[s.input].tensor(&s.tensor)?))).collect()
     }
 
     /// Checks the task against the mapped files.
-    fn check(&self, shards: &[Shard]) -> Result<()> {
+    fn check(&self, shards: &[Arc<Shard>]) -> Result<()> {
         let fault = |reason: String| Error::Merge(format!("plan, tensor `{}`: {reason}", self.name));
         self.method.check(self.sources.len()).map_err(fault)?;
         if self.sources.iter().any(|s| s.input >= shards.len()) {
@@ -272,19 +273,19 @@ impl Plan {
     }
 
     /// Maps the inputs, and checks that they are what they were when the plan was made.
-    pub fn open_inputs(&self) -> Result<Vec<Shard>> {
+    pub fn open_inputs(&self) -> Result<Vec<Arc<Shard>>> {
         let open = |file: &InputFile| {
             let shard = Shard::open(&file.path)?;
             let unchanged = shard.size() as u64 == file.size
                 && shard.mtime_ns == file.mtime_ns
                 && shard.header_digest == file.header;
-            if unchanged { Ok(shard) } else { Err(changed(&file.path)) }
+            if unchanged { Ok(Arc::new(shard)) } else { Err(changed(&file.path)) }
         };
         self.inputs.iter().map(open).collect()
     }
 
     /// Checks every task against the mapped files, and the layout.
-    pub fn check(&self, shards: &[Shard]) -> Result<()> {
+    pub fn check(&self, shards: &[Arc<Shard>]) -> Result<()> {
         let fault = |reason: String| Error::Merge(format!("plan: {reason}"));
         for name in &self.outputs {
             if Path::new(name).file_name() != Some(name.as_ref()) || !name.ends_with(".safetensors") {

@@ -8,6 +8,7 @@ use crate::writer::bytes_needed;
 use serde::Serialize;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 /// What preflight found.
 #[derive(Debug, Serialize)]
@@ -80,7 +81,7 @@ fn claimed_bytes(path: &Path) -> u64 {
     fs::symlink_metadata(path).map_or(0, |meta| meta.blocks() * 512)
 }
 
-fn check_equal_copies(plan: &Plan, shards: &[Shard]) -> Result<()> {
+fn check_equal_copies(plan: &Plan, shards: &[Arc<Shard>]) -> Result<()> {
     let mut problems = Vec::new();
     for task in plan.tasks.iter().filter(|task| matches!(task.method, Method::Copy {})) {
         let sources = task.resolve(shards)?;

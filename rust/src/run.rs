@@ -8,6 +8,7 @@ use crate::shard::Shard;
 use crate::simd::Simd;
 use crate::watch::Watch;
 use crate::writer::Writer;
+use std::sync::Arc;
 
 /// Elements of a tile where nothing else is asked: small enough for the second-level cache.
 pub const TILE: usize = 1 << 18;
@@ -30,7 +31,7 @@ pub struct Options {
 /// A plan on its way.
 pub(crate) struct Run<'a> {
     pub plan: &'a Plan,
-    pub shards: &'a [Shard],
+    pub shards: &'a [Arc<Shard>],
     pub writer: &'a Writer,
     pub journal: &'a Journal,
     pub options: Options,

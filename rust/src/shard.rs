@@ -210,12 +210,15 @@ impl Shard {
         }
     }
 
+    /// A tensor by name, as an index into `tensors`.
+    pub fn index(&self, name: &str) -> Result<usize> {
+        let index = self.by_name.get(name).copied();
+        index.ok_or_else(|| Error::checkpoint(&self.path, format!("tensor `{name}` is not in this file")))
+    }
+
     /// A tensor by name.
     pub fn tensor(&self, name: &str) -> Result<&Tensor> {
-        let index = self.by_name.get(name);
-        index
-            .map(|i| &self.tensors[*i])
-            .ok_or_else(|| Error::checkpoint(&self.path, format!("tensor `{name}` is not in this file")))
+        Ok(&self.tensors[self.index(name)?])
     }
 
     /// A tensor's bytes.

@@ -6,6 +6,7 @@ use crate::plan::TensorTask;
 use crate::shard::{Shard, Tensor};
 use crate::simd::Simd;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// A float tensor of an input file.
 #[derive(Clone, Copy, Debug)]
@@ -43,7 +44,7 @@ impl<'a> View<'a> {
 }
 
 /// The sources of a task as views.
-pub fn views<'a>(task: &TensorTask, shards: &'a [Shard]) -> Result<Vec<View<'a>>> {
+pub fn views<'a>(task: &TensorTask, shards: &'a [Arc<Shard>]) -> Result<Vec<View<'a>>> {
     task.resolve(shards)?.into_iter().map(|(shard, tensor)| View::new(shard, tensor)).collect()
 }
 
