@@ -83,6 +83,10 @@ bench-small: .venv/.installed ## pytest-benchmark: whole merges of a small famil
 bench-merge: .venv/.installed ## 1.1B models: mol, cp and mergekit in the same rounds, one table (ROWS=, BENCH_DIR=)
 	$(BIN)/python benches/bench_merge.py --dir $(BENCH_DIR) $(ROWS)
 
+.PHONY: bench-build
+bench-build: .venv/.installed ## the wheel from nothing: its size, and what the build took (CHECKOUT= builds another one)
+	$(BIN)/python benches/build.py $(CHECKOUT)
+
 .PHONY: bench-fusion
 bench-fusion: .venv/.installed ## fused models beside their parents, in the same rounds, one table (ROWS=)
 	$(BIN)/python benches/bench_fusion.py $(ROWS)
