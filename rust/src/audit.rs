@@ -1,16 +1,18 @@
 //! Reads finished checkpoints again: checksums of tensors and files, and how far two tensors are apart.
 use crate::crc::Crc;
-use crate::dtype::{Format, with_format};
+use crate::dtype::with_format;
 use crate::error::{Error, Result};
-use crate::kernels::{BLOCK, Sum};
+use crate::lanes::{At, Lanes, W};
 use crate::real::Real;
-use crate::shard::{Shard, Tensor};
-use crate::simd::Simd;
-use crate::stream::{View, common, runs};
+use crate::shard::{self, Shard};
+use crate::simd::{Simd, Task};
+use crate::source::{Settings, Source, Tensor};
+use crate::sweep::{BLOCK, Sweep, Terms, common};
 use crate::watch::Watch;
 use rayon::prelude::*;
 use serde::Serialize;
 use sha2::Digest as _;
+use std::marker::PhantomData;
 use std::path::Path;
 
 /// A cryptographic digest, on request.
@@ -79,7 +81,7 @@ pub struct FileSum {
 /// Reads a file and returns its checksums.
 pub fn sum_file(path: &Path, digest: Option<Digest>, watch: &Watch) -> Result<FileSum> {
     let shard = Shard::open(path)?;
-    let sum_tensor = |tensor: &Tensor| {
+    let sum_tensor = |tensor: &shard::Tensor| {
         let crc = crc_of(shard.bytes(tensor), watch)?;
         let sums = TensorSum {
             name: tensor.name.clone(),
@@ -127,59 +129,108 @@ pub struct Distance {
     pub index: usize,
 }
 
-/// Sums of squares and products of one block, and its largest difference.
-#[derive(Clone, Copy, Default)]
-struct Part {
-    sums: [Sum; 4],
-    max: f64,
-    index: usize,
+/// Sums of squares and products.
+struct Squares;
+
+impl<R: Real> Terms<R, 2, 4> for Squares {
+    type Stretch = ();
+
+    fn reads(&self) -> [usize; 2] {
+        [0, 1]
+    }
+
+    fn stretch(&self, _: usize) -> ((), usize) {
+        ((), usize::MAX)
+    }
+
+    #[inline(always)]
+    fn terms<const N: usize>(&self, (): &(), _: At, [a, b]: [[R; N]; 2]) -> [[f64; N]; 4] {
+        let (a, b) = (a.map(R::to_f64), b.map(R::to_f64));
+        let mut terms = [[0.0; N]; 4];
+        for j in 0..N {
+            let difference = b[j] - a[j];
+            terms[0][j] = a[j] * a[j];
+            terms[1][j] = b[j] * b[j];
+            terms[2][j] = difference * difference;
+            terms[3][j] = a[j] * b[j];
+        }
+        terms
+    }
 }
 
-impl Part {
-    fn add<F: Format>(&mut self, start: usize, a: &[u8], b: &[u8]) {
-        for i in 0..a.len() / F::BYTES {
-            let (a, b) = (F::get(a, i).to_f64(), F::get(b, i).to_f64());
-            let difference = b - a;
-            for (sum, term) in self.sums.iter_mut().zip([a * a, b * b, difference * difference, a * b]) {
-                sum.add_one(i, term);
-            }
-            // A NaN counts as larger than anything.
-            if difference.abs() > self.max || difference.is_nan() && !self.max.is_nan() {
-                (self.max, self.index) = (difference.abs(), start + i);
+/// The key of the largest |b - a| in f64.
+struct Largest<'a, F>([&'a [u8]; 2], PhantomData<F>);
+
+impl<F: Lanes> Task for Largest<'_, F> {
+    type Output = i64;
+    #[inline(always)]
+    fn run(self) -> i64 {
+        let [a, b] = self.0;
+        let elements = a.len() / F::BYTES;
+        let whole = elements / W * W;
+        let mut largest = [0; W];
+        for i in (0..whole).step_by(W) {
+            let (a, b) = (F::in_order(a, i), F::in_order(b, i));
+            for j in 0..W {
+                largest[j] = largest[j].max((b[j].to_f64() - a[j].to_f64()).key());
             }
         }
+        let rest = (whole..elements).map(|i| (F::get(b, i).to_f64() - F::get(a, i).to_f64()).key());
+        largest.into_iter().chain(rest).fold(0, Ord::max)
     }
+}
+
+/// A key, with every NaN as one: it counts as larger than anything.
+fn rank(key: i64) -> i64 {
+    key.min(f64::INFINITE + 1)
 }
 
 /// Compares two float tensors of one shape.
-pub fn compare(views: [View; 2], simd: Simd, watch: &Watch) -> Result<Distance> {
-    if views[0].tensor.shape != views[1].tensor.shape {
-        let (found, wanted) = (&views[1].tensor.shape, &views[0].tensor.shape);
-        let reason = format!("tensor `{}` has shape {found:?}, the other {wanted:?}", views[1].tensor.name);
-        return Err(Error::checkpoint(&views[1].shard.path, reason));
+pub fn compare(pair: &[Tensor; 2], simd: Simd, watch: &Watch) -> Result<Distance> {
+    let [a, b] = pair;
+    if a.entry().shape != b.entry().shape {
+        let (found, wanted) = (&b.entry().shape, &a.entry().shape);
+        let reason = format!("tensor `{}` has shape {found:?}, the other {wanted:?}", b.entry().name);
+        return Err(Error::checkpoint(b.path(), reason));
     }
-    let len: usize = views[0].tensor.shape.iter().product();
-    let work = common(views.iter().map(|view| view.float));
-    let part = |block: usize| {
-        watch.check()?;
-        let block = block * BLOCK..len.min((block + 1) * BLOCK);
-        let mut part = Part::default();
-        runs(&views, work, block.clone(), BLOCK, simd, |run, x| {
-            with_format!(work, F => part.add::<F>(run.start, x[0], x[1]));
-        });
-        watch.add_read(views.iter().map(|view| view.slice(block.clone()).len()).sum());
-        Ok(part)
-    };
-    let parts: Vec<Part> = (0..len.div_ceil(BLOCK)).into_par_iter().map(part).collect::<Result<_>>()?;
-    let (mut sums, mut distance) = ([0.0; 4], Distance::default());
-    for part in parts {
-        for (total, sum) in sums.iter_mut().zip(part.sums) {
-            *total += sum.total();
+    let sources: Vec<Box<dyn Source>> = pair.iter().map(|tensor| Box::new(tensor.clone()) as Box<dyn Source>).collect();
+    let settings = Settings { tile: BLOCK, simd, watch, key: [0; 2] };
+    with_format!(common([a.float(), b.float()].into_iter()), F => distance(&Sweep::<F>::new(&sources, settings)))
+}
+
+fn distance<F: Lanes>(sweep: &Sweep<F>) -> Result<Distance> {
+    let Settings { simd, watch, .. } = sweep.settings;
+    let bytes: usize = sweep.sources().iter().map(|source| source.float().bytes()).sum();
+    let blocks = sweep.tiles(|block| {
+        let [sums] = sweep.sums_of(&[Squares], block.clone())?[..] else { return Err(Error::Panic("one sum".into())) };
+        let mut largest = 0;
+        sweep.pieces(&[0, 1], block.clone(), BLOCK, |_, x| {
+            largest = largest.max(rank(simd.run(Largest::<F>([x[0], x[1]], PhantomData))));
+            Ok(())
+        })?;
+        watch.add_read(block.len() * bytes);
+        Ok((sums, largest))
+    })?;
+    let mut totals = [0.0; 4];
+    let mut most = (0, 0);
+    for (index, (sums, largest)) in blocks.into_iter().enumerate() {
+        for (total, sum) in totals.iter_mut().zip(sums) {
+            *total += sum;
         }
-        if part.max > distance.max_difference || part.max.is_nan() && !distance.max_difference.is_nan() {
-            (distance.max_difference, distance.index) = (part.max, part.index);
+        if largest > most.1 {
+            most = (index, largest);
         }
     }
-    let [aa, bb, difference, dot] = sums;
-    Ok(Distance { norm_a: aa.sqrt(), norm_b: bb.sqrt(), norm_difference: difference.sqrt(), dot, ..distance })
+    let mut found = None;
+    let block = most.0 * BLOCK..sweep.len().min((most.0 + 1) * BLOCK);
+    sweep.pieces(&[0, 1], block, BLOCK, |piece, x| {
+        let difference = |i: usize| (F::get(x[1], i).to_f64() - F::get(x[0], i).to_f64()).magnitude();
+        let first = (0..piece.len()).find(|i| rank(difference(*i).key()) == most.1);
+        found = found.or(first.map(|i| (piece.start + i, difference(i))));
+        Ok(())
+    })?;
+    let (index, max_difference) = found.unwrap_or_default();
+    let [aa, bb, difference, dot] = totals;
+    let [norm_a, norm_b, norm_difference] = [aa, bb, difference].map(f64::sqrt);
+    Ok(Distance { norm_a, norm_b, norm_difference, dot, max_difference, index })
 }

@@ -1,5 +1,4 @@
 //! The float formats: little-endian bytes to and from numbers. The only `match` on a dtype.
-use crate::kernels::{Fold, Map, Peaks};
 use crate::real::Real;
 use safetensors::Dtype;
 
@@ -84,21 +83,17 @@ pub trait Format: Copy + Send + Sync + 'static {
     const FLOAT: Float;
     /// Bytes an element.
     const BYTES: usize;
+    /// Whether it is computed in a wider format than it is stored in, though that one has the precision of arithmetic.
+    const WIDE: bool = false;
 
     /// Element `i` as a number.
     fn get(bytes: &[u8], i: usize) -> Self::Real;
-    /// Sixteen elements from the front of `bytes`.
-    fn get16(bytes: &[u8]) -> [Self::Real; 16];
-    /// `output[i] = map(inputs[..][i])`; returns the largest magnitudes met. All slices hold the same count.
-    fn map<M: Map<Self::Real, N>, const N: usize>(map: M, inputs: [&[u8]; N], output: &mut [u8]) -> Peaks<Self::Real>;
-    /// Folds over elements in order. All slices hold the same count.
-    fn fold<T: Fold<Self::Real, N>, const N: usize>(fold: T, inputs: [&[u8]; N]) -> T;
     /// Writes a number of either precision as one element, rounded once.
     fn put<R: Real>(x: R, bytes: &mut [u8]);
 }
 
 macro_rules! plain_format {
-    ($(#[$doc:meta])* $name:ident, $float:ident, $t:ty, $real:ty, $size:literal, $round:ident) => {
+    ($(#[$doc:meta])* $name:ident, $float:ident, $t:ty, $real:ty, $size:literal, $round:ident $(, $wide:ident)?) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug)]
         pub struct $name;
@@ -106,40 +101,15 @@ macro_rules! plain_format {
             type Real = $real;
             const FLOAT: Float = Float::$float;
             const BYTES: usize = $size;
+            $(const $wide: bool = true;)?
 
             #[inline(always)]
             fn get(bytes: &[u8], i: usize) -> $real {
                 <$t>::from_le_bytes(bytes.as_chunks::<$size>().0[i]).into()
             }
             #[inline(always)]
-            fn get16(bytes: &[u8]) -> [$real; 16] {
-                let words = &bytes.as_chunks::<$size>().0[..16];
-                std::array::from_fn(|i| <$t>::from_le_bytes(words[i]).into())
-            }
-            #[inline(always)]
-            fn map<M: Map<$real, N>, const N: usize>(map: M, inputs: [&[u8]; N], output: &mut [u8]) -> Peaks<$real> {
-                let output = output.as_chunks_mut::<$size>().0;
-                let inputs = inputs.map(|x| &x.as_chunks::<$size>().0[..output.len()]);
-                let mut peaks = Peaks::default();
-                for i in 0..output.len() {
-                    let (y, witness) = map.call(std::array::from_fn(|k| <$t>::from_le_bytes(inputs[k][i]).into()));
-                    peaks = peaks.see(y, witness);
-                    output[i] = y.$round().to_le_bytes();
-                }
-                peaks
-            }
-            #[inline(always)]
-            fn fold<T: Fold<$real, N>, const N: usize>(mut fold: T, inputs: [&[u8]; N]) -> T {
-                let count = inputs[0].len() / $size;
-                let inputs = inputs.map(|x| &x.as_chunks::<$size>().0[..count]);
-                for i in 0..count {
-                    fold = fold.step(std::array::from_fn(|k| <$t>::from_le_bytes(inputs[k][i]).into()));
-                }
-                fold
-            }
-            #[inline(always)]
             fn put<R: Real>(x: R, bytes: &mut [u8]) {
-                bytes.copy_from_slice(&x.$round().to_le_bytes());
+                bytes.copy_from_slice(&x.$round().canonical().to_le_bytes());
             }
         }
     };
@@ -150,7 +120,7 @@ plain_format!(
 );
 plain_format!(
     /// f32 in memory, computed in f64: the result is the exact one, rounded once.
-    WideF32, F32, f32, f64, 4, to_f32
+    WideF32, F32, f32, f64, 4, to_f32, WIDE
 );
 plain_format!(
     /// f64.
@@ -165,7 +135,7 @@ pub trait Half: Copy + Send + Sync + 'static {
     fn low(word: u32) -> f32;
     /// The upper half of a word.
     fn high(word: u32) -> f32;
-    /// Rounds two numbers to nearest even and packs them; a NaN stays a NaN.
+    /// Rounds two numbers to nearest even and packs them; every NaN becomes the same one.
     fn pack(low: f32, high: f32) -> u32;
 }
 
@@ -173,13 +143,19 @@ pub trait Half: Copy + Send + Sync + 'static {
 #[derive(Clone, Copy, Debug)]
 pub struct BF16;
 
+/// `a` where `condition`, else `b`, as bits.
+#[inline(always)]
+fn select(condition: bool, a: u32, b: u32) -> u32 {
+    let mask = u32::from(condition).wrapping_neg();
+    (a & mask) | (b & !mask)
+}
+
 /// The rounded number in the upper 16 bits; the lower ones are junk.
 #[inline(always)]
 fn round_bf16(x: f32) -> u32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
-    let nan = u32::from(x.is_nan()).wrapping_neg();
-    (rounded & !nan) | ((bits | 0x0040_0000) & nan)
+    select(x.is_nan(), 0x7fc0_0000, rounded)
 }
 
 impl Half for BF16 {
@@ -201,13 +177,6 @@ impl Half for BF16 {
 /// IEEE half precision.
 #[derive(Clone, Copy, Debug)]
 pub struct F16;
-
-/// `a` where `condition`, else `b`, as bits.
-#[inline(always)]
-fn select(condition: bool, a: u32, b: u32) -> u32 {
-    let mask = u32::from(condition).wrapping_neg();
-    (a & mask) | (b & !mask)
-}
 
 /// Widens the half in the lower 16 bits; the upper ones must be zero.
 #[inline(always)]
@@ -231,8 +200,8 @@ fn round_f16(x: f32) -> u32 {
     let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
     let normal = magnitude.wrapping_sub(0x3800_0000 - 0xfff).wrapping_add((magnitude >> 13) & 1) >> 13;
     let finite = select(magnitude < 0x3880_0000, subnormal, normal);
-    let special = select(magnitude > 0x7f80_0000, 0x7e00, 0x7c00);
-    select(magnitude >= 0x4780_0000, special, finite) | (bits >> 16 & 0x8000)
+    let signed = select(magnitude >= 0x4780_0000, 0x7c00, finite) | (bits >> 16 & 0x8000);
+    select(magnitude > 0x7f80_0000, 0x7e00, signed)
 }
 
 impl Half for F16 {
@@ -255,13 +224,6 @@ impl Half for F16 {
 #[derive(Clone, Copy, Debug)]
 pub struct Halves<H>(std::marker::PhantomData<H>);
 
-/// The odd last element, widened to a word with a zero beside it.
-#[inline(always)]
-fn odd(bytes: &[u8]) -> u32 {
-    let rest = bytes.as_chunks::<4>().1;
-    u32::from(u16::from_le_bytes([rest[0], rest[1]]))
-}
-
 impl<H: Half> Format for Halves<H> {
     type Real = f32;
     const FLOAT: Float = H::FLOAT;
@@ -272,52 +234,8 @@ impl<H: Half> Format for Halves<H> {
         H::low(u32::from(u16::from_le_bytes(bytes.as_chunks::<2>().0[i])))
     }
     #[inline(always)]
-    fn get16(bytes: &[u8]) -> [f32; 16] {
-        let words = &bytes.as_chunks::<2>().0[..16];
-        std::array::from_fn(|i| H::low(u32::from(u16::from_le_bytes(words[i]))))
-    }
-    #[inline(always)]
-    fn map<M: Map<f32, N>, const N: usize>(map: M, inputs: [&[u8]; N], output: &mut [u8]) -> Peaks<f32> {
-        let (words, rest) = output.as_chunks_mut::<4>();
-        let pairs = inputs.map(|x| &x.as_chunks::<4>().0[..words.len()]);
-        let mut peaks = Peaks::default();
-        for i in 0..words.len() {
-            let x: [u32; N] = std::array::from_fn(|k| u32::from_le_bytes(pairs[k][i]));
-            let (low, low_witness) = map.call(x.map(H::low));
-            let (high, high_witness) = map.call(x.map(H::high));
-            peaks = peaks.see(low, low_witness).see(high, high_witness);
-            words[i] = H::pack(low, high).to_le_bytes();
-        }
-        if !rest.is_empty() {
-            let (y, witness) = map.call(inputs.map(|x| H::low(odd(x))));
-            peaks = peaks.see(y, witness);
-            rest.copy_from_slice(&H::pack(y, 0.0).to_le_bytes()[..2]);
-        }
-        peaks
-    }
-    #[inline(always)]
-    fn fold<T: Fold<f32, N>, const N: usize>(mut fold: T, inputs: [&[u8]; N]) -> T {
-        let (first, rest) = inputs[0].as_chunks::<4>();
-        let pairs = inputs.map(|x| &x.as_chunks::<4>().0[..first.len()]);
-        for i in 0..first.len() {
-            let x: [u32; N] = std::array::from_fn(|k| u32::from_le_bytes(pairs[k][i]));
-            fold = fold.step(x.map(H::low)).step(x.map(H::high));
-        }
-        if rest.is_empty() { fold } else { fold.step(inputs.map(|x| H::low(odd(x)))) }
-    }
-    #[inline(always)]
     fn put<R: Real>(x: R, bytes: &mut [u8]) {
         bytes.copy_from_slice(&H::pack(x.to_f32_odd(), 0.0).to_le_bytes()[..2]);
-    }
-}
-
-/// Identity, for moving elements from one format to another.
-#[derive(Clone, Copy)]
-struct Same;
-impl<R: Real> Map<R, 1> for Same {
-    #[inline(always)]
-    fn call(&self, [x]: [R; 1]) -> (R, R) {
-        (x, x)
     }
 }
 
@@ -332,10 +250,6 @@ impl<A: Format, B: Format> crate::simd::Task for Transcode<'_, A, B> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        if A::FLOAT == B::FLOAT {
-            A::map(Same, [self.from], self.to);
-            return;
-        }
         for (i, to) in self.to.chunks_exact_mut(B::BYTES).enumerate() {
             B::put(A::get(self.from, i), to);
         }

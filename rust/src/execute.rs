@@ -1,16 +1,16 @@
 //! Runs a plan: the pool, the tiles, progress, cancel, resume and the report.
 use crate::audit::{self, DigestOf};
 use crate::crc::Crc;
-use crate::dtype::{Float, WideF32, with_format};
+use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::journal::{Claim, Journal};
-use crate::kernels::BLOCK;
 use crate::lock::Lock;
-use crate::plan::{Method, Plan, TensorTask};
+use crate::plan::{self, Plan, TensorTask};
 use crate::run::{Options, Run};
 use crate::shard::Shard;
-use crate::stream::{self, common};
+use crate::source::{Settings, Source, Tensor};
+use crate::sweep::BLOCK;
 use crate::watch::{Watch, pool};
 use crate::writer::Writer;
 use rayon::prelude::*;
@@ -204,15 +204,15 @@ impl Run<'_> {
         let crc = match Float::of(task.dtype) {
             None => self.copy_bytes(index)?,
             Some(output) => {
-                let views = stream::views(task, self.shards)?;
-                let work = common(views.iter().map(|view| view.float).chain([output]));
-                // An f32 result shows every rounding on the way, a 16-bit one none. TIES selects by f32 keys.
-                let wide = (work, output) == (Float::F32, Float::F32) && !matches!(task.method, Method::Ties { .. });
-                if wide {
-                    Job::<WideF32>::new(self, index, &views, output)?.run()?
-                } else {
-                    with_format!(work, F => Job::<F>::new(self, index, &views, output)?.run()?)
-                }
+                let source = |source: &plan::Source| -> Result<Box<dyn Source>> {
+                    Ok(Box::new(Tensor::new(&self.shards[source.input], &source.tensor)?))
+                };
+                let sources = task.sources.iter().map(source).collect::<Result<_>>()?;
+                let Options { tile, simd, .. } = self.options;
+                let settings = Settings { tile, simd, watch: self.watch, key: [0; 2] };
+                let allow_nonfinite = self.plan.allow_nonfinite;
+                let job = Job { name: &task.name, output, method: &task.method, settings, allow_nonfinite };
+                job.run(sources, &|offset, bytes| self.writer.write(index, offset, bytes))?
             }
         };
         self.writer.finish(index)?;

@@ -1,187 +1,147 @@
-//! One float tensor on its way: the sweeps that its method needs, then its tiles combined, checked, summed and written.
+//! One float tensor on its way: what its method asks of the whole, then its tiles made, checked, summed and written. It
+//! names no method but the copy, which needs no arithmetic.
 use crate::crc::Crc;
-use crate::dtype::{Float, Format, transcode, with_format};
+use crate::dtype::{Float, Format, WideF32, transcode, with_format};
 use crate::error::{Error, Result};
-use crate::kernels::linear::Linear;
-use crate::kernels::task_arithmetic::TaskArithmetic;
-use crate::kernels::ties::{Ties, rescale};
-use crate::kernels::{BLOCK, Kernel, Peaks, STRIP, slerp};
-use crate::passes::{self, Sweep, Threshold};
-use crate::plan::{Method, TensorTask};
+use crate::lanes::{Kernel, Lanes, Peaks, W};
+use crate::methods::Method;
 use crate::real::Real;
-use crate::run::{Options, Run};
-use crate::stream::{View, common, runs};
+use crate::simd::{PREFETCH, Task, prefetch};
+use crate::source::{Settings, Source, Tensor};
+use crate::sweep::{BLOCK, PIECE, Sweep, common};
 use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 thread_local! {
-    /// The tile that this thread writes next.
-    static TILE_BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    /// The tile that this thread writes next, and room for a piece of it in another format.
+    static TILE_BUFFER: RefCell<[Vec<u8>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
-/// One float tensor on its way, computed in format `F`.
-pub struct Job<'a, F: Format> {
-    run: &'a Run<'a>,
-    index: usize,
-    task: &'a TensorTask,
-    views: &'a [View<'a>],
-    sweep: Sweep<'a>,
-    output: Float,
-    kernel: Kernel<F::Real>,
-    /// Of TIES, one a model.
-    thresholds: Vec<Threshold>,
-    /// Elements that the kernel can take at once.
-    step: usize,
+/// Takes bytes of the result, from an offset on: `write(offset, bytes)`.
+pub type Write<'a> = &'a (dyn Fn(usize, &[u8]) -> Result<()> + Sync);
+
+/// One float tensor on its way.
+pub struct Job<'a> {
+    /// Its name, for messages.
+    pub name: &'a str,
+    /// Its format.
+    pub output: Float,
+    /// What is done.
+    pub method: &'a Method,
+    /// How.
+    pub settings: Settings<'a>,
+    /// Whether NaN, infinities and overflow pass.
+    pub allow_nonfinite: bool,
 }
 
-impl<'a, F: Format> Job<'a, F> {
-    /// Runs the sweeps that the method needs and settles its kernel.
-    pub fn new(run: &'a Run<'a>, index: usize, views: &'a [View<'a>], output: Float) -> Result<Self> {
-        let task = &run.plan.tasks[index];
-        let Options { tile, simd, .. } = run.options;
-        let sweep = Sweep { len: task.len(), tile, simd, watch: run.watch };
-        let mut thresholds = Vec::new();
-        let mut fused = Kernel::<F::Real>::FUSED;
-        let kernel = match &task.method {
-            Method::Copy {} => Kernel::Scale(F::Real::ONE),
-            Method::Scale { factor } => Kernel::Scale(F::Real::from_f64(*factor)),
-            Method::Linear { weights, normalize } => Kernel::Linear(Linear::new(weights, *normalize)),
-            Method::Slerp { t } => {
-                let blocks = passes::products(sweep, views)?;
-                Kernel::Linear(Linear::new(&slerp::weights(blocks, *t), false))
-            }
-            Method::TaskArithmetic { weights, normalize, lambda } => {
-                Kernel::TaskArithmetic(TaskArithmetic::new(weights, *normalize, *lambda))
-            }
-            Method::Ties { weights, densities, normalize, rescale: rescaling, lambda, majority_sign_method } => {
-                let (base, models) = (views[0], &views[1..]);
-                // Keys of f32 and of f64 do not compare; halves are searched as they are.
-                let own = common(views.iter().map(|view| view.float));
-                let work = if F::FLOAT == Float::F64 { Float::F64 } else { own };
-                thresholds = passes::thresholds(sweep, work, base, models, densities)?;
-                let factors = if *rescaling {
-                    passes::masses(sweep, work, base, models, &thresholds)?.into_iter().map(rescale).collect()
-                } else {
-                    vec![1.0; models.len()]
-                };
-                let ties = Ties::new(weights, &factors, *normalize, *lambda, *majority_sign_method);
-                fused = ties.fused_inputs();
-                Kernel::Ties(ties)
-            }
-        };
-        // The earlier sweeps count as read only now: a progress bar that waits is better than one that runs backwards.
-        let bytes: usize = views.iter().map(|view| view.tensor.bytes.len()).sum();
-        run.watch.add_read(bytes * (task.method.sweeps() as usize - 1));
-        let strips = views.len() > fused || output != F::FLOAT;
-        let step = if strips { STRIP } else { tile };
-        Ok(Self { run, index, task, views, sweep, output, kernel, thresholds, step })
+impl Job<'_> {
+    /// Makes and writes every tile; returns the tensor's checksum. The sources have the shape of the tensor.
+    pub fn run(&self, mut sources: Vec<Box<dyn Source>>, write: Write) -> Result<Crc> {
+        // Bytes read of all sources an element, as progress counts them: copies that must be equal are compared.
+        let read = sources.iter().map(|source| source.float().bytes()).sum();
+        let copies = matches!(self.method, Method::Copy(_));
+        if copies {
+            sources.truncate(1);
+        }
+        sources.iter_mut().try_for_each(|source| source.prepare(&self.settings))?;
+        let work = common(sources.iter().map(|source| source.float()).chain([self.output]));
+        let plain = if work == Float::F64 { Float::F64 } else { Float::F32 };
+        let job = Settled { job: self, sources: &sources, write, read };
+        match (work, self.output) {
+            _ if copies && sources[0].float() == self.output => with_format!(self.output, F => job.copy::<F>()),
+            // An f32 result shows every rounding on the way, a 16-bit one none.
+            (Float::F32, Float::F32) if self.method.wide() => job.merge::<WideF32>(),
+            _ if self.method.direct() => with_format!(work, F => job.merge::<F>()),
+            _ => with_format!(plain, F => job.merge::<F>()),
+        }
     }
+}
 
-    /// Combines and writes every tile; returns the tensor's checksum.
-    pub fn run(&self) -> Result<Crc> {
-        let crcs = self.sweep.tiles(self.views, |tile| self.tile(tile))?;
+/// A job with its sources ready.
+struct Settled<'a> {
+    job: &'a Job<'a>,
+    sources: &'a [Box<dyn Source>],
+    write: Write<'a>,
+    /// Bytes read an element.
+    read: usize,
+}
+
+impl Settled<'_> {
+    /// Moves the bytes of the only source: arithmetic would change NaNs, and subnormals where they are flushed.
+    fn copy<F: Lanes>(&self) -> Result<Crc> {
+        let settings = self.job.settings;
+        let sweep = Sweep::<F>::new(self.sources, settings);
+        let crcs = sweep.tiles(|tile| {
+            let mut crc = Crc::EMPTY;
+            sweep.pieces(&[0], tile.clone(), tile.len(), |piece, inputs| {
+                if !self.job.allow_nonfinite
+                    && settings.simd.run(Peak::<F>(inputs[0], PhantomData)) >= F::Real::INFINITE
+                {
+                    return Err(self.blame_input()?.unwrap_or_else(|| self.nothing_at_fault()));
+                }
+                crc = crc.join(Crc::of(inputs[0]));
+                (self.write)(piece.start * F::BYTES, inputs[0])
+            })?;
+            self.count(&tile);
+            Ok(crc)
+        })?;
         Ok(crcs.into_iter().fold(Crc::EMPTY, Crc::join))
     }
 
-    fn tile(&self, tile: Range<usize>) -> Result<Crc> {
-        let watch = self.run.watch;
-        let size = self.output.bytes();
-        TILE_BUFFER.with_borrow_mut(|buffer| {
-            buffer.resize(buffer.len().max(tile.len() * size), 0);
-            let bytes = &mut buffer[..tile.len() * size];
-            let peaks = self.combine(tile.clone(), bytes);
-            if !self.run.plan.allow_nonfinite && self.is_bad(peaks) {
-                return Err(self.blame()?);
-            }
-            let crc = Crc::of(bytes);
-            self.run.writer.write(self.index, tile.start * size, bytes)?;
-            watch.add_read(self.views.iter().map(|view| tile.len() * view.float.bytes()).sum());
-            watch.add_written(bytes.len());
-            Ok(crc)
-        })
+    fn count(&self, tile: &Range<usize>) {
+        self.job.settings.watch.add_read(tile.len() * self.read);
+        self.job.settings.watch.add_written(tile.len() * self.job.output.bytes());
     }
 
-    fn is_bad(&self, peaks: Peaks<F::Real>) -> bool {
-        peaks.witness >= F::Real::INFINITE || peaks.result.into() > self.output.limit::<F::Real>()
+    /// Asks the tensor what the method must know of it, then makes the result tile by tile.
+    fn merge<F: Lanes>(&self) -> Result<Crc> {
+        let sweep = Sweep::<F>::new(self.sources, self.job.settings);
+        let kernel = self.job.method.prepare(&sweep)?;
+        // The earlier sweeps count as read only now: a progress bar that waits is better than one that runs backwards.
+        self.job.settings.watch.add_read(sweep.len() * self.read * (self.job.method.sweeps() as usize - 1));
+        let result = Made { settled: self, all: sweep.all(), kernel, sweep };
+        let size = self.job.output.bytes();
+        let crcs = result.sweep.tiles(|tile| {
+            TILE_BUFFER.with_borrow_mut(|[bytes, strip]| {
+                bytes.resize(bytes.len().max(tile.len() * size), 0);
+                let bytes = &mut bytes[..tile.len() * size];
+                let peaks = result.make(tile.clone(), bytes, strip)?;
+                if !self.job.allow_nonfinite && result.is_bad(peaks) {
+                    return Err(result.blame()?);
+                }
+                let crc = Crc::of(bytes);
+                (self.write)(tile.start * size, bytes)?;
+                self.count(&tile);
+                Ok(crc)
+            })
+        })?;
+        Ok(crcs.into_iter().fold(Crc::EMPTY, Crc::join))
     }
 
-    /// Combines a range of elements into `bytes`, in the output's format.
-    fn combine(&self, range: Range<usize>, bytes: &mut [u8]) -> Peaks<F::Real> {
-        let Kernel::Ties(ties) = &self.kernel else { return self.piece(&self.kernel, range, bytes) };
-        // Split where the equal magnitudes of a model stop surviving: then one compare decides for each element.
-        let inside = self.thresholds.iter().map(|t| t.cut).filter(|cut| range.contains(cut) && *cut > range.start);
-        let mut edges: Vec<usize> = inside.chain([range.end]).collect();
-        edges.sort_unstable();
-        edges.dedup();
-        let size = self.output.bytes();
-        let (mut start, mut peaks) = (range.start, Peaks::default());
-        for end in edges {
-            let keys = self.thresholds.iter().map(|t| t.key - i64::from(start < t.cut));
-            let piece = &mut bytes[(start - range.start) * size..(end - range.start) * size];
-            peaks = peaks.join(self.piece(&Kernel::Ties(ties.with_thresholds(keys)), start..end, piece));
-            start = end;
-        }
-        peaks
-    }
-
-    fn piece(&self, kernel: &Kernel<F::Real>, range: Range<usize>, bytes: &mut [u8]) -> Peaks<F::Real> {
-        let simd = self.run.options.simd;
-        let size = self.output.bytes();
-        let mut peaks = Peaks::default();
-        let mut strip = if self.output == F::FLOAT { Vec::new() } else { vec![0; STRIP * F::BYTES] };
-        runs(self.views_used(), F::FLOAT, range.clone(), self.step, simd, |run, inputs| {
-            let to = &mut bytes[(run.start - range.start) * size..(run.end - range.start) * size];
-            if self.output == F::FLOAT {
-                peaks = peaks.join(kernel.apply::<F>(simd, inputs, to));
-            } else {
-                let strip = &mut strip[..run.len() * F::BYTES];
-                peaks = peaks.join(kernel.apply::<F>(simd, inputs, strip));
-                transcode(simd, F::FLOAT, strip, self.output, to);
-            }
-        });
-        peaks
-    }
-
-    /// A copy reads its first source; the others were compared before the run.
-    fn views_used(&self) -> &[View<'a>] {
-        if matches!(self.task.method, Method::Copy {}) { &self.views[..1] } else { self.views }
-    }
-
-    /// Which element of which input, or of the result, is at fault. Slow, and always the same answer.
-    fn blame(&self) -> Result<Error> {
-        for view in self.views {
-            if let Some((index, value)) = self.first_nonfinite(view)? {
-                let (path, name) = (view.shard.path.display(), &view.tensor.name);
-                return Ok(Error::NonFinite(format!(
+    /// The first element that is not finite of the first tensor below the sources that has one. Slow, and always the same
+    /// answer.
+    fn blame_input(&self) -> Result<Option<Error>> {
+        let mut leaves = Vec::new();
+        self.sources.iter().for_each(|source| source.leaves(&mut |leaf| leaves.push(leaf)));
+        for leaf in leaves {
+            if let Some((index, value)) = self.first_nonfinite(leaf)? {
+                let (path, name) = (leaf.path().display(), &leaf.entry().name);
+                return Ok(Some(Error::NonFinite(format!(
                     "{path}: tensor `{name}` holds {value} at element {index}; repair the checkpoint, or pass \
                      --allow-nonfinite"
-                )));
+                ))));
             }
         }
-        let mut bytes = vec![0; STRIP * self.output.bytes()];
-        for start in (0..self.task.len()).step_by(STRIP) {
-            let strip = start..self.task.len().min(start + STRIP);
-            let size = strip.len() * self.output.bytes();
-            if self.is_bad(self.combine(strip.clone(), &mut bytes[..size])) {
-                let one = self.output.bytes();
-                let at = strip.clone().find(|i| self.is_bad(self.combine(*i..i + 1, &mut bytes[..one])));
-                let (name, dtype) = (&self.task.name, self.task.dtype);
-                return Ok(Error::NonFinite(format!(
-                    "tensor `{name}`: the result at element {} is too large for {dtype}; choose a wider `out_dtype` \
-                     (bfloat16, float32) or smaller weights, or pass --allow-nonfinite",
-                    at.unwrap_or(strip.start)
-                )));
-            }
-        }
-        Ok(Error::Panic(format!("tensor `{}` was flagged as not finite, but every element is", self.task.name)))
+        Ok(None)
     }
 
-    fn first_nonfinite(&self, view: &View) -> Result<Option<(usize, f64)>> {
-        for start in (0..self.task.len()).step_by(BLOCK) {
-            self.run.watch.check()?;
-            let block = start..self.task.len().min(start + BLOCK);
-            let bytes = view.slice(block.clone());
-            let found = with_format!(view.float, V => {
+    fn first_nonfinite(&self, leaf: &Tensor) -> Result<Option<(usize, f64)>> {
+        for start in (0..leaf.len()).step_by(BLOCK) {
+            self.job.settings.watch.check()?;
+            let block = start..leaf.len().min(start + BLOCK);
+            let bytes = leaf.slice(block.clone());
+            let found = with_format!(leaf.float(), V => {
                 let mut values = (0..block.len()).map(|i| (start + i, V::get(bytes, i).to_f64()));
                 values.find(|(_, value)| !value.is_finite())
             });
@@ -190,5 +150,97 @@ impl<'a, F: Format> Job<'a, F> {
             }
         }
         Ok(None)
+    }
+
+    fn nothing_at_fault(&self) -> Error {
+        Error::Panic(format!("tensor `{}` was flagged as not finite, but every element is", self.job.name))
+    }
+}
+
+/// The result of a kernel, element by element.
+struct Made<'a, F: Lanes> {
+    settled: &'a Settled<'a>,
+    sweep: Sweep<'a, F>,
+    kernel: Box<dyn Kernel<F>>,
+    /// Every source.
+    all: Vec<usize>,
+}
+
+impl<F: Lanes> Made<'_, F> {
+    /// Makes elements `at` in the output's format; `strip` is room to work in.
+    fn make(&self, at: Range<usize>, bytes: &mut [u8], strip: &mut Vec<u8>) -> Result<Peaks<F::Real>> {
+        let (simd, output) = (self.sweep.settings.simd, self.settled.job.output);
+        let mut peaks = Peaks::default();
+        let step = if output == F::FLOAT { at.len() } else { PIECE };
+        self.sweep.pieces(&self.all, at.clone(), step, |piece, inputs| {
+            let size = output.bytes();
+            let to = &mut bytes[(piece.start - at.start) * size..(piece.end - at.start) * size];
+            if output == F::FLOAT {
+                peaks = peaks.join(self.kernel.run(simd, piece, inputs, to));
+            } else {
+                strip.resize(strip.len().max(piece.len() * F::BYTES), 0);
+                let strip = &mut strip[..piece.len() * F::BYTES];
+                peaks = peaks.join(self.kernel.run(simd, piece, inputs, strip));
+                transcode(simd, F::FLOAT, strip, output, to);
+            }
+            Ok(())
+        })?;
+        Ok(peaks)
+    }
+
+    fn is_bad(&self, peaks: Peaks<F::Real>) -> bool {
+        peaks.witness >= F::Real::INFINITE || peaks.result.into() > self.settled.job.output.limit::<F::Real>()
+    }
+
+    /// Which element of which input, or of the result, is at fault. Slow, and always the same answer.
+    fn blame(&self) -> Result<Error> {
+        if let Some(error) = self.settled.blame_input()? {
+            return Ok(error);
+        }
+        let (len, output) = (self.sweep.len(), self.settled.job.output);
+        let (mut bytes, mut strip) = (vec![0; PIECE * output.bytes()], Vec::new());
+        let mut bad = |at: Range<usize>| {
+            let bytes = &mut bytes[..at.len() * output.bytes()];
+            Ok(self.is_bad(self.make(at, bytes, &mut strip)?))
+        };
+        for start in (0..len).step_by(PIECE) {
+            let piece = start..len.min(start + PIECE);
+            if bad(piece.clone())? {
+                for element in piece {
+                    if bad(element..element + 1)? {
+                        let name = self.settled.job.name;
+                        return Ok(Error::NonFinite(format!(
+                            "tensor `{name}`: the result at element {element} is too large for {output:?}; choose a wider \
+                             `out_dtype` (bfloat16, float32) or smaller weights, or pass --allow-nonfinite"
+                        )));
+                    }
+                }
+            }
+        }
+        Ok(self.settled.nothing_at_fault())
+    }
+}
+
+/// The largest magnitude of some elements, as a key.
+struct Peak<'a, F>(&'a [u8], PhantomData<F>);
+
+impl<F: Lanes> Task for Peak<'_, F> {
+    type Output = <F::Real as Real>::Key;
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let elements = self.0.len() / F::BYTES;
+        let whole = elements / (2 * W) * (2 * W);
+        let mut peaks = [<F::Real as Real>::Key::default(); W];
+        for i in (0..whole).step_by(2 * W) {
+            if (i * F::BYTES).is_multiple_of(PREFETCH) {
+                prefetch(self.0, i * F::BYTES);
+            }
+            let [a, b] = F::load(self.0, i);
+            for j in 0..W {
+                peaks[j] = peaks[j].max(a[j].key()).max(b[j].key());
+            }
+        }
+        let rest = (whole..elements).map(|i| F::get(self.0, i).key());
+        peaks.into_iter().chain(rest).fold(Self::Output::default(), Ord::max)
     }
 }

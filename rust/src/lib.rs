@@ -2,8 +2,8 @@
 //!
 //! The path of a merge: [`plan`] is the JSON contract with Python; [`shard`] maps the input files and checks their
 //! headers; [`preflight`] checks what can be checked before a byte is written; [`execute`] hands tensors to a pool,
-//! [`run`] holds what they share, and `job` a tensor's tiles; [`stream`] gives a kernel the elements of its sources,
-//! direct or through strips; [`kernels`] combine them; [`writer`] puts the tiles at their offsets; [`journal`] remembers
+//! [`run`] holds what they share, and [`job`] makes a tensor's tiles: a [`source`] lends elements, [`sweep`] answers what a
+//! method asks of all of them, and one of the [`methods`] combines them in [`lanes`]; [`writer`] puts the tiles at their offsets; [`journal`] remembers
 //! what is finished; [`lock`] keeps the place for one process; [`commit`] renames it.
 pub mod audit;
 pub mod commit;
@@ -11,11 +11,11 @@ pub mod crc;
 pub mod dtype;
 pub mod error;
 pub mod execute;
-mod job;
+pub mod job;
 pub mod journal;
-pub mod kernels;
+pub mod lanes;
 pub mod lock;
-pub mod passes;
+pub mod methods;
 pub mod plan;
 pub mod preflight;
 #[cfg(feature = "python")]
@@ -25,6 +25,6 @@ pub mod run;
 pub mod shard;
 pub mod simd;
 pub mod source;
-pub mod stream;
+pub mod sweep;
 pub mod watch;
 pub mod writer;

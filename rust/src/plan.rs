@@ -1,7 +1,7 @@
 //! The JSON contract with Python, version 1: everything that will be done, and the checks that trust nothing.
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::kernels::ties::MajoritySign;
+pub use crate::methods::Method;
 use crate::shard::{Shard, Tensor};
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
@@ -34,55 +34,6 @@ pub struct Source {
     pub input: usize,
     /// Name there.
     pub tensor: String,
-}
-
-/// What is done to an output tensor, every number resolved.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum Method {
-    /// The first source, cast where the dtypes differ; further sources must be byte-equal to it.
-    Copy {},
-    /// One source times a factor.
-    Scale {
-        /// The factor.
-        factor: f64,
-    },
-    /// Weighted sum, divided by the sum of weights with `normalize`.
-    Linear {
-        /// One a source.
-        weights: Vec<f64>,
-        /// Divide by their sum.
-        normalize: bool,
-    },
-    /// Spherical interpolation from the first source (t = 0) to the second (t = 1).
-    Slerp {
-        /// Where between them.
-        t: f64,
-    },
-    /// Base (the first source) plus weighted task vectors.
-    TaskArithmetic {
-        /// One a model, the base excluded.
-        weights: Vec<f64>,
-        /// Divide by their sum.
-        normalize: bool,
-        /// Factor on the sum.
-        lambda: f64,
-    },
-    /// Trim, elect sign, disjoint mean over the base (the first source).
-    Ties {
-        /// One a model, the base excluded.
-        weights: Vec<f64>,
-        /// Share of elements kept, one a model.
-        densities: Vec<f64>,
-        /// Divide by the weights that agree.
-        normalize: bool,
-        /// Keep the L1 norm of a task vector through trimming.
-        rescale: bool,
-        /// Factor on the mean.
-        lambda: f64,
-        /// How signs are elected.
-        majority_sign_method: MajoritySign,
-    },
 }
 
 /// One output tensor.
@@ -121,58 +72,6 @@ pub struct Plan {
     pub allow_nonfinite: bool,
 }
 
-impl Method {
-    /// How many sources the method takes, and its numbers, checked.
-    fn check(&self, sources: usize) -> std::result::Result<(), String> {
-        let finite = |what: &str, numbers: &[f64]| match numbers.iter().find(|x| !x.is_finite()) {
-            Some(x) => Err(format!("{what} {x} is not finite")),
-            None => Ok(()),
-        };
-        let expect = |wanted: usize| {
-            if sources == wanted { Ok(()) } else { Err(format!("{sources} sources, wanted {wanted}")) }
-        };
-        match self {
-            Self::Linear { weights, .. } | Self::TaskArithmetic { weights, .. } | Self::Ties { weights, .. }
-                if weights.is_empty() =>
-            {
-                Err("no weights".into())
-            }
-            Self::Copy {} if sources == 0 => Err("no source".into()),
-            Self::Copy {} => Ok(()),
-            Self::Scale { factor } => expect(1).and(finite("factor", &[*factor])),
-            Self::Linear { weights, normalize } => {
-                expect(weights.len())?;
-                finite("weight", weights)?;
-                if *normalize && weights.iter().sum::<f64>() == 0.0 {
-                    return Err("weights sum to zero, and `normalize` divides by their sum".into());
-                }
-                Ok(())
-            }
-            Self::Slerp { t } => expect(2).and(finite("t", &[*t])),
-            Self::TaskArithmetic { weights, normalize: _, lambda } => {
-                expect(weights.len() + 1)?;
-                finite("weight", weights).and(finite("lambda", &[*lambda]))
-            }
-            Self::Ties { weights, densities, lambda, .. } => {
-                expect(weights.len() + 1).and(expect(densities.len() + 1))?;
-                finite("weight", weights).and(finite("lambda", &[*lambda]))?;
-                match densities.iter().find(|d| !(0.0..=1.0).contains(*d)) {
-                    Some(d) => Err(format!("density {d} is outside [0, 1]")),
-                    None => Ok(()),
-                }
-            }
-        }
-    }
-
-    /// How often the sources are read, extra sweeps of a threshold search not counted.
-    pub fn sweeps(&self) -> u64 {
-        match self {
-            Self::Slerp { .. } | Self::Ties { .. } => 2,
-            _ => 1,
-        }
-    }
-}
-
 impl TensorTask {
     /// Elements.
     pub fn len(&self) -> usize {
@@ -205,7 +104,7 @@ impl TensorTask {
         if bits.is_none_or(|bits| bits % 8 != 0) {
             return Err(fault(format!("shape {:?} of {} is not a whole number of bytes", self.shape, self.dtype)));
         }
-        let copies = matches!(self.method, Method::Copy {});
+        let copies = matches!(self.method, Method::Copy(_));
         for (shard, tensor) in self.resolve(shards)? {
             if tensor.shape != self.shape {
                 let (found, wanted) = (&tensor.shape, &self.shape);

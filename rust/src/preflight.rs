@@ -83,7 +83,7 @@ fn claimed_bytes(path: &Path) -> u64 {
 
 fn check_equal_copies(plan: &Plan, shards: &[Arc<Shard>]) -> Result<()> {
     let mut problems = Vec::new();
-    for task in plan.tasks.iter().filter(|task| matches!(task.method, Method::Copy {})) {
+    for task in plan.tasks.iter().filter(|task| matches!(task.method, Method::Copy(_))) {
         let sources = task.resolve(shards)?;
         let (first_shard, first) = sources[0];
         for (shard, tensor) in &sources[1..] {

@@ -12,7 +12,7 @@ use crate::preflight::preflight as check;
 use crate::run::{Options, TILE, heap};
 use crate::shard::Shard;
 use crate::simd::Simd;
-use crate::stream::View;
+use crate::source::Tensor;
 use crate::watch::{Watch, pool};
 use crate::writer;
 use pyo3::IntoPyObjectExt;
@@ -22,7 +22,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// How often the waiting Python thread looks at signals and reports progress.
@@ -303,24 +303,23 @@ fn compare(
         let mut shards = HashMap::new();
         for path in pairs.iter().flat_map(|(a, _, b, _)| [a, b]) {
             if !shards.contains_key(path) {
-                shards.insert(path, Shard::open(path)?);
+                shards.insert(path, Arc::new(Shard::open(path)?));
             }
         }
         Ok(shards)
     })?;
-    let view = |path: &PathBuf, name: &str| View::new(&shards[path], shards[path].tensor(name)?);
-    let one = |(a, x, b, y): &Pair| Ok([view(a, x)?, view(b, y)?]);
-    let views: Vec<[View; 2]> = enter(py, || pairs.iter().map(one).collect())?;
-    let total: usize = views.iter().flatten().map(|view| view.tensor.bytes.len()).sum();
-    let distance = |views: &[View; 2]| {
+    let one = |(a, x, b, y): &Pair| Ok([Tensor::new(&shards[a], x)?, Tensor::new(&shards[b], y)?]);
+    let tensors: Vec<[Tensor; 2]> = enter(py, || pairs.iter().map(one).collect())?;
+    let total: usize = tensors.iter().flatten().map(|tensor| tensor.entry().bytes.len()).sum();
+    let distance = |tensors: &[Tensor; 2]| {
         let Distance { norm_a, norm_b, norm_difference, dot, max_difference, index } =
-            audit::compare(*views, Simd::detect(), &watch)?;
+            audit::compare(tensors, Simd::detect(), &watch)?;
         Ok((norm_a, norm_b, norm_difference, dot, max_difference, index))
     };
     watched(
         py,
         &watch,
-        || pool(threads)?.install(|| views.par_iter().map(distance).collect()),
+        || pool(threads)?.install(|| tensors.par_iter().map(distance).collect()),
         |py| on_progress.as_ref().map_or(Ok(()), |call| call.call1(py, (watch.progress().0, total)).map(drop)),
     )
 }

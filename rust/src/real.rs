@@ -45,12 +45,14 @@ pub trait Real:
     fn flip_by(self, other: Self) -> Self;
     /// -1, 0 or +1 (0 for NaN).
     fn signum_or_zero(self) -> Self;
+    /// Itself, and the one NaN that is written for any: which one arithmetic makes depends on the processor.
+    fn canonical(self) -> Self;
     /// Narrows a key that came from `key`.
     fn narrow_key(key: i64) -> Self::Key;
 }
 
 macro_rules! real {
-    ($t:ty, $key:ty, $bits:ty, $sign:expr, $infinite:expr, $top:expr, $odd:expr) => {
+    ($t:ty, $key:ty, $bits:ty, $sign:expr, $infinite:expr, $nan:expr, $top:expr, $odd:expr) => {
         impl Real for $t {
             type Key = $key;
             const ONE: Self = 1.0;
@@ -96,6 +98,11 @@ macro_rules! real {
                 Self::ONE.keep_if(self > 0.0) - Self::ONE.keep_if(self < 0.0)
             }
             #[inline(always)]
+            fn canonical(self) -> Self {
+                let nan = <$bits>::from(self.is_nan()).wrapping_neg();
+                Self::from_bits((self.to_bits() & !nan) | ($nan & nan))
+            }
+            #[inline(always)]
             #[allow(clippy::cast_lossless)]
             fn narrow_key(key: i64) -> $key {
                 key as $key
@@ -103,8 +110,8 @@ macro_rules! real {
         }
     };
 }
-real!(f32, i32, u32, 0x8000_0000_u32, 0x7f80_0000, 1 << 31, std::convert::identity);
-real!(f64, i64, u64, 0x8000_0000_0000_0000_u64, 0x7ff0_0000_0000_0000, i64::MAX, odd);
+real!(f32, i32, u32, 0x8000_0000_u32, 0x7f80_0000, 0x7fc0_0000, 1 << 31, std::convert::identity);
+real!(f64, i64, u64, 0x8000_0000_0000_0000_u64, 0x7ff0_0000_0000_0000, 0x7ff8_0000_0000_0000, i64::MAX, odd);
 
 /// Rounds to f32 toward zero and sets the last bit where anything was lost (round to odd), so that a second rounding
 /// to bf16 or f16 gives what one rounding from f64 would (Boldo and Melquiond, 2008).

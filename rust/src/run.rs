@@ -1,11 +1,11 @@
 //! A plan on its way: how it is run, what all its tensors share, and what it costs.
 use crate::audit::Digest;
 use crate::journal::Journal;
-use crate::kernels::STRIP;
-use crate::kernels::select::SAMPLE;
-use crate::plan::{Method, Plan, TensorTask};
+use crate::plan::{Plan, TensorTask};
 use crate::shard::Shard;
 use crate::simd::Simd;
+use crate::source::two;
+use crate::sweep::PIECE;
 use crate::watch::Watch;
 use crate::writer::Writer;
 use std::sync::Arc;
@@ -38,13 +38,14 @@ pub(crate) struct Run<'a> {
     pub watch: &'a Watch,
 }
 
-/// Heap that a run takes at most beside the plan itself, in bytes: for each thread a tile of the output, two strips of
-/// each source and, of a threshold search, the samples.
+/// Heap that a run takes at most beside the plan itself, in bytes: for each thread a tile of the output, a piece of it and
+/// two of each source, and what the method holds.
 pub fn heap(plan: &Plan, threads: Option<usize>, tile: usize) -> usize {
     let of_task = |task: &TensorTask| {
-        let samples = if matches!(task.method, Method::Ties { .. }) { SAMPLE } else { 0 };
-        let element = size_of::<f64>();
-        tile.min(task.len()) * element + task.sources.len() * element * (2 * STRIP + samples)
+        let (sources, element) = (task.sources.len(), size_of::<f64>());
+        let (rows, columns) = two(&task.shape);
+        let pieces = (1 + 2 * sources) * PIECE.min(task.len()) * element;
+        tile.min(task.len()) * element + pieces + task.method.resident(rows, columns, sources)
     };
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     threads.unwrap_or_else(cores).saturating_mul(plan.tasks.iter().map(of_task).max().unwrap_or(0))

@@ -76,7 +76,7 @@ impl Simd {
 }
 
 /// Bytes that a loop takes between two calls of [`prefetch`].
-pub const PIECE: usize = 512;
+pub const PREFETCH: usize = 512;
 
 /// Asks for the piece that is two kilobytes ahead of `bytes[start..]`: a hint that changes no result. The processor's own
 /// prefetching stops at each page, and every page of a mapped file is a new one: this took slerp's sweep from 0.78 to
@@ -86,7 +86,7 @@ pub fn prefetch(bytes: &[u8], start: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        for line in (0..PIECE).step_by(64) {
+        for line in (0..PREFETCH).step_by(64) {
             let address = bytes.as_ptr().wrapping_add(start + 2048 + line);
             // SAFETY: a prefetch reads nothing and faults on no address.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }

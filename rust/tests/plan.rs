@@ -1,5 +1,8 @@
 //! The plan contract, from the fixture that the Python tests write the same plan to.
-use mol_merge::kernels::ties::MajoritySign;
+use mol_merge::methods::linear::Linear;
+use mol_merge::methods::scale::Scale;
+use mol_merge::methods::slerp::Slerp;
+use mol_merge::methods::ties::MajoritySign;
 use mol_merge::plan::{Method, Plan};
 
 const FIXTURE: &str = include_str!("../../tests/data/plan_v1.json");
@@ -9,15 +12,15 @@ fn every_method_of_the_fixture_is_read_exactly() {
     let plan = Plan::parse(FIXTURE).unwrap();
     assert_eq!(plan.inputs[1].path.to_str(), Some("/models/däta +@1/model.safetensors"));
     assert_eq!(plan.inputs[0].mtime_ns, 1_700_000_000_123_456_789);
-    assert!(matches!(plan.tasks[0].method, Method::Copy {}));
-    assert!(matches!(plan.tasks[1].method, Method::Scale { factor } if factor == -0.1));
-    assert!(matches!(&plan.tasks[2].method, Method::Linear { weights, normalize: true } if *weights == [0.1, 2.5e-8]));
-    assert!(matches!(plan.tasks[3].method, Method::Slerp { t } if t == 1.0 / 3.0));
-    let Method::TaskArithmetic { lambda, .. } = plan.tasks[4].method else { panic!("task arithmetic") };
-    assert_eq!(lambda, 0.7);
+    assert!(matches!(plan.tasks[0].method, Method::Copy(_)));
+    assert!(plan.tasks[1].method == Method::Scale(Scale { factor: -0.1 }));
+    assert!(plan.tasks[2].method == Method::Linear(Linear { weights: vec![0.1, 2.5e-8], normalize: true }));
+    assert!(plan.tasks[3].method == Method::Slerp(Slerp { t: 1.0 / 3.0 }));
+    let Method::TaskArithmetic(task_arithmetic) = &plan.tasks[4].method else { panic!("task arithmetic") };
+    assert_eq!(task_arithmetic.lambda, 0.7);
     assert_eq!(plan.tasks[4].sources[1].tensor, "b.\"e\"\n");
-    let Method::Ties { densities, majority_sign_method, .. } = &plan.tasks[5].method else { panic!("ties") };
-    assert_eq!((densities.as_slice(), *majority_sign_method), (&[0.2, 1.0][..], MajoritySign::Count));
+    let Method::Ties(ties) = &plan.tasks[5].method else { panic!("ties") };
+    assert_eq!((ties.densities.as_slice(), ties.majority_sign_method), (&[0.2, 1.0][..], MajoritySign::Count));
     assert_eq!((plan.seed, plan.allow_nonfinite), (7, true));
 }
 

@@ -1,5 +1,5 @@
 //! The search for the k-th largest key against a sort, whatever the sample says.
-use mol_merge::kernels::select::{COLLECT, Search, Step};
+use mol_merge::sweep::search::{COLLECT, Search, Step};
 
 const TOP: i64 = 1 << 31;
 
@@ -66,11 +66,12 @@ fn a_sample_that_says_nothing_only_costs_sweeps() {
 }
 
 #[test]
-fn small_tensors_are_known_from_the_sample() {
-    for n in [1, 2, 3, 1000] {
+fn small_tensors_are_collected_at_once() {
+    for n in [1, 2, 3, 1000, COLLECT] {
         let keys: Vec<i64> = (0..n).map(|i| hash(i) % 7).collect();
-        for k in 1..=n.min(20) {
-            let Step::Done { .. } = Search::new(n, k, TOP, keys.clone()).step() else { panic!("not done") };
+        assert_eq!(Search::new(n, 1, TOP, Vec::new()).step(), Step::Collect(-1, TOP));
+        for k in (1..=n).step_by(n.div_ceil(20)) {
+            assert_eq!(solve(&keys, k, Vec::new()).2, 1, "sweeps for k = {k} of {n}");
         }
     }
 }

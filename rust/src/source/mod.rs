@@ -91,6 +91,14 @@ pub trait Source: Send + Sync {
     fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor));
 }
 
+/// Rows (of all leading axes) and columns of a shape.
+pub fn two(shape: &[usize]) -> (usize, usize) {
+    match shape.split_last() {
+        Some((columns, rows)) => (rows.iter().product(), *columns),
+        None => (1, 1),
+    }
+}
+
 /// Elements `at` of a source in format `float`, wherever they begin and end.
 pub fn lease_as<'s>(
     source: &'s dyn Source,

@@ -1,5 +1,5 @@
 //! A float tensor of a mapped file, lent in place.
-use super::{Slot, Source};
+use super::{Slot, Source, two};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::shard::{self, Shard};
@@ -50,10 +50,7 @@ impl Source for Tensor {
     }
 
     fn shape(&self) -> (usize, usize) {
-        match self.entry().shape.split_last() {
-            Some((columns, rows)) => (rows.iter().product(), *columns),
-            None => (1, 1),
-        }
+        two(&self.entry().shape)
     }
 
     fn ready(&self) -> bool {

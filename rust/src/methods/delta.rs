@@ -1,0 +1,263 @@
+//! Base plus task vectors of which some elements survive, summed or averaged after an election of signs: what a method of
+//! this family adds is which elements survive.
+use crate::error::Result;
+use crate::lanes::{At, Combine, Each, Kernel, Lanes};
+use crate::real::Real;
+use crate::sweep::{Sweep, Terms};
+
+/// Which elements of a task vector survive.
+pub trait Keep<R: Real>: Send + Sync {
+    /// Constants of a stretch of elements.
+    type Stretch;
+    /// Whether any is dropped.
+    const DROPS: bool = true;
+    /// See [`Combine::UNROLLED`].
+    const UNROLLED: bool = false;
+
+    /// See [`Combine::stretch`].
+    fn stretch(&self, from: usize) -> (Self::Stretch, usize);
+
+    /// `v` where the delta `d` of a model (0 is the first after the base) survives, else +0.
+    fn apply<const N: usize>(&self, stretch: &Self::Stretch, at: At, model: usize, d: [R; N], v: [R; N]) -> [R; N];
+}
+
+/// Everything survives.
+pub struct All;
+
+impl<R: Real> Keep<R> for All {
+    type Stretch = ();
+    const DROPS: bool = false;
+    const UNROLLED: bool = true;
+
+    fn stretch(&self, _: usize) -> ((), usize) {
+        ((), usize::MAX)
+    }
+
+    #[inline(always)]
+    fn apply<const N: usize>(&self, (): &(), _: At, _: usize, _: [R; N], v: [R; N]) -> [R; N] {
+        v
+    }
+}
+
+/// `x - base`.
+#[inline(always)]
+fn delta<R: Real, const N: usize>(x: &[R; N], base: &[R; N]) -> [R; N] {
+    let mut d = *x;
+    for j in 0..N {
+        d[j] = d[j] - base[j];
+    }
+    d
+}
+
+/// The survivors of model `k - 1`, times its factor.
+#[inline(always)]
+fn survivors<R: Real, K: Keep<R>, const N: usize>(
+    keep: &K,
+    stretch: &K::Stretch,
+    at: At,
+    k: usize,
+    x: &[[R; N]],
+    factor: R,
+) -> [R; N] {
+    let d = delta(&x[k], &x[0]);
+    keep.apply(stretch, at, k - 1, d, d.map(|d| d * factor))
+}
+
+fn list<R: Real>(numbers: &[f64]) -> Vec<R> {
+    numbers.iter().map(|x| R::from_f64(*x)).collect()
+}
+
+/// `base + scale * sum(factor_k d_k)`.
+pub struct Total<R, K> {
+    keep: K,
+    factors: Vec<R>,
+    scale: R,
+}
+
+impl<R: Real, K: Keep<R> + 'static> Total<R, K> {
+    /// With `normalize` the sum is divided by the sum of `weights` (by 1 where that is below 1e-8), then multiplied by
+    /// `lambda`. Factors are weights, rescaled where that is asked for.
+    pub fn new(keep: K, weights: &[f64], factors: &[f64], normalize: bool, lambda: f64) -> Self {
+        let sum: f64 = weights.iter().sum();
+        let divisor = if normalize && sum.abs() >= 1e-8 { sum } else { 1.0 };
+        Self { keep, factors: list(factors), scale: R::from_f64(lambda / divisor) }
+    }
+
+    /// As a kernel.
+    pub fn kernel<F: Lanes<Real = R>>(self) -> Box<dyn Kernel<F>> {
+        Box::new(Each(self))
+    }
+}
+
+impl<R: Real, K: Keep<R>> Combine<R> for Total<R, K> {
+    type Stretch = K::Stretch;
+    const UNROLLED: bool = K::UNROLLED;
+
+    fn stretch(&self, from: usize) -> (K::Stretch, usize) {
+        self.keep.stretch(from)
+    }
+
+    #[inline(always)]
+    fn lanes<const N: usize>(&self, stretch: &K::Stretch, at: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
+        let factors = &self.factors[..x.len() - 1];
+        let mut mix = survivors(&self.keep, stretch, at, 1, x, factors[0]);
+        for k in 2..x.len() {
+            let v = survivors(&self.keep, stretch, at, k, x, factors[k - 1]);
+            for j in 0..N {
+                mix[j] = mix[j] + v[j];
+            }
+        }
+        let mut y = x[0];
+        for j in 0..N {
+            y[j] = y[j] + mix[j] * self.scale;
+        }
+        let mut witness = y;
+        if K::DROPS {
+            for x in &x[1..] {
+                for j in 0..N {
+                    // NaN of an infinity or a NaN, else zero: so one that is dropped is seen.
+                    witness[j] = witness[j] + x[j] * R::default();
+                }
+            }
+        }
+        (y, witness)
+    }
+}
+
+/// Of a sum and the sum of its terms' magnitudes: what is smaller than this ratio is rounding noise. Weights like 0.5, 0.3
+/// and 0.2 are not exact in binary, so terms that cancel in decimals leave a residue of either sign.
+const NOISE: f64 = 1.0 / (1 << 20) as f64;
+
+/// The sum of votes, or +0 where it is a draw: no larger than the noise of `mass`, the sum of their magnitudes. Infinities
+/// are no draw.
+#[inline(always)]
+fn settled<R: Real>(sum: R, mass: R) -> R {
+    // The next number after NOISE with >=, so that a sum of exactly NOISE is a draw and infinity over infinity is none.
+    sum.keep_if(sum.magnitude() >= mass * R::from_f64(NOISE * (1.0 + R::EPSILON)))
+}
+
+/// The largest divisor that is a sum of weights which cancel: noise where weights have both signs, and always less than
+/// any weight by itself.
+fn cancelled(weights: &[f64]) -> f64 {
+    let mixed = weights.iter().any(|w| *w < 0.0) && weights.iter().any(|w| *w > 0.0);
+    let mass: f64 = weights.iter().map(|w| w.abs()).sum();
+    let least = weights.iter().map(|w| w.abs()).filter(|w| *w > 0.0).fold(f64::INFINITY, f64::min);
+    if mixed { (mass * NOISE).min(least / 2.0) } else { 0.0 }
+}
+
+/// `base + sign * lambda * agreeing / divisor`: the mean over the survivors that have the elected sign. `COUNT` elects the
+/// sign that more of them have instead of the sign of their sum; plus where it is a draw.
+pub struct Elect<R: Real, K, const COUNT: bool> {
+    keep: K,
+    weights: Vec<R>,
+    factors: Vec<R>,
+    normalize: bool,
+    /// A divisor up to this counts as one; see [`cancelled`].
+    cancelled: R::Key,
+    lambda: R,
+}
+
+impl<R: Real, K: Keep<R> + 'static, const COUNT: bool> Elect<R, K, COUNT> {
+    /// With `normalize` the agreeing survivors are divided by the sum of their weights. Factors are weights, rescaled where
+    /// that is asked for.
+    pub fn new(keep: K, weights: &[f64], factors: &[f64], normalize: bool, lambda: f64) -> Self {
+        Self {
+            keep,
+            weights: list(weights),
+            factors: list(factors),
+            normalize,
+            cancelled: R::from_f64(cancelled(weights)).key(),
+            lambda: R::from_f64(lambda),
+        }
+    }
+
+    /// As a kernel.
+    pub fn kernel<F: Lanes<Real = R>>(self) -> Box<dyn Kernel<F>> {
+        Box::new(Each(self))
+    }
+}
+
+impl<R: Real, K: Keep<R>, const COUNT: bool> Combine<R> for Elect<R, K, COUNT> {
+    type Stretch = K::Stretch;
+    const UNROLLED: bool = K::UNROLLED;
+
+    fn stretch(&self, from: usize) -> (K::Stretch, usize) {
+        self.keep.stretch(from)
+    }
+
+    #[inline(always)]
+    fn lanes<const N: usize>(&self, stretch: &K::Stretch, at: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
+        let (weights, factors) = (&self.weights[..x.len() - 1], &self.factors[..x.len() - 1]);
+        let zero = R::default();
+        let (mut sum, mut votes) = ([zero; N], [zero; N]);
+        for k in 1..x.len() {
+            let v = survivors(&self.keep, stretch, at, k, x, factors[k - 1]);
+            for j in 0..N {
+                sum[j] = sum[j] + v[j];
+                votes[j] = votes[j] + if COUNT { v[j].signum_or_zero() } else { v[j].magnitude() };
+            }
+            x[k] = v;
+        }
+        if !COUNT {
+            for j in 0..N {
+                votes[j] = settled(sum[j], votes[j]);
+            }
+        }
+        // With the elected sign flipped in, agreeing deltas are the positive ones; zeros never agree.
+        let (mut agreeing, mut divisor) = ([zero; N], [zero; N]);
+        for k in 1..x.len() {
+            for j in 0..N {
+                let flipped = x[k][j].flip_by(votes[j]);
+                let agrees = flipped > zero;
+                agreeing[j] = agreeing[j] + flipped.keep_if(agrees);
+                divisor[j] = divisor[j] + weights[k - 1].keep_if(agrees);
+            }
+        }
+        if self.normalize {
+            for j in 0..N {
+                let whole = divisor[j].key() > self.cancelled;
+                agreeing[j] = agreeing[j] / (divisor[j].keep_if(whole) + R::ONE.keep_if(!whole));
+            }
+        }
+        let mut y = x[0];
+        for j in 0..N {
+            y[j] = y[j] + (agreeing[j] * self.lambda).flip_by(votes[j]);
+        }
+        // A NaN or an infinity has the largest magnitude, so it survives trimming and shows in the sum.
+        (y, sum)
+    }
+}
+
+/// `sum |d|` of all elements and of the survivors of one model.
+struct Masses<'a, K> {
+    keep: &'a K,
+    model: usize,
+}
+
+impl<R: Real, K: Keep<R>> Terms<R, 2, 2> for Masses<'_, K> {
+    type Stretch = K::Stretch;
+
+    fn reads(&self) -> [usize; 2] {
+        [0, self.model + 1]
+    }
+
+    fn stretch(&self, from: usize) -> (K::Stretch, usize) {
+        self.keep.stretch(from)
+    }
+
+    #[inline(always)]
+    fn terms<const N: usize>(&self, stretch: &K::Stretch, at: At, [base, x]: [[R; N]; 2]) -> [[f64; N]; 2] {
+        let d = delta(&x, &base);
+        let kept = self.keep.apply(stretch, at, self.model, d, d);
+        [d.map(|d| d.to_f64().abs()), kept.map(|d| d.to_f64().abs())]
+    }
+}
+
+/// Weights times what keeps the L1 norm of each task vector through the loss of elements: 1 where either sum is below
+/// 1e-7. One more sweep.
+pub fn rescaled<F: Lanes, K: Keep<F::Real>>(sweep: &Sweep<F>, keep: &K, weights: &[f64]) -> Result<Vec<f64>> {
+    let masses: Vec<_> = (0..weights.len()).map(|model| Masses { keep, model }).collect();
+    let factor =
+        |(weight, [all, kept]): (&f64, [f64; 2])| weight * if all < 1e-7 || kept < 1e-7 { 1.0 } else { all / kept };
+    Ok(weights.iter().zip(sweep.sums(&masses)?).map(factor).collect())
+}

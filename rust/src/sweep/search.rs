@@ -1,0 +1,113 @@
+//! The exact k-th largest key of a tensor in bounded memory, without a sort.
+//!
+//! Quickselect whose pivots come from a sample and whose ranks come from counting sweeps over the whole tensor: every
+//! sweep narrows an interval of keys that holds the answer, until a pivot is the answer or the interval is small enough
+//! to collect. Integer keys make it exact; the path taken never changes the answer. Deltas of 16-bit checkpoints lie on
+//! a grid, so the first pivot is often the answer.
+
+/// Keys that one search may collect.
+pub const COLLECT: usize = 1 << 17;
+
+/// What the search needs to know next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// How many keys are above, and how many equal to, each pivot.
+    Count(Vec<i64>),
+    /// Every key strictly between the two.
+    Collect(i64, i64),
+    /// Survivors are the keys above `key` and the first `equal` of those equal to it.
+    Done {
+        /// The k-th largest key.
+        key: i64,
+        /// How many of the keys equal to it survive.
+        equal: usize,
+    },
+}
+
+/// The search for the `k`-th largest of `n` keys.
+#[derive(Clone, Debug)]
+pub struct Search {
+    k: usize,
+    /// Ascending.
+    sample: Vec<i64>,
+    /// The answer is above this key, which has `above_low` keys above it.
+    low: i64,
+    above_low: usize,
+    /// The answer is below this key; `from_high` keys are not.
+    high: i64,
+    from_high: usize,
+    swept: bool,
+    done: Option<(i64, usize)>,
+}
+
+impl Search {
+    /// `1 <= k <= n`; `top` is [`crate::real::Real::TOP`]; the sample holds keys of the tensor. It may be empty, and where
+    /// `n` is at most [`COLLECT`] it is not looked at.
+    pub fn new(n: usize, k: usize, top: i64, mut sample: Vec<i64>) -> Self {
+        sample.sort_unstable();
+        Self { k, sample, low: -1, above_low: n, high: top, from_high: 0, swept: false, done: None }
+    }
+
+    /// The next step.
+    pub fn step(&self) -> Step {
+        if let Some((key, equal)) = self.done {
+            return Step::Done { key, equal };
+        }
+        let population = self.above_low - self.from_high;
+        if population <= COLLECT {
+            return Step::Collect(self.low, self.high);
+        }
+        let from = self.sample.partition_point(|key| *key <= self.low);
+        let to = self.sample.partition_point(|key| *key < self.high);
+        let inside = &self.sample[from..to];
+        let Some(last) = inside.len().checked_sub(1) else {
+            // No sample between: halve the interval of keys.
+            return Step::Count(vec![i64::midpoint(self.low, self.high)]);
+        };
+        let fraction = (self.k - self.from_high) as f64 / population as f64;
+        let rank = (inside.len() as f64 * fraction).ceil();
+        let spread = if self.swept { 3.0 * (rank * (1.0 - fraction)).max(0.0).sqrt() + 1.0 } else { 0.0 };
+        let pivot = |rank: f64| inside[last - (rank.max(1.0) as usize - 1).min(last)];
+        let mut pivots = vec![pivot(rank - spread), pivot(rank + spread)];
+        pivots.dedup();
+        Step::Count(pivots)
+    }
+
+    /// Takes the answer to `Count`: keys above and equal to each pivot. Returns the pivot that is the answer, if one is.
+    /// Fails if no set of keys gives all the answers so far: then the data changed between two sweeps.
+    pub fn counted(&mut self, pivots: &[i64], counts: &[[usize; 2]]) -> Result<Option<usize>, Inconsistent> {
+        self.swept = true;
+        let before = (self.low, self.high);
+        for (i, (&pivot, &[above, equal])) in pivots.iter().zip(counts).enumerate() {
+            if above < self.k && self.k <= above + equal {
+                self.done = Some((pivot, self.k - above));
+                return Ok(Some(i));
+            }
+            if above >= self.k && pivot > self.low {
+                (self.low, self.above_low) = (pivot, above);
+            } else if above < self.k && pivot < self.high {
+                (self.high, self.from_high) = (pivot, above + equal);
+            }
+        }
+        // Each sweep narrows the interval, and the answer stays inside: so a search of data that stand still ends.
+        let inside = self.from_high < self.k && self.k <= self.above_low && self.high - self.low > 1;
+        if inside && before != (self.low, self.high) { Ok(None) } else { Err(Inconsistent) }
+    }
+
+    /// Takes the answer to `Collect`; fails as `counted` does.
+    pub fn collected(&mut self, mut keys: Vec<i64>) -> Result<(), Inconsistent> {
+        if keys.len() != self.above_low - self.from_high {
+            return Err(Inconsistent);
+        }
+        let rank = self.k - self.from_high;
+        let at = keys.len() - rank;
+        let key = *keys.select_nth_unstable(at).1;
+        let above = keys[at..].iter().filter(|other| **other > key).count();
+        self.done = Some((key, rank - above));
+        Ok(())
+    }
+}
+
+/// The data of a search changed under it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inconsistent;

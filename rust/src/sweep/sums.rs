@@ -1,0 +1,171 @@
+//! Sums over a tensor in f64, the same on every instruction set, tile and number of threads.
+use super::{STRIP, Sweep};
+use crate::error::Result;
+use crate::lanes::{At, Lanes, W};
+use crate::real::Real;
+use crate::simd::{PREFETCH, Simd, Task, prefetch};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+/// Sixteen f64 accumulators: element `i` of a block goes to accumulator `i % 16` on every instruction set, so a sum does
+/// not depend on vector width.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sum([f64; W]);
+
+impl Sum {
+    /// Adds sixteen terms.
+    #[inline(always)]
+    pub fn add16(&mut self, x: [f64; W]) {
+        for (sum, x) in self.0.iter_mut().zip(x) {
+            *sum += x;
+        }
+    }
+
+    /// Adds the term of element `i` of a block.
+    #[inline(always)]
+    pub fn add_one(&mut self, i: usize, x: f64) {
+        self.0[i % W] += x;
+    }
+
+    /// The total, in one fixed order.
+    pub fn total(&self) -> f64 {
+        let mut sums = self.0;
+        let mut width = W / 2;
+        while width > 0 {
+            for i in 0..width {
+                sums[i] += sums[i + width];
+            }
+            width /= 2;
+        }
+        sums[0]
+    }
+}
+
+/// `K` terms to be summed, of each element of `M` sources.
+pub trait Terms<R: Real, const M: usize, const K: usize>: Sync {
+    /// Constants of a stretch of elements.
+    type Stretch;
+    /// The sources it looks at.
+    fn reads(&self) -> [usize; M];
+    /// See [`crate::lanes::Combine::stretch`].
+    fn stretch(&self, from: usize) -> (Self::Stretch, usize);
+    /// The terms. `#[inline(always)]`, without branches on an element.
+    fn terms<const N: usize>(&self, stretch: &Self::Stretch, at: At, x: [[R; N]; M]) -> [[f64; N]; K];
+}
+
+/// Adds the terms of a stretch of one block, which begins with element `block`.
+struct Add<'a, F, T, S, const M: usize, const K: usize> {
+    terms: &'a T,
+    stretch: &'a S,
+    block: usize,
+    first: usize,
+    x: [&'a [u8]; M],
+    sums: &'a mut [Sum; K],
+    format: PhantomData<F>,
+}
+
+impl<F: Lanes, T: Terms<F::Real, M, K, Stretch = S>, S, const M: usize, const K: usize> Add<'_, F, T, S, M, K> {
+    /// Sixteen at a time from where an accumulator's turn begins, what is before and after one by one.
+    fn all(&mut self, simd: Simd) {
+        let elements = self.x[0].len() / F::BYTES;
+        let offset = self.first - self.block;
+        let head = (offset.next_multiple_of(W) - offset).min(elements);
+        let tail = head + (elements - head) / W * W;
+        self.one_by_one(0..head);
+        simd.run(Sixteens(self, head..tail));
+        self.one_by_one(tail..elements);
+    }
+
+    fn one_by_one(&mut self, range: Range<usize>) {
+        for i in range {
+            let at = At { first: self.first + i, step: 1 };
+            let terms = self.terms.terms::<1>(self.stretch, at, self.x.map(|x| [F::get(x, i)]));
+            for (sum, [term]) in self.sums.iter_mut().zip(terms) {
+                sum.add_one(self.first + i - self.block, term);
+            }
+        }
+    }
+}
+
+struct Sixteens<'a, 'b, F, T, S, const M: usize, const K: usize>(&'b mut Add<'a, F, T, S, M, K>, Range<usize>);
+
+impl<F: Lanes, T: Terms<F::Real, M, K, Stretch = S>, S, const M: usize, const K: usize> Task
+    for Sixteens<'_, '_, F, T, S, M, K>
+{
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let Self(add, range) = self;
+        let mut sums = *add.sums;
+        let mut x = [[F::Real::default(); W]; M];
+        for i in range.step_by(W) {
+            for k in 0..M {
+                if (i * F::BYTES).is_multiple_of(PREFETCH) {
+                    prefetch(add.x[k], i * F::BYTES);
+                }
+                x[k] = F::in_order(add.x[k], i);
+            }
+            let terms = add.terms.terms::<W>(add.stretch, At { first: add.first + i, step: 1 }, x);
+            for k in 0..K {
+                sums[k].add16(terms[k]);
+            }
+        }
+        *add.sums = sums;
+    }
+}
+
+impl<F: Lanes> Sweep<'_, F> {
+    /// The sums of each of `terms`; all of them share one reading.
+    pub fn sums<T: Terms<F::Real, M, K>, const M: usize, const K: usize>(&self, terms: &[T]) -> Result<Vec<[f64; K]>> {
+        let blocks = self.blocks(|block| self.sums_of(terms, block))?;
+        let mut totals = vec![[0.0; K]; terms.len()];
+        for block in blocks {
+            add(&mut totals, &block);
+        }
+        Ok(totals)
+    }
+
+    /// The sums of one block.
+    pub(crate) fn sums_of<T: Terms<F::Real, M, K>, const M: usize, const K: usize>(
+        &self,
+        terms: &[T],
+        block: Range<usize>,
+    ) -> Result<Vec<[f64; K]>> {
+        let reads: Vec<[usize; M]> = terms.iter().map(Terms::reads).collect();
+        let chosen = union(reads.as_flattened());
+        let mut sums = vec![[Sum::default(); K]; terms.len()];
+        let start = block.start;
+        self.pieces(&chosen, block, STRIP, |piece, inputs| {
+            for ((terms, reads), sums) in terms.iter().zip(&reads).zip(&mut sums) {
+                let x = reads.map(|read| inputs[chosen.partition_point(|k| *k < read)]);
+                let mut first = piece.start;
+                while first < piece.end {
+                    let (stretch, end) = terms.stretch(first);
+                    let end = end.min(piece.end);
+                    let x = x.map(|x| &x[(first - piece.start) * F::BYTES..(end - piece.start) * F::BYTES]);
+                    let stretch = &stretch;
+                    Add { terms, stretch, block: start, first, x, sums, format: PhantomData::<F> }
+                        .all(self.settings.simd);
+                    first = end;
+                }
+            }
+            Ok(())
+        })?;
+        Ok(sums.into_iter().map(|sums| sums.map(|sum| sum.total())).collect())
+    }
+}
+
+/// Adds sums to totals.
+pub(super) fn add<const K: usize>(totals: &mut [[f64; K]], sums: &[[f64; K]]) {
+    for (total, sum) in totals.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
+        *total += sum;
+    }
+}
+
+/// Which sources several questions look at, in ascending order.
+pub(super) fn union(reads: &[usize]) -> Vec<usize> {
+    let mut chosen = reads.to_vec();
+    chosen.sort_unstable();
+    chosen.dedup();
+    chosen
+}
