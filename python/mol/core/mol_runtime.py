@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import islice
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from mol.config.mol_config import MoLConfig
 from mol.core.blocks.placement import Memory
 from mol.core.building import build_layer
 from mol.core.fitting.calibration import checked_texts, fit_layer
+from mol.core.frozen import FROZEN, Frozen, names_in, refused
 from mol.core.fusion import Fusion, HostRun, Pass
 from mol.core.host import HostHead, host_inputs
 from mol.core.models.loading import load_tokenizer, open_host, open_source
@@ -23,7 +25,7 @@ from mol.errors import ConfigError, MolError
 from mol.later import method
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -73,6 +75,7 @@ class MoLRuntime(nn.Module):
         self.train(mode=False)
         # Plain, so that state_dict, to() of the trained parts and FSDP see adapters and routers only.
         self.__dict__["_sources"] = {}
+        self.__dict__["_frozen"] = {}
         self.__dict__["_memory"] = Memory(config.expert_bytes)
 
     @property
@@ -122,6 +125,29 @@ class MoLRuntime(nn.Module):
         """Whether the host predicts the next token, so that no layer may look ahead."""
         return self.host.causal
 
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Give the modules by name as any module does, and first those of its models that are open: see `Frozen`."""
+        found = super().named_modules(memo, prefix, remove_duplicate)
+        for own in islice(found, 1):
+            yield own
+            for source in self.__dict__["_sources"].values():
+                names, module = self._names_of(source)
+                yield from ((f"{prefix}{'.' if prefix else ''}{name}", module) for name in names)
+        yield from found
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Give a module by name.
+
+        Raises:
+            FrozenError: it is one of the models'.
+            AttributeError: there is none.
+        """
+        if target.startswith(FROZEN):
+            raise refused(target)
+        return super().get_submodule(target)
+
     def setup_embeddings(self, primary_model: str | None = None) -> None:
         """Choose the host, whose embeddings, positions and masks are used; the first model if None.
 
@@ -138,6 +164,7 @@ class MoLRuntime(nn.Module):
             self._host_name = name
             self._tokenizer = None
             self.__dict__["_sources"].clear()
+            self.__dict__["_frozen"].clear()
         wanted = self.config.target_hidden_dim
         if wanted is not None and wanted != self.host.width:
             raise MolError(
@@ -385,6 +412,12 @@ class MoLRuntime(nn.Module):
             "a fusion cannot be copied or pickled; as_model().save_pretrained writes it, and from_pretrained gives a "
             "second one"
         )
+
+    def _names_of(self, source: Source) -> tuple[list[str], Frozen]:
+        known: dict[Source, tuple[list[str], Frozen]] = self.__dict__["_frozen"]
+        if source not in known:
+            known[source] = list(names_in(source)), Frozen()
+        return known[source]
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> MoLRuntime:
         """Move the models too where the runtime is moved or cast."""

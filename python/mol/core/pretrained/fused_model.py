@@ -11,6 +11,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 
 from mol.config.mol_config import PERSONAL, MoLConfig
 from mol.core.cache import CACHE_NAME
+from mol.core.frozen import FROZEN, refused
 from mol.core.host import OutputEmbeddings, asked_for, most_positions
 from mol.core.models.heads import (  # Head at run time: transformers reads the annotations of its subclasses
     Head,
@@ -242,6 +243,18 @@ class FusedModel(PreTrainedModel):
     def dtype(self) -> torch.dtype:
         """Dtype of the host's weights."""
         return self.runtime.host.dtype
+
+    def get_submodule(self, target: str) -> torch.nn.Module:
+        """Give a module by name.
+
+        Raises:
+            FrozenError: it is one of the models'.
+            AttributeError: there is none.
+        """
+        if target.startswith(f"{self.base_model_prefix}.{FROZEN}"):
+            raise refused(target)
+        module: torch.nn.Module = super().get_submodule(target)
+        return module
 
     def get_input_embeddings(self) -> torch.nn.Module:
         """Return the host's."""

@@ -1,0 +1,76 @@
+"""Names of what a fusion runs and does not hold, in its module tree, so that tools that want to change it are refused.
+
+The models of a fusion are outside of its module tree: `state_dict`, optimizers and FSDP see what is trained. A tool
+that looks for modules by name would miss theirs without a word, as PEFT does with a list that names others too.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+from torch import nn
+
+from mol.errors import MolError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from mol.core.blocks.source import Source
+
+FROZEN: Final = "frozen"
+"""What their names begin with, in a runtime."""
+
+
+class FrozenError(MolError, AttributeError):
+    """A module of a model of the fusion is to be changed, or to call hooks.
+
+    PEFT skips names without a module by AttributeError where it looks at all of them, to merge its adapters say.
+    """
+
+
+class Frozen(nn.Module):
+    """A module of a model of the fusion, by name alone: without parameters, never called, not to be changed."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - whatever it is called with
+        """Refuse.
+
+        Raises:
+            FrozenError: always.
+        """
+        raise refused("this")
+
+    def register_forward_hook(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - as nn.Module has it
+        """Refuse what would never be called.
+
+        Raises:
+            FrozenError: always.
+        """
+        raise refused("this")
+
+    register_forward_pre_hook = register_backward_hook = register_forward_hook
+    register_full_backward_hook = register_full_backward_pre_hook = register_forward_hook
+
+
+def names_in(source: Source) -> Iterator[str]:
+    """Give the names of the modules of a model that people look for: its blocks, embeddings and head, and their parts.
+
+    The heads of classifiers are left out: PEFT looks for those by itself, by names that routers have too.
+    """
+    model = source.model
+    wanted = [*source.blocks, model.get_output_embeddings()]
+    with suppress(NotImplementedError):  # some of images and sounds
+        wanted.append(model.get_input_embeddings())
+    inner = {id(part) for module in wanted if module is not None for part in module.modules()}
+    model_name = source.name.replace(".", "_")
+    return (f"{FROZEN}.{model_name}.{name}" for name, module in model.named_modules() if id(module) in inner)
+
+
+def refused(name: str) -> FrozenError:
+    """Say why a module cannot be changed, and what can be instead."""
+    return FrozenError(
+        f"{name} is a module of a model of the fusion, which is frozen, outside of the module tree and not saved with "
+        "it: nothing can be put into its blocks, embeddings or head, and hooks on them would not be called. Name "
+        r"adapters and routers alone, as in PEFT's target_modules=r'runtime\.layers\..*projection'; to change a model "
+        "itself, do so before, save it, and fuse that"
+    )

@@ -1,0 +1,88 @@
+"""What looks for modules of the models of a fusion by name finds their names, and is refused in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from mol.errors import MolError
+from tests.core.zoo import tokens_of
+
+if TYPE_CHECKING:
+    from tests.core.conftest import Fuse
+
+WORDS = "is a module of a model of the fusion, which is frozen, outside of the module tree and not saved with it"
+
+
+def test_modules_of_all_models_are_named_before_those_that_are_trained(fuse: Fuse) -> None:
+    names = [name for name, _ in fuse("gpt2", "llama").as_causal_lm().named_modules()]
+    frozen = [name for name in names if name.startswith("runtime.frozen.")]
+    assert names[:2] == ["", "runtime"]
+    assert names[2 : 2 + len(frozen)] == frozen
+    for part in ("gpt2.transformer.h.0.attn.c_attn", "gpt2.transformer.wte", "gpt2.lm_head"):
+        assert f"runtime.frozen.{part}" in frozen
+    for part in ("llama.layers.1.self_attn.q_proj", "llama.embed_tokens"):
+        assert f"runtime.frozen.{part}" in frozen
+    assert len(names) == len({*names})
+
+
+def test_names_add_nothing_that_is_trained_or_saved_or_of_a_known_kind(fuse: Fuse) -> None:
+    model = fuse("gpt2", "llama").as_causal_lm()
+    frozen = [module for name, module in model.named_modules() if name.startswith("runtime.frozen.")]
+    assert not any([*module.named_parameters(), *module.named_buffers()] for module in frozen)
+    assert {type(module).__mro__[1] for module in frozen} == {torch.nn.Module}
+    assert not any("frozen" in name for name in [*model.state_dict(), *dict(model.named_parameters())])
+
+
+@pytest.mark.parametrize("name", ["runtime.frozen.gpt2.transformer.h.0.attn", "runtime.frozen.llama"])
+def test_a_module_of_a_model_cannot_be_reached_through_the_fusion(name: str, fuse: Fuse) -> None:
+    model = fuse("gpt2", "llama").as_causal_lm()
+    with pytest.raises(MolError, match=f"{name} {WORDS}"):
+        model.get_submodule(name)
+    with pytest.raises(MolError, match=WORDS):
+        model.runtime.get_submodule(name.removeprefix("runtime."))
+    assert model.get_submodule("runtime.layers.0") is model.runtime.layers[0]
+
+
+@pytest.mark.parametrize("way", ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"])
+def test_hooks_that_would_never_be_called_are_refused(way: str, fuse: Fuse) -> None:
+    modules = dict(fuse("gpt2", "llama").as_causal_lm().named_modules())
+    with pytest.raises(MolError, match=r"hooks on them would not be called\. Name adapters and routers alone"):
+        getattr(modules["runtime.frozen.gpt2.transformer.h.0"], way)(print)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"target_modules": ["c_attn"]},
+        {"target_modules": ["q_proj", "projection"]},
+        {"target_modules": ["projection", "c_attn"]},
+        {"target_modules": r".*proj.*"},
+        {"target_modules": ["projection"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["projection"], "modules_to_save": ["embed_tokens"]},
+    ],
+)
+def test_peft_is_refused_where_it_would_change_a_model(asked: dict[str, Any], fuse: Fuse) -> None:
+    peft = pytest.importorskip("peft")
+    model, ids = fuse("gpt2", "llama").as_causal_lm(), tokens_of(2, 6)
+    before = model(ids).logits
+    with pytest.raises(MolError, match=WORDS):
+        peft.get_peft_model(model, peft.LoraConfig(r=2, task_type="CAUSAL_LM", **asked))
+    assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize("target", ["all-linear", ["projection"], ["classifier"], r"runtime\.layers\..*projection"])
+def test_peft_adapts_adapters_and_routers_and_merges(target: Any, fuse: Fuse) -> None:  # noqa: ANN401
+    peft = pytest.importorskip("peft")
+    model, ids = fuse("gpt2", "llama").as_causal_lm(), tokens_of(2, 6)
+    before = model(ids).logits
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=target))
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+    after = tuned.eval()(input_ids=ids).logits
+    assert not torch.allclose(after, before, atol=1e-3)
+    assert torch.allclose(tuned.merge_and_unload()(ids).logits, after, atol=1e-5)
