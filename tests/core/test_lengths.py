@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -165,3 +166,32 @@ def test_a_text_that_would_grow_too_long_is_refused_before_its_first_token(kind:
     assert model.generate(ids, attention_mask=mask, max_new_tokens=10, **options).shape == (2, 70)
     with torch.no_grad(), pytest.raises(MolError, match="has positions for 64 tokens, and 65 were given"):
         model(tokens_of(1, 65))
+
+
+@pytest.mark.parametrize("way", ["generate", "forward", "mixture"])
+def test_rotary_positions_go_on_as_in_transformers_and_it_is_said_once_before(
+    way: str, fuse: Fuse, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = language_model_of("llama", max_position_embeddings=20)
+    path = str(tmp_path / way)
+    host.save_pretrained(path)
+    model: Any = MoLMixture.from_models([path]) if way == "mixture" else fuse(path, "gpt2").as_causal_lm()
+    assert model.config.max_position_embeddings == 20
+    said: list[list[str]] = []
+
+    def heard() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == "mol"]
+
+    model.register_forward_hook(lambda *_: said.append(heard()))
+    with caplog.at_level(logging.WARNING, logger="mol"):
+        if way == "forward":
+            model(tokens_of(1, 20))
+            assert heard() == []
+        for _ in range(2):
+            if way == "forward":
+                model(tokens_of(1, 21))
+            else:
+                model.generate(tokens_of(1, 18), max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
+    line = f"{path}: its config is for 20 tokens (max_position_embeddings), and longer texts are run"
+    assert [each[: len(line)] for each in heard()] == [line]
+    assert [*map(len, said)] == ([0, 1, 1] if way == "forward" else [1] * len(said))

@@ -122,8 +122,8 @@ class Pass:
         Raises:
             MolError: a model has no positions for so many tokens.
         """
-        limits = {name: source.longest for name, source in fusion.sources.items()}
-        if mask.shape[1] > min((most for most in limits.values() if most), default=mask.shape[1]):
+        limits = {name: source.limit for name, source in fusion.sources.items()}
+        if any(limit.announced and limit.announced < mask.shape[1] for limit in limits.values()):
             check_longest(limits, int(mask.sum(1).max()), written=False)
         self._fusion = fusion
         self._mask = mask

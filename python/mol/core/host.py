@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -14,10 +16,11 @@ from mol.errors import MolError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mol.core.blocks.lengths import Limit
     from mol.core.blocks.source import Source
     from mol.core.mol_runtime import MoLRuntime
 
-
+_log: Final = logging.getLogger("mol")
 _FROM_MASK: Final = "every model makes its own from attention_mask"
 UNKNOWN_TO_EXPERTS: Final = {
     "inputs_embeds": "give input_ids",
@@ -150,28 +153,40 @@ def host_inputs(
     return given, torch.ones(batch, patches, dtype=torch.long, device=hidden.device)
 
 
-def check_longest(limits: Mapping[str, int | None], length: int, *, written: bool = True) -> None:
-    """Check that models have positions for so many tokens.
+def check_longest(limits: Mapping[str, Limit], length: int, *, written: bool = True) -> None:
+    """Check that models have positions for so many tokens, and warn of those that make some they may not know.
+
+    A table of positions ends, so that a longer text cannot be run. Rotary positions and the like do not: transformers
+    runs such models on, as people do who trust them with it, and so does a fusion.
 
     Args:
-        limits: for how many each has positions, by name; None if it makes them as it needs them.
+        limits: of each model, by name.
         length: of the text.
         written: it is still to be written.
 
     Raises:
         MolError: lists those that have not.
     """
-    short = [f"{name} has positions for {most} tokens" for name, most in limits.items() if most and most < length]
+    short = [f"{name} has positions for {limit.table} tokens" for name, limit in limits.items() if limit.ends(length)]
     if short:
         said = f"the text would take {length}" if written else f"{length} were given"
         raise MolError(f"{'; '.join(short)}, and {said}; shorten the text, or leave its blocks out")
+    for name, (_, announced) in limits.items():
+        if announced and announced < length:
+            _say_once(
+                f"{name}: its config is for {announced} tokens (max_position_embeddings), and longer texts are run: it "
+                "makes positions for them, as in transformers, which it may not have been trained on"
+            )
+
+
+@cache
+def _say_once(line: str) -> None:
+    _log.warning(line)
 
 
 def most_positions(sources: Mapping[str, Source]) -> int | None:
     """Return the least of what the configs of models announce as their longest text; None if none does."""
-    configs = [source.owner.config.get_text_config() for source in sources.values()]
-    found = [getattr(config, "max_position_embeddings", None) for config in configs]
-    return min((most for most in found if isinstance(most, int) and most > 0), default=None)
+    return min((source.limit.announced for source in sources.values() if source.limit.announced), default=None)
 
 
 class HostHead(nn.Module):

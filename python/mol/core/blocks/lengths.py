@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +24,27 @@ _ROTARY: Final = ("original_max_position_embeddings", "max_position_embeddings")
 _FEW: Final = 5
 _FARTHEST, _WORK = 1 << 12, 1 << 34
 """The last threshold that is probed, and tokens times parameters that a probe may cost: seconds on two cores."""
+
+
+class Limit(NamedTuple):
+    """For how many tokens a model is made.
+
+    Attributes:
+        table: for how many it has positions, None if it makes them as it needs them; see `longest`.
+        announced: for how many its config says that it is, None if that says nothing.
+    """
+
+    table: int | None
+    announced: int | None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Limit:
+        """Find those of a model."""
+        return cls(longest(model), announced(model))
+
+    def ends(self, length: int) -> bool:
+        """Tell whether a text of so many tokens cannot be run."""
+        return self.table is not None and self.table < length
 
 
 def probe_lengths(driver: Driver, index: int, times: int = 1) -> list[int]:
@@ -55,11 +76,17 @@ def thresholds(config: PreTrainedConfig) -> list[int]:
     return sorted({value for name, value in _numbers(config.get_text_config().to_dict()) if _begins(name)} - {0, 1})
 
 
-def longest(model: PreTrainedModel) -> int | None:
-    """Return for how many tokens a model has positions; None if it makes them as it needs them, as rotary ones are."""
+def announced(model: PreTrainedModel) -> int | None:
+    """Return for how many tokens a model's config says that it is made; None if it says nothing."""
     config = model.config.get_text_config()
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_target_positions", None)
-    if not isinstance(most, int):
+    return most if isinstance(most, int) and most > 0 else None
+
+
+def longest(model: PreTrainedModel) -> int | None:
+    """Return for how many tokens a model has positions; None if it makes them as it needs them, as rotary ones are."""
+    config, most = model.config.get_text_config(), announced(model)
+    if most is None:
         return None
     words = {id(module) for module in model.modules() if getattr(module, "num_embeddings", 0) == config.vocab_size}
     tables = [

@@ -14,7 +14,7 @@ from mol.core.blocks.dispatch import intercepted, run_block, twin
 from mol.core.blocks.driver import REFUSALS, Driver, Masks
 from mol.core.blocks.gaps import keeps_gaps
 from mol.core.blocks.inputs import CACHE_NAMES, Tokens
-from mol.core.blocks.lengths import forget_lengths, has_turns, longest
+from mol.core.blocks.lengths import Limit, forget_lengths, has_turns
 from mol.core.blocks.probes import (
     CacheWay,
     find_cache_way,
@@ -354,9 +354,9 @@ class Source:
         return sees_content(self.driver)
 
     @cached_property
-    def longest(self) -> int | None:
-        """For how many tokens it has positions; None if it makes them as it needs them."""
-        return longest(self.owner)
+    def limit(self) -> Limit:
+        """For how many tokens it is made."""
+        return Limit.of(self.owner)
 
     @cached_property
     def turns(self) -> bool:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from transformers import GenerationConfig, PreTrainedModel
 
+    from mol.core.blocks.lengths import Limit
     from mol.core.cache import ExpertCache
     from mol.core.mol_runtime import MoLRuntime
 
@@ -146,8 +147,8 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
         named = {name: value for name, value in model_kwargs.items() if not self._is_for_host(name)}
         super()._validate_model_kwargs(named)
 
-    def _longest(self) -> dict[str, int | None]:
-        return {name: source.longest for name, source in self.runtime.fusion().sources.items()}
+    def _longest(self) -> dict[str, Limit]:
+        return {name: source.limit for name, source in self.runtime.fusion().sources.items()}
 
     def _prepare_cache_for_generation(
         self,

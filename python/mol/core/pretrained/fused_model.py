@@ -320,6 +320,9 @@ def _config_of(runtime: MoLRuntime) -> MoLModelConfig:
     heads = {name: getattr(text, name) for name in _HEAD_SETTINGS if getattr(text, name, None) is not None}
     if text.model_type == "hyperclovax":  # which multiplies by what all others divide by
         heads["logit_scale"] = heads.pop("logits_scaling", None)
+    # Layers and heads are the host's: so many hidden states come out, of its width, and what tools compute of the two
+    # (the width of a head, say) is right for the host's blocks; the least of all models would be right for none. Nobody
+    # sizes a cache by them, for the only one that is taken is `FusedCache`, which asks each model.
     return MoLModelConfig(
         **_described(runtime),
         num_hidden_layers=len(runtime.host),

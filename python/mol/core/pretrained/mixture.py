@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from mol.core.blocks.inputs import CACHE_NAMES, Tokens
-from mol.core.blocks.lengths import longest
+from mol.core.blocks.lengths import Limit
 from mol.core.blocks.source import Source
 from mol.core.cache import CACHE_NAME, ExpertCache, FusedCache
 from mol.core.host import asked_for, check_longest, checked_labels
@@ -270,8 +270,8 @@ class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
     def _takes_pieces(self) -> bool:
         return not any(model._is_stateful for model in self.models)
 
-    def _longest(self) -> dict[str, int | None]:
-        return {model.name_or_path or type(model).__name__: longest(model) for model in self.models}
+    def _longest(self) -> dict[str, Limit]:
+        return {model.name_or_path or type(model).__name__: Limit.of(model) for model in self.models}
 
     def _drivers(self, cache: FusedCache) -> Iterable[tuple[PreTrainedModel, ExpertCache | None]]:
         for number, model in enumerate(self.models):

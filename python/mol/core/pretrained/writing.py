@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedModel
     from transformers.cache_utils import Cache
 
+    from mol.core.blocks.lengths import Limit
+
 _log: Final = logging.getLogger("mol")
 _CACHE_ARGUMENTS: Final = ("cache", "past_key_values")
 """What callers name it, whatever the version of transformers."""
@@ -89,8 +91,8 @@ class Writing(GenerationMixin):
         """Give the models whose own forward runs, each with its own cache of the tokens that `cache` has seen."""
 
     @abstractmethod
-    def _longest(self) -> Mapping[str, int | None]:
-        """Give for how many tokens each of its models has positions, by name; None if it makes them."""
+    def _longest(self) -> Mapping[str, Limit]:
+        """Give for how many tokens each of its models is made, by name."""
 
     def generate(
         self,
