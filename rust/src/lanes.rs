@@ -7,6 +7,8 @@ use std::ops::Range;
 
 /// Lanes of a vector.
 pub const W: usize = 16;
+/// Bytes of a line of the cache.
+const LINE: usize = 64;
 
 /// Which elements the lanes hold: lane j is element `first + j * step` of the tensor.
 #[derive(Clone, Copy, Debug)]
@@ -116,8 +118,10 @@ impl<R: Real> Peaks<R> {
 pub trait Combine<R: Real>: Send + Sync {
     /// Constants of a stretch.
     type Stretch;
-    /// Whether 16-bit inputs are also unrolled, up to five.
+    /// Whether the code is repeated for two to five inputs, which then stay in registers.
     const UNROLLED: bool = false;
+    /// Whether a witness tells more than the result itself.
+    const WITNESS: bool = true;
 
     /// The constants from element `from` on, and the element where they end.
     fn stretch(&self, from: usize) -> (Self::Stretch, usize);
@@ -167,8 +171,8 @@ impl<C, S> Run<'_, C, S> {
     where
         C: Combine<F::Real, Stretch = S>,
     {
-        // Unrolled, inputs stay in registers; that pays where they are halves, and costs as many copies of the code.
-        if C::UNROLLED && !F::PLAIN {
+        // Unrolled, inputs stay in registers. It costs as many copies of the code.
+        if C::UNROLLED {
             match self.inputs.len() {
                 2 => return simd.run(Unrolled::<F, C, S, 2>(self, PhantomData)),
                 3 => return simd.run(Unrolled::<F, C, S, 3>(self, PhantomData)),
@@ -180,44 +184,55 @@ impl<C, S> Run<'_, C, S> {
         simd.run(Any::<F, C, S>(self, PhantomData))
     }
 
-    /// `x` has room for a pair of vectors of each input.
+    /// Combines elements `piece` of the stretch, a multiple of two vectors; `low` and `high` have room for a vector of
+    /// each input.
     #[inline(always)]
-    fn sweep<F: Lanes>(self, inputs: &[&[u8]], [low, high]: [&mut [[F::Real; W]]; 2]) -> Peaks<F::Real>
-    where
+    fn vectors<F: Lanes>(
+        &mut self,
+        piece: Range<usize>,
+        inputs: &[&[u8]],
+        [low, high]: [&mut [[F::Real; W]]; 2],
+        peaks: &mut [[<F::Real as Real>::Key; W]; 2],
+    ) where
         C: Combine<F::Real, Stretch = S>,
     {
-        let elements = self.output.len() / F::BYTES;
-        let whole = elements / (2 * W) * (2 * W);
-        let second = if F::STEP == 2 { 1 } else { W };
-        let mut peaks = [Peaks::<F::Real>::default(); W];
-        for i in (0..whole).step_by(2 * W) {
-            if (i * F::BYTES).is_multiple_of(PREFETCH) {
-                for x in inputs {
-                    prefetch(x, i * F::BYTES);
-                }
-            }
+        let output = &mut self.output[piece.start * F::BYTES..piece.end * F::BYTES];
+        for i in (0..piece.len()).step_by(2 * W) {
             for k in 0..inputs.len() {
                 [low[k], high[k]] = F::load(inputs[k], i);
             }
-            let at = At { first: self.first + i, step: F::STEP };
-            let (a, a_witness) = self.combine.lanes::<W>(self.stretch, at, low);
-            let at = At { first: self.first + i + second, step: F::STEP };
-            let (b, b_witness) = self.combine.lanes::<W>(self.stretch, at, high);
+            let first = self.first + piece.start + i;
+            let (a, a_witness) = self.combine.lanes::<W>(self.stretch, At { first, step: F::STEP }, low);
+            let first = first + if F::STEP == 2 { 1 } else { W };
+            let (b, b_witness) = self.combine.lanes::<W>(self.stretch, At { first, step: F::STEP }, high);
             for j in 0..W {
-                peaks[j] = peaks[j].see(a[j], a_witness[j]).see(b[j], b_witness[j]);
+                peaks[0][j] = peaks[0][j].max(a[j].key()).max(b[j].key());
             }
-            F::store([a, b], self.output, i);
+            if C::WITNESS {
+                for j in 0..W {
+                    peaks[1][j] = peaks[1][j].max(a_witness[j].key()).max(b_witness[j].key());
+                }
+            }
+            F::store([a, b], output, i);
         }
-        let mut peaks = peaks.into_iter().fold(Peaks::default(), Peaks::join);
-        let mut one = vec![[F::Real::default(); 1]; if whole < elements { inputs.len() } else { 0 }];
-        for i in whole..elements {
-            for (one, x) in one.iter_mut().zip(inputs) {
-                *one = [F::get(x, i)];
+    }
+
+    /// Combines what is left after element `from` of the stretch.
+    fn rest<F: Lanes>(self, from: usize, vectors: [[<F::Real as Real>::Key; W]; 2]) -> Peaks<F::Real>
+    where
+        C: Combine<F::Real, Stretch = S>,
+    {
+        let [result, witness] = vectors.map(|keys| keys.into_iter().fold(Default::default(), Ord::max));
+        let mut peaks = Peaks { result, witness: if C::WITNESS { witness } else { result } };
+        let mut x = vec![[F::Real::default(); 1]; self.inputs.len()];
+        for i in from..self.output.len() / F::BYTES {
+            for (x, input) in x.iter_mut().zip(self.inputs) {
+                *x = [F::get(input, i)];
             }
             let at = At { first: self.first + i, step: 1 };
-            let (y, witness) = self.combine.lanes::<1>(self.stretch, at, &mut one);
-            peaks = peaks.see(y[0], witness[0]);
-            F::put(y[0], &mut self.output[i * F::BYTES..(i + 1) * F::BYTES]);
+            let ([y], [witness]) = self.combine.lanes::<1>(self.stretch, at, &mut x);
+            peaks = peaks.see(y, witness);
+            F::put(y, &mut self.output[i * F::BYTES..(i + 1) * F::BYTES]);
         }
         peaks
     }
@@ -228,9 +243,21 @@ impl<F: Lanes, C: Combine<F::Real, Stretch = S>, S, const N: usize> Task for Unr
     type Output = Peaks<F::Real>;
     #[inline(always)]
     fn run(self) -> Peaks<F::Real> {
-        let inputs: [&[u8]; N] = std::array::from_fn(|k| self.0.inputs[k]);
-        let [mut low, mut high] = [[[F::Real::default(); W]; N]; 2];
-        self.0.sweep::<F>(&inputs, [&mut low, &mut high])
+        let Self(mut run, _) = self;
+        let inputs: [&[u8]; N] = std::array::from_fn(|k| run.inputs[k]);
+        let whole = run.output.len() / F::BYTES / (2 * W) * (2 * W);
+        let mut peaks = Default::default();
+        for start in (0..whole).step_by(PREFETCH / F::BYTES) {
+            let piece = start..whole.min(start + PREFETCH / F::BYTES);
+            let mut part = inputs;
+            for k in 0..N {
+                prefetch(inputs[k], piece.start * F::BYTES);
+                part[k] = &inputs[k][piece.start * F::BYTES..piece.end * F::BYTES];
+            }
+            let [mut low, mut high] = [[[F::Real::default(); W]; N]; 2];
+            run.vectors::<F>(piece, &part, [&mut low, &mut high], &mut peaks);
+        }
+        run.rest::<F>(whole, peaks)
     }
 }
 
@@ -239,8 +266,23 @@ impl<F: Lanes, C: Combine<F::Real, Stretch = S>, S> Task for Any<'_, F, C, S> {
     type Output = Peaks<F::Real>;
     #[inline(always)]
     fn run(self) -> Peaks<F::Real> {
-        let inputs = self.0.inputs;
-        let [mut low, mut high] = [0, 1].map(|_| vec![[F::Real::default(); W]; inputs.len()]);
-        self.0.sweep::<F>(inputs, [&mut low, &mut high])
+        let Self(mut run, _) = self;
+        let count = run.inputs.len();
+        // Vectors that begin at lines of the cache: one that crosses two of them is slow to store and load again.
+        let mut room = vec![F::Real::default(); (2 * count + 1) * W];
+        let skip = room.as_ptr().align_offset(LINE).min(W);
+        let (low, high) = room[skip..].as_chunks_mut::<W>().0.split_at_mut(count);
+        let mut part = run.inputs.to_vec();
+        let whole = run.output.len() / F::BYTES / (2 * W) * (2 * W);
+        let mut peaks = Default::default();
+        for start in (0..whole).step_by(PREFETCH / F::BYTES) {
+            let piece = start..whole.min(start + PREFETCH / F::BYTES);
+            for (part, x) in part.iter_mut().zip(run.inputs) {
+                prefetch(x, piece.start * F::BYTES);
+                *part = &x[piece.start * F::BYTES..piece.end * F::BYTES];
+            }
+            run.vectors::<F>(piece, &part, [low, &mut high[..count]], &mut peaks);
+        }
+        run.rest::<F>(whole, peaks)
     }
 }

@@ -11,7 +11,7 @@ use crate::plan::Plan;
 use crate::preflight::preflight as check;
 use crate::run::{Options, TILE, heap};
 use crate::shard::Shard;
-use crate::simd::Simd;
+use crate::simd::{Simd, default_float_mode};
 use crate::source::Tensor;
 use crate::watch::{Watch, pool};
 use crate::writer;
@@ -80,6 +80,7 @@ fn watched<T: Send>(
     let (waiting, done) = (std::thread::current(), AtomicBool::new(false));
     std::thread::scope(|scope| {
         let worker = scope.spawn(|| {
+            default_float_mode();
             let result = guard(work);
             done.store(true, Ordering::Release);
             waiting.unpark();

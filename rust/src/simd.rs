@@ -1,4 +1,4 @@
-//! Run-time choice of the instruction set. One of the two places with `unsafe`.
+//! Run-time choice of the instruction set, and the floating-point mode of a thread. One of the two places with `unsafe`.
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
@@ -72,6 +72,25 @@ impl Simd {
             Level::Baseline => {}
         }
         task.run()
+    }
+}
+
+/// Gives this thread the mode in which bytes do not depend on its caller's: to nearest even, subnormals kept. A thread
+/// starts in the mode of the one that starts it, and a caller may have told its own to flush subnormals, as
+/// `torch.set_flush_denormal` does.
+pub fn default_float_mode() {
+    #[cfg(target_arch = "x86_64")]
+    {
+        // All exceptions masked, nothing flushed.
+        let mode: u32 = 0x1f80;
+        // SAFETY: loads the register from four bytes that are there, with the state that the compiler takes every thread
+        // to be in. No safe function sets it.
+        unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const mode, options(nostack, readonly)) }
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        // SAFETY: as above; the register has no reserved bit that zero would change.
+        unsafe { std::arch::asm!("msr fpcr, {}", in(reg) 0_u64, options(nostack, nomem)) }
     }
 }
 

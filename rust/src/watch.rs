@@ -1,5 +1,6 @@
 //! Progress and cancel, shared between the pool and whoever waits for it; and the pool.
 use crate::error::{Error, Result};
+use crate::simd::default_float_mode;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -51,6 +52,7 @@ impl Watch {
 pub fn pool(threads: Option<usize>) -> Result<rayon::ThreadPool> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads.unwrap_or(0))
+        .start_handler(|_| default_float_mode())
         .thread_name(|i| format!("mol-{i}"))
         // A thread that waits for tiles takes up another tensor on the same stack.
         .stack_size(16 << 20)

@@ -141,3 +141,17 @@ def test_compare_names_what_it_cannot_compare(tmp_path: Path) -> None:
     for other in ("absent", "wide", "ids"):
         with pytest.raises(CheckpointError, match=other):
             _rust.compare([(path, "w", path, other)])
+
+
+def test_compare_finds_the_first_of_the_largest(tmp_path: Path) -> None:
+    """Of equal differences in several blocks, and of NaNs, which count as larger than anything."""
+    n = 3 * 65536
+    a, b, c = np.zeros(n), np.zeros(n), np.zeros(n)
+    b[[70_001, 70_003, n - 1]] = [2.0, -2.0, 2.0]
+    c[[5, 90_000, 90_001]] = [3.0, np.nan, -np.nan]
+    tensors = {"a": encode(a, "F32"), "b": encode(b, "F32"), "c": encode(c, "F32")}
+    path = str(write_shard(tmp_path / "model.safetensors", tensors))
+    equal, absent = _rust.compare([(path, "a", path, "b"), (path, "a", path, "c")])
+    assert equal[4:] == (2.0, 70_001)
+    assert np.isnan(absent[4])
+    assert absent[5] == 90_000

@@ -12,7 +12,7 @@ import pytest
 
 from mol import _rust
 from tests.engine.test_methods import METHODS
-from tests.engine.toolkit import Case, Stored, encode, plan_of
+from tests.engine.toolkit import Case, Stored, encode, plan_of, task_arithmetic, ties
 
 CHILD = """
 import json, sys
@@ -47,3 +47,17 @@ def test_anonymous_memory_is_far_below_the_size_of_a_tensor(tmp_path: Path) -> N
     assert max(during) - before < 32 * 1024  # KiB
     _, heap = _rust.plan_cost(Path(command[3]).read_text(), threads=2)
     assert max(during) - before < heap / 1024 < 32 * 1024
+
+
+def test_a_search_in_a_small_tensor_costs_no_more_than_its_elements(tmp_path: Path) -> None:
+    """Few elements are ranked as they are: nothing of the size of a sample of a large tensor is claimed for them."""
+    n = 2000
+    sources = tuple(encode(np.arange(n) + i, "BF16") for i in range(4))
+    costs = [
+        _rust.plan_cost(json.dumps(plan_of(tmp_path / name, cases)), threads=1)[1]
+        for name, cases in (
+            ("ties", {"w": Case(ties([1.0] * 3, [0.5] * 3), sources, "BF16")}),
+            ("plain", {"w": Case(task_arithmetic(*[1.0] * 3), sources, "BF16")}),
+        )
+    ]
+    assert costs[0] - costs[1] < 8 * 4 * n + 200

@@ -92,6 +92,7 @@ impl<R: Real, K: Keep<R> + 'static> Total<R, K> {
 impl<R: Real, K: Keep<R>> Combine<R> for Total<R, K> {
     type Stretch = K::Stretch;
     const UNROLLED: bool = K::UNROLLED;
+    const WITNESS: bool = K::DROPS;
 
     fn stretch(&self, from: usize) -> (K::Stretch, usize) {
         self.keep.stretch(from)

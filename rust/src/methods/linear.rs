@@ -1,5 +1,5 @@
 //! Weighted sum of models, divided by the sum of weights where asked (model soups, Wortsman et al., 2022).
-use super::weighted::Weighted;
+use super::weighted::weighted;
 use super::{Checked, Merge, weighs};
 use crate::error::Result;
 use crate::lanes::{Kernel, Lanes};
@@ -29,6 +29,6 @@ impl Merge for Linear {
 
     fn prepare<F: Lanes>(&self, _: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
         let sum: f64 = self.weights.iter().sum();
-        Ok(Weighted::new(&self.weights, (self.normalize && sum != 1.0).then_some(sum)).kernel())
+        Ok(weighted(&self.weights, (self.normalize && sum != 1.0).then_some(sum)))
     }
 }

@@ -1,5 +1,5 @@
 //! One source times a factor.
-use super::weighted::Weighted;
+use super::weighted::weighted;
 use super::{Checked, Merge, expect, finite};
 use crate::error::Result;
 use crate::lanes::{Kernel, Lanes};
@@ -21,6 +21,6 @@ impl Merge for Scale {
     }
 
     fn prepare<F: Lanes>(&self, _: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
-        Ok(Weighted::new(&[self.factor], None).kernel())
+        Ok(weighted(&[self.factor], None))
     }
 }

@@ -1,6 +1,6 @@
 //! Spherical linear interpolation of two tensors taken as vectors (Shoemake, 1985): a sweep for the angle, then a
 //! weighted sum.
-use super::weighted::Weighted;
+use super::weighted::weighted;
 use super::{Checked, Merge, expect, finite};
 use crate::error::Result;
 use crate::lanes::{Kernel, Lanes};
@@ -24,8 +24,7 @@ impl Merge for Slerp {
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
         // As mergekit does: vectors that are parallel or opposite within this are interpolated linearly.
-        let weights = arc(sweep.products()?, self.t, 0.9995);
-        Ok(Weighted::new(&weights, None).kernel())
+        Ok(weighted(&arc(sweep.products()?, self.t, 0.9995), None))
     }
 }
 

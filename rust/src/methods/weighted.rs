@@ -3,26 +3,24 @@ use crate::lanes::{At, Combine, Each, Kernel, Lanes};
 use crate::real::Real;
 
 /// `sum(w_i x_i) / divisor`.
-pub struct Weighted<R> {
+pub struct Weighted<R, const DIVIDE: bool> {
     weights: Vec<R>,
-    divisor: Option<R>,
+    divisor: R,
 }
 
-impl<R: Real> Weighted<R> {
-    /// One weight a source.
-    pub fn new(weights: &[f64], divisor: Option<f64>) -> Self {
-        Self { weights: weights.iter().map(|w| R::from_f64(*w)).collect(), divisor: divisor.map(R::from_f64) }
-    }
-
-    /// As a kernel.
-    pub fn kernel<F: Lanes<Real = R>>(self) -> Box<dyn Kernel<F>> {
-        Box::new(Each(self))
+/// The kernel of one weight a source.
+pub fn weighted<F: Lanes>(weights: &[f64], divisor: Option<f64>) -> Box<dyn Kernel<F>> {
+    let weights = weights.iter().map(|w| F::Real::from_f64(*w)).collect();
+    match divisor.map(F::Real::from_f64) {
+        Some(divisor) => Box::new(Each(Weighted::<_, true> { weights, divisor })),
+        None => Box::new(Each(Weighted::<_, false> { weights, divisor: F::Real::ONE })),
     }
 }
 
-impl<R: Real> Combine<R> for Weighted<R> {
+impl<R: Real, const DIVIDE: bool> Combine<R> for Weighted<R, DIVIDE> {
     type Stretch = ();
     const UNROLLED: bool = true;
+    const WITNESS: bool = false;
 
     fn stretch(&self, _: usize) -> ((), usize) {
         ((), usize::MAX)
@@ -37,9 +35,9 @@ impl<R: Real> Combine<R> for Weighted<R> {
                 y[j] = y[j] + weights[k] * x[k][j];
             }
         }
-        if let Some(divisor) = self.divisor {
+        if DIVIDE {
             for j in 0..N {
-                y[j] = y[j] / divisor;
+                y[j] = y[j] / self.divisor;
             }
         }
         (y, y)
