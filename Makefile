@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 UV ?= $(shell command -v uv)
-# Where `make bench` writes about 20 GB, and removes them.
+# Where `make bench` writes about 25 GB, and removes them.
 BENCH_DIR ?= build/bench
 # Which rows of a table to measure: all, or names that the --list of `benches/bench_merge.py` or `bench_fusion.py` prints.
 ROWS ?= all
@@ -69,7 +69,7 @@ format: .venv/.installed ## rewrite the sources as the formatters want them
 	$(BIN)/ruff format .
 
 .PHONY: bench
-bench: bench-kernels bench-small bench-merge ## every benchmark, about an hour and 20 GB of disk
+bench: bench-build bench-kernels bench-small bench-merge ## every benchmark, about two hours and 25 GB of disk
 
 .PHONY: bench-kernels
 bench-kernels: tools ## criterion: bytes per second, per method and dtype

@@ -10,127 +10,28 @@ from __future__ import annotations
 import argparse
 import filecmp
 import shutil
-import statistics
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import recipes
-from measure import Taken, cool, memory_limit, populate, run, warm
+import scaling
+from measure import Taken, memory_limit, run, warm
 from rows import rows_asked
+from table import MB, MOL, Bench, Line, report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
-MAKE_FAMILY = Path(__file__).with_name("make_family.py")
-MOL = str(Path(sys.executable).with_name("mol-merge"))
 MERGEKIT = "mergekit==0.1.5"
 # Its default threads burn more CPU than one does, and which is faster depends on the machine: the faster counts.
 PEER_THREADS = {"mergekit": (), "mergekit -j 1": ("-j", "1")}
 CGROUP_LIMIT = 512 << 20
-MB = 1e6
-
-
-@dataclass
-class Line:
-    """One line of the table: a figure, and what the issue asks of it."""
-
-    what: str
-    value: float
-    unit: str
-    must: float | None = None
-    goal: float | None = None
-    more: bool = False  # more is better
-    note: str = ""
-
-    def verdict(self) -> str:
-        for limit, word in ((self.goal, "goal"), (self.must, "met")):
-            if limit is not None and (self.value >= limit if self.more else self.value <= limit):
-                return word
-        return "-" if self.must is None and self.goal is None else "MISSED" if self.must is not None else "not yet"
-
-
-@dataclass
-class Bench:
-    """Where things are, how often they are run, and what was found."""
-
-    directory: Path
-    rounds: int
-    peer_rounds: int
-    mergekit: Path | None
-    lines: list[Line] = field(default_factory=list)
-    runs: list[tuple[str, list[Taken]]] = field(default_factory=list)
-
-    def make(self, *options: str) -> None:
-        subprocess.run([sys.executable, str(MAKE_FAMILY), str(self.directory), *options], check=True)
-
-    def weights(self, models: Iterable[str]) -> list[Path]:
-        return [self.directory / name / "model.safetensors" for name in models]
-
-    def settle(self) -> None:
-        """Take what earlier rows read out of the page cache, or their files are thrown out at this row's expense."""
-        cool(self.directory.glob("*/*.safetensors"))
-
-    def recipe(self, name: str) -> Path:
-        """The recipe `name` as a file, model paths absolute."""
-        path = self.directory / f"{name}.yml"
-        path.write_text(recipes.text(name, self.directory))
-        return path
-
-    def fresh(self, name: str) -> Path:
-        """A path for an output that is not there, with the disk at rest and memory at hand."""
-        path = self.directory / f"out-{name}"
-        shutil.rmtree(path, ignore_errors=True)
-        path.unlink(missing_ok=True)
-        subprocess.run(["sync"], check=True)
-        populate()
-        return path
-
-    def discard(self, *names: str) -> None:
-        for name in names:
-            self.fresh(name)
-
-    def clean(self) -> None:
-        """Remove the models, recipes, logs and outputs, and nothing else."""
-        made = [self.directory / name for _, (names, _) in sorted(recipes.RECIPES.items()) for name in names]
-        made += [self.directory / f"{name}.yml" for name in recipes.RECIPES]
-        made += [*self.directory.glob("out-*"), *self.directory.glob("log-*")]
-        for path in made:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-    def mol(self, name: str, *, out: str = "mol", prefix: Sequence[str] = (), sync: bool = False) -> Taken:
-        """A merge that leaves its result in the page cache, as `cp` and mergekit do; with `sync` as by default."""
-        command = [MOL, str(self.recipe(name)), str(self.fresh(out)), "--quiet", *([] if sync else ["--no-sync"])]
-        return run(command, log=self.directory / "log-mol", prefix=prefix)
-
-    def peer(self, name: str, *options: str) -> Taken:
-        assert self.mergekit is not None
-        command = [str(self.mergekit / "bin" / "mergekit-yaml"), str(self.recipe(name)), str(self.fresh("mergekit"))]
-        return run([*command, "--no-copy-tokenizer", *options], log=self.directory / "log-mergekit", every=0.02)
-
-    def cp(self, source: str = "base", prefix: Sequence[str] = ()) -> Taken:
-        command = ["cp", str(self.weights([source])[0]), str(self.fresh("cp"))]
-        return run(command, log=self.directory / "log-cp", prefix=prefix)
-
-    def cp_and_sync(self, source: str = "base") -> Taken:
-        """`cp` until the copy and its name are on the disk: what a merge without `--no-sync` is compared with."""
-        command = ["sh", "-c", 'cp "$0" "$1" && sync "$1" "$(dirname "$1")"']
-        files = [str(self.weights([source])[0]), str(self.fresh("cp"))]
-        return run([*command, *files], log=self.directory / "log-cp")
-
-    def keep(self, what: str, taken: list[Taken]) -> float:
-        """Note runs for the table of runs and give the median of their wall time."""
-        self.runs.append((what, taken))
-        return statistics.median(one.wall for one in taken)
-
-    def add(self, *lines: Line) -> None:
-        self.lines.extend(lines)
 
 
 def against_peers(
-    bench: Bench, name: str, cp_limits: tuple[float, float] | None, peer_limits: tuple[float, float] | None
+    bench: Bench, name: str, cp_limits: tuple[float, float], peer_limits: tuple[float, float] | None
 ) -> None:
     """Rounds of `cp`, mol and mergekit on one recipe."""
     bench.make()
@@ -157,14 +58,16 @@ def against_peers(
     walls = {who: bench.keep(f"{name}: {who}", runs) for who, runs in taken.items() if runs}
     anonymous = max(one.anonymous for one in taken["mol"]) / MB
     bench.add(
-        Line(f"{name}: mol against cp of one output", walls["mol"] / walls["cp"], "x cp", *(cp_limits or (None, None))),
-        Line(f"{name}, on the disk: mol against cp and sync", walls["mol, on the disk"] / walls["cp and sync"], "x cp"),
+        bench.compare(f"{name}: mol against cp of one output", taken["mol"], taken["cp"], "x cp", *cp_limits),
+        bench.compare(
+            f"{name}, on the disk: mol against cp and sync", taken["mol, on the disk"], taken["cp and sync"], "x cp"
+        ),
     )
     if bench.mergekit is not None:
         fastest = min(PEER_THREADS, key=lambda how: walls[how])
         ratio, limits = walls[fastest] / walls["mol"], peer_limits or (None, None)
         bench.add(Line(f"{name}: mol against the faster, {fastest}", ratio, "x faster", *limits, more=True))
-    bench.add(Line(f"{name}: RssAnon of the process", anonymous, "MB", 100, 60))
+    bench.add(Line(f"{name}: RssAnon of the process", anonymous, "MB", 60, 30))
 
 
 def one_tensor(bench: Bench) -> None:
@@ -175,7 +78,7 @@ def one_tensor(bench: Bench) -> None:
         taken = [bench.mol(name) for _ in range(min(bench.rounds, 2))]
         bench.keep(f"{name}: mol", taken)
         anonymous = max(one.anonymous for one in taken) / MB
-        bench.add(Line(f"{name}, 3e8 elements: RssAnon", anonymous, "MB", 100, 60))
+        bench.add(Line(f"{name}, 3e8 elements: RssAnon", anonymous, "MB", 60, 30))
     bench.discard("mol")
 
 
@@ -202,9 +105,9 @@ def limited(bench: Bench, name: str, prefix: Sequence[str]) -> None:
         warm(files)
         taken["warm"].append(bench.mol(name, prefix=prefix))
         same &= filecmp.cmp(wanted, bench.directory / "out-mol" / "model.safetensors", shallow=False)
-        way = cool(files)
+        way = bench.cool(files)
         taken["cp"].append(bench.cp(recipes.models(name)[0], prefix=prefix))
-        way = cool(files)
+        way = bench.cool(files)
         taken["cold"].append(bench.mol(name, prefix=prefix))
         same &= filecmp.cmp(wanted, bench.directory / "out-mol" / "model.safetensors", shallow=False)
     walls = {
@@ -212,7 +115,12 @@ def limited(bench: Bench, name: str, prefix: Sequence[str]) -> None:
         for how, runs in taken.items()
     }
     twice = walls["cp"] / files[0].stat().st_size * 2 * size
+    anonymous, tables = (
+        max(getattr(one, key) for how in ("warm", "cold") for one in taken[how]) / MB for key in ("anonymous", "tables")
+    )
     bench.add(
+        Line(f"{name}, 512 MB: RssAnon", anonymous, "MB", 60, 30),
+        Line(f"{name}, 512 MB: VmPTE, page tables", tables, "MB"),
         Line(f"{name}, 512 MB: same bytes, warm and cold", float(same), "yes" if same else "NO", 1, more=True),
         Line(f"{name}, 512 MB, warm", walls["warm"], "s"),
         Line(f"{name}, 512 MB, cold: against cp of all bytes twice", walls["cold"] / twice, "x cp", None, 2, note=way),
@@ -253,38 +161,31 @@ def wide(bench: Bench) -> None:
         taken["cp"].append(bench.cp("base_f32"))
         taken["mol"].append(bench.mol("f32_2"))
     bench.discard("cp", "mol")
-    walls = {who: bench.keep(f"f32_2: {who}", runs) for who, runs in taken.items()}
-    bench.add(Line("f32_2: mol against cp of one output", walls["mol"] / walls["cp"], "x cp", 1.4, 1.0))
-
-
-def plan(bench: Bench) -> None:
-    """A plan of 100,000 tensors of two models."""
-    bench.make("--many-tensors")
-    command = [MOL, "plan", str(bench.recipe("many"))]
-    taken = [run(command, log=bench.directory / "log-plan") for _ in range(bench.rounds)]
-    bench.add(Line("plan of 100,000 tensors of 2 models", bench.keep("plan: mol", taken), "s", 3, 1))
-    bench.add(Line("plan of 100,000 tensors: peak RSS", max(one.resident for one in taken) / MB, "MB"))
+    for who, runs in taken.items():
+        bench.keep(f"f32_2: {who}", runs)
+    bench.add(bench.compare("f32_2: mol against cp of one output", taken["mol"], taken["cp"], "x cp", 1.4, 1.0))
 
 
 def start(bench: Bench) -> None:
     """How long the command takes to say anything."""
     recipe = bench.recipe("missing")
-    for what, command, limit in (("--help", ["--help"], 0.25), ("validate", ["validate", str(recipe)], 0.4)):
+    for what, command in (("--help", ["--help"]), ("validate", ["validate", str(recipe)])):
         taken = [run([MOL, *command], log=bench.directory / "log-start", every=0.001) for _ in range(bench.rounds * 3)]
-        bench.add(Line(f"mol-merge {what}", bench.keep(f"{what}: mol", taken), "s", limit))
+        bench.add(Line(f"mol-merge {what}", bench.keep(f"{what}: mol", taken), "s", 0.1, 0.05))
         bench.add(Line(f"mol-merge {what}: peak RSS", max(one.resident for one in taken) / MB, "MB", 60))
 
 
 ROWS: dict[str, Callable[[Bench], None]] = {
-    "linear": lambda bench: against_peers(bench, "linear", (1.4, 1.0), None),
-    "slerp": lambda bench: against_peers(bench, "slerp", None, (25, 45)),
-    "task_arithmetic": lambda bench: against_peers(bench, "task_arithmetic", None, (20, 40)),
-    "ties": lambda bench: against_peers(bench, "ties", (5, 2.5), (80, 150)),
+    **scaling.OF_MANY,
+    "linear": lambda bench: against_peers(bench, "linear", (1.1, 0.9), None),
+    "slerp": lambda bench: against_peers(bench, "slerp", (1.3, 1.0), (25, 45)),
+    "task_arithmetic": lambda bench: against_peers(bench, "task_arithmetic", (1.6, 1.2), (20, 40)),
+    "ties": lambda bench: against_peers(bench, "ties", (2.2, 1.8), (150, 200)),
+    **scaling.ROWS,
     "one_tensor": one_tensor,
     "cgroup": in_cgroup,
     "mixed": mixed,
     "f32": wide,
-    "plan": plan,
     "start": start,
 }
 
@@ -303,31 +204,6 @@ def make_mergekit(venv: Path) -> Path:
     return venv
 
 
-def report(bench: Bench) -> str:
-    """Every run, then the table of ratios, both in Markdown."""
-    out = [
-        "| run | rounds | wall s, median | fastest | slowest | CPU s | RssAnon MB | peak RSS MB |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for what, taken in bench.runs:
-        walls = [one.wall for one in taken]
-        cpu = statistics.median(one.cpu for one in taken)
-        anonymous, resident = (max(getattr(one, key) for one in taken) / MB for key in ("anonymous", "resident"))
-        out.append(
-            f"| {what} | {len(taken)} | {statistics.median(walls):.3f} | {min(walls):.3f} | {max(walls):.3f} "
-            f"| {cpu:.2f} | {anonymous:.1f} | {resident:.1f} |"
-        )
-    out += ["", "| what | measured | must | goal | verdict |", "|---|---|---|---|---|"]
-    for line in bench.lines:
-        sign = ">=" if line.more else "<="
-        limits = [f"{sign} {limit:g}" if limit is not None else "" for limit in (line.must, line.goal)]
-        note = f" ({line.note})" if line.note else ""
-        out.append(
-            f"| {line.what}{note} | {line.value:.3g} {line.unit} | {limits[0]} | {limits[1]} | {line.verdict()} |"
-        )
-    return "\n".join(out)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, default=Path("build/bench"), help="scratch directory, about 20 GB")
@@ -337,23 +213,30 @@ def main() -> int:
         "--mergekit-venv", type=Path, help="where mergekit is, or is put; DIR/mergekit-venv unless given"
     )
     parser.add_argument("--no-mergekit", action="store_true", help="leave mergekit out")
+    parser.add_argument("--trial", action="store_true", help="small models, to see that the rows run; nothing counts")
     parser.add_argument("--keep", action="store_true", help="leave the models in DIR for the next time")
     arguments, wanted = rows_asked(parser, ROWS)
 
-    directory = arguments.dir.resolve()
+    directory = (arguments.dir / "trial" if arguments.trial else arguments.dir).resolve()
     directory.mkdir(parents=True, exist_ok=True)
     with_peer = not arguments.no_mergekit and any(name in recipes.TIMED for name in wanted)
     peer = make_mergekit((arguments.mergekit_venv or directory / "mergekit-venv").resolve()) if with_peer else None
-    bench = Bench(directory, arguments.rounds, arguments.peer_rounds, peer)
+    bench = Bench(directory, arguments.rounds, arguments.peer_rounds, peer, arguments.trial)
     try:
-        for name in wanted:
+        for number, name in enumerate(wanted):
             print(f"measuring {name}", file=sys.stderr, flush=True)
             ROWS[name](bench)
+            if (
+                name in scaling.OF_MANY
+                and scaling.OF_MANY.keys().isdisjoint(wanted[number + 1 :])
+                and not arguments.keep
+            ):
+                bench.remove(recipes.MANY)  # before others take the disk
     finally:
         print(report(bench), flush=True)
         if not arguments.keep:
             bench.clean()
-    return 1 if any(line.verdict() == "MISSED" for line in bench.lines) else 0
+    return 1 if any(line.verdict() == "MISSED" for line in bench.lines) and not bench.trial else 0
 
 
 if __name__ == "__main__":

@@ -76,7 +76,9 @@ class Shape:
 
 SHAPES = {
     "1.1b": Shape(layers=22, width=2048, inner=5632, heads=32, kv_heads=4, vocabulary=32000),
+    "0.3b": Shape(layers=6, width=2048, inner=5632, heads=32, kv_heads=4, vocabulary=16000),
     "small": Shape(layers=4, width=1024, inner=2816, heads=16, kv_heads=4, vocabulary=16000),
+    "tiny": Shape(layers=2, width=256, inner=704, heads=8, kv_heads=2, vocabulary=2000),
 }
 
 
@@ -187,6 +189,7 @@ def make_many_tensors(root: Path, count: int = 100_000) -> None:
         for expert in range(experts):
             for part in ("down_proj", "gate_proj", "up_proj"):
                 tensors[f"model.layers.{layer}.mlp.experts.{expert}.{part}.weight"] = (8, 8)
+    tensors["model.norm.weight"] = (8,)
     tensors |= {f"model.extra.{index}.weight": (8,) for index in range(count - len(tensors))}
     config = {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "num_hidden_layers": layers}
     for name in ("many_a", "many_b"):
@@ -201,17 +204,28 @@ def make_many_tensors(root: Path, count: int = 100_000) -> None:
 FAMILY = {"base": (0, "BF16"), "tuned_a": (1, "BF16"), "tuned_b": (2, "BF16"), "tuned_c": (3, "BF16")}
 MIXED = {"base_f32": (0, "F32"), "tuned_f32": (1, "F32"), "tuned_f16": (2, "F16")}
 
+
+def many(count: int) -> dict[str, tuple[int, str]]:
+    """A base and fine-tunes, `count` in all."""
+    return {f"of_many_{i:02}": (i, "BF16") for i in range(count)}
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="make a base and three fine-tunes in bf16")
     parser.add_argument("root", type=Path)
     parser.add_argument("--shape", choices=SHAPES, default="1.1b")
     parser.add_argument("--mixed", action="store_true", help="also the base and a fine-tune in f32, and one in f16")
+    parser.add_argument("--many", type=int, metavar="N", help="instead: N models of 0.3B")
     parser.add_argument("--one-tensor", action="store_true", help="instead: models of one tensor of 3e8 elements")
     parser.add_argument("--many-tensors", action="store_true", help="instead: headers of 100,000 tensors")
+    parser.add_argument("--trial", action="store_true", help="tiny, whatever is made")
     arguments = parser.parse_args()
     if arguments.one_tensor:
-        make_one_tensor(arguments.root)
+        make_one_tensor(arguments.root, 3_000_000 if arguments.trial else 300_000_000)
     elif arguments.many_tensors:
         make_many_tensors(arguments.root)
+    elif arguments.many:
+        make_family(arguments.root, many(arguments.many), SHAPES["tiny" if arguments.trial else "0.3b"])
     else:
-        make_family(arguments.root, FAMILY | (MIXED if arguments.mixed else {}), SHAPES[arguments.shape])
+        shape = SHAPES["tiny" if arguments.trial else arguments.shape]
+        make_family(arguments.root, FAMILY | (MIXED if arguments.mixed else {}), shape)

@@ -23,11 +23,12 @@ POPULATED = 6 << 30
 
 @dataclass(frozen=True)
 class Taken:
-    """One run: seconds of wall clock and of CPU, bytes of peak RssAnon (sampled) and of peak RSS (VmHWM)."""
+    """One run: seconds of wall clock and of CPU, peak bytes of RssAnon and page tables (sampled) and of RSS (VmHWM)."""
 
     wall: float
     cpu: float
     anonymous: int
+    tables: int
     resident: int
 
 
@@ -64,7 +65,7 @@ def run(command: Sequence[str], *, log: Path, prefix: Sequence[str] = (), every:
     Raises:
         RuntimeError: it failed; the message holds the end of its output.
     """
-    peaks = {"RssAnon": 0, "VmHWM": 0}
+    peaks = {"RssAnon": 0, "VmPTE": 0, "VmHWM": 0}
     ended = threading.Event()
 
     def sample(pid: int) -> None:
@@ -90,7 +91,7 @@ def run(command: Sequence[str], *, log: Path, prefix: Sequence[str] = (), every:
     if process.returncode != 0:
         end = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
         raise RuntimeError(f"{' '.join([*prefix, *command])} ended with {process.returncode}:\n{end}")
-    return Taken(wall, usage.ru_utime + usage.ru_stime, peaks["RssAnon"], peaks["VmHWM"])
+    return Taken(wall, usage.ru_utime + usage.ru_stime, *peaks.values())
 
 
 def warm(files: Iterable[Path]) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 TIMED = ("linear", "slerp", "task_arithmetic", "ties")
 
 TUNED = ("tuned_a", "tuned_b", "tuned_c")
+MANY = tuple(f"of_many_{i:02}" for i in range(20))
 
 
 def linear(models: dict[str, float], extra: str = "dtype: bfloat16") -> tuple[tuple[str, ...], str]:
@@ -38,6 +39,13 @@ RECIPES: dict[str, tuple[tuple[str, ...], str]] = {
     "mixed_to_bf16": linear({"base_f32": 0.5, "tuned_a": 0.3, "tuned_f16": 0.2}, "out_dtype: bfloat16"),
     "mixed_to_f32": linear({"base_f32": 0.5, "tuned_a": 0.3, "tuned_f16": 0.2}, ""),
     "f32_2": linear({"base_f32": 0.6, "tuned_f32": 0.4}, ""),
+    "ties3": on_base("ties", MANY[0], MANY[1:4], "weight: 0.5, density: 0.5", ""),
+    "ties7": on_base("ties", MANY[0], MANY[1:8], "weight: 0.5, density: 0.5", ""),
+    "ties_count": on_base(
+        "ties", MANY[0], MANY[1:4], "weight: 0.5, density: 0.5", "parameters:\n  majority_sign_method: count\n"
+    ),
+    "ties_rescale": on_base("ties", MANY[0], MANY[1:4], "weight: 0.5, density: 0.5", "parameters:\n  rescale: true\n"),
+    "linear20": linear(dict.fromkeys(MANY, 0.05)),
     "many": linear({"many_a": 0.7, "many_b": 0.3}),
     # Two models that are not there: `validate` reads the recipe alone.
     "missing": linear({"nobody/model-a": 0.7, "nobody/model-b": 0.3}),

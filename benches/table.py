@@ -1,0 +1,173 @@
+"""What benchmarks of merges share: runs of mol, `cp` and mergekit, the figures found, and the table that is printed."""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import recipes
+from measure import Taken, cool, populate, run
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+MAKE_FAMILY = Path(__file__).with_name("make_family.py")
+MOL = str(Path(sys.executable).with_name("mol-merge"))
+MB = 1e6
+
+
+@dataclass
+class Line:
+    """One line of the table: a figure, and what the issue asks of it."""
+
+    what: str
+    value: float
+    unit: str
+    must: float | None = None
+    goal: float | None = None
+    more: bool = False  # more is better
+    note: str = ""
+    cpu: float | None = None  # the same by CPU seconds, where that is a comparison of two
+
+    def verdict(self) -> str:
+        for limit, word in ((self.goal, "goal"), (self.must, "met")):
+            if limit is not None and (self.value >= limit if self.more else self.value <= limit):
+                return word
+        return "-" if self.must is None and self.goal is None else "MISSED" if self.must is not None else "not yet"
+
+
+@dataclass
+class Bench:
+    """Where things are, how often they are run, and what was found."""
+
+    directory: Path
+    rounds: int
+    peer_rounds: int
+    mergekit: Path | None
+    trial: bool = False  # small models: whether the rows run is all that is asked
+    lines: list[Line] = field(default_factory=list)
+    runs: list[tuple[str, list[Taken]]] = field(default_factory=list)
+
+    def make(self, *options: str) -> None:
+        trial = ["--trial"] if self.trial else []
+        subprocess.run([sys.executable, str(MAKE_FAMILY), str(self.directory), *options, *trial], check=True)
+
+    def weights(self, models: Iterable[str]) -> list[Path]:
+        return [self.directory / name / "model.safetensors" for name in models]
+
+    def settle(self) -> None:
+        """Take what earlier rows read out of the page cache, or their files are thrown out at this row's expense."""
+        self.cool(self.directory.glob("*/*.safetensors"))
+
+    def cool(self, files: Iterable[Path]) -> str:
+        """Take files out of the page cache, and say by which means."""
+        return "left warm" if self.trial else cool(files)
+
+    def recipe(self, name: str) -> Path:
+        """The recipe `name` as a file, model paths absolute."""
+        path = self.directory / f"{name}.yml"
+        path.write_text(recipes.text(name, self.directory))
+        return path
+
+    def fresh(self, name: str) -> Path:
+        """A path for an output that is not there, with the disk at rest and memory at hand."""
+        path = self.directory / f"out-{name}"
+        shutil.rmtree(path, ignore_errors=True)
+        path.unlink(missing_ok=True)
+        if not self.trial:
+            subprocess.run(["sync"], check=True)
+            populate()
+        return path
+
+    def discard(self, *names: str) -> None:
+        for name in names:
+            self.fresh(name)
+
+    def remove(self, names: Iterable[str]) -> None:
+        for path in (self.directory / name for name in names):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+    def clean(self) -> None:
+        """Remove the models, recipes, logs and outputs, and nothing else."""
+        self.remove(name for _, (names, _) in sorted(recipes.RECIPES.items()) for name in names)
+        self.remove(f"{name}.yml" for name in recipes.RECIPES)
+        self.remove(path.name for kind in ("out-*", "log-*") for path in self.directory.glob(kind))
+
+    def mol(self, name: str, *, out: str = "mol", prefix: Sequence[str] = (), sync: bool = False) -> Taken:
+        """A merge that leaves its result in the page cache, as `cp` and mergekit do; with `sync` as by default."""
+        command = [MOL, str(self.recipe(name)), str(self.fresh(out)), "--quiet", *([] if sync else ["--no-sync"])]
+        return run(command, log=self.directory / "log-mol", prefix=prefix)
+
+    def peer(self, name: str, *options: str) -> Taken:
+        assert self.mergekit is not None
+        command = [str(self.mergekit / "bin" / "mergekit-yaml"), str(self.recipe(name)), str(self.fresh("mergekit"))]
+        return run([*command, "--no-copy-tokenizer", *options], log=self.directory / "log-mergekit", every=0.02)
+
+    def cp(self, source: str = "base", prefix: Sequence[str] = ()) -> Taken:
+        command = ["cp", str(self.weights([source])[0]), str(self.fresh("cp"))]
+        return run(command, log=self.directory / "log-cp", prefix=prefix)
+
+    def cp_and_sync(self, source: str = "base") -> Taken:
+        """`cp` until the copy and its name are on the disk: what a merge without `--no-sync` is compared with."""
+        command = ["sh", "-c", 'cp "$0" "$1" && sync "$1" "$(dirname "$1")"']
+        files = [str(self.weights([source])[0]), str(self.fresh("cp"))]
+        return run([*command, *files], log=self.directory / "log-cp")
+
+    def keep(self, what: str, taken: list[Taken]) -> float:
+        """Note runs for the table of runs and give the median of their wall time."""
+        self.runs.append((what, taken))
+        return statistics.median(one.wall for one in taken)
+
+    def compare(
+        self,
+        what: str,
+        taken: list[Taken],
+        other: list[Taken],
+        unit: str,
+        *limits: float,
+        per: float = 1,
+        note: str = "",
+    ) -> Line:
+        """How many times longer runs took than others in the same rounds, by medians; each `per` times as much work."""
+        (wall, cpu), (other_wall, other_cpu) = (
+            [statistics.median(getattr(one, key) for one in runs) for key in ("wall", "cpu")] for runs in (taken, other)
+        )
+        by_cpu = cpu / other_cpu / per if other_cpu else None
+        return Line(what, wall / other_wall / per, unit, *limits, cpu=by_cpu, note=note)
+
+    def add(self, *lines: Line) -> None:
+        self.lines.extend(lines)
+
+
+def report(bench: Bench) -> str:
+    """Every run, then the table of ratios, both in Markdown."""
+    out = [
+        "| run | rounds | wall s, median | fastest | slowest | CPU s | RssAnon MB | VmPTE MB | peak RSS MB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for what, taken in bench.runs:
+        walls = [one.wall for one in taken]
+        cpu = statistics.median(one.cpu for one in taken)
+        peaks = [max(getattr(one, key) for one in taken) / MB for key in ("anonymous", "tables", "resident")]
+        out.append(
+            f"| {what} | {len(taken)} | {statistics.median(walls):.3f} | {min(walls):.3f} | {max(walls):.3f} "
+            f"| {cpu:.2f} | {' | '.join(f'{peak:.1f}' for peak in peaks)} |"
+        )
+    if bench.trial:
+        out += ["", "Small models, to see that the rows run: no figure here counts."]
+    out += ["", "| what | measured | by CPU s | must | goal | verdict |", "|---|---|---|---|---|---|"]
+    for line in bench.lines:
+        sign = ">=" if line.more else "<="
+        limits = [f"{sign} {limit:g}" if limit is not None else "" for limit in (line.must, line.goal)]
+        note = f" ({line.note})" if line.note else ""
+        cpu = "" if line.cpu is None else f"{line.cpu:.3g}"
+        verdict = "" if bench.trial else line.verdict()
+        out.append(
+            f"| {line.what}{note} | {line.value:.3g} {line.unit} | {cpu} | {limits[0]} | {limits[1]} | {verdict} |"
+        )
+    return "\n".join(out)
