@@ -76,6 +76,6 @@ def test_nesting_without_end_is_named_as_such(tmp_path: Path, content: str) -> N
 def test_a_pointer_tells_its_size_in_the_unit_that_fits(tmp_path: Path) -> None:
     start = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"
     assert json_file.found_instead(start + b"size 999\n") == json_file.found_instead(start + b"size 999\nx y\n")
-    for size, words in ((999, "999 bytes"), (17209920, "17.2 MB"), (10**16, "1e+04 TB")):
+    for size, words in ((999, "999 bytes"), (17209920, "17.2 MB"), (10**16, "10000 TB")):
         assert f"for a file of {words}," in str(json_file.found_instead(start + b"size %d\n" % size))
     assert json_file.found_instead(b"{}") is None

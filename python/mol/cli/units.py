@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-_UNITS = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
+from mol.config.size import write_count
+from mol.config.size import write_size as size
 
-
-def size(count: int | float) -> str:
-    """Bytes in decimal units with three figures: `2.20 GB`, `612 MB`, `48 bytes`."""
-    for unit, scale in _UNITS:
-        if count >= 0.9995 * scale:
-            return f"{_three(count / scale)} {unit}"
-    return "1 byte" if count == 1 else f"{count:.0f} bytes"
+__all__ = ["amount", "clock", "parameters", "seconds", "size"]
 
 
 def seconds(span: float) -> str:
@@ -42,11 +37,4 @@ def amount(count: int, noun: str) -> str:
 
 def parameters(count: int) -> str:
     """A number of parameters: `1.10B`, `125M`, `48,000`."""
-    for unit, scale in (("T", 10**12), ("B", 10**9), ("M", 10**6)):
-        if count >= 0.9995 * scale:
-            return f"{_three(count / scale)}{unit}"
-    return f"{count:,}"
-
-
-def _three(value: float) -> str:
-    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+    return write_count(count) if count >= 999_500 else f"{count:,}"

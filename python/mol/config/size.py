@@ -1,12 +1,17 @@
-"""Sizes in bytes as people write them."""
+"""Sizes in bytes as people write and read them."""
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from mol.errors import ConfigError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_BYTES: Final = ((" TB", 10**12), (" GB", 10**9), (" MB", 10**6), (" kB", 10**3))
+_COUNTS: Final = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3))
 _SIZE: Final = re.compile(r"([0-9][0-9_]*)\s*([KMGTB]?)(IB|B)?", re.IGNORECASE)
 _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "B": 3, "T": 4}
 
@@ -25,3 +30,21 @@ def parse_size(text: str) -> int:
     if size == 0:
         raise ConfigError(f"{text!r} is no size: wanted at least one byte")
     return size
+
+
+def write_size(count: int | float) -> str:
+    """Write bytes in decimal units with three figures: `2.20 GB`, `612 MB`, `48 bytes`."""
+    return _scaled(count, _BYTES) or ("1 byte" if count == 1 else f"{count:.0f} bytes")
+
+
+def write_count(count: int) -> str:
+    """Write a number with three figures: `7.09M`, `612k`, `48`."""
+    return _scaled(count, _COUNTS) or str(count)
+
+
+def _scaled(count: int | float, units: Sequence[tuple[str, int]]) -> str | None:
+    for unit, scale in units:
+        if count >= 0.9995 * scale:
+            value = count / scale
+            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}{unit}"
+    return None

@@ -8,6 +8,7 @@ import re
 import stat
 from typing import TYPE_CHECKING, Any, Final
 
+from mol.config.size import write_size
 from mol.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ _MOST_DIGITS: Final = 40
 _LFS: Final = b"version https://git-lfs.github.com/spec/"
 _LFS_SIZE: Final = re.compile(rb"^size (\d{1,20})$", re.MULTILINE)
 _WEB_PAGE: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
-_UNITS: Final = ("bytes", "kB", "MB", "GB", "TB")
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def found_instead(head: bytes) -> str | None:
     """
     if head.startswith(_LFS):
         size = _LFS_SIZE.search(head)
-        of = f" for a file of {_amount(int(size[1]))}" if size else ""
+        of = f" for a file of {write_size(int(size[1]))}" if size else ""
         return (
             f"a git-lfs pointer{of}, not the file itself; run `git lfs install` and `git lfs pull` in its directory, "
             "or fetch the model with `hf download`"
@@ -113,13 +113,6 @@ def found_instead(head: bytes) -> str | None:
     if _WEB_PAGE.match(head):
         return "a web page that was saved in place of the file; fetch the model with `hf download`"
     return None
-
-
-def _amount(size: int) -> str:
-    scaled, unit = float(size), 0
-    while scaled >= 1000 and unit < len(_UNITS) - 1:
-        scaled, unit = scaled / 1000, unit + 1
-    return f"{scaled:.3g} {_UNITS[unit]}"
 
 
 class _TooManyDigits(Exception):

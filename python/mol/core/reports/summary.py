@@ -7,6 +7,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from mol.config.size import write_count, write_size
 from mol.core.mol_layer import Expert, ExpertSpec
 
 if TYPE_CHECKING:
@@ -86,8 +87,8 @@ class ExpertLine(NamedTuple):
 
     def cells(self) -> list[str]:
         """Return what its row shows, in the order of the heads."""
-        numbers = [str(self.width), _short(self.frozen)]
-        return [self.name, *numbers, self.adapters, _short(self.trained), _size(self.bytes),
+        numbers = [str(self.width), write_count(self.frozen)]
+        return [self.name, *numbers, self.adapters, write_count(self.trained), write_size(self.bytes),
                 self.device or "disk", self.cache]  # fmt: skip
 
 
@@ -149,7 +150,7 @@ class Summary:
         lines += _field("layers", f"the host's {whole}: {len(self.layers)} fused, {self.unchanged} unchanged{left_out}")
         if self.layers:
             lines += ["", *self._table(), ""]
-        held = [f"{_size(size)} on {device}" for device, size in sorted(self.memory.items())]
+        held = [f"{write_size(size)} on {device}" for device, size in sorted(self.memory.items())]
         lines += _field("total", f"{self.frozen:,} frozen and {self.trained:,} trained parameters")
         lines += _field("memory", ", ".join(held) or "none")
         return "\n".join(lines)
@@ -294,18 +295,3 @@ def _field(label: str, text: str) -> list[str]:
     return textwrap.wrap(
         text, _WIDTH, initial_indent=label.ljust(_LABEL), subsequent_indent=" " * _LABEL, break_on_hyphens=False
     )
-
-
-def _short(number: int, giga: str = "B") -> str:
-    """Write a number with three figures: `7.09M`, `612k`, `48`; a thousand millions are `giga`."""
-    for unit, scale in (("T", 10**12), (giga, 10**9), ("M", 10**6), ("k", 10**3)):
-        if number >= 0.9995 * scale:
-            value = number / scale
-            return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f}{unit}"
-    return str(number)
-
-
-def _size(count: int) -> str:
-    """Write bytes: `7.09 MB`."""
-    text = _short(count, "G")
-    return f"{text[:-1]} {text[-1]}B" if text[-1].isalpha() else f"{text} B"
