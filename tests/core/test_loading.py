@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING
 
 import pytest
@@ -200,3 +201,23 @@ def test_places_that_cannot_be_had_are_refused(fuse: Fuse) -> None:
         fuse("gpt2", "llama", max_expert_memory=1000)
     with pytest.raises(ConfigError, match="takes memory_efficient=True"):
         fuse("gpt2", "llama", device_map={"llama": "disk"}, memory_efficient=False)
+
+
+def test_models_of_the_cache_are_warned_of_once_when_the_hub_is_not_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("mol.core.models.loading._offline", set())
+    for number, name in enumerate(("a", "b")):
+        cached, commit = tmp_path / f"models--org--{name}", str(number) * 40
+        language_model_of("gpt2", seed=number).save_pretrained(cached / "snapshots" / commit)
+        (cached / "refs").mkdir()
+        (cached / "refs" / "main").write_text(commit)
+    with caplog.at_level(logging.INFO, logger="mol"):
+        for _ in range(2):
+            runtime = MoLRuntime(MoLConfig(models=["org/a", "org/b"], cache_dir=str(tmp_path)))
+            runtime.add_layer([("org/a", 0), ("org/b", 0)])
+    said = [(record.levelname, record.getMessage()) for record in caplog.records if "offline" in record.getMessage()]
+    assert [level for level, _ in said] == ["WARNING", "INFO"]
+    assert "000000000000 of org/a; for other models this is logged at level INFO" in said[0][1]
+    assert "111111111111 of org/b" in said[1][1]

@@ -64,6 +64,35 @@ def test_every_incomplete_model_is_listed() -> None:
 
 
 @pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        ((".layers.3.mlp.up_proj.",), "`model.layers.3.mlp.up_proj.weight` is not among its tensors"),
+        ((".layers.1.self_attn.",), "`model.layers.1.self_attn.q_proj.weight`"),
+        ((".layers.1.mlp.up_proj.", ".layers.4.self_attn.q_proj."), "`model.layers.4.self_attn.q_proj.weight`"),
+    ],
+)
+def test_a_tensor_that_one_layer_lacks_is_missed_in_a_single_model_too(parts: tuple[str, ...], told: str) -> None:
+    text = problems(PASS, headers("a", without(llama(6), *parts), llama_config(6)))
+    assert told in text
+    assert "which every other layer of `model.layers` has" in text
+
+
+@pytest.mark.parametrize(
+    ("shapes", "more"),
+    [
+        (without(llama(6), ".layers.3.mlp.up_proj."), {"mlp_only_layers": [3]}),
+        (without(llama(6), ".layers.3.mlp."), {"block_configs": [{"mlp": {"no_op": i == 3}} for i in range(6)]}),
+        (without(llama(6), ".layers.0.input_layernorm."), {}),
+        (without(llama(6), ".layers.5.mlp.up_proj."), {}),
+        (without(llama(6), ".layers.3.mlp.up_proj.", ".layers.4.mlp.up_proj."), {}),
+        (without(llama(6), ".layers.3.mlp.") | {"model.layers.3.moe.gate.weight": (2, 2)}, {}),
+    ],
+)
+def test_a_layer_of_another_kind_lacks_nothing(shapes: Shapes, more: dict[str, Any]) -> None:
+    plan(PASS, headers("a", shapes, llama_config(6) | more))
+
+
+@pytest.mark.parametrize(
     ("shapes", "config"),
     [
         # A file of the encoder alone, and one of a decoder whose config counts both.

@@ -64,18 +64,22 @@ def test_a_commit_and_the_branch_that_points_to_it_are_one_model(tmp_path: Path)
         (slerp | {"models": [{"model": "org/b"}]}, None),
         (arithmetic("org/a@main", f"org/a@{COMMIT}", "org/a", "org/b"), None),
         (arithmetic("org/a@main", f"org/a@{COMMIT}", "org/b"), None),
+        (arithmetic("old/a", "org/a", "org/b"), None),
     ]
-    with serving({f"org/{name}": contents_of(tmp_path / name) for name in "ab"}) as hub:
+    repositories = {f"org/{name}": contents_of(tmp_path / name) for name in "ab"}
+    with serving(repositories | {"old/a": repositories["org/a"]}) as hub:  # as the Hub answers to a name of before
         environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
         command = [sys.executable, "-c", HUB, json.dumps(recipes)]
         done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    first, second, third, fourth = json.loads(done.stdout)
+    first, second, third, fourth, renamed = json.loads(done.stdout)
     assert first[0] == ["org/a", "org/b"]
     assert f"`org/a@{COMMIT}` is the same commit as `org/a`: they are one model" in first[2]
     assert second[0] == ["org/b", f"org/a@{COMMIT}"]
     assert "is listed twice" in third
     assert len(fourth[0]) == 2
+    assert renamed[0] == ["org/a", "org/b"]
+    assert "`old/a` is the same commit as `org/a`: they are one model" in renamed[2]
 
 
 def test_directories_with_the_same_files_of_weights_are_warned_of(tmp_path: Path) -> None:

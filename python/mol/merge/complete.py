@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from mol.merge.layers import in_side_tower, is_layer_count_key, is_side_tower, layer_counts
@@ -49,7 +50,7 @@ def check_complete(models: Sequence[Model], problems: Mismatches) -> None:
         problems: where everything that does not fit goes.
     """
     for model in models:
-        for problem in (*_wrong_depths(model), *_empty_layers(model)):
+        for problem in (*_wrong_depths(model), *_empty_layers(model), *_gaps(model)):
             problems.add(problem)
     for problem in _lacking_towers(models[0]):
         problems.add(problem)
@@ -200,6 +201,37 @@ def _empty_layers(model: Model) -> Iterator[str]:
                 f"{model.checkpoint.directory}: of its {len(stack)} layers, `{start}{ranges(empty)}` hold no tensor, "
                 f"and config.json says nothing of that; {_AGAIN}"
             )
+
+
+def _gaps(model: Model) -> Iterator[str]:
+    """Tell tensors that one layer lacks alone, where nothing makes that layer a kind of its own.
+
+    Only a layer between others is looked at, that has nothing else in the place of what it lacks: the first and the
+    last are made otherwise in many models, and those that lack something with others of their kind may be as well.
+    """
+    for stack in model.structure.stacks:
+        counts = Counter(suffix for layer in stack.layers for suffix in layer)
+        for layer in range(1, len(stack) - 1):
+            own = set(stack.layers[layer])
+            gaps = [suffix for suffix, count in counts.items() if count == len(stack) - 1 and suffix not in own]
+            alone = any(counts[suffix] == 1 for suffix in own)
+            if own and gaps and not alone and not _names(model.checkpoint.config, len(stack), layer):
+                listed = ", ".join(f"`{stack.start(layer)}{suffix}`" for suffix in gaps[:3])
+                more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
+                yield (
+                    f"{model.checkpoint.directory}: {listed}{more} is not among its tensors, which every other layer "
+                    f"of `{stack.prefix}` has, and config.json says nothing of that; {_AGAIN}"
+                )
+
+
+def _names(config: Mapping[str, Any], depth: int, layer: int) -> bool:
+    """Tell whether config.json makes a layer one of another kind, in a list of all layers or of numbers of some."""
+    for value in config.values():
+        if isinstance(value, dict) and _names(value, depth, layer):
+            return True
+        if isinstance(value, list) and (layer in value or layer + 1 in value) and len(value) < depth:
+            return True
+    return _explained(config, depth, {layer})
 
 
 def _explained(config: Mapping[str, Any], depth: int, empty: set[int]) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 from mol.errors import MergeError
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
 
     from mol.config import ModelReference
     from mol.io.checkpoint import Checkpoint
+
+
+_SHA256: Final = re.compile(r"[0-9a-f]{64}")
 
 
 def spelled_twice(checkpoints: Mapping[ModelReference, Checkpoint]) -> dict[ModelReference, ModelReference]:
@@ -27,12 +31,23 @@ def spelled_twice(checkpoints: Mapping[ModelReference, Checkpoint]) -> dict[Mode
             keys = [(found.st_dev, found.st_ino)]
             if checkpoint.revision is not None and not reference.is_directory():
                 keys.append((reference.name.lower(), checkpoint.revision))  # the Hub takes names in any case
+                if blobs := _blobs(checkpoint):
+                    keys.append((blobs, checkpoint.revision))  # and the old name of a repository that was renamed
         earlier = next((first[key] for key in keys if key in first), None)
         if earlier is not None:
             same[reference] = earlier
         for key in keys:
             first.setdefault(key, earlier or reference)
     return same
+
+
+def _blobs(checkpoint: Checkpoint) -> frozenset[str]:
+    """Collect the SHA-256 of the files of weights, by which the Hub's cache names them; empty where it does not.
+
+    The hash of a commit alone says too little: servers other than the Hub give several repositories one.
+    """
+    names = frozenset(file.path.resolve().name for file in checkpoint.files)
+    return names if all(map(_SHA256.fullmatch, names)) else frozenset()
 
 
 def refuse_unnameable(checkpoints: Mapping[ModelReference, Checkpoint]) -> None:

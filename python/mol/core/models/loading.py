@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import logging
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from transformers import (
@@ -33,6 +34,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mol.config.mol_config import MoLConfig
+
+
+_log: Final = logging.getLogger("mol")
+_offline: Final[set[str]] = set()
+"""Commits and models of which it was said that the Hub was not asked."""
 
 
 def open_host(name: str, settings: MoLConfig) -> Source:
@@ -130,8 +136,20 @@ def _located(name: str, settings: MoLConfig, *, weights: bool = True) -> tuple[P
     path = settings.paths.get(name, name)
     reference = ModelReference(path, settings.revisions.get(name) if path == name else None)
     cache_dir, token, code = settings.cache_dir, settings.token, settings.trust_remote_code
-    directory, commit = resolve(reference, weights=weights, code=code, cache_dir=cache_dir, token=token)
+    cached: list[str] = []
+    directory, commit = resolve(reference, weights=weights, code=code, cache_dir=cache_dir, token=token, offline=cached)
+    if cached:
+        _say_offline(cached[0])
     return directory, None if is_local(path) else commit
+
+
+def _say_offline(which: str) -> None:
+    """Warn of the first model that is taken from the Hub's cache without asking; of others the log has a line."""
+    level = logging.INFO if _offline else logging.WARNING
+    if which not in _offline:
+        _offline.add(which)
+        of_others = "" if level == logging.INFO else "; for other models this is logged at level INFO"
+        _log.log(level, "offline: using the cached commit %s%s", which, of_others)
 
 
 def _opened(
