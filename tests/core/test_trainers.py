@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, GenerationConfig, Trainer, TrainingArguments
 
+from mol import MoLMixture
 from mol.errors import MolError
 from tests.core.zoo import HOSTS, tokens_of
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from tests.core.conftest import Fuse
 
@@ -85,3 +89,39 @@ def test_gradient_checkpointing_is_refused_in_one_sentence(fuse: Fuse, tmp_path:
 def test_options_that_request_nothing_are_taken(options: dict[str, Any], fuse: Fuse, tmp_path: Path) -> None:
     fuse("gpt2", "llama").as_causal_lm().save_pretrained(tmp_path)
     AutoModelForCausalLM.from_pretrained(tmp_path, **options)
+
+
+@pytest.mark.parametrize(
+    ("way", "told"),
+    [
+        (lambda model: model.set_attn_implementation("eager"), "give attn_implementation to from_pretrained"),
+        (lambda model: model.push_to_hub("org/name"), "push_to_hub comes in a later version of mol"),
+        (lambda model: model.generate_batch([[5, 6], [7]], GenerationConfig(max_new_tokens=2)), "a cache for each of"),
+        (lambda model: model.save_pretrained("out", variant="fp16"), "leave variant out"),
+    ],
+)
+@pytest.mark.parametrize("mixture", [False, True])
+def test_what_would_reach_no_model_is_refused(
+    way: Callable[[Any], object], told: str, mixture: bool, fuse: Fuse, tmp_path: Path
+) -> None:
+    model: Any = fuse("gpt2", "llama").as_causal_lm()
+    if mixture:
+        model = MoLMixture.from_models([str(Path("gpt2").resolve())])
+    before = model.config._attn_implementation
+    with pytest.raises(MolError, match=told):
+        way(model)
+    assert model.config._attn_implementation == before
+    assert not Path("out").exists()
+
+
+@pytest.mark.parametrize("opened", ["AutoModel", "AutoModelForCausalLM"])
+def test_auto_classes_know_a_save_after_a_runtime_was_made_alone(opened: str, fuse: Fuse, tmp_path: Path) -> None:
+    fuse("gpt2", "llama").as_causal_lm().save_pretrained(tmp_path / "fusion")
+    code = (
+        "import sys, transformers; from mol.core.mol_runtime import MoLConfig, MoLRuntime; "
+        "MoLRuntime(MoLConfig(models=['gpt2'])); "
+        f"print(type(transformers.{opened}.from_pretrained(sys.argv[1])).__name__)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "fusion")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path.cwd())
+    assert done.stdout.strip() == {"AutoModel": "MoLModel"}.get(opened, "MoLForCausalLM")

@@ -50,7 +50,7 @@ def check_complete(models: Sequence[Model], problems: Mismatches) -> None:
         problems: where everything that does not fit goes.
     """
     for model in models:
-        for problem in (*_wrong_depths(model), *_empty_layers(model), *_gaps(model)):
+        for problem in (*_wrong_depths(model), *_empty_layers(model), *_gaps(model, models)):
             problems.add(problem)
     for problem in _lacking_towers(models[0]):
         problems.add(problem)
@@ -203,17 +203,19 @@ def _empty_layers(model: Model) -> Iterator[str]:
             )
 
 
-def _gaps(model: Model) -> Iterator[str]:
+def _gaps(model: Model, models: Sequence[Model]) -> Iterator[str]:
     """Tell tensors that one layer lacks alone, where nothing makes that layer a kind of its own.
 
     Only a layer between others is looked at, that has nothing else in the place of what it lacks: the first and the
     last are made otherwise in many models, and those that lack something with others of their kind may be as well.
+    What another model has is told where the two are compared.
     """
     for stack in model.structure.stacks:
         counts = Counter(suffix for layer in stack.layers for suffix in layer)
         for layer in range(1, len(stack) - 1):
             own = set(stack.layers[layer])
             gaps = [suffix for suffix, count in counts.items() if count == len(stack) - 1 and suffix not in own]
+            gaps = [s for s in gaps if not any(stack.start(layer) + s in other.checkpoint.tensors for other in models)]
             alone = any(counts[suffix] == 1 for suffix in own)
             if own and gaps and not alone and not _names(model.checkpoint.config, len(stack), layer):
                 listed = ", ".join(f"`{stack.start(layer)}{suffix}`" for suffix in gaps[:3])

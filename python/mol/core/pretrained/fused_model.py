@@ -22,6 +22,7 @@ from mol.core.mol_runtime import MoLRuntime
 from mol.core.pretrained.described import TORCH_ATTENTION, Description, config_from, read_description
 from mol.core.pretrained.digests import check_model, find_models, record_model
 from mol.core.pretrained.options import OF_MODELS, check_offline, checked_options
+from mol.core.pretrained.refused import OutsideModels
 from mol.core.pretrained.saving import KEY, read_saved, refuse_other_ways, saved_directory, write_save
 from mol.core.pretrained.tokenizers import copy_inputs
 from mol.errors import MolError
@@ -80,7 +81,7 @@ class MoLModelConfig(PreTrainedConfig):
         return config_from(super().from_dict, config_dict, kwargs)
 
 
-class FusedModel(PreTrainedModel):
+class FusedModel(OutsideModels):
     """A fused model with its host's head.
 
     `save_pretrained` writes what was trained, adapters and routers, and the names, commits and dtypes of the models;

@@ -30,6 +30,7 @@ from mol.core.pretrained.digests import check_model, find_models, record_model
 from mol.core.pretrained.mixed_models import check_config, check_kind, check_vocabularies, load_all, load_one
 from mol.core.pretrained.options import OF_MODELS, check_offline, checked_options
 from mol.core.pretrained.posterior import posterior
+from mol.core.pretrained.refused import OutsideModels
 from mol.core.pretrained.saving import KEY, read_saved, refuse_other_ways, saved_directory, write_save
 from mol.core.pretrained.step_loss import share_of, weigh
 from mol.core.pretrained.tokenizers import copy_inputs
@@ -80,7 +81,7 @@ class MoLMixtureConfig(PreTrainedConfig):
         return config_from(super().from_dict, config_dict, kwargs)
 
 
-class MoLMixture(Writing, PreTrainedModel, GenerationMixin):
+class MoLMixture(Writing, OutsideModels, GenerationMixin):
     """p(x_t+1) = sum over models e of w_e(t) p_e(x_t+1), for models of one vocabulary.
 
     The weights w_e(t) are

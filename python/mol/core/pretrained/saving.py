@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol import _rust
 from mol.core.pretrained.digests import digest_of
+from mol.core.pretrained.refused import NO_PUSH
 from mol.errors import CheckpointError, ConfigError, MolError
 from mol.io.json_file import read_object
 
@@ -336,6 +337,8 @@ def refuse_other_ways(kwargs: Mapping[str, Any]) -> None:
         MolError: it was asked for.
     """
     if kwargs.get("push_to_hub"):
-        raise MolError("push_to_hub comes in a later version of mol: save to a directory, and run `hf upload` on it")
+        raise MolError(NO_PUSH)
+    if kwargs.get("variant"):
+        raise MolError("a fusion is loaded by the usual names of its files: leave variant out, and save to a directory")
     if kwargs.get("distributed_checkpoint"):
         raise MolError("a fusion is saved by its main process: leave distributed_checkpoint out")

@@ -1,12 +1,14 @@
 """Fused models whose hosts do not write: masked language models and classifiers of texts, tokens and images.
 
-Importing this registers them: AutoModelForMaskedLM and so on then load what `save_pretrained` wrote.
+Importing this registers them and the bare `MoLModel`: AutoModelForMaskedLM and so on then load what `save_pretrained`
+wrote.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import mol.core.pretrained.body  # noqa: F401 - registers it
 from mol.core.host import host_inputs
 from mol.core.models.heads import (
     IMAGE_CLASSIFICATION,

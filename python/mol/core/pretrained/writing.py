@@ -5,7 +5,14 @@ from __future__ import annotations
 import copy
 import logging
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple  # at run time: transformers reads annotations
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    ClassVar,
+    Final,
+    NamedTuple,
+    NoReturn,
+)  # at run time: transformers reads annotations
 
 import torch
 from transformers import GenerationMixin
@@ -116,6 +123,17 @@ class Writing(GenerationMixin):
         if kwargs.get("cache_implementation") is not None:
             self._refuse_implementation(kwargs["cache_implementation"])
         return super().generate(inputs, *args, **kwargs)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - what transformers takes
+        """Refuse: generate_batch would give texts without a token.
+
+        Raises:
+            MolError: always.
+        """
+        raise MolError(
+            f"generate_batch keeps pages of one model's cache, and {self.called} has a cache for each of its models: "
+            "give generate a padded batch"
+        )
 
     def prepare_inputs_for_generation(
         self,

@@ -1,0 +1,34 @@
+"""What transformers' models do that would do nothing, or something else, to the models of a fusion or a mixture."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NoReturn
+
+from transformers import PreTrainedModel
+
+from mol.errors import MolError
+
+NO_PUSH: Final = "push_to_hub comes in a later version of mol: save to a directory, and run `hf upload` on it"
+
+
+class OutsideModels(PreTrainedModel):
+    """A model that runs others, which are not among its modules."""
+
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - what transformers takes
+        """Refuse: it would change a word in the config and no model.
+
+        Raises:
+            MolError: always.
+        """
+        raise MolError(
+            "the attention of the models is chosen before they are loaded: give attn_implementation to "
+            "from_pretrained or MoLConfig"
+        )
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - what transformers takes
+        """Refuse before a repository is made: it is not there yet.
+
+        Raises:
+            MolError: always.
+        """
+        raise MolError(NO_PUSH)
