@@ -77,6 +77,16 @@ def test_gradient_checkpointing_is_refused_in_one_sentence(fuse: Fuse, tmp_path:
         Trainer(model, arguments, train_dataset=rows).train()
 
 
+def test_noise_that_frozen_embeddings_never_add_is_refused(fuse: Fuse, tmp_path: Path) -> None:
+    model = fuse("gpt2", "llama").as_causal_lm()
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=1, neftune_noise_alpha=5.0, use_cpu=True, report_to=[], disable_tqdm=True
+    )
+    rows = [{"input_ids": row, "labels": row} for row in tokens_of(2, 6)]
+    with pytest.raises(MolError, match="those of a fusion are its host's, frozen and in eval mode: leave it out"):
+        Trainer(model, arguments, train_dataset=rows).train()
+
+
 @pytest.mark.parametrize(
     "options",
     [

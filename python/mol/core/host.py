@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -176,6 +177,20 @@ def check_longest(limits: Mapping[str, Limit], length: int, *, written: bool = T
             _say_once(
                 f"{name}: its config is for {announced} tokens (max_position_embeddings), and longer texts are run: it "
                 "makes positions for them, as in transformers, which it may not have been trained on"
+            )
+
+
+def check_noise(host: Source) -> None:
+    """Refuse the noise of Trainer's `neftune_noise_alpha`, which a module of a frozen model never adds.
+
+    Raises:
+        MolError: it was set.
+    """
+    with suppress(NotImplementedError):  # some hosts of images do not tell their embeddings
+        if hasattr(host.model.get_input_embeddings(), "neftune_noise_alpha"):
+            raise MolError(
+                "neftune_noise_alpha adds noise to embeddings in training mode alone, and those of a fusion are its "
+                "host's, frozen and in eval mode: leave it out"
             )
 
 

@@ -16,7 +16,7 @@ from mol.core.building import build_layer
 from mol.core.fitting.calibration import checked_texts, fit_layer
 from mol.core.frozen import FROZEN, Frozen, names_in, refused
 from mol.core.fusion import Fusion, HostRun, Pass
-from mol.core.host import HostHead, host_inputs
+from mol.core.host import HostHead, check_noise, host_inputs
 from mol.core.models.loading import load_tokenizer, open_host, open_source
 from mol.core.mol_layer import ExpertSpec, MoLLayer
 from mol.core.reports.starved import ShareWatch
@@ -430,9 +430,12 @@ class MoLRuntime(nn.Module):
     def _run(self, asked: HostRun) -> tuple[Any, Pass]:
         self.host.require(self._host_blocks())
         fusion = self.fusion()
+        learns = self.training and torch.is_grad_enabled()
+        if learns:
+            check_noise(self.host)
         run = Pass(fusion, asked.mask, asked.length, asked.cache, asked.prompt)
         output = run.run(asked.forward)
-        if self.training and torch.is_grad_enabled():
+        if learns:
             self._watch.see(run.routings, {position: layer.specs for position, layer in fusion.layers.items()})
         return output, run
 
