@@ -1,6 +1,10 @@
 """The merge methods in float64 numpy, each as its definition reads: what every kernel of the engine is held to.
 
-A tensor is a flat float64 array, shape (n,). Two rules are mol's own and not in the papers:
+A tensor is a flat float64 array, shape (n,). A function has the name of its method in a plan and is called as
+the plan says: with the tensors in its order, the base first where there is one, and the method's numbers by name,
+`lambda` as `lambda_`. It may ask for `precision` of the arithmetic, `name` of the tensor and `seed` of the plan, too.
+
+Two rules are mol's own and not in the papers:
 
 * TIES trims each tensor on its own (the paper trims the whole task vector at once), keeps exactly
   k = max(1, trunc(density * n)) entries, and among equal magnitudes the lowest index survives.
@@ -29,11 +33,22 @@ def linear(tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bo
     return total / sum(weights) if normalize else total
 
 
-def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
+def copy(tensors: Sequence[Tensor]) -> Tensor:
+    """Take the first tensor."""
+    return tensors[0]
+
+
+def scale(tensors: Sequence[Tensor], factor: float) -> Tensor:
+    """Multiply the one tensor by a factor."""
+    return tensors[0] * factor
+
+
+def slerp(tensors: Sequence[Tensor], t: float) -> Tensor:
     """Walk the great circle from `a` (t = 0) to `b` (t = 1); a straight line where the two are (anti)parallel.
 
     The angle is that of the unit vectors, and it is the original vectors that are interpolated.
     """
+    a, b = tensors
     norm_a, norm_b = (norm if norm > 1e-8 else 1.0 for norm in (np.linalg.norm(a), np.linalg.norm(b)))
     cosine = np.clip(np.sum((a / norm_a) * (b / norm_b)), -1.0, 1.0)
     if abs(cosine) > 0.9995:
@@ -44,9 +59,10 @@ def slerp(a: Tensor, b: Tensor, t: float) -> Tensor:
 
 
 def task_arithmetic(
-    base: Tensor, models: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = False, lambda_: float = 1.0
+    tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = False, lambda_: float = 1.0
 ) -> Tensor:
     """Add the weighted task vectors (model minus base) to the base; `lambda_` scales their sum after `normalize`."""
+    base, *models = tensors
     mix: Tensor = np.asarray(weights) @ np.stack([model - base for model in models])  # (models,) @ (models, n)
     if normalize:
         divisor = sum(weights)
@@ -73,8 +89,7 @@ def trim(base: Tensor, model: Tensor, density: float, *, rescale: bool, precisio
 
 
 def ties(
-    base: Tensor,
-    models: Sequence[Tensor],
+    tensors: Sequence[Tensor],
     weights: Sequence[float],
     densities: Sequence[float],
     *,
@@ -93,6 +108,7 @@ def ties(
     Decimal weights such as 0.5, 0.3 and 0.2 are not exact in binary, so votes that cancel leave noise of either sign:
     a total of at most 2^-20 of the votes' magnitudes is a draw. Weights of both signs cancel by the same measure.
     """
+    base, *models = tensors
     trimmed = [
         trim(base, model, density, rescale=rescale, precision=precision)
         for model, density in zip(models, densities, strict=True)

@@ -17,6 +17,7 @@ __all__ = [
     "commit",
     "compare",
     "execute",
+    "methods",
     "plan_cost",
     "plan_digest",
     "preflight",
@@ -38,6 +39,14 @@ def read_header(path: str | PathLike[str]) -> tuple[int, int, str, list[tuple[st
     Raises:
         CheckpointError: The header is cut, overlaps, leaves holes, overflows, or names a tensor twice.
         OSError: The file cannot be read.
+    """
+
+def methods() -> list[tuple[str, list[str], int]]:
+    """List the methods of the engine.
+
+    Returns:
+        Of each its name in a plan, the names of its numbers, and how often it reads its sources, extra sweeps of a
+        search for a threshold not counted.
     """
 
 def plan_digest(plan: str) -> str:

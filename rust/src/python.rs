@@ -7,6 +7,7 @@ use crate::commit::commit as rename;
 use crate::error::Error;
 use crate::execute::execute as run;
 use crate::lock::Lock;
+use crate::methods::Method;
 use crate::plan::Plan;
 use crate::preflight::preflight as check;
 use crate::run::{Options, TILE, heap};
@@ -129,6 +130,11 @@ fn read_header(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyAny>> {
         })
         .collect::<PyResult<_>>()?;
     (size, mtime_ns, digest, rows).into_bound_py_any(py)
+}
+
+#[pyfunction]
+fn methods() -> Vec<(&'static str, Vec<&'static str>, u64)> {
+    Method::all().map(|(name, numbers, sweeps)| (name, numbers.to_vec(), sweeps)).collect()
 }
 
 #[pyfunction]
@@ -330,6 +336,7 @@ fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<PartialLock>()?;
     module.add_function(wrap_pyfunction!(read_header, module)?)?;
+    module.add_function(wrap_pyfunction!(methods, module)?)?;
     module.add_function(wrap_pyfunction!(plan_digest, module)?)?;
     module.add_function(wrap_pyfunction!(plan_cost, module)?)?;
     module.add_function(wrap_pyfunction!(preflight, module)?)?;

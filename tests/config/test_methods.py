@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mol import _rust
 from mol.config.methods import FOREIGN_PARAMETERS, LATER_METHODS, METHODS, REQUIRED, weights_cancel
 
 
@@ -31,6 +32,25 @@ def test_every_word_is_either_a_parameter_or_explained() -> None:
     words = {word for method in METHODS.values() for spec in method.parameters.values() for word in (spec.name,)}
     assert words <= set(FOREIGN_PARAMETERS)
     assert not set(METHODS) & set(LATER_METHODS)
+
+
+def test_owners_of_a_parameter_are_told_from_the_rows() -> None:
+    assert FOREIGN_PARAMETERS["t"].split()[:4] == ["a", "parameter", "of", "slerp"]
+    for word, spec in ((word, METHODS[name]) for name in METHODS for word in METHODS[name].parameters):
+        assert spec.name in FOREIGN_PARAMETERS[word]
+
+
+def test_the_table_and_the_engine_have_the_same_methods_and_numbers() -> None:
+    """The engine alone has `copy`, which the planner takes where nothing is to be computed."""
+    of_engine = {name: numbers for name, numbers, _ in _rust.methods()}
+    of_rows = {
+        spec.in_plan: [parameter.plan or name for name, parameter in spec.parameters.items()]
+        for spec in METHODS.values()
+    }
+    assert of_engine.pop("copy") == []
+    assert {name: sorted(numbers) for name, numbers in of_rows.items()} == {
+        name: sorted(numbers) for name, numbers in of_engine.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from mol.config import (
     parse_recipe,
     recipe_from_dict,
 )
+from mol.config.methods import FOREIGN_PARAMETERS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -286,7 +287,7 @@ def test_our_own_keys_do_not_change_the_form() -> None:
         ),
         (
             TASK_ARITHMETIC.replace("weight: -0.5", "weight: 1, density: 0.5"),
-            "`density` has no effect on task_arithmetic: a parameter of ties",
+            f"`density` has no effect on task_arithmetic: {FOREIGN_PARAMETERS['density']}",
         ),
         (
             SLERP.replace("t: 0.5", "t: [{value: 1}, {filter: mlp, value: 0}]"),

@@ -8,15 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mol.config import MergeConfig, load_recipe, parse_recipe
-from mol.config.methods import LATER_METHODS
+from mol.config import MergeConfig, load_recipe, methods, parse_recipe
 from mol.errors import ConfigError
 from tests.config.toolkit import LINEAR, PASSTHROUGH, SLERP, refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-METHODS = "`linear`, `slerp`, `task_arithmetic`, `ties`, `passthrough`"
+METHODS = ", ".join(f"`{name}`" for name in methods.METHODS)
+LATER = methods.LATER_METHODS
+DASHED = LATER[-1].replace("_", "-")
 
 
 def test_everything_at_once_in_the_order_of_lines() -> None:
@@ -53,7 +54,7 @@ dtype: floot16
         ("slrp", "unknown merge method `slrp`; did you mean `slerp`?"),
         ("task-arithmetic", "unknown merge method `task-arithmetic`; did you mean `task_arithmetic`?"),
         ("zzz", f"unknown merge method `zzz`; there are {METHODS}"),
-        ("dare-ties", f"merge method `dare-ties` is known but not built yet; there are {METHODS}"),
+        (DASHED, f"merge method `{DASHED}` is known but not built yet; there are {METHODS}"),
         ("[ties]", "`merge_method` is the name of a method, not ['ties']"),
     ],
 )
@@ -61,7 +62,7 @@ def test_methods(word: str, message: str) -> None:
     assert refusal(SLERP.replace("slerp", word)) == (f"config.yml:1: {message}",)
 
 
-@pytest.mark.parametrize("method", LATER_METHODS)
+@pytest.mark.parametrize("method", LATER)
 def test_methods_to_come_are_refused_by_name(method: str) -> None:
     assert refusal(SLERP.replace("slerp", method))[0].startswith(f"config.yml:1: merge method `{method}` is known but")
 

@@ -17,21 +17,21 @@ def test_linear_by_hand() -> None:
 
 
 def test_slerp_of_perpendicular_vectors_is_on_the_circle() -> None:
-    halfway = reference.slerp(np.array([1.0, 0.0]), np.array([0.0, 1.0]), 0.5)
+    halfway = reference.slerp([np.array([1.0, 0.0]), np.array([0.0, 1.0])], 0.5)
     assert halfway == pytest.approx([math.sqrt(0.5)] * 2)
 
 
 @pytest.mark.parametrize("b", [[2.0, 4.0], [-2.0, -4.0], [1.0, 2.01]])
 def test_slerp_of_parallel_and_opposite_vectors_is_a_straight_line(b: list[float]) -> None:
     a = np.array([1.0, 2.0])
-    assert reference.slerp(a, np.array(b), 0.25) == pytest.approx(0.75 * a + 0.25 * np.array(b))
+    assert reference.slerp([a, np.array(b)], 0.25) == pytest.approx(0.75 * a + 0.25 * np.array(b))
 
 
 def test_task_arithmetic_by_hand() -> None:
     base, one, two = np.array([1.0, 1.0]), np.array([2.0, 1.0]), np.array([1.0, 3.0])
-    assert reference.task_arithmetic(base, [one, two], [2, 4], lambda_=0.5).tolist() == [2.0, 5.0]
-    assert reference.task_arithmetic(base, [one, two], [1, 3], normalize=True).tolist() == [1.25, 2.5]
-    assert reference.task_arithmetic(base, [one, two], [1, -1], normalize=True).tolist() == [2.0, -1.0]
+    assert reference.task_arithmetic([base, one, two], [2, 4], lambda_=0.5).tolist() == [2.0, 5.0]
+    assert reference.task_arithmetic([base, one, two], [1, 3], normalize=True).tolist() == [1.25, 2.5]
+    assert reference.task_arithmetic([base, one, two], [1, -1], normalize=True).tolist() == [2.0, -1.0]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_ties_against_a_loop_over_elements(vote: str, normalize: bool, weights: 
     base = random.integers(-4, 5, 200) / 8
     models = [base + random.integers(-2, 3, 200) / 8 for _ in weights]
     merged = reference.ties(
-        base, models, weights, [1.0] * 3, normalize=normalize, lambda_=0.5, majority_sign_method=vote
+        [base, *models], weights, [1.0] * 3, normalize=normalize, lambda_=0.5, majority_sign_method=vote
     )
     for i, result in enumerate(merged):
         deltas = [w * (model[i] - base[i]) for w, model in zip(weights, models, strict=True)]

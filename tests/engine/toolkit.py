@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import struct
 from dataclasses import dataclass
@@ -201,38 +202,39 @@ def shard_bytes(partial: Path) -> dict[str, bytes]:
 
 
 def precision(case: Case) -> type[np.floating]:
-    """The engine computes in f64 when any source or the output is F64, and for an F32 output unless TIES selects."""
+    """The engine computes in f64 when any source or the output is F64, and for an F32 output of most methods.
+
+    Not of those that rank values as f32 whatever the output is, as TIES does: their references ask for the precision.
+    """
     wide = "F64" in {case.dtype, *(source.dtype for source in case.sources)}
-    return np.float64 if wide or (case.dtype == "F32" and "ties" not in case.method) else np.float32
+    return np.float64 if wide or (case.dtype == "F32" and not asks(case.method, "precision")) else np.float32
 
 
-def expected(case: Case) -> reference.Tensor:
-    """The case by tests/reference.py."""
+def asks(method: Method, word: str) -> bool:
+    """Whether the reference of a method has a parameter that no plan gives."""
+    (name,) = method
+    return word in inspect.signature(getattr(reference, name)).parameters
+
+
+def expected(case: Case, name: str = "w", *, seed: int = 0) -> reference.Tensor:
+    """The case by tests/reference.py, for a tensor of a name in a plan with a seed."""
     ((kind, numbers),) = case.method.items()
-    first, *rest = (decode(source) for source in case.sources)
-    match kind:
-        case "copy":
-            return first
-        case "scale":
-            return first * float(numbers["factor"])
-        case "linear":
-            return reference.linear([first, *rest], numbers["weights"], normalize=numbers["normalize"])
-        case "slerp":
-            return reference.slerp(first, rest[0], numbers["t"])
-    named = {key: value for key, value in numbers.items() if key != "lambda"} | {"lambda_": numbers["lambda"]}
-    if kind == "task_arithmetic":
-        return reference.task_arithmetic(first, rest, **named)
-    return reference.ties(first, rest, **named, precision=precision(case))
+    known = {"precision": precision(case), "name": name, "seed": seed}
+    named = {"lambda_" if word == "lambda" else word: value for word, value in numbers.items()}
+    named |= {word: value for word, value in known.items() if asks(case.method, word)}
+    result: reference.Tensor = getattr(reference, kind)([decode(source) for source in case.sources], **named)
+    return result
 
 
 def assert_agrees(case: Case, result: Stored, label: str) -> None:
     """The result is the reference, rounded once to its dtype, but for the noise of the working precision.
 
-    So it is off by half an ulp at most where that precision is f64, for F32 outputs of all methods but TIES too.
+    So it is off by half an ulp at most where that precision is f64, for F32 outputs of most methods too. `label` is
+    the tensor's name, if its method draws at random.
     """
     assert result.dtype == case.dtype, label
     assert result.data.shape == case.sources[0].data.shape, label
-    wanted, got = expected(case), decode(result)
+    wanted, got = expected(case, label), decode(result)
     largest = np.max([np.abs(wanted), *(np.abs(decode(source)) for source in case.sources)], axis=0)
     # In f64 the reference has noise of its own, most in the angle of slerp.
     noise = largest * 2.0 ** -(46 if precision(case) is np.float64 else 20)

@@ -4,14 +4,40 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mol import _rust
 from mol.errors import MergeError
-from mol.merge.plan import COPY, InputFile, MergePlan, Source, TensorTask, linear, scale, slerp, task_arithmetic, ties
+from mol.merge.plan import COPY, InputFile, MergePlan, Source, TensorTask
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mol.merge.plan import Method
 
 FIXTURE = Path(__file__).parents[1] / "data" / "plan_v1.json"
+
+
+def scale(factor: float) -> Method:
+    return {"scale": {"factor": factor}}
+
+
+def linear(weights: Sequence[float], *, normalize: bool) -> Method:
+    return {"linear": {"weights": weights, "normalize": normalize}}
+
+
+def slerp(t: float) -> Method:
+    return {"slerp": {"t": t}}
+
+
+def task_arithmetic(weights: Sequence[float], *, normalize: bool, lambda_: float) -> Method:
+    return {"task_arithmetic": {"weights": weights, "normalize": normalize, "lambda": lambda_}}
+
+
+def ties(weights: Sequence[float], densities: Sequence[float], *, lambda_: float, **more: Any) -> Method:  # noqa: ANN401
+    return {"ties": {"weights": weights, "densities": densities, "lambda": lambda_, **more}}
 
 
 def test_every_method_is_written_as_the_engine_reads_it() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from mol.cli import units
 from mol.cli.console import Console, field, listing
 from mol.merge.manifest import MANIFEST_NAME
+from mol.merge.plan import sweeps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from mol.merge.side_files import OutputFile
 
 SHOWN = 6
-_SEVERAL_PASSES = ("slerp", "ties")
 _DONE = {"copy": "copied", "scale": "scaled"}
 
 
@@ -162,7 +162,7 @@ def _by_method(methods: Mapping[str, int]) -> str:
 
 def _again(methods: Mapping[str, int]) -> str:
     """Methods that measure whole tensors first read them more than once; how often, only the data tells."""
-    several = [name for name in methods if name in _SEVERAL_PASSES]
+    several = [name for name in methods if sweeps(name) > 1]
     return f" (more than once by {' and '.join(several)})" if several else ""
 
 

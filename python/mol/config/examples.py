@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mol.config.methods import MethodSpec
+
+MODELS: Final = ("openai-community/gpt2", "distilbert/distilgpt2")
 
 EXAMPLES: Final[dict[str, str]] = {
     "slerp_example.yml": """\
@@ -118,3 +125,24 @@ output_path: ./merged_model
 """,
 }
 """Recipes by file name."""
+
+
+def example_of(spec: MethodSpec, models: Sequence[str] = MODELS) -> dict[str, Any]:
+    """Return a recipe of a method in mergekit's grammar, with every parameter at its default.
+
+    Args:
+        spec: the method.
+        models: names of models, the base first if the method needs one; as many are taken as it allows.
+    """
+    based = spec.base == "required"
+    listed = models[based:][: None if spec.max_models is None else spec.max_models - based]
+    values = {name: parameter.example for name, parameter in spec.parameters.items()}
+    of_model = {name: values[name] for name, parameter in spec.parameters.items() if parameter.per_model}
+    shared = {name: values[name] for name in values if name not in of_model}
+    recipe: dict[str, Any] = {"merge_method": spec.name}
+    if based:
+        recipe["base_model"] = models[0]
+    recipe["models"] = [{"model": name, **({"parameters": of_model.copy()} if of_model else {})} for name in listed]
+    if shared:
+        recipe["parameters"] = shared
+    return recipe

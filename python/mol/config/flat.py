@@ -132,8 +132,11 @@ def _part_parameters(
 ) -> list[tuple[str, object]]:
     if isinstance(value, Table):
         return list(value.items())
-    if spec is None or spec.name == "slerp":
-        return [("t", value)]
+    if spec is None:
+        return []
+    names = [*spec.parameters]
+    if len(names) == 1 and not spec.parameters[names[0]].per_model:
+        return [(names[0], value)]
     example = next(name for name, parameter in spec.parameters.items() if parameter.kind == "float")
     problems.add(place, f"`{part}` must say which parameter of {spec.name} it sets: `{part}: {{{example}: ...}}`")
     return []
@@ -232,7 +235,7 @@ def _apply_layer_range(recipe: Table, table: Table, spec: MethodSpec | None, pro
     base = recipe.get("base_model")
     if (
         spec is not None
-        and spec.base == "required"
+        and spec.starts_from(base)
         and _identity(base) not in {_identity(e.get("model")) for e in tables}
     ):
         source = Table(recipe.at("base_model"))
@@ -249,7 +252,7 @@ def _apply_layer_range(recipe: Table, table: Table, spec: MethodSpec | None, pro
 
 
 def _group_slices(recipe: Table, spec: MethodSpec | None, notes: list[str]) -> None:
-    """Make slices of entries that name a model directly: stacked for passthrough, else one slice of several sources."""
+    """Make slices of entries that name a model directly: stacked if the method takes one, else sources of one slice."""
     entries = recipe.get("slices")
     if not isinstance(entries, Items) or not entries:
         return
@@ -257,7 +260,7 @@ def _group_slices(recipe: Table, spec: MethodSpec | None, notes: list[str]) -> N
         return
     slices = Items(entries.place)
     groups = [[index] for index in range(len(entries))]
-    if spec is None or spec.name != "passthrough":
+    if spec is None or spec.max_models != 1:
         groups = [list(range(len(entries)))]
         notes.append("`slices` without `sources` are the inputs of one slice; to stack slices, give each its `sources`")
     for group in groups:

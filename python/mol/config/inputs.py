@@ -206,7 +206,7 @@ def check_inputs(
             and any(may_be_one(base, model) for model in listed)
         ):
             continue  # checked again when their commits are known
-        if spec.base == "required" and not inputs.whole and base not in listed:
+        if spec.starts_from(base) and not inputs.whole and base not in listed:
             # Models of one family have names alike: only what looks like a slip of the pen is offered.
             alike = [str(model) for model in listed if _digits(str(model)) == _digits(str(base))]
             hint = suggestion(str(base), alike, cutoff=0.85)
@@ -214,13 +214,17 @@ def check_inputs(
                 place, f"{where}the base, {base}, must be one of `sources`, with its `layer_range`{hint}"
             )
             continue
-        count = len(listed) + (spec.base == "required" and base not in listed)
+        if spec.base == "optional":
+            count = sum(model != base for model in listed)
+        else:
+            count = len(listed) + (spec.base == "required" and base not in listed)
         if not _check_count(count, spec, place, where, base if base not in listed else None, reader):
             continue
         spans = [source.layer_range for source in part.sources if source.model == base]
-        if spec.name != "slerp" and spec.base == "required" and len(set(spans)) < len(spans):
+        subtracts = spec.starts_from(base) and not spec.base_twice
+        if subtracts and len(set(spans)) < len(spans):
             reader.problems.add(place, f"{where}the base, {base}, is listed twice; it is subtracted, so list it once")
-        if spec.name != "slerp" and spec.base == "required" and all(model == base for model in listed):
+        if subtracts and all(model == base for model in listed):
             reader.problems.add(place, f"{where}{spec.name} needs a model besides the base, {base}")
         lengths = {source.layer_range[1] - source.layer_range[0] for source in part.sources if source.layer_range}
         if len(lengths) > 1:
@@ -233,13 +237,14 @@ def check_inputs(
 def _add_base(
     inputs: Inputs, spec: MethodSpec, base: ModelReference, reader: ValueReader, *, weighs_base: bool
 ) -> None:
-    if spec.name == "linear" and weighs_base:
+    full = spec.max_models is not None and len(inputs.slices[0].sources) >= spec.max_models
+    if weighs_base and not full:
         part = inputs.slices[0]
         inputs.slices[0] = SliceConfig((*part.sources, SourceConfig(base)), part.base_model, part.parameters)
         reader.notes.append(f"the base, {base}, is not among `models`: {spec.name} takes it as one more input")
         return
     way_out = "list it among `models`, or leave `base_model` out"
-    if spec.max_models is not None and len(inputs.slices[0].sources) >= spec.max_models:
+    if full:
         count = "one model" if spec.max_models == 1 else f"{spec.max_models} models"
         problem, way_out = f", and {spec.name} takes {count} only", "leave `base_model` out"
     elif "weight" in spec.parameters:
@@ -262,7 +267,7 @@ def _check_count(
 ) -> bool:
     if spec.min_models <= count <= (spec.max_models or count):
         return True
-    base = ", the base among them" if spec.base == "required" else ""
+    base = {"required": ", the base among them", "optional": " besides a base"}.get(spec.base, "")
     extra = f"; the base, {unlisted}, is not listed and counts too" if unlisted and spec.base == "required" else ""
     wanted = f"exactly {spec.min_models}" if spec.max_models == spec.min_models else f"at least {spec.min_models}"
     noun = "model" if spec.min_models == 1 else "models"
@@ -290,15 +295,27 @@ def _check_parameters(
                 reader.problems.add(
                     place, f"{where}{source.model} has no `{parameter.name}`; give it one under its `parameters`"
                 )
-    if spec.name not in ("linear", "task_arithmetic"):
-        return
+    if spec.divides:
+        _check_sum(part, place, where, spec, weighted, parameters, reader)
+
+
+def _check_sum(
+    part: SliceConfig,
+    place: Place,
+    where: str,
+    spec: MethodSpec,
+    weighted: list[SourceConfig],
+    parameters: ParameterMap,
+    reader: ValueReader,
+) -> None:
+    """Refuse weights that sum to zero where they are divided by their sum."""
+    asked = spec.parameters.get("normalize")
     chain = Chain("normalize", part.parameters, parameters)
-    normalize = chain.constant if chain.links else spec.parameters["normalize"].default
+    normalize = chain.constant if chain.links else asked.default if asked else True
     weights = [Chain("weight", source.parameters, part.parameters, parameters).constant for source in weighted]
     numbers = [float(weight) for weight in weights if weight is not None]
     if normalize is True and numbers and len(numbers) == len(weights) and weights_cancel(numbers):
-        reader.problems.add(
-            place,
-            f"{where}the weights {numbers} sum to zero, and `normalize: true` divides by their sum; "
-            "change them or set `normalize: false`",
-        )
+        dividing, way_out = "they are divided by their sum", "change them"
+        if asked:
+            dividing, way_out = "`normalize: true` divides by their sum", "change them or set `normalize: false`"
+        reader.problems.add(place, f"{where}the weights {numbers} sum to zero, and {dividing}; {way_out}")

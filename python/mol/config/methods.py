@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -37,6 +37,11 @@ class ParameterSpec:
         flat_default: default of the Python and flat forms where it differs from `default`.
         aliases: other words for the parameter.
         choices: allowed texts of a `str`, each with the other words for it.
+        about: what it does, in a few words.
+        plan: the plan's word, where it is not the recipe's: one list per parameter of the models.
+        drops: a model whose value is zero has no influence and is left out.
+        copy_at: values at which the result is one source as it is: value to position of the source, 0 for the base. Of
+            a parameter that each model has, values at which the only model left is the result.
     """
 
     name: str
@@ -48,6 +53,17 @@ class ParameterSpec:
     flat_default: Scalar | None = None
     aliases: tuple[str, ...] = ()
     choices: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    about: str = ""
+    plan: str = ""
+    drops: bool = False
+    copy_at: dict[float, int] = field(default_factory=dict, hash=False)
+
+    @property
+    def example(self) -> Scalar:
+        """The value in an example: that of the short form where it has its own."""
+        if self.flat_default is not None:
+            return self.flat_default
+        return 1.0 if isinstance(self.default, Required) else self.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,20 +73,47 @@ class MethodSpec:
     Attributes:
         name: the word in a recipe.
         parameters: its parameters by name.
-        base: "required": the base is subtracted or interpolated from; "input": a base is an input like any other.
-        min_models: fewest inputs of a slice, the base included.
-        max_models: most inputs of a slice, the base included; None means no limit.
+        base: "required": the result starts from the base; "optional": it does where there is one; "input": a base is an
+            input like any other.
+        min_models: fewest inputs of a slice; a required base counts, an optional one does not.
+        max_models: most inputs of a slice, counted the same; None means no limit.
         title: a name for people.
         url: where the method is described.
+        about: what the result is, with formulas where words are long.
+        plan: the plan's word for the method, where it is not the recipe's.
+        divides: weights are divided by their sum, where there is a `normalize` only if that is true.
+        base_twice: the base may be the other model too, with other layers for example.
     """
 
     name: str
     parameters: dict[str, ParameterSpec] = field(hash=False)
-    base: Literal["required", "input"]
+    base: Literal["required", "optional", "input"]
     min_models: int
     max_models: int | None
     title: str
     url: str
+    about: str
+    plan: str = ""
+    divides: bool = False
+    base_twice: bool = False
+
+    def starts_from(self, base: object) -> bool:
+        """Tell whether the result starts from the base, which is None where the recipe has none."""
+        return self.base == "required" or (self.base == "optional" and base is not None)
+
+    @property
+    def in_plan(self) -> str:
+        """The plan's word for the method."""
+        return self.plan or self.name
+
+    @property
+    def inputs(self) -> str:
+        """What the method takes, as in "the base and 1 model or more"."""
+        least = self.min_models - (self.base == "required")
+        count = f"{least} {'model' if least == 1 else 'models'}{' or more' if self.max_models is None else ''}"
+        return {"required": f"the base and {count}", "optional": f"{count}; a base, if there is one"}.get(
+            self.base, count
+        )
 
     def parameter(self, word: str) -> ParameterSpec | None:
         """Find a parameter by its name or by another word for it."""
@@ -80,12 +123,58 @@ class MethodSpec:
         return None
 
 
-_WEIGHT = ParameterSpec("weight", per_model=True, kind="float", default=REQUIRED, flat_default=1.0)
-_LAMBDA = ParameterSpec("lambda", per_model=False, kind="float", default=1.0, aliases=("scaling_factor", "lambda_"))
+_WEIGHT = ParameterSpec(
+    "weight",
+    per_model=True,
+    kind="float",
+    default=REQUIRED,
+    flat_default=1.0,
+    about="how much of the model; negative takes away",
+    plan="weights",
+    drops=True,
+)
+_DENSITY = ParameterSpec(
+    "density",
+    per_model=True,
+    kind="float",
+    default=1.0,
+    low=0.0,
+    high=1.0,
+    flat_default=0.8,
+    about="share of each difference that is kept",
+    plan="densities",
+    drops=True,
+)
+_LAMBDA = ParameterSpec(
+    "lambda",
+    per_model=False,
+    kind="float",
+    default=1.0,
+    aliases=("scaling_factor", "lambda_"),
+    about="factor on what is added to the base",
+    copy_at={0.0: 0},
+)
 
 
 def _normalize(*, default: bool) -> ParameterSpec:
-    return ParameterSpec("normalize", per_model=False, kind="bool", default=default, aliases=("normalize_weights",))
+    return ParameterSpec(
+        "normalize",
+        per_model=False,
+        kind="bool",
+        default=default,
+        aliases=("normalize_weights",),
+        about="divide by the sum of the weights",
+    )
+
+
+def _rescale(*, default: bool) -> ParameterSpec:
+    return ParameterSpec(
+        "rescale",
+        per_model=False,
+        kind="bool",
+        default=default,
+        about="make each difference as large as it was before values were dropped",
+    )
 
 
 def _table(*specs: ParameterSpec) -> dict[str, ParameterSpec]:
@@ -97,21 +186,35 @@ METHODS: Final[dict[str, MethodSpec]] = {
     for spec in (
         MethodSpec(
             "linear",
-            _table(_WEIGHT, _normalize(default=True)),
+            _table(replace(_WEIGHT, copy_at={1.0: 0}), _normalize(default=True)),
             base="input",
             min_models=1,
             max_models=None,
             title="weighted average (model soup)",
             url="https://arxiv.org/abs/2203.05482",
+            about="sum of weight * model, divided by the sum of the weights unless `normalize: false`",
+            divides=True,
         ),
         MethodSpec(
             "slerp",
-            _table(ParameterSpec("t", per_model=False, kind="float", default=REQUIRED, flat_default=0.5)),
+            _table(
+                ParameterSpec(
+                    "t",
+                    per_model=False,
+                    kind="float",
+                    default=REQUIRED,
+                    flat_default=0.5,
+                    about="0 is the base, 1 the other model",
+                    copy_at={0.0: 0, 1.0: 1},
+                )
+            ),
             base="required",
             min_models=2,
             max_models=2,
             title="spherical linear interpolation",
             url="https://en.wikipedia.org/wiki/Slerp",
+            about="a point on the arc from the base to the other model",
+            base_twice=True,
         ),
         MethodSpec(
             "task_arithmetic",
@@ -121,16 +224,16 @@ METHODS: Final[dict[str, MethodSpec]] = {
             max_models=None,
             title="task arithmetic",
             url="https://arxiv.org/abs/2212.04089",
+            about="base + lambda * sum of weight * (model - base); a negative weight takes a skill away",
+            divides=True,
         ),
         MethodSpec(
             "ties",
             _table(
                 _WEIGHT,
-                ParameterSpec(
-                    "density", per_model=True, kind="float", default=1.0, low=0.0, high=1.0, flat_default=0.8
-                ),
+                _DENSITY,
                 _normalize(default=True),
-                ParameterSpec("rescale", per_model=False, kind="bool", default=False),
+                _rescale(default=False),
                 _LAMBDA,
                 ParameterSpec(
                     "majority_sign_method",
@@ -138,6 +241,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
                     kind="str",
                     default="total",
                     choices={"total": ("sum", "mass"), "count": ()},
+                    about="signs are elected by the sum of the weighted differences, or by their number",
                 ),
             ),
             base="required",
@@ -145,64 +249,77 @@ METHODS: Final[dict[str, MethodSpec]] = {
             max_models=None,
             title="TIES: trim, elect sign, disjoint mean",
             url="https://arxiv.org/abs/2306.01708",
+            about="of each difference from the base the largest values are kept, a sign is elected for each element, "
+            "and the differences that have it are averaged and added to the base",
         ),
         MethodSpec(
             "passthrough",
-            _table(ParameterSpec("scale", per_model=True, kind="float", default=1.0)),
+            _table(
+                ParameterSpec(
+                    "scale",
+                    per_model=True,
+                    kind="float",
+                    default=1.0,
+                    about="factor on each tensor",
+                    plan="factor",
+                    copy_at={1.0: 0},
+                )
+            ),
             base="input",
             min_models=1,
             max_models=1,
             title="tensors taken as they are, optionally scaled",
             url="https://arxiv.org/abs/2312.15166",
+            about="slices of models, stacked as they are",
+            plan="scale",
         ),
     )
 }
 
-LATER_METHODS: Final = (
-    "nuslerp",
-    "multislerp",
-    "karcher",
-    "dare_linear",
-    "dare_ties",
-    "della",
-    "della_linear",
-    "breadcrumbs",
-    "breadcrumbs_ties",
-    "sce",
-    "model_stock",
-    "nearswap",
-    "arcee_fusion",
-    "ram",
-    "ramplus_tl",
-    "consensus_ta",
-    "consensus_ties",
-)
-"""Methods that mergekit or mergekitty have and mol has not built yet: refused by name."""
+_ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
+    "nuslerp": ("nuslerp_flatten", "nuslerp_row_wise"),
+    "multislerp": (),
+    "karcher": ("max_iter", "tol"),
+    "dare_linear": (),
+    "dare_ties": (),
+    "della": ("epsilon",),
+    "della_linear": ("epsilon",),
+    "breadcrumbs": ("gamma",),
+    "breadcrumbs_ties": ("gamma",),
+    "sce": ("select_topk",),
+    "model_stock": ("filter_wise",),
+    "nearswap": (),
+    "arcee_fusion": (),
+    "ram": ("epsilon",),
+    "ramplus_tl": ("epsilon", "r", "alpha"),
+    "consensus_ta": (),
+    "consensus_ties": (),
+}
+"""Methods that mergekit or mergekitty have, each with the words of its own. A row of `METHODS` comes before this."""
+
+LATER_METHODS: Final = tuple(name for name in _ELSEWHERE if name not in METHODS)
+"""Methods of others that mol has not built yet: refused by name."""
+
+
+def _owners(word: str) -> str:
+    """Say which methods have a parameter."""
+    listed = [name for name, spec in METHODS.items() if spec.parameter(word)]
+    listed += [name for name in LATER_METHODS if word in _ELSEWHERE[name]]
+    return f"a parameter of {' and '.join([', '.join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)}"
+
 
 FOREIGN_PARAMETERS: Final[dict[str, str]] = {
-    "weight": "a parameter of linear, task_arithmetic and ties",
-    "density": "a parameter of ties",
-    "t": "a parameter of slerp",
-    "normalize": "a parameter of linear, task_arithmetic and ties",
-    "normalize_weights": "a parameter of linear",
-    "rescale": "a parameter of ties",
-    "lambda": "a parameter of task_arithmetic and ties",
-    "scaling_factor": "a parameter of task_arithmetic and ties",
-    "majority_sign_method": "a parameter of ties",
-    "scale": "a parameter of passthrough",
+    **{
+        word: _owners(word)
+        for words in (
+            *((spec.name, *spec.aliases) for method in METHODS.values() for spec in method.parameters.values()),
+            *(_ELSEWHERE[name] for name in LATER_METHODS),
+        )
+        for word in words
+    },
     "int8_mask": "in mergekit it changes the type of a temporary, never the result",
-    "epsilon": "a parameter of della and ram",
-    "gamma": "a parameter of breadcrumbs",
-    "select_topk": "a parameter of sce",
-    "filter_wise": "a parameter of model_stock",
-    "nuslerp_flatten": "a parameter of nuslerp",
-    "nuslerp_row_wise": "a parameter of nuslerp",
     "eps": "a guard against division by zero that is built in here",
     "fallback_linear": "vectors that are nearly parallel are always interpolated linearly",
-    "max_iter": "a parameter of karcher",
-    "tol": "a parameter of karcher",
-    "r": "a parameter of ramplus_tl",
-    "alpha": "a parameter of ramplus_tl",
 }
 """Words of mergekit and of the flat form that are known, each with why a method that lacks it takes no notice."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mol.config.document import suggestion
 from mol.config.methods import METHODS, weights_cancel
@@ -46,7 +46,7 @@ class Combiner:
         self._config = config
         self._slice = slice_index
         self._spec = METHODS[config.method]
-        self._base = base if self._spec.base == "required" else None
+        self._base = base if self._spec.starts_from(base) else None
         self._lanes = tuple(range(len(sources)))
         self._others = tuple(lane for lane in self._lanes if lane != self._base)
         # (parameter, lane it belongs to, position of the lane in the recipe)
@@ -123,88 +123,70 @@ class Combiner:
 
     def _combine(self, values: Sequence[Any]) -> Combination | str:
         shared: dict[str, Any] = {}
-        per_lane: dict[str, dict[int, float]] = {}
+        of_models: dict[str, dict[int, Any]] = {}
         for (parameter, lane, _), value in zip(self._wanted, values, strict=True):
             typed = float(value) if parameter.kind == "float" else value
             if lane is None:
                 shared[parameter.name] = typed
             else:
-                per_lane.setdefault(parameter.name, {})[lane] = typed
-        return _METHODS[self._spec.name](self, shared, per_lane)
-
-    def _linear(self, shared: Mapping[str, Any], per_lane: Mapping[str, Mapping[int, float]]) -> Combination | str:
-        weights, normalize = per_lane["weight"], shared["normalize"]
-        if normalize and (problem := _cancelling(weights.values())):
+                of_models.setdefault(parameter.name, {})[lane] = typed
+        divides = self._spec.divides and shared.get("normalize", True)
+        if divides and (problem := _cancelling(of_models["weight"].values(), optional="normalize" in shared)):
             return problem
-        kept = tuple(lane for lane, weight in weights.items() if weight != 0.0)
-        if len(kept) == 1 and (normalize or weights[kept[0]] == 1.0):
-            return Combination(plan.COPY, kept)
-        # Without a weight there is nothing to add up, and the result is zeros of the right shape.
-        kept = kept or self._lanes[:1]
-        return Combination(plan.linear([weights[lane] for lane in kept], normalize=normalize), kept)
-
-    def _slerp(self, shared: Mapping[str, Any], _: Mapping[str, Mapping[int, float]]) -> Combination | str:
-        if len(self._lanes) != 2:
-            return f"slerp takes exactly 2 models, here are {len(self._lanes)}"
-        a = self._lanes[0] if self._base is None else self._base
-        b = self._lanes[1 - a]
-        t = shared["t"]
-        if t in (0.0, 1.0):
-            return Combination(plan.COPY, (b if t else a,))
-        return Combination(plan.slerp(t), (a, b))
-
-    def _task_arithmetic(
-        self, shared: Mapping[str, Any], per_lane: Mapping[str, Mapping[int, float]]
-    ) -> Combination | str:
-        assert self._base is not None  # MethodSpec.base is "required"
-        weights, normalize, lambda_ = per_lane["weight"], shared["normalize"], shared["lambda"]
-        if normalize and (problem := _cancelling(weights.values())):
-            return problem
-        kept = [lane for lane, weight in weights.items() if weight != 0.0]
-        if not kept or lambda_ == 0.0:
+        parameters = self._spec.parameters
+        dropped = {
+            lane
+            for name, numbers in of_models.items()
+            if parameters[name].drops
+            for lane, number in numbers.items()
+            if number == 0.0
+        }
+        kept = [lane for lane in self._others if lane not in dropped]
+        # Without a model there is nothing to add: the base is left, or zeros of the right shape.
+        if not kept and self._base is not None:
             return Combination(plan.COPY, (self._base,))
-        method = plan.task_arithmetic([weights[lane] for lane in kept], normalize=normalize, lambda_=lambda_)
-        return Combination(method, (self._base, *kept))
+        kept = kept or list(self._others[:1])
+        lanes = tuple(kept if self._base is None else (self._base, *kept))
+        for name, value in shared.items():
+            if (source := parameters[name].copy_at.get(value)) is not None:
+                return Combination(plan.COPY, (lanes[source],))
+        if len(kept) == 1 and self._is_copied(kept[0], of_models, divides=divides):
+            return Combination(plan.COPY, (kept[0],))
+        return Combination({self._spec.in_plan: self._numbers(shared, of_models, kept)}, lanes)
 
-    def _ties(self, shared: Mapping[str, Any], per_lane: Mapping[str, Mapping[int, float]]) -> Combination | str:
-        assert self._base is not None  # MethodSpec.base is "required"
-        weights, densities = per_lane["weight"], per_lane["density"]
-        # A trimmed-away or weightless difference is zero: it neither votes nor counts in the divisor.
-        kept = [lane for lane, weight in weights.items() if weight != 0.0 and densities[lane] != 0.0]
-        if not kept or shared["lambda"] == 0.0:
-            return Combination(plan.COPY, (self._base,))
-        method = plan.ties(
-            [weights[lane] for lane in kept],
-            [densities[lane] for lane in kept],
-            normalize=shared["normalize"],
-            rescale=shared["rescale"],
-            lambda_=shared["lambda"],
-            majority_sign_method=shared["majority_sign_method"],
+    def _is_copied(self, lane: int, of_models: Mapping[str, Mapping[int, Any]], *, divides: bool) -> bool:
+        """Whether the only model that is left is the result as it is."""
+        copying = {name: parameter.copy_at for name, parameter in self._spec.parameters.items() if name in of_models}
+        return any(copying.values()) and all(
+            (divides and name == "weight") or of_models[name][lane] in values
+            for name, values in copying.items()
+            if values
         )
-        return Combination(method, (self._base, *kept))
 
-    def _passthrough(self, _: Mapping[str, Any], per_lane: Mapping[str, Mapping[int, float]]) -> Combination | str:
-        if len(self._lanes) != 1:
-            return f"passthrough takes exactly 1 model in a slice, here are {len(self._lanes)}"
-        factor = per_lane["scale"][0]
-        return Combination(plan.COPY if factor == 1.0 else plan.scale(factor), (0,))
+    def _numbers(
+        self, shared: Mapping[str, Any], of_models: Mapping[str, Mapping[int, Any]], kept: Sequence[int]
+    ) -> dict[str, Any]:
+        """Give the parameters as the plan has them: a list where each model has one, in the order of the sources."""
+        numbers: dict[str, Any] = {}
+        for name, parameter in self._spec.parameters.items():
+            word = parameter.plan or name
+            if not parameter.per_model:
+                numbers[word] = shared[name]
+            elif self._spec.max_models == 1:
+                numbers[word] = of_models[name][kept[0]]
+            else:
+                numbers[word] = [of_models[name][lane] for lane in kept]
+        return numbers
 
 
-_METHODS: Final = {
-    "linear": Combiner._linear,
-    "slerp": Combiner._slerp,
-    "task_arithmetic": Combiner._task_arithmetic,
-    "ties": Combiner._ties,
-    "passthrough": Combiner._passthrough,
-}
-
-
-def _cancelling(weights: Iterable[float]) -> str | None:
-    """Say why weights cannot be divided by their sum, None where they can."""
+def _cancelling(weights: Iterable[float], *, optional: bool) -> str | None:
+    """Say why weights cannot be divided by their sum, None where they can; `optional` if a parameter asks for that."""
     values = list(weights)
     if not weights_cancel(values):
         return None
     listed = ", ".join(f"{weight:g}" for weight in values)
+    if not optional:
+        return f"the weights ({listed}) sum to zero, and they are divided by their sum; change them"
     told = f"the weights ({listed}) sum to zero, and `normalize: true` divides by their sum"
     return f"{told}; change them or say `normalize: false`"
 

@@ -122,16 +122,11 @@ def _band(
     spec = METHODS[config.method]
     references = [source.model for source in sources]
     positions: list[int | None] = list(range(len(sources)))
-    if spec.base == "required" and base is not None and base not in references and config.slices is None:
+    if spec.starts_from(base) and base is not None and base not in references and config.slices is None:
         references.append(base)
         positions.append(None)
     where = f"slice {index + 1}: " if config.slices is not None else ""
-    if len(references) < spec.min_models:
-        problems.add(f"{where}{config.method} needs at least {spec.min_models} models, here are {len(references)}")
     base_lane = references.index(base) if base is not None and base in references else None
-    if spec.base == "required" and base_lane is None and config.method != "slerp":
-        problems.add(f"{where}{config.method} needs a base model among the sources of the slice; set base_model")
-        base_lane = 0
     spans = [_span(models[source.model], source, where, problems) for source in sources]
     ranged = config.slices is not None and any(source.layer_range is not None for source in sources)
     for source, span in zip(sources, spans, strict=True):

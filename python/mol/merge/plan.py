@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from json.encoder import encode_basestring_ascii
 from typing import Any, Final, NamedTuple
+
+from mol._rust import methods
 
 PLAN_VERSION: Final = 1
 
@@ -14,54 +16,12 @@ Method = Mapping[str, Mapping[str, Any]]
 """What is done to a tensor: one entry, name to numbers. Treated as immutable; tasks share the same object."""
 
 COPY: Final[Method] = {"copy": {}}
-_TWICE: Final = frozenset({"slerp", "ties"})
+_SWEEPS: Final = {name: sweeps for name, _, sweeps in methods()}
 
 
-def scale(factor: float) -> Method:
-    """One source, times a factor."""
-    return {"scale": {"factor": factor}}
-
-
-def linear(weights: Sequence[float], *, normalize: bool) -> Method:
-    """Weighted sum of the sources, divided by the sum of the weights if `normalize`."""
-    return {"linear": {"weights": list(weights), "normalize": normalize}}
-
-
-def slerp(t: float) -> Method:
-    """From the first source (t = 0) to the second (t = 1) along the arc between them."""
-    return {"slerp": {"t": t}}
-
-
-def task_arithmetic(weights: Sequence[float], *, normalize: bool, lambda_: float) -> Method:
-    """First source plus `lambda_` times the weighted sum of the others' differences from it."""
-    return {"task_arithmetic": {"weights": list(weights), "normalize": normalize, "lambda": lambda_}}
-
-
-def ties(
-    weights: Sequence[float],
-    densities: Sequence[float],
-    *,
-    normalize: bool,
-    rescale: bool,
-    lambda_: float,
-    majority_sign_method: str,
-) -> Method:
-    """First source plus the trimmed, sign-elected, merged differences of the others from it."""
-    return {
-        "ties": {
-            "weights": list(weights),
-            "densities": list(densities),
-            "normalize": normalize,
-            "rescale": rescale,
-            "lambda": lambda_,
-            "majority_sign_method": majority_sign_method,
-        }
-    }
-
-
-def sweeps(method: Method) -> int:
-    """Return how often the sources are read, extra sweeps of a threshold search not counted, as the engine counts."""
-    return 1 if _TWICE.isdisjoint(method) else 2
+def sweeps(method: str) -> int:
+    """Return how often a method reads its sources, extra sweeps of a search not counted, as the engine counts."""
+    return _SWEEPS[method]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +90,16 @@ class MergePlan:
         Written piece by piece, since plans have up to a million small objects and most of them repeat.
         """
         names: dict[str, str] = {}
-        methods: dict[int, str] = {}
+        texts: dict[int, str] = {}
         shapes: dict[tuple[int, ...], str] = {}
         tasks: list[str] = []
         for name, dtype, shape, output, method, sources in self.tasks:
             shape_text = shapes.get(shape)
             if shape_text is None:
                 shape_text = shapes[shape] = json.dumps(shape)
-            method_text = methods.get(id(method))
+            method_text = texts.get(id(method))
             if method_text is None:
-                method_text = methods[id(method)] = json.dumps(method, allow_nan=False)
+                method_text = texts[id(method)] = json.dumps(method, allow_nan=False)
             parts = []
             for file, tensor in sources:
                 tensor_text = names.get(tensor)

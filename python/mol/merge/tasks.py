@@ -231,8 +231,8 @@ class TaskBuilder:
         self._filled += size
         self._tasks.append(TensorTask(name, dtype, info.shape, self._output, method, sources))
         self._bytes_by_dtype[dtype] += size
-        self.bytes_read += read * sweeps(method)
         for kind in method:
+            self.bytes_read += read * sweeps(kind)
             self.methods[kind] += 1
 
     @property

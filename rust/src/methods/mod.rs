@@ -7,12 +7,14 @@ pub mod slerp;
 pub mod task_arithmetic;
 pub mod ties;
 pub mod weighted;
+mod words;
 
 use crate::error::{Error, Result};
 use crate::lanes::{Kernel, Lanes};
 use crate::sweep::Sweep;
 use serde::{Deserialize, Serialize};
 use std::result::Result as Checked;
+use words::words;
 
 /// A method of the plan: the numbers of one tensor, resolved.
 pub trait Merge {
@@ -46,6 +48,12 @@ macro_rules! methods {
         }
 
         impl Method {
+            /// Every method: its name, the names of its numbers, and [`Merge::SWEEPS`].
+            pub fn all() -> impl Iterator<Item = (&'static str, &'static [&'static str], u64)> {
+                let of_each = [$((words::<$method>(), <$method>::SWEEPS)),+];
+                words::<Self>().iter().zip(of_each).map(|(name, (numbers, sweeps))| (*name, numbers, sweeps))
+            }
+
             /// See [`Merge::check`].
             pub fn check(&self, sources: usize) -> Checked<(), String> {
                 match self { $(Self::$name(method) => method.check(sources)),+ }
