@@ -170,7 +170,7 @@ impl<F: Lanes> Task for Largest<'_, F> {
         let whole = elements / W * W;
         let mut largest = [0; W];
         for i in (0..whole).step_by(W) {
-            let (a, b) = (F::in_order(a, i), F::in_order(b, i));
+            let (a, b) = (F::in_order::<W>(a, i), F::in_order::<W>(b, i));
             for j in 0..W {
                 largest[j] = largest[j].max((b[j].to_f64() - a[j].to_f64()).key());
             }

@@ -235,7 +235,7 @@ impl<F: Lanes> Task for Peak<'_, F> {
             if (i * F::BYTES).is_multiple_of(PREFETCH) {
                 prefetch(self.0, i * F::BYTES);
             }
-            let [a, b] = F::load(self.0, i);
+            let [a, b] = F::load::<W>(self.0, i);
             for j in 0..W {
                 peaks[j] = peaks[j].max(a[j].key()).max(b[j].key());
             }

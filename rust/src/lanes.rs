@@ -25,12 +25,14 @@ pub trait Lanes: Format {
     const STEP: usize;
     /// Whether methods are compiled for it that are not [`crate::methods::Merge::DIRECT`].
     const PLAIN: bool;
-    /// Elements `i..i + 2 * W`.
-    fn load(bytes: &[u8], i: usize) -> [[Self::Real; W]; 2];
+    /// Elements `i..i + 2 * N`.
+    fn load<const N: usize>(bytes: &[u8], i: usize) -> [[Self::Real; N]; 2];
     /// Writes them, rounded once, every NaN as the same one.
-    fn store(y: [[Self::Real; W]; 2], bytes: &mut [u8], i: usize);
-    /// Elements `i..i + W` in their order.
-    fn in_order(bytes: &[u8], i: usize) -> [Self::Real; W];
+    fn store<const N: usize>(y: [[Self::Real; N]; 2], bytes: &mut [u8], i: usize);
+    /// Elements `i..i + N` in their order.
+    fn in_order<const N: usize>(bytes: &[u8], i: usize) -> [Self::Real; N];
+    /// Writes element `i`, as `store` does.
+    fn put_at(y: Self::Real, bytes: &mut [u8], i: usize);
 }
 
 macro_rules! plain {
@@ -40,23 +42,27 @@ macro_rules! plain {
             const PLAIN: bool = true;
 
             #[inline(always)]
-            fn load(bytes: &[u8], i: usize) -> [[$real; W]; 2] {
-                let x = &bytes.as_chunks::<$bytes>().0[i..i + 2 * W];
-                [0, W].map(|half| std::array::from_fn(|j| <$stored>::from_le_bytes(x[half + j]).into()))
+            fn load<const N: usize>(bytes: &[u8], i: usize) -> [[$real; N]; 2] {
+                let x = &bytes.as_chunks::<$bytes>().0[i..i + 2 * N];
+                [0, N].map(|half| std::array::from_fn(|j| <$stored>::from_le_bytes(x[half + j]).into()))
             }
             #[inline(always)]
-            fn store(y: [[$real; W]; 2], bytes: &mut [u8], i: usize) {
-                let out = &mut bytes.as_chunks_mut::<$bytes>().0[i..i + 2 * W];
+            fn store<const N: usize>(y: [[$real; N]; 2], bytes: &mut [u8], i: usize) {
+                let out = &mut bytes.as_chunks_mut::<$bytes>().0[i..i + 2 * N];
                 for (half, y) in y.into_iter().enumerate() {
-                    for j in 0..W {
-                        out[half * W + j] = y[j].$round().canonical().to_le_bytes();
+                    for j in 0..N {
+                        out[half * N + j] = y[j].$round().canonical().to_le_bytes();
                     }
                 }
             }
             #[inline(always)]
-            fn in_order(bytes: &[u8], i: usize) -> [$real; W] {
-                let x = &bytes.as_chunks::<$bytes>().0[i..i + W];
+            fn in_order<const N: usize>(bytes: &[u8], i: usize) -> [$real; N] {
+                let x = &bytes.as_chunks::<$bytes>().0[i..i + N];
                 std::array::from_fn(|j| <$stored>::from_le_bytes(x[j]).into())
+            }
+            #[inline(always)]
+            fn put_at(y: $real, bytes: &mut [u8], i: usize) {
+                bytes.as_chunks_mut::<$bytes>().0[i] = y.$round().canonical().to_le_bytes();
             }
         }
     };
@@ -70,22 +76,26 @@ impl<H: Half> Lanes for Halves<H> {
     const PLAIN: bool = false;
 
     #[inline(always)]
-    fn load(bytes: &[u8], i: usize) -> [[f32; W]; 2] {
-        let x = &bytes.as_chunks::<4>().0[i / 2..i / 2 + W];
-        let words: [u32; W] = std::array::from_fn(|j| u32::from_le_bytes(x[j]));
+    fn load<const N: usize>(bytes: &[u8], i: usize) -> [[f32; N]; 2] {
+        let x = &bytes.as_chunks::<4>().0[i / 2..i / 2 + N];
+        let words: [u32; N] = std::array::from_fn(|j| u32::from_le_bytes(x[j]));
         [words.map(H::low), words.map(H::high)]
     }
     #[inline(always)]
-    fn store([low, high]: [[f32; W]; 2], bytes: &mut [u8], i: usize) {
-        let out = &mut bytes.as_chunks_mut::<4>().0[i / 2..i / 2 + W];
-        for j in 0..W {
+    fn store<const N: usize>([low, high]: [[f32; N]; 2], bytes: &mut [u8], i: usize) {
+        let out = &mut bytes.as_chunks_mut::<4>().0[i / 2..i / 2 + N];
+        for j in 0..N {
             out[j] = H::pack(low[j], high[j]).to_le_bytes();
         }
     }
     #[inline(always)]
-    fn in_order(bytes: &[u8], i: usize) -> [f32; W] {
-        let x = &bytes.as_chunks::<2>().0[i..i + W];
+    fn in_order<const N: usize>(bytes: &[u8], i: usize) -> [f32; N] {
+        let x = &bytes.as_chunks::<2>().0[i..i + N];
         std::array::from_fn(|j| H::low(u32::from(u16::from_le_bytes(x[j]))))
+    }
+    #[inline(always)]
+    fn put_at(y: f32, bytes: &mut [u8], i: usize) {
+        Self::put(y, &mut bytes[2 * i..2 * i + 2]);
     }
 }
 
@@ -187,29 +197,29 @@ impl<C, S> Run<'_, C, S> {
     /// Combines elements `piece` of the stretch, a multiple of two vectors; `low` and `high` have room for a vector of
     /// each input.
     #[inline(always)]
-    fn vectors<F: Lanes>(
+    fn vectors<F: Lanes, const N: usize>(
         &mut self,
         piece: Range<usize>,
         inputs: &[&[u8]],
-        [low, high]: [&mut [[F::Real; W]]; 2],
-        peaks: &mut [[<F::Real as Real>::Key; W]; 2],
+        [low, high]: [&mut [[F::Real; N]]; 2],
+        peaks: &mut [[<F::Real as Real>::Key; N]; 2],
     ) where
         C: Combine<F::Real, Stretch = S>,
     {
         let output = &mut self.output[piece.start * F::BYTES..piece.end * F::BYTES];
-        for i in (0..piece.len()).step_by(2 * W) {
+        for i in (0..piece.len()).step_by(2 * N) {
             for k in 0..inputs.len() {
                 [low[k], high[k]] = F::load(inputs[k], i);
             }
             let first = self.first + piece.start + i;
-            let (a, a_witness) = self.combine.lanes::<W>(self.stretch, At { first, step: F::STEP }, low);
-            let first = first + if F::STEP == 2 { 1 } else { W };
-            let (b, b_witness) = self.combine.lanes::<W>(self.stretch, At { first, step: F::STEP }, high);
-            for j in 0..W {
+            let (a, a_witness) = self.combine.lanes::<N>(self.stretch, At { first, step: F::STEP }, low);
+            let first = first + if F::STEP == 2 { 1 } else { N };
+            let (b, b_witness) = self.combine.lanes::<N>(self.stretch, At { first, step: F::STEP }, high);
+            for j in 0..N {
                 peaks[0][j] = peaks[0][j].max(a[j].key()).max(b[j].key());
             }
             if C::WITNESS {
-                for j in 0..W {
+                for j in 0..N {
                     peaks[1][j] = peaks[1][j].max(a_witness[j].key()).max(b_witness[j].key());
                 }
             }
@@ -218,7 +228,7 @@ impl<C, S> Run<'_, C, S> {
     }
 
     /// Combines what is left after element `from` of the stretch.
-    fn rest<F: Lanes>(self, from: usize, vectors: [[<F::Real as Real>::Key; W]; 2]) -> Peaks<F::Real>
+    fn rest<F: Lanes, const N: usize>(self, from: usize, vectors: [[<F::Real as Real>::Key; N]; 2]) -> Peaks<F::Real>
     where
         C: Combine<F::Real, Stretch = S>,
     {
@@ -232,32 +242,40 @@ impl<C, S> Run<'_, C, S> {
             let at = At { first: self.first + i, step: 1 };
             let ([y], [witness]) = self.combine.lanes::<1>(self.stretch, at, &mut x);
             peaks = peaks.see(y, witness);
-            F::put(y, &mut self.output[i * F::BYTES..(i + 1) * F::BYTES]);
+            F::put_at(y, self.output, i);
         }
         peaks
     }
 }
 
-struct Unrolled<'a, F, C, S, const N: usize>(Run<'a, C, S>, PhantomData<F>);
-impl<F: Lanes, C: Combine<F::Real, Stretch = S>, S, const N: usize> Task for Unrolled<'_, F, C, S, N> {
+struct Unrolled<'a, F, C, S, const I: usize>(Run<'a, C, S>, PhantomData<F>);
+impl<F: Lanes, C: Combine<F::Real, Stretch = S>, S, const I: usize> Task for Unrolled<'_, F, C, S, I> {
     type Output = Peaks<F::Real>;
     #[inline(always)]
     fn run(self) -> Peaks<F::Real> {
+        // As many bytes of either precision.
+        if size_of::<F::Real>() == 8 { self.vectors::<{ W / 2 }>() } else { self.vectors::<W>() }
+    }
+}
+
+impl<F: Lanes, C: Combine<F::Real, Stretch = S>, S, const I: usize> Unrolled<'_, F, C, S, I> {
+    #[inline(always)]
+    fn vectors<const N: usize>(self) -> Peaks<F::Real> {
         let Self(mut run, _) = self;
-        let inputs: [&[u8]; N] = std::array::from_fn(|k| run.inputs[k]);
-        let whole = run.output.len() / F::BYTES / (2 * W) * (2 * W);
-        let mut peaks = Default::default();
+        let inputs: [&[u8]; I] = std::array::from_fn(|k| run.inputs[k]);
+        let whole = run.output.len() / F::BYTES / (2 * N) * (2 * N);
+        let mut peaks = [[Default::default(); N]; 2];
         for start in (0..whole).step_by(PREFETCH / F::BYTES) {
             let piece = start..whole.min(start + PREFETCH / F::BYTES);
             let mut part = inputs;
-            for k in 0..N {
+            for k in 0..I {
                 prefetch(inputs[k], piece.start * F::BYTES);
                 part[k] = &inputs[k][piece.start * F::BYTES..piece.end * F::BYTES];
             }
-            let [mut low, mut high] = [[[F::Real::default(); W]; N]; 2];
-            run.vectors::<F>(piece, &part, [&mut low, &mut high], &mut peaks);
+            let [mut low, mut high] = [[[F::Real::default(); N]; I]; 2];
+            run.vectors::<F, N>(piece, &part, [&mut low, &mut high], &mut peaks);
         }
-        run.rest::<F>(whole, peaks)
+        run.rest::<F, N>(whole, peaks)
     }
 }
 
@@ -266,23 +284,30 @@ impl<F: Lanes, C: Combine<F::Real, Stretch = S>, S> Task for Any<'_, F, C, S> {
     type Output = Peaks<F::Real>;
     #[inline(always)]
     fn run(self) -> Peaks<F::Real> {
+        if size_of::<F::Real>() == 8 { self.vectors::<{ W / 2 }>() } else { self.vectors::<W>() }
+    }
+}
+
+impl<F: Lanes, C: Combine<F::Real, Stretch = S>, S> Any<'_, F, C, S> {
+    #[inline(always)]
+    fn vectors<const N: usize>(self) -> Peaks<F::Real> {
         let Self(mut run, _) = self;
         let count = run.inputs.len();
         // Vectors that begin at lines of the cache: one that crosses two of them is slow to store and load again.
-        let mut room = vec![F::Real::default(); (2 * count + 1) * W];
-        let skip = room.as_ptr().align_offset(LINE).min(W);
-        let (low, high) = room[skip..].as_chunks_mut::<W>().0.split_at_mut(count);
+        let mut room = vec![F::Real::default(); (2 * count + 1) * N];
+        let skip = room.as_ptr().align_offset(LINE).min(N);
+        let (low, high) = room[skip..].as_chunks_mut::<N>().0.split_at_mut(count);
         let mut part = run.inputs.to_vec();
-        let whole = run.output.len() / F::BYTES / (2 * W) * (2 * W);
-        let mut peaks = Default::default();
+        let whole = run.output.len() / F::BYTES / (2 * N) * (2 * N);
+        let mut peaks = [[Default::default(); N]; 2];
         for start in (0..whole).step_by(PREFETCH / F::BYTES) {
             let piece = start..whole.min(start + PREFETCH / F::BYTES);
             for (part, x) in part.iter_mut().zip(run.inputs) {
                 prefetch(x, piece.start * F::BYTES);
                 *part = &x[piece.start * F::BYTES..piece.end * F::BYTES];
             }
-            run.vectors::<F>(piece, &part, [low, &mut high[..count]], &mut peaks);
+            run.vectors::<F, N>(piece, &part, [low, &mut high[..count]], &mut peaks);
         }
-        run.rest::<F>(whole, peaks)
+        run.rest::<F, N>(whole, peaks)
     }
 }
