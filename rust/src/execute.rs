@@ -1,6 +1,7 @@
 //! Runs a plan: the pool, the tiles, progress, cancel, resume and the report.
 use crate::audit::{self, DigestOf};
 use crate::crc::Crc;
+use crate::draw;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::job::Job;
@@ -209,7 +210,7 @@ impl Run<'_> {
                 };
                 let sources = task.sources.iter().map(source).collect::<Result<_>>()?;
                 let Options { tile, simd, .. } = self.options;
-                let settings = Settings { tile, simd, watch: self.watch, key: [0; 2] };
+                let settings = Settings { tile, simd, watch: self.watch, key: draw::key(self.plan.seed, &task.name) };
                 let allow_nonfinite = self.plan.allow_nonfinite;
                 let job = Job { name: &task.name, output, method: &task.method, settings, allow_nonfinite };
                 job.run(sources, &|offset, bytes| self.writer.write(index, offset, bytes))?

@@ -8,6 +8,7 @@
 pub mod audit;
 pub mod commit;
 pub mod crc;
+pub mod draw;
 pub mod dtype;
 pub mod error;
 pub mod execute;

@@ -5,6 +5,7 @@ use super::{Checked, Merge, expect, finite};
 use crate::error::Result;
 use crate::lanes::{Kernel, Lanes};
 use crate::sweep::Sweep;
+use crate::sweep::gram::Over;
 
 /// From the first source (t = 0) to the second (t = 1).
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -24,7 +25,7 @@ impl Merge for Slerp {
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
         // As mergekit does: vectors that are parallel or opposite within this are interpolated linearly.
-        Ok(weighted(&arc(sweep.products()?, self.t, 0.9995), None))
+        Ok(weighted(&arc(sweep.products(Over::Tensor)?[0], self.t, 0.9995), None))
     }
 }
 

@@ -1,17 +1,36 @@
-//! Dot products of models, or of their task vectors: what angles are made of.
-use super::{Sweep, Terms};
+//! Dot products of two models, or of their task vectors: what angles are made of.
+use super::sums::add;
+use super::{BLOCK, STRIP, Sweep, Terms};
 use crate::error::Result;
-use crate::lanes::{At, Lanes};
+use crate::lanes::{At, Lanes, W};
 use crate::real::Real;
+use crate::simd::Task;
+use rayon::prelude::*;
+use std::marker::PhantomData;
+use std::ops::Range;
 
-/// `a.b`, `a.a` and `b.b` of two sources.
-struct Products(usize, usize);
+/// Columns whose sums are taken side by side.
+const PANEL: usize = 1024;
 
-impl<R: Real> Terms<R, 2, 3> for Products {
+/// What is taken as one vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Over {
+    /// Every element.
+    Tensor,
+    /// Each row.
+    Row,
+    /// Each column: the elements with the same last index.
+    Column,
+}
+
+/// `a.b`, `a.a` and `b.b` of the last two of `M` sources, each less the first where there are three.
+struct Products<const M: usize>;
+
+impl<R: Real, const M: usize> Terms<R, M, 3> for Products<M> {
     type Stretch = ();
 
-    fn reads(&self) -> [usize; 2] {
-        [self.0, self.1]
+    fn reads(&self) -> [usize; M] {
+        std::array::from_fn(|source| source)
     }
 
     fn stretch(&self, _: usize) -> ((), usize) {
@@ -19,7 +38,14 @@ impl<R: Real> Terms<R, 2, 3> for Products {
     }
 
     #[inline(always)]
-    fn terms<const N: usize>(&self, (): &(), _: At, [a, b]: [[R; N]; 2]) -> [[f64; N]; 3] {
+    fn terms<const N: usize>(&self, (): &(), _: At, x: [[R; N]; M]) -> [[f64; N]; 3] {
+        let (mut a, mut b) = (x[M - 2], x[M - 1]);
+        if M == 3 {
+            for j in 0..N {
+                a[j] = a[j] - x[0][j];
+                b[j] = b[j] - x[0][j];
+            }
+        }
         let (a, b) = (a.map(R::to_f64), b.map(R::to_f64));
         let mut terms = [[0.0; N]; 3];
         for j in 0..N {
@@ -32,8 +58,98 @@ impl<R: Real> Terms<R, 2, 3> for Products {
 }
 
 impl<F: Lanes> Sweep<'_, F> {
-    /// `a.b`, `a.a` and `b.b` of the first two sources.
-    pub fn products(&self) -> Result<[f64; 3]> {
-        Ok(self.sums(&[Products(0, 1)])?[0])
+    /// `a.b`, `a.a` and `b.b` of two sources, or of what two are more than the first of three: for each vector.
+    pub fn products(&self, over: Over) -> Result<Vec<[f64; 3]>> {
+        if self.sources.len() == 3 { self.over(over, &Products::<3>) } else { self.over(over, &Products::<2>) }
+    }
+
+    fn over<T: Terms<F::Real, M, K>, const M: usize, const K: usize>(
+        &self,
+        over: Over,
+        terms: &T,
+    ) -> Result<Vec<[f64; K]>> {
+        match over {
+            Over::Tensor => self.sums(std::slice::from_ref(terms)),
+            _ if self.is_empty() => Ok(Vec::new()),
+            Over::Row => self.of_rows(terms),
+            Over::Column => self.of_columns(terms),
+        }
+    }
+
+    fn of_rows<T: Terms<F::Real, M, K>, const M: usize, const K: usize>(&self, terms: &T) -> Result<Vec<[f64; K]>> {
+        let of_row = |row: usize| {
+            self.settings.watch.check()?;
+            let (mut total, end) = ([[0.0; K]], (row + 1) * self.columns);
+            for start in (row * self.columns..end).step_by(BLOCK) {
+                add(&mut total, &self.sums_of(std::slice::from_ref(terms), start..end.min(start + BLOCK))?);
+            }
+            Ok(total[0])
+        };
+        let group = (self.settings.tile / self.columns).max(1);
+        (0..self.rows).into_par_iter().with_min_len(group).map(of_row).collect()
+    }
+
+    /// Panel by panel, each over all rows in their order.
+    fn of_columns<T: Terms<F::Real, M, K>, const M: usize, const K: usize>(&self, terms: &T) -> Result<Vec<[f64; K]>> {
+        let chosen = terms.reads();
+        let of_panel = |panel: usize| {
+            let columns = panel * PANEL..self.columns.min((panel + 1) * PANEL);
+            let mut sums = vec![[0.0; K]; columns.len()];
+            for row in 0..self.rows {
+                self.settings.watch.check()?;
+                let start = row * self.columns;
+                self.pieces(&chosen, start + columns.start..start + columns.end, STRIP, |piece, inputs| {
+                    let x = std::array::from_fn(|k| inputs[k]);
+                    self.settings.simd.run(AddRow::<F, T, M, K> {
+                        terms,
+                        x,
+                        piece,
+                        sums: &mut sums,
+                        format: PhantomData,
+                    });
+                    Ok(())
+                })?;
+            }
+            Ok(sums)
+        };
+        let panels = (0..self.columns.div_ceil(PANEL)).into_par_iter().map(of_panel).collect::<Result<Vec<_>>>()?;
+        Ok(panels.concat())
+    }
+}
+
+/// Adds a row's terms, each to the sums of its column.
+struct AddRow<'a, F, T, const M: usize, const K: usize> {
+    terms: &'a T,
+    x: [&'a [u8]; M],
+    piece: Range<usize>,
+    sums: &'a mut [[f64; K]],
+    format: PhantomData<F>,
+}
+
+impl<F: Lanes, T: Terms<F::Real, M, K>, const M: usize, const K: usize> Task for AddRow<'_, F, T, M, K> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let (stretch, _) = self.terms.stretch(self.piece.start);
+        let whole = self.piece.len() / W * W;
+        let mut x = [[F::Real::default(); W]; M];
+        for i in (0..whole).step_by(W) {
+            for k in 0..M {
+                x[k] = F::in_order(self.x[k], i);
+            }
+            let terms = self.terms.terms::<W>(&stretch, At { first: self.piece.start + i, step: 1 }, x);
+            for (j, sums) in self.sums[i..i + W].iter_mut().enumerate() {
+                for k in 0..K {
+                    sums[k] += terms[k][j];
+                }
+            }
+        }
+        for i in whole..self.piece.len() {
+            let at = At { first: self.piece.start + i, step: 1 };
+            let terms = self.terms.terms::<1>(&stretch, at, self.x.map(|x| [F::get(x, i)]));
+            for k in 0..K {
+                self.sums[i][k] += terms[k][0];
+            }
+        }
     }
 }
