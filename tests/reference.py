@@ -2,7 +2,8 @@
 
 A tensor is a flat float64 array, shape (n,). A function has the name of its method in a plan and is called as
 the plan says: with the tensors in its order, the base first where there is one, and the method's numbers by name,
-`lambda` as `lambda_`. It may ask for `precision` of the arithmetic, `name` of the tensor and `seed` of the plan, too.
+`lambda` as `lambda_`. It may ask for `precision` of the arithmetic, `name` and `shape` of the tensor and `seed` of the
+plan, too.
 
 Two rules are mol's own and not in the papers:
 
