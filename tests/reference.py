@@ -59,6 +59,39 @@ def slerp(tensors: Sequence[Tensor], t: float) -> Tensor:
     return arc
 
 
+def nuslerp(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    shape: Sequence[int],
+    nuslerp_flatten: bool = True,
+    nuslerp_row_wise: bool = False,
+) -> Tensor:
+    """Walk the great circle between two models, or between their differences from a base, as far as the weights say.
+
+    Each row has an angle of its own without `nuslerp_flatten`, each column with `nuslerp_row_wise`, mergekit's word for
+    it. Where |cos| > 1 - 1e-8 the line is straight, and a tensor of one row is taken whole.
+    """
+    *base, a, b = tensors
+    start = base[0] if base else np.zeros_like(a)
+    columns = shape[-1] if len(shape) > 1 and not nuslerp_flatten and a.size > shape[-1] else a.size
+    vectors = [(model - start).reshape(-1, max(columns, 1)) for model in (a, b)]  # (rows, columns)
+    if nuslerp_row_wise and columns != a.size:
+        vectors = [np.ascontiguousarray(vector.T) for vector in vectors]
+    t = weights[1] / sum(weights)
+    norms = [np.linalg.norm(vector, axis=1, keepdims=True) for vector in vectors]
+    unit_a, unit_b = (vector / np.where(norm > 1e-8, norm, 1.0) for vector, norm in zip(vectors, norms, strict=True))
+    cosine = np.clip((unit_a * unit_b).sum(axis=1, keepdims=True), -1.0, 1.0)
+    straight = np.abs(cosine) > 1.0 - 1e-8
+    angle = np.where(straight, 1.0, np.arccos(cosine))
+    weight_a = np.where(straight, 1.0 - t, np.sin((1.0 - t) * angle) / np.sin(angle))
+    weight_b = np.where(straight, t, np.sin(t * angle) / np.sin(angle))
+    arc = weight_a * vectors[0] + weight_b * vectors[1]
+    if nuslerp_row_wise and columns != a.size:
+        arc = arc.T
+    return start + arc.ravel()
+
+
 def task_arithmetic(
     tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = False, lambda_: float = 1.0
 ) -> Tensor:

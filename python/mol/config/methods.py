@@ -217,6 +217,33 @@ METHODS: Final[dict[str, MethodSpec]] = {
             base_twice=True,
         ),
         MethodSpec(
+            "nuslerp",
+            _table(
+                replace(_WEIGHT, copy_at={1.0: 0}),
+                ParameterSpec(
+                    "nuslerp_flatten",
+                    per_model=False,
+                    kind="bool",
+                    default=True,
+                    about="one angle for a tensor; otherwise one for each of its rows",
+                ),
+                ParameterSpec(
+                    "nuslerp_row_wise",
+                    per_model=False,
+                    kind="bool",
+                    default=False,
+                    about="with `nuslerp_flatten: false`, one angle for each column",
+                ),
+            ),
+            base="optional",
+            min_models=2,
+            max_models=2,
+            title="spherical linear interpolation by weights",
+            url="https://en.wikipedia.org/wiki/Slerp",
+            about="a point on the arc between two models, or between their differences from the base",
+            divides=True,
+        ),
+        MethodSpec(
             "task_arithmetic",
             _table(_WEIGHT, _normalize(default=False), _LAMBDA),
             base="required",

@@ -2,6 +2,7 @@
 pub mod copy;
 pub mod delta;
 pub mod linear;
+pub mod nuslerp;
 pub mod scale;
 pub mod slerp;
 pub mod task_arithmetic;
@@ -101,6 +102,7 @@ methods! {
     Scale = scale::Scale,
     Linear = linear::Linear,
     Slerp = slerp::Slerp,
+    Nuslerp = nuslerp::Nuslerp,
     TaskArithmetic = task_arithmetic::TaskArithmetic,
     Ties = ties::Ties,
 }
