@@ -14,6 +14,7 @@ Two rules are mol's own and not in the papers:
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -156,6 +157,47 @@ def ties(
         divisor = np.where(agrees, np.asarray(weights, dtype=np.float64)[:, None], 0.0).sum(axis=0)
         mix = mix / np.where(np.abs(divisor) <= _cancelled(weights), 1.0, divisor)
     return base + lambda_ * mix
+
+
+def drawn(seed: int, tensor: str, model: int, n: int) -> NDArray[np.uint32]:
+    """Draw a number for each element by Philox4x32-10 (Salmon et al., 2011), four a counter."""
+    digest = hashlib.sha256(seed.to_bytes(8, "little") + tensor.encode()).digest()
+    key = [int.from_bytes(digest[i : i + 4], "little") for i in (0, 4)]
+    block = np.arange(-(-n // 4), dtype=np.uint64)
+    low, high = np.uint64(0xFFFFFFFF), np.uint64(32)
+    counter = [block & low, block >> high, np.full_like(block, model), np.zeros_like(block)]
+    for turn in range(10):
+        keys = [
+            np.uint64((k + turn * step) & 0xFFFFFFFF) for k, step in zip(key, (0x9E3779B9, 0xBB67AE85), strict=True)
+        ]
+        a, b = counter[0] * np.uint64(0xD2511F53), counter[2] * np.uint64(0xCD9E8D57)
+        counter = [(b >> high) ^ counter[1] ^ keys[0], b & low, (a >> high) ^ counter[3] ^ keys[1], a & low]
+    return np.stack(counter, axis=1).ravel()[:n].astype(np.uint32)
+
+
+def dare_linear(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    densities: Sequence[float],
+    *,
+    normalize: bool = False,
+    rescale: bool = True,
+    lambda_: float = 1.0,
+    seed: int = 0,
+    name: str = "w",
+) -> Tensor:
+    """Task arithmetic over task vectors of which each element survives at random, with the density as probability.
+
+    `rescale` restores the L1 norm that each had before, where the paper divides by the density.
+    """
+    base, *models = tensors
+    thinned = []
+    for i, (model, density) in enumerate(zip(models, densities, strict=True)):
+        delta = model - base
+        kept = np.where(drawn(seed, name, i, delta.size) >> 1 < round(density * 2**31), delta, 0.0)
+        before, after = np.abs(delta).sum(), np.abs(kept).sum()
+        thinned.append(base + kept * (before / after if rescale and before >= 1e-7 and after >= 1e-7 else 1.0))
+    return task_arithmetic([base, *thinned], weights, normalize=normalize, lambda_=lambda_)
 
 
 def _cancelled(weights: Sequence[float]) -> float:

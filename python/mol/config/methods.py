@@ -280,6 +280,18 @@ METHODS: Final[dict[str, MethodSpec]] = {
             "and the differences that have it are averaged and added to the base",
         ),
         MethodSpec(
+            "dare_linear",
+            _table(_WEIGHT, _DENSITY, _normalize(default=False), _rescale(default=True), _LAMBDA),
+            base="required",
+            min_models=2,
+            max_models=None,
+            title="DARE: task arithmetic over differences thinned out at random",
+            url="https://arxiv.org/abs/2311.03099",
+            about="of each difference from the base values are dropped at random, the rest is made as large as the "
+            "whole was, and the weighted sum is added to the base",
+            divides=True,
+        ),
+        MethodSpec(
             "passthrough",
             _table(
                 ParameterSpec(

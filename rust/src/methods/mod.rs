@@ -1,5 +1,6 @@
 //! The methods, one file each, and one word each in the list below. A method never sees a file, a thread or a name.
 pub mod copy;
+pub mod dare_linear;
 pub mod delta;
 pub mod linear;
 pub mod nuslerp;
@@ -105,6 +106,7 @@ methods! {
     Nuslerp = nuslerp::Nuslerp,
     TaskArithmetic = task_arithmetic::TaskArithmetic,
     Ties = ties::Ties,
+    DareLinear = dare_linear::DareLinear,
 }
 
 /// Checks that numbers are finite.
