@@ -14,8 +14,11 @@ from tests.engine.toolkit import (
     assert_agrees,
     decode,
     encode,
+    execute,
     linear,
     merge,
+    plan_of,
+    read_shard,
     slerp,
     task_arithmetic,
     ties,
@@ -23,6 +26,16 @@ from tests.engine.toolkit import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+def nuslerp(*weights: float, **switches: bool) -> Method:
+    return {"nuslerp": {"weights": [*weights], "nuslerp_flatten": True, "nuslerp_row_wise": False} | switches}
+
+
+def dare(weights: list[float], densities: list[float], *, lambda_: float = 1.0, **switches: bool) -> Method:
+    numbers = {"weights": weights, "densities": densities, "lambda": lambda_}
+    return {"dare_linear": {**numbers, "normalize": False, "rescale": True, **switches}}
+
 
 SIZES = (1, 2, 3, 15, 17, 4095, 65535, 65536, 65537, 3 * 65536 + 5)
 
@@ -43,6 +56,20 @@ METHODS: dict[str, tuple[int, Method]] = {
     "ties with decimal weights that cancel": (4, ties([0.1, 0.2, -0.3], [1.0, 1.0, 1.0])),
     "ties by count": (4, ties([1.0, -0.5, 0.25], [0.5, 0.8, 1.0], vote="count")),
     "ties, rescaled": (4, ties([1.0, 0.5, 0.25], [0.1, 0.5, 0.7], rescale=True, normalize=False)),
+    "nuslerp": (2, nuslerp(0.3, 0.9)),
+    "nuslerp over a base": (3, nuslerp(0.3, 0.5)),
+    "nuslerp of rows": (2, nuslerp(0.4, 0.2, nuslerp_flatten=False)),
+    "nuslerp of columns": (2, nuslerp(0.4, 0.2, nuslerp_flatten=False, nuslerp_row_wise=True)),
+    "dare": (4, dare([0.3, -0.7, 1.1], [0.5, 0.9, 0.1], lambda_=0.8)),
+    "dare, not rescaled": (3, dare([0.3, 0.9], [0.4, 1.0], rescale=False, normalize=True)),
+}
+
+# Where rows and columns have angles of their own.
+MATRICES = {
+    "rows": (2, nuslerp(0.4, 0.2, nuslerp_flatten=False)),
+    "columns": (2, nuslerp(0.4, 0.2, nuslerp_flatten=False, nuslerp_row_wise=True)),
+    "rows over a base": (3, nuslerp(0.4, 0.2, nuslerp_flatten=False)),
+    "columns over a base": (3, nuslerp(0.4, 0.2, nuslerp_flatten=False, nuslerp_row_wise=True)),
 }
 
 # (dtype of the base or first model, of the second, ...), dtype of the output
@@ -176,3 +203,38 @@ def test_trimming_is_per_tensor_and_per_model(tmp_path: Path) -> None:
     one, two = encode([1.0, 2.0, 3.0, 4.0], "F32"), encode([4.0, 3.0, 2.0, 1.0], "F32")
     case = Case(ties([1.0, 1.0], [0.25, 0.5], normalize=False), (base, one, two), "F32")
     assert merge(tmp_path, {"w": case})["w"].data.tolist() == [4.0, 3.0, 0.0, 4.0]
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F32"])
+@pytest.mark.parametrize("shape", [(301, 519), (70, 2100), (9001, 17), (5, 7, 3)], ids=str)
+def test_angles_of_rows_and_columns(tmp_path: Path, shape: tuple[int, ...], dtype: str) -> None:
+    """Whatever tiles rows fall into, and whoever adds them up."""
+    sources = tuple(Stored(s.dtype, s.data.reshape(shape)) for s in family(4, int(np.prod(shape)), (dtype,) * 3))
+    cases = {label: Case(method, sources[:inputs], dtype) for label, (inputs, method) in MATRICES.items()}
+    merged = merge(tmp_path / "one", cases, tile=65536, threads=1, simd="off")
+    for label, case in cases.items():
+        assert_agrees(case, merged[label], label)
+    again = merge(tmp_path / "three", cases, tile=2 * 65536, threads=3)
+    assert all(np.array_equal(again[label].data, merged[label].data) for label in cases)
+
+
+@pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
+def test_what_survives_at_random(tmp_path: Path, density: float) -> None:
+    """As many as the density says, others for each model, tensor and seed, and the same ones every time."""
+    n = 40_000
+    zeros, ones = encode(np.zeros(n), "F32"), encode(np.ones(n), "F32")
+    case = Case(dare([1.0, 1024.0], [density, density], rescale=False), (zeros, ones, ones), "F32")
+    kept = []
+    for seed in (0, 0, 1):
+        place = tmp_path / str(len(kept))
+        execute(plan_of(place, {"a": case, "b": case}, seed=seed), place / "out.partial")
+        for tensor in read_shard(place / "out.partial" / "model.safetensors").values():
+            values = decode(tensor)
+            kept += [values % 1024.0 == 1.0, values >= 1024.0]
+    same, others = kept[:4], kept[:4] + kept[8:]
+    assert all(np.array_equal(mask, again) for mask, again in zip(same, kept[4:8], strict=True))
+    spread = np.sqrt(density * (1 - density) / n)
+    for i, mask in enumerate(others):
+        assert abs(mask.mean() - density) < 5 * spread
+        for other in others[:i]:
+            assert abs((mask & other).mean() - density**2) < 5 * spread
