@@ -83,6 +83,38 @@ parameters:
   normalize: true
 layer_alignment: auto
 """,
+    "nuslerp_example.yml": """\
+# Spherical linear interpolation by weights: a point on the arc between two
+#   models, or between their differences from the base.
+# weight: how much of the model; negative takes away.
+# nuslerp_flatten: one angle for a tensor; otherwise one for each of its rows.
+# nuslerp_row_wise: with `nuslerp_flatten: false`, one angle for each column.
+merge_method: nuslerp
+models:
+- model: openai-community/gpt2
+  parameters: {weight: 1.0}
+- model: distilbert/distilgpt2
+  parameters: {weight: 1.0}
+parameters: {nuslerp_flatten: true, nuslerp_row_wise: false}
+layer_alignment: auto
+""",
+    "dare_linear_example.yml": """\
+# DARE: task arithmetic over differences thinned out at random: of each
+#   difference from the base values are dropped at random, the rest is made as
+#   large as the whole was, and the weighted sum is added to the base.
+# weight: how much of the model; negative takes away.
+# density: share of each difference that is kept.
+# normalize: divide by the sum of the weights.
+# rescale: make each difference as large as it was before values were dropped.
+# lambda: factor on what is added to the base.
+merge_method: dare_linear
+base_model: openai-community/gpt2
+models:
+- model: distilbert/distilgpt2
+  parameters: {weight: 1.0, density: 0.8}
+parameters: {normalize: false, rescale: true, lambda: 1.0}
+layer_alignment: auto
+""",
     "passthrough_example.yml": """\
 # Layers stacked as they are: layers 0 to 7, then 4 to 11, make a model of 16 layers.
 merge_method: passthrough
