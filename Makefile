@@ -10,6 +10,8 @@ UV ?= $(shell command -v uv)
 BENCH_DIR ?= build/bench
 # Which rows of a table to measure: all, or names that the --list of `benches/bench_merge.py` or `bench_fusion.py` prints.
 ROWS ?= all
+# How long `make fuzz` runs each of its targets.
+FUZZ_SECONDS ?= 60
 # For `make support-table`: --fresh judges again what has its row under build/support.
 SUPPORT ?=
 
@@ -40,6 +42,7 @@ test: lint rust-test python-test ## run every check that CI runs
 .PHONY: lint
 lint: .venv/.installed ## formatters, linters, types, and the stub against the built extension
 	cargo fmt $(MANIFEST) --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check -- --config-path rust
 	cargo clippy $(MANIFEST) --locked --all-targets -- -D warnings
 	cargo clippy $(MANIFEST) --locked --all-targets --features python -- -D warnings
 	$(BIN)/ruff check .
@@ -55,6 +58,26 @@ rust-test: tools ## cargo test
 python-test: .venv/.installed ## pytest
 	$(BIN)/pytest
 
+# libFuzzer's instrumentation, as cargo-fuzz asks for it; no nightly compiler is needed.
+COVERAGE := -sanitizer-coverage-level=4 -sanitizer-coverage-inline-8bit-counters -sanitizer-coverage-pc-table -sanitizer-coverage-trace-compares
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module $(addprefix -Cllvm-args=,$(COVERAGE))
+HOST := $(shell rustc -vV | sed -n 's/^host: //p')
+
+.PHONY: fuzz
+fuzz: tools ## libFuzzer on plans and on headers, a minute each (FUZZ_SECONDS=); what it learns stays in build/fuzz
+	rm -rf build/fuzz/scratch
+	mkdir -p build/fuzz/{scratch,plan,header}
+	cp tests/data/plan_v*.json build/fuzz/plan
+	cp fuzz/seeds/header/* build/fuzz/header
+	CARGO_TARGET_DIR=$(CARGO_TARGET_DIR)/fuzz RUSTFLAGS='$(FUZZ_FLAGS)' CARGO_PROFILE_RELEASE_LTO=off \
+	  cargo build --manifest-path fuzz/Cargo.toml --release --target $(HOST)
+	for target in plan header; do \
+	  TMPDIR=build/fuzz/scratch $(CARGO_TARGET_DIR)/fuzz/$(HOST)/release/$$target build/fuzz/$$target -dict=fuzz/$$target.dict \
+	    -max_total_time=$(FUZZ_SECONDS) -max_len=8192 -artifact_prefix=build/fuzz/ > build/fuzz/$$target.log 2>&1 \
+	    || { tail -n 40 build/fuzz/$$target.log; exit 1; }; \
+	  echo "$$target: $$(grep ^Done build/fuzz/$$target.log), nothing found"; \
+	done
+
 LOWEST := $(shell sed -n 's/^fusion = .*transformers>=\([0-9.]*\).*/\1/p' pyproject.toml)
 
 .PHONY: test-lowest
@@ -65,6 +88,7 @@ test-lowest: .venv/.installed ## the tests of fusion with the oldest transformer
 .PHONY: format
 format: .venv/.installed ## rewrite the sources as the formatters want them
 	cargo fmt $(MANIFEST)
+	cargo fmt --manifest-path fuzz/Cargo.toml -- --config-path rust
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
