@@ -7,10 +7,10 @@ use crate::error::{Error, Result};
 use crate::job::Job;
 use crate::journal::{Claim, Journal};
 use crate::lock::Lock;
-use crate::plan::{self, Plan, TensorTask};
+use crate::plan::{OutputFile, Plan};
 use crate::run::{Options, Run};
 use crate::shard::Shard;
-use crate::source::{Settings, Source, Tensor};
+use crate::source::{self, Settings};
 use crate::sweep::BLOCK;
 use crate::watch::{Watch, pool};
 use crate::writer::Writer;
@@ -55,9 +55,10 @@ pub struct Report<'a> {
 }
 
 /// Bytes that a task reads and writes, for progress: extra sweeps of a threshold search not counted.
-fn task_totals(task: &TensorTask, shards: &[Arc<Shard>]) -> Result<(u64, u64)> {
+fn task_totals(plan: &Plan, index: usize, shards: &[Arc<Shard>]) -> Result<(u64, u64)> {
+    let task = &plan.tasks[index];
     let bytes: usize = task.resolve(shards)?.iter().map(|(_, tensor)| tensor.bytes.len()).sum();
-    Ok((bytes as u64 * task.method.sweeps(), task.bytes() as u64))
+    Ok((bytes as u64 * task.by.sweeps(), plan.written()[index].bytes.len() as u64))
 }
 
 /// Runs a plan in a place: shards, index and journal. Data that cannot be merged clear the place; any other failure leaves
@@ -83,8 +84,8 @@ fn execute_in<'a>(plan: &'a Plan, lock: &mut Lock, options: Options, watch: &Wat
     let shards = plan.open_inputs()?;
     plan.check(&shards)?;
     let (mut read, mut written) = (0, 0);
-    for task in &plan.tasks {
-        let (task_read, task_written) = task_totals(task, &shards)?;
+    for task in 0..plan.tasks.len() {
+        let (task_read, task_written) = task_totals(plan, task, &shards)?;
         read += task_read;
         written += task_written;
     }
@@ -103,8 +104,8 @@ fn execute_in<'a>(plan: &'a Plan, lock: &mut Lock, options: Options, watch: &Wat
     writer.write_index(plan, partial)?;
     let mut cryptographic = HashMap::new();
     if options.digest.is_some() {
-        for name in &plan.outputs {
-            let sums = pool.install(|| audit::sum_file(&partial.join(name), options.digest, watch))?;
+        for output in &plan.outputs {
+            let sums = pool.install(|| audit::sum_file(&partial.join(&output.name), options.digest, watch))?;
             cryptographic.extend(sums.tensors.into_iter().map(|sum| (sum.name, sum.digest)));
         }
     }
@@ -113,15 +114,15 @@ fn execute_in<'a>(plan: &'a Plan, lock: &mut Lock, options: Options, watch: &Wat
         plan_digest: journal.plan_digest().to_owned(),
         files: file_digests(plan, &writer, &digests),
         tensors: plan
-            .tasks
+            .tensors
             .iter()
             .zip(&digests)
-            .map(|(task, crc)| Written {
-                name: &task.name,
-                file: Some(&plan.outputs[task.output]),
+            .map(|(tensor, crc)| Written {
+                name: &tensor.name,
+                file: Some(&plan.outputs[tensor.output].name),
                 size: None,
                 crc64nvme: crc.hex(),
-                digest: cryptographic.remove(&task.name).flatten(),
+                digest: cryptographic.remove(&tensor.name).flatten(),
             })
             .collect(),
         bytes_read: bytes_read - before.0,
@@ -145,11 +146,11 @@ fn unchanged(shards: &[Arc<Shard>]) -> Result<()> {
 
 /// The checksum of each file, combined from those of its header and tensors.
 fn file_digests<'a>(plan: &'a Plan, writer: &Writer, digests: &[Crc]) -> Vec<Written<'a>> {
-    let file = |(index, name): (usize, &'a String)| {
+    let file = |(index, output): (usize, &'a OutputFile)| {
         let (prefix, size) = writer.output(index);
-        let mine = plan.tasks.iter().zip(digests).filter(|(task, _)| task.output == index);
+        let mine = plan.tensors.iter().zip(digests).filter(|(tensor, _)| tensor.output == index);
         let crc = mine.fold(Crc::of(prefix), |crc, (_, tensor)| crc.join(*tensor));
-        Written { name, file: None, size: Some(size), crc64nvme: crc.hex(), digest: None }
+        Written { name: &output.name, file: None, size: Some(size), crc64nvme: crc.hex(), digest: None }
     };
     plan.outputs.iter().enumerate().map(file).collect()
 }
@@ -165,12 +166,12 @@ impl Run<'_> {
                 self.journal.void(claim.task)?;
                 continue;
             }
-            let (read, written) = task_totals(&self.plan.tasks[claim.task], self.shards)?;
+            let (read, written) = task_totals(self.plan, claim.task, self.shards)?;
             self.watch.add_read(read as usize);
             self.watch.add_written(written as usize);
             self.writer.finish(claim.task)?;
             before = (before.0 + read, before.1 + written);
-            digests[claim.task] = Some(Crc::known(claim.crc64nvme, self.plan.tasks[claim.task].bytes()));
+            digests[claim.task] = Some(Crc::known(claim.crc64nvme, self.plan.written()[claim.task].bytes.len()));
         }
         let resumed = digests.iter().flatten().count();
         let finish = |(index, digest): (usize, &Option<Crc>)| match digest {
@@ -184,14 +185,14 @@ impl Run<'_> {
 
     /// Whether the bytes on the disk are what a journal claims.
     fn verify(&self, claim: Claim) -> Result<bool> {
-        let Some(task) = self.plan.tasks.get(claim.task) else { return Ok(false) };
+        let Some(place) = self.plan.written().get(claim.task) else { return Ok(false) };
         let mut crc = Crc::EMPTY;
         let mut buffer = vec![0; 1 << 20];
         let mut offset = 0;
         let reader = self.writer.reader(claim.task)?;
-        while offset < task.bytes() {
+        while offset < place.bytes.len() {
             self.watch.check()?;
-            let size = buffer.len().min(task.bytes() - offset);
+            let size = buffer.len().min(place.bytes.len() - offset);
             reader.read(offset, &mut buffer[..size])?;
             crc = crc.join(Crc::of(&buffer[..size]));
             offset += size;
@@ -202,17 +203,15 @@ impl Run<'_> {
     fn tensor(&self, index: usize) -> Result<Crc> {
         self.watch.check()?;
         let task = &self.plan.tasks[index];
-        let crc = match Float::of(task.dtype) {
+        let (_, tensor) = self.plan.target(index);
+        let crc = match Float::of(tensor.dtype) {
             None => self.copy_bytes(index)?,
             Some(output) => {
-                let source = |source: &plan::Source| -> Result<Box<dyn Source>> {
-                    Ok(Box::new(Tensor::new(&self.shards[source.input], &source.tensor)?))
-                };
-                let sources = task.sources.iter().map(source).collect::<Result<_>>()?;
+                let sources = task.of.iter().map(|expr| source::build(expr, self.shards)).collect::<Result<_>>()?;
                 let Options { tile, simd, .. } = self.options;
                 let settings = Settings { tile, simd, watch: self.watch, key: draw::key(self.plan.seed, &task.name) };
                 let allow_nonfinite = self.plan.allow_nonfinite;
-                let job = Job { name: &task.name, output, method: &task.method, settings, allow_nonfinite };
+                let job = Job { name: &tensor.name, output, method: &task.by, settings, allow_nonfinite };
                 job.run(sources, &|offset, bytes| self.writer.write(index, offset, bytes))?
             }
         };
@@ -232,7 +231,7 @@ impl Run<'_> {
             crc = crc.join(Crc::of(bytes));
             self.watch.add_written(bytes.len());
         }
-        let (read, _) = task_totals(task, self.shards)?;
+        let (read, _) = task_totals(self.plan, index, self.shards)?;
         self.watch.add_read(read as usize);
         Ok(crc)
     }

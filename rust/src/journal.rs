@@ -25,13 +25,15 @@ pub(crate) struct Head {
     journal: u32,
     plan: String,
     tasks: usize,
+    allow_nonfinite: bool,
     mtimes_ns: Vec<i64>,
 }
 
 impl Head {
     fn of(plan: &Plan) -> Result<Self> {
         let mtimes_ns = plan.inputs.iter().map(|file| file.mtime_ns).collect();
-        Ok(Self { journal: VERSION, plan: plan.digest()?, tasks: plan.tasks.len(), mtimes_ns })
+        let (tasks, allow_nonfinite) = (plan.tasks.len(), plan.allow_nonfinite);
+        Ok(Self { journal: VERSION, plan: plan.digest()?, tasks, allow_nonfinite, mtimes_ns })
     }
 }
 

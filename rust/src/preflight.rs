@@ -59,7 +59,7 @@ pub fn preflight(plan: &Plan, lock: &mut Lock, discard: bool) -> Result<Prefligh
     let existing = parent.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."));
     let space = rustix::fs::statvfs(existing).map_err(|e| Error::io(existing)(e.into()))?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
-    let claimed: u64 = plan.outputs.iter().map(|name| claimed_bytes(&partial.join(name))).sum();
+    let claimed: u64 = plan.outputs.iter().map(|output| claimed_bytes(&partial.join(&output.name))).sum();
     let needed = bytes_needed(plan)?.saturating_sub(claimed);
     if needed > free {
         let (needed, free, existing) = (size(needed), size(free), existing.display());
@@ -83,7 +83,7 @@ fn claimed_bytes(path: &Path) -> u64 {
 
 fn check_equal_copies(plan: &Plan, shards: &[Arc<Shard>]) -> Result<()> {
     let mut problems = Vec::new();
-    for task in plan.tasks.iter().filter(|task| matches!(task.method, Method::Copy(_))) {
+    for task in plan.tasks.iter().filter(|task| matches!(task.by, Method::Copy(_))) {
         let sources = task.resolve(shards)?;
         let (first_shard, first) = sources[0];
         for (shard, tensor) in &sources[1..] {

@@ -1,10 +1,9 @@
 //! A plan on its way: how it is run, what all its tensors share, and what it costs.
 use crate::audit::Digest;
 use crate::journal::Journal;
-use crate::plan::{Plan, TensorTask};
+use crate::plan::{Place, Plan, Task};
 use crate::shard::Shard;
 use crate::simd::Simd;
-use crate::source::two;
 use crate::sweep::PIECE;
 use crate::watch::Watch;
 use crate::writer::Writer;
@@ -41,12 +40,12 @@ pub(crate) struct Run<'a> {
 /// Heap that a run takes at most beside the plan itself, in bytes: for each thread a tile of the output, a piece of it and
 /// two of each source, and what the method holds.
 pub fn heap(plan: &Plan, threads: Option<usize>, tile: usize) -> usize {
-    let of_task = |task: &TensorTask| {
-        let (sources, element) = (task.sources.len(), size_of::<f64>());
-        let (rows, columns) = two(&task.shape);
-        let pieces = (1 + 2 * sources) * PIECE.min(task.len()) * element;
-        tile.min(task.len()) * element + pieces + task.method.resident(rows, columns, sources)
+    let of_task = |(task, place): (&Task, &Place)| {
+        let (sources, element) = (task.of.len(), size_of::<f64>());
+        let ((rows, columns), elements) = (place.shape(), place.elements.len());
+        let pieces = (1 + 2 * sources) * PIECE.min(elements) * element;
+        tile.min(elements) * element + pieces + task.by.resident(rows, columns, sources)
     };
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    threads.unwrap_or_else(cores).saturating_mul(plan.tasks.iter().map(of_task).max().unwrap_or(0))
+    threads.unwrap_or_else(cores).saturating_mul(plan.tasks.iter().zip(plan.written()).map(of_task).max().unwrap_or(0))
 }

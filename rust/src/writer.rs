@@ -71,10 +71,10 @@ fn header(plan: &Plan, output: usize) -> Result<(Vec<u8>, Vec<u64>, u64)> {
     let mut json = String::from(r#"{"__metadata__":{"format":"pt"}"#);
     let mut offsets = Vec::new();
     let mut end = 0;
-    for task in plan.tasks.iter().filter(|task| task.output == output) {
-        let (from, to) = (end, end + task.bytes() as u64);
-        let (name, dtype) = (quote(&task.name)?, task.dtype);
-        let shape = serde_json::to_string(&task.shape).map_err(|e| Error::Panic(format!("header: {e}")))?;
+    for tensor in plan.tensors.iter().filter(|tensor| tensor.output == output) {
+        let (from, to) = (end, end + tensor.bytes() as u64);
+        let (name, dtype) = (quote(&tensor.name)?, tensor.dtype);
+        let shape = serde_json::to_string(&tensor.shape).map_err(|e| Error::Panic(format!("header: {e}")))?;
         let written = write!(json, r#",{name}:{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{from},{to}]}}"#);
         written.map_err(|e| Error::Panic(format!("header: {e}")))?;
         offsets.push(from);
@@ -109,8 +109,8 @@ impl Writer {
     /// to write each tile to the disk as soon as it is there, so that little is left to wait for at the end.
     pub fn open(plan: &Plan, partial: &Path, sync: bool) -> Result<Self> {
         let (mut outputs, mut places) = (Vec::new(), Vec::with_capacity(plan.tasks.len()));
-        for (index, name) in plan.outputs.iter().enumerate() {
-            let path = partial.join(name);
+        for (index, output) in plan.outputs.iter().enumerate() {
+            let path = partial.join(&output.name);
             let (prefix, offsets, data) = header(plan, index)?;
             let size = prefix.len() as u64 + data;
             make_way(&path)?;
@@ -164,9 +164,12 @@ impl Writer {
         if plan.outputs.len() < 2 {
             return Ok(());
         }
-        let weight_map: BTreeMap<&str, &str> =
-            plan.tasks.iter().map(|task| (task.name.as_str(), plan.outputs[task.output].as_str())).collect();
-        let total_size: usize = plan.tasks.iter().map(crate::plan::TensorTask::bytes).sum();
+        let weight_map: BTreeMap<&str, &str> = plan
+            .tensors
+            .iter()
+            .map(|tensor| (tensor.name.as_str(), plan.outputs[tensor.output].name.as_str()))
+            .collect();
+        let total_size: usize = plan.tensors.iter().map(crate::plan::OutputTensor::bytes).sum();
         let index = serde_json::json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
         let text = serde_json::to_string_pretty(&index).map_err(|e| Error::Panic(format!("index: {e}")))?;
         let path = partial.join(INDEX);
@@ -199,7 +202,7 @@ pub(crate) fn holds_outputs_alone(plan: &Plan, partial: &Path) -> Result<bool> {
         if name == journal::NAME || name == INDEX {
             continue;
         }
-        let Some(index) = plan.outputs.iter().position(|output| name == output.as_str()) else { return Ok(false) };
+        let Some(index) = plan.outputs.iter().position(|output| name == output.name.as_str()) else { return Ok(false) };
         let (prefix, _, data) = header(plan, index)?;
         let size = prefix.len() as u64 + data;
         let found = open_own(&entry.path()).and_then(|file| {

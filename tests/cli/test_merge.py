@@ -261,7 +261,7 @@ def test_plan_as_json_is_what_the_engine_is_handed(recipe: Path, capsys: pytest.
 
     assert main(["plan", "--json", str(recipe)]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["plan"]["plan"] == 1
+    assert document["plan"]["plan"] == 2
     assert document["digest"] == _rust.plan_digest(json.dumps(document["plan"]))
     assert len(document["plan"]["tasks"]) == document["tensors"] == 9
     assert document["bytes_needed"] > document["bytes_written"]

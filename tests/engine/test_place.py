@@ -15,7 +15,7 @@ import pytest
 
 from mol import _rust
 from mol.errors import CheckpointError, MergeError
-from tests.engine.toolkit import Case, Plan, encode, execute, linear, plan_of, preflight, shard_bytes, ties
+from tests.engine.toolkit import Case, Plan, encode, execute, linear, outputs, plan_of, preflight, shard_bytes, ties
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -166,7 +166,7 @@ def test_a_journal_is_never_without_its_first_line(plan: Plan, partial: Path) ->
     """A kill at any moment of a resume must leave what the next one needs: so it is only added to."""
     execute(plan, partial)
     before = (partial / "journal").read_bytes()
-    shard = partial / plan["outputs"][0]
+    shard = partial / plan["outputs"][0]["name"]
     shard.write_bytes(shard.read_bytes()[:-4] + b"flip")
     assert execute(plan, partial)["resumed"] == 3
     assert (partial / "journal").read_bytes().startswith(before)
@@ -192,7 +192,9 @@ def test_a_place_is_kept_from_the_first_look_until_the_commit(plan: Plan, partia
         _rust.commit(str(partial), str(out), lock=lock)
         with pytest.raises(MergeError, match=r"other: the lock given is of another place"):
             _rust.commit(str(partial.with_name("other")), str(out), lock=lock)
-    assert sorted(path.name for path in out.iterdir()) == sorted([*plan["outputs"], "model.safetensors.index.json"])
+    assert sorted(path.name for path in out.iterdir()) == sorted(
+        [*(output["name"] for output in plan["outputs"]), "model.safetensors.index.json"]
+    )
     assert not partial.exists()
 
 
@@ -222,7 +224,7 @@ def test_another_process_is_kept_out_and_a_killed_one_keeps_nobody_out(plan: Pla
 
 
 def test_what_is_refused_leaves_no_directory(plan: Plan, partial: Path, out: Path) -> None:
-    plan["tasks"][0]["sources"][0]["tensor"] = "absent"
+    plan["tasks"][0]["of"][0][1] = "absent"
     with closing(_rust.PartialLock(str(partial), str(out))) as lock, pytest.raises(CheckpointError, match="absent"):
         _rust.execute(json.dumps(plan), str(partial), lock=lock)
     assert not partial.exists()
@@ -282,9 +284,9 @@ def test_somebodys_journal_in_out_is_left_there(plan: Plan, partial: Path, out: 
 def test_more_outputs_than_a_process_may_open(tmp_path: Path) -> None:
     tensor = encode([1.0, 2.0], "F32")
     plan = plan_of(tmp_path / "in", {f"w{i}": Case(linear(1.0, 1.0), (tensor, tensor), "F32") for i in range(200)})
-    plan["outputs"] = [f"model-{i + 1:05}-of-00200.safetensors" for i in range(200)]
-    for i, task in enumerate(plan["tasks"]):
-        task["output"] = i
+    plan["outputs"] = outputs(*(f"model-{i + 1:05}-of-00200.safetensors" for i in range(200)))
+    for i, entry in enumerate(plan["tensors"]):
+        entry["output"] = i
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     code = """
 import resource, sys

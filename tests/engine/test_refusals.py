@@ -17,6 +17,7 @@ from tests.engine.toolkit import (
     encode,
     execute,
     linear,
+    outputs,
     plan_of,
     preflight,
     slerp,
@@ -48,43 +49,60 @@ def task(index: int, **values: Any) -> Change:  # noqa: ANN401
     return lambda plan: plan["tasks"][index].update(values)
 
 
-def source(index: int, **values: Any) -> Change:  # noqa: ANN401
-    return lambda plan: plan["tasks"][0]["sources"][index].update(values)
+def tensor(index: int, **values: Any) -> Change:  # noqa: ANN401
+    return lambda plan: plan["tensors"][index].update(values)
 
 
-ONE = [{"input": 0, "tensor": "layer.w"}]
+def both(*changes: Change) -> Change:
+    def change_all(plan: Plan) -> None:
+        for change in changes:
+            change(plan)
+
+    return change_all
+
+
+def source(index: int, expr: object) -> Change:
+    return lambda plan: plan["tasks"][0]["of"].__setitem__(index, expr)
+
+
+ONE = [[0, "layer.w"]]
 LIES: dict[str, tuple[Change, list[str]]] = {
-    "a version to come": (top(plan=2), ["2"]),
+    "a version to come": (top(plan=3), ["3"]),
     "an unknown key": (top(colour=1), ["colour"]),
     "an unknown key of a task": (task(0, colour=1), ["colour"]),
-    "an unknown method": (task(0, method={"magic": {}}), ["magic"]),
-    "an unknown key of a method": (task(0, method={"slerp": {"t": 0.5, "colour": 1}}), ["colour"]),
-    "an unknown dtype": (task(0, dtype="F12"), ["F12"]),
-    "an input that is not there": (source(0, input=7), ["layer.w"]),
-    "a source that is not there": (source(1, tensor="absent"), ["model-1.safetensors", "absent"]),
-    "an output that is not there": (task(1, output=7), ["ids"]),
-    "another shape": (task(0, shape=[3, 2]), ["model-0.safetensors", "layer.w", "[2, 3]", "[3, 2]"]),
-    "a shape that overflows": (task(0, shape=[1 << 40, 1 << 40]), ["layer.w"]),
-    "a weight too few": (task(0, method=linear(1.0)), ["layer.w", "1", "2"]),
-    "no weights": (task(0, method=linear(normalize=False), sources=ONE), ["layer.w"]),
-    "no sources": (task(0, sources=[]), ["layer.w"]),
-    "slerp of one": (task(0, method=slerp(0.5), sources=ONE), ["layer.w"]),
-    "slerp by not a number": (task(0, method=slerp(float("nan"))), []),
-    "task arithmetic with a weight for the base": (task(0, method=task_arithmetic(1.0, 1.0)), ["layer.w"]),
-    "task arithmetic without weights": (task(0, method=task_arithmetic()), ["layer.w"]),
-    "ties without densities": (task(0, method=ties([1.0], [])), ["layer.w"]),
-    "ties that keeps more than all": (task(0, method=ties([1.0], [1.5])), ["layer.w", "1.5", "[0, 1]"]),
-    "ties by another vote": (task(0, method=ties([1.0], [1.0], vote="mass")), ["mass"]),
-    "weights that cancel": (task(0, method=linear(1.0, -1.0)), ["layer.w", "zero"]),
-    "arithmetic on integers": (task(1, method=linear(1.0, 1.0)), ["ids", "I64"]),
-    "integers to floats": (task(1, dtype="F32"), ["ids", "I64", "F32"]),
-    "floats to integers": (task(0, dtype="I64", method={"copy": {}}), ["layer.w", "F32", "I64"]),
-    "two tensors of one name": (task(1, name="layer.w"), ["layer.w"]),
-    "a file outside the directory": (top(outputs=["../model.safetensors"]), ["../model.safetensors"]),
-    "an absolute path": (top(outputs=["/model.safetensors"]), ["/model.safetensors"]),
+    "an unknown method": (task(0, by={"magic": {}}), ["magic"]),
+    "an unknown key of a method": (task(0, by={"slerp": {"t": 0.5, "colour": 1}}), ["colour"]),
+    "an unknown dtype": (tensor(0, dtype="F12"), ["F12"]),
+    "an input that is not there": (source(0, [7, "layer.w"]), ["layer.w"]),
+    "a source that is not there": (source(1, [1, "absent"]), ["model-1.safetensors", "absent"]),
+    "an output that is not there": (tensor(1, output=7), ["ids"]),
+    "another shape": (tensor(0, shape=[3, 2]), ["model-0.safetensors", "layer.w", "[2, 3]", "[3, 2]"]),
+    "a shape that overflows": (tensor(0, shape=[1 << 40, 1 << 40]), ["layer.w"]),
+    "a weight too few": (task(0, by=linear(1.0)), ["layer.w", "1", "2"]),
+    "no weights": (task(0, by=linear(normalize=False), of=ONE), ["layer.w"]),
+    "no sources": (task(0, of=[]), ["layer.w"]),
+    "slerp of one": (task(0, by=slerp(0.5), of=ONE), ["layer.w"]),
+    "slerp by not a number": (task(0, by=slerp(float("nan"))), []),
+    "task arithmetic with a weight for the base": (task(0, by=task_arithmetic(1.0, 1.0)), ["layer.w"]),
+    "task arithmetic without weights": (task(0, by=task_arithmetic()), ["layer.w"]),
+    "ties without densities": (task(0, by=ties([1.0], [])), ["layer.w"]),
+    "ties that keeps more than all": (task(0, by=ties([1.0], [1.5])), ["layer.w", "1.5", "[0, 1]"]),
+    "ties by another vote": (task(0, by=ties([1.0], [1.0], vote="mass")), ["mass"]),
+    "weights that cancel": (task(0, by=linear(1.0, -1.0)), ["layer.w", "zero"]),
+    "arithmetic on integers": (task(1, by=linear(1.0, 1.0)), ["ids", "I64"]),
+    "integers to floats": (tensor(1, dtype="F32"), ["ids", "I64", "F32"]),
+    "floats to integers": (both(tensor(0, dtype="I64"), task(0, by={"copy": {}})), ["layer.w", "F32", "I64"]),
+    "two tensors of one name": (tensor(1, name="layer.w"), ["layer.w"]),
+    "a file outside the directory": (top(outputs=outputs("../model.safetensors")), ["../model.safetensors"]),
+    "an absolute path": (top(outputs=outputs("/model.safetensors")), ["/model.safetensors"]),
     "no outputs": (top(outputs=[]), []),
-    "two outputs of one name": (top(outputs=["a.safetensors", "a.safetensors"]), []),
-    "the journal as an output": (top(outputs=["journal"]), ["journal"]),
+    "two outputs of one name": (top(outputs=outputs("a.safetensors", "a.safetensors")), []),
+    "an output of another format": (top(outputs=[{"name": "a.safetensors", "format": "gguf"}]), ["gguf"]),
+    "an expression that is not there yet": (source(0, {"spilled": 3}), ["spilled"]),
+    "a task that writes two tensors": (task(0, to=[{"tensor": i, "row": 0} for i in (0, 1)]), ["2 tensors"]),
+    "an encoding": (task(0, **{"as": {"fp8": "row"}}), ["as"]),
+    "a tensor that no task writes": (top(tasks=[]), ["layer.w"]),
+    "the journal as an output": (top(outputs=outputs("journal")), ["journal"]),
 }
 
 
@@ -100,7 +118,7 @@ def test_a_plan_that_lies(plan: Plan, tmp_path: Path, lie: str, attempt: Callabl
     assert not (tmp_path / "out.partial").exists()
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"plan": 1', "\x00"])
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"plan": 2', "\x00"])
 def test_what_is_no_plan_at_all(text: str, tmp_path: Path) -> None:
     for attempt in (_rust.preflight, _rust.execute):
         with pytest.raises(MergeError, match="plan"):
@@ -194,7 +212,7 @@ def test_the_same_file_twice_is_no_fault(tmp_path: Path) -> None:
     tensor = encode([1.0, 2.0], "F32")
     plan = plan_of(tmp_path, {"w": Case(linear(0.5, 0.5), (tensor, tensor), "F32")})
     plan["inputs"].append(plan["inputs"][0])
-    plan["tasks"][0]["sources"][1]["input"] = len(plan["inputs"]) - 1
+    plan["tasks"][0]["of"][1][0] = len(plan["inputs"]) - 1
     execute(plan, tmp_path / "out.partial")
 
 

@@ -195,7 +195,7 @@ def test_a_claim_whose_bytes_were_damaged_is_redone(small: Plan, tmp_path: Path)
     partial = tmp_path / "out.partial"
     execute(small, partial)
     wanted = shard_bytes(partial)
-    shard = partial / small["outputs"][1]
+    shard = partial / small["outputs"][1]["name"]
     header, start_of_data = read_header(shard)
     content = bytearray(shard.read_bytes())
     content[start_of_data + header["w4"]["data_offsets"][0] + 2] ^= 1
@@ -209,7 +209,7 @@ def test_a_shard_that_was_cut_lost_or_overwritten_is_redone(small: Plan, tmp_pat
     partial = tmp_path / "out.partial"
     execute(small, partial)
     wanted = shard_bytes(partial)
-    shard = partial / small["outputs"][1]
+    shard = partial / small["outputs"][1]["name"]
     content = shard.read_bytes()
     if harm == "cut":
         shard.write_bytes(content[:-5000])
@@ -237,7 +237,7 @@ def test_the_partial_of_another_plan_is_refused(small: Plan, tmp_path: Path) -> 
     execute(small, partial)
     before = shard_bytes(partial)
     other = json.loads(json.dumps(small))
-    other["tasks"][0]["method"]["linear"]["weights"][0] = 0.26
+    other["tasks"][0]["by"]["linear"]["weights"][0] = 0.26
     for attempt in (preflight, execute):
         with pytest.raises(MergeError) as caught:
             attempt(other, partial)
@@ -288,6 +288,6 @@ def test_a_failed_write_names_the_file_and_leaves_a_resumable_partial(work: Work
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     assert child.returncode == 1
     assert "OSError" in child.stderr
-    assert work.plan["outputs"][0] in child.stderr or work.plan["outputs"][1] in child.stderr
+    assert work.plan["outputs"][0]["name"] in child.stderr or work.plan["outputs"][1]["name"] in child.stderr
     execute(work.plan, partial)
     assert shard_bytes(partial) == work.bytes

@@ -145,34 +145,50 @@ def plan_of(directory: Path, cases: Mapping[str, Case], *, shards: int = 1, **ch
     """
     directory.mkdir(parents=True, exist_ok=True)
     files: list[dict[str, Stored]] = [{} for _ in range(max(len(case.sources) for case in cases.values()))]
-    places: dict[tuple[int, int], dict[str, Any]] = {}
+    places: dict[tuple[int, int], list[Any]] = {}
     for name, case in cases.items():
         for i, source in enumerate(case.sources):
             if (id(source.data), i) not in places:
                 files[i][name] = source
-                places[id(source.data), i] = {"input": i, "tensor": name}
+                places[id(source.data), i] = [i, name]
     inputs = [write_shard(directory / f"model-{i}.safetensors", tensors) for i, tensors in enumerate(files)]
-    tasks = [
+    tensors = [
         {
             "name": name,
             "dtype": case.dtype,
             "shape": list(case.sources[0].data.shape),
             "output": index * shards // len(cases),
-            "method": case.method,
-            "sources": [places[id(source.data), i] for i, source in enumerate(case.sources)],
         }
         for index, (name, case) in enumerate(cases.items())
     ]
-    names = [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
+    tasks = [
+        {
+            "to": [{"tensor": index, "row": 0}],
+            "by": case.method,
+            "of": [places[id(source.data), i] for i, source in enumerate(case.sources)],
+        }
+        for index, case in enumerate(cases.values())
+    ]
+    names = (
+        ["model.safetensors"]
+        if shards == 1
+        else [f"model-{i + 1:05}-of-{shards:05}.safetensors" for i in range(shards)]
+    )
     return {
-        "plan": 1,
-        "inputs": [input_entry(path) for path in inputs],
-        "outputs": ["model.safetensors"] if shards == 1 else names,
-        "tasks": tasks,
+        "plan": 2,
         "seed": 0,
         "allow_nonfinite": False,
+        "inputs": [input_entry(path) for path in inputs],
+        "outputs": outputs(*names),
+        "tensors": tensors,
+        "tasks": tasks,
         **changes,
     }
+
+
+def outputs(*names: str) -> list[dict[str, str]]:
+    """A plan's entries for output files."""
+    return [{"name": name, "format": "safetensors"} for name in names]
 
 
 def preflight(plan: Plan, partial: Path, **options: Any) -> dict[str, Any]:  # noqa: ANN401

@@ -118,7 +118,7 @@ def test_a_layer_of_another_kind_lacks_nothing(shapes: Shapes, more: dict[str, A
     ],
 )
 def test_what_is_whole_by_its_own_measure_passes(shapes: Shapes, config: dict[str, Any]) -> None:
-    assert len(plan(PASS, headers("a", shapes, config)).plan.tasks) == len(shapes)
+    assert len(plan(PASS, headers("a", shapes, config)).plan.tensors) == len(shapes)
 
 
 # Both ends
@@ -151,7 +151,7 @@ def test_a_norm_is_missed_where_another_model_has_it() -> None:
 def test_a_tied_model_needs_no_head_and_one_of_its_ends_will_do() -> None:
     config = llama_config(tied=True)
     for shapes in (llama(head=False), without(llama(), "embed_tokens")):
-        assert len(plan(PASS, headers("a", shapes, config)).plan.tasks) == len(shapes)
+        assert len(plan(PASS, headers("a", shapes, config)).plan.tensors) == len(shapes)
 
 
 def test_a_donor_without_the_tower_that_its_config_describes_is_refused() -> None:
@@ -185,7 +185,7 @@ def predicting(name: str, layers: int = 4, *, tail: bool = True, nested: bool = 
 def test_a_tail_is_copied_and_the_layers_are_merged(nested: bool) -> None:
     a, b = predicting("a", nested=nested), predicting("b", nested=nested)
     planned = plan(linear(0.5, 0.5), a, b)
-    assert {t.name for t in planned.plan.tasks} == set(a.tensors)
+    assert {t.name for t in planned.plan.tensors} == set(a.tensors)
     assert planned.methods == {"linear": len(llama(4)), "copy": 11}
     prefix = "model.language_model." if nested else "model."
     assert task(planned, f"{prefix}layers.4.eh_proj.weight") == (
@@ -206,7 +206,7 @@ def test_a_tail_is_copied_and_the_layers_are_merged(nested: bool) -> None:
 def test_a_fine_tune_may_have_lost_the_tail(names: str) -> None:
     a, b = predicting("a"), predicting("b", tail=False)
     planned = plan(linear(0.5, 0.5, names=names), a, b)
-    assert len(planned.plan.tasks) == len(llama(4)) + (11 if names == "ab" else 0)
+    assert len(planned.plan.tensors) == len(llama(4)) + (11 if names == "ab" else 0)
     assert "layer_alignment" not in " ".join((*planned.notes, *planned.warnings, *planned.dropped))
     if names == "ba":
         assert planned.dropped == (

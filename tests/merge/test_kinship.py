@@ -97,7 +97,7 @@ def text_only(name: str, **changes: Any) -> Checkpoint:  # noqa: ANN401
 def test_a_fine_tune_on_texts_is_merged_into_the_language_part_of_its_base(places: tuple[str, str, str]) -> None:
     a, b = vision_language("a", places), text_only("b")
     planned = plan(based("task_arithmetic", {"weight": 0.5}, "b"), a, b)
-    assert {t.name for t in planned.plan.tasks} == set(a.tensors)
+    assert {t.name for t in planned.plan.tensors} == set(a.tensors)
     assert planned.methods == {"task_arithmetic": len(llama(4)), "copy": 5}
     tower = f"{places[1]}vision_tower"
     assert planned.copied[-1] == f"{tower}.encoder.layers.0-2 of a (3 tensors): copied, lacking in b"

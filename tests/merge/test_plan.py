@@ -10,14 +10,15 @@ import pytest
 
 from mol import _rust
 from mol.errors import MergeError
-from mol.merge.plan import COPY, InputFile, MergePlan, Source, TensorTask
+from mol.merge.plan import COPY, InputFile, MergePlan, OutputTensor, Source, Task, sources_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mol.merge.plan import Method
 
-FIXTURE = Path(__file__).parents[1] / "data" / "plan_v1.json"
+FIXTURE = Path(__file__).parents[1] / "data" / "plan_v2.json"
+ADAPTED = {"of": Source(0, "h"), "a": Source(1, "h.A"), "b": Source(1, "h.B"), "scale": 0.5, "magnitude": None}
 
 
 def scale(factor: float) -> Method:
@@ -40,7 +41,7 @@ def ties(weights: Sequence[float], densities: Sequence[float], *, lambda_: float
     return {"ties": {"weights": weights, "densities": densities, "lambda": lambda_, **more}}
 
 
-def test_every_method_is_written_as_the_engine_reads_it() -> None:
+def test_the_plan_is_written_as_the_engine_reads_it() -> None:
     first, last = 0, 1
     plan = MergePlan(
         inputs=(
@@ -48,52 +49,78 @@ def test_every_method_is_written_as_the_engine_reads_it() -> None:
             InputFile("/models/d\u00e4ta +@1/model.safetensors", 1 << 40, 0, "a1b2"),
         ),
         outputs=("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"),
+        tensors=(
+            OutputTensor("a.copied", "I64", (), first),
+            OutputTensor("b.scaled", "F32", (3,), first),
+            OutputTensor("c.averaged", "BF16", (2, 3), first),
+            OutputTensor("d.interpolated", "F16", (0, 7), last),
+            OutputTensor("e.added", "F64", (4,), last),
+            OutputTensor("f.elected", "BF16", (4,), last),
+            OutputTensor("g.experts", "BF16", (2, 3, 5), last),
+            OutputTensor("h.embedding", "F32", (6, 5), last),
+        ),
+        tables={
+            "v0": {
+                "rows": 6,
+                "runs": [(0, 1, 3), (4, 0, 1)],
+                "fills": [(3, "zero"), (5, {"mean": [(Source(0, "h"), 2), (Source(1, "b.h"), 0)]})],
+            }
+        },
         tasks=(
-            TensorTask("a.copied", "I64", (), first, COPY, (Source(0, "a"), Source(1, "b.a"))),
-            TensorTask("b.scaled", "F32", (3,), first, scale(-0.1), (Source(0, "b"),)),
-            TensorTask(
-                "c.averaged",
-                "BF16",
-                (2, 3),
-                first,
-                linear([0.1, 2.5e-8], normalize=True),
-                (Source(0, "c"), Source(1, "b.c")),
-            ),
-            TensorTask("d.interpolated", "F16", (0, 7), last, slerp(1 / 3), (Source(0, "d"), Source(1, "b.d"))),
-            TensorTask(
-                "e.added",
-                "F64",
-                (4,),
-                last,
-                task_arithmetic([-1.0], normalize=False, lambda_=0.7),
-                (Source(0, "e"), Source(1, 'b."e"\n')),
-            ),
-            TensorTask(
-                "f.elected",
-                "BF16",
-                (4,),
-                last,
+            Task(0, COPY, (Source(0, "a"), Source(1, "b.a"))),
+            Task(1, scale(-0.1), (Source(0, "b"),)),
+            Task(2, linear([0.1, 2.5e-8], normalize=True), (Source(0, "c"), Source(1, "b.c"))),
+            Task(3, slerp(1 / 3), (Source(0, "d"), Source(1, "b.d"))),
+            Task(4, task_arithmetic([-1.0], normalize=False, lambda_=0.7), (Source(0, "e"), Source(1, 'b."e"\n'))),
+            Task(
+                5,
                 ties([0.5, 1.0], [0.2, 1.0], normalize=True, rescale=False, lambda_=1.0, majority_sign_method="count"),
                 (Source(0, "f"), Source(1, "b.f"), Source(1, "b.g")),
             ),
+            Task(
+                6,
+                COPY,
+                (
+                    {
+                        "rows": {
+                            "of": {"transpose": {"columns": {"of": Source(0, "g"), "from": 2, "to": 5}}},
+                            "from": 0,
+                            "to": 3,
+                        }
+                    },
+                ),
+            ),
+            Task(
+                6,
+                linear([1.0, 1.0], normalize=True),
+                (
+                    {"stack": [Source(0, "g.1"), Source(0, "g.2")]},
+                    {"cast": {"of": {"merged": {"by": scale(2.0), "of": [Source(1, "b.g")]}}, "to": "BF16"}},
+                ),
+                row=3,
+                reads=(Source(1, "b.fisher"),),
+            ),
+            Task(7, COPY, ({"gather": {"of": {"lora": ADAPTED}, "table": "v0"}},)),
         ),
         seed=7,
         allow_nonfinite=True,
     )
     assert json.loads(plan.to_json()) == json.loads(FIXTURE.read_text(encoding="utf-8"))
+    assert list(sources_of(plan.tasks[-1].of)) == [Source(0, "h"), Source(1, "h.A"), Source(1, "h.B")]
 
 
 @pytest.mark.parametrize("shapes", [[(2**62, 4)], [(2**63 - 1, 2)], [(2**59,), (2**59,), (2**59,)], [(2**64 - 1,)]])
 def test_sizes_beyond_64_bits_are_an_error_in_words(shapes: list[tuple[int, ...]]) -> None:
-    tasks = [TensorTask(f"t{i}", "F64", shape, 0, COPY, (Source(0, "a"),)) for i, shape in enumerate(shapes)]
-    plan = MergePlan((InputFile("/a", 1, 0, "00"),), ("model.safetensors",), tuple(tasks)).to_json()
+    tensors = tuple(OutputTensor(f"t{i}", "F64", shape, 0) for i, shape in enumerate(shapes))
+    tasks = tuple(Task(i, COPY, (Source(0, "a"),)) for i in range(len(shapes)))
+    plan = MergePlan((InputFile("/a", 1, 0, "00"),), ("model.safetensors",), tensors, tasks).to_json()
     for ask in (_rust.plan_cost, _rust.plan_digest):
         with pytest.raises(MergeError, match="is more than any disk holds"):
             ask(plan)
 
 
 def test_the_cost_of_many_threads_does_not_overflow() -> None:
-    task = TensorTask("t", "F32", (1 << 20,), 0, ties([1.0], [0.5], normalize=True, rescale=False, lambda_=1.0,
-                      majority_sign_method="total"), (Source(0, "a"), Source(1, "a")))  # fmt: skip
-    plan = MergePlan((InputFile("/a", 1, 0, "00"),) * 2, ("model.safetensors",), (task,)).to_json()
+    method = ties([1.0], [0.5], normalize=True, rescale=False, lambda_=1.0, majority_sign_method="total")
+    tensor, task = OutputTensor("t", "F32", (1 << 20,), 0), Task(0, method, (Source(0, "a"), Source(1, "a")))
+    plan = MergePlan((InputFile("/a", 1, 0, "00"),) * 2, ("model.safetensors",), (tensor,), (task,)).to_json()
     assert _rust.plan_cost(plan, threads=2**63)[1] >= 2**63

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 
 from tests.conftest import bert, bert_config, gpt2, gpt2_config, headers, llama, llama_config
-from tests.merge.toolkit import based, linear, llamas, plan, problems, sliced, task
+from tests.merge.toolkit import based, linear, llamas, plan, problems, sliced, task, tensors
 
 # What is done
 
 
 def test_every_tensor_is_merged_in_natural_order() -> None:
     planned = plan(linear(0.25, 0.75), *llamas("a", "b", layers=12))
-    names = [t.name for t in planned.plan.tasks]
+    names = [t.name for t in tensors(planned)]
     assert names[0] == "model.embed_tokens.weight"
     assert names[-2:] == ["lm_head.weight", "model.norm.weight"]
     order = [int(name.split(".")[2]) for name in names if ".layers." in name]
@@ -47,7 +47,7 @@ def test_what_is_one_model_becomes_a_copy(recipe: dict[str, Any], sources: list[
     planned = plan(recipe, *llamas("a", "b"))
     assert planned.methods == {"copy": len(llama())}
     assert [file.path for file in planned.plan.inputs] == [f"/models/{name}/model.safetensors" for name in sources]
-    assert {len(t.sources) for t in planned.plan.tasks} == {1}
+    assert {len(t.sources) for t in tensors(planned)} == {1}
 
 
 def test_weightless_models_are_left_out() -> None:
@@ -102,7 +102,7 @@ def test_passthrough_scales() -> None:
 
 def test_gradients_run_over_the_layers_and_end_at_the_head() -> None:
     planned = plan(based("slerp", {}, "a", "b", parameters={"t": [0.25, 0.5]}), *llamas("a", "b", layers=3))
-    values = {t.name: t.method["slerp"]["t"] for t in planned.plan.tasks}
+    values = {t.name: t.method["slerp"]["t"] for t in tensors(planned)}
     assert values["model.embed_tokens.weight"] == 0.25
     assert [values[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(3)] == [0.25, 0.375, 0.5]
     assert values["model.norm.weight"] == values["lm_head.weight"] == 0.5
@@ -111,7 +111,7 @@ def test_gradients_run_over_the_layers_and_end_at_the_head() -> None:
 def test_filters_decide_tensor_by_tensor() -> None:
     t = [{"filter": "self_attn", "value": 0.25}, {"filter": "re:mlp\\.(up|down)", "value": 0.75}, {"value": 0.5}]
     planned = plan(based("slerp", {}, "a", "b", parameters={"t": t}), *llamas("a", "b"))
-    values = {x.name: x.method["slerp"]["t"] for x in planned.plan.tasks}
+    values = {x.name: x.method["slerp"]["t"] for x in tensors(planned)}
     assert values["model.layers.1.self_attn.k_proj.weight"] == 0.25
     assert values["model.layers.1.mlp.up_proj.weight"] == 0.75
     assert values["model.layers.1.mlp.gate_proj.weight"] == 0.5
@@ -138,7 +138,7 @@ def test_prefixes_are_aligned_and_heads_copied_or_dropped() -> None:
     base = headers("a", bert(head="cls.seq_relationship"), bert_config())
     tuned = headers("b", bert(prefix="", head="classifier"), {"hidden_size": 8})
     planned = plan(linear(0.5, 0.5), base, tuned)
-    assert {t.name for t in planned.plan.tasks} == set(base.tensors)
+    assert {t.name for t in planned.plan.tensors} == set(base.tensors)
     assert planned.methods == {"linear": len(bert()), "copy": 2}
     _, sources = task(planned, "bert.encoder.layer.2.output.dense.weight")
     assert sources == [(0, "bert.encoder.layer.2.output.dense.weight"), (1, "encoder.layer.2.output.dense.weight")]
@@ -203,7 +203,7 @@ def test_every_input_tensor_is_accounted_for() -> None:
     a = headers("a", llama(4) | {"extra.a": (2,)}, llama_config(4))
     b = headers("b", llama(6) | {"extra.b": (2,)}, llama_config(6))
     planned = plan(linear(0.5, 0.5, layer_alignment="auto"), a, b)
-    used = {(source.input, source.tensor) for t in planned.plan.tasks for source in t.sources}
+    used = {(source.input, source.tensor) for t in tensors(planned) for source in t.sources}
     unused = {name for name in b.tensors if (1, name) not in used}
     assert {name for name in a.tensors if (0, name) not in used} == set()
     assert unused == {"extra.b"} | {n for n in llama(6) if ".layers.1." in n or ".layers.4." in n}
@@ -222,8 +222,8 @@ def test_integers_are_copied_when_all_are_equal_and_never_cast() -> None:
     a, b = (headers(name, llama() | ids, llama_config(), dtypes) for name in "ab")
     planned = plan(linear(0.5, 0.5, dtype="bfloat16"), a, b)
     assert task(planned, "position_ids") == ({"copy": {}}, [(0, "position_ids"), (1, "position_ids")])
-    assert {t.dtype for t in planned.plan.tasks if t.name != "position_ids"} == {"BF16"}
-    assert [t.dtype for t in planned.plan.tasks if t.name == "position_ids"] == ["I64"]
+    assert {t.dtype for t in tensors(planned) if t.name != "position_ids"} == {"BF16"}
+    assert [t.dtype for t in tensors(planned) if t.name == "position_ids"] == ["I64"]
     assert planned.copied == ("position_ids: I64, copied as it is and not merged",)
     other = headers("b", llama() | ids, llama_config(), {"": "F32", "position_ids": "I32"})
     assert "is I32 in b and I64 in a" in problems(linear(0.5, 0.5), a, other)
@@ -233,7 +233,7 @@ def test_each_tensor_keeps_the_dtype_it_has_in_the_donor_and_the_config_says_so(
     a = headers("a", llama(), llama_config() | {"torch_dtype": "float16"}, {"": "F32", "model.norm.weight": "F64"})
     b = headers("b", llama(), llama_config(), "BF16")
     planned = plan(linear(0.5, 0.5), a, b)
-    assert {t.name: t.dtype for t in planned.plan.tasks} == {
+    assert {t.name: t.dtype for t in tensors(planned)} == {
         name: "F64" if name == "model.norm.weight" else "F32" for name in llama()
     }
     assert planned.model_config["torch_dtype"] == "float32"
@@ -242,11 +242,11 @@ def test_each_tensor_keeps_the_dtype_it_has_in_the_donor_and_the_config_says_so(
 
 def test_out_dtype_wins_over_dtype() -> None:
     planned = plan(linear(0.5, 0.5, dtype="float32", out_dtype="float16"), *llamas("a", "b"))
-    assert {t.dtype for t in planned.plan.tasks} == {"F16"}
+    assert {t.dtype for t in tensors(planned)} == {"F16"}
     assert planned.model_config["torch_dtype"] == "float16"
     asked = plan(linear(0.5, 0.5, out_dtype="float16"), *llamas("a", "b"), dtype="bfloat16")
-    assert {t.dtype for t in asked.plan.tasks} == {"BF16"}, "the option comes before the recipe"
-    assert {t.dtype for t in plan(linear(0.5, 0.5, dtype="float16"), *llamas("a", "b"), dtype="fp32").plan.tasks} == {
+    assert {t.dtype for t in tensors(asked)} == {"BF16"}, "the option comes before the recipe"
+    assert {t.dtype for t in plan(linear(0.5, 0.5, dtype="float16"), *llamas("a", "b"), dtype="fp32").plan.tensors} == {
         "F32"
     }
 
@@ -260,10 +260,10 @@ def test_tensors_are_spread_over_files_of_the_size_asked_for() -> None:
     count = len(outputs)
     assert outputs[0] == f"model-00001-of-{count:05d}.safetensors"
     sizes = [0] * count
-    for t in planned.plan.tasks:
+    for t in tensors(planned):
         sizes[t.output] += planned_bytes(t.shape)
     assert all(0 < size <= 2000 for size in sizes)
-    assert [t.output for t in planned.plan.tasks] == sorted(t.output for t in planned.plan.tasks)
+    assert [t.output for t in tensors(planned)] == sorted(t.output for t in tensors(planned))
     assert sum(sizes) == planned.bytes_written
     assert plan(linear(0.5, 0.5), *llamas("a", "b")).plan.outputs == ("model.safetensors",)
 
@@ -278,18 +278,15 @@ def planned_bytes(shape: tuple[int, ...]) -> int:
 def test_the_json_says_what_the_plan_says() -> None:
     planned = plan(based("slerp", {}, "a", "b", parameters={"t": [0.1, 0.7]}), *llamas("a", "b"), seed=7).plan
     found = json.loads(planned.to_json())
-    assert (found["plan"], found["seed"], found["allow_nonfinite"]) == (1, 7, False)
+    assert (found["plan"], found["seed"], found["allow_nonfinite"]) == (2, 7, False)
     assert found["inputs"][1] == {"path": "/models/b/model.safetensors", "size": 1, "mtime_ns": 1, "header": "00"}
+    assert found["outputs"] == [{"name": "model.safetensors", "format": "safetensors"}]
+    assert found["tensors"] == [
+        {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "output": t.output} for t in planned.tensors
+    ]
     assert found["tasks"] == [
-        {
-            "name": t.name,
-            "dtype": t.dtype,
-            "shape": list(t.shape),
-            "output": t.output,
-            "method": t.method,
-            "sources": [{"input": source.input, "tensor": source.tensor} for source in t.sources],
-        }
-        for t in planned.tasks
+        {"to": [{"tensor": i, "row": 0}], "by": t.by, "of": [list(source) for source in t.of]}
+        for i, t in enumerate(planned.tasks)
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from mol.config import MergeConfig
 from tests.conftest import bert, bert_config, gpt2, gpt2_config, headers, llama, llama_config
-from tests.merge.toolkit import based, linear, llamas, plan, problems, sliced, task
+from tests.merge.toolkit import based, linear, llamas, plan, problems, sliced, task, tensors
 
 if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint
@@ -70,7 +70,7 @@ def test_unequal_depths_are_mapped_loudly_or_refused() -> None:
     b = headers("distilgpt2", gpt2(6, prefix="transformer."), gpt2_config(6))
     config = MergeConfig(method="slerp", models=["gpt2", "distilgpt2"], parameters={"t": 0.5})
     planned = plan(config, a, b)
-    assert {t.name for t in planned.plan.tasks} == set(a.tensors)
+    assert {t.name for t in planned.plan.tensors} == set(a.tensors)
     assert task(planned, "h.11.mlp.c_fc.bias")[1] == [(0, "h.11.mlp.c_fc.bias"), (1, "transformer.h.5.mlp.c_fc.bias")]
     assert planned.model_config["n_layer"] == 12
     assert "0<-0, 1<-0, 2<-1" in planned.warnings[0]
@@ -81,7 +81,7 @@ def test_unequal_depths_are_mapped_loudly_or_refused() -> None:
 def test_slices_are_stacked_and_renumbered() -> None:
     planned = plan(sliced([("a", 0, 3)], [("b", 1, 4)]), *llamas("a", "b"))
     assert planned.model_config["num_hidden_layers"] == 6
-    origin = {t.name: t.sources[0] for t in planned.plan.tasks}
+    origin = {t.name: t.sources[0] for t in tensors(planned)}
     assert [origin[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(6)] == [
         (input_, f"model.layers.{layer}.mlp.up_proj.weight")
         for input_, layer in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (1, 3))
@@ -109,7 +109,7 @@ def test_a_gradient_runs_over_each_slice() -> None:
         [("a", 0, 2), ("b", 0, 2)], [("a", 2, 4), ("b", 2, 4)],
         merge_method="slerp", base_model="a", parameters={"t": [0.25, 0.75]},
     )  # fmt: skip
-    values = {t.name: t.method["slerp"]["t"] for t in plan(recipe, *llamas("a", "b")).plan.tasks}
+    values = {t.name: t.method["slerp"]["t"] for t in tensors(plan(recipe, *llamas("a", "b")))}
     assert [values[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(4)] == [0.25, 0.75, 0.25, 0.75]
     assert values["model.embed_tokens.weight"] == 0.25
     assert values["lm_head.weight"] == 0.75
@@ -133,7 +133,7 @@ def test_a_tower_that_is_not_sliced_comes_from_one_model() -> None:
     config = {**llama_config(4), "vision_config": {"num_hidden_layers": 3}}
     a, b = (headers(name, shapes, config) for name in "ab")
     planned = plan(sliced([("a", 0, 2)], [("b", 2, 4)]), a, b)
-    origin = {task.name: planned.plan.inputs[task.sources[0].input].path for task in planned.plan.tasks}
+    origin = {task.name: planned.plan.inputs[task.sources[0].input].path for task in tensors(planned)}
     for name in ("vision.blocks.2.attn.weight", "vision.post_layernorm.weight", "vision.head.weight"):
         assert origin[name] == origin["model.embed_tokens.weight"]
     assert origin["model.norm.weight"] == origin["model.layers.3.mlp.down_proj.weight"]
@@ -195,7 +195,7 @@ def test_layers_of_several_kinds_keep_their_places_when_the_config_has_no_list()
     shapes |= {f"layers.{i}.norm.weight": (2,) for i in range(4)}
     a = headers("a", shapes, {"num_hidden_layers": 4})
     assert "read as another kind" in problems(sliced([("a", 0, 1)], [("a", 2, 4)]), a)
-    assert len(plan(sliced([("a", 2, 4)]), a).plan.tasks) == 4
+    assert len(plan(sliced([("a", 2, 4)]), a).plan.tensors) == 4
 
 
 def test_a_config_that_counts_other_layers_than_there_are_is_refused() -> None:
@@ -213,7 +213,7 @@ def tie(name: str, *, tied: bool, head: bool) -> Checkpoint:
 def test_tied_models_stay_tied() -> None:
     planned = plan(linear(0.5, 0.5), tie("a", tied=True, head=False), tie("b", tied=True, head=False))
     assert planned.model_config["tie_word_embeddings"] is True
-    assert not [t for t in planned.plan.tasks if t.name == "lm_head.weight"]
+    assert not [t for t in tensors(planned) if t.name == "lm_head.weight"]
 
 
 @pytest.mark.parametrize("names", ["ab", "ba"])
@@ -250,7 +250,7 @@ def test_a_class_that_ties_by_default_ignores_heads_on_disk(names: str) -> None:
     a, b = headers("a", llama(2), config), headers("b", llama(2, head=False), config)
     t = [{"filter": "lm_head", "value": 1.0}, {"value": 0.25}]
     planned = plan(based("slerp", {}, "a", "b", parameters={"t": t}) | {"base_model": names[0]}, a, b)
-    made = {task.name: task.method for task in planned.plan.tasks}
+    made = {task.name: task.method for task in tensors(planned)}
     assert made.get("lm_head.weight", made["model.embed_tokens.weight"]) == {"slerp": {"t": 0.25}}
     assert planned.model_config.get("tie_word_embeddings") is None
     assert planned.notes == ()
@@ -259,5 +259,5 @@ def test_a_class_that_ties_by_default_ignores_heads_on_disk(names: str) -> None:
 def test_a_donor_without_scores_gets_no_head() -> None:
     bare = headers("a", llama(2, head=False), llama_config(2) | {"architectures": ["LlamaModel"]})
     planned = plan(linear(0.4, 0.3, 0.3), bare, tie("b", tied=False, head=True), tie("c", tied=True, head=False))
-    assert {t.name for t in planned.plan.tasks} == set(bare.tensors)
+    assert {t.name for t in planned.plan.tensors} == set(bare.tensors)
     assert planned.dropped == ("lm_head.weight of b: a has no such tensor",)

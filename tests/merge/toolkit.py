@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from mol.config import MergeConfig, ModelReference, recipe_from_dict
 from mol.errors import MergeError
 from mol.merge.options import MergeOptions
+from mol.merge.plan import Method, Source, sources_of
 from mol.merge.planner import PlannedMerge, plan_merge
 from tests.conftest import headers, llama, llama_config
 
@@ -37,9 +38,26 @@ def llamas(*names: str, layers: int = 4, **shapes: Any) -> list[Checkpoint]:  # 
     return [headers(name, llama(layers, **shapes), llama_config(layers)) for name in names]
 
 
+class Made(NamedTuple):
+    """A tensor of the output, and how it is made."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    output: int
+    method: Method
+    sources: list[Source]
+
+
+def tensors(planned: PlannedMerge) -> list[Made]:
+    """Every tensor of the output, each made by one task from whole tensors."""
+    made = zip(planned.plan.tensors, planned.plan.tasks, strict=True)
+    return [Made(*tensor, task.by, list(sources_of(task.of))) for tensor, task in made]
+
+
 def task(planned: PlannedMerge, name: str) -> tuple[dict[str, Any], list[tuple[int, str]]]:
     """What is done to a tensor, and to what."""
-    (found,) = [task for task in planned.plan.tasks if task.name == name]
+    (found,) = [made for made in tensors(planned) if made.name == name]
     return dict(found.method), [(source.input, source.tensor) for source in found.sources]
 
 

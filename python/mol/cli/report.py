@@ -31,7 +31,7 @@ def plan_text(
 ) -> list[str]:
     """A plan for people: everything that a merge would do, and what it would cost."""
     plan = planned.plan
-    dtypes = ", ".join(dtype for dtype, _ in Counter(task.dtype for task in plan.tasks).most_common())
+    dtypes = ", ".join(dtype for dtype, _ in Counter(tensor.dtype for tensor in plan.tensors).most_common())
     where = f"{out}: " if out is not None else ""
     cost = _cost(planned, planned.plan.to_json(), out, options)
     lines = [
@@ -40,7 +40,7 @@ def plan_text(
         field("output", f"{where}{dtypes} in {units.amount(len(plan.outputs), 'file')}, "
                         f"{units.size(planned.bytes_written)}"),
         *listing("files", [_side_file(file) for file in planned.side_files], limit=None),
-        field("tensors", f"{len(plan.tasks):,}: {_by_method(planned.methods)}{_dropped(planned)}"),
+        field("tensors", f"{len(plan.tensors):,}: {_by_method(planned.methods)}{_dropped(planned)}"),
         *_details(console, planned),
         field("cost", f"read {units.size(planned.bytes_read)}{_again(planned.methods)}, "
                       f"write {units.size(planned.bytes_written)}"),
@@ -81,7 +81,7 @@ def merge_text(console: Console, report: MergeReport, out: Path, span: float) ->
     rate = f" ({units.size((report.bytes_read + report.bytes_written) / span)}/s)"
     resumed = f"; {units.amount(report.resumed, 'tensor')} were there already" if report.resumed else ""
     return [
-        field("merged", f"{units.amount(len(planned.plan.tasks), 'tensor')}: "
+        field("merged", f"{units.amount(len(planned.plan.tensors), 'tensor')}: "
                         f"{_by_method(planned.methods)}{_dropped(planned)}{resumed}"),
         *_lists(console, planned),
         field("bytes", f"read {units.size(report.bytes_read)}, wrote {units.size(report.bytes_written)} "
@@ -133,7 +133,7 @@ def _peak() -> int:
 def _account(planned: PlannedMerge) -> dict[str, object]:
     return {
         "inputs": [{"name": source.name, "revision": source.revision} for source in planned.sources],
-        "tensors": len(planned.plan.tasks),
+        "tensors": len(planned.plan.tensors),
         "methods": dict(planned.methods),
         "copied": list(planned.copied),
         "dropped": list(planned.dropped),

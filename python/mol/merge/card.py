@@ -73,7 +73,7 @@ def card_text(card: Card, planned: PlannedMerge, *, plan_digest: str, version: s
         method_url=method.url,
         sources=card.sources,
         recipe=card.recipe,
-        dtypes=sorted({task.dtype for task in planned.plan.tasks}),
+        dtypes=sorted({tensor.dtype for tensor in planned.plan.tensors}),
         tensors=planned.methods,
         sections={
             "Notes": _shown(card, card.remarks),

@@ -10,6 +10,7 @@ from mol.config.methods import METHODS, weights_cancel
 from mol.config.parameters import compile_filter
 from mol.errors import ConfigError
 from mol.merge import plan
+from mol.merge.plan import sources_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -196,7 +197,7 @@ def idle_filters(config: MergeConfig, plan: MergePlan) -> Iterator[str]:
     filters = dict.fromkeys(config.filters())
     if not filters:
         return
-    names = {task.name for task in plan.tasks} | {name for task in plan.tasks for _, name in task.sources}
+    names = {tensor.name for tensor in plan.tensors} | {name for task in plan.tasks for _, name in sources_of(task.of)}
     for parameter, text in filters:
         if not any(map(compile_filter(text), names)):
             parts = sorted({part for name in names for part in name.split(".")})

@@ -33,7 +33,7 @@ def build_manifest(
         version: mol's version.
     """
     labels = card.labels
-    tasks = {task.name: task for task in planned.plan.tasks}
+    tensors = {tensor.name: tensor for tensor in planned.plan.tensors}
     return {
         "format": MANIFEST_FORMAT,
         "mol": version,
@@ -55,8 +55,8 @@ def build_manifest(
         "tensors": [
             {
                 "name": tensor["name"],
-                "dtype": tasks[tensor["name"]].dtype,
-                "shape": list(tasks[tensor["name"]].shape),
+                "dtype": tensors[tensor["name"]].dtype,
+                "shape": list(tensors[tensor["name"]].shape),
                 **{key: value for key, value in tensor.items() if key != "name"},
             }
             for tensor in executed["tensors"]
@@ -70,7 +70,7 @@ def build_manifest(
 def manifest_size(planned: PlannedMerge, side_files: Iterable[str]) -> int:
     """Return the most bytes that manifest and index of a merge take, for the account of the disk."""
     # An entry holds the name, a shape, a checksum and perhaps a digest; the index the name and that of its file.
-    tensors = sum(2 * len(task.name.encode("utf-8", "replace")) + 360 for task in planned.plan.tasks)
+    tensors = sum(2 * len(tensor.name.encode("utf-8", "replace")) + 360 for tensor in planned.plan.tensors)
     files = sum(len(source.files) for source in planned.sources) + len(planned.plan.outputs)
     lines = (*planned.copied, *planned.dropped, *planned.warnings, *planned.notes)
     texts = sum(len(line.encode("utf-8", "replace")) + 10 for line in (*lines, *side_files))

@@ -1,16 +1,16 @@
-"""MergePlan: everything a merge will do, one task an output tensor; the twin of rust/src/plan.rs."""
+"""MergePlan: what the output files hold, and how each tensor of them is made; the twin of rust/src/plan."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from mol._rust import methods
 
-PLAN_VERSION: Final = 1
+PLAN_VERSION: Final = 2
 
 Method = Mapping[str, Mapping[str, Any]]
 """What is done to a tensor: one entry, name to numbers. Treated as immutable; tasks share the same object."""
@@ -35,7 +35,7 @@ class InputFile:
 
 
 class Source(NamedTuple):
-    """A tensor in an input file.
+    """A tensor in an input file: the expression that most tasks read.
 
     Attributes:
         input: index into `MergePlan.inputs`.
@@ -46,24 +46,52 @@ class Source(NamedTuple):
     tensor: str
 
 
-class TensorTask(NamedTuple):
-    """One output tensor.
+Expr: TypeAlias = Source | Mapping[str, Any]
+"""What a task reads: a tensor, or one entry, name of an expression to what it is made of, such as
+`{"rows": {"of": Source(0, "qkv"), "from": 0, "to": 512}}`. rust/src/plan/expr.rs lists them."""
+
+
+def sources_of(expr: object) -> Iterator[Source]:
+    """Yield every tensor that an expression, or each of several, is made of."""
+    if isinstance(expr, Source):
+        yield expr
+    elif isinstance(expr, (Mapping, Sequence)) and not isinstance(expr, str):
+        for part in expr.values() if isinstance(expr, Mapping) else expr:
+            yield from sources_of(part)
+
+
+class OutputTensor(NamedTuple):
+    """A tensor of an output file.
 
     Attributes:
         name: its name.
         dtype: safetensors name.
-        shape: sizes of the axes; all sources have the same.
-        output: index into `MergePlan.outputs`; never decreases from task to task.
-        method: what is done.
-        sources: what it is done to, in the order the method wants.
+        shape: sizes of the axes.
+        output: index into `MergePlan.outputs`; never decreases from tensor to tensor.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     output: int
-    method: Method
-    sources: tuple[Source, ...]
+
+
+class Task(NamedTuple):
+    """One piece of work: rows of a tensor, from `row` to the first row of the next task.
+
+    Attributes:
+        tensor: index into `MergePlan.tensors`.
+        by: the method.
+        of: what it is done to, in the order the method wants.
+        row: first row of the tensor that it writes; a row is what lies along the last axis, of a vector one element.
+        reads: what the method reads beside `of`.
+    """
+
+    tensor: int
+    by: Method
+    of: tuple[Expr, ...]
+    row: int = 0
+    reads: tuple[Expr, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,50 +101,73 @@ class MergePlan:
     Attributes:
         inputs: files read.
         outputs: names of the files written.
-        tasks: one an output tensor, in the order of the output files.
+        tensors: what they hold, in the order of the files.
+        tasks: how it is made, in the order of the tensors and of their rows.
+        tables: row gathers by name: `rows`, `runs` and `fills`.
         seed: key of random methods.
         allow_nonfinite: let NaN and infinity through.
     """
 
     inputs: tuple[InputFile, ...]
     outputs: tuple[str, ...]
-    tasks: tuple[TensorTask, ...]
+    tensors: tuple[OutputTensor, ...]
+    tasks: tuple[Task, ...]
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seed: int = 0
     allow_nonfinite: bool = False
 
     def to_json(self) -> str:
         """Return the plan as `mol._rust` takes it; floats cross exactly.
 
-        Written piece by piece, since plans have up to a million small objects and most of them repeat.
+        Written piece by piece, which takes half the time of one `json.dumps`: plans have up to a million small objects
+        and most of them repeat.
         """
-        names: dict[str, str] = {}
+        names = _Texts(encode_basestring_ascii)
+        shapes = _Texts(json.dumps)
         texts: dict[int, str] = {}
-        shapes: dict[tuple[int, ...], str] = {}
+        tensors = [
+            f'{{"name": {names[name]}, "dtype": "{dtype}", "shape": {shapes[shape]}, "output": {output}}}'
+            for name, dtype, shape, output in self.tensors
+        ]
         tasks: list[str] = []
-        for name, dtype, shape, output, method, sources in self.tasks:
-            shape_text = shapes.get(shape)
-            if shape_text is None:
-                shape_text = shapes[shape] = json.dumps(shape)
-            method_text = texts.get(id(method))
-            if method_text is None:
-                method_text = texts[id(method)] = json.dumps(method, allow_nan=False)
-            parts = []
-            for file, tensor in sources:
-                tensor_text = names.get(tensor)
-                if tensor_text is None:
-                    tensor_text = names[tensor] = encode_basestring_ascii(tensor)
-                parts.append(f'{{"input": {file}, "tensor": {tensor_text}}}')
-            name_text = names.get(name) or encode_basestring_ascii(name)
+        for tensor, by, of, row, reads in self.tasks:
+            method = texts.get(id(by))
+            if method is None:
+                method = texts[id(by)] = _json(by)
+            parts = [
+                f"[{expr.input}, {names[expr.tensor]}]" if isinstance(expr, Source) else _json(expr) for expr in of
+            ]
+            more = f', "with": {_json(reads)}' if reads else ""
             tasks.append(
-                f'{{"name": {name_text}, "dtype": "{dtype}", "shape": {shape_text}, "output": {output}, '
-                f'"method": {method_text}, "sources": [{", ".join(parts)}]}}'
+                f'{{"to": [{{"tensor": {tensor}, "row": {row}}}], "by": {method}, "of": [{", ".join(parts)}]{more}}}'
             )
-        inputs = [{"path": i.path, "size": i.size, "mtime_ns": i.mtime_ns, "header": i.header} for i in self.inputs]
-        return (
-            f'{{"plan": {PLAN_VERSION}, "inputs": {json.dumps(inputs)}, "outputs": {json.dumps(list(self.outputs))}, '
-            f'"tasks": [{", ".join(tasks)}], "seed": {self.seed}, '
-            f'"allow_nonfinite": {json.dumps(self.allow_nonfinite)}}}'
-        )
+        head = {
+            "plan": PLAN_VERSION,
+            "seed": self.seed,
+            "allow_nonfinite": self.allow_nonfinite,
+            "inputs": [
+                {"path": i.path, "size": i.size, "mtime_ns": i.mtime_ns, "header": i.header} for i in self.inputs
+            ],
+            "outputs": [{"name": name, "format": "safetensors"} for name in self.outputs],
+            "tables": self.tables,
+        }
+        return f'{_json(head)[:-1]}, "tensors": [{", ".join(tensors)}], "tasks": [{", ".join(tasks)}]}}'
+
+
+class _Texts(dict[Any, str]):
+    """JSON of what repeats, made once."""
+
+    def __init__(self, encode: Callable[[Any], str]) -> None:
+        super().__init__()
+        self._encode = encode
+
+    def __missing__(self, value: object) -> str:
+        text = self[value] = self._encode(value)
+        return text
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, allow_nan=False)
 
 
 def shard_names(count: int) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.io.checkpoint import EXACT_DTYPES, TensorInfo
 from mol.merge.names import is_buffer
-from mol.merge.plan import COPY, InputFile, MergePlan, Method, Source, TensorTask, shard_names, sweeps
+from mol.merge.plan import COPY, InputFile, MergePlan, Method, OutputTensor, Source, Task, shard_names, sweeps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +70,8 @@ class TaskBuilder:
         self._shard_size = shard_size
         self._output = 0
         self._filled = 0
-        self._tasks: list[TensorTask] = []
+        self._tensors: list[OutputTensor] = []
+        self._work: list[tuple[Method, tuple[Source, ...]]] = []
         self._bytes_by_dtype: Counter[str] = Counter()
         self.methods: Counter[str] = Counter()
         self.copied: list[str] = []
@@ -229,7 +230,8 @@ class TaskBuilder:
             self._output += 1
             self._filled = 0
         self._filled += size
-        self._tasks.append(TensorTask(name, dtype, info.shape, self._output, method, sources))
+        self._tensors.append(OutputTensor(name, dtype, info.shape, self._output))
+        self._work.append((method, sources))
         self._bytes_by_dtype[dtype] += size
         for kind in method:
             self.bytes_read += read * sweeps(kind)
@@ -252,12 +254,17 @@ class TaskBuilder:
             for model in models
             for file in model.checkpoint.files
         ]
-        read = sorted({source.input for task in self._tasks for source in task.sources})
-        if len(read) < len(files):
-            renumbered = {old: new for new, old in enumerate(read)}
-            self._tasks = [
-                task._replace(sources=tuple(Source(renumbered[file], tensor) for file, tensor in task.sources))
-                for task in self._tasks
-            ]
-        inputs = tuple(files[old] for old in read)
-        return MergePlan(inputs, shard_names(self._output + 1), tuple(self._tasks), seed, allow_nonfinite)
+        read = sorted({source.input for _, sources in self._work for source in sources})
+        renumbered = {old: new for new, old in enumerate(read)}
+        tasks = tuple(
+            Task(tensor, method, tuple(Source(renumbered[file], name) for file, name in sources))
+            for tensor, (method, sources) in enumerate(self._work)
+        )
+        return MergePlan(
+            inputs=tuple(files[old] for old in read),
+            outputs=shard_names(self._output + 1),
+            tensors=tuple(self._tensors),
+            tasks=tasks,
+            seed=seed,
+            allow_nonfinite=allow_nonfinite,
+        )

@@ -43,7 +43,7 @@ class MergedModel:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each tensor, in the order of the output files."""
-        return {task.name: task.shape for task in self.planned.plan.tasks}
+        return {tensor.name: tensor.shape for tensor in self.planned.plan.tensors}
 
     def save(self, out: Path | str | None = None, **options: Any) -> MergeReport:  # noqa: ANN401 - see run_merge
         """Run the merge into `out` (the recipe's `output_path` if None); see `run_merge` for the rest."""

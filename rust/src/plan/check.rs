@@ -1,0 +1,133 @@
+//! Holds the tasks of a plan against each other and against the input files.
+use super::{Expr, Fill, Method, OutputTensor, Place, Plan, Table, Task};
+use crate::dtype::Float;
+use crate::error::{Error, Result};
+use crate::shard::{Shard, Tensor};
+use std::sync::Arc;
+
+impl Expr {
+    /// The table that a gather goes by.
+    pub(super) fn table(&self) -> Option<&str> {
+        match self {
+            Self::Made(made) => match &**made {
+                super::Made::Gather { table, .. } => Some(table),
+                _ => None,
+            },
+            Self::Tensor(..) => None,
+        }
+    }
+}
+
+impl Task {
+    /// The tensors that it reads, where all it reads are whole tensors.
+    pub fn resolve<'a>(&self, shards: &'a [Arc<Shard>]) -> Result<Vec<(&'a Shard, &'a Tensor)>> {
+        let one = |expr: &Expr| match expr {
+            Expr::Tensor(input, name) => Ok((&*shards[*input], shards[*input].tensor(name)?)),
+            Expr::Made(_) => Err(Error::Panic(format!("`{}` is read as a tensor", expr.kind()))),
+        };
+        self.of.iter().map(one).collect()
+    }
+}
+
+impl Plan {
+    /// Checks that every input and table that is named is listed, so that nothing that follows a number can miss.
+    pub(super) fn check_references(&self) -> Result<()> {
+        for (index, task) in self.tasks.iter().enumerate() {
+            let fault =
+                |reason: String| Error::Merge(format!("plan, tensor `{}`: {reason}", self.target(index).1.name));
+            task.of.iter().chain(&task.with).try_for_each(|expr| self.check_listed(expr)).map_err(fault)?;
+        }
+        for (id, table) in &self.tables {
+            let fault = |reason: String| Error::Merge(format!("plan, table `{id}`: {reason}"));
+            table.check().map_err(fault)?;
+            let rows = table.fills.iter().filter_map(|(_, fill)| match fill {
+                Fill::Mean(rows) => Some(rows),
+                Fill::Zero => None,
+            });
+            for (expr, _) in rows.flatten() {
+                self.check_listed(expr).map_err(fault)?;
+                let mut nested = false;
+                expr.visit(&mut |expr| nested |= expr.table().is_some());
+                if nested {
+                    return Err(fault("a mean is of rows of a gather, which may need this table".into()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_listed(&self, expr: &Expr) -> std::result::Result<(), String> {
+        let mut problem = None;
+        expr.visit(&mut |expr| {
+            let missing = match expr {
+                Expr::Tensor(input, name) if *input >= self.inputs.len() => {
+                    Some(format!("`{name}` is read from input {input}, but the plan lists {}", self.inputs.len()))
+                }
+                _ => {
+                    let table = expr.table().filter(|table| !self.tables.contains_key(*table));
+                    table.map(|table| format!("`gather` by table `{table}`, which the plan lacks"))
+                }
+            };
+            problem = problem.take().or(missing);
+        });
+        problem.map_or(Ok(()), Err)
+    }
+
+    /// Checks every task against the input files.
+    pub fn check(&self, shards: &[Arc<Shard>]) -> Result<()> {
+        (0..self.tasks.len()).try_for_each(|index| self.check_task(index, shards))
+    }
+
+    fn check_task(&self, index: usize, shards: &[Arc<Shard>]) -> Result<()> {
+        let task = &self.tasks[index];
+        let (Place { elements, .. }, OutputTensor { name, dtype, shape, .. }) = self.target(index);
+        let fault = |reason: String| Error::Merge(format!("plan, tensor `{name}`: {reason}"));
+        task.by.check(task.of.len()).map_err(fault)?;
+        if !task.with.is_empty() {
+            return Err(fault(format!("the method takes nothing in `with`, here are {}", task.with.len())));
+        }
+        if elements.len() != self.target(index).1.len() {
+            return Err(fault("is made by several tasks, which this version cannot run".into()));
+        }
+        if let Some(expr) = task.of.iter().find(|expr| matches!(expr, Expr::Made(_))) {
+            return Err(fault(format!("`{}` is an expression that this version cannot run", expr.kind())));
+        }
+        let copies = matches!(task.by, Method::Copy(_));
+        for (shard, tensor) in task.resolve(shards)? {
+            if tensor.shape != *shape {
+                let reason = format!("tensor `{}` has shape {:?}, the plan wants {shape:?}", tensor.name, tensor.shape);
+                return Err(Error::checkpoint(&shard.path, reason));
+            }
+            let both_float = Float::of(tensor.dtype).and(Float::of(*dtype)).is_some();
+            if !(both_float || copies && tensor.dtype == *dtype) {
+                let reason = format!("tensor `{}` is {}, which cannot become {dtype}", tensor.name, tensor.dtype);
+                return Err(Error::checkpoint(&shard.path, reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Table {
+    /// Checks that every row of the result comes from one place.
+    fn check(&self) -> std::result::Result<(), String> {
+        let runs = self.runs.iter().map(|(to, from, count)| (*to, *count, format!("run [{to}, {from}, {count}]")));
+        let fills = self.fills.iter().map(|(row, _)| (*row, 1, format!("the fill of row {row}")));
+        let mut pieces: Vec<(usize, usize, String)> = runs.chain(fills).collect();
+        pieces.sort();
+        let mut end = 0;
+        for (to, count, what) in pieces {
+            if to != end || count == 0 {
+                return Err(format!(
+                    "{what} begins at row {to} and has {count} rows, but row {end} is the next to be made"
+                ));
+            }
+            end = to.checked_add(count).ok_or_else(|| format!("{what} overflows"))?;
+        }
+        if end != self.rows {
+            return Err(format!("runs and fills make {end} rows, wanted {}", self.rows));
+        }
+        let empty = self.fills.iter().find(|(_, fill)| matches!(fill, Fill::Mean(rows) if rows.is_empty()));
+        empty.map_or(Ok(()), |(row, _)| Err(format!("the fill of row {row} is the mean of no rows")))
+    }
+}

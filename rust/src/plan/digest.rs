@@ -1,0 +1,141 @@
+//! What names work, wherever it is done and whenever: inputs count by size and header, not by place and time.
+use super::{Expr, Fill, OutputTensor, Plan, Table};
+use crate::error::{Error, Result};
+use blake3::{Hash, Hasher};
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Expressions with the inputs numbered as they come up, and what those inputs are.
+#[derive(Serialize)]
+struct Reading<'a, T> {
+    what: T,
+    inputs: Vec<(u64, &'a str)>,
+}
+
+/// One task: all that its bytes depend on.
+#[derive(Serialize)]
+struct OneTask<'a> {
+    plan: u32,
+    seed: u64,
+    tensor: (&'a str, safetensors::Dtype, &'a [usize]),
+    elements: (usize, usize),
+    by: &'a super::Method,
+    of: Reading<'a, (Vec<Expr>, Vec<Expr>)>,
+    tables: BTreeMap<&'a str, &'a str>,
+}
+
+/// One output file, without what its tensors hold.
+#[derive(Serialize)]
+struct OneOutput<'a> {
+    plan: u32,
+    file: &'a super::OutputFile,
+    tensors: Vec<(&'a str, safetensors::Dtype, &'a [usize])>,
+}
+
+/// BLAKE3 of a value's JSON.
+fn hash(value: &impl Serialize) -> Result<Hash> {
+    let mut hasher = Hasher::new();
+    serde_json::to_writer(&mut hasher, value).map_err(|e| Error::Panic(format!("digest: {e}")))?;
+    Ok(hasher.finalize())
+}
+
+/// Numbers inputs as they come up.
+struct Numbering<'a> {
+    plan: &'a Plan,
+    found: Vec<usize>,
+}
+
+impl<'a> Numbering<'a> {
+    fn new(plan: &'a Plan) -> Self {
+        Self { plan, found: Vec::new() }
+    }
+
+    fn of(&mut self, exprs: &[Expr]) -> Vec<Expr> {
+        let mut exprs = exprs.to_vec();
+        for expr in &mut exprs {
+            self.renumber(expr);
+        }
+        exprs
+    }
+
+    fn renumber(&mut self, expr: &mut Expr) {
+        expr.renumber(&mut |input| {
+            let known = self.found.iter().position(|found| *found == input);
+            known.unwrap_or_else(|| {
+                self.found.push(input);
+                self.found.len() - 1
+            })
+        });
+    }
+
+    fn reading<T>(self, what: T) -> Reading<'a, T> {
+        let file = |input: usize| (self.plan.inputs[input].size, self.plan.inputs[input].header.as_str());
+        Reading { what, inputs: self.found.into_iter().map(file).collect() }
+    }
+}
+
+fn tensor(tensor: &OutputTensor) -> (&str, safetensors::Dtype, &[usize]) {
+    (&tensor.name, tensor.dtype, &tensor.shape)
+}
+
+impl Plan {
+    /// What names each task: tensor and rows, method, sources and seed. It stays the same when the rest of the plan changes.
+    pub fn task_digests(&self) -> Result<Vec<Hash>> {
+        let mut tables = BTreeMap::new();
+        for (id, table) in &self.tables {
+            tables.insert(id.as_str(), self.table_digest(table)?.to_hex().to_string());
+        }
+        let one = |(task, place): (&super::Task, &super::Place)| {
+            let mut used = BTreeSet::new();
+            let gathers = &mut |expr: &'_ Expr| used.extend(expr.table().map(str::to_owned));
+            task.of.iter().chain(&task.with).for_each(|expr| expr.visit(gathers));
+            let mut inputs = Numbering::new(self);
+            let reading = (inputs.of(&task.of), inputs.of(&task.with));
+            hash(&OneTask {
+                plan: self.plan,
+                seed: self.seed,
+                tensor: tensor(&self.tensors[place.tensor]),
+                elements: (place.elements.start, place.elements.end),
+                by: &task.by,
+                of: inputs.reading(reading),
+                tables: tables
+                    .iter()
+                    .filter(|(id, _)| used.contains(**id))
+                    .map(|(id, hex)| (*id, hex.as_str()))
+                    .collect(),
+            })
+        };
+        self.tasks.iter().zip(self.written()).map(one).collect()
+    }
+
+    fn table_digest(&self, table: &Table) -> Result<Hash> {
+        let (mut table, mut inputs) = (table.clone(), Numbering::new(self));
+        for (_, fill) in &mut table.fills {
+            if let Fill::Mean(rows) = fill {
+                for (expr, _) in rows {
+                    inputs.renumber(expr);
+                }
+            }
+        }
+        hash(&inputs.reading(table))
+    }
+
+    /// What names each output file: its name and its tensors, whatever they hold.
+    pub fn layout_digests(&self) -> Result<Vec<Hash>> {
+        let mut outputs: Vec<OneOutput> = Vec::new();
+        outputs.extend(self.outputs.iter().map(|file| OneOutput { plan: self.plan, file, tensors: Vec::new() }));
+        for one in &self.tensors {
+            outputs[one.output].tensors.push(tensor(one));
+        }
+        outputs.iter().map(hash).collect()
+    }
+
+    /// What names the work: BLAKE3 of the digests of layout and tasks.
+    pub fn digest(&self) -> Result<String> {
+        let mut hasher = Hasher::new();
+        for hash in self.layout_digests()?.iter().chain(&self.task_digests()?) {
+            hasher.update(hash.as_bytes());
+        }
+        Ok(hasher.finalize().to_hex().to_string())
+    }
+}
