@@ -55,10 +55,8 @@ pub struct Report<'a> {
 }
 
 /// Bytes that a task reads and writes, for progress: extra sweeps of a threshold search not counted.
-fn task_totals(plan: &Plan, index: usize, shards: &[Arc<Shard>]) -> Result<(u64, u64)> {
-    let task = &plan.tasks[index];
-    let bytes: usize = task.resolve(shards)?.iter().map(|(_, tensor)| tensor.bytes.len()).sum();
-    Ok((bytes as u64 * task.by.sweeps(), plan.written()[index].bytes.len() as u64))
+fn task_totals(plan: &Plan, index: usize, bytes: usize) -> (u64, u64) {
+    (bytes as u64 * plan.tasks[index].by.sweeps(), plan.written()[index].bytes.len() as u64)
 }
 
 /// Runs a plan in a place: shards, index and journal. Data that cannot be merged clear the place; any other failure leaves
@@ -82,10 +80,10 @@ fn execute_in<'a>(plan: &'a Plan, lock: &mut Lock, options: Options, watch: &Wat
         return Err(Error::Merge("threads: 0, wanted at least 1".into()));
     }
     let shards = plan.open_inputs()?;
-    plan.check(&shards)?;
+    let reads = plan.check(&shards)?;
     let (mut read, mut written) = (0, 0);
-    for task in 0..plan.tasks.len() {
-        let (task_read, task_written) = task_totals(plan, task, &shards)?;
+    for (task, bytes) in reads.iter().enumerate() {
+        let (task_read, task_written) = task_totals(plan, task, *bytes);
         read += task_read;
         written += task_written;
     }
@@ -94,13 +92,14 @@ fn execute_in<'a>(plan: &'a Plan, lock: &mut Lock, options: Options, watch: &Wat
     let partial = lock.partial();
     let writer = Writer::open(plan, partial, options.sync)?;
     let pool = pool(options.threads)?;
-    let run = Run { plan, shards: &shards, writer: &writer, journal: &journal, options, watch };
+    let run = Run { plan, reads: &reads, shards: &shards, writer: &writer, journal: &journal, options, watch };
     let done = pool.install(|| run.all(&claims));
     if !matches!(done, Err(Error::Io { .. } | Error::Cancelled)) {
         // What was found wrong with data that changed under the run is wrong itself, and so are the claims.
         unchanged(&shards).or_else(|changed| journal.begin_anew().and(Err(changed)))?;
     }
     let (digests, resumed, before) = done?;
+    let digests = tensor_digests(plan, &digests);
     writer.write_index(plan, partial)?;
     let mut cryptographic = HashMap::new();
     if options.digest.is_some() {
@@ -144,6 +143,15 @@ fn unchanged(shards: &[Arc<Shard>]) -> Result<()> {
     )))
 }
 
+/// The checksum of each tensor, combined from those of its tasks.
+fn tensor_digests(plan: &Plan, digests: &[Crc]) -> Vec<Crc> {
+    let mut tensors = vec![Crc::EMPTY; plan.tensors.len()];
+    for (place, crc) in plan.written().iter().zip(digests) {
+        tensors[place.tensor] = tensors[place.tensor].join(*crc);
+    }
+    tensors
+}
+
 /// The checksum of each file, combined from those of its header and tensors.
 fn file_digests<'a>(plan: &'a Plan, writer: &Writer, digests: &[Crc]) -> Vec<Written<'a>> {
     let file = |(index, output): (usize, &'a OutputFile)| {
@@ -166,7 +174,7 @@ impl Run<'_> {
                 self.journal.void(claim.task)?;
                 continue;
             }
-            let (read, written) = task_totals(self.plan, claim.task, self.shards)?;
+            let (read, written) = task_totals(self.plan, claim.task, self.reads[claim.task]);
             self.watch.add_read(read as usize);
             self.watch.add_written(written as usize);
             self.writer.finish(claim.task)?;
@@ -207,7 +215,9 @@ impl Run<'_> {
         let crc = match Float::of(tensor.dtype) {
             None => self.copy_bytes(index)?,
             Some(output) => {
-                let sources = task.of.iter().map(|expr| source::build(expr, self.shards)).collect::<Result<_>>()?;
+                let open = |input: usize| Ok(self.shards[input].clone());
+                let sources =
+                    task.of.iter().map(|expr| Ok(source::build(self.plan, expr, &open)?.0)).collect::<Result<_>>()?;
                 let Options { tile, simd, .. } = self.options;
                 let settings = Settings { tile, simd, watch: self.watch, key: draw::key(self.plan.seed, &task.name) };
                 let allow_nonfinite = self.plan.allow_nonfinite;
@@ -231,8 +241,7 @@ impl Run<'_> {
             crc = crc.join(Crc::of(bytes));
             self.watch.add_written(bytes.len());
         }
-        let (read, _) = task_totals(self.plan, index, self.shards)?;
-        self.watch.add_read(read as usize);
+        self.watch.add_read(self.reads[index]);
         Ok(crc)
     }
 }

@@ -4,7 +4,9 @@ use crate::journal::{self, Found};
 use crate::lock::Lock;
 use crate::plan::{Method, Plan};
 use crate::shard::{Shard, Tensor};
+use crate::watch::{Watch, pool};
 use crate::writer::bytes_needed;
+use rayon::prelude::*;
 use serde::Serialize;
 use std::fs;
 use std::path::Path;
@@ -23,10 +25,10 @@ pub struct Preflight {
 
 /// Checks everything that can be checked before a byte is written: inputs, plan, copies that must be equal, an earlier
 /// partial directory, disk space. With `discard` a partial directory of other work is removed.
-pub fn preflight(plan: &Plan, lock: &mut Lock, discard: bool) -> Result<Preflight> {
+pub fn preflight(plan: &Plan, lock: &mut Lock, discard: bool, watch: &Watch) -> Result<Preflight> {
     let shards = plan.open_inputs()?;
     plan.check(&shards)?;
-    check_equal_copies(plan, &shards)?;
+    pool(None)?.install(|| check_equal_copies(plan, &shards, watch))?;
     let partial = lock.partial().to_path_buf();
     let place = partial.display();
     let resumable = match journal::inspect(lock, plan)? {
@@ -81,19 +83,32 @@ fn claimed_bytes(path: &Path) -> u64 {
     fs::symlink_metadata(path).map_or(0, |meta| meta.blocks() * 512)
 }
 
-fn check_equal_copies(plan: &Plan, shards: &[Arc<Shard>]) -> Result<()> {
-    let mut problems = Vec::new();
-    for task in plan.tasks.iter().filter(|task| matches!(task.by, Method::Copy(_))) {
-        let sources = task.resolve(shards)?;
-        let (first_shard, first) = sources[0];
-        for (shard, tensor) in &sources[1..] {
-            if tensor.dtype != first.dtype || shard.bytes(tensor) != first_shard.bytes(first) {
-                let (path, other) = (shard.path.display(), first_shard.path.display());
-                let Tensor { name, dtype, .. } = tensor;
-                problems.push(format!("{path}: tensor `{name}` ({dtype}) differs from `{}` in {other}", first.name));
-            }
-        }
+/// Compares what is to be copied and must be equal, piece by piece on all cores.
+fn check_equal_copies(plan: &Plan, shards: &[Arc<Shard>], watch: &Watch) -> Result<()> {
+    let copies = plan.tasks.iter().filter(|task| matches!(task.by, Method::Copy(_)) && task.of.len() > 1);
+    let copies: Vec<_> = copies.map(|task| task.resolve(shards)).collect::<Result<_>>()?;
+    let mut pairs: Vec<[(&Shard, &Tensor); 2]> = Vec::new();
+    for tensors in &copies {
+        pairs.extend(tensors[1..].iter().map(|other| [tensors[0], *other]));
     }
+    let bytes = pairs.iter().flatten().map(|(_, tensor)| tensor.bytes.len()).sum::<usize>();
+    watch.expect(bytes as u64, 0);
+    let differ = |[(first_shard, first), (shard, tensor)]: &[(&Shard, &Tensor); 2]| {
+        let pieces = first_shard.bytes(first).par_chunks(1 << 20).zip(shard.bytes(tensor).par_chunks(1 << 20));
+        let equal = pieces.map(|(a, b)| {
+            watch.check()?;
+            watch.add_read(a.len() + b.len());
+            Ok(a == b)
+        });
+        let equal = tensor.dtype == first.dtype && equal.try_reduce(|| true, |a, b| Ok(a && b))?;
+        Ok((!equal).then(|| {
+            let (path, other) = (shard.path.display(), first_shard.path.display());
+            let Tensor { name, dtype, .. } = tensor;
+            format!("{path}: tensor `{name}` ({dtype}) differs from `{}` in {other}", first.name)
+        }))
+    };
+    let problems: Vec<Option<String>> = pairs.par_iter().map(differ).collect::<Result<_>>()?;
+    let problems: Vec<String> = problems.into_iter().flatten().collect();
     if problems.is_empty() {
         return Ok(());
     }

@@ -199,10 +199,12 @@ fn preflight(
     lock: Option<&Bound<'_, PartialLock>>,
 ) -> PyResult<String> {
     let lock = lock.map(Bound::get);
-    enter(py, || {
+    let watch = Watch::default();
+    let work = || {
         let plan = Plan::parse(plan)?;
-        PartialLock::with(lock, &partial, None, |lock| json(&check(&plan, lock, discard_partial)?))
-    })
+        PartialLock::with(lock, &partial, None, |lock| json(&check(&plan, lock, discard_partial, &watch)?))
+    };
+    watched(py, &watch, work, |_| Ok(()))
 }
 
 #[pyfunction]

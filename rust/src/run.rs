@@ -30,6 +30,8 @@ pub struct Options {
 /// A plan on its way.
 pub(crate) struct Run<'a> {
     pub plan: &'a Plan,
+    /// Bytes that a sweep of each task reads.
+    pub reads: &'a [usize],
     pub shards: &'a [Arc<Shard>],
     pub writer: &'a Writer,
     pub journal: &'a Journal,

@@ -2,7 +2,7 @@
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
-use memmap2::{Advice, Mmap};
+use memmap2::{Advice, Mmap, MmapOptions};
 use safetensors::Dtype;
 use serde::de::{MapAccess, Visitor};
 use std::collections::{HashMap, HashSet};
@@ -168,7 +168,7 @@ impl Shard {
         // SAFETY: the mapping is read-only and private, and lives as long as `self`. Another process may still change or
         // cut the file under it: then values are wrong (size, time and header are checked against the plan) or the
         // kernel stops us with SIGBUS; the documentation says so, and the partial output stays resumable.
-        let map = unsafe { Mmap::map(&file) }.map_err(Error::io(path))?;
+        let map = unsafe { MmapOptions::new().map_copy_read_only(&file) }.map_err(Error::io(path))?;
         let length = u64::from_le_bytes(*map.first_chunk().unwrap_or(&[0; PREFIX]));
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         if length > size - PREFIX {
@@ -237,5 +237,21 @@ impl Shard {
         if from < to {
             let _advice = self.map.advise_range(Advice::WillNeed, from, to - from);
         }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_map_is_private_and_read_only() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(b"\x02\0\0\0\0\0\0\0{}").unwrap();
+        let _mapped = Shard::open(file.path()).unwrap();
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let line = maps.lines().find(|line| line.ends_with(&*file.path().to_string_lossy())).unwrap();
+        assert_eq!(line.split_whitespace().nth(1), Some("r--p"), "{line}");
     }
 }

@@ -116,8 +116,18 @@ impl Writer {
             make_way(&path)?;
             let fill = |file: File| allocate(&file, size).and_then(|()| file.write_all_at(&prefix, 0));
             open_own(&path).and_then(fill).map_err(Error::io(&path))?;
-            let open = AtomicUsize::new(offsets.len());
-            places.extend(offsets.into_iter().map(|offset| (index, prefix.len() as u64 + offset)));
+            let mut offsets = offsets.into_iter();
+            let (mut offset, mut open) = (0, 0);
+            while let Some(place) = plan.written().get(places.len())
+                && plan.tensors[place.tensor].output == index
+            {
+                if place.elements.start == 0 {
+                    offset = prefix.len() as u64 + offsets.next().unwrap_or_default();
+                }
+                places.push((index, offset + place.bytes.start as u64));
+                open += 1;
+            }
+            let open = AtomicUsize::new(open);
             outputs.push(Output { path, file: Mutex::new(None), open, prefix, size });
         }
         Ok(Self { outputs, places, sync })

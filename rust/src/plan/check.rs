@@ -1,8 +1,9 @@
 //! Holds the tasks of a plan against each other and against the input files.
-use super::{Expr, Fill, Method, OutputTensor, Place, Plan, Table, Task};
+use super::{Expr, Fill, Method, OutputTensor, Plan, Table, Task};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::shard::{Shard, Tensor};
+use crate::source;
 use std::sync::Arc;
 
 impl Expr {
@@ -73,38 +74,57 @@ impl Plan {
         problem.map_or(Ok(()), Err)
     }
 
-    /// Checks every task against the input files.
-    pub fn check(&self, shards: &[Arc<Shard>]) -> Result<()> {
-        (0..self.tasks.len()).try_for_each(|index| self.check_task(index, shards))
+    /// Checks every task against the input files; returns the bytes that one sweep of each reads, as progress counts them.
+    pub fn check(&self, shards: &[Arc<Shard>]) -> Result<Vec<usize>> {
+        (0..self.tasks.len()).map(|index| self.check_task(index, shards)).collect()
     }
 
-    fn check_task(&self, index: usize, shards: &[Arc<Shard>]) -> Result<()> {
+    fn check_task(&self, index: usize, shards: &[Arc<Shard>]) -> Result<usize> {
         let task = &self.tasks[index];
-        let (Place { elements, .. }, OutputTensor { name, dtype, shape, .. }) = self.target(index);
+        let (place, OutputTensor { name, dtype, shape, .. }) = self.target(index);
         let fault = |reason: String| Error::Merge(format!("plan, tensor `{name}`: {reason}"));
         task.by.check(task.of.len()).map_err(fault)?;
         if !task.with.is_empty() {
             return Err(fault(format!("the method takes nothing in `with`, here are {}", task.with.len())));
         }
-        if elements.len() != self.target(index).1.len() {
-            return Err(fault("is made by several tasks, which this version cannot run".into()));
-        }
-        if let Some(expr) = task.of.iter().find(|expr| matches!(expr, Expr::Made(_))) {
-            return Err(fault(format!("`{}` is an expression that this version cannot run", expr.kind())));
-        }
         let copies = matches!(task.by, Method::Copy(_));
-        for (shard, tensor) in task.resolve(shards)? {
-            if tensor.shape != *shape {
-                let reason = format!("tensor `{}` has shape {:?}, the plan wants {shape:?}", tensor.name, tensor.shape);
-                return Err(Error::checkpoint(&shard.path, reason));
-            }
-            let both_float = Float::of(tensor.dtype).and(Float::of(*dtype)).is_some();
-            if !(both_float || copies && tensor.dtype == *dtype) {
-                let reason = format!("tensor `{}` is {}, which cannot become {dtype}", tensor.name, tensor.dtype);
-                return Err(Error::checkpoint(&shard.path, reason));
-            }
+        let whole = place.elements.len() == self.target(index).1.len();
+        let mut read = 0;
+        for expr in &task.of {
+            read += if let Expr::Tensor(input, tensor) = expr {
+                let (shard, tensor) = (&shards[*input], shards[*input].tensor(tensor)?);
+                let found = &tensor.shape;
+                if if whole { found != shape } else { !place.fits(found, shape) } {
+                    let wanted = if whole { format!("{shape:?}") } else { place.wanted(shape) };
+                    let reason = format!("tensor `{}` has shape {found:?}, the plan wants {wanted}", tensor.name);
+                    return Err(Error::checkpoint(&shard.path, reason));
+                }
+                let both_float = Float::of(tensor.dtype).and(Float::of(*dtype)).is_some();
+                if !(both_float || copies && tensor.dtype == *dtype) {
+                    let reason = format!("tensor `{}` is {}, which cannot become {dtype}", tensor.name, tensor.dtype);
+                    return Err(Error::checkpoint(&shard.path, reason));
+                }
+                tensor.bytes.len()
+            } else {
+                let built = source::build(self, expr, &|input| Ok(shards[input].clone()));
+                let (source, found) = built.map_err(|error| match error {
+                    Error::Merge(reason) => fault(reason),
+                    error => error,
+                })?;
+                if !place.fits(&found, shape) {
+                    let wanted = place.wanted(shape);
+                    return Err(fault(format!("`{}` makes shape {found:?}, the plan wants {wanted}", expr.kind())));
+                }
+                if Float::of(*dtype).is_none() || copies && task.of.len() > 1 {
+                    return Err(fault(format!(
+                        "`{}` makes floats, which are not compared and no {dtype}",
+                        expr.kind()
+                    )));
+                }
+                source.len() * source.float().bytes()
+            };
         }
-        Ok(())
+        Ok(read)
     }
 }
 

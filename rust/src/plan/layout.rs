@@ -79,6 +79,21 @@ pub struct Place {
 }
 
 impl Place {
+    /// Whether something of a shape can be written here, into a tensor of shape `tensor`.
+    pub(super) fn fits(&self, shape: &[usize], tensor: &[usize]) -> bool {
+        let (_, columns) = matrix(tensor);
+        let rows = self.elements.len().checked_div(columns);
+        let found = matrix(shape);
+        rows.map_or(found.0 * found.1 == 0, |rows| found == (rows, columns))
+    }
+
+    /// What would fit, in words.
+    pub(super) fn wanted(&self, tensor: &[usize]) -> String {
+        let (_, columns) = matrix(tensor);
+        let rows = self.elements.len().checked_div(columns).unwrap_or(0);
+        format!("{rows} rows of {columns} for a place in {tensor:?}")
+    }
+
     /// Rows and columns, as methods see them.
     pub fn shape(&self) -> (usize, usize) {
         (self.elements.len().checked_div(self.columns).unwrap_or(0), self.columns)

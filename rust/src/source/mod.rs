@@ -1,16 +1,19 @@
 //! What stands behind the elements of a task: a tensor of a file, or what is made of other sources.
+mod build;
+mod gather;
+mod lora;
+mod merged;
+mod shape;
 mod tensor;
 
+pub use build::{Open, build};
 pub use tensor::Tensor;
 
 use crate::dtype::{Float, transcode};
-use crate::error::{Error, Result};
-use crate::plan::Expr;
-use crate::shard::Shard;
+use crate::error::Result;
 use crate::simd::Simd;
 use crate::watch::Watch;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// How a task is run.
 #[derive(Clone, Copy, Debug)]
@@ -92,14 +95,6 @@ pub trait Source: Send + Sync {
 
     /// Visits every tensor of a file below it, to tell which one holds a value that is not finite.
     fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor));
-}
-
-/// The source that an expression describes; the plan was checked against the files.
-pub fn build(expr: &Expr, shards: &[Arc<Shard>]) -> Result<Box<dyn Source>> {
-    match expr {
-        Expr::Tensor(input, name) => Ok(Box::new(Tensor::new(&shards[*input], name)?)),
-        Expr::Made(_) => Err(Error::Panic(format!("`{}` cannot be run", expr.kind()))),
-    }
 }
 
 /// Rows (of all leading axes) and columns of a shape.

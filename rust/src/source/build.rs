@@ -1,0 +1,176 @@
+//! Makes the source that an expression describes, and refuses what does not fit; nothing of a tensor is read yet.
+use super::gather::{Cast, From, Gather, Piece};
+use super::lora::Lora;
+use super::merged::Merged;
+use super::shape::{Columns, Rows, Stack, Transpose};
+use super::{Source, Tensor, two};
+use crate::dtype::Float;
+use crate::error::{Error, Result};
+use crate::methods::Method;
+use crate::plan::{Expr, Fill, Made, Plan, Table, matrix};
+use crate::shard::Shard;
+use std::sync::Arc;
+
+/// Opens an input of the plan.
+pub type Open<'a> = &'a dyn Fn(usize) -> Result<Arc<Shard>>;
+
+/// A source, and the shape of what it gives.
+type Built = (Box<dyn Source>, Vec<usize>);
+
+fn fault(expr: &Expr, reason: impl AsRef<str>) -> Error {
+    Error::Merge(format!("`{}`: {}", expr.kind(), reason.as_ref()))
+}
+
+/// Makes the source of an expression, and tells its shape.
+pub fn build(plan: &Plan, expr: &Expr, open: Open) -> Result<Built> {
+    let made = match expr {
+        Expr::Tensor(input, name) => {
+            let tensor = Tensor::new(&open(*input)?, name)?;
+            let shape = tensor.entry().shape.clone();
+            return Ok((Box::new(tensor), shape));
+        }
+        Expr::Made(made) => &**made,
+    };
+    let build = |expr: &Expr| build(plan, expr, open);
+    match made {
+        Made::Rows { of, from, to } => {
+            let (of, shape) = build(of)?;
+            let (rows, columns) = matrix(&shape);
+            within(expr, "rows", *from, *to, rows)?;
+            let shape = with_rows(&shape, to - from);
+            Ok((Box::new(Rows { of, from: from * columns, shape: two(&shape) }), shape))
+        }
+        Made::Columns { of, from, to } => {
+            let (of, shape) = build(of)?;
+            let [.., columns] = shape[..] else { return Err(fault(expr, "of a number")) };
+            if shape.len() < 2 {
+                return Err(fault(expr, "a vector has rows alone, one an element"));
+            }
+            within(expr, "columns", *from, *to, columns)?;
+            let shape = vec![matrix(&shape).0, to - from];
+            Ok((Box::new(Columns { of, from: *from, shape: two(&shape) }), shape))
+        }
+        Made::Stack(parts) => stack(expr, parts.iter().map(build).collect::<Result<_>>()?),
+        Made::Transpose(of) => {
+            let (of, shape) = build(of)?;
+            let [rows, columns] = shape[..] else {
+                return Err(fault(expr, format!("has shape {shape:?}, wanted a matrix")));
+            };
+            Ok((Box::new(Transpose { of }), vec![columns, rows]))
+        }
+        Made::Gather { of, table } => {
+            let of = build(of)?;
+            gather(expr, of, &plan.tables[table], &build)
+        }
+        Made::Cast { of, to } => {
+            let (of, shape) = build(of)?;
+            let to = Float::of(*to).ok_or_else(|| fault(expr, format!("to {to}, which is not a float format")))?;
+            Ok((Box::new(Cast { of, to }), shape))
+        }
+        Made::Lora { of, a, b, scale, magnitude } => {
+            let parts = [build(of)?, build(a)?, build(b)?];
+            lora(expr, parts, *scale, magnitude.as_ref().map(build).transpose()?)
+        }
+        Made::Merged { by, of } => merged(expr, by, of.iter().map(build).collect::<Result<_>>()?),
+    }
+}
+
+/// The shape with another number of rows.
+fn with_rows(shape: &[usize], rows: usize) -> Vec<usize> {
+    if shape.len() < 2 { vec![rows] } else { vec![rows, matrix(shape).1] }
+}
+
+fn within(expr: &Expr, what: &str, from: usize, to: usize, all: usize) -> Result<()> {
+    if from <= to && to <= all {
+        Ok(())
+    } else {
+        Err(fault(expr, format!("{what} {from} to {to}, but there are {all}")))
+    }
+}
+
+fn stack(expr: &Expr, parts: Vec<Built>) -> Result<Built> {
+    let Some((first, shape)) = parts.first() else { return Err(fault(expr, "of nothing")) };
+    let (float, shape, mut rows) = (first.float(), shape.clone(), 0usize);
+    for (part, theirs) in &parts {
+        if (theirs.len() < 2, matrix(theirs).1) != (shape.len() < 2, matrix(&shape).1) {
+            return Err(fault(expr, format!("shapes {shape:?} and {theirs:?} differ in more than rows")));
+        }
+        if part.float() != float {
+            return Err(fault(expr, format!("of {float:?} and {:?}; a `cast` makes them one", part.float())));
+        }
+        rows += matrix(theirs).0;
+    }
+    let shape = with_rows(&shape, rows);
+    let parts = parts.into_iter().map(|(part, _)| part).collect();
+    Ok((Box::new(Stack::new(parts, two(&shape))), shape))
+}
+
+fn gather(expr: &Expr, (of, shape): Built, table: &Table, build: &dyn Fn(&Expr) -> Result<Built>) -> Result<Built> {
+    let (rows, row) = matrix(&shape);
+    let mut pieces: Vec<Piece> = Vec::new();
+    for (to, from, count) in &table.runs {
+        let end = from.checked_add(*count).unwrap_or(usize::MAX);
+        within(expr, "takes rows", *from, end, rows)?;
+        pieces.push((*to, *count, From::Run(*from)));
+    }
+    for (to, fill) in &table.fills {
+        let from = match fill {
+            Fill::Zero => From::Zero,
+            Fill::Mean(sources) => {
+                let one = |(of, at): &(Expr, usize)| {
+                    let (of, theirs) = build(of)?;
+                    let (rows, columns) = matrix(&theirs);
+                    if columns != row || *at >= rows {
+                        return Err(fault(
+                            expr,
+                            format!("row {at} of {theirs:?} for a mean of rows of {row} elements"),
+                        ));
+                    }
+                    Ok((of, *at))
+                };
+                From::Mean(sources.iter().map(one).collect::<Result<_>>()?, Vec::new())
+            }
+        };
+        pieces.push((*to, 1, from));
+    }
+    pieces.sort_by_key(|(to, ..)| *to);
+    let shape = with_rows(&shape, table.rows);
+    if shape.iter().try_fold(8usize, |bits, n| bits.checked_mul(*n)).is_none() {
+        return Err(fault(expr, format!("makes {shape:?}, which is more than memory holds")));
+    }
+    Ok((Box::new(Gather { of, pieces, row, shape: two(&shape) }), shape))
+}
+
+fn lora(expr: &Expr, parts: [Built; 3], scale: f64, magnitude: Option<Built>) -> Result<Built> {
+    let [(of, shape), (a, of_a), (b, of_b)] = parts;
+    let (rows, columns) = matrix(&shape);
+    let fits = matches!((&of_a[..], &of_b[..]), ([k, c], [r, l]) if k == l && *c == columns && *r == rows);
+    if shape.len() < 2 || !fits {
+        let wanted = "wanted [rank, columns] and [rows, rank]";
+        return Err(fault(expr, format!("W has shape {shape:?}, A {of_a:?} and B {of_b:?}; {wanted}")));
+    }
+    if !scale.is_finite() {
+        return Err(fault(expr, format!("scale {scale} is not finite")));
+    }
+    let magnitude = magnitude.map(|(magnitude, theirs)| {
+        if magnitude.len() == rows {
+            return Ok(magnitude);
+        }
+        Err(fault(expr, format!("the magnitude has shape {theirs:?}, wanted one number for each of {rows} rows")))
+    });
+    let magnitude = magnitude.transpose()?;
+    Ok((Box::new(Lora { of, factors: [a, b], magnitude, scale, rank: of_a[0], made: None }), shape))
+}
+
+fn merged(expr: &Expr, by: &Method, of: Vec<Built>) -> Result<Built> {
+    by.check(of.len()).map_err(|reason| fault(expr, reason))?;
+    if matches!(by, Method::Copy(_)) && of.len() > 1 {
+        return Err(fault(expr, "copies that must be equal are not compared in a stage; copy one"));
+    }
+    let Some((_, shape)) = of.first() else { return Err(fault(expr, "of nothing")) };
+    let shape = shape.clone();
+    if let Some((_, theirs)) = of.iter().find(|(_, theirs)| *theirs != shape) {
+        return Err(fault(expr, format!("of shapes {shape:?} and {theirs:?}")));
+    }
+    Ok((Box::new(Merged::new(by.clone(), of.into_iter().map(|(source, _)| source).collect())), shape))
+}

@@ -1,0 +1,78 @@
+//! The result of a method as a source: stages of a recipe without a file between them.
+use super::{Settings, Slot, Source, Tensor, lease_as};
+use crate::dtype::{F32, F64, Float};
+use crate::error::{Error, Result};
+use crate::lanes::Kernel;
+use crate::methods::Method;
+use crate::simd::Simd;
+use crate::sweep::Sweep;
+use std::ops::Range;
+
+/// The result of a method.
+pub(super) struct Merged {
+    by: Method,
+    of: Vec<Box<dyn Source>>,
+    kernel: Option<Either>,
+}
+
+/// A kernel of either precision.
+enum Either {
+    Single(Box<dyn Kernel<F32>>),
+    Double(Box<dyn Kernel<F64>>),
+}
+
+impl Merged {
+    pub fn new(by: Method, of: Vec<Box<dyn Source>>) -> Self {
+        Self { by, of, kernel: None }
+    }
+}
+
+impl Source for Merged {
+    fn float(&self) -> Float {
+        if self.of.iter().any(|source| source.float() == Float::F64) { Float::F64 } else { Float::F32 }
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        self.of[0].shape()
+    }
+
+    fn lease<'s>(&'s self, simd: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]> {
+        let kernel =
+            self.kernel.as_ref().ok_or_else(|| Error::Panic("a stage is read before it is prepared".into()))?;
+        let float = self.float();
+        let (inner, bytes) = slot.split(self.of.len(), at.len() * float.bytes());
+        let mut inputs = Vec::with_capacity(self.of.len());
+        for (source, slot) in self.of.iter().zip(inner) {
+            inputs.push(lease_as(&**source, float, simd, at.clone(), slot)?);
+        }
+        // A value that is not finite comes through to the result of the task, which is looked at.
+        match kernel {
+            Either::Single(kernel) => drop(kernel.run(simd, at, &inputs, bytes)),
+            Either::Double(kernel) => drop(kernel.run(simd, at, &inputs, bytes)),
+        }
+        Ok(bytes)
+    }
+
+    fn fetch(&self, at: Range<usize>) {
+        self.of.iter().for_each(|source| source.fetch(at.clone()));
+    }
+
+    fn resident(&self) -> usize {
+        let (rows, columns) = self.shape();
+        let own = self.by.resident(rows, columns, self.of.len());
+        own + self.of.iter().map(|source| source.resident()).sum::<usize>()
+    }
+
+    fn prepare(&mut self, settings: &Settings) -> Result<()> {
+        self.of.iter_mut().try_for_each(|source| source.prepare(settings))?;
+        self.kernel = Some(match self.float() {
+            Float::F64 => Either::Double(self.by.prepare(&Sweep::<F64>::new(&self.of, *settings))?),
+            _ => Either::Single(self.by.prepare(&Sweep::<F32>::new(&self.of, *settings))?),
+        });
+        Ok(())
+    }
+
+    fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
+        self.of.iter().for_each(|source| source.leaves(visit));
+    }
+}

@@ -1,0 +1,242 @@
+//! Sources that only say where elements come from: rows, columns, stacks, transposes.
+use super::{Settings, Slot, Source, Tensor, lease_any};
+use crate::dtype::Float;
+use crate::error::Result;
+use crate::simd::Simd;
+use std::ops::Range;
+
+/// Elements of a source from one on: whole rows of it.
+pub(super) struct Rows {
+    pub of: Box<dyn Source>,
+    /// The first element.
+    pub from: usize,
+    pub shape: (usize, usize),
+}
+
+impl Rows {
+    fn shift(&self, at: &Range<usize>) -> Range<usize> {
+        at.start + self.from..at.end + self.from
+    }
+}
+
+impl Source for Rows {
+    fn float(&self) -> Float {
+        self.of.float()
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    fn ready(&self) -> bool {
+        self.of.ready()
+    }
+
+    fn lease<'s>(&'s self, simd: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]> {
+        lease_any(&*self.of, simd, self.shift(&at), slot)
+    }
+
+    fn fetch(&self, at: Range<usize>) {
+        self.of.fetch(self.shift(&at));
+    }
+
+    fn resident(&self) -> usize {
+        self.of.resident()
+    }
+
+    fn prepare(&mut self, settings: &Settings) -> Result<()> {
+        self.of.prepare(settings)
+    }
+
+    fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
+        self.of.leaves(visit);
+    }
+}
+
+/// Some columns of a source.
+pub(super) struct Columns {
+    pub of: Box<dyn Source>,
+    /// The first column.
+    pub from: usize,
+    pub shape: (usize, usize),
+}
+
+impl Source for Columns {
+    fn float(&self) -> Float {
+        self.of.float()
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    fn lease<'s>(&'s self, simd: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]> {
+        let ((_, columns), (_, wide)) = (self.shape, self.of.shape());
+        let (inner, bytes) = slot.split(1, at.len() * self.float().bytes());
+        fill(
+            at,
+            bytes,
+            self.float(),
+            |start| {
+                let (row, column) = (start / columns, start % columns);
+                ((row + 1) * columns, row * wide + self.from + column)
+            },
+            |elements, to| {
+                to.copy_from_slice(lease_any(&*self.of, simd, elements, &mut inner[0])?);
+                Ok(())
+            },
+        )?;
+        Ok(bytes)
+    }
+
+    fn resident(&self) -> usize {
+        self.of.resident()
+    }
+
+    fn prepare(&mut self, settings: &Settings) -> Result<()> {
+        self.of.prepare(settings)
+    }
+
+    fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
+        self.of.leaves(visit);
+    }
+}
+
+/// Makes elements `at` stretch by stretch: `stretch(element)` says where the stretch ends and which element of a source it
+/// begins with; `take` writes elements of that source.
+fn fill(
+    at: Range<usize>,
+    bytes: &mut [u8],
+    float: Float,
+    stretch: impl Fn(usize) -> (usize, usize),
+    mut take: impl FnMut(Range<usize>, &mut [u8]) -> Result<()>,
+) -> Result<()> {
+    let (size, mut start) = (float.bytes(), at.start);
+    while start < at.end {
+        let (end, from) = stretch(start);
+        let end = end.min(at.end);
+        take(from..from + (end - start), &mut bytes[(start - at.start) * size..(end - at.start) * size])?;
+        start = end;
+    }
+    Ok(())
+}
+
+/// Rows of several sources, one after the other.
+pub(super) struct Stack {
+    parts: Vec<Box<dyn Source>>,
+    /// The first element of each, and the number of all.
+    edges: Vec<usize>,
+    shape: (usize, usize),
+}
+
+impl Stack {
+    pub fn new(parts: Vec<Box<dyn Source>>, shape: (usize, usize)) -> Self {
+        let mut edges = vec![0];
+        for part in &parts {
+            edges.push(edges[edges.len() - 1] + part.len());
+        }
+        Self { parts, edges, shape }
+    }
+
+    /// Calls `take(part, elements of it)` for all that `at` touches.
+    fn split(&self, at: Range<usize>, mut take: impl FnMut(usize, Range<usize>) -> Result<()>) -> Result<()> {
+        for (part, edge) in self.edges.windows(2).enumerate() {
+            let (start, end) = (at.start.max(edge[0]), at.end.min(edge[1]));
+            if start < end {
+                take(part, start - edge[0]..end - edge[0])?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Source for Stack {
+    fn float(&self) -> Float {
+        self.parts[0].float()
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    fn lease<'s>(&'s self, simd: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]> {
+        let (inner, bytes) = slot.split(1, at.len() * self.float().bytes());
+        let mut rest = &mut *bytes;
+        self.split(at, |part, elements| {
+            let from = lease_any(&*self.parts[part], simd, elements, &mut inner[0])?;
+            let (to, after) = std::mem::take(&mut rest).split_at_mut(from.len());
+            to.copy_from_slice(from);
+            rest = after;
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
+    fn fetch(&self, at: Range<usize>) {
+        let _always = self.split(at, |part, elements| {
+            self.parts[part].fetch(elements);
+            Ok(())
+        });
+    }
+
+    fn resident(&self) -> usize {
+        self.parts.iter().map(|part| part.resident()).sum()
+    }
+
+    fn prepare(&mut self, settings: &Settings) -> Result<()> {
+        self.parts.iter_mut().try_for_each(|part| part.prepare(settings))
+    }
+
+    fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
+        self.parts.iter().for_each(|part| part.leaves(visit));
+    }
+}
+
+/// A matrix with rows and columns exchanged.
+pub(super) struct Transpose {
+    pub of: Box<dyn Source>,
+}
+
+impl Source for Transpose {
+    fn float(&self) -> Float {
+        self.of.float()
+    }
+
+    fn shape(&self) -> (usize, usize) {
+        let (rows, columns) = self.of.shape();
+        (columns, rows)
+    }
+
+    /// Row by row of what is transposed: from each the columns that are rows of the piece.
+    fn lease<'s>(&'s self, simd: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]> {
+        let ((rows, columns), size) = (self.of.shape(), self.float().bytes());
+        let (inner, bytes) = slot.split(1, at.len() * size);
+        let (first, last) = (at.start / rows, (at.end.max(at.start + 1) - 1) / rows);
+        for row in 0..rows {
+            // The first and the last row of a piece may be there in part.
+            let from = first + usize::from(first * rows + row < at.start);
+            let to = last + usize::from(last * rows + row < at.end);
+            if from >= to {
+                continue;
+            }
+            let line = lease_any(&*self.of, simd, row * columns + from..row * columns + to, &mut inner[0])?;
+            for (column, element) in (from..to).zip(line.chunks_exact(size)) {
+                let place = (column * rows + row - at.start) * size;
+                bytes[place..place + size].copy_from_slice(element);
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn resident(&self) -> usize {
+        self.of.resident()
+    }
+
+    fn prepare(&mut self, settings: &Settings) -> Result<()> {
+        self.of.prepare(settings)
+    }
+
+    fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
+        self.of.leaves(visit);
+    }
+}
