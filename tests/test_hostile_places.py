@@ -295,7 +295,8 @@ def test_a_weight_that_is_not_finite(world: World, value: float, method: str) ->
     changes: dict[str, Any] = {} if method == "linear" else {"base_model": str(world.a)}
     if method == "slerp":
         changes["parameters"] = {"t": 0.5}
-    with world.refuses(WEIGHT, "29", str(world.b / "model.safetensors"), error=MergeError):
+    partial = world.root / "out.partial"
+    with world.refuses(WEIGHT, "29", str(world.b / "model.safetensors"), error=MergeError, keeps=partial):
         world.merge(merge_method=method, **changes)
 
 
@@ -303,7 +304,7 @@ def test_a_weight_too_large_for_the_output(world: World) -> None:
     weights = tensors(2, "F32")
     weights[WEIGHT].data[3, 5] = 1e6
     write_shard(world.b / "model.safetensors", weights)
-    with world.refuses(WEIGHT, "29", "F16", error=MergeError):
+    with world.refuses(WEIGHT, "29", "F16", error=MergeError, keeps=world.root / "out.partial"):
         world.merge(dtype="float16")
 
 

@@ -56,13 +56,16 @@ def plan_digest(plan: str) -> str:
         MergeError: The plan is not a plan of this engine's version.
     """
 
-def plan_cost(plan: str, *, threads: int | None = None, tile: int | None = None) -> tuple[int, int]:
+def plan_cost(
+    plan: str, *, threads: int | None = None, tile: int | None = None, memory: int | None = None
+) -> tuple[int, int]:
     """Tell what running a plan takes.
 
     Args:
         plan: The plan as JSON.
         threads: Size of the pool; all cores by default.
         tile: Elements of a tile.
+        memory: Bytes that tensors being merged may hold together, as `execute` takes it.
 
     Returns:
         Bytes of the weight files with their headers, and bytes of heap that `execute` takes at most.
@@ -124,33 +127,44 @@ def execute(
     plan: str,
     partial: str | PathLike[str],
     *,
+    outputs: Sequence[int] | None = None,
     threads: int | None = None,
+    memory: int | None = None,
     tile: int | None = None,
     simd: str = "auto",
     digest: str | None = None,
     sync: bool = True,
     on_progress: Callable[[int, int, int, int], object] | None = None,
+    on_output: Callable[[str], object] | None = None,
     lock: PartialLock | None = None,
 ) -> str:
-    """Run a plan: write its shards, index and journal into `partial`, or finish what an earlier run left there.
+    """Run a plan: write its shards, index and journals into `partial`, or finish what an earlier run left there.
+
+    Tensors start in the order of the output. After a failure none starts that comes after the one that failed, so the
+    error raised is always that of the first. What is finished stays in `partial`, whatever happens.
 
     Args:
         plan: The plan as JSON.
         partial: The directory to fill.
-        threads: Size of the pool; all cores by default.
+        outputs: Indices of the output files to write; all by default.
+        threads: Number of worker threads; all cores by default. They have ended when this returns.
+        memory: Bytes that tensors being merged may hold together, beside the strips of each thread; a quarter of what
+            is available by default. A tensor that needs more runs alone.
         tile: Elements of a tile, a multiple of 65,536; the bytes written do not depend on it.
         simd: "auto", "off", "avx2" or "avx512"; the bytes written do not depend on it.
         digest: Add a cryptographic digest of each tensor: "blake3" or "sha256"; the finished files are read again.
-        sync: Let the system write to the disk what is finished while the rest is computed.
+        sync: Let the system write to the disk what is finished while the rest is computed, and wait at the end of each
+            output file until all of it is there. On network file systems that is always waited for.
         on_progress: Called with bytes read, bytes to read, bytes written, bytes to write.
+        on_output: Called with the name of each output file that is complete and closed.
         lock: What holds the place; by default it is held during the call.
 
     Returns:
-        JSON: `plan_digest`, `files` and `tensors` with their CRC-64/NVME, `bytes_read`, `bytes_written`, and `resumed`,
-        the number of tensors that an earlier run had finished.
+        JSON: `plan_digest`, `files` and `tensors` of the outputs with their CRC-64/NVME, `bytes_read`, `bytes_written`,
+        and `resumed`, the number of tensors that an earlier run had finished.
 
     Raises:
-        MergeError: NaN, infinity or overflow was met (`partial` is then removed), or the plan is unsound.
+        MergeError: NaN, infinity or overflow was met, other work is in the way, or the plan is unsound.
         CheckpointError: An input is damaged, does not fit, or has changed since planning or during the run.
         OSError: Reading or writing failed; `partial` stays, and the same call resumes.
     """
@@ -166,7 +180,7 @@ def commit(
     """Turn a finished partial directory into `out` by one rename.
 
     Args:
-        partial: The finished directory; its journal is removed.
+        partial: The directory, with every output file complete; the journals are removed.
         out: Where the checkpoint goes; an empty directory there is replaced.
         overwrite: Replace a directory that is not empty, which is removed once the new one is in its place.
         sync: Wait until everything is on the disk before the rename, and the rename before anything is removed.

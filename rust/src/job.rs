@@ -21,6 +21,23 @@ thread_local! {
 /// Takes bytes of the result, from an offset on: `write(offset, bytes)`.
 pub type Write<'a> = &'a (dyn Fn(usize, &[u8]) -> Result<()> + Sync);
 
+/// A finished tensor, or a part of one.
+#[derive(Clone, Copy, Debug)]
+pub struct Done {
+    /// Of its bytes.
+    pub crc: Crc,
+    /// Whether all its elements, and all that they are made of, are finite.
+    pub finite: bool,
+}
+
+impl Done {
+    /// Parts that follow one another.
+    fn joined(parts: Vec<Self>) -> Self {
+        let join = |a: Self, b: Self| Self { crc: a.crc.join(b.crc), finite: a.finite && b.finite };
+        parts.into_iter().fold(Self { crc: Crc::EMPTY, finite: true }, join)
+    }
+}
+
 /// One float tensor on its way.
 pub struct Job<'a> {
     /// Its name, for messages.
@@ -36,8 +53,8 @@ pub struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Makes and writes every tile; returns the tensor's checksum. The sources have the shape of the tensor.
-    pub fn run(&self, mut sources: Vec<Box<dyn Source>>, write: Write) -> Result<Crc> {
+    /// Makes and writes every tile; returns the tensor's checksum, and whether it is finite. The sources have the shape of the tensor.
+    pub fn run(&self, mut sources: Vec<Box<dyn Source>>, write: Write) -> Result<Done> {
         // Bytes read of all sources an element, as progress counts them: copies that must be equal are compared.
         let read = sources.iter().map(|source| source.float().bytes()).sum();
         let copies = matches!(self.method, Method::Copy(_));
@@ -69,24 +86,23 @@ struct Settled<'a> {
 
 impl Settled<'_> {
     /// Moves the bytes of the only source: arithmetic would change NaNs, and subnormals where they are flushed.
-    fn copy<F: Lanes>(&self) -> Result<Crc> {
+    fn copy<F: Lanes>(&self) -> Result<Done> {
         let settings = self.job.settings;
         let sweep = Sweep::<F>::new(self.sources, settings);
-        let crcs = sweep.tiles(|tile| {
-            let mut crc = Crc::EMPTY;
+        let tiles = sweep.tiles(|tile| {
+            let mut done = Done { crc: Crc::EMPTY, finite: true };
             sweep.pieces(&[0], tile.clone(), tile.len(), |piece, inputs| {
-                if !self.job.allow_nonfinite
-                    && settings.simd.run(Peak::<F>(inputs[0], PhantomData)) >= F::Real::INFINITE
-                {
+                let finite = settings.simd.run(Peak::<F>(inputs[0], PhantomData)) < F::Real::INFINITE;
+                if !finite && !self.job.allow_nonfinite {
                     return Err(self.blame_input()?.unwrap_or_else(|| self.nothing_at_fault()));
                 }
-                crc = crc.join(Crc::of(inputs[0]));
+                done = Done { crc: done.crc.join(Crc::of(inputs[0])), finite: done.finite && finite };
                 (self.write)(piece.start * F::BYTES, inputs[0])
             })?;
             self.count(&tile);
-            Ok(crc)
+            Ok(done)
         })?;
-        Ok(crcs.into_iter().fold(Crc::EMPTY, Crc::join))
+        Ok(Done::joined(tiles))
     }
 
     fn count(&self, tile: &Range<usize>) {
@@ -95,28 +111,29 @@ impl Settled<'_> {
     }
 
     /// Asks the tensor what the method must know of it, then makes the result tile by tile.
-    fn merge<F: Lanes>(&self) -> Result<Crc> {
+    fn merge<F: Lanes>(&self) -> Result<Done> {
         let sweep = Sweep::<F>::new(self.sources, self.job.settings);
         let kernel = self.job.method.prepare(&sweep)?;
         // The earlier sweeps count as read only now: a progress bar that waits is better than one that runs backwards.
         self.job.settings.watch.add_read(sweep.len() * self.read * (self.job.method.sweeps() as usize - 1));
         let result = Made { settled: self, all: sweep.all(), kernel, sweep };
         let size = self.job.output.bytes();
-        let crcs = result.sweep.tiles(|tile| {
+        let tiles = result.sweep.tiles(|tile| {
             TILE_BUFFER.with_borrow_mut(|[bytes, strip]| {
                 bytes.resize(bytes.len().max(tile.len() * size), 0);
                 let bytes = &mut bytes[..tile.len() * size];
                 let peaks = result.make(tile.clone(), bytes, strip)?;
-                if !self.job.allow_nonfinite && result.is_bad(peaks) {
+                let finite = !result.is_bad(peaks);
+                if !finite && !self.job.allow_nonfinite {
                     return Err(result.blame()?);
                 }
                 let crc = Crc::of(bytes);
                 (self.write)(tile.start * size, bytes)?;
                 self.count(&tile);
-                Ok(crc)
+                Ok(Done { crc, finite })
             })
         })?;
-        Ok(crcs.into_iter().fold(Crc::EMPTY, Crc::join))
+        Ok(Done::joined(tiles))
     }
 
     /// The first element that is not finite of the first tensor below the sources that has one. Slow, and always the same

@@ -3,19 +3,17 @@
 #![allow(clippy::needless_pass_by_value)]
 
 use crate::audit::{self, Digest, Distance};
-use crate::commit::commit as rename;
 use crate::error::Error;
-use crate::execute::execute as run;
-use crate::lock::Lock;
 use crate::methods::Method;
 use crate::plan::Plan;
-use crate::preflight::preflight as check;
-use crate::run::{Options, TILE, heap};
+use crate::run::commit::commit as rename;
+use crate::run::lock::Lock;
+use crate::run::preflight::preflight as check;
+use crate::run::{self, Options, TILE, heap};
 use crate::shard::Shard;
 use crate::simd::{Simd, default_float_mode};
 use crate::source::Tensor;
 use crate::watch::{Watch, pool};
-use crate::writer;
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
@@ -143,11 +141,20 @@ fn plan_digest(py: Python<'_>, plan: &str) -> PyResult<String> {
 }
 
 #[pyfunction]
-#[pyo3(signature = (plan, *, threads = None, tile = None))]
-fn plan_cost(py: Python<'_>, plan: &str, threads: Option<usize>, tile: Option<usize>) -> PyResult<(u64, usize)> {
+#[pyo3(signature = (plan, *, threads = None, tile = None, memory = None))]
+fn plan_cost(
+    py: Python<'_>,
+    plan: &str,
+    threads: Option<usize>,
+    tile: Option<usize>,
+    memory: Option<u64>,
+) -> PyResult<(u64, usize)> {
     enter(py, || {
         let parsed = Plan::parse(plan)?;
-        Ok((writer::bytes_needed(&parsed)?, heap(&parsed, threads, tile.unwrap_or(TILE)).saturating_add(plan.len())))
+        Ok((
+            run::writer::bytes_needed(&parsed)?,
+            heap(&parsed, threads, tile.unwrap_or(TILE), memory).saturating_add(plan.len()),
+        ))
     })
 }
 
@@ -211,31 +218,37 @@ fn preflight(
 // Keyword arguments of Python.
 #[allow(clippy::too_many_arguments)]
 #[pyo3(signature = (
-    plan, partial, *, threads = None, tile = None, simd = "auto", digest = None, sync = true, on_progress = None,
-    lock = None
+    plan, partial, *, outputs = None, threads = None, memory = None, tile = None, simd = "auto", digest = None,
+    sync = true, on_progress = None, on_output = None, lock = None
 ))]
 fn execute(
     py: Python<'_>,
     plan: &str,
     partial: PathBuf,
+    outputs: Option<Vec<usize>>,
     threads: Option<usize>,
+    memory: Option<u64>,
     tile: Option<usize>,
     simd: &str,
     digest: Option<&str>,
     sync: bool,
     on_progress: Option<Py<PyAny>>,
+    on_output: Option<Py<PyAny>>,
     lock: Option<&Bound<'_, PartialLock>>,
 ) -> PyResult<String> {
     let digest = digest.map(Digest::parse).transpose()?;
-    let options = Options { threads, tile: tile.unwrap_or(TILE), simd: Simd::parse(simd)?, digest, sync };
+    let options = Options { threads, tile: tile.unwrap_or(TILE), simd: Simd::parse(simd)?, digest, sync, memory };
     let plan = enter(py, || Plan::parse(plan))?;
     let lock = lock.map(Bound::get);
-    let watch = Watch::default();
+    let (watch, outputs) = (Watch::default(), outputs.as_deref());
     watched(
         py,
         &watch,
-        || PartialLock::with(lock, &partial, None, |lock| json(&run(&plan, lock, options, &watch)?)),
+        || PartialLock::with(lock, &partial, None, |lock| json(&run::execute(&plan, lock, outputs, options, &watch)?)),
         |py| {
+            for name in watch.finished_outputs() {
+                on_output.as_ref().map_or(Ok(()), |call| call.call1(py, (name,)).map(drop))?;
+            }
             let (Some(call), Some((total_read, total_written))) = (&on_progress, watch.totals()) else { return Ok(()) };
             let (read, written) = watch.progress();
             call.call1(py, (read, total_read, written, total_written)).map(drop)
@@ -278,7 +291,7 @@ fn checksum(
     watched(
         py,
         &watch,
-        || json(&pool(threads)?.install(|| audit::sum_file(&path, digest, &watch))?),
+        || json(&pool(threads, || audit::sum_file(&path, digest, &watch))??),
         |py| on_progress.as_ref().map_or(Ok(()), |call| call.call1(py, (watch.progress().0, total)).map(drop)),
     )
 }
@@ -292,7 +305,7 @@ fn checksum_tensors(
     threads: Option<usize>,
 ) -> PyResult<Vec<String>> {
     let watch = Watch::default();
-    watched(py, &watch, || pool(threads)?.install(|| audit::sum_tensors(&path, &tensors, &watch)), |_| Ok(()))
+    watched(py, &watch, || pool(threads, || audit::sum_tensors(&path, &tensors, &watch))?, |_| Ok(()))
 }
 
 type Pair = (PathBuf, String, PathBuf, String);
@@ -328,7 +341,7 @@ fn compare(
     watched(
         py,
         &watch,
-        || pool(threads)?.install(|| tensors.par_iter().map(distance).collect()),
+        || pool(threads, || tensors.par_iter().map(distance).collect())?,
         |py| on_progress.as_ref().map_or(Ok(()), |call| call.call1(py, (watch.progress().0, total)).map(drop)),
     )
 }

@@ -48,7 +48,7 @@ pub struct Shard {
 /// What tells a file that was written to, or replaced, from the one that was mapped. The time of the last change of its
 /// status cannot be set back, unlike that of its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
+pub struct Stamp {
     inode: (u64, u64),
     size: u64,
     content: (i64, i64),
@@ -62,6 +62,16 @@ impl Stamp {
             size: meta.len(),
             content: (meta.mtime(), meta.mtime_nsec()),
             status: (meta.ctime(), meta.ctime_nsec()),
+        }
+    }
+
+    /// Why what is at a path is not the file any more that has this stamp, if it is not.
+    pub fn changed(&self, path: &Path) -> Option<Error> {
+        match std::fs::metadata(path) {
+            Ok(meta) if Self::of(&meta) == *self => None,
+            Ok(meta) if meta.ino() != self.inode.1 => Some(Error::checkpoint(path, "another file is in its place")),
+            Ok(_) => Some(Error::checkpoint(path, "it was written to, or its times or rights were changed")),
+            Err(e) => Some(Error::io(path)(e)),
         }
     }
 }
@@ -198,16 +208,9 @@ impl Shard {
         self.map.len()
     }
 
-    /// Why this is not the file any more that was mapped, if it is not.
-    pub fn changed(&self) -> Option<Error> {
-        match std::fs::metadata(&self.path) {
-            Ok(meta) if Stamp::of(&meta) == self.stamp => None,
-            Ok(meta) if meta.ino() != self.stamp.inode.1 => {
-                Some(Error::checkpoint(&self.path, "another file is in its place"))
-            }
-            Ok(_) => Some(Error::checkpoint(&self.path, "it was written to, or its times or rights were changed")),
-            Err(e) => Some(Error::io(&self.path)(e)),
-        }
+    /// What tells whether the file changes from now on.
+    pub fn stamp(&self) -> Stamp {
+        self.stamp
     }
 
     /// A tensor by name, as an index into `tensors`.

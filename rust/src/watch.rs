@@ -1,8 +1,8 @@
-//! Progress and cancel, shared between the pool and whoever waits for it; and the pool.
+//! Progress and cancel, shared between the workers and whoever waits for them; and the workers.
 use crate::error::{Error, Result};
 use crate::simd::default_float_mode;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 /// How far the work is, and whether it shall go on.
 #[derive(Debug, Default)]
@@ -11,6 +11,7 @@ pub struct Watch {
     read: AtomicU64,
     written: AtomicU64,
     totals: OnceLock<(u64, u64)>,
+    outputs: Mutex<Vec<String>>,
 }
 
 impl Watch {
@@ -39,6 +40,15 @@ impl Watch {
         if self.cancelled.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     }
 
+    /// Names of the output files that were finished since the last call.
+    pub fn finished_outputs(&self) -> Vec<String> {
+        std::mem::take(&mut *self.outputs.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn finish_output(&self, name: &str) {
+        self.outputs.lock().unwrap_or_else(PoisonError::into_inner).push(name.to_owned());
+    }
+
     pub(crate) fn add_read(&self, bytes: usize) {
         self.read.fetch_add(bytes as u64, Ordering::Relaxed);
     }
@@ -48,14 +58,26 @@ impl Watch {
     }
 }
 
-/// A pool of one's own; all cores where `threads` is `None`.
-pub fn pool(threads: Option<usize>) -> Result<rayon::ThreadPool> {
-    rayon::ThreadPoolBuilder::new()
-        .num_threads(threads.unwrap_or(0))
-        .start_handler(|_| default_float_mode())
-        .thread_name(|i| format!("mol-{i}"))
-        // A thread that waits for tiles takes up another tensor on the same stack.
-        .stack_size(16 << 20)
-        .build()
-        .map_err(|e| Error::Merge(format!("cannot start the thread pool: {e}")))
+/// Runs `work` with worker threads of its own, all cores where `threads` is `None`; they have ended when it returns.
+pub fn pool<T: Send>(threads: Option<usize>, work: impl FnOnce() -> T + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let mut workers = Vec::new();
+        let spawn = |thread: rayon::ThreadBuilder| {
+            let named = std::thread::Builder::new().name(format!("mol-{}", thread.index()));
+            workers.push(named.spawn_scoped(scope, || {
+                default_float_mode();
+                thread.run();
+            })?);
+            Ok(())
+        };
+        let builder = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).spawn_handler(spawn);
+        let pool = builder.build().map_err(|e| Error::Merge(format!("cannot start the worker threads: {e}")))?;
+        let done = pool.install(work);
+        drop(pool);
+        // A scope waits for what they do, and not for their end.
+        for worker in workers {
+            drop(worker.join());
+        }
+        Ok(done)
+    })
 }

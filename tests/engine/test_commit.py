@@ -70,12 +70,16 @@ def test_overwrite_touches_nothing_beside_out(partial: Path) -> None:
 
 
 def test_unfinished_work_is_never_called_a_model(partial: Path) -> None:
-    journal = partial / "journal"
-    lines = journal.read_bytes().splitlines(keepends=True)
+    journal, claims = partial / "journal", partial / "model.safetensors.journal"
+    lines = claims.read_bytes().splitlines(keepends=True)
     for left in (lines[:-1], []):
-        journal.write_bytes(b"".join(left))
+        claims.write_bytes(b"".join(left))
         with pytest.raises(MergeError, match="no finished merge"):
             _rust.commit(str(partial), str(partial.with_name("out")))
+    claims.write_bytes(b"".join(lines))
+    journal.write_bytes(b"")
+    with pytest.raises(MergeError, match="no finished merge"):
+        _rust.commit(str(partial), str(partial.with_name("out")))
     journal.unlink()
     with pytest.raises(MergeError, match="no finished merge"):
         _rust.commit(str(partial), str(partial.with_name("out")))

@@ -1,4 +1,4 @@
-"""NaN, Inf and overflow stop a run, name the tensor and the first index, and leave nothing behind."""
+"""NaN, Inf and overflow stop a run, name the tensor and the first index, and what was finished is kept."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from mol import _rust
 from mol.errors import MergeError
 from tests.engine.toolkit import (
     Case,
@@ -16,6 +17,8 @@ from tests.engine.toolkit import (
     linear,
     merge,
     plan_of,
+    preflight,
+    shard_bytes,
     slerp,
     task_arithmetic,
     ties,
@@ -31,6 +34,13 @@ METHODS: dict[str, Method] = {
     "ties": ties([1.0], [0.25]),
 }
 N = 2 * 65536 + 9
+
+
+def assert_is_no_model(partial: Path) -> None:
+    """What is there may be resumed, and not committed."""
+    with pytest.raises(MergeError, match="no finished merge"):
+        _rust.commit(str(partial), str(partial.with_name("out")))
+    assert not partial.with_name("out").exists()
 
 
 def values(n: int = N) -> np.ndarray:
@@ -57,7 +67,7 @@ def test_an_input_that_is_not_finite(
     assert f"model-{culprit}.safetensors" in message
     assert ("NaN" if np.isnan(bad) else "inf") in message.replace("Inf", "inf")
     assert "nonfinite" in message.replace("-", "").replace("_", "").lower()  # the way out, as the command spells it
-    assert not (tmp_path / "out.partial").exists()
+    assert_is_no_model(tmp_path / "out.partial")
 
 
 @pytest.mark.parametrize("method", [{"copy": {}}, {"scale": {"factor": 1.0}}], ids=["copy", "scale"])
@@ -68,7 +78,7 @@ def test_one_source_that_is_not_finite(tmp_path: Path, method: Method, target: s
     plan = plan_of(tmp_path, {"w": Case(method, (encode(tensor, "F32"),), target)})
     with pytest.raises(MergeError, match=r"`w`.*17"):
         execute(plan, tmp_path / "out.partial")
-    assert not (tmp_path / "out.partial").exists()
+    assert_is_no_model(tmp_path / "out.partial")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -123,7 +133,7 @@ def test_a_result_too_large_for_its_dtype(
         execute(plan, tmp_path / "out.partial")
     assert "42" in str(caught.value)
     assert target in str(caught.value)
-    assert not (tmp_path / "out.partial").exists()
+    assert_is_no_model(tmp_path / "out.partial")
 
 
 def test_an_f32_result_in_range_is_no_overflow_whatever_its_terms(tmp_path: Path) -> None:
@@ -136,3 +146,42 @@ def test_an_f32_result_in_range_is_no_overflow_whatever_its_terms(tmp_path: Path
 def test_the_largest_value_is_no_overflow(tmp_path: Path) -> None:
     case = Case({"copy": {}}, (encode([65519.0, -65519.0], "F32"),), "F16")
     execute(plan_of(tmp_path, {"w": case}), tmp_path / "out.partial")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_nan_in_the_last_tensor_costs_nothing_that_was_finished(tmp_path: Path, threads: int) -> None:
+    """The same merge that admits it goes on where the strict one stopped; a strict one takes nothing from that."""
+    sound, nan = values(1000), values(1000)
+    nan[17] = np.nan
+    cases = {f"w{i}": Case(linear(0.5, 0.5), (encode(sound, "F32"), encode(sound, "F32")), "F32") for i in range(5)}
+    cases["w5"] = Case(linear(0.5, 0.5), (encode(sound, "F32"), encode(nan, "F32")), "F32")
+    cases["w6"] = Case({"copy": {}}, (encode(nan, "F32"),), "F32")
+    plan = plan_of(tmp_path / "in", cases, shards=2)
+    partial, admitting = tmp_path / "out.partial", {**plan, "allow_nonfinite": True}
+    with pytest.raises(MergeError, match=r"`w5`.*17.*out\.partial"):
+        execute(plan, partial, threads=threads)
+    assert preflight(plan, partial)["resumable"] == 5
+    assert execute(admitting, partial)["resumed"] == 5
+    wanted = shard_bytes(partial)
+    execute(admitting, tmp_path / "anew")
+    assert wanted == shard_bytes(tmp_path / "anew")
+    assert preflight(admitting, partial)["resumable"] == 7
+    assert preflight(plan, partial)["resumable"] == 5
+    with pytest.raises(MergeError, match=r"`w5`.*17"):
+        execute(plan, partial, threads=threads)
+    assert_is_no_model(partial)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_of_several_faulty_tensors_the_first_is_reported(tmp_path: Path, threads: int) -> None:
+    """Also where a later one is so small that it is found sooner."""
+    large, small = values(1 << 20), values(10)
+    large[-1] = small[3] = np.nan
+    sound = encode(values(10), "F32")
+    cases = {f"a{i}": Case({"copy": {}}, (sound,), "F32") for i in range(3)}
+    cases["large"] = Case(ties([1.0], [0.5]), (encode(values(1 << 20), "F32"), encode(large, "F32")), "F32")
+    cases |= {f"b{i}": Case({"copy": {}}, (encode(small, "F32"),), "F32") for i in range(6)}
+    plan = plan_of(tmp_path / "in", cases, shards=3)
+    for attempt in range(3):
+        with pytest.raises(MergeError, match="`large`"):
+            execute(plan, tmp_path / str(attempt), threads=threads)

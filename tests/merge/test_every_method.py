@@ -13,6 +13,7 @@ from mol.config.methods import METHODS, ParameterSpec
 from mol.merge import plan_recipe, run_merge
 from tests.engine.toolkit import Case, assert_agrees, read_shard
 from tests.merge.models import make_llama
+from tests.merge.toolkit import tensors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,8 +76,9 @@ def test_a_recipe_gives_what_the_reference_gives(method: str, label: str, models
     run_merge(recipe_from_dict(recipe), tmp_path / "out")
     merged = read_shard(tmp_path / "out" / "model.safetensors")
     inputs = [read_shard(Path(file.path)) for file in planned.plan.inputs]
-    assert merged.keys() == {task.name for task in planned.plan.tasks}
-    for task in planned.plan.tasks:
+    made = tensors(planned)
+    assert merged.keys() == {task.name for task in made}
+    for task in made:
         sources = tuple(inputs[source.input][source.tensor] for source in task.sources)
         assert_agrees(Case(dict(task.method), sources, task.dtype), merged[task.name], task.name)
     if label != "default":  # where defaults may mean that nothing is to be computed

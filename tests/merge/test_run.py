@@ -165,14 +165,15 @@ def test_progress_comes_on_the_calling_thread_and_its_errors_cancel(models: tupl
     assert not (tmp_path / "other").exists()
 
 
-def test_nan_stops_the_run_and_leaves_nothing(models: tuple[Path, Path], tmp_path: Path) -> None:
+def test_nan_stops_the_run_and_keeps_what_is_finished(models: tuple[Path, Path], tmp_path: Path) -> None:
     tensors = llama_tensors(2)
     tensors["model.norm.weight"][3] = np.nan
     save_file(tensors, models[1] / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(MergeError, match=r"model\.norm\.weight"):
         run_merge(linear(*models), tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
-    run_merge(linear(*models), tmp_path / "out", allow_nonfinite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "out.partial"]
+    report = run_merge(linear(*models), tmp_path / "out", allow_nonfinite=True)
+    assert report.resumed == len(weights_of(tmp_path / "out")) - 1  # it is the last
     assert np.isnan(weights_of(tmp_path / "out")["model.norm.weight"][3])
 
 

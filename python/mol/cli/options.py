@@ -147,6 +147,8 @@ def merging(function: Callable[..., Any]) -> Callable[..., Any]:
                section="Result", help="Seed of the methods that draw at random.  [default: 0]"),
         option("-j", "--threads", "--num-threads", "threads", type=ThreadCount(), metavar="N", default=None,
                section="Speed", help="Size of the pool.  [default: all cores]"),
+        option("--memory", metavar="SIZE", default=None, section="Speed",
+               help="Memory that the tensors being merged may hold: 2GB.  [default: a quarter of what is available]"),
         option("--sync/--no-sync", "sync", default=None, section="Speed",
                help="Do not wait until the result is on the disk: a power cut may damage it.  [default: wait]"),
         option("--simd", type=click.Choice(["auto", "off", "avx2", "avx512"]), default="auto", hidden=True),
@@ -173,8 +175,9 @@ def merge_options(console: Console, given: dict[str, Any]) -> MergeOptions:
 
     _say_without_effect(console, given)
     values = {name: value for name, value in given.items() if value is not None}
-    if "out_shard_size" in values:
-        values["out_shard_size"] = _shard_size(values["out_shard_size"])
+    for name in ("out_shard_size", "memory"):
+        if name in values:
+            values[name] = _size(name, values[name])
     return MergeOptions(**values)
 
 
@@ -191,14 +194,14 @@ def refuse_contradictions(recipe: MergeConfig, path: Path, given: dict[str, Any]
             )
 
 
-def _shard_size(text: str) -> int:
+def _size(name: str, text: str) -> int:
     from mol.errors import ConfigError
     from mol.merge.options import parse_size
 
     try:
         return parse_size(text)
     except ConfigError as error:
-        raise click.UsageError(f"--out-shard-size: {error}") from error
+        raise click.UsageError(f"--{name.replace('_', '-')}: {error}") from error
 
 
 def _say_without_effect(console: Console, given: dict[str, Any]) -> None:

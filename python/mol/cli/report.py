@@ -111,7 +111,7 @@ def _cost(planned: PlannedMerge, plan: str, out: Path | None, options: MergeOpti
     """What running a plan takes: of memory what this process has had so far, and the engine's heap."""
     from mol import _rust
 
-    needed, heap = _rust.plan_cost(plan, threads=options.workers, tile=options.tile)
+    needed, heap = _rust.plan_cost(plan, threads=options.workers, tile=options.tile, memory=options.memory)
     return {
         "bytes_needed": needed + sum(file.size for file in planned.side_files),
         "bytes_free": shutil.disk_usage(_existing(out or Path.cwd())).free,

@@ -42,7 +42,8 @@ def read_options(given: Mapping[str, Any]) -> dict[str, Any]:
             if name in read and read[name] != value:
                 raise TypeError(f"`{word}` is `{name}` again: give one of the two")
             if value is not None or name == word:
-                read[name] = parse_size(value) if name == "out_shard_size" and isinstance(value, str) else value
+                in_words = name in ("memory", "out_shard_size") and isinstance(value, str)
+                read[name] = parse_size(value) if in_words else value
         elif word in _IN_PYTHON:
             if value is not None and value is not False:
                 _log.info("`%s` has no effect: %s", word, _IN_PYTHON[word])

@@ -25,6 +25,8 @@ class MergeOptions:
 
     Attributes:
         threads: worker threads, all cores if None.
+        memory: bytes that tensors being merged may hold together, a quarter of what is available if None; what each
+            thread works in comes on top.
         out_shard_size: most bytes of tensors in one output file (a larger tensor gets a file of its own).
         overwrite: replace a model that is already at the output path, after the new one is complete; refused where
             other files than a model's are there.
@@ -48,6 +50,7 @@ class MergeOptions:
     """
 
     threads: int | None = None
+    memory: int | None = None
     out_shard_size: int = 5_000_000_000
     overwrite: bool = False
     overwrite_all: bool = False
@@ -73,6 +76,7 @@ class MergeOptions:
             ("out_shard_size", self.out_shard_size, 1, 2**63 - 1, "a shard holds at least one byte"),
             ("seed", self.seed, 0, 2**64 - 1, "a seed is a number from 0 to 2**64 - 1"),
             ("threads", self.threads, 1, None, "a run needs at least one thread"),
+            ("memory", self.memory, 0, 2**63 - 1, "it is a number of bytes"),
             ("tile", self.tile, 1, 1 << 30, "a tile has from 1 to 2**30 elements"),
         )
         texts = (
@@ -82,7 +86,7 @@ class MergeOptions:
         problems = [
             f"{name} is {shown(value)}, but {wanted}"
             for name, value, low, high, wanted in numbers
-            if not (value is None and name in ("threads", "tile")) and not _is_number(value, low, high)
+            if not (value is None and name in ("threads", "memory", "tile")) and not _is_number(value, low, high)
         ] + [f"{name} is {shown(value)}, but {wanted}" for name, value, known, wanted in texts if value not in known]
         if problems:
             raise ConfigError.listing("the options of this run do not hold", problems)

@@ -252,6 +252,7 @@ def _execute(
                 plan,
                 str(partial),
                 threads=options.workers,
+                memory=options.memory,
                 tile=options.tile,
                 simd=options.simd,
                 digest=options.digest,

@@ -298,6 +298,7 @@ def _chat_template(directory: Path) -> str | None:
 def _clear(partial: Path, *, keep: Iterable[str]) -> None:
     """Remove what an earlier attempt with other options may have left beside the weights."""
     kept = set(keep)
+    kept |= {f"{name}.journal" for name in kept}  # what the engine says of each weight file, until the commit
     for path in sorted(partial.iterdir()):
         if path.name not in kept:
             if path.is_dir() and not path.is_symlink():

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 impl Expr {
     /// The table that a gather goes by.
-    pub(super) fn table(&self) -> Option<&str> {
+    pub(crate) fn table(&self) -> Option<&str> {
         match self {
             Self::Made(made) => match &**made {
                 super::Made::Gather { table, .. } => Some(table),

@@ -1,7 +1,7 @@
 //! The end of a merge: a finished `OUT.partial` is on the disk, becomes OUT by one rename, and leaves nothing behind.
+use super::journal::{Contents, Line};
+use super::lock::{Lock, above, inode};
 use crate::error::{Error, Result};
-use crate::journal::{self, Contents, Line};
-use crate::lock::{Lock, above, inode};
 use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io;
@@ -67,7 +67,8 @@ fn refused(out: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
 /// the earlier `out` is removed. Returns what could not be cleaned up and why: the new one is in its place all the same.
 pub fn commit(lock: &mut Lock, out: &Path, overwrite: bool, sync: bool) -> Result<Option<(PathBuf, Error)>> {
     let partial = lock.partial().to_path_buf();
-    if !lock.journal_bytes()?.is_some_and(|text| Contents::of(&text).is_finished()) {
+    let contents = Contents::of(&lock.journal_bytes()?.unwrap_or_default());
+    if !contents.is_complete(&partial)? {
         let partial = partial.display();
         return Err(Error::Merge(format!(
             "{partial}: holds no finished merge; run the same command again to finish it"
@@ -78,6 +79,7 @@ pub fn commit(lock: &mut Lock, out: &Path, overwrite: bool, sync: bool) -> Resul
         let out = out.display();
         return Err(Error::Merge(format!("{out}: exists and is not empty; choose another place or pass --overwrite")));
     }
+    lock.append(&Line::Finished { finished: true })?;
     if occupied {
         let replaces = fs::symlink_metadata(out).map_err(Error::io(out))?.ino();
         lock.append(&Line::Replaces { replaces })?;
@@ -100,9 +102,8 @@ pub fn commit(lock: &mut Lock, out: &Path, overwrite: bool, sync: bool) -> Resul
         )));
     }
     let mut left = replaced.and_then(|old| discard(old, &partial));
-    let journal = out.join(journal::NAME);
-    if let Err(e) = fs::remove_file(&journal) {
-        left = left.or_else(|| Some((journal.clone(), Error::io(&journal)(e))));
+    if let Err(e) = contents.remove_journals(out) {
+        left = left.or_else(|| Some((out.to_owned(), e)));
     }
     if sync {
         // Only that things are gone: after a power cut the next merge to this OUT would remove them again.

@@ -1,11 +1,11 @@
 //! Everything that can be checked before a byte is written.
+use super::journal::{self, Found};
+use super::lock::Lock;
+use super::writer::bytes_needed;
 use crate::error::{Error, Result};
-use crate::journal::{self, Found};
-use crate::lock::Lock;
 use crate::plan::{Method, Plan};
 use crate::shard::{Shard, Tensor};
 use crate::watch::{Watch, pool};
-use crate::writer::bytes_needed;
 use rayon::prelude::*;
 use serde::Serialize;
 use std::fs;
@@ -28,12 +28,12 @@ pub struct Preflight {
 pub fn preflight(plan: &Plan, lock: &mut Lock, discard: bool, watch: &Watch) -> Result<Preflight> {
     let shards = plan.open_inputs()?;
     plan.check(&shards)?;
-    pool(None)?.install(|| check_equal_copies(plan, &shards, watch))?;
+    pool(None, || check_equal_copies(plan, &shards, watch))??;
     let partial = lock.partial().to_path_buf();
     let place = partial.display();
     let resumable = match journal::inspect(lock, plan)? {
         Found::Nothing => 0,
-        Found::Claims(claims) => claims.len(),
+        Found::Claims(claimed) => claimed,
         Found::OtherPlan | Found::Unreadable if discard => {
             lock.clear()?;
             0

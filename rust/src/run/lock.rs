@@ -1,7 +1,7 @@
 //! Who works in `OUT.partial`: the directory is mol's by the journal in it, and one process's at a time by a lock on that
 //! file, from the first look until the commit is done. The lock goes with the journal through the rename.
+use super::journal::{self, Contents};
 use crate::error::{Error, Result};
-use crate::journal::{self, Contents};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -192,18 +192,18 @@ impl Lock {
         let path = out.join(journal::NAME);
         let Some(file) = open_journal(&path)? else { return Ok(()) };
         let contents = Contents::of(&read_journal(&file, &path)?);
-        if !contents.is_finished() || !self.locks(&file, &path)? {
+        if !contents.is_committed(out)? || !self.locks(&file, &path)? {
             return Ok(());
         }
         if let Some(old) = contents.replaces {
-            crate::commit::sync_directory(above(out))?;
-            for place in crate::commit::places_of_the_replaced(&self.partial) {
+            super::commit::sync_directory(above(out))?;
+            for place in super::commit::places_of_the_replaced(&self.partial) {
                 if inode(&place) == Some(old) {
                     fs::remove_dir_all(&place).map_err(Error::io(&place))?;
                 }
             }
         }
-        fs::remove_file(&path).map_err(Error::io(&path))
+        contents.remove_journals(out)
     }
 
     /// The bytes of the journal, if there is one of mol's own making or that may be.
@@ -254,11 +254,11 @@ impl Lock {
         #[cfg(target_os = "linux")]
         if let Some(out) = &self.out
             && rustix::fs::statfs(out).is_ok_and(|found| u64::try_from(found.f_type) == Ok(OVERLAY))
-            && crate::commit::is_occupied(out)?
+            && super::commit::is_occupied(out)?
             && let Err(e) = fs::rename(out, &self.partial)
             && Errno::from_io_error(&e) == Some(Errno::XDEV)
         {
-            return Err(crate::commit::cannot_rename(out, &e));
+            return Err(super::commit::cannot_rename(out, &e));
         }
         Ok(())
     }
@@ -277,7 +277,7 @@ impl Lock {
     /// Waits until the journal, and that it is there, are on the disk.
     pub(crate) fn sync_journal(&self) -> Result<()> {
         self.journal.as_ref().map_or(Ok(()), File::sync_all).map_err(Error::io(&self.path()))?;
-        crate::commit::sync_directory(&self.partial)
+        super::commit::sync_directory(&self.partial)
     }
 
     /// Appends a line to the journal.
@@ -317,7 +317,7 @@ fn create_directories(directory: &Path, sync: bool) -> Result<()> {
     let missing: Vec<&Path> = directory.ancestors().take_while(|place| !place.exists()).collect();
     fs::create_dir_all(directory).map_err(Error::io(directory))?;
     for made in missing.iter().filter(|_| sync) {
-        crate::commit::sync_directory(above(made))?;
+        super::commit::sync_directory(above(made))?;
     }
     Ok(())
 }

@@ -1,0 +1,117 @@
+//! The input files of a run: each is mapped when the first task that reads it starts, and unmapped when the last has
+//! ended, so that neither maps nor page tables grow with their number.
+use crate::error::{Error, Result};
+use crate::plan::{Expr, Fill, Plan};
+use crate::shard::{Shard, Stamp};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+#[derive(Debug)]
+struct Input {
+    /// What the file was when it was checked.
+    stamp: Stamp,
+    /// Readings still to come.
+    readings: AtomicUsize,
+    shard: Mutex<Option<Arc<Shard>>>,
+}
+
+/// The inputs that a task reads.
+pub(crate) fn inputs_of(plan: &Plan, task: usize) -> BTreeSet<usize> {
+    let mut inputs = BTreeSet::new();
+    let mut tables = BTreeSet::new();
+    let task = &plan.tasks[task];
+    let mut see = |expr: &Expr| {
+        if let Expr::Tensor(input, _) = expr {
+            inputs.insert(*input);
+        }
+    };
+    for expr in task.of.iter().chain(&task.with) {
+        expr.visit(&mut see);
+        expr.visit(&mut |expr| tables.extend(expr.table().map(str::to_owned)));
+    }
+    for (_, fill) in tables.iter().filter_map(|id| plan.tables.get(id)).flat_map(|table| &table.fills) {
+        if let Fill::Mean(rows) = fill {
+            for (expr, _) in rows {
+                expr.visit(&mut see);
+            }
+        }
+    }
+    inputs
+}
+
+/// The input files of a run.
+#[derive(Debug)]
+pub(crate) struct Inputs<'a> {
+    plan: &'a Plan,
+    files: Vec<Input>,
+}
+
+impl<'a> Inputs<'a> {
+    /// Those that were checked, for the tasks given.
+    pub fn new(plan: &'a Plan, checked: &[Arc<Shard>], tasks: &[usize]) -> Self {
+        let input =
+            |shard: &Arc<Shard>| Input { stamp: shard.stamp(), readings: AtomicUsize::new(0), shard: Mutex::new(None) };
+        let inputs = Self { plan, files: checked.iter().map(input).collect() };
+        for input in tasks.iter().flat_map(|task| inputs_of(plan, *task)) {
+            inputs.files[input].readings.fetch_add(1, Ordering::Relaxed);
+        }
+        inputs
+    }
+
+    /// An input, mapped.
+    pub fn open(&self, input: usize) -> Result<Arc<Shard>> {
+        let file = &self.files[input];
+        let mut shard = file.shard.lock().map_err(|_| Error::Panic("an input's lock is poisoned".into()))?;
+        if let Some(shard) = &*shard {
+            return Ok(shard.clone());
+        }
+        let path = &self.plan.inputs[input].path;
+        let opened = Shard::open(path).map(Arc::new);
+        // What a file that changed looks like now is beside the point.
+        self.unchanged([input])?;
+        let opened = opened?;
+        *shard = Some(opened.clone());
+        Ok(opened)
+    }
+
+    /// Unmaps what the task was the last to read, after a look whether it is still what it was.
+    pub fn leave(&self, task: usize) -> Result<()> {
+        let mut last = Vec::new();
+        for input in inputs_of(self.plan, task) {
+            let file = &self.files[input];
+            if file.readings.fetch_sub(1, Ordering::AcqRel) == 1 {
+                *file.shard.lock().map_err(|_| Error::Panic("an input's lock is poisoned".into()))? = None;
+                last.push(input);
+            }
+        }
+        self.unchanged(last)
+    }
+
+    /// Those of the tasks given.
+    pub fn read_by(&self, tasks: impl IntoIterator<Item = usize>) -> BTreeSet<usize> {
+        tasks.into_iter().flat_map(|task| inputs_of(self.plan, task)).collect()
+    }
+
+    /// Why each that is not the file any more that was checked, or was written to since, is not.
+    pub fn changes(&self, inputs: impl IntoIterator<Item = usize>) -> Vec<(usize, String)> {
+        let change = |input: usize| {
+            let why = self.files[input].stamp.changed(&self.plan.inputs[input].path)?;
+            Some((input, why.to_string()))
+        };
+        inputs.into_iter().filter_map(change).collect()
+    }
+
+    /// Fails if one of these inputs changed.
+    pub fn unchanged(&self, inputs: impl IntoIterator<Item = usize>) -> Result<()> {
+        let problems: Vec<String> = self.changes(inputs).into_iter().map(|(_, why)| why).collect();
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Changed(format!(
+            "an input changed while it was merged, so nothing made of it counts; let nothing write there and run the same \
+             command again:\n- {}",
+            problems.join("\n- ")
+        )))
+    }
+}

@@ -1,0 +1,256 @@
+//! Runs a plan: tasks in the order of the output, each file open only while it is at work, what is finished remembered.
+mod budget;
+pub(crate) mod claims;
+pub mod commit;
+mod inputs;
+pub mod journal;
+pub mod lock;
+pub mod preflight;
+pub mod report;
+mod schedule;
+mod task;
+pub mod writer;
+
+use crate::audit::{self, Digest};
+use crate::crc::Crc;
+use crate::error::{Error, Result};
+use crate::plan::{Place, Plan, Task};
+use crate::simd::Simd;
+use crate::sweep::{BLOCK, PIECE};
+use crate::watch::{Watch, pool};
+use inputs::Inputs;
+use journal::Journal;
+use lock::Lock;
+use report::Report;
+use schedule::Schedule;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use writer::Writer;
+
+/// Finished output files that may wait to be synced and closed before a worker waits for them.
+const CLOSING: usize = 4;
+
+/// Elements of a tile where nothing else is asked: small enough for the second-level cache.
+pub const TILE: usize = 1 << 18;
+
+/// How a plan is run; none of it changes the bytes written.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Worker threads; all cores where `None`.
+    pub threads: Option<usize>,
+    /// Elements of a tile, a multiple of 65,536.
+    pub tile: usize,
+    /// Instruction set.
+    pub simd: Simd,
+    /// A cryptographic digest of each tensor, from a reading of the finished files.
+    pub digest: Option<Digest>,
+    /// Whether the result shall be on the disk at the end.
+    pub sync: bool,
+    /// Bytes that tasks may hold together beside their strips; a quarter of what is available where `None`.
+    pub memory: Option<u64>,
+}
+
+/// A plan on its way: what all its tasks share.
+pub(crate) struct Run<'a> {
+    pub plan: &'a Plan,
+    pub options: Options,
+    pub watch: &'a Watch,
+    pub writer: &'a Writer<'a>,
+    journal: &'a Journal<'a>,
+    inputs: &'a Inputs<'a>,
+    /// Bytes that each task reads and writes.
+    totals: Vec<(u64, u64)>,
+    /// Checksums of what the finished tasks wrote.
+    done: Vec<OnceLock<Crc>>,
+    resumed: Resumed,
+}
+
+/// What an earlier run had finished.
+#[derive(Default)]
+struct Resumed {
+    tasks: AtomicUsize,
+    read: AtomicU64,
+    written: AtomicU64,
+}
+
+/// Runs a plan in a place: shards, index and journals; of its output files all, or those given. Whatever fails, what is
+/// finished stays there for a resume.
+pub fn execute<'a>(
+    plan: &'a Plan,
+    lock: &mut Lock,
+    outputs: Option<&[usize]>,
+    options: Options,
+    watch: &Watch,
+) -> Result<Report<'a>> {
+    check(plan, outputs, options)?;
+    let outputs: BTreeSet<usize> =
+        outputs.map_or_else(|| (0..plan.outputs.len()).collect(), |o| o.iter().copied().collect());
+    let shards = plan.open_inputs()?;
+    let reads = plan.check(&shards)?;
+    let writer = Writer::new(plan, lock.partial(), options.sync)?;
+    let order: Vec<usize> = outputs.iter().flat_map(|output| writer.layout(*output).tasks.clone()).collect();
+    let inputs = Inputs::new(plan, &shards, &order);
+    let total = |(task, bytes): (usize, &usize)| {
+        (*bytes as u64 * plan.tasks[task].by.sweeps(), plan.written()[task].bytes.len() as u64)
+    };
+    let totals: Vec<_> = reads.iter().enumerate().map(total).collect();
+    let sum = |of: fn(&(u64, u64)) -> u64| order.iter().map(|task| of(&totals[*task])).sum();
+    watch.expect(sum(|total| total.0), sum(|total| total.1));
+    drop(shards);
+    let journal = Journal::open(lock, plan, options.sync)?;
+    let done = plan.tasks.iter().map(|_| OnceLock::new()).collect();
+    let resumed = Resumed::default();
+    let run = Run { plan, options, watch, writer: &writer, journal: &journal, inputs: &inputs, totals, done, resumed };
+    let ran = run.all(&order, &outputs);
+    if !matches!(ran, Err(Error::Io { .. } | Error::Cancelled)) {
+        // What was found wrong with data that changed under the run is wrong itself, and so are the claims.
+        run.check_inputs(&order, &outputs)?;
+    }
+    ran.map_err(|error| match error {
+        Error::NonFinite(why) => {
+            let place = lock.partial().display();
+            Error::NonFinite(format!("{why}; what is finished is kept in {place} for the same merge"))
+        }
+        error => error,
+    })?;
+    writer.write_index(lock.partial())?;
+    run.report(plan, &outputs, lock)
+}
+
+/// Checks what a run is asked for.
+fn check(plan: &Plan, outputs: Option<&[usize]>, options: Options) -> Result<()> {
+    let fault = |reason: String| Err(Error::Merge(reason));
+    if options.tile == 0 || !options.tile.is_multiple_of(BLOCK) || options.tile > 1 << 30 {
+        return fault(format!("tile of {} elements: wanted a multiple of {BLOCK}, at most 2^30", options.tile));
+    }
+    if options.threads == Some(0) {
+        return fault("threads: 0, wanted at least 1".into());
+    }
+    let files = plan.outputs.len();
+    match outputs.into_iter().flatten().find(|output| **output >= files) {
+        Some(output) => fault(format!("output {output}: the plan has {files} output files, counted from 0")),
+        None => Ok(()),
+    }
+}
+
+/// Has a finished output file closed.
+fn hand_over(output: usize, finished: &SyncSender<usize>) {
+    // It is received until all senders are gone.
+    let _ = finished.send(output);
+}
+
+impl Run<'_> {
+    /// Runs the tasks of some output files, and closes each file when its last task has ended.
+    fn all(&self, order: &[usize], outputs: &BTreeSet<usize>) -> Result<()> {
+        let resident = order.iter().map(|task| task::resident(self.plan, *task)).collect();
+        let schedule = Schedule::new(resident, budget::budget(self.options.memory));
+        let (send, finished) = sync_channel(CLOSING);
+        std::thread::scope(|scope| {
+            // The disk is waited for beside the work.
+            let closer = scope.spawn(|| self.close_all(finished, order, &schedule));
+            // A file without tensors has no task that would end it.
+            let empty = outputs.iter().filter(|output| self.writer.layout(**output).tasks.is_empty());
+            empty.for_each(|output| hand_over(*output, &send));
+            let work = |position: usize| self.task(order[position], &send);
+            pool(self.options.threads, || schedule.run(work))?;
+            drop(send);
+            closer.join().map_err(|_| Error::Panic("the thread that closes files died".into()))?;
+            schedule.result()
+        })
+    }
+
+    /// Syncs and closes finished output files, one after another, and reports each.
+    fn close_all(&self, finished: Receiver<usize>, order: &[usize], schedule: &Schedule) {
+        for output in finished {
+            let tasks = self.writer.layout(output).tasks.clone();
+            let last = order.partition_point(|task| *task < tasks.end).saturating_sub(1);
+            self.close(output).unwrap_or_else(|error| schedule.fail(last, error));
+        }
+    }
+
+    fn close(&self, output: usize) -> Result<()> {
+        let tasks = self.writer.layout(output).tasks.clone();
+        self.inputs.unchanged(self.inputs.read_by(tasks.clone()))?;
+        if let Err(error) = self.writer.close(output) {
+            // What the system could not keep may still look whole as long as it is cached.
+            self.journal.void(tasks)?;
+            return Err(error);
+        }
+        self.journal.complete(output)?;
+        self.journal.close(output);
+        self.watch.finish_output(&self.plan.outputs[output].name);
+        Ok(())
+    }
+
+    /// Fails if an input changed since it was checked, and takes back all that is claimed to be made of it.
+    fn check_inputs(&self, order: &[usize], outputs: &BTreeSet<usize>) -> Result<()> {
+        let inputs = self.inputs.read_by(order.iter().copied());
+        let changed: BTreeSet<usize> =
+            self.inputs.changes(inputs.iter().copied()).into_iter().map(|(i, _)| i).collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        for output in outputs {
+            let of_changed = |task: &usize| !inputs::inputs_of(self.plan, *task).is_disjoint(&changed);
+            self.journal.void(self.writer.layout(*output).tasks.clone().filter(of_changed))?;
+            self.journal.close(*output);
+        }
+        self.inputs.unchanged(changed)
+    }
+
+    /// The checksum of each tensor of an output file, joined from those of its tasks.
+    fn checksums(&self, output: usize) -> Vec<Crc> {
+        let layout = self.writer.layout(output);
+        let mut crcs = vec![Crc::EMPTY; layout.tensors.len()];
+        for task in layout.tasks.clone() {
+            let tensor = &mut crcs[self.plan.written()[task].tensor - layout.tensors.start];
+            *tensor = tensor.join(self.done[task].get().copied().unwrap_or(Crc::EMPTY));
+        }
+        crcs
+    }
+
+    /// What was done; with a digest asked for, the finished files are read again.
+    fn report<'a>(&self, plan: &'a Plan, outputs: &BTreeSet<usize>, lock: &Lock) -> Result<Report<'a>> {
+        let mut digests = HashMap::new();
+        if self.options.digest.is_some() {
+            let sum = |output: &usize| {
+                let path = lock.partial().join(&self.plan.outputs[*output].name);
+                Ok(audit::sum_file(&path, self.options.digest, self.watch)?.tensors)
+            };
+            let sums = pool(self.options.threads, || outputs.iter().map(sum).collect::<Result<Vec<_>>>())??;
+            digests.extend(sums.into_iter().flatten().map(|sum| (sum.name, sum.digest)));
+        }
+        let (mut files, mut tensors) = (Vec::new(), Vec::new());
+        for output in outputs {
+            let crcs = self.checksums(*output);
+            files.push(report::file(plan, self.writer, *output, &crcs));
+            tensors.extend(report::tensors(plan, self.writer, *output, &crcs, &mut digests));
+        }
+        let (read, written) = self.watch.progress();
+        Ok(Report {
+            plan_digest: self.journal.plan_digest().to_owned(),
+            files,
+            tensors,
+            bytes_read: read - self.resumed.read.load(Ordering::Relaxed),
+            bytes_written: written - self.resumed.written.load(Ordering::Relaxed),
+            resumed: self.resumed.tasks.load(Ordering::Relaxed),
+        })
+    }
+}
+
+/// Heap that a run takes at most beside the plan itself, in bytes: for each thread a tile of the output, a piece of it and
+/// two of each source, and what the method holds, as far as `memory` lets several tasks hold it at once.
+pub fn heap(plan: &Plan, threads: Option<usize>, tile: usize, memory: Option<u64>) -> usize {
+    let of_task = |(task, place): (&Task, &Place)| {
+        let (sources, elements) = (task.of.len(), place.elements.len());
+        (tile.min(elements) + (1 + 2 * sources) * PIECE.min(elements)) * size_of::<f64>()
+    };
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.unwrap_or_else(cores);
+    let one = (0..plan.tasks.len()).map(|task| task::resident(plan, task)).max().unwrap_or(0);
+    let held = one.saturating_mul(threads).min(budget::budget(memory).max(one));
+    let strips = plan.tasks.iter().zip(plan.written()).map(of_task).max().unwrap_or(0);
+    strips.saturating_mul(threads).saturating_add(held)
+}

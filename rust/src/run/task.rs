@@ -1,0 +1,111 @@
+//! One task of a run: taken as an earlier run left it if that holds, else done; then its inputs are let go.
+use super::claims::Claim;
+use super::{Options, Run, hand_over};
+use crate::crc::Crc;
+use crate::draw;
+use crate::dtype::Float;
+use crate::error::{Error, Result};
+use crate::job::{Done, Job};
+use crate::plan::{Expr, Plan};
+use crate::source::{self, Settings};
+use rayon::prelude::*;
+use std::cell::RefCell;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::SyncSender;
+
+/// Bytes that are read back or copied at a time.
+const CHUNK: usize = 1 << 20;
+
+thread_local! {
+    /// What this thread reads back.
+    static READ_BACK: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Bytes that a task holds from its start to its end, beside its pieces.
+pub(super) fn resident(plan: &Plan, index: usize) -> usize {
+    let (rows, columns) = plan.written()[index].shape();
+    plan.tasks[index].by.resident(rows, columns, plan.tasks[index].of.len())
+}
+
+impl Run<'_> {
+    /// Has one task done, and its output file closed if it was the last of it.
+    pub(super) fn task(&self, index: usize, finished: &SyncSender<usize>) -> Result<()> {
+        self.watch.check()?;
+        let crc = if let Some(crc) = self.resume(index)? {
+            crc
+        } else {
+            let Done { crc, finite } = self.tensor(index)?;
+            self.journal.claim(index, Claim { crc64nvme: crc.value, finite })?;
+            crc
+        };
+        self.done[index].get_or_init(|| crc);
+        self.inputs.leave(index)?;
+        if self.writer.finish(index) {
+            hand_over(self.plan.target(index).1.output, finished);
+        }
+        Ok(())
+    }
+
+    /// The checksum of a tensor that an earlier run finished; what is claimed and does not hold is taken back.
+    fn resume(&self, index: usize) -> Result<Option<Crc>> {
+        let Some(claim) = self.journal.claimed(index)? else { return Ok(None) };
+        let bytes = self.plan.written()[index].bytes.len();
+        if self.read_back(index)?.value != claim.crc64nvme {
+            self.journal.void([index])?;
+            return Ok(None);
+        }
+        let read = self.totals[index].0;
+        self.watch.add_read(read as usize);
+        self.watch.add_written(bytes);
+        self.resumed.tasks.fetch_add(1, Ordering::Relaxed);
+        self.resumed.read.fetch_add(read, Ordering::Relaxed);
+        self.resumed.written.fetch_add(bytes as u64, Ordering::Relaxed);
+        Ok(Some(Crc::known(claim.crc64nvme, bytes)))
+    }
+
+    /// The checksum of what the output file holds for a task.
+    fn read_back(&self, index: usize) -> Result<Crc> {
+        let bytes = self.plan.written()[index].bytes.len();
+        let chunk = |i: usize| {
+            self.watch.check()?;
+            READ_BACK.with_borrow_mut(|buffer| {
+                buffer.resize(CHUNK, 0);
+                let chunk = &mut buffer[..CHUNK.min(bytes - i * CHUNK)];
+                self.writer.read(index, i * CHUNK, chunk)?;
+                Ok(Crc::of(chunk))
+            })
+        };
+        let chunks: Vec<Crc> = (0..bytes.div_ceil(CHUNK)).into_par_iter().map(chunk).collect::<Result<_>>()?;
+        Ok(chunks.into_iter().fold(Crc::EMPTY, Crc::join))
+    }
+
+    fn tensor(&self, index: usize) -> Result<Done> {
+        let (task, tensor) = (&self.plan.tasks[index], self.plan.target(index).1);
+        let Some(output) = Float::of(tensor.dtype) else { return self.copy_bytes(index) };
+        let open = |input: usize| self.inputs.open(input);
+        let sources = task.of.iter().map(|expr| Ok(source::build(self.plan, expr, &open)?.0)).collect::<Result<_>>()?;
+        let Options { tile, simd, .. } = self.options;
+        let settings = Settings { tile, simd, watch: self.watch, key: draw::key(self.plan.seed, &tensor.name) };
+        let allow_nonfinite = self.plan.allow_nonfinite;
+        let job = Job { name: &tensor.name, output, method: &task.by, settings, allow_nonfinite };
+        job.run(sources, &|offset, bytes| self.writer.write(index, offset, bytes))
+    }
+
+    /// Integers and bools, byte for byte.
+    fn copy_bytes(&self, index: usize) -> Result<Done> {
+        let Some(Expr::Tensor(input, name)) = self.plan.tasks[index].of.first() else {
+            return Err(Error::Panic("integers that are not copied".into()));
+        };
+        let shard = self.inputs.open(*input)?;
+        let bytes = shard.bytes(shard.tensor(name)?);
+        let mut crc = Crc::EMPTY;
+        for (i, chunk) in bytes.chunks(CHUNK).enumerate() {
+            self.watch.check()?;
+            self.writer.write(index, i * CHUNK, chunk)?;
+            crc = crc.join(Crc::of(chunk));
+            self.watch.add_written(chunk.len());
+        }
+        self.watch.add_read(self.totals[index].0 as usize);
+        Ok(Done { crc, finite: true })
+    }
+}

@@ -1,0 +1,246 @@
+//! The output files: each is made when the first task of it starts, and closed when the last has ended. Tiles are written
+//! at their offsets.
+use super::lock::remove;
+use super::{claims, journal};
+use crate::error::{Error, Result};
+use crate::layout::safetensors::{Layout, layouts};
+use crate::plan::{OutputFile, OutputTensor, Plan};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The index that tells which file holds which tensor.
+pub const INDEX: &str = "model.safetensors.index.json";
+
+/// One output file, open only while tensors of it are on their way: a checkpoint may have more than a process may open.
+#[derive(Debug)]
+struct Output {
+    path: PathBuf,
+    layout: Layout,
+    file: Mutex<Option<Arc<File>>>,
+    /// Tensors still to be written.
+    left: AtomicUsize,
+}
+
+/// All output files of a plan.
+#[derive(Debug)]
+pub struct Writer<'a> {
+    plan: &'a Plan,
+    outputs: Vec<Output>,
+    /// Whether what is written shall be on its way to the disk at once, and be there when its file is closed.
+    sync: bool,
+}
+
+/// Opens a file of ours to read and write, making it where it is not there; no link is followed.
+pub(crate) fn open_own(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).custom_flags(flags).open(path)
+}
+
+/// Takes away what stands in the place of a file of ours and is no file of its own: a link would lead out of the
+/// directory, and so would a second name of another file.
+pub(crate) fn make_way(path: &Path) -> Result<()> {
+    match fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_file() && meta.nlink() <= 1 => Ok(()),
+        _ => remove(path),
+    }
+}
+
+/// Claims the disk space of a file where the file system can, which also keeps its blocks together.
+fn allocate(file: &File, size: u64) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::{Errno, retry_on_intr};
+        match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, size)) {
+            Ok(()) => return file.set_len(size),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    file.set_len(size)
+}
+
+/// Whether a file is kept by another machine, or by a program that may be: only a sync or a close says there whether what
+/// was written is kept.
+fn is_remote(file: &File) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        // NFS, SMB, CIFS, SMB2, FUSE, Lustre, Ceph, 9p, AFS, GPFS: their `f_type` in 32 bits.
+        const REMOTE: [u32; 10] = [
+            0x6969,
+            0x517b,
+            0xff53_4d42,
+            0xfe53_4d42,
+            0x6573_5546,
+            0x0bd0_0bd0,
+            0x00c3_6400,
+            0x0102_1997,
+            0x5346_414f,
+            0x4750_4653,
+        ];
+        rustix::fs::fstatfs(file).is_ok_and(|found| REMOTE.contains(&(found.f_type as u32)))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = file;
+        true
+    }
+}
+
+/// Closes a file; what an earlier write could not say is said now.
+fn close(file: File) -> io::Result<()> {
+    match nix::unistd::close(OwnedFd::from(file)) {
+        // It is closed all the same.
+        Ok(()) | Err(nix::Error::EINTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+impl Output {
+    fn held(&self) -> MutexGuard<'_, Option<Arc<File>>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The file: made with its header and in its size, or taken as an earlier run left it.
+    fn open(&self) -> Result<Arc<File>> {
+        let mut held = self.held();
+        if let Some(file) = &*held {
+            return Ok(file.clone());
+        }
+        make_way(&self.path)?;
+        let fill = |file: File| {
+            allocate(&file, self.layout.size)?;
+            file.write_all_at(&self.layout.prefix, 0)?;
+            Ok(Arc::new(file))
+        };
+        let file = open_own(&self.path).and_then(fill).map_err(Error::io(&self.path))?;
+        Ok(held.insert(file).clone())
+    }
+}
+
+impl<'a> Writer<'a> {
+    /// The files of a plan in `partial`; none is made yet. With `sync` the system begins to write each tile to the disk as
+    /// soon as it is there, so that little is left to wait for at the end.
+    pub fn new(plan: &'a Plan, partial: &Path, sync: bool) -> Result<Self> {
+        let output = |(layout, file): (Layout, &OutputFile)| Output {
+            path: partial.join(&file.name),
+            file: Mutex::new(None),
+            left: AtomicUsize::new(layout.tasks.len()),
+            layout,
+        };
+        let outputs = layouts(plan)?.into_iter().zip(&plan.outputs).map(output).collect();
+        Ok(Self { plan, outputs, sync })
+    }
+
+    fn output(&self, task: usize) -> &Output {
+        &self.outputs[self.plan.target(task).1.output]
+    }
+
+    /// Where an output file is, its header and its tasks.
+    pub fn layout(&self, output: usize) -> &Layout {
+        &self.outputs[output].layout
+    }
+
+    /// Writes bytes of a task, `offset` bytes from its start.
+    pub fn write(&self, task: usize, offset: usize, bytes: &[u8]) -> Result<()> {
+        let output = self.output(task);
+        let at = output.layout.offset(self.plan, task) + offset as u64;
+        let file = output.open()?;
+        file.write_all_at(bytes, at).map_err(Error::io(&output.path))?;
+        #[cfg(target_os = "linux")]
+        if self.sync {
+            // Linux begins to write dirty pages out on this advice, and does not wait. Advice only.
+            let length = std::num::NonZeroU64::new(bytes.len() as u64);
+            let _advice = rustix::fs::fadvise(&*file, at, length, rustix::fs::Advice::DontNeed);
+        }
+        Ok(())
+    }
+
+    /// Reads back bytes of a task, `offset` bytes from its start.
+    pub fn read(&self, task: usize, offset: usize, bytes: &mut [u8]) -> Result<()> {
+        let output = self.output(task);
+        let at = output.layout.offset(self.plan, task) + offset as u64;
+        output.open()?.read_exact_at(bytes, at).map_err(Error::io(&output.path))
+    }
+
+    /// Counts a task as done; true if that was the last of its file.
+    pub fn finish(&self, task: usize) -> bool {
+        self.output(task).left.fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// Waits until a finished file is on the disk, where that is asked for or where nothing else tells whether it is kept,
+    /// and closes it.
+    pub fn close(&self, output: usize) -> Result<()> {
+        let output = &self.outputs[output];
+        // One that has no elements is made here.
+        drop(output.open()?);
+        let Some(file) = output.held().take().and_then(Arc::into_inner) else { return Ok(()) };
+        let synced = if self.sync || is_remote(&file) { file.sync_data() } else { Ok(()) };
+        synced.and(close(file)).map_err(Error::io(&output.path))
+    }
+
+    /// Writes the index of a checkpoint in several files. It depends on the plan alone, so several processes may.
+    pub fn write_index(&self, partial: &Path) -> Result<()> {
+        if self.plan.outputs.len() < 2 {
+            return Ok(());
+        }
+        let tensors = &self.plan.tensors;
+        let file = |tensor: &OutputTensor| self.plan.outputs[tensor.output].name.as_str();
+        let weight_map: BTreeMap<&str, &str> =
+            tensors.iter().map(|tensor| (tensor.name.as_str(), file(tensor))).collect();
+        let total_size: usize = tensors.iter().map(OutputTensor::bytes).sum();
+        let index = serde_json::json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
+        let text = serde_json::to_string_pretty(&index).map_err(|e| Error::Panic(format!("index: {e}")))? + "\n";
+        let path = partial.join(INDEX);
+        make_way(&path)?;
+        if fs::read(&path).is_ok_and(|found| found == text.as_bytes()) {
+            return Ok(());
+        }
+        remove(&path)?;
+        let made = OpenOptions::new().write(true).create_new(true).open(&path);
+        let written = made.and_then(|mut file| {
+            file.write_all(text.as_bytes())?;
+            close(file)
+        });
+        written.map_err(Error::io(&path))
+    }
+}
+
+/// Whether all that is in a directory, but for journals and index, are outputs of this plan by their size and header.
+pub(crate) fn holds_outputs_alone(plan: &Plan, partial: &Path) -> Result<bool> {
+    let mut some = false;
+    let layouts = layouts(plan)?;
+    for entry in fs::read_dir(partial).map_err(Error::io(partial))? {
+        let entry = entry.map_err(Error::io(partial))?;
+        let name = entry.file_name();
+        if name == journal::NAME || name == INDEX {
+            continue;
+        }
+        if plan.outputs.iter().any(|output| name == claims::name(&output.name).as_str()) {
+            continue;
+        }
+        let output = plan.outputs.iter().zip(&layouts).find(|(output, _)| name == output.name.as_str());
+        let Some((_, layout)) = output else { return Ok(false) };
+        let found = open_own(&entry.path()).and_then(|file| {
+            let mut start = vec![0; layout.prefix.len()];
+            file.read_exact_at(&mut start, 0)?;
+            Ok(start == layout.prefix && file.metadata()?.len() == layout.size)
+        });
+        if !found.unwrap_or(false) {
+            return Ok(false);
+        }
+        some = true;
+    }
+    Ok(some)
+}
+
+/// Bytes that the files of a plan take.
+pub fn bytes_needed(plan: &Plan) -> Result<u64> {
+    Ok(layouts(plan)?.iter().map(|layout| layout.size).sum())
+}
