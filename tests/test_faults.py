@@ -107,12 +107,18 @@ def test_a_write_that_fails_late_when_the_file_is_synced(merges: Merges, error: 
     merges.check_that_it_fails_and_is_resumed(*late, named=SHARD)
 
 
+@pytest.mark.parametrize("error", [errno.EIO, errno.EDQUOT], ids=errno.errorcode.get)
+@pytest.mark.parametrize("sync", ["--sync", "--no-sync"])
+def test_a_write_that_fails_when_the_file_is_closed(merges: Merges, error: int, sync: str) -> None:
+    merges.check_that_it_fails_and_is_resumed(Fault("close", error, SHARD), named=SHARD, options=(sync,))
+
+
 @pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE], ids=errno.errorcode.get)
 def test_no_descriptor_left_for_an_output(merges: Merges, error: int) -> None:
     merges.check_that_it_fails_and_is_resumed(Fault("openat", error, SHARD), named=SHARD)
 
 
-@pytest.mark.parametrize("call", ["pwrite64", "fsync", "flock", "openat", "write"])
+@pytest.mark.parametrize("call", ["fallocate", "pwrite64", "fsync", "flock", "openat", "write"])
 def test_a_call_that_a_signal_interrupts_is_made_again(merges: Merges, call: str) -> None:
     place = {"flock": "journal", "write": "journal"}.get(call, SHARD)
     calls = {"fsync": ("fsync", "fdatasync"), "write": ("write", "pwrite64")}.get(call, (call,))
