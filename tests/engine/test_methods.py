@@ -17,6 +17,7 @@ from tests.engine.toolkit import (
     execute,
     linear,
     merge,
+    of_rows,
     plan_of,
     read_shard,
     slerp,
@@ -62,6 +63,7 @@ METHODS: dict[str, tuple[int, Method]] = {
     "nuslerp of columns": (2, nuslerp(0.4, 0.2, nuslerp_flatten=False, nuslerp_row_wise=True)),
     "dare": (4, dare([0.3, -0.7, 1.1], [0.5, 0.9, 0.1], lambda_=0.8)),
     "dare, not rescaled": (3, dare([0.3, 0.9], [0.4, 1.0], rescale=False, normalize=True)),
+    **of_rows(),
 }
 
 # Where rows and columns have angles of their own.

@@ -16,6 +16,7 @@ from tests.engine.toolkit import (
     execute,
     linear,
     merge,
+    of_rows,
     plan_of,
     preflight,
     shard_bytes,
@@ -27,12 +28,7 @@ from tests.engine.toolkit import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-METHODS: dict[str, Method] = {
-    "linear": linear(0.5, 0.5),
-    "slerp": slerp(0.5),
-    "task_arithmetic": task_arithmetic(1.0),
-    "ties": ties([1.0], [0.25]),
-}
+METHODS = {name: method for name, (sources, method) in of_rows(2).items() if sources == 2}
 N = 2 * 65536 + 9
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mol import _rust
+from mol.config.methods import METHODS
 from tests import reference
 
 if TYPE_CHECKING:
@@ -121,6 +122,29 @@ def ties(
 ) -> Method:
     numbers = {"weights": list(weights), "densities": list(densities), "lambda": lambda_}
     return {"ties": {**numbers, "normalize": normalize, "rescale": rescale, "majority_sign_method": vote}}
+
+
+def of_rows(most: int = 4) -> dict[str, tuple[int, Method]]:
+    """Each method of the table with some numbers: how many sources it takes, and the method as a plan has it.
+
+    A method that takes any number of models gets `most` sources.
+
+    Where the base is optional, once without and once with it.
+    """
+    found = {}
+    for spec in METHODS.values():
+        models = (spec.max_models or most) - (spec.base == "required")
+        numbers: dict[str, Any] = {}
+        for name, parameter in spec.parameters.items():
+            value = [0.7, -0.3, 0.6, 0.9] if parameter.low < 0 else [0.7, 0.3, 0.6, 0.9]
+            single = value[0] if parameter.kind == "float" else parameter.example
+            several = parameter.per_model and spec.max_models != 1
+            numbers[parameter.plan or name] = value[:models] if several else single
+        method = {spec.in_plan: numbers}
+        found[f"{spec.name} of the table"] = (models + (spec.base == "required"), method)
+        if spec.base == "optional":
+            found[f"{spec.name} of the table, with a base"] = (models + 1, method)
+    return found
 
 
 @dataclass(frozen=True)

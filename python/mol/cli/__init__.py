@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mol.cli import diff, examples, inspect, merge, plan, validate, verify
+from mol.cli import diff, examples, inspect, merge, methods, plan, validate, verify
 from mol.cli.console import Console, LogHandler, width_of
 from mol.cli.group import VerbGroup, usage_text
 from mol.cli.signals import interruptible, kind_of
@@ -49,7 +49,8 @@ cli = VerbGroup(
     help=HELP,
     epilog="Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted, 143 terminated.",
     commands=[
-        merge.command, plan.command, validate.command, examples.command, inspect.command, diff.command, verify.command,
+        merge.command, plan.command, validate.command, methods.command, examples.command, inspect.command, diff.command,
+        verify.command,
     ],
     params=[
         click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version,

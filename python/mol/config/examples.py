@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, Any, Final
+
+import yaml
+
+from mol.config.methods import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mol.config.methods import MethodSpec
 
-MODELS: Final = ("openai-community/gpt2", "distilbert/distilgpt2")
-
-EXAMPLES: Final[dict[str, str]] = {
-    "slerp_example.yml": """\
-# Spherical interpolation between two models of one width.
-# t: 0 is the base model, 1 the other. distilgpt2 has 6 layers, gpt2 has 12:
-# `layer_alignment: auto` maps them proportionally; the depth is the base's.
-merge_method: slerp
-base_model: openai-community/gpt2
-models:
-  - model: openai-community/gpt2
-  - model: distilbert/distilgpt2
-parameters:
-  t: 0.5
-layer_alignment: auto
-""",
+_MODELS: Final = ("openai-community/gpt2", "distilbert/distilgpt2", "microsoft/DialoGPT-small")
+_FORMS: Final[dict[str, str]] = {
     "gradient_slerp_example.yml": """\
 # Interpolation that changes over the layers and differs by part: a list holds
 # control points from the first layer to the last, a filter chooses tensors by name.
@@ -41,90 +32,6 @@ parameters:
       value: [1, 0.5, 0.7, 0.3, 0]
     - value: 0.5
 layer_alignment: auto
-""",
-    "linear_example.yml": """\
-# Weighted average. Weights need not sum to 1: `normalize: true` divides by their sum.
-merge_method: linear
-models:
-  - model: openai-community/gpt2
-    parameters:
-      weight: 0.7
-  - model: distilbert/distilgpt2
-    parameters:
-      weight: 0.3
-parameters:
-  normalize: true
-layer_alignment: auto
-""",
-    "task_arithmetic_example.yml": """\
-# base + lambda * sum of weight * (model - base). Add fine-tunes of the base under
-# `models`; a negative weight takes a skill away.
-merge_method: task_arithmetic
-base_model: openai-community/gpt2
-models:
-  - model: distilbert/distilgpt2
-    parameters:
-      weight: 0.4
-parameters:
-  lambda: 1.0
-layer_alignment: auto
-""",
-    "ties_example.yml": """\
-# TIES: of each model's difference from the base, keep the largest share (density),
-# elect a sign for each weight, and average those that agree. Add fine-tunes of the base.
-merge_method: ties
-base_model: openai-community/gpt2
-models:
-  - model: distilbert/distilgpt2
-    parameters:
-      weight: 1.0
-      density: 0.5
-parameters:
-  normalize: true
-layer_alignment: auto
-""",
-    "nuslerp_example.yml": """\
-# Spherical linear interpolation by weights: a point on the arc between two
-#   models, or between their differences from the base.
-# weight: how much of the model; negative takes away.
-# nuslerp_flatten: one angle for a tensor; otherwise one for each of its rows.
-# nuslerp_row_wise: with `nuslerp_flatten: false`, one angle for each column.
-merge_method: nuslerp
-models:
-- model: openai-community/gpt2
-  parameters: {weight: 1.0}
-- model: distilbert/distilgpt2
-  parameters: {weight: 1.0}
-parameters: {nuslerp_flatten: true, nuslerp_row_wise: false}
-layer_alignment: auto
-""",
-    "dare_linear_example.yml": """\
-# DARE: task arithmetic over differences thinned out at random: of each
-#   difference from the base values are dropped at random, the rest is made as
-#   large as the whole was, and the weighted sum is added to the base.
-# weight: how much of the model; negative takes away.
-# density: share of each difference that is kept.
-# normalize: divide by the sum of the weights.
-# rescale: make each difference as large as it was before values were dropped.
-# lambda: factor on what is added to the base.
-merge_method: dare_linear
-base_model: openai-community/gpt2
-models:
-- model: distilbert/distilgpt2
-  parameters: {weight: 1.0, density: 0.8}
-parameters: {normalize: false, rescale: true, lambda: 1.0}
-layer_alignment: auto
-""",
-    "passthrough_example.yml": """\
-# Layers stacked as they are: layers 0 to 7, then 4 to 11, make a model of 16 layers.
-merge_method: passthrough
-slices:
-  - sources:
-      - model: openai-community/gpt2
-        layer_range: [0, 8]
-  - sources:
-      - model: openai-community/gpt2
-        layer_range: [4, 12]
 """,
     "slices_example.yml": """\
 # Different blends in different layers: the first six pure, the last six interpolated.
@@ -156,10 +63,10 @@ weights: [0.7, 0.3]
 output_path: ./merged_model
 """,
 }
-"""Recipes by file name."""
+"""What a recipe can say beside the parameters of its method."""
 
 
-def example_of(spec: MethodSpec, models: Sequence[str] = MODELS) -> dict[str, Any]:
+def example_of(spec: MethodSpec, models: Sequence[str]) -> dict[str, Any]:
     """Return a recipe of a method in mergekit's grammar, with every parameter at its default.
 
     Args:
@@ -178,3 +85,28 @@ def example_of(spec: MethodSpec, models: Sequence[str] = MODELS) -> dict[str, An
     if shared:
         recipe["parameters"] = shared
     return recipe
+
+
+def example_text(spec: MethodSpec) -> str:
+    """Return an example of a method as YAML, with what the method and each of its parameters do as comments."""
+    models = _MODELS[: max(2, spec.min_models)]
+    recipe = example_of(spec, models)
+    if spec.max_models == 1:  # what such a method is for: layers 0 to 7, then 4 to 11
+        ranges = ([0, 8], [4, 12])
+        recipe["slices"] = [{"sources": [{"model": models[0], "layer_range": list(part)}]} for part in ranges]
+        recipe["parameters"] = recipe.pop("models")[0]["parameters"]
+    else:
+        recipe["layer_alignment"] = "auto"  # gpt2 has 12 layers, distilgpt2 6
+    lines = [
+        f"{spec.title[0].upper()}{spec.title[1:]}: {spec.about}.",
+        *(f"{name}: {each.about}." for name, each in spec.parameters.items()),
+    ]
+    comment = [textwrap.fill(line, 80, initial_indent="# ", subsequent_indent="#   ") for line in lines]
+    return "\n".join([*comment, yaml.safe_dump(recipe, sort_keys=False, default_flow_style=None, width=80)])
+
+
+EXAMPLES: Final[dict[str, str]] = {
+    **{f"{name}_example.yml": example_text(spec) for name, spec in METHODS.items()},
+    **_FORMS,
+}
+"""Recipes by file name."""

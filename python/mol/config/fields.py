@@ -13,6 +13,7 @@ from mol.config.methods import LATER_METHODS, METHODS, MethodSpec, Required
 from mol.config.model_reference import is_local
 from mol.config.parameters import ParameterMap, Rule
 from mol.config.values import ValueReader
+from mol.errors import ConfigError
 
 if TYPE_CHECKING:
     from mol.config.model_reference import ModelReference
@@ -188,14 +189,27 @@ def _take_method(table: Table, reader: ValueReader) -> Table:
         reader.problems.add(place, f"`merge_method` is missing; it is one of {known}")
     elif not isinstance(word, str):
         reader.problems.add(place, f"`merge_method` is the name of a method, not {shown(word)}")
-    elif word.replace("-", "_") in LATER_METHODS:
-        reader.problems.add(place, f"merge method `{word}` is known but not built yet; there are {known}")
-    elif word not in METHODS:
-        hint = suggestion(word, METHODS) or f"; there are {known}"
-        reader.problems.add(place, f"unknown merge method `{word[:80]}`{hint}")
     else:
-        reader.spec = METHODS[word]
+        try:
+            reader.spec = method_named(word)
+        except ConfigError as error:
+            reader.problems.add(place, str(error))
     return recipe
+
+
+def method_named(word: str) -> MethodSpec:
+    """Return the row of a method.
+
+    Raises:
+        ConfigError: there is none, with the one that was probably meant.
+    """
+    if word in METHODS:
+        return METHODS[word]
+    known = ", ".join(f"`{name}`" for name in METHODS)
+    if word.replace("-", "_") in LATER_METHODS:
+        raise ConfigError(f"merge method `{word}` is known but not built yet; there are {known}")
+    hint = suggestion(word, METHODS) or f"; there are {known}"
+    raise ConfigError(f"unknown merge method `{word[:80]}`{hint}")
 
 
 def _read_plain_keys(recipe: Table, read: RecipeFields, reader: ValueReader, *, flat: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mol.config import MergeConfig
+from mol.config.methods import METHODS
 from mol.errors import ArchitectureError, ConfigError, MergeError
 from mol.merge.run import plan_recipe, resolve_checkpoints, run_merge
 
@@ -106,6 +107,12 @@ class BaseMergeMethod(ABC):
     """
 
     method: ClassVar[str]
+
+    def __init_subclass__(cls) -> None:
+        """Describe the class as the table of methods does, unless it describes itself."""
+        spec = METHODS.get(getattr(cls, "method", ""))
+        if spec is not None and not cls.__doc__:
+            cls.__doc__ = f"Merge by {spec.name}, {spec.title}: {spec.about}."
 
     def __init__(self, config: MergeConfig, options: MergeOptions | None = None) -> None:
         """Take a recipe of this method.

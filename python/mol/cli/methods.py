@@ -1,0 +1,127 @@
+"""mol-merge methods: the table of merge methods, and what each takes."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import click
+
+from mol.cli.console import Console, field
+from mol.cli.group import Verb
+from mol.cli.options import option, speaking
+from mol.cli.tables import table
+
+if TYPE_CHECKING:
+    from mol.config.methods import MethodSpec, ParameterSpec, Scalar
+
+
+@click.command(
+    "methods",
+    cls=Verb,
+    short_help="List the merge methods, or describe one.",
+    help="List the merge methods; with NAME, describe one: its parameters with defaults and ranges, its inputs, the "
+    "paper, and a recipe to start from.",
+)
+@click.argument("name", metavar="[NAME]", required=False)
+@option("--markdown", is_flag=True, help="The list as Markdown, as in mol's README.")
+@speaking
+def command(console: Console, name: str | None, markdown: bool) -> None:
+    """Show the table, or one row of it."""
+    from mol.config.examples import example_text
+    from mol.config.fields import method_named
+    from mol.config.methods import LATER_METHODS, METHODS
+
+    if name is not None:
+        spec = method_named(name)
+        console.document(_document(spec) | {"example": example_text(spec)})
+        console.result("\n".join([*_described(spec), "", example_text(spec).rstrip()]))
+        return
+    console.document({"methods": [_document(spec) for spec in METHODS.values()], "later": list(LATER_METHODS)})
+    if markdown:
+        heads = "| `merge_method` | result | inputs | parameters (default) |\n|---|---|---|---|"
+        console.result("\n".join([heads, *map(_markdown, METHODS.values())]))
+        return
+    rows = [[spec.name, spec.title] for spec in METHODS.values()]
+    console.result("\n".join(table(("method", "what it is"), rows, right=frozenset())))
+    console.result()
+    console.result(field("later", ", ".join(LATER_METHODS)))
+    console.note("`mol-merge methods NAME` shows parameters, defaults and a recipe")
+
+
+def _described(spec: MethodSpec) -> list[str]:
+    entries = {"method": f"{spec.name}: {spec.title}", "result": spec.about, "inputs": spec.inputs, "source": spec.url}
+    lines = [field(label, text) for label, text in entries.items()]
+    rows = []
+    for each in spec.parameters.values():
+        default = _default(each) or "required"
+        if each.flat_default is not None:
+            default += f"; {_shown(each.flat_default)} in the short form"
+        rows.append([each.name, "model" if each.per_model else "merge", _values(each), default])
+    return (
+        [*lines, "", *table(("parameter", "of each", "values", "default"), rows, right=frozenset())] if rows else lines
+    )
+
+
+def _markdown(spec: MethodSpec) -> str:
+    of_model = [_named(each) for each in spec.parameters.values() if each.per_model]
+    shared = [_named(each) for each in spec.parameters.values() if not each.per_model]
+    groups = [f"{', '.join(of_model)} per model"] * bool(of_model) + [", ".join(shared)] * bool(shared)
+    return f"| `{spec.name}` | [{spec.title}]({spec.url}): {spec.about} | {spec.inputs} | {'; '.join(groups)} |"
+
+
+def _named(parameter: ParameterSpec) -> str:
+    choices = ", or ".join(f"`{choice}`" for choice in parameter.choices)
+    default = choices or _default(parameter)
+    return f"`{parameter.name}` ({default})" if default else f"`{parameter.name}`"
+
+
+def _default(parameter: ParameterSpec) -> str:
+    """Return the default in a recipe's words; nothing where there is none."""
+    from mol.config.methods import Required
+
+    return "" if isinstance(parameter.default, Required) else _shown(parameter.default)
+
+
+def _values(parameter: ParameterSpec) -> str:
+    """Return what a parameter may be, in words."""
+    if parameter.choices:
+        return " or ".join(parameter.choices)
+    if parameter.kind == "bool":
+        return "true or false"
+    bounded = math.isfinite(parameter.low) or math.isfinite(parameter.high)
+    return f"{parameter.low:g} to {parameter.high:g}" if bounded else "any number"
+
+
+def _shown(value: Scalar) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _document(spec: MethodSpec) -> dict[str, object]:
+    from mol.config.methods import Required
+
+    return {
+        "name": spec.name,
+        "title": spec.title,
+        "about": spec.about,
+        "url": spec.url,
+        "base": spec.base,
+        "min_models": spec.min_models,
+        "max_models": spec.max_models,
+        "parameters": [
+            {
+                "name": each.name,
+                "about": each.about,
+                "per_model": each.per_model,
+                "kind": each.kind,
+                "required": isinstance(each.default, Required),
+                "default": None if isinstance(each.default, Required) else each.default,
+                "short_form_default": each.flat_default,
+                "low": each.low,
+                "high": each.high,
+                "choices": list(each.choices),
+                "aliases": list(each.aliases),
+            }
+            for each in spec.parameters.values()
+        ],
+    }
