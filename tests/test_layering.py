@@ -16,22 +16,36 @@ PACKAGE = ROOT / "python" / "mol"
 ALLOWED = {
     "errors": frozenset(),
     "later": frozenset(),
+    "size": frozenset({"errors"}),
     "_rust": frozenset(),
-    "config": frozenset({"later", "errors"}),
-    "io": frozenset({"errors", "config", "_rust"}),
+    "config": frozenset({"size", "later", "errors"}),
+    "io": frozenset({"size", "errors", "config", "_rust"}),
     "architecture": frozenset({"errors", "config", "_rust", "io"}),
-    "merge": frozenset({"errors", "config", "_rust", "io", "architecture", "without_effect"}),
+    "merge": frozenset({"size", "errors", "config", "_rust", "io", "architecture", "without_effect"}),
     "merge_methods": frozenset({"later", "errors", "config", "_rust", "io", "architecture", "merge"}),
-    "core": frozenset({"later", "errors", "config", "_rust", "io", "architecture"}),
+    "core": frozenset({"size", "later", "errors", "config", "_rust", "io", "architecture"}),
     "auto": frozenset({"core"}),
     "mergekit": frozenset({"config", "merge"}),
     "without_effect": frozenset(),
     # The face, mol/__init__.py, and the command share the top floor.
     "cli": frozenset(
-        {"errors", "config", "_rust", "io", "architecture", "merge", "merge_methods", "without_effect", ""}
+        {"size", "errors", "config", "_rust", "io", "architecture", "merge", "merge_methods", "without_effect", ""}
     ),
     "": frozenset(
-        {"later", "errors", "config", "_rust", "io", "architecture", "merge", "merge_methods", "cli", "core", "auto"}
+        {
+            "size",
+            "later",
+            "errors",
+            "config",
+            "_rust",
+            "io",
+            "architecture",
+            "merge",
+            "merge_methods",
+            "cli",
+            "core",
+            "auto",
+        }
     ),
 }
 # Imported inside functions only, in rooms where they are imported at all; the rooms of fusion are made of them.

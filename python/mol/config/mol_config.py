@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, get_args
 
-from mol.config.size import parse_size
 from mol.errors import ConfigError
+from mol.size import parse_size
 
 AdapterType = Literal["linear", "bottleneck"]
 RouterType = Literal["simple", "token", "token_level"]

@@ -8,8 +8,8 @@ import re
 import stat
 from typing import TYPE_CHECKING, Any, Final
 
-from mol.config.size import write_size
 from mol.errors import CheckpointError
+from mol.size import write_size
 
 if TYPE_CHECKING:
     from pathlib import Path

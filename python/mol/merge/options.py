@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, get_args
 
 from mol.config.document import shown
-from mol.config.size import parse_size
 from mol.errors import ConfigError
+from mol.size import parse_size
 
 if TYPE_CHECKING:
     from pathlib import Path
