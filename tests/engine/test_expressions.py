@@ -230,6 +230,16 @@ def test_tasks_that_write_rows_give_the_tensor_and_the_checksum_of_one_task(
     np.testing.assert_array_equal(one.data, three.data)
 
 
+def test_tasks_of_one_tensor_do_not_draw_the_same_numbers(tmp_path: Path) -> None:
+    drops = {"dare_linear": {"weights": [1.0], "densities": [0.5], "normalize": False, "rescale": False, "lambda": 1.0}}
+    values = {"w": np.zeros((8, 100)), "v": np.ones((8, 100))}
+    tasks = [(a, *(rows(t(name), a, a + 4) for name in "wv")) for a in (0, 4)]
+    plan = plan_for(tmp_path, *tasks, by=drops, shape=(8, 100), values=values)
+    execute(plan, tmp_path / "out.partial")
+    kept = decode(read_shard(tmp_path / "out.partial" / "model.safetensors")["t"]).reshape(2, 400)
+    assert 0.3 < np.mean(kept[0] == kept[1]) < 0.7
+
+
 def test_experts_one_by_one_become_a_fused_tensor(tmp_path: Path) -> None:
     tasks = [(4 * i, rows(t("experts"), 4 * (2 - i), 4 * (3 - i))) for i in range(3)]
     execute(plan_for(tmp_path, *tasks, out="BF16", shape=(3, 4, 53)), tmp_path / "out.partial")

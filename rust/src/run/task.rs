@@ -80,12 +80,17 @@ impl Run<'_> {
     }
 
     fn tensor(&self, index: usize) -> Result<Done> {
-        let (task, tensor) = (&self.plan.tasks[index], self.plan.target(index).1);
+        let (task, (place, tensor)) = (&self.plan.tasks[index], self.plan.target(index));
         let Some(output) = Float::of(tensor.dtype) else { return self.copy_bytes(index) };
         let open = |input: usize| self.inputs.open(input);
         let sources = task.of.iter().map(|expr| Ok(source::build(self.plan, expr, &open)?.0)).collect::<Result<_>>()?;
         let Options { tile, simd, .. } = self.options;
-        let settings = Settings { tile, simd, watch: self.watch, key: draw::key(self.plan.seed, &tensor.name) };
+        // Elements are counted from a task's first row: without that row in the key its tasks would draw the same numbers.
+        let drawn = match place.elements.start {
+            0 => tensor.name.clone(),
+            start => format!("{}[{start}]", tensor.name),
+        };
+        let settings = Settings { tile, simd, watch: self.watch, key: draw::key(self.plan.seed, &drawn) };
         let allow_nonfinite = self.plan.allow_nonfinite;
         let job = Job { name: &tensor.name, output, method: &task.by, settings, allow_nonfinite };
         job.run(sources, &|offset, bytes| self.writer.write(index, offset, bytes))
