@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
 
 from mol import MoLMixture
 from mol.core.blocks.lengths import longest, probe_lengths, thresholds
@@ -138,6 +138,13 @@ def test_what_a_window_does_to_a_cache_is_seen(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_for_how_many_tokens_a_model_has_positions(kind: str, wanted: int | None) -> None:
     assert longest(body_of(kind)) == wanted
+
+
+def test_a_model_without_a_vocabulary_has_a_length_too() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = AutoConfig.for_model("canine", num_hash_buckets=64, max_position_embeddings=96, **sizes)
+    assert not hasattr(config, "vocab_size")
+    assert longest(AutoModel.from_config(config)) == 96
 
 
 def test_the_shortest_model_is_announced(fuse: Fuse) -> None:

@@ -88,7 +88,8 @@ def longest(model: PreTrainedModel) -> int | None:
     config, most = model.config.get_text_config(), announced(model)
     if most is None:
         return None
-    words = {id(module) for module in model.modules() if getattr(module, "num_embeddings", 0) == config.vocab_size}
+    vocabulary = getattr(config, "vocab_size", None)  # models of sounds, images and hashed characters have none
+    words = {id(module) for module in model.modules() if getattr(module, "num_embeddings", 0) == vocabulary}
     tables = [
         module.num_embeddings
         for module in model.modules()
