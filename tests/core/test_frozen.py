@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from mol import MoLMixture
 from mol.errors import MolError
-from tests.core.zoo import tokens_of
+from tests.core.zoo import language_model_of, tokens_of
 
 if TYPE_CHECKING:
     from tests.core.conftest import Fuse
@@ -86,3 +87,23 @@ def test_peft_adapts_adapters_and_routers_and_merges(target: Any, fuse: Fuse) ->
     after = tuned.eval()(input_ids=ids).logits
     assert not torch.allclose(after, before, atol=1e-3)
     assert torch.allclose(tuned.merge_and_unload()(ids).logits, after, atol=1e-5)
+
+
+def test_a_mixture_names_the_modules_of_its_models_too() -> None:
+    mixture = MoLMixture.from_models([language_model_of("gpt2"), language_model_of("llama")], weights="router")
+    names = [name for name, _ in mixture.named_modules()]
+    assert "frozen.1.model.layers.0.self_attn.q_proj" in names
+    assert len(names) == len({*names})
+    assert [*dict(mixture.named_parameters())] == [*mixture.state_dict()]
+    assert not any("frozen" in name for name in mixture.state_dict())
+    with pytest.raises(MolError, match=WORDS):
+        mixture.get_submodule("frozen.0.transformer.h.0")
+
+
+def test_peft_adapts_the_router_of_a_mixture_and_no_model() -> None:
+    peft = pytest.importorskip("peft")
+    mixture = MoLMixture.from_models([language_model_of("gpt2")] * 2, weights="router")
+    with pytest.raises(MolError, match=WORDS):
+        peft.get_peft_model(mixture, peft.LoraConfig(r=2, target_modules=["classifier", "c_attn"]))
+    mixture = MoLMixture.from_models([language_model_of("gpt2")] * 2, weights="router")
+    peft.get_peft_model(mixture, peft.LoraConfig(r=2, target_modules=["classifier"]))

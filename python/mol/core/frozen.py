@@ -6,7 +6,9 @@ that looks for modules by name would miss theirs without a word, as PEFT does wi
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from torch import nn
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from mol.core.blocks.source import Source
 
 FROZEN: Final = "frozen"
-"""What their names begin with, in a runtime."""
+"""What their names begin with, in a runtime or a mixture."""
 
 
 class FrozenError(MolError, AttributeError):
@@ -50,6 +52,36 @@ class Frozen(nn.Module):
 
     register_forward_pre_hook = register_backward_hook = register_forward_hook
     register_full_backward_hook = register_full_backward_pre_hook = register_forward_hook
+
+
+class NamesModels:
+    """A module that runs models, and names their modules right after itself; nn.Module comes after this as a base."""
+
+    @abstractmethod
+    def frozen_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name the modules of the models, each with a `Frozen` one in its place."""
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Give the modules by name as any module does, those of its models among them."""
+        found = super().named_modules(memo, prefix, remove_duplicate)  # type: ignore[misc]
+        for own in islice(found, 1):
+            yield own
+            yield from ((f"{prefix}{'.' if prefix else ''}{name}", module) for name, module in self.frozen_modules())
+        yield from found
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Give a module by name.
+
+        Raises:
+            FrozenError: it is one of the models'.
+            AttributeError: there is none.
+        """
+        if target.startswith(FROZEN):
+            raise refused(target)
+        module: nn.Module = super().get_submodule(target)  # type: ignore[misc]
+        return module
 
 
 def names_in(source: Source) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from itertools import islice
 from operator import index
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from mol.config.mol_config import MoLConfig
 from mol.core.blocks.placement import Memory
 from mol.core.building import build_layer
 from mol.core.fitting.calibration import checked_texts, fit_layer
-from mol.core.frozen import FROZEN, Frozen, names_in, refused
+from mol.core.frozen import Frozen, NamesModels, names_in
 from mol.core.fusion import Fusion, HostRun, Pass
 from mol.core.host import HostHead, check_noise, host_inputs
 from mol.core.models.loading import load_tokenizer, open_host, open_source
@@ -42,7 +41,7 @@ __all__ = ["LayerSpec", "MoLConfig", "MoLLayer", "MoLRuntime"]
 LayerSpec = ExpertSpec
 
 
-class MoLRuntime(nn.Module):
+class MoLRuntime(NamesModels, nn.Module):
     """A host model whose layers are shared with blocks of other models.
 
     Only adapters and routers are its parameters: the models are frozen and stay outside of `state_dict`.
@@ -125,28 +124,11 @@ class MoLRuntime(nn.Module):
         """Whether the host predicts the next token, so that no layer may look ahead."""
         return self.host.causal
 
-    def named_modules(
-        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
-    ) -> Iterator[tuple[str, nn.Module]]:
-        """Give the modules by name as any module does, and first those of its models that are open: see `Frozen`."""
-        found = super().named_modules(memo, prefix, remove_duplicate)
-        for own in islice(found, 1):
-            yield own
-            for source in self.__dict__["_sources"].values():
-                names, module = self._names_of(source)
-                yield from ((f"{prefix}{'.' if prefix else ''}{name}", module) for name in names)
-        yield from found
-
-    def get_submodule(self, target: str) -> nn.Module:
-        """Give a module by name.
-
-        Raises:
-            FrozenError: it is one of the models'.
-            AttributeError: there is none.
-        """
-        if target.startswith(FROZEN):
-            raise refused(target)
-        return super().get_submodule(target)
+    def frozen_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name the modules of the models that are open."""
+        for source in self.__dict__["_sources"].values():
+            names, module = self._names_of(source)
+            yield from ((name, module) for name in names)
 
     def setup_embeddings(self, primary_model: str | None = None) -> None:
         """Choose the host, whose embeddings, positions and masks are used; the first model if None.

@@ -23,6 +23,7 @@ from mol.core.blocks.inputs import CACHE_NAMES, Tokens
 from mol.core.blocks.lengths import Limit
 from mol.core.blocks.source import Source
 from mol.core.cache import CACHE_NAME, ExpertCache, FusedCache
+from mol.core.frozen import FROZEN, Frozen, NamesModels
 from mol.core.host import asked_for, check_longest, checked_labels
 from mol.core.models.loading import read_generation_config
 from mol.core.pretrained.described import config_from
@@ -39,7 +40,7 @@ from mol.core.routers import SimpleRouter
 from mol.errors import ConfigError, MolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from mol.io.checkpoint import Checkpoint
 
@@ -81,7 +82,7 @@ class MoLMixtureConfig(PreTrainedConfig):
         return config_from(super().from_dict, config_dict, kwargs)
 
 
-class MoLMixture(Writing, OutsideModels, GenerationMixin):
+class MoLMixture(Writing, NamesModels, OutsideModels, GenerationMixin):
     """p(x_t+1) = sum over models e of w_e(t) p_e(x_t+1), for models of one vocabulary.
 
     The weights w_e(t) are
@@ -240,6 +241,11 @@ class MoLMixture(Writing, OutsideModels, GenerationMixin):
         self.generation_config = copy.deepcopy(models[0].generation_config)
         self.loss_type = "ForCausalLM"  # so that Trainer counts labels without the first of each row
         self.train(mode=False)
+
+    def frozen_modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
+        """Name the modules of the models, by their numbers."""
+        for number, model in enumerate(self.models):
+            yield from ((f"{FROZEN}.{number}.{name}", Frozen()) for name, _ in model.named_modules() if name)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Leave modules as they were built."""
