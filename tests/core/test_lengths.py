@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    BarkSemanticConfig,
+    BarkSemanticModel,
+    GenerationConfig,
+)
 
 from mol import MoLMixture
 from mol.core.blocks.lengths import longest, probe_lengths, thresholds
@@ -145,6 +152,13 @@ def test_a_model_without_a_vocabulary_has_a_length_too() -> None:
     config = AutoConfig.for_model("canine", num_hash_buckets=64, max_position_embeddings=96, **sizes)
     assert not hasattr(config, "vocab_size")
     assert longest(AutoModel.from_config(config)) == 96
+
+
+def test_a_table_of_positions_that_is_called_a_block_ends_there() -> None:
+    sizes = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "input_vocab_size": 50, "output_vocab_size": 50}
+    source = Source(BarkSemanticModel(BarkSemanticConfig(block_size=24, **sizes)), "bark")
+    assert source.limit.table == 24
+    assert probe_lengths(source.driver, 0) == []
 
 
 def test_the_shortest_model_is_announced(fuse: Fuse) -> None:

@@ -123,7 +123,7 @@ class Pass:
             MolError: a model has no positions for so many tokens.
         """
         limits = {name: source.limit for name, source in fusion.sources.items()}
-        if any(limit.announced and limit.announced < mask.shape[1] for limit in limits.values()):
+        if any(most is not None and most < mask.shape[1] for limit in limits.values() for most in limit):
             check_longest(limits, int(mask.sum(1).max()), written=False)
         self._fusion = fusion
         self._mask = mask

@@ -85,8 +85,9 @@ def announced(model: PreTrainedModel) -> int | None:
 
 def longest(model: PreTrainedModel) -> int | None:
     """Return for how many tokens a model has positions; None if it makes them as it needs them, as rotary ones are."""
-    config, most = model.config.get_text_config(), announced(model)
-    if most is None:
+    config = model.config.get_text_config()
+    most = announced(model) or getattr(config, "block_size", None)  # so Bark calls it, and others what they attend to
+    if not isinstance(most, int):
         return None
     vocabulary = getattr(config, "vocab_size", None)  # models of sounds, images and hashed characters have none
     words = {id(module) for module in model.modules() if getattr(module, "num_embeddings", 0) == vocabulary}
