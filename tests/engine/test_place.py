@@ -334,7 +334,13 @@ def test_an_input_that_changes_during_the_run(tmp_path: Path, partial: Path, har
     base = drawn.normal(0, 0.02, 500_000)
     sources = tuple(encode(base + drawn.normal(0, 0.003, base.size), "F32") for _ in range(4))
     method = ties([1.0, 0.5, 0.25], [0.5, 0.3, 0.7], rescale=True)
-    plan = plan_of(tmp_path, {f"w{i}": Case(method, sources, "F32") for i in range(12)})
+    plan = plan_of(tmp_path, {f"w{i}": Case(method, sources, "BF16") for i in range(6)})
+    # Each of them many times, so that the merge outlasts the first report of its progress.
+    for turn in range(20):
+        for task in plan["tasks"][:6]:
+            tensor = plan["tensors"][task["to"][0]["tensor"]]
+            plan["tasks"].append(task | {"to": [{"tensor": len(plan["tensors"]), "row": 0}]})
+            plan["tensors"].append(tensor | {"name": f"{tensor['name']}.{turn}"})
     target = Path(plan["inputs"][1]["path"])
     seen: list[int] = []
 
