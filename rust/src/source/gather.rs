@@ -1,9 +1,10 @@
 //! Rows in another order, and rows that are made: a vocabulary indexed anew.
-use super::{Settings, Slot, Source, Tensor, lease_any, lease_as};
+use super::{Settings, Slot, Source, Tensor, lease_as};
 use crate::dtype::{F64, Float, Format, transcode};
 use crate::error::Result;
 use crate::simd::Simd;
 use std::ops::Range;
+use std::slice;
 
 /// Where rows of a gather come from.
 pub(super) enum From {
@@ -146,9 +147,6 @@ impl Source for Cast {
     }
 
     fn lease<'s>(&'s self, simd: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]> {
-        if self.of.float() == self.to {
-            return lease_any(&*self.of, simd, at, slot);
-        }
         lease_as(&*self.of, self.to, simd, at, slot)
     }
 
@@ -156,15 +154,11 @@ impl Source for Cast {
         self.of.fetch(at);
     }
 
-    fn resident(&self) -> usize {
-        self.of.resident()
+    fn parts(&self) -> &[Box<dyn Source>] {
+        slice::from_ref(&self.of)
     }
 
-    fn prepare(&mut self, settings: &Settings) -> Result<()> {
-        self.of.prepare(settings)
-    }
-
-    fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
-        self.of.leaves(visit);
+    fn parts_mut(&mut self) -> &mut [Box<dyn Source>] {
+        slice::from_mut(&mut self.of)
     }
 }

@@ -1,5 +1,5 @@
 //! The result of a method as a source: stages of a recipe without a file between them.
-use super::{Settings, Slot, Source, Tensor, lease_as};
+use super::{Settings, Slot, Source, lease_as};
 use crate::dtype::{F32, F64, Float};
 use crate::error::{Error, Result};
 use crate::lanes::Kernel;
@@ -72,7 +72,11 @@ impl Source for Merged {
         Ok(())
     }
 
-    fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
-        self.of.iter().for_each(|source| source.leaves(visit));
+    fn parts(&self) -> &[Box<dyn Source>] {
+        &self.of
+    }
+
+    fn parts_mut(&mut self) -> &mut [Box<dyn Source>] {
+        &mut self.of
     }
 }

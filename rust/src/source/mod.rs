@@ -83,18 +83,30 @@ pub trait Source: Send + Sync {
     /// Asks for elements ahead of their use. Advice only.
     fn fetch(&self, _at: Range<usize>) {}
 
-    /// Bytes of heap held for the whole task.
-    fn resident(&self) -> usize {
-        0
+    /// The sources that it is made of. A source with more than one list of them has its own of the three methods below.
+    fn parts(&self) -> &[Box<dyn Source>] {
+        &[]
     }
 
-    /// Finds what must be known of the whole before an element can be had; sources below it first.
-    fn prepare(&mut self, _settings: &Settings) -> Result<()> {
-        Ok(())
+    /// The same, to prepare them.
+    fn parts_mut(&mut self) -> &mut [Box<dyn Source>] {
+        &mut []
+    }
+
+    /// Bytes of heap held for the whole task, those of its parts included.
+    fn resident(&self) -> usize {
+        self.parts().iter().map(|part| part.resident()).sum()
+    }
+
+    /// Finds what must be known of the whole before an element can be had; its parts first.
+    fn prepare(&mut self, settings: &Settings) -> Result<()> {
+        self.parts_mut().iter_mut().try_for_each(|part| part.prepare(settings))
     }
 
     /// Visits every tensor of a file below it, to tell which one holds a value that is not finite.
-    fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor));
+    fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
+        self.parts().iter().for_each(|part| part.leaves(visit));
+    }
 }
 
 /// Rows (of all leading axes) and columns of a shape.

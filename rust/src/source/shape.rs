@@ -1,9 +1,10 @@
 //! Sources that only say where elements come from: rows, columns, stacks, transposes.
-use super::{Settings, Slot, Source, Tensor, lease_any};
+use super::{Slot, Source, lease_any};
 use crate::dtype::Float;
 use crate::error::Result;
 use crate::simd::Simd;
 use std::ops::Range;
+use std::slice;
 
 /// Elements of a source from one on: whole rows of it.
 pub(super) struct Rows {
@@ -40,16 +41,12 @@ impl Source for Rows {
         self.of.fetch(self.shift(&at));
     }
 
-    fn resident(&self) -> usize {
-        self.of.resident()
+    fn parts(&self) -> &[Box<dyn Source>] {
+        slice::from_ref(&self.of)
     }
 
-    fn prepare(&mut self, settings: &Settings) -> Result<()> {
-        self.of.prepare(settings)
-    }
-
-    fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
-        self.of.leaves(visit);
+    fn parts_mut(&mut self) -> &mut [Box<dyn Source>] {
+        slice::from_mut(&mut self.of)
     }
 }
 
@@ -89,16 +86,12 @@ impl Source for Columns {
         Ok(bytes)
     }
 
-    fn resident(&self) -> usize {
-        self.of.resident()
+    fn parts(&self) -> &[Box<dyn Source>] {
+        slice::from_ref(&self.of)
     }
 
-    fn prepare(&mut self, settings: &Settings) -> Result<()> {
-        self.of.prepare(settings)
-    }
-
-    fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
-        self.of.leaves(visit);
+    fn parts_mut(&mut self) -> &mut [Box<dyn Source>] {
+        slice::from_mut(&mut self.of)
     }
 }
 
@@ -179,16 +172,12 @@ impl Source for Stack {
         });
     }
 
-    fn resident(&self) -> usize {
-        self.parts.iter().map(|part| part.resident()).sum()
+    fn parts(&self) -> &[Box<dyn Source>] {
+        &self.parts
     }
 
-    fn prepare(&mut self, settings: &Settings) -> Result<()> {
-        self.parts.iter_mut().try_for_each(|part| part.prepare(settings))
-    }
-
-    fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
-        self.parts.iter().for_each(|part| part.leaves(visit));
+    fn parts_mut(&mut self) -> &mut [Box<dyn Source>] {
+        &mut self.parts
     }
 }
 
@@ -228,15 +217,11 @@ impl Source for Transpose {
         Ok(bytes)
     }
 
-    fn resident(&self) -> usize {
-        self.of.resident()
+    fn parts(&self) -> &[Box<dyn Source>] {
+        slice::from_ref(&self.of)
     }
 
-    fn prepare(&mut self, settings: &Settings) -> Result<()> {
-        self.of.prepare(settings)
-    }
-
-    fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
-        self.of.leaves(visit);
+    fn parts_mut(&mut self) -> &mut [Box<dyn Source>] {
+        slice::from_mut(&mut self.of)
     }
 }
