@@ -37,7 +37,7 @@ demo-fusion: .venv/.installed ## fuse MiniLM's blocks into SmolLM2-135M, print p
 	$(BIN)/python examples/smollm2/demo.py
 
 .PHONY: test
-test: lint rust-test python-test ## run every check that CI runs
+test: lint docs rust-test python-test ## run every check that CI runs
 
 .PHONY: lint
 lint: .venv/.installed ## formatters, linters, types, and the stub against the built extension
@@ -49,6 +49,15 @@ lint: .venv/.installed ## formatters, linters, types, and the stub against the b
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/stubtest mol._rust --mypy-config-file pyproject.toml
+
+.PHONY: docs
+docs: .venv/.installed ## the documentation as a site, build/docs, and that of the crate; a broken link is an error
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+	RUSTDOCFLAGS='-D warnings -A rustdoc::private-intra-doc-links' cargo doc $(MANIFEST) --locked --no-deps --document-private-items
+
+.PHONY: deny
+deny: tools ## cargo-deny: licenses and sources of what the engine is built from, known faults (`cargo install cargo-deny`)
+	cargo deny $(MANIFEST) check
 
 .PHONY: rust-test
 rust-test: tools ## cargo test

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +22,7 @@ pytestmark = [pytest.mark.fusion, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "rxnfp"
+GUIDE = ROOT / "docs" / "merging.md"
 PACKAGE = ROOT / "build" / "rxnfp"
 BASE = "bert_pretrained"
 
@@ -116,3 +120,36 @@ def test_the_dropped_head_is_reported(family: Path, demo: str) -> None:
     card = (family / "build" / "rxnfp" / "merged" / "linear" / "README.md").read_text()
     assert "classifier.weight" in card
     assert "classifier.bias" in card
+
+
+def shape(line: str) -> str:
+    """A printed line without what depends on the machine: times, speeds, free space."""
+    return re.sub(r"\d+(\.\d+)? ?(s|ms|[kMG]?B(/s)?)\b", "N", line.strip())
+
+
+def test_the_guide_shows_what_its_commands_print(family: Path) -> None:
+    guide = GUIDE.read_text(encoding="utf-8")
+    shutil.copytree(EXAMPLE, family / "examples" / "rxnfp")
+    for text in re.findall(r"^```console\n\$ mol-merge (.*?)^```", guide, re.DOTALL | re.MULTILINE):
+        command, *shown = text.splitlines()
+        done = run_command(family, *command.split())
+        printed = iter([shape(line) for line in done.splitlines()])
+        for line in shown:
+            assert line == "..." or shape(line) in printed, f"mol-merge {command} does not print, or not there: {line}"
+    recipes = re.findall(r"^```yaml\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    assert len(recipes) >= 3
+    for number, recipe in enumerate(recipes):
+        (family / f"{number}.yml").write_text(recipe, encoding="utf-8")
+        assert "tensors   " in run_command(family, "plan", f"{number}.yml")
+    ranges = (
+        run_command(family, f"{len(recipes) - 1}.yml", "stacked") and (family / "stacked" / "config.json").read_text()
+    )
+    assert '"num_hidden_layers": 18' in ranges
+
+
+def run_command(family: Path, *arguments: str) -> str:
+    command = [str(Path(sys.executable).with_name("mol-merge")), *arguments]
+    env = {**os.environ, "COLUMNS": "80"}
+    done = subprocess.run(command, cwd=family, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

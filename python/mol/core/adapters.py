@@ -95,18 +95,20 @@ class IdentityAdapter(BaseAdapter):
 class LinearAdapter(BaseAdapter):
     """One linear map, by default added to the input.
 
-        use_residual  use_layer_norm  y                                      starts, with init_identity, as
-        True          True            skip(x) + s |x| (P norm(x) + b)        skip(x)
-        True          False           skip(x) + s (P x + b)                  skip(x)
-        False         False           s (P x + b)                            skip(x), held by P = eye / s
-        False         True            s |x| (P norm(x) + b)                  (refused)
+    What it computes, by two of its options::
+
+        use_residual  use_layer_norm  y                                    starts, with init_identity, as
+        True          True            skip(x) + s rms(x) (P norm(x) + b)   skip(x)
+        True          False           skip(x) + s (P x + b)                skip(x)
+        False         False           s (P x + b)                          skip(x), held by P = eye / s
+        False         True            s rms(x) (P norm(x) + b)             (refused)
 
     skip(x) is x cut or padded with zeros to the output's width, the map `eye(output_dim, input_dim)`, and costs no
-    product. |x| is the root mean square of a token. The norm stands before P: after it, it would blow an infinitesimal
-    P up to full size. Its result is scaled back by |x|, so y(c x) = c y(x) for c > 0: a branch of fixed size would
-    drown streams as small as embeddings, and a difference of 0 would not stay 0. Without a norm only b has a fixed
-    size, and moves by s lr a step. Without init_identity, P is drawn at random such that s P x is about as large as x;
-    skip(x) remains where use_residual says so.
+    product. rms(x) is the root mean square of a token. The norm stands before P: after it, it would blow an
+    infinitesimal P up to full size. Its result is scaled back by rms(x), so y(c x) = c y(x) for c > 0: a branch of
+    fixed size would drown streams as small as embeddings, and a difference of 0 would not stay 0. Without a norm only
+    b has a fixed size, and moves by s lr a step. Without init_identity, P is drawn at random such that s P x is about
+    as large as x; skip(x) remains where use_residual says so.
 
     A map that was fitted beforehand is held exactly by the third form only: see `from_map`.
 
@@ -236,7 +238,7 @@ class LinearAdapter(BaseAdapter):
 class BottleneckAdapter(BaseAdapter):
     """The input, plus a narrow two-layer map of it whose second layer starts at zero (Houlsby et al., 2019).
 
-    y = skip(x) + s |x| (B act(C norm(x) + c) + b): the terms are those of `LinearAdapter`. The norm keeps the
+    y = skip(x) + s rms(x) (B act(C norm(x) + c) + b): the terms are those of `LinearAdapter`. The norm keeps the
     activation in the range where it bends, whatever the size of the stream. Without init_identity B is drawn at random
     such that the branch is about as large as x.
 

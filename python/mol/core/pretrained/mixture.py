@@ -86,6 +86,7 @@ class MoLMixture(Writing, NamesModels, OutsideModels, GenerationMixin):
     """p(x_t+1) = sum over models e of w_e(t) p_e(x_t+1), for models of one vocabulary.
 
     The weights w_e(t) are
+
     - "uniform": 1/E;
     - "posterior": proportional to the probability that model e gave to the tokens up to t (Li et al., 2022,
       "Branch-Train-Merge"), the first one left out, which none has predicted;
