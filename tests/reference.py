@@ -179,6 +179,7 @@ def dare_linear(
     tensors: Sequence[Tensor],
     weights: Sequence[float],
     densities: Sequence[float],
+    models: Sequence[int],
     *,
     normalize: bool = False,
     rescale: bool = True,
@@ -188,13 +189,14 @@ def dare_linear(
 ) -> Tensor:
     """Task arithmetic over task vectors of which each element survives at random, with the density as probability.
 
-    `rescale` restores the L1 norm that each had before, where the paper divides by the density.
+    `models` has a number for each model, by which it draws; `rescale` restores the L1 norm that each had before, where
+    the paper divides by the density.
     """
-    base, *models = tensors
+    base, *tuned = tensors
     thinned = []
-    for i, (model, density) in enumerate(zip(models, densities, strict=True)):
+    for model, density, number in zip(tuned, densities, models, strict=True):
         delta = model - base
-        kept = np.where(drawn(seed, name, i, delta.size) >> 1 < round(density * 2**31), delta, 0.0)
+        kept = np.where(drawn(seed, name, number, delta.size) >> 1 < round(density * 2**31), delta, 0.0)
         before, after = np.abs(delta).sum(), np.abs(kept).sum()
         thinned.append(base + kept * (before / after if rescale and before >= 1e-7 and after >= 1e-7 else 1.0))
     return task_arithmetic([base, *thinned], weights, normalize=normalize, lambda_=lambda_)

@@ -30,8 +30,7 @@ pub fn philox<const N: usize>(mut key: [u32; 2], mut counter: [[u32; N]; 4]) -> 
 
 /// What elements draw for a model: word `i % 4` of counter `[i / 4 (two words), model, 0]` for element `i`.
 #[inline(always)]
-pub fn draw<const N: usize>(key: [u32; 2], model: usize, at: At) -> [u32; N] {
-    let model = model as u32;
+pub fn draw<const N: usize>(key: [u32; 2], model: u32, at: At) -> [u32; N] {
     let mut drawn = [0; N];
     if N == W && at.step == 1 && at.first.is_multiple_of(4) {
         // Four counters give sixteen elements theirs.

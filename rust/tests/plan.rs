@@ -21,13 +21,15 @@ fn every_method_of_the_fixture_is_read_exactly() {
     assert_eq!(plan.tasks[4].of[1], Expr::Tensor(1, "b.\"e\"\n".into()));
     let Method::Ties(ties) = &plan.tasks[5].by else { panic!("ties") };
     assert_eq!((ties.densities.as_slice(), ties.majority_sign_method), (&[0.2, 1.0][..], MajoritySign::Count));
+    let Method::DareLinear(dare) = &plan.tasks[6].by else { panic!("dare") };
+    assert_eq!(dare.models, [0, u32::MAX]);
     assert_eq!((plan.seed, plan.allow_nonfinite), (7, true));
 }
 
 #[test]
 fn every_expression_of_the_fixture_is_read_and_written_as_it_was() {
     let plan = Plan::parse(FIXTURE).unwrap();
-    let Expr::Made(rows) = &plan.tasks[6].of[0] else { panic!("rows") };
+    let Expr::Made(rows) = &plan.tasks[7].of[0] else { panic!("rows") };
     let Made::Rows { of, from: 0, to: 3 } = &**rows else { panic!("rows") };
     assert_eq!((of.kind(), of.parts()[0].kind(), of.parts()[0].parts()[0].kind()), ("transpose", "columns", "tensor"));
     assert_eq!(plan.tables["v0"].runs, [(0, 1, 3), (4, 0, 1)]);
@@ -42,8 +44,8 @@ fn every_expression_of_the_fixture_is_read_and_written_as_it_was() {
 fn a_task_writes_rows_up_to_those_of_the_next() {
     let plan = Plan::parse(FIXTURE).unwrap();
     let places: Vec<_> = plan.written().iter().map(|place| (place.tensor, place.elements.clone())).collect();
-    assert_eq!(places[5..], [(5, 0..4), (6, 0..15), (6, 15..30), (7, 0..30)]);
-    assert_eq!(plan.written()[7].bytes, 30..60);
+    assert_eq!(places[6..], [(6, 0..4), (7, 0..15), (7, 15..30), (8, 0..30)]);
+    assert_eq!(plan.written()[8].bytes, 30..60);
 }
 
 #[test]
@@ -55,6 +57,7 @@ fn what_does_not_hold_together_is_refused() {
         ("{\"copy\": {}}".into(), "{\"copy\": {\"cast\": true}}".into(), "cast"),
         ("{\"copy\": {}}".into(), "{\"dare_ties\": {}}".into(), "dare_ties"),
         ("\"plan\": 2".into(), "\"plan\": 1".into(), "version 1"),
+        ("4294967295".into(), "4294967296".into(), "u32"),
         ("\"dtype\": \"F16\"".into(), "\"dtype\": \"F17\"".into(), "F17"),
         ("{\"stack\"".into(), "{\"spilled\"".into(), "spilled"),
         ("\"from\": 0".into(), "\"begin\": 0".into(), "begin"),
@@ -69,11 +72,11 @@ fn what_does_not_hold_together_is_refused() {
         ("\"tensor\": 0, \"row\": 0}]".into(), "\"tensor\": 0, \"row\": 0}], \"as\": {}".into(), "as"),
         ("[{\"tensor\": 0, \"row\": 0}]".into(), "[]".into(), "0 tensors"),
         (task(0, 0), task(1, 0), "`b.scaled`"),
-        (task(6, 3), task(6, 0), "row 0 of 6"),
-        (task(6, 3), task(6, 6), "row 6 of 6"),
-        (task(6, 3), task(9, 0), "lists 8"),
-        (task(6, 0), task(6, 1), "row 1 of 6"),
-        (task(7, 0), task(6, 5), "no task writes tensor `h.embedding`"),
+        (task(7, 3), task(7, 0), "row 0 of 6"),
+        (task(7, 3), task(7, 6), "row 6 of 6"),
+        (task(7, 3), task(9, 0), "lists 9"),
+        (task(7, 0), task(7, 1), "row 1 of 6"),
+        (task(8, 0), task(7, 5), "no task writes tensor `h.embedding`"),
     ] {
         assert!(FIXTURE.contains(&from), "{from}");
         let error = Plan::parse(&FIXTURE.replacen(&from, &to, 1)).unwrap_err().to_string();
@@ -121,8 +124,8 @@ fn a_tasks_digest_changes_with_that_task_alone() {
     for (from, to, changed) in [
         ("-0.1", "-0.2", vec![1]),
         ("[0, \"e\"]", "[1, \"e\"]", vec![4]),
-        ("\"row\": 3", "\"row\": 2", vec![6, 7]),
-        ("[1, \"b.h\"]", "[0, \"b.h\"]", vec![8]),
+        ("\"row\": 3", "\"row\": 2", vec![7, 8]),
+        ("[1, \"b.h\"]", "[0, \"b.h\"]", vec![9]),
         ("\"shape\": [4], \"output\": 1", "\"shape\": [5], \"output\": 1", vec![4]),
     ] {
         let others = digests(&FIXTURE.replacen(from, to, 1));

@@ -231,7 +231,8 @@ def test_tasks_that_write_rows_give_the_tensor_and_the_checksum_of_one_task(
 
 
 def test_tasks_of_one_tensor_do_not_draw_the_same_numbers(tmp_path: Path) -> None:
-    drops = {"dare_linear": {"weights": [1.0], "densities": [0.5], "normalize": False, "rescale": False, "lambda": 1.0}}
+    of_one = {"weights": [1.0], "densities": [0.5], "models": [0]}
+    drops = {"dare_linear": {**of_one, "normalize": False, "rescale": False, "lambda": 1.0}}
     values = {"w": np.zeros((8, 100)), "v": np.ones((8, 100))}
     tasks = [(a, *(rows(t(name), a, a + 4) for name in "wv")) for a in (0, 4)]
     plan = plan_for(tmp_path, *tasks, by=drops, shape=(8, 100), values=values)

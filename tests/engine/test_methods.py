@@ -17,6 +17,7 @@ from tests.engine.toolkit import (
     execute,
     linear,
     merge,
+    merge_one,
     of_rows,
     plan_of,
     read_shard,
@@ -33,8 +34,16 @@ def nuslerp(*weights: float, **switches: bool) -> Method:
     return {"nuslerp": {"weights": [*weights], "nuslerp_flatten": True, "nuslerp_row_wise": False} | switches}
 
 
-def dare(weights: list[float], densities: list[float], *, lambda_: float = 1.0, **switches: bool) -> Method:
-    numbers = {"weights": weights, "densities": densities, "lambda": lambda_}
+def dare(
+    weights: list[float],
+    densities: list[float],
+    models: list[int] | None = None,
+    *,
+    lambda_: float = 1.0,
+    **switches: bool,
+) -> Method:
+    models = list(range(len(weights))) if models is None else models
+    numbers = {"weights": weights, "densities": densities, "models": models, "lambda": lambda_}
     return {"dare_linear": {**numbers, "normalize": False, "rescale": True, **switches}}
 
 
@@ -62,6 +71,7 @@ METHODS: dict[str, tuple[int, Method]] = {
     "nuslerp of rows": (2, nuslerp(0.4, 0.2, nuslerp_flatten=False)),
     "nuslerp of columns": (2, nuslerp(0.4, 0.2, nuslerp_flatten=False, nuslerp_row_wise=True)),
     "dare": (4, dare([0.3, -0.7, 1.1], [0.5, 0.9, 0.1], lambda_=0.8)),
+    "dare of models that are numbered": (4, dare([0.3, -0.7, 1.1], [0.5, 0.9, 0.1], [5, 2**32 - 1, 2])),
     "dare, not rescaled": (3, dare([0.3, 0.9], [0.4, 1.0], rescale=False, normalize=True)),
     **of_rows(),
 }
@@ -218,6 +228,17 @@ def test_angles_of_rows_and_columns(tmp_path: Path, shape: tuple[int, ...], dtyp
         assert_agrees(case, merged[label], label)
     again = merge(tmp_path / "three", cases, tile=2 * 65536, threads=3)
     assert all(np.array_equal(again[label].data, merged[label].data) for label in cases)
+
+
+def test_a_model_that_leaves_changes_nothing_that_the_others_draw(tmp_path: Path) -> None:
+    base, *models = family(4, 4099, ("BF16",) * 4)
+    weights, densities = [0.3, 0.0, 0.9], [0.5, 0.5, 0.2]
+    case = Case(dare(weights, densities, [0, 1, 2]), (base, *models), "F32")
+    alone = Case(dare([0.3, 0.9], [0.5, 0.2], [0, 2]), (base, models[0], models[2]), "F32")
+    (all_three, two) = (
+        merge_one(tmp_path / str(i), c.method, *c.sources, dtype="F32") for i, c in enumerate((case, alone))
+    )
+    np.testing.assert_array_equal(all_three.data, two.data)
 
 
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9])

@@ -65,6 +65,11 @@ def source(index: int, expr: object) -> Change:
     return lambda plan: plan["tasks"][0]["of"].__setitem__(index, expr)
 
 
+def dare(numbers: list[int], *, of: int) -> dict[str, Any]:
+    one_each = {"weights": [1.0] * (of - 1), "densities": [0.5] * (of - 1), "models": numbers}
+    return {"dare_linear": {**one_each, "normalize": False, "rescale": False, "lambda": 1.0}}
+
+
 ONE = [[0, "layer.w"]]
 LIES: dict[str, tuple[Change, list[str]]] = {
     "a version to come": (top(plan=3), ["3"]),
@@ -88,6 +93,11 @@ LIES: dict[str, tuple[Change, list[str]]] = {
     "ties without densities": (task(0, by=ties([1.0], [])), ["layer.w"]),
     "ties that keeps more than all": (task(0, by=ties([1.0], [1.5])), ["layer.w", "1.5", "[0, 1]"]),
     "ties by another vote": (task(0, by=ties([1.0], [1.0], vote="mass")), ["mass"]),
+    "two models that draw the same": (
+        task(0, by=dare([2, 2], of=3), of=[*ONE * 3]),
+        ["layer.w", "two models", "number 2"],
+    ),
+    "a number of a model too few": (task(0, by=dare([], of=2)), ["layer.w", "0 numbers of models, wanted 1"]),
     "weights that cancel": (task(0, by=linear(1.0, -1.0)), ["layer.w", "zero"]),
     "arithmetic on integers": (task(1, by=linear(1.0, 1.0)), ["ids", "I64"]),
     "integers to floats": (tensor(1, dtype="F32"), ["ids", "I64", "F32"]),

@@ -41,6 +41,13 @@ def ties(weights: Sequence[float], densities: Sequence[float], *, lambda_: float
     return {"ties": {"weights": weights, "densities": densities, "lambda": lambda_, **more}}
 
 
+def dare_linear(
+    weights: Sequence[float], densities: Sequence[float], models: Sequence[int], *, lambda_: float, **more: bool
+) -> Method:
+    numbers = {"weights": weights, "densities": densities, "models": models}
+    return {"dare_linear": {**numbers, "lambda": lambda_, **more}}
+
+
 def test_the_plan_is_written_as_the_engine_reads_it() -> None:
     first, last = 0, 1
     plan = MergePlan(
@@ -56,6 +63,7 @@ def test_the_plan_is_written_as_the_engine_reads_it() -> None:
             OutputTensor("d.interpolated", "F16", (0, 7), last),
             OutputTensor("e.added", "F64", (4,), last),
             OutputTensor("f.elected", "BF16", (4,), last),
+            OutputTensor("f.thinned", "BF16", (4,), last),
             OutputTensor("g.experts", "BF16", (2, 3, 5), last),
             OutputTensor("h.embedding", "F32", (6, 5), last),
         ),
@@ -79,6 +87,11 @@ def test_the_plan_is_written_as_the_engine_reads_it() -> None:
             ),
             Task(
                 6,
+                dare_linear([0.5, 1.0], [0.2, 1.0], [0, 2**32 - 1], normalize=False, rescale=True, lambda_=1.0),
+                (Source(0, "f"), Source(1, "b.f"), Source(1, "b.g")),
+            ),
+            Task(
+                7,
                 COPY,
                 (
                     {
@@ -91,7 +104,7 @@ def test_the_plan_is_written_as_the_engine_reads_it() -> None:
                 ),
             ),
             Task(
-                6,
+                7,
                 linear([1.0, 1.0], normalize=True),
                 (
                     {"stack": [Source(0, "g.1"), Source(0, "g.2")]},
@@ -100,7 +113,7 @@ def test_the_plan_is_written_as_the_engine_reads_it() -> None:
                 row=3,
                 reads=(Source(1, "b.fisher"),),
             ),
-            Task(7, COPY, ({"gather": {"of": {"lora": ADAPTED}, "table": "v0"}},)),
+            Task(8, COPY, ({"gather": {"of": {"lora": ADAPTED}, "table": "v0"}},)),
         ),
         seed=7,
         allow_nonfinite=True,

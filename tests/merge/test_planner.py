@@ -58,6 +58,15 @@ def test_weightless_models_are_left_out() -> None:
     assert [file.path.split("/")[2] for file in planned.plan.inputs] == ["a", "c"]
 
 
+@pytest.mark.parametrize("names", ["bcd", "bacd", "bcda"])
+def test_models_draw_by_their_place_among_the_models_of_the_recipe(names: str) -> None:
+    """Neither a model that leaves nor where the base is listed, if it is, changes what the others draw."""
+    recipe = based("dare_linear", {"weight": 0.5, "density": 0.5}, *names)
+    recipe["models"][names.index("c")]["parameters"] = {"weight": 1, "density": 0}
+    method, sources = task(plan(recipe, *llamas("a", "b", "c", "d")), "model.norm.weight")
+    assert (method["dare_linear"]["models"], len(sources)) == ([0, 2], 3)
+
+
 def test_a_model_without_any_influence_is_told() -> None:
     told = "no weight of b is used: the recipe gives it no influence on any tensor"
     assert plan(linear(1, 0), *llamas("a", "b")).notes == (told,)

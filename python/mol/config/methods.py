@@ -83,6 +83,7 @@ class MethodSpec:
         plan: the plan's word for the method, where it is not the recipe's.
         divides: weights are divided by their sum, where there is a `normalize` only if that is true.
         base_twice: the base may be the other model too, with other layers for example.
+        draws: it draws random numbers, and the plan says by which number each model does (`models`).
     """
 
     name: str
@@ -96,6 +97,7 @@ class MethodSpec:
     plan: str = ""
     divides: bool = False
     base_twice: bool = False
+    draws: bool = False
 
     def starts_from(self, base: object) -> bool:
         """Tell whether the result starts from the base, which is None where the recipe has none."""
@@ -290,6 +292,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
             about="of each difference from the base values are dropped at random, the rest is made as large as the "
             "whole was, and the weighted sum is added to the base",
             divides=True,
+            draws=True,
         ),
         MethodSpec(
             "passthrough",

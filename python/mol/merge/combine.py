@@ -177,6 +177,10 @@ class Combiner:
                 numbers[word] = of_models[name][kept[0]]
             else:
                 numbers[word] = [of_models[name][lane] for lane in kept]
+        if self._spec.draws:
+            # Places among all models but the base, so neither a model that leaves nor a base that is listed changes
+            # what the others draw.
+            numbers["models"] = [self._others.index(lane) for lane in kept]
         return numbers
 
 

@@ -1,7 +1,7 @@
 //! DARE over task arithmetic (Yu et al., 2024): elements of each task vector are dropped at random. Where mol, like
 //! mergekit, departs from the paper: survivors are rescaled to the L1 norm of the whole, not by 1 / density.
 use super::delta::{Keep, Total, rescaled};
-use super::{Checked, Merge, finite, shares, weighs};
+use super::{Checked, Merge, finite, numbered, shares, weighs};
 use crate::draw::draw;
 use crate::error::Result;
 use crate::lanes::{At, Kernel, Lanes};
@@ -16,6 +16,8 @@ pub struct DareLinear {
     pub weights: Vec<f64>,
     /// Share of elements kept, one a model.
     pub densities: Vec<f64>,
+    /// By which its random numbers go, one a model: so they stay the same when another model leaves.
+    pub models: Vec<u32>,
     /// Divide by the sum of the weights.
     pub normalize: bool,
     /// Keep the L1 norm of a task vector through the loss of elements.
@@ -27,6 +29,7 @@ pub struct DareLinear {
 /// An element survives where the upper 31 bits of what it draws are below a limit, one a model.
 struct Drawn {
     key: [u32; 2],
+    models: Vec<u32>,
     limits: Vec<u32>,
 }
 
@@ -39,7 +42,7 @@ impl<R: Real> Keep<R> for Drawn {
 
     #[inline(always)]
     fn apply<const N: usize>(&self, (): &(), at: At, model: usize, _: [R; N], mut v: [R; N]) -> [R; N] {
-        let drawn = draw::<N>(self.key, model, at);
+        let drawn = draw::<N>(self.key, self.models[model], at);
         let limit = self.limits[model];
         for j in 0..N {
             v[j] = v[j].keep_if(drawn[j] >> 1 < limit);
@@ -53,12 +56,13 @@ impl Merge for DareLinear {
 
     fn check(&self, sources: usize) -> Checked<(), String> {
         weighs(&self.weights, 1, sources)?;
+        numbered(&self.models, self.weights.len())?;
         shares(&self.densities, sources).and(finite("lambda", &[self.lambda]))
     }
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
         let limits = self.densities.iter().map(|density| (density * f64::from(1_u32 << 31)).round() as u32).collect();
-        let keep = Drawn { key: sweep.settings.key, limits };
+        let keep = Drawn { key: sweep.settings.key, models: self.models.clone(), limits };
         let Self { ref weights, normalize, lambda, .. } = *self;
         let factors = if self.rescale { rescaled(sweep, &keep, weights)? } else { weights.clone() };
         Ok(Total::new(keep, weights, &factors, normalize, lambda).kernel())

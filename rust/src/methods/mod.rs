@@ -131,6 +131,19 @@ fn weighs(weights: &[f64], bases: usize, sources: usize) -> Checked<(), String> 
     finite("weight", weights)
 }
 
+/// Checks the numbers of models by which they draw: two with the same would draw the same.
+fn numbered(numbers: &[u32], models: usize) -> Checked<(), String> {
+    if numbers.len() != models {
+        return Err(format!("{} numbers of models, wanted {models}", numbers.len()));
+    }
+    let mut sorted = numbers.to_vec();
+    sorted.sort_unstable();
+    match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(format!("two models have the number {}, and would draw the same", pair[0])),
+        None => Ok(()),
+    }
+}
+
 /// Checks shares of elements kept, one a model; the base is the first source.
 fn shares(densities: &[f64], sources: usize) -> Checked<(), String> {
     expect(sources, densities.len() + 1)?;
