@@ -151,7 +151,10 @@ def test_a_word_in_the_wrong_map_that_changes_nothing_is_noted_once(text: str) -
             TIES + "normalize: false\n",
             "config.yml:7: unknown key `normalize` in a recipe: write `parameters: {normalize: ...}`",
         ),
-        (TIES + "nomalize: true\n", "config.yml:7: unknown key `nomalize` in a recipe"),
+        (
+            TIES + "nomalize: true\n",
+            "config.yml:7: unknown key `nomalize` in a recipe; did you mean `parameters: {normalize: ...}`?",
+        ),
         (TIES + "  nomalize: true\n", "config.yml:7: unknown parameter `nomalize` for ties; did you mean `normalize`?"),
         (
             TIES.replace("model: b", "model: b\n    parameters: {normalize: false}"),

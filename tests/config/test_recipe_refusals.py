@@ -76,6 +76,7 @@ def test_methods_to_come_are_refused_by_name(method: str) -> None:
         ),
         ("merge_method: linear\n", "config.yml:1: a recipe has either `models` or `slices`; here is neither"),
         (SLERP + "slices: []\n", "config.yml:8: a recipe has either `models` or `slices`; here is both"),
+        (SLERP + "modles: []\n", "config.yml:8: unknown key `modles` in a recipe; did you mean `models`?"),
         (SLERP + "modules: {}\n", "config.yml:8: `modules`: models of several modules come later"),
         (SLERP + "name: b\n", "config.yml:8: a model is called `b` as this recipe is: stages come later"),
         (SLERP + "method: ties\n", "config.yml:8: `method` and `merge_method` differ; give one of them"),

@@ -213,7 +213,7 @@ def method_named(word: str) -> MethodSpec:
 
 
 def _read_plain_keys(recipe: Table, read: RecipeFields, reader: ValueReader, *, flat: bool) -> None:
-    reader.keys(recipe, (*_KEYS, *_NO_EFFECT, *_LATER, "name"), "a recipe")
+    reader.keys(recipe, (*_KEYS, *_NO_EFFECT, "name"), "a recipe", later=_LATER)
     for word, why in _NO_EFFECT.items():
         if recipe.get(word) is None:
             continue

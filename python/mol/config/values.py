@@ -6,13 +6,17 @@ import itertools
 import math
 import numbers
 import re
+from typing import TYPE_CHECKING
 
-from mol.config.document import Items, Place, Problems, Table, shown, suggestion
+from mol.config.document import Items, Place, Problems, Table, closest, shown, suggestion
 from mol.config.ignored import without_effect
 from mol.config.methods import FOREIGN_PARAMETERS, METHODS, MethodSpec, ParameterSpec, Required, Scalar
 from mol.config.model_reference import ModelReference
 from mol.config.parameters import ParameterMap, Rule, compile_filter
 from mol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Container
 
 _KEYS_OF_RECIPE = frozenset((
     "base_model", "chat_template", "dtype", "layer_alignment", "merge_method", "models", "out_dtype", "output_path",
@@ -42,7 +46,14 @@ class ValueReader:
         self.shared = ParameterMap()
         self._models: dict[tuple[object, ...], ModelReference] = {}
 
-    def keys(self, table: Table, known: tuple[str, ...], what: str, hints: dict[str, str] | None = None) -> bool:
+    def keys(
+        self,
+        table: Table,
+        known: tuple[str, ...],
+        what: str,
+        hints: dict[str, str] | None = None,
+        later: Container[str] = (),
+    ) -> bool:
         """Refuse keys that a map does not have, or note that they have no effect; tell whether none was refused.
 
         Args:
@@ -50,10 +61,11 @@ class ValueReader:
             known: its keys.
             what: words for the map, as in "unknown key `x` in a slice".
             hints: for certain unknown keys, what to do instead.
+            later: keys that are refused elsewhere, and so never suggested.
         """
         before = len(self.problems)
         for word in table:
-            if word in known:
+            if word in known or word in later:
                 continue
             if hints and word in hints:
                 self.problems.add(table.at(word), f"unknown key `{word}` in {what}: {hints[word]}")
@@ -89,8 +101,11 @@ class ValueReader:
             return ": it belongs to the whole merge, in `parameters` of the recipe"
         if word.isdecimal():
             return f": a decimal has a point, as in 0.{word}; a comma ends the entry"
-        near = suggestion(word, known)
-        return near or "; mergekit ignores such a key: leave it out, or make it a comment with `#`"
+        parameters = [name for method in methods for name in method.parameters] if "parameters" in known else []
+        near = closest(word, (*known, *parameters), cutoff=0.6)
+        if near is None:
+            return "; mergekit ignores such a key: leave it out, or make it a comment with `#`"
+        return f"; did you mean `parameters: {{{near}: ...}}`?" if near in parameters else f"; did you mean `{near}`?"
 
     def _is_key_of_recipe(self, word: str, what: str) -> bool:
         return what != "a recipe" and word in _KEYS_OF_RECIPE
