@@ -1,4 +1,4 @@
-"""Imports between the packages of mol go downwards only, and nothing that a merge imports at once is heavy."""
+"""Imports between the files of mol go downwards only, never in a circle; what a merge imports at once is not heavy."""
 
 from __future__ import annotations
 
@@ -48,6 +48,34 @@ ALLOWED = {
         }
     ),
 }
+# The floors of `core` from the ground up, each a list of packages and files; the longest name that fits counts.
+FLOORS_OF_CORE = (
+    ("linear", "losses", "parts", "models.heads", "models.weights"),
+    ("adapters", "routers", "cache"),
+    ("blocks", "mol_layer"),  # any block of any model, run alone; and the layer that mixes some
+    ("models", "frozen", "running", "reports.notes", "reports.stats", "reports.starved"),
+    ("host", "fusion"),  # the host's own forward, with fused layers in it
+    ("runtime",),  # what a fused model is
+    ("building", "fitting", "reports"),
+    ("pretrained",),  # the same model as transformers' models
+    ("mol_runtime",),  # what it offers
+    ("",),
+)
+# Circles of imports that are still there, by the files they go through: the list may shrink, and nothing may join it.
+CIRCLES = (
+    {"mol.cli", "mol.cli.merge", "mol.cli.plan", "mol.cli.validate"},
+    {"mol.config.merge_config", "mol.config.recipe"},
+    {"mol.merge.inputs", "mol.merge.mismatch"},
+    {"mol.merge.layers", "mol.merge.names"},
+    {
+        "mol.merge.card",
+        "mol.merge.manifest",
+        "mol.merge.output",
+        "mol.merge.planner",
+        "mol.merge.side_files",
+        "mol.merge.special_tokens",
+    },
+)
 # Imported inside functions only, in rooms where they are imported at all; the rooms of fusion are made of them.
 HEAVY = frozenset({"accelerate", "huggingface_hub", "numpy", "safetensors", "torch", "transformers"})
 # Not even there: what runs a merge must work without the extra.
@@ -67,6 +95,9 @@ def dotted(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+NAMES = {dotted(path) for path in MODULES} | {"mol._rust"}
+
+
 def imports(path: Path) -> list[tuple[int, str, bool]]:
     """Each import of a file: line, absolute module, whether it runs when the module is imported."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
@@ -80,10 +111,9 @@ def imports(path: Path) -> list[tuple[int, str, bool]]:
             elif isinstance(child, ast.ImportFrom):
                 base = package[: len(package) - child.level + 1] if child.level else []
                 module = ".".join([*base, *([child.module] if child.module else [])])
-                if module == "mol":  # `from mol import _rust` names a module, not something in one
-                    found.extend((child.lineno, f"mol.{alias.name}", at_once) for alias in child.names)
-                else:
-                    found.append((child.lineno, module, at_once))
+                for alias in child.names:  # `from mol import _rust` names a module, not something in one
+                    inner = f"{module}.{alias.name}"
+                    found.append((child.lineno, inner if inner in NAMES else module, at_once))
             elif isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) or is_for_types(child):
                 visit(child, at_once=False)
             else:
@@ -91,6 +121,46 @@ def imports(path: Path) -> list[tuple[int, str, bool]]:
 
     visit(tree, at_once=True)
     return found
+
+
+def circles(imported: dict[str, set[str]]) -> list[set[str]]:
+    """Find the groups of files that import each other in a circle, by Tarjan's algorithm."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    waiting: list[str] = []
+    found = []
+
+    def visit(name: str) -> None:
+        order[name] = lowest[name] = len(order)
+        waiting.append(name)
+        for other in sorted(imported[name]):
+            if other not in order:
+                visit(other)
+            if other in waiting:
+                lowest[name] = min(lowest[name], lowest[other])
+        if lowest[name] == order[name]:
+            group = set(waiting[waiting.index(name) :])
+            del waiting[waiting.index(name) :]
+            if len(group) > 1:
+                found.append(group)
+
+    for name in sorted(imported):
+        if name not in order:
+            visit(name)
+    return found
+
+
+def floor_in_core(module: str) -> int:
+    """The floor of a file of `core`, by the longest name that it is or is in."""
+    name = module.removeprefix("mol.core").removeprefix(".")
+    fits = [
+        (len(known), number)
+        for number, floor in enumerate(FLOORS_OF_CORE)
+        for known in floor
+        if name == known or (known and name.startswith(f"{known}."))
+    ]
+    assert fits, f"{module}: a new file of core; give it a floor in this test"
+    return max(fits)[1]
 
 
 def is_for_types(node: ast.AST) -> bool:
@@ -105,6 +175,27 @@ def test_imports_go_downwards(path: Path) -> None:
         f"{path}:{line}: `{here or 'mol'}` imports {module}"
         for line, module, _ in imports(path)
         if module.split(".")[0] == "mol" and room(module) not in ALLOWED[here] | {here}
+    ]
+    assert not wrong
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    imported = {
+        dotted(path): {module for _, module, _ in imports(path) if module in NAMES} - {dotted(path), "mol._rust"}
+        for path in MODULES
+    }
+    found = circles(imported)
+    print(f"{len(found)} circles of imports:", *(", ".join(sorted(group)) for group in found), sep="\n  ")
+    assert [group for group in found if not any(group <= known for known in CIRCLES)] == []
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if room(dotted(p)) == "core"], ids=dotted)
+def test_imports_in_core_go_downwards(path: Path) -> None:
+    here = floor_in_core(dotted(path))
+    wrong = [
+        f"{path}:{line}: imports {module}, which is on floor {floor_in_core(module)} and not below {here}"
+        for line, module, _ in imports(path)
+        if room(module) == "core" and floor_in_core(module) > here
     ]
     assert not wrong
 

@@ -13,7 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from mol.config.mol_config import MoLConfig
 from mol.core.blocks.calls import argument, part
-from mol.core.blocks.dispatch import intercepted, run_block
+from mol.core.blocks.dispatch import call_block, intercepted
 from mol.core.blocks.inputs import Tokens
 from mol.core.blocks.probes import tensors
 from mol.core.blocks.source import Source
@@ -115,7 +115,7 @@ def replay(source: Source) -> str:
     def record(block: torch.nn.Module, call: Any) -> Any:  # noqa: ANN401 - as the block returns it
         form = source.calls.form_of(len(given), block)
         taken.append(argument(call, form.hidden_in).clone())
-        result = run_block(block, call)
+        result = call_block(block, call)
         given.append(part(result, form.result.port).clone())
         return result
 
@@ -134,7 +134,7 @@ def replay(source: Source) -> str:
         for context in (blank, real):
             hidden, live = start, {}
             for index in range(len(source)):
-                hidden = source.run(index, hidden, context, live=live)
+                hidden = source.run_block(index, hidden, context, live=live)
             results.append(source.layout.to_block(hidden))
         exact = [torch.equal(result, given[-1]) for result in results]
         if not any(exact):
@@ -169,7 +169,7 @@ def host(model: PreTrainedModel, source: Source) -> None:
         run = Pass(Fusion(source, {"own": source}, "own", layers, True), mask, mask.shape[1], None)
         with torch.no_grad():
             torch.manual_seed(0)
-            driven = run.run(lambda fresh=fresh: source.model(**fresh))
+            driven = run.run_host(lambda fresh=fresh: source.model(**fresh))
         _same_output(driven, wanted)
         return
     raise Failed(f"no input: {type(reason).__name__}: {reason}")
@@ -198,7 +198,7 @@ def fused(host_type: str, source: Source) -> MoLRuntime:
     torch.manual_seed(0)
     runtime = MoLRuntime(MoLConfig(models=["host", "source"]))
     # The models are made here, not loaded: there is nothing to load.
-    runtime.__dict__["_sources"] |= {"host": Source(randomised(made, 1), "host"), "source": source}
+    runtime.opened |= {"host": Source(randomised(made, 1), "host"), "source": source}
     for position, block in enumerate(blocks_of(source)):
         runtime.add_layer([("host", position), ("source", block)], position)
     return runtime

@@ -91,7 +91,7 @@ class Judge:
         self._check("source", lambda: checks.replay(source))
         self._enter("content")
         try:
-            self.row["content"] = source.content_dependent
+            self.row["content"] = source.sees_content()
         except checks.FAILURES:
             self.row["content"] = None  # its preludes fail, which the check above has told
         self._check("host", lambda: checks.host(model, source))
@@ -113,12 +113,12 @@ class Judge:
         """Trace the stack that mol takes by itself, else the first that can be traced."""
         name = self.row["type"]
         try:
-            return Source(model, name, causal=False)
+            return Source(model, name)
         except MolError as error:
             first = error
         for stack in find_stacks(model):
             try:
-                source = Source(model, name, stack=stack.path, causal=False)
+                source = Source(model, name, stack=stack.path)
             except MolError:
                 continue
             self.row["named"] = told(first)
@@ -129,12 +129,12 @@ class Judge:
         """Trace the same stack for the checks beside a host, or the first other one that can be made causal."""
         name = self.row["type"]
         first = Source(model, name, stack=preferred)
-        if first.causal:
+        if first.make_causal():
             return first
         for stack in find_stacks(model):
             try:
                 other = Source(model, name, stack=stack.path)
-                if other.causal:
+                if other.make_causal():
                     return other
             except MolError:
                 continue

@@ -1,15 +1,15 @@
 """Registers fused models and mixtures with transformers: after `import mol.auto`, its Auto classes load them."""
 
-from mol.core.pretrained.body import MoLModel
-from mol.core.pretrained.causal_lm import MoLForCausalLM
-from mol.core.pretrained.fused_model import MoLModelConfig
-from mol.core.pretrained.mixture import MoLMixture, MoLMixtureConfig
-from mol.core.pretrained.task_models import (
+from mol.core.mol_runtime import (
+    MoLForCausalLM,
     MoLForImageClassification,
     MoLForMaskedLM,
     MoLForSequenceClassification,
     MoLForTokenClassification,
 )
+from mol.core.pretrained.fused_model import MoLModel
+from mol.core.pretrained.mixture import MoLMixture, MoLMixtureConfig
+from mol.core.pretrained.model_config import MoLModelConfig
 
 __all__ = [
     "MoLForCausalLM",

@@ -4,8 +4,10 @@
     ├── ConfigError        a recipe or an argument that cannot be carried out (also a ValueError)
     ├── ArchitectureError  a model whose structure is not understood (also a ValueError)
     ├── CheckpointError    a model directory or weight file that is damaged, incomplete or of an unsupported format
-    └── MergeError         inputs that do not fit together, or a run that failed
-        └── MergeCancelled the caller asked the run to stop; the work done so far can be resumed
+    ├── MergeError         inputs that do not fit together, or a run that failed
+    │   └── MergeCancelled the caller asked the run to stop; the work done so far can be resumed
+    ├── FusionError        models, blocks or inputs that a fusion cannot run (also a ValueError)
+    └── InternalError      a bug of mol, never a mistake of its user
 
 Files that are missing or forbidden raise the builtin OSError family.
 """
@@ -31,7 +33,7 @@ class MolError(Exception):
 
     @classmethod
     def listing(cls, header: str, problems: Sequence[str]) -> Self:
-        """Build an error that tells everything that is wrong at once, one bullet line a problem.
+        """Build an error that lists everything that is wrong at once, one bullet line per problem.
 
         Args:
             header: what was refused, without a final colon.
@@ -62,3 +64,11 @@ class MergeError(MolError):
 
 class MergeCancelled(MergeError):
     """The run stopped because the caller asked for it; running it again resumes."""
+
+
+class FusionError(MolError, ValueError):
+    """Models, blocks or inputs that do not fit together in a fusion or a mixture, or that it does not support."""
+
+
+class InternalError(MolError):
+    """A bug of mol: a state that no recipe, input or call should lead to. Please report it."""

@@ -244,7 +244,7 @@ def test_token_dispatch_is_a_run_on_the_chosen_tokens_at_their_true_positions(ki
         tokens = Tokens(mask, picked[None], len(picked), stream.device, stream.dtype)
         context = source.context(tokens)
         part = stream[:, picked]
-        result = layer.experts[1](part, lambda inner: source.run(0, inner, context, live={}))
+        result = layer.experts[1](part, lambda inner: source.run_block(0, inner, context, live={}))
         wanted = part + weights[:, picked, 1:] * (result - part)
         found = runtime(ids)[0][:, picked]
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
-from mol.core.blocks.source import Source, Tokens
+from mol.core.blocks.inputs import Tokens
+from mol.core.blocks.source import Source
 from mol.core.cache import CACHE_NAME
 from mol.errors import ArchitectureError
 from tests.core.zoo import body_of
@@ -30,7 +31,10 @@ _KINDS: dict[str, dict[str, Any]] = {
 def source_of(kind: str, settings: dict[str, Any] | None = None, *, causal: bool = True) -> Source:
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModel.from_config(AutoConfig.for_model(kind, **(settings or _KINDS[kind]))).eval()
-    return Source(model, kind, causal=causal)
+    source = Source(model, kind)
+    if causal:
+        source.make_causal()
+    return source
 
 
 def tokens_of(length: int) -> Tokens:
@@ -48,7 +52,7 @@ def test_blocks_replayed_in_a_blank_context_give_the_models_own_bit_for_bit(kind
         first = handed[0][0][form.hidden_in] if isinstance(form.hidden_in, int) else handed[0][1][form.hidden_in]
         hidden, context, live = source.layout.from_block(first, 2), source.context(tokens), {}
         for index in range(len(source)):
-            hidden = source.run(index, hidden, context, live=live)
+            hidden = source.run_block(index, hidden, context, live=live)
         _, replayed = source.calls.capture(lambda: source.owner(**inputs), last=source.layout.to_block(hidden))
         wanted = source.owner(**inputs)
     assert torch.equal(replayed[0], wanted[0])
@@ -57,11 +61,11 @@ def test_blocks_replayed_in_a_blank_context_give_the_models_own_bit_for_bit(kind
 @pytest.mark.parametrize("kind", [kind for kind in _KINDS if kind != "longformer"])
 def test_blocks_for_sound_and_images_run_on_texts(kind: str) -> None:
     source = source_of(kind)
-    assert source.causal
+    assert source.is_causal()
     for length in (1, 6):
         hidden = torch.randn(2, length, source.width)
         with torch.no_grad():
-            assert source.run(1, hidden, source.context(tokens_of(length))).shape == hidden.shape
+            assert source.run_block(1, hidden, source.context(tokens_of(length))).shape == hidden.shape
 
 
 def test_a_text_that_is_longer_than_the_patches_of_an_image_is_refused() -> None:
@@ -78,13 +82,13 @@ def test_tokens_padded_to_whole_windows_are_cut_again() -> None:
     source = source_of("longformer", causal=False)
     hidden = torch.randn(2, 5, source.width)
     with torch.no_grad():
-        assert source.run(0, hidden, source.context(tokens_of(5))).shape == hidden.shape
+        assert source.run_block(0, hidden, source.context(tokens_of(5))).shape == hidden.shape
 
 
 def test_what_blocks_see_besides_hidden_states_is_told() -> None:
-    assert Source(body_of("gemma3n_text"), "gemma3n_text", causal=False).content_dependent
-    assert not Source(body_of("llama"), "llama").content_dependent
-    assert not Source(body_of("t5"), "t5").content_dependent
+    assert Source(body_of("gemma3n_text"), "gemma3n_text").sees_content()
+    assert not Source(body_of("llama"), "llama").sees_content()
+    assert not Source(body_of("t5"), "t5").sees_content()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +102,7 @@ def test_what_blocks_see_besides_hidden_states_is_told() -> None:
 )
 def test_padding_that_blocks_mind_is_noticed(kind: str, *, causal: bool, before: bool, behind: bool) -> None:
     source = source_of(kind, causal=causal)
-    assert source.causal == causal
+    assert source.is_causal() == causal
     assert [source.minds_padding(0, before=where) for where in (True, False)] == [before, behind]
 
 
@@ -106,8 +110,8 @@ def test_hidden_states_that_are_handed_over_three_times_are_one_input() -> None:
     """Funnel's blocks take queries, keys and values: to replace the queries alone would hide that they look ahead."""
     sizes = {"d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64, "vocab_size": 128, "block_sizes": [2, 1]}
     source = source_of("funnel", {**sizes, "architectures": ["FunnelModel"]})
-    assert not source.causal
-    assert not source.content_dependent
+    assert not source.is_causal()
+    assert not source.sees_content()
 
 
 def test_a_block_that_reads_keys_of_another_runs_alone() -> None:
@@ -116,7 +120,7 @@ def test_a_block_that_reads_keys_of_another_runs_alone() -> None:
     context = source.context(tokens_of(5))
     assert source.calls.writes
     with torch.no_grad():
-        assert source.run(2, torch.randn(2, 5, source.width), context).isfinite().all()
+        assert source.run_block(2, torch.randn(2, 5, source.width), context).isfinite().all()
     assert not any(source.has_native_cache(index) for index in range(3))
 
 

@@ -38,7 +38,7 @@ def bytes_of_block(source: Source, index: int) -> int:
 
 
 def memory_of(runtime: MoLRuntime) -> Memory:
-    return runtime.__dict__["_memory"]
+    return runtime._memory
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -99,7 +99,7 @@ def test_the_block_unused_for_longest_leaves_first(fuse: Fuse) -> None:
     hidden, tokens = source.driver.random_hidden(4)
     context = source.context(tokens)
     for index in (0, 1, 0, 2):
-        source.run(index, hidden, context, live={})
+        source.run_block(index, hidden, context, live={})
     loaded = [not source.calls.forms[i].block.mlp.up_proj.weight.isnan().any().item() for i in range(3)]
     assert loaded == [True, False, True]
     assert memory.reads == 3
@@ -176,7 +176,7 @@ def test_code_of_a_model_is_not_run_unasked(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "own/config.json").write_text(json.dumps(config))
     save_file({"weight": torch.zeros(1)}, tmp_path / "own/model.safetensors")
     with pytest.raises(ArchitectureError, match=r"auto_map: configuration_own.OwnConfig.*trust_remote_code=True"):
-        _ = MoLRuntime(MoLConfig(models=["own"])).host
+        MoLRuntime(MoLConfig(models=["own"])).setup_embeddings()
 
 
 def test_quantized_models_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +187,7 @@ def test_quantized_models_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "codes/config.json").write_text(json.dumps(config))
     for efficient in (True, False):
         with pytest.raises(CheckpointError, match=r"quant_method 'gptq'.*not supported"):
-            _ = MoLRuntime(MoLConfig(models=["codes"], memory_efficient=efficient)).host
+            MoLRuntime(MoLConfig(models=["codes"], memory_efficient=efficient)).setup_embeddings()
 
 
 def test_places_that_cannot_be_had_are_refused(fuse: Fuse) -> None:

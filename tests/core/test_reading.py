@@ -25,7 +25,10 @@ OTHER_BYTES = byte_pairs([LICENSE[5000:]], 400)
 
 
 def reader(kind: str, tokenizer: PreTrainedTokenizerBase, *, causal: bool = True) -> Reader:
-    return Reader(Source(body_of(kind, vocab_size=400), kind, causal=causal), tokenizer)
+    source = Source(body_of(kind, vocab_size=400), kind)
+    if causal:
+        source.make_causal()
+    return Reader(source, tokenizer)
 
 
 SMALL = reader("gpt2", BYTES)
@@ -71,7 +74,7 @@ def test_states_are_the_models_own(kind: str) -> None:
     model = body_of(kind, vocab_size=400)
     ids = [7, 8, 9, 50, 60]
     count = 3
-    read = Reader(Source(model, kind, causal=False), BYTES)
+    read = Reader(Source(model, kind), BYTES)
     states = read.states(ids, range(count + 1))
     given = torch.tensor([ids])
     with torch.no_grad():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mol.core.blocks.source import Source, Tokens
+from mol.core.blocks.inputs import Tokens
+from mol.core.blocks.source import Source
 from mol.errors import MolError
 from tests.core.zoo import LOOK_AHEAD, TYPES, body_of, tokens_of
 
@@ -19,16 +20,16 @@ def inputs_of(kind: str, source: Source) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", TYPES)
 def test_blocks_replayed_one_by_one_give_the_models_own_hidden_states_bit_for_bit(kind: str) -> None:
     model = body_of(kind)
-    source = Source(model, kind, causal=False)
+    source = Source(model, kind)
     driver = source.owner
     inputs = inputs_of(kind, source)
     with torch.no_grad():
         handed, wanted = source.calls.capture(lambda: driver(**inputs))
         hidden = source.layout.from_block(handed[0][0][0] if handed[0][0] else handed[0][1]["hidden_states"], 2)
         tokens = Tokens.of(torch.ones(2, hidden.shape[1], dtype=torch.long), hidden.shape[1], torch.float32)
-        context, live = handed if source.content_dependent else source.context(tokens), {}
+        context, live = handed if source.sees_content() else source.context(tokens), {}
         for index in range(len(source)):
-            hidden = source.run(index, hidden, context, live=live)
+            hidden = source.run_block(index, hidden, context, live=live)
         _, replayed = source.calls.capture(lambda: driver(**inputs), last=source.layout.to_block(hidden))
         wanted = driver(**inputs)
     assert torch.equal(replayed.last_hidden_state, wanted.last_hidden_state)
@@ -37,7 +38,22 @@ def test_blocks_replayed_one_by_one_give_the_models_own_hidden_states_bit_for_bi
 @pytest.mark.parametrize("kind", TYPES)
 def test_blocks_are_made_causal_where_that_can_be_done(kind: str) -> None:
     source = Source(body_of(kind), kind)
-    assert source.causal is (kind not in LOOK_AHEAD)
+    assert source.make_causal() is (kind not in LOOK_AHEAD)
+    assert source.is_causal() is (kind not in LOOK_AHEAD)
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5", "vit"])
+def test_a_question_changes_nothing(kind: str) -> None:
+    source = Source(body_of(kind), kind)
+    hidden, tokens = source.driver.random_hidden(5)
+    with torch.no_grad():
+        before = source.run_block(1, hidden, source.context(tokens))
+        assert not source.is_causal(1)
+        assert not source.has_native_cache(1)
+        source.minds_padding(1, before=False)
+        assert torch.equal(source.run_block(1, hidden, source.context(tokens)), before)
+        assert (source.made_causal, source.make_causal(1), source.made_causal) == (False, True, True)
+        assert not torch.equal(source.run_block(1, hidden, source.context(tokens)), before)
 
 
 def test_a_twin_leaves_the_model_alone() -> None:
@@ -45,8 +61,9 @@ def test_a_twin_leaves_the_model_alone() -> None:
     model = body_of("bert")
     ids = tokens_of(2, 7)
     before = model(ids).last_hidden_state
-    causal, free = Source(model, "bert"), Source(model, "bert", causal=False)
-    assert (causal.causal, causal.made_causal, free.causal, free.made_causal) == (True, True, False, False)
+    causal, free = Source(model, "bert"), Source(model, "bert")
+    assert causal.make_causal()
+    assert (causal.is_causal(), causal.made_causal, free.is_causal(), free.made_causal) == (True, True, False, False)
     assert torch.equal(model(ids).last_hidden_state, before)
     assert causal.model.get_input_embeddings().weight is model.get_input_embeddings().weight
 
@@ -61,7 +78,7 @@ def test_gradients_flow_through_a_block_and_not_into_it() -> None:
     source = Source(body_of("llama"), "llama")
     hidden = torch.randn(2, 5, 32, requires_grad=True)
     tokens = Tokens.of(torch.ones(2, 5, dtype=torch.long), 5, torch.float32)
-    source.run(1, hidden, source.context(tokens)).square().sum().backward()
+    source.run_block(1, hidden, source.context(tokens)).square().sum().backward()
     assert hidden.grad is not None
     assert hidden.grad.abs().min() > 0
     assert all(parameter.grad is None for parameter in source.model.parameters())
@@ -71,7 +88,7 @@ def test_the_encoder_of_t5_is_taken_unless_the_decoder_is_named() -> None:
     model = body_of("t5")
     assert Source(model, "t5").stack == "encoder.block"
     decoder = Source(model, "t5", stack="decoder")
-    assert (decoder.stack, decoder.causal, decoder.made_causal) == ("decoder.block", True, False)
+    assert (decoder.stack, decoder.make_causal(), decoder.made_causal) == ("decoder.block", True, False)
 
 
 def test_a_stack_that_is_not_there_is_refused_with_those_that_are() -> None:

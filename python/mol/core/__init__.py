@@ -9,16 +9,16 @@ if TYPE_CHECKING:
     from mol.config.mol_config import MoLConfig
     from mol.core.adapters import BaseAdapter, BottleneckAdapter, LinearAdapter, create_adapter
     from mol.core.fitting.suggest import suggest_layers
-    from mol.core.mol_runtime import MoLRuntime
-    from mol.core.pretrained.causal_lm import MoLForCausalLM
-    from mol.core.pretrained.fused_model import MoLModelConfig
-    from mol.core.pretrained.mixture import MoLMixture, MoLMixtureConfig
-    from mol.core.pretrained.task_models import (
+    from mol.core.mol_runtime import (
+        MoLForCausalLM,
         MoLForImageClassification,
         MoLForMaskedLM,
         MoLForSequenceClassification,
         MoLForTokenClassification,
+        MoLRuntime,
     )
+    from mol.core.pretrained.mixture import MoLMixture, MoLMixtureConfig
+    from mol.core.pretrained.model_config import MoLModelConfig
     from mol.core.routers import BaseRouter, SimpleRouter, TokenLevelRouter, create_router
 
 __all__ = [
@@ -50,18 +50,18 @@ if not TYPE_CHECKING:
         "mol.architecture": ("ArchitectureInfo", "UniversalArchitectureHandler"),
         "mol.config.mol_config": ("MoLConfig",),
         "mol.core.adapters": ("BaseAdapter", "BottleneckAdapter", "LinearAdapter", "create_adapter"),
-        "mol.core.pretrained.causal_lm": ("MoLForCausalLM",),
-        "mol.core.pretrained.mixture": ("MoLMixture", "MoLMixtureConfig"),
-        "mol.core.mol_runtime": ("MoLRuntime",),
-        "mol.core.pretrained.fused_model": ("MoLModelConfig",),
-        "mol.core.routers": ("BaseRouter", "SimpleRouter", "TokenLevelRouter", "create_router"),
-        "mol.core.fitting.suggest": ("suggest_layers",),
-        "mol.core.pretrained.task_models": (
+        "mol.core.mol_runtime": (
+            "MoLForCausalLM",
             "MoLForImageClassification",
             "MoLForMaskedLM",
             "MoLForSequenceClassification",
             "MoLForTokenClassification",
+            "MoLRuntime",
         ),
+        "mol.core.pretrained.mixture": ("MoLMixture", "MoLMixtureConfig"),
+        "mol.core.pretrained.model_config": ("MoLModelConfig",),
+        "mol.core.routers": ("BaseRouter", "SimpleRouter", "TokenLevelRouter", "create_router"),
+        "mol.core.fitting.suggest": ("suggest_layers",),
     }
 
     def __getattr__(name: str) -> object:

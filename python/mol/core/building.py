@@ -14,7 +14,7 @@ from mol.errors import ConfigError, MolError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mol.core.mol_runtime import MoLRuntime
+    from mol.core.runtime import Runtime
 
     Asked = tuple[str, int | Iterable[int]]
     """A model, and the number of one of its blocks, or of several that run in a row."""
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("mol")
 
 
-def build_layer(runtime: MoLRuntime, asked: Sequence[Asked], position: int) -> MoLLayer:
+def build_layer(runtime: Runtime, asked: Sequence[Asked], position: int) -> MoLLayer:
     """Make the layer that is to stand for one of the host's, where the host is; see `MoLRuntime.add_layer`.
 
     Raises:
         ConfigError: a model, a block or the place does not exist, or the place is taken.
         MolError: blocks cannot be run alone, or look ahead in a causal model.
     """
-    host, settings = runtime.host, runtime.config
+    host, settings = runtime.open_host(), runtime.config
     problems = []
     if len(runtime.layers) == settings.max_layers:
         problems.append(f"max_layers is {settings.max_layers}, and so many layers were added")
@@ -53,7 +53,7 @@ def build_layer(runtime: MoLRuntime, asked: Sequence[Asked], position: int) -> M
         specs.append(ExpertSpec(name, blocks))
     if problems:
         raise ConfigError.listing(f"layer {position} cannot be added", problems)
-    _check_causal(runtime, specs)
+    _make_causal(runtime, specs)
     own = ExpertSpec(host.name, (position,))
     _say_notes(runtime, specs, own)
     experts = [
@@ -76,7 +76,7 @@ def build_layer(runtime: MoLRuntime, asked: Sequence[Asked], position: int) -> M
     return layer.to(host.device)
 
 
-def _say_notes(runtime: MoLRuntime, specs: Sequence[ExpertSpec], own: ExpertSpec) -> None:
+def _say_notes(runtime: Runtime, specs: Sequence[ExpertSpec], own: ExpertSpec) -> None:
     """Warn, once for each model, of what its blocks do not get here; see `mol.core.reports.notes`."""
     host, settings = runtime.host, runtime.config
     for spec in specs:
@@ -89,19 +89,20 @@ def _say_notes(runtime: MoLRuntime, specs: Sequence[ExpertSpec], own: ExpertSpec
         else:
             continue
         for note in found:
-            if note not in source.notes:
-                source.notes.append(note)
+            known = runtime.notes.setdefault(spec.model, [])
+            if note not in known:
+                known.append(note)
                 _log.warning("%s", note.sentence)
 
 
-def _check_causal(runtime: MoLRuntime, specs: Sequence[ExpertSpec]) -> None:
-    if not runtime.is_causal or runtime.config.allow_bidirectional:
+def _make_causal(runtime: Runtime, specs: Sequence[ExpertSpec]) -> None:
+    if not runtime.host.is_causal() or runtime.config.allow_bidirectional:
         return
     looking = [
         f"{spec.model}[{block}] ({type(runtime.source(spec.model).blocks[0]).__name__})"
         for spec in specs
         for block in spec.blocks
-        if not runtime.source(spec.model).is_causal(block)
+        if not runtime.source(spec.model).make_causal(block)
     ]
     if looking:
         raise MolError.listing(

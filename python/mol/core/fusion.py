@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mol.core.blocks.calls import Arguments, argument, part, ports
-from mol.core.blocks.dispatch import intercepted, run_block
+from mol.core.blocks.dispatch import call_block, intercepted
 from mol.core.host import check_longest
 from mol.core.mol_layer import ExpertSpec, MoLLayer, Routing, RunBlocks, RunPart
 from mol.core.parts import Part, Whole
@@ -52,6 +52,18 @@ class Fusion(NamedTuple):
     def pins(self) -> bool:
         """Whether rows choose once, so that outputs within the tokens they choose by look ahead."""
         return any(layer.mode(self.dispatch) == "sequence" for layer in self.layers.values())
+
+    def host_blocks(self) -> set[int]:
+        """Return the host's blocks that run: those without a fused layer, and its own among the experts."""
+        experts = {
+            block
+            for layer in self.layers.values()
+            for spec in layer.specs
+            if spec.model == self.host_name
+            for block in spec.blocks
+        }
+        kept = set(range(len(self.host))) - self.layers.keys() if self.keep_host_layers else set[int]()
+        return experts | kept
 
     def foreign(self) -> list[ExpertSpec]:
         """List the experts that do not stand in their own place, so that they have a cache of their own."""
@@ -139,7 +151,7 @@ class Pass:
         self.routings: dict[int, Routing] = {}
         self.hidden: torch.Tensor | None = None
 
-    def run(self, forward: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the host returns
+    def run_host(self, forward: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the host returns
         """Run the host's forward with the fused layers in it, and return what it returned."""
         host = self._fusion.host
         with intercepted(host.blocks, self._block):
@@ -155,7 +167,7 @@ class Pass:
         last = index == len(host) - 1
         if layer is None:
             if self._fusion.keep_host_layers:
-                result = run_block(block, call)
+                result = call_block(block, call)
             else:
                 result = host.calls.stub(index, call, argument(call, form.hidden_in))
             if last:
@@ -201,19 +213,19 @@ class Pass:
         form = host.calls.forms[index]
 
         def run(hidden: torch.Tensor) -> torch.Tensor:
-            result = run_block(form.block, form.with_hidden(call, host.layout.to_block(hidden)))
+            result = call_block(form.block, form.with_hidden(call, host.layout.to_block(hidden)))
             carried.update(ports(result))
             return host.layout.from_block(part(result, form.result.port), hidden.shape[0])
 
         return run
 
     def _run_expert(
-        self, own: RunBlocks | None, place: tuple[int, int], spec: ExpertSpec, seen: Part, hidden: torch.Tensor
+        self, own: RunBlocks | None, key: tuple[int, int], spec: ExpertSpec, seen: Part, hidden: torch.Tensor
     ) -> torch.Tensor:
         # Not where the host's call and cache, which are for all tokens, would show too much.
         if own is not None and isinstance(seen, Whole):
             return own(hidden)
-        return self._experts.run(place, spec, seen, hidden)
+        return self._experts.run_expert(key, spec, seen, hidden)
 
     @cached_property
     def _alone(self) -> Routing:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mol.core.blocks.calls import argument
-from mol.core.blocks.inputs import CACHE_NAMES, Inputs, Tokens
+from mol.core.blocks.inputs import CACHE_NAMES, Inputs, Tokens, takes, token_inputs
 from mol.errors import MolError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from mol.core.blocks.lengths import Limit
     from mol.core.blocks.source import Source
-    from mol.core.mol_runtime import MoLRuntime
 
 _log: Final = logging.getLogger("mol")
 _FROM_MASK: Final = "every model makes its own from attention_mask"
@@ -35,7 +34,7 @@ UNKNOWN_TO_EXPERTS: Final = {
 
 def reads_images(host: Source) -> bool:
     """Tell whether a host takes `pixel_values` instead of tokens."""
-    return not host.takes(host.model, "input_ids") and host.takes(host.model, "pixel_values")
+    return not takes(host.model, "input_ids") and takes(host.model, "pixel_values")
 
 
 def checked_tokens(input_ids: Any) -> torch.Tensor:  # noqa: ANN401 - whatever was given
@@ -108,7 +107,7 @@ def host_options(host: Source, model: nn.Module, others: Mapping[str, Any]) -> d
     for name in given:
         if name in UNKNOWN_TO_EXPERTS:
             raise MolError(f"a fused model does not take {name}: {UNKNOWN_TO_EXPERTS[name]}")
-        if not host.takes(model, name) and name != "output_hidden_states":
+        if not takes(model, name) and name != "output_hidden_states":
             raise MolError(f"a fused model does not take {name}, nor does its host {host.name}")
     return given
 
@@ -145,7 +144,7 @@ def host_inputs(
     if input_ids is not None:
         input_ids = checked_tokens(input_ids)
         mask = checked_mask(input_ids, attention_mask)
-        return {**host.token_inputs(model, input_ids, mask), **given}, mask
+        return {**token_inputs(model, input_ids, mask, positions=host.is_causal()), **given}, mask
     # How many patches an image of this size has, only its embeddings know.
     with torch.no_grad():
         handed, _ = host.calls.capture(lambda: model(**given))
@@ -207,10 +206,10 @@ def most_positions(sources: Mapping[str, Source]) -> int | None:
 class HostHead(nn.Module):
     """The host's final norm and head, as its own forward applies them."""
 
-    def __init__(self, runtime: MoLRuntime) -> None:
-        """Belong to a runtime, without being part of its modules twice."""
+    def __init__(self, host: Source) -> None:
+        """Apply the head of this host, whose weights are none of this module."""
         super().__init__()
-        self.__dict__["_runtime"] = runtime
+        self._host = host
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Turn the stream after the last layer (B, T, H) into logits: (B, T, V), or (B, C) of C classes.
@@ -219,7 +218,7 @@ class HostHead(nn.Module):
             hidden_states: the stream.
             attention_mask: (B, T), 0 for padding; only heads that sum up a text look at it.
         """
-        host: Source = self.__dict__["_runtime"].host
+        host = self._host
         batch, length, _ = hidden_states.shape
         mask = torch.ones(batch, length, dtype=torch.long, device=hidden_states.device)
         if attention_mask is not None:
@@ -241,15 +240,15 @@ class HostHead(nn.Module):
 class OutputEmbeddings(nn.Module):
     """The host's last linear map as a module of the fusion, without parameters of its own; PEFT looks for it there."""
 
-    def __init__(self, runtime: MoLRuntime) -> None:
-        """Belong to a runtime, whose host keeps the weights."""
+    def __init__(self, host: Source) -> None:
+        """Call the output embeddings of this host, which keeps the weights."""
         super().__init__()
-        self.__dict__["_runtime"] = runtime
+        self._host = host
 
     @property
     def inner(self) -> nn.Module:
         """The host's own module."""
-        module: nn.Module = self.__dict__["_runtime"].host.model.get_output_embeddings()
+        module: nn.Module = self._host.model.get_output_embeddings()
         return module
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - what the module has: weight, bias, its widths

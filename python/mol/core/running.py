@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
-from mol.core.blocks.source import Source, Tokens
+from mol.core.blocks.inputs import Tokens
 from mol.core.cache import Compacted
 from mol.core.parts import Picked, Rows, Whole
 from mol.errors import MolError
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
     from mol.core.blocks.calls import Arguments
     from mol.core.blocks.prelude import Carries
+    from mol.core.blocks.source import Source
     from mol.core.cache import ExpertCache, FusedCache
     from mol.core.mol_layer import ExpertSpec
     from mol.core.parts import Part
 
-    Place = tuple[int, int]
-    """Layer and expert."""
+    ExpertKey = tuple[int, int]
+    """Position of a layer, and number of an expert in it."""
 
 
 class ExpertRuns:
@@ -48,18 +49,18 @@ class ExpertRuns:
         self._live: dict[tuple[str, tuple[int, ...] | None, bool], Carries] = {}
         self._positions: torch.Tensor | None = None
 
-    def run(self, place: Place, spec: ExpertSpec, part: Part, hidden: torch.Tensor) -> torch.Tensor:
+    def run_expert(self, key: ExpertKey, spec: ExpertSpec, part: Part, hidden: torch.Tensor) -> torch.Tensor:
         """Run an expert's blocks on the hidden states (..., D) of its part, and return the like in the same dtype."""
         source = self._sources[spec.model]
         given = hidden.to(source.dtype)
         if not isinstance(part, Picked):
-            result = self._run_rows(source, place, spec, part, given)
+            result = self._run_rows(source, key, spec, part, given)
         elif self._cache is not None and all(
             source.has_native_cache(block) and source.keeps_gaps(block) for block in spec.blocks
         ):
-            result = self._run_with_gaps(source, place, spec, part, given, self._cache)
+            result = self._run_with_gaps(source, key, spec, part, given, self._cache)
         else:
-            result = self._run_compacted(source, place, spec, part, given)
+            result = self._run_compacted(source, key, spec, part, given)
         return result.to(hidden.dtype)
 
     @staticmethod
@@ -67,7 +68,7 @@ class ExpertRuns:
         return all(source.has_native_cache(block) for block in spec.blocks)
 
     def _run_rows(
-        self, source: Source, place: Place, spec: ExpertSpec, part: Whole | Rows, hidden: torch.Tensor
+        self, source: Source, key: ExpertKey, spec: ExpertSpec, part: Whole | Rows, hidden: torch.Tensor
     ) -> torch.Tensor:
         self._refuse_padding(source, spec, **self._padding)
         numbers = part.numbers if isinstance(part, Rows) else None
@@ -75,21 +76,21 @@ class ExpertRuns:
         whole = self._cache is None or not self._is_native(source, spec)
         live = self._live.setdefault((spec.model, numbers, whole), {})
         if self._cache is None:
-            return run_blocks(source, spec, hidden, self._context(spec.model, part, whole=True), None, live)
+            return run_expert_blocks(source, spec, hidden, self._context(spec.model, part, whole=True), None, live)
         if numbers is not None:
-            self._cache.rows[place] = list(numbers)
+            self._cache.rows[key] = list(numbers)
         if not whole:
-            cache = self._cache.experts.get(place)
+            cache = self._cache.experts.get(key)
             if cache is None:
-                cache = self._cache.experts[place] = source.new_cache()
+                cache = self._cache.experts[key] = source.new_cache()
             cache.seen = self._cache.seen
-            return run_blocks(source, spec, hidden, self._context(spec.model, part, whole=False), cache, live)
+            return run_expert_blocks(source, spec, hidden, self._context(spec.model, part, whole=False), cache, live)
         # Without a cache of its own a block runs on all that has gone into it; only its new outputs count.
-        before = self._cache.histories.get(place)
+        before = self._cache.histories.get(key)
         hidden = hidden if before is None else torch.cat([before, hidden], 1)
-        self._cache.histories[place] = hidden
+        self._cache.histories[key] = hidden
         context = self._context(spec.model, part, whole=True)
-        return run_blocks(source, spec, hidden, context, None, live)[:, -self._length :]
+        return run_expert_blocks(source, spec, hidden, context, None, live)[:, -self._length :]
 
     def _context(self, name: str, part: Whole | Rows, *, whole: bool) -> list[Arguments]:
         """Give the context of a model for all tokens, or for the new ones after those in a cache."""
@@ -137,10 +138,10 @@ class ExpertRuns:
         return part.take(self._positions)
 
     def _run_compacted(
-        self, source: Source, place: Place, spec: ExpertSpec, part: Picked, hidden: torch.Tensor
+        self, source: Source, key: ExpertKey, spec: ExpertSpec, part: Picked, hidden: torch.Tensor
     ) -> torch.Tensor:
         """Run on all tokens of an expert so far, those of a row side by side and padding behind them."""
-        before = None if self._cache is None else self._cache.compacted.get(place)
+        before = None if self._cache is None else self._cache.compacted.get(key)
         if before is None:
             batch = self._mask.shape[0]
             before = Compacted(hidden.new_zeros(batch, 0, hidden.shape[-1]), part.rows.new_zeros(batch, 0), [0] * batch)
@@ -152,13 +153,13 @@ class ExpertRuns:
         whole = functional.pad(before.hidden, (0, 0, 0, more)).index_put(put, hidden)
         positions = functional.pad(before.positions, (0, more)).index_put(put, self._positions_of(part))
         if self._cache is not None:
-            self._cache.compacted[place] = Compacted(whole, positions, counts)
+            self._cache.compacted[key] = Compacted(whole, positions, counts)
         # Rows without a new token have nothing to say, and a row without any could not even be masked.
         running = Rows.of([row for row, count in enumerate(part.counts) if count], hidden.device)
         mask = torch.arange(width, device=hidden.device) < part.rows.new_tensor(counts)[:, None]
         self._refuse_padding(source, spec, before=False, behind=any(counts[row] < width for row in running.numbers))
         tokens = Tokens(running.take(mask.long()), running.take(positions), width, hidden.device, source.dtype)
-        result = run_blocks(source, spec, running.take(whole), source.context(tokens), None, {})
+        result = run_expert_blocks(source, spec, running.take(whole), source.context(tokens), None, {})
         number = part.rows.new_zeros(len(counts))
         number[running.index] = torch.arange(len(running.numbers), device=hidden.device)
         return result[number[part.rows], places]
@@ -166,7 +167,7 @@ class ExpertRuns:
     def _run_with_gaps(
         self,
         source: Source,
-        place: Place,
+        key: ExpertKey,
         spec: ExpertSpec,
         part: Picked,
         hidden: torch.Tensor,
@@ -178,22 +179,22 @@ class ExpertRuns:
         padded = hidden.new_zeros(batch, length, hidden.shape[-1]).index_put(put, hidden)
         positions = part.rows.new_zeros(batch, length).index_put(put, self._positions_of(part))
         new = torch.arange(length, device=hidden.device) < part.rows.new_tensor(part.counts)[:, None]
-        before = fused.valid.get(place)
+        before = fused.valid.get(key)
         valid = new if before is None else torch.cat([before, new], 1)
-        fused.valid[place] = valid
-        cache = fused.experts.get(place)
+        fused.valid[key] = valid
+        cache = fused.experts.get(key)
         if cache is None:
-            cache = fused.experts[place] = source.new_cache()
+            cache = fused.experts[key] = source.new_cache()
         measure = source.new_cache()
         cache.seen = measure.seen = valid.shape[1] - length
         # A row without any token attends to its padding, which nobody reads: to attend to nothing gives NaN.
         shown = valid.clone()
         shown[:, -length:] |= ~valid.any(1, keepdim=True)
         tokens = Tokens(shown.long(), positions, length, hidden.device, source.dtype)
-        return run_blocks(source, spec, padded, source.context(tokens, measure), cache, {})[put]
+        return run_expert_blocks(source, spec, padded, source.context(tokens, measure), cache, {})[put]
 
 
-def run_blocks(
+def run_expert_blocks(
     source: Source,
     spec: ExpertSpec,
     hidden: torch.Tensor,
@@ -201,7 +202,7 @@ def run_blocks(
     cache: ExpertCache | None,
     live: Carries,
 ) -> torch.Tensor:
-    """Run an expert's blocks one after another on hidden states (B, T, D); see `Source.run`."""
+    """Run an expert's blocks one after another on hidden states (B, T, D); see `BlockRunner.run_block`."""
     for block in spec.blocks:
-        hidden = source.run(block, hidden, context, cache=cache, live=live)
+        hidden = source.run_block(block, hidden, context, cache=cache, live=live)
     return hidden

@@ -39,7 +39,7 @@ def make_interceptable(blocks: Iterable[nn.Module]) -> None:
             block.__dict__["forward"] = MethodType(_dispatch, block)
 
 
-def run_block(block: nn.Module, call: Arguments) -> Any:  # noqa: ANN401 - as the block returns it
+def call_block(block: nn.Module, call: Arguments) -> Any:  # noqa: ANN401 - as the block returns it
     """Call what a block's forward was before it was made interceptable."""
     args, kwargs = call
     placed = block.__dict__["_mol_forward"]  # such as the one of a device hook
@@ -60,5 +60,5 @@ def _dispatch(block: nn.Module, *args: object, **kwargs: object) -> Any:  # noqa
     handlers = _handlers.get()
     handler = None if handlers is None else handlers.get(id(block))
     if handler is None:
-        return run_block(block, (args, kwargs))
+        return call_block(block, (args, kwargs))
     return handler(block, (args, kwargs))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import torch
 from torch.nn import functional
 
-from mol.core.blocks.calls import Arguments, argument
+from mol.core.blocks.calls import Arguments, argument, tensors
 from mol.core.blocks.causal import causal_masks, made_causal
 from mol.core.blocks.inputs import Inputs, Tokens
 from mol.core.blocks.layout import Layout
@@ -130,7 +130,7 @@ class Driver:
         """Return the call of a block as it is made: with the masks that were asked for, where it is handed them."""
         return made_causal(self.calls.forms[index].block, call) if self._masks == "handed" else call
 
-    def run(
+    def run_in_layout(
         self, index: int, hidden: torch.Tensor, context: list[Arguments], live: Carries | None = None
     ) -> torch.Tensor:
         """Run one block on hidden states (B, T, D) in what `context` gave.
@@ -148,7 +148,7 @@ class Driver:
         with self.hold(index) as device:
             if device is not None:
                 call, hidden = to_device(call, device), hidden.to(device)
-            result = self.calls.run(index, self.layout.to_block(hidden), call, live)
+            result = self.calls.run_call(index, self.layout.to_block(hidden), call, live)
         return self.layout.from_block(result, batch)[:, :length]
 
     def random_hidden(self, length: int) -> tuple[torch.Tensor, Tokens]:
@@ -158,6 +158,12 @@ class Driver:
         hidden = torch.randn(2, length, self.width, generator=generator).to(weight.device, weight.dtype)
         mask = torch.ones(2, length, dtype=torch.long, device=weight.device)
         return hidden, Tokens.of(mask, length, weight.dtype)
+
+    def hands_nan(self) -> bool:
+        """Return whether blocks are handed NaN next to hidden states: the traces of weights that are not loaded."""
+        context = self.context(self.random_hidden(6)[1])
+        given = [form.with_hidden(call, None) for form, call in zip(self.calls.forms, context, strict=True)]
+        return any(bool(tensor.isnan().any()) for tensor in tensors(given))
 
     def _trace(self, found: FoundStack, owner: PreTrainedModel, inputs: Inputs) -> None:
         self.owner, self.inputs, self.is_fixed = owner, inputs, False
@@ -187,7 +193,7 @@ class Driver:
             context, live = self.context(tokens), Carries()
             with torch.no_grad():
                 for index in range(len(self)):
-                    hidden = self.run(index, hidden, context, live)
+                    hidden = self.run_in_layout(index, hidden, context, live)
         except REFUSALS:
             return False
         return hidden.shape[1] == tokens.length

@@ -10,35 +10,35 @@ from mol.core.blocks.driver import REFUSALS
 from mol.core.blocks.inputs import Tokens
 
 if TYPE_CHECKING:
-    from mol.core.blocks.source import Source
+    from mol.core.blocks.runner import BlockRunner
 
 _PIECES: Final = ((3, 2), (1, 0), (1, 2), (1, 1))
 """New tokens of two rows, in each of four forwards."""
 _POSITIONS: Final = ((0, 2, 3, 5, 6, 9), (1, 4, 5, 7, 8, 0))
 
 
-def keeps_gaps(source: Source, block: int) -> bool:
+def keeps_gaps(runner: BlockRunner, block: int) -> bool:
     """Tell whether a block that has a native cache does with gaps in it what it does on each row alone.
 
     A block that counts how far apart its keys lie in the cache does not, such as one with a sliding window. Whether a
     window is there is asked of the cache: it may be longer than any probe.
     """
-    layers: list[Any] = source.new_cache().layers
-    return not any(getattr(layer, "is_sliding", False) for layer in layers) and _probe(source, block)
+    layers: list[Any] = runner.new_cache().layers
+    return not any(getattr(layer, "is_sliding", False) for layer in layers) and _probe(runner, block)
 
 
-def _probe(source: Source, block: int) -> bool:
-    device, dtype = source.device, source.dtype
+def _probe(runner: BlockRunner, block: int) -> bool:
+    device, dtype = runner.device, runner.dtype
     positions = torch.tensor(_POSITIONS, device=device)
-    hidden = torch.randn(2, 6, source.width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    hidden = torch.randn(2, 6, runner.width, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     wanted, found = [], []
     with torch.no_grad():
         for row in range(2):
             total = sum(counts[row] for counts in _PIECES)
             mask = torch.ones(1, total, dtype=torch.long, device=device)
             tokens = Tokens(mask, positions[row : row + 1, :total], total, device, dtype)
-            wanted.append(source.run(block, hidden[row : row + 1, :total], source.context(tokens), live={})[0])
-        cache, valid = source.new_cache(), positions.new_zeros(2, 0)
+            wanted.append(runner.run_block(block, hidden[row : row + 1, :total], runner.context(tokens), live={})[0])
+        cache, valid = runner.new_cache(), positions.new_zeros(2, 0)
         done = [0, 0]
         for counts in _PIECES:
             length = max(counts)
@@ -46,12 +46,12 @@ def _probe(source: Source, block: int) -> bool:
             valid = torch.cat([valid, new.long()], 1)
             columns = [[min(done[row] + column, 5) for column in range(length)] for row in range(2)]
             index = positions.new_tensor(columns)
-            measure = source.new_cache()
+            measure = runner.new_cache()
             cache.seen = measure.seen = valid.shape[1] - length
             tokens = Tokens(valid, positions.gather(1, index), length, device, dtype)
-            given = hidden.gather(1, index[..., None].expand(-1, -1, source.width))
+            given = hidden.gather(1, index[..., None].expand(-1, -1, runner.width))
             try:
-                result = source.run(block, given, source.context(tokens, measure), cache=cache, live={})
+                result = runner.run_block(block, given, runner.context(tokens, measure), cache=cache, live={})
             except REFUSALS:
                 return False  # a block that fails on gaps is run without a cache
             found.append([result[row, : counts[row]] for row in range(2)])

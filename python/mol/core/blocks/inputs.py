@@ -1,10 +1,11 @@
-"""Makes inputs of the right sizes for a model that drives blocks; what they hold does not reach most blocks."""
+"""Makes the inputs of a model's own forward: real ones of tokens, or placeholders of the right sizes for a prelude."""
 
 from __future__ import annotations
 
 import inspect
 import math
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from functools import cache as cached
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import torch
 from transformers import PreTrainedConfig
@@ -14,11 +15,14 @@ from mol.core.cache import CACHE_NAME
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from torch import nn
     from transformers import PreTrainedModel
 
     from mol.core.cache import ExpertCache
 
 CACHE_NAMES: Final = (CACHE_NAME, "cache_params")
+CacheMask = Literal["whole", "new"]
+"""Which mask a model's own forward takes next to a cache: that of all tokens, or that of the new ones."""
 _BLANK, _IDS = 7, (8, 30)
 """Tokens that no vocabulary is too small for; the first few are special in most."""
 
@@ -43,8 +47,55 @@ class Tokens(NamedTuple):
     @classmethod
     def of(cls, mask: torch.Tensor, length: int, dtype: torch.dtype) -> Tokens:
         """Describe the last `length` tokens under a mask; positions count unmasked tokens, as `generate` does."""
-        positions = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, mask.shape[1] - length :]
-        return cls(mask, positions, length, mask.device, dtype)
+        return cls(mask, positions_of(mask, length), length, mask.device, dtype)
+
+
+def positions_of(mask: torch.Tensor, length: int) -> torch.Tensor:
+    """Return the positions (B, T) of the last `length` tokens under a mask (B, P + T), padding not counted."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)[:, mask.shape[1] - length :]
+
+
+def takes(model: nn.Module, name: str) -> bool:
+    """Return whether a model's forward has an argument of this name."""
+    # A class can be hashed, whatever torch says of its instances.
+    return name in _arguments_of(type(model))  # type: ignore[arg-type]
+
+
+@cached
+def _arguments_of(kind: type[nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)
+
+
+def token_inputs(
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    cache: ExpertCache | None = None,
+    *,
+    positions: bool,
+    cache_mask: CacheMask = "whole",
+) -> dict[str, Any]:
+    """Return the inputs of a real forward of a model, or of a part of it that drives the blocks.
+
+    Args:
+        model: takes them.
+        input_ids: the new tokens (B, T).
+        mask: (B, P + T) over all tokens so far.
+        cache: the model's own, of the P tokens.
+        positions: count positions by the mask, as `generate` does. A model that is not causal numbers them itself:
+            those of RoBERTa, say, start at 2.
+        cache_mask: which mask it takes next to a cache.
+    """
+    shown = mask if cache is None or cache_mask == "whole" else mask[:, mask.shape[1] - input_ids.shape[1] :]
+    inputs: dict[str, Any] = {"input_ids": input_ids, "attention_mask": shown}
+    if positions and takes(model, "position_ids"):
+        inputs["position_ids"] = positions_of(mask, input_ids.shape[1])
+    if takes(model, "use_cache"):
+        inputs["use_cache"] = cache is not None
+    name = None if cache is None else next((name for name in CACHE_NAMES if takes(model, name)), None)
+    if name is not None:
+        inputs[name] = cache
+    return inputs
 
 
 class Way(NamedTuple):

@@ -27,7 +27,7 @@ from mol.core.blocks.calls import (
     ports,
     with_argument,
 )
-from mol.core.blocks.dispatch import intercepted, make_interceptable, run_block
+from mol.core.blocks.dispatch import call_block, intercepted, make_interceptable
 from mol.errors import ArchitectureError
 
 Forward = Callable[[], object]
@@ -105,7 +105,7 @@ class BlockCalls:
 
         def record(block: nn.Module, call: Arguments) -> Any:  # noqa: ANN401 - as the block returns it
             before = _mappings(call)
-            result = run_block(block, call)
+            result = call_block(block, call)
             if any(before[slot].keys() != after.keys() for slot, after in _mappings(call).items()):
                 writers.add(len(trace))
             trace.append((block, call, result))
@@ -188,12 +188,12 @@ class BlockCalls:
         made: Any = None
         if index in self.producers:
             with untouched_caches(call):
-                made = run_block(form.block, call)
+                made = call_block(form.block, call)
         for carry in mine:
             carried[carry.port] = argument(call, carry.slot) if made is None else part(made, carry.port)
         return form.result.make(hidden, carried)
 
-    def run(self, index: int, hidden: torch.Tensor, call: Arguments, live: Carries | None = None) -> torch.Tensor:
+    def run_call(self, index: int, hidden: torch.Tensor, call: Arguments, live: Carries | None = None) -> torch.Tensor:
         """Run the block of a call on hidden states, in what its prelude handed it.
 
         Args:
@@ -210,7 +210,7 @@ class BlockCalls:
         for (taker, slot), value in (live or {}).items():
             if taker == index:
                 call = with_argument(call, slot, value)
-        result = run_block(form.block, call)
+        result = call_block(form.block, call)
         if live is not None:
             for carry in self.carries:
                 if carry.call == index + 1:
@@ -328,3 +328,11 @@ def untouched_caches(call: Arguments) -> Iterator[None]:
             attributes.update(before)
         for layers, kept in lists:
             layers[:] = kept
+
+
+def with_cache(call: Arguments, cache: Cache) -> Arguments:
+    """Return the same call with another cache in place of the one that it has."""
+    for slot, value in list(items(call)):
+        if isinstance(value, Cache):
+            call = with_argument(call, slot, cache)
+    return call

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 import torch
-from transformers.cache_utils import Cache
 
-from mol.core.blocks.calls import Arguments, items, tensors, with_argument
+from mol.core.blocks.calls import Arguments, tensors
 from mol.core.blocks.driver import REFUSALS
-from mol.core.blocks.inputs import Tokens
+from mol.core.blocks.inputs import CacheMask, Tokens, token_inputs
 from mol.core.blocks.lengths import probe_lengths
+from mol.core.blocks.prelude import with_cache
 from mol.core.cache import ExpertCache
 
 if TYPE_CHECKING:
@@ -18,12 +18,10 @@ if TYPE_CHECKING:
 
     from mol.core.blocks.driver import Driver
     from mol.core.blocks.prelude import CallForm
-    from mol.core.blocks.source import Source
+    from mol.core.blocks.runner import BlockRunner
 
-CacheWay = Literal["whole", "new"]
-"""Which mask a model's own forward wants beside a cache: that of all tokens, or that of the new ones."""
-_WAYS: Final[tuple[CacheWay, ...]] = ("whole", "new")
 _EXACT: Final = 1e-5
+_CACHE_MASKS: Final[tuple[CacheMask, ...]] = ("whole", "new")
 
 
 def is_causal(driver: Driver, index: int) -> bool:
@@ -50,7 +48,7 @@ def _is_causal(driver: Driver, index: int, length: int) -> bool:
     changed[:, -1] = hidden[:, 0].flip(-1) * 3
     context = driver.context(tokens)
     with torch.no_grad():
-        before, after = (driver.run(index, h, context, {})[:, :-1] for h in (hidden, changed))
+        before, after = (driver.run_in_layout(index, h, context, {})[:, :-1] for h in (hidden, changed))
     return torch.allclose(before, after, rtol=0.0, atol=_EXACT)
 
 
@@ -67,7 +65,7 @@ def keeps_cache(driver: Driver, index: int) -> bool:
     return _at_lengths(driver, index, 7, steps)
 
 
-def takes_pieces(driver: Driver, index: int) -> bool:
+def takes_chunks(driver: Driver, index: int) -> bool:
     """See whether a block that goes on from its cache token by token does so with several at a time."""
     return _at_lengths(
         driver, index, 7, lambda length: _goes_on(driver, index, length, ((0, length - 4), (length - 4, length - 1)))
@@ -91,73 +89,78 @@ def _is_whole(
     dtype: torch.dtype,
     cuts: Sequence[tuple[int, int]],
 ) -> bool:
-    whole = driver.run(index, hidden, driver.context(Tokens.of(mask, hidden.shape[1], dtype)), {})
-    cache, other, pieces = ExpertCache(driver.owner.config), ExpertCache(driver.owner.config), []
+    whole = driver.run_in_layout(index, hidden, driver.context(Tokens.of(mask, hidden.shape[1], dtype)), {})
+    cache, other, chunks = ExpertCache(driver.owner.config), ExpertCache(driver.owner.config), []
     for start, end in cuts:
         given = hidden[:, start:end]
-        piece = Tokens.of(mask[:, :end], end - start, dtype)
+        chunk = Tokens.of(mask[:, :end], end - start, dtype)
         try:
-            pieces.append(_run_with(driver, index, given, piece, cache))
+            chunks.append(_run_with(driver, index, given, chunk, cache))
             # Another sequence in between shows state that a block keeps in itself, and not in the cache.
-            _run_with(driver, index, given.flip(0), piece, other)
+            _run_with(driver, index, given.flip(0), chunk, other)
         except REFUSALS:
             return False  # a block that fails alone with a cache is run without one
     shown = mask[:, : cuts[-1][1]].bool()
-    return agree(torch.cat(pieces, 1)[shown], whole[:, : cuts[-1][1]][shown])
+    return agree(torch.cat(chunks, 1)[shown], whole[:, : cuts[-1][1]][shown])
 
 
-def agree(pieces: torch.Tensor, whole: torch.Tensor) -> bool:
-    """Tell whether what was computed in pieces is what was computed at once, but for rounding."""
+def agree(chunks: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Tell whether what was computed in chunks is what was computed at once, but for rounding."""
     scale = max(1.0, whole.abs().max().item())
-    return torch.allclose(pieces, whole, rtol=0.0, atol=max(2e-4, 4 * torch.finfo(whole.dtype).eps) * scale)
+    return torch.allclose(chunks, whole, rtol=0.0, atol=max(2e-4, 4 * torch.finfo(whole.dtype).eps) * scale)
 
 
-def find_cache_way(host: Source) -> CacheWay | None:
-    """Try out which mask the host wants beside a cache, by what a forward without one gives.
+def find_cache_mask(runner: BlockRunner) -> CacheMask | None:
+    """Find which mask a causal model's own forward takes next to a cache, by what a forward without a cache returns.
 
     Returns:
-        "whole" in most, "new" in state spaces; None if neither is right, so that the host must run without a cache.
+        "whole" for most, "new" for state spaces; None if neither is right, so that the model must run without a cache.
     """
 
-    def steps(way: CacheWay, length: int) -> bool:
+    def steps(mask: CacheMask, length: int) -> bool:
         first = max(length - 7, 5)  # from below a threshold to beyond it
-        return _host_goes_on(host, way, length, ((0, first), *((t, t + 1) for t in range(first, length))))
+        return _model_continues(runner, mask, length, ((0, first), *((t, t + 1) for t in range(first, length))))
 
-    return next((way for way in _WAYS if all(steps(way, length) for length in (7, *_host_lengths(host)))), None)
-
-
-def host_takes_pieces(host: Source, way: CacheWay) -> bool:
-    """See whether a host that goes on from its cache token by token does so with several at a time."""
-    return all(
-        _host_goes_on(host, way, length, ((0, length - 3), (length - 3, length)))
-        for length in (7, *_host_lengths(host))
+    return next(
+        (mask for mask in _CACHE_MASKS if all(steps(mask, length) for length in (7, *_model_lengths(runner)))), None
     )
 
 
-def _host_lengths(host: Source) -> list[int]:
-    """Return the lengths that none of its blocks is too large to be probed at, all of them at once."""
-    lengths = [probe_lengths(host.driver, index, len(host)) for index in range(len(host))]
+def model_takes_chunks(runner: BlockRunner, mask: CacheMask) -> bool:
+    """Return whether a model that continues from its cache token by token does so with several at a time."""
+    return all(
+        _model_continues(runner, mask, length, ((0, length - 3), (length - 3, length)))
+        for length in (7, *_model_lengths(runner))
+    )
+
+
+def _model_lengths(runner: BlockRunner) -> list[int]:
+    """Return the lengths at which none of its blocks is too large to be probed, all of them at once."""
+    lengths = [probe_lengths(runner.driver, index, len(runner)) for index in range(len(runner))]
     return sorted(set[int].intersection(*map(set, lengths))) if lengths else []
 
 
 @torch.no_grad()
-def _host_goes_on(host: Source, way: CacheWay, length: int, cuts: Sequence[tuple[int, int]]) -> bool:
+def _model_continues(runner: BlockRunner, cache_mask: CacheMask, length: int, cuts: Sequence[tuple[int, int]]) -> bool:
     generator = torch.Generator().manual_seed(0)
-    most = host.model.config.get_text_config().vocab_size
-    ids = torch.randint(0, most, (2, length), generator=generator).to(host.device)
+    model = runner.model
+    most = model.config.get_text_config().vocab_size
+    ids = torch.randint(0, most, (2, length), generator=generator).to(runner.device)
     mask = torch.ones_like(ids)
     mask[1, :2] = 0
-    with host.visiting():
-        whole = host.model(**host.token_inputs(host.model, ids, mask)).logits
-        cache, pieces = host.new_cache(), []
+    with runner.visiting():
+        whole = model(**token_inputs(model, ids, mask, positions=True)).logits
+        cache, chunks = runner.new_cache(), []
         try:
             for start, end in cuts:
                 cache.seen = start
-                inputs = host.cached_inputs(ids[:, start:end], mask[:, :end], cache, way)
-                pieces.append(host.model(**inputs).logits)
+                inputs = token_inputs(
+                    model, ids[:, start:end], mask[:, :end], cache, positions=True, cache_mask=cache_mask
+                )
+                chunks.append(model(**inputs).logits)
         except REFUSALS:
             return False  # it takes no such mask
-    return agree(torch.cat(pieces, 1)[mask.bool()], whole[mask.bool()])
+    return agree(torch.cat(chunks, 1)[mask.bool()], whole[mask.bool()])
 
 
 def _run_with(driver: Driver, index: int, hidden: torch.Tensor, tokens: Tokens, cache: ExpertCache) -> torch.Tensor:
@@ -166,7 +169,7 @@ def _run_with(driver: Driver, index: int, hidden: torch.Tensor, tokens: Tokens, 
     cache.seen = measure.seen = tokens.mask.shape[1] - tokens.length
     context = driver.context(tokens, measure)
     context[index] = with_cache(context[index], cache)
-    return driver.run(index, hidden, context, {})
+    return driver.run_in_layout(index, hidden, context, {})
 
 
 def sees_content(driver: Driver) -> bool:
@@ -187,9 +190,11 @@ def _minds(driver: Driver, index: int, length: int, *, before: bool) -> bool:
     mask[-1, slice(0, 3) if before else slice(length - 3, length)] = 0
     shown = mask[-1].bool()
     with torch.no_grad():
-        padded = driver.run(index, hidden, driver.context(Tokens.of(mask, length, tokens.dtype)), {})[-1, shown]
+        padded = driver.run_in_layout(index, hidden, driver.context(Tokens.of(mask, length, tokens.dtype)), {})[
+            -1, shown
+        ]
         alone = driver.context(Tokens.of(mask[:, shown], length - 3, tokens.dtype))
-        return not agree(padded, driver.run(index, hidden[:, shown], alone, {})[-1])
+        return not agree(padded, driver.run_in_layout(index, hidden[:, shown], alone, {})[-1])
 
 
 def _differ(driver: Driver, first: list[Arguments], second: list[Arguments]) -> bool:
@@ -214,18 +219,3 @@ def kind_of(form: CallForm, call: Arguments) -> tuple[object, ...]:
     shapes = tuple(parameter.shape for parameter in form.block.parameters())
     given = [tensor.flatten().tolist() for tensor in tensors(form.with_hidden(call, None))]
     return type(form.block), shapes, repr(settings), repr(given)
-
-
-def has_nan(driver: Driver) -> bool:
-    """Tell whether blocks are handed NaN besides hidden states: the traces of weights that are not loaded."""
-    context = driver.context(driver.random_hidden(6)[1])
-    given = [form.with_hidden(call, None) for form, call in zip(driver.calls.forms, context, strict=True)]
-    return any(bool(tensor.isnan().any()) for tensor in tensors(given))
-
-
-def with_cache(call: Arguments, cache: ExpertCache) -> Arguments:
-    """Return the same call with another cache in the place of the one that it has."""
-    for slot, value in list(items(call)):
-        if isinstance(value, Cache):
-            call = with_argument(call, slot, cache)
-    return call

@@ -18,7 +18,7 @@ from mol.core.blocks.placement import Memory
 from mol.core.fitting.maps import fit_held_out, fit_orthogonal
 from mol.core.fitting.reading import Reader, pair_tokens, pieces
 from mol.core.models.loading import open_source
-from mol.core.running import run_blocks
+from mol.core.running import run_expert_blocks
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -177,13 +177,13 @@ def load_reader(name: str, host: Source, settings: MoLConfig) -> Reader:
         MolError: its blocks cannot be run alone.
         OSError: it cannot be had.
     """
-    source = open_source(name, replace(settings, device_map={}), Memory(None), causal=host.causal)
+    source = open_source(name, replace(settings, device_map={}), Memory(None))
     reader = Reader.of(source, settings)
     source.apply(lambda tensor: tensor.to(host.device))
     source.require_rest(skip_missing=True)
-    if host.causal:
+    if host.is_causal() and not settings.allow_bidirectional:  # it is read as it will run
         for index in range(len(source)):
-            source.is_causal(index)  # has masks changed, so that it is read as it will run
+            source.make_causal(index)
     return reader
 
 
@@ -194,7 +194,7 @@ def _added(source: Source, expert: Expert, before: torch.Tensor) -> torch.Tensor
     hidden = inner.to(source.dtype)
     mask = torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device)
     context = source.context(Tokens.of(mask, hidden.shape[1], source.dtype))
-    hidden = run_blocks(source, expert.spec, hidden, context, None, {})
+    hidden = run_expert_blocks(source, expert.spec, hidden, context, None, {})
     return (hidden.to(inner.dtype) - inner)[0]
 
 

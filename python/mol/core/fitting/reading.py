@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from mol.core.blocks.calls import Arguments, argument, part
-from mol.core.blocks.dispatch import intercepted, run_block
+from mol.core.blocks.dispatch import call_block, intercepted
+from mol.core.blocks.inputs import takes, token_inputs
 from mol.core.models.loading import load_tokenizer
 from mol.errors import ArchitectureError, ConfigError
 
@@ -57,7 +58,7 @@ class Reader(NamedTuple):
             OSError: there is no tokenizer.
         """
         way_out = "choose another model, or use adapter_init='identity'"
-        if not source.takes(source.owner, "input_ids"):
+        if not takes(source.owner, "input_ids"):
             raise ArchitectureError(
                 f"{source.name} ({type(source.owner).__name__}) reads no text, so nothing can be fitted on its states; "
                 f"{way_out}"
@@ -108,14 +109,14 @@ class Reader(NamedTuple):
             keep(index, hidden)
             if index >= last:  # nothing is wanted of it and of what follows
                 return source.calls.stub(index, call, hidden)
-            result = run_block(block, source.driver.made(index, call))
+            result = call_block(block, source.driver.made(index, call))
             if index == len(source) - 1:
                 keep(len(source), part(result, form.result.port))
             return result
 
         source.require(range(last))
         given = torch.tensor([ids], device=source.device)
-        inputs = source.token_inputs(source.owner, given, torch.ones_like(given))
+        inputs = token_inputs(source.owner, given, torch.ones_like(given), positions=source.is_causal())
         with torch.no_grad(), source.driver.masking(), intercepted(source.blocks, run):
             source.owner(**inputs)
         source.calls.check_count(count)

@@ -12,12 +12,11 @@ from mol.core.fitting.calibration import checked_texts, load_reader
 from mol.core.fitting.maps import linear_cka, r_squared
 from mol.core.fitting.reading import Reader, pair_tokens, pieces
 from mol.core.mol_layer import ExpertSpec
+from mol.core.runtime import Runtime
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
-
-    from mol.core.mol_runtime import MoLRuntime
 
     States = dict[int, torch.Tensor]
 
@@ -89,7 +88,7 @@ class Suggestions:
 
 
 def suggest_layers(
-    models: MoLRuntime | Sequence[str],
+    models: Runtime | Sequence[str],
     texts: Sequence[str],
     *,
     layers: Collection[int] | None = None,
@@ -121,10 +120,8 @@ def suggest_layers(
         ConfigError: there is no text, no other model or no such layer, `by` is unknown, or tokens are too few.
         ArchitectureError: a model reads no text.
     """
-    from mol.core.mol_runtime import MoLRuntime
-
-    runtime = models if isinstance(models, MoLRuntime) else MoLRuntime(MoLConfig(models=list(models)))
-    host, texts = runtime.host, checked_texts(texts)
+    runtime = models if isinstance(models, Runtime) else Runtime(MoLConfig(models=list(models)))
+    host, texts = runtime.open_host(), checked_texts(texts)
     others = [name for name in runtime.config.models if name != host.name]
     chosen = sorted(range(len(host)) if layers is None else set(layers))
     problems = []

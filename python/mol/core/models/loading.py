@@ -63,20 +63,19 @@ def open_host(name: str, settings: MoLConfig) -> Source:
         if getattr(part, "output_router_logits", False):
             # Its loss over them wants those of every block and token, and fused layers run others or some.
             part.output_router_logits = False
-    host = Source(model, name, stack=settings.stacks.get(name), causal=False, weights=weights)
+    host = Source(model, name, stack=settings.stacks.get(name), weights=weights)
     host.revision, host.checkpoint = revision, checkpoint
     host.require_rest()
     return host
 
 
-def open_source(name: str, settings: MoLConfig, memory: Memory, *, causal: bool) -> Source:
+def open_source(name: str, settings: MoLConfig, memory: Memory) -> Source:
     """Open a model for its blocks, which are loaded when they first run.
 
     Args:
         name: the model.
         settings: what else to go by.
         memory: the room for blocks.
-        causal: make its masks causal if its blocks look ahead.
 
     Raises:
         MolError: its blocks cannot be run alone; or its files are damaged, or do not fit its config.
@@ -86,7 +85,7 @@ def open_source(name: str, settings: MoLConfig, memory: Memory, *, causal: bool)
     config = _config(name, directory, settings)
     checkpoint = Checkpoint.open(directory, name=name, revision=revision)
     model, weights = _opened(AutoModel, checkpoint, config, settings)
-    source = Source(model, name, stack=settings.stacks.get(name), causal=causal, weights=weights, memory=memory)
+    source = Source(model, name, stack=settings.stacks.get(name), weights=weights, memory=memory)
     source.revision, source.checkpoint = revision, checkpoint
     whole = _place(settings.devices.get(name))
     source.places = {

@@ -16,15 +16,17 @@ from transformers import AutoModelForCausalLM, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from mol.core.blocks.inputs import takes, token_inputs
 from mol.core.blocks.lengths import turns
 from mol.core.cache import CACHE_NAME, FusedCache
 from mol.core.fusion import choosing
 from mol.core.host import UNKNOWN_TO_EXPERTS, checked_labels, checked_tokens, host_options
 from mol.core.losses import compute_routing_loss
 from mol.core.models.heads import CAUSAL_LM
-from mol.core.pretrained.fused_model import FusedModel, MoLModelConfig
+from mol.core.pretrained.fused_model import FusedModel
+from mol.core.pretrained.generating import Generating, Step
+from mol.core.pretrained.model_config import MoLModelConfig
 from mol.core.pretrained.step_loss import share_of, train_beside, weigh
-from mol.core.pretrained.writing import Step, Writing
 from mol.errors import MolError
 
 if TYPE_CHECKING:
@@ -34,12 +36,12 @@ if TYPE_CHECKING:
 
     from mol.core.blocks.lengths import Limit
     from mol.core.cache import ExpertCache
-    from mol.core.mol_runtime import MoLRuntime
+    from mol.core.runtime import Runtime
 
 _log: Final = logging.getLogger("mol")
 
 
-class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
+class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
     """A fused causal language model; see `FusedModel`.
 
     In training the loss is that of the next token and, over the layers whose router has a choice, the mean of
@@ -57,10 +59,10 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
     head = CAUSAL_LM
     called = "a fused model"
 
-    def _adopt(self, runtime: MoLRuntime) -> None:
+    def _adopt(self, runtime: Runtime) -> None:
         super()._adopt(runtime)
         host = runtime.host
-        if not host.causal:
+        if not host.is_causal():
             raise MolError(
                 f"the host {runtime.host_name} ({type(host.model).__name__}) does not predict the next token: its "
                 "blocks look ahead, so the fusion cannot write"
@@ -76,7 +78,7 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
         """Write on from a prompt (B, T), as transformers' `generate` does, and tell each step how long it was.
 
         Raises:
-            MolError: see `Writing.generate`; or rows choose by the whole prompt, and it is to be taken in pieces.
+            MolError: see `Generating.generate`; or rows choose by the whole prompt, and it is to be taken in pieces.
         """
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         kwargs.setdefault("prompt_length", 1 if prompt is None else checked_tokens(prompt).shape[1])  # or it is BOS
@@ -106,23 +108,23 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
     @property
     def _goes_on(self) -> bool:
         host = self.runtime.host
-        if host.cache_way is None:
+        if host.cache_mask() is None:
             _say_once(
                 f"{self.runtime.host_name} ({type(host.model).__name__}) does not go on from a cache: as host it runs "
                 "all tokens again at every step"
             )
-        return host.cache_way is not None
+        return host.cache_mask() is not None
 
-    def _takes_pieces(self) -> bool:
+    def _takes_chunks(self) -> bool:
         fusion = self.runtime.fusion()
         experts = [(fusion.sources[spec.model], block) for spec in fusion.foreign() for block in spec.blocks]
-        return fusion.host.takes_pieces and all(
-            source.block_takes_pieces(block) for source, block in experts if source.has_native_cache(block)
+        return fusion.host.takes_chunks() and all(
+            source.block_takes_chunks(block) for source, block in experts if source.has_native_cache(block)
         )
 
     def _must_restart(self, mask: torch.Tensor, new: int) -> bool:
         fusion = self.runtime.fusion()
-        turning = {spec.model for spec in fusion.foreign() if fusion.sources[spec.model].turns}
+        turning = {spec.model for spec in fusion.foreign() if fusion.sources[spec.model].has_turns()}
         if turning:
             lengths = set(zip(mask[:, :-new].sum(1).tolist(), mask.sum(1).tolist(), strict=True))
             if any(layer.mode(fusion.dispatch) == "token" for layer in fusion.layers.values()):
@@ -141,7 +143,7 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
     def _is_for_host(self, name: str) -> bool:
         """Tell whether an argument of `generate` is one that the host's forward takes and experts need not know."""
         host = self.runtime.host
-        return name not in UNKNOWN_TO_EXPERTS and host.takes(host.model, name)
+        return name not in UNKNOWN_TO_EXPERTS and takes(host.model, name)
 
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         named = {name: value for name, value in model_kwargs.items() if not self._is_for_host(name)}
@@ -185,7 +187,7 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
             labels: (B, T), shifted inside as the host does; -100 does not count.
             cache: from an earlier forward or `new_cache`; grows.
             past_key_values: the same, as it was called before transformers 5.24.
-            use_cache: return a cache; as `config.use_cache` says if None, see `Writing`.
+            use_cache: return a cache; as `config.use_cache` says if None, see `Generating`.
             logits_to_keep: logits of so many last tokens only, or of the tokens with these numbers; all if 0.
             return_dict: must not be False.
             prompt_length: without a cache, rows with "sequence" dispatch choose by so many first columns.
@@ -207,17 +209,18 @@ class MoLForCausalLM(Writing, FusedModel, GenerationMixin):
         prompt = prompt_length
         if step.cache is not None:
             prompt = step.cache.prompt = prompt_length or step.cache.prompt
-        if read is None or read.host is None or host.cache_way is None:
-            inputs = host.token_inputs(host.model, step.ids, step.mask)
+        cache_mask = None if read is None or read.host is None else host.cache_mask()
+        if read is None or read.host is None or cache_mask is None:
+            inputs = token_inputs(host.model, step.ids, step.mask, positions=True)
         else:
             read.host.seen = read.seen
-            inputs = host.cached_inputs(step.ids, step.mask, read.host, host.cache_way)
+            inputs = token_inputs(host.model, step.ids, step.mask, read.host, positions=True, cache_mask=cache_mask)
         inputs |= options
         if labels is not None:
             labels = self._counted(checked_labels(labels, step.ids[:, before:]), step, prompt)
             # With a cache the first new token is not scored: nothing in this forward predicts it.
             inputs["labels"] = functional.pad(labels[:, 1:], (before + 1, 0), value=-100) if before else labels
-        elif host.takes(host.model, "logits_to_keep"):
+        elif takes(host.model, "logits_to_keep"):
             kept = logits_to_keep if isinstance(logits_to_keep, torch.Tensor) else logits_to_keep or step.new
             inputs["logits_to_keep"] = kept + before if isinstance(kept, torch.Tensor) else kept
         output, run = self.runtime.run_host(lambda: host.model(**inputs), step.mask, step.ids.shape[1], read, prompt)

@@ -1,31 +1,34 @@
-"""Fused models as transformers know models: their config, and how they are made, saved and loaded."""
+"""FusedModel: a fused model as a transformers model, made, saved and loaded; MoLModel: the same without its head."""
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from mol.config.mol_config import PERSONAL, MoLConfig
-from mol.core.cache import CACHE_NAME
+from mol.config.mol_config import MoLConfig
+from mol.core.building import build_layer
 from mol.core.frozen import FROZEN, refused
-from mol.core.host import OutputEmbeddings, asked_for, most_positions
+from mol.core.host import OutputEmbeddings, asked_for, host_inputs
 from mol.core.models.heads import (  # Head at run time: transformers reads the annotations of its subclasses
     Head,
     head_of,
 )
 from mol.core.models.loading import read_generation_config
-from mol.core.mol_runtime import MoLRuntime
-from mol.core.pretrained.described import TORCH_ATTENTION, Description, config_from, read_description
+from mol.core.pretrained.described import Description, read_description
 from mol.core.pretrained.digests import check_model, find_models, record_model
+from mol.core.pretrained.model_config import MoLModelConfig, config_of, described, description_in
 from mol.core.pretrained.options import OF_MODELS, check_offline, checked_options
 from mol.core.pretrained.refused import OutsideModels
 from mol.core.pretrained.saving import KEY, read_saved, refuse_other_ways, saved_directory, write_save
 from mol.core.pretrained.tokenizers import copy_inputs
-from mol.errors import MolError
+from mol.core.runtime import Runtime  # noqa: TC001 - at run time for the same reason
+from mol.errors import InternalError, MolError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,51 +37,12 @@ if TYPE_CHECKING:
 
     from mol.core.blocks.source import Source
 
+_log: Final = logging.getLogger("mol")
 _F = TypeVar("_F", bound="FusedModel")
-_HEAD_SETTINGS: Final = (
-    "final_logit_softcapping", "lm_head_multiplier", "logit_scale", "logits_scaling", "output_multiplier",
-)  # fmt: skip
-"""What a host's head does beside multiplying, which trainers that apply it themselves read in the config."""
 _GRADIENT_CHECKPOINTING: Final = (
     "gradient checkpointing comes in a later version of mol: pass gradient_checkpointing=False (trainers of TRL have "
     "it True by default), and train on smaller batches"
 )
-
-
-class MoLModelConfig(PreTrainedConfig):
-    """config.json of a fused model.
-
-    Attributes:
-        fusion: the fields of MoLConfig.
-        host: name of the host.
-        fused_layers: for each layer its `position` and its `experts`, each with `model` and `blocks`.
-    """
-
-    model_type = "mol"
-    auto_map: ClassVar[dict[str, str]] = {}  # TRL looks here for the Auto class of a class that transformers lacks
-    keys_to_ignore_at_inference: ClassVar = [CACHE_NAME]
-
-    def __init__(
-        self,
-        fusion: Mapping[str, Any] | None = None,
-        host: str | None = None,
-        fused_layers: list[dict[str, Any]] | None = None,
-        **others: Any,  # noqa: ANN401 - the fields of PreTrainedConfig
-    ) -> None:
-        """Keep the fields; all are None in the default config that transformers makes to compare with."""
-        self.fusion = dict(fusion) if isinstance(fusion, dict) else fusion
-        self.host = host
-        self.fused_layers = fused_layers
-        super().__init__(**others)
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as transformers has it
-        """Make a config of what config.json holds.
-
-        Raises:
-            ConfigError: it holds what no config can.
-        """
-        return config_from(super().from_dict, config_dict, kwargs)
 
 
 class FusedModel(OutsideModels):
@@ -90,6 +54,7 @@ class FusedModel(OutsideModels):
     Attributes:
         head: the head that its host must have.
         runtime: the fusion.
+        runtime_class: the class of `runtime` where it is built here; `mol.core.mol_runtime` sets it.
     """
 
     config_class = MoLModelConfig
@@ -98,6 +63,7 @@ class FusedModel(OutsideModels):
     # Trainer then tells the number of labels in all batches of a step, see `step_loss`.
     accepts_loss_kwargs = True
     head: ClassVar[Head]
+    runtime_class: ClassVar[type[Runtime] | None] = None
 
     def __init__(self, config: MoLModelConfig) -> None:
         """Build the fusion that a config describes, with fresh adapters and routers.
@@ -106,16 +72,16 @@ class FusedModel(OutsideModels):
             MolError: the config describes none, or its host has another head, or its models bring code of their own.
         """
         super().__init__(config)
-        self._adopt(_build(read_description(config.fusion, config.host, config.fused_layers), {}))
+        self._adopt(self._build_runtime(read_description(config.fusion, config.host, config.fused_layers), {}))
 
     @classmethod
-    def from_runtime(cls: type[_F], runtime: MoLRuntime) -> _F:
+    def from_runtime(cls: type[_F], runtime: Runtime) -> _F:
         """Wrap a runtime; both share everything.
 
         Raises:
             MolError: its host has another head.
         """
-        return cls._around(runtime, _config_of(runtime))
+        return cls._around(runtime, config_of(runtime))
 
     @classmethod
     def from_pretrained(
@@ -144,13 +110,13 @@ class FusedModel(OutsideModels):
         saved = read_saved(directory)
         config = kwargs.pop("config", None) or MoLModelConfig.from_pretrained(directory)
         given = checked_options("a fused model", (*OF_MODELS, "max_expert_memory"), config, args, kwargs)
-        described = read_description(
+        description = read_description(
             config.fusion, config.host, config.fused_layers, given=given, written_by=saved.version
         )
-        saved.check_description(_description_in(saved.content))
+        saved.check_description(description_in(saved.content))
         given["paths"] = find_models(saved.models, directory, given.get("paths", {}))
-        check_offline(offline, {*described.settings["models"]} - given["paths"].keys())
-        runtime = _build(described, given)
+        check_offline(offline, {*description.settings["models"]} - given["paths"].keys())
+        runtime = cls._build_runtime(description, given)
         if not changed:
             for name, (source, blocks) in _used(runtime).items():
                 if source.checkpoint is not None:
@@ -188,7 +154,7 @@ class FusedModel(OutsideModels):
             OSError: something cannot be written.
         """
         refuse_other_ways(kwargs)
-        self.config.update(_described(self.runtime))
+        self.config.update(described(self.runtime))
         save = partial(super().save_pretrained, is_main_process=is_main_process, *args, **kwargs)  # noqa: B026
         if not is_main_process:
             save(save_directory)
@@ -200,17 +166,28 @@ class FusedModel(OutsideModels):
             if source.checkpoint is not None
         }
         copy = partial(copy_inputs, self.runtime.host.checkpoint)
-        setattr(self.config, KEY, write_save(directory, save, _description_in, models, copy))
+        setattr(self.config, KEY, write_save(directory, save, description_in, models, copy))
 
     @classmethod
-    def _around(cls: type[_F], runtime: MoLRuntime, config: MoLModelConfig) -> _F:
+    def _build_runtime(cls, description: Description, given: Mapping[str, Any]) -> Runtime:
+        """Build the fusion of a description, with these settings in place of those that it has."""
+        if cls.runtime_class is None:
+            raise InternalError(f"{cls.__name__} is imported without mol.core.mol_runtime: import it from mol.core")
+        runtime = cls.runtime_class(MoLConfig(**{**description.settings, **given}))
+        runtime.choose_host(description.host or runtime.config.models[0])
+        for position, specs in description.layers:
+            runtime.put_layer(build_layer(runtime, specs, position).train(runtime.training), position)
+        return runtime
+
+    @classmethod
+    def _around(cls: type[_F], runtime: Runtime, config: MoLModelConfig) -> _F:
         model = cls.__new__(cls)
         PreTrainedModel.__init__(model, config)
         model._adopt(runtime)
         return model
 
-    def _adopt(self, runtime: MoLRuntime) -> None:
-        host = runtime.host
+    def _adopt(self, runtime: Runtime) -> None:
+        host = runtime.open_host()
         head = head_of(host.model.config)
         if head is not self.head:
             raise MolError(
@@ -218,7 +195,7 @@ class FusedModel(OutsideModels):
                 f"{type(self).__name__} must; it was made to {head.does}, and MoLRuntime.as_model() gives what does"
             )
         self.runtime = runtime
-        self.output_embeddings = OutputEmbeddings(runtime)
+        self.output_embeddings = OutputEmbeddings(host)
         self.train(runtime.training)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -227,8 +204,6 @@ class FusedModel(OutsideModels):
     @property
     def base_model(self) -> FusedModel:
         """The same model without its host's head; see `MoLModel`."""
-        from mol.core.pretrained.body import MoLModel
-
         body: FusedModel | None = self.__dict__.get("_body")
         if body is None:
             body = self.__dict__["_body"] = MoLModel.from_model(self)  # no module of this one, which it would be twice
@@ -315,58 +290,77 @@ class FusedModel(OutsideModels):
         )
 
 
-def _config_of(runtime: MoLRuntime) -> MoLModelConfig:
-    host = runtime.host.model.config
-    text = host.get_text_config()
-    heads = {name: getattr(text, name) for name in _HEAD_SETTINGS if getattr(text, name, None) is not None}
-    if text.model_type == "hyperclovax":  # which multiplies by what all others divide by
-        heads["logit_scale"] = heads.pop("logits_scaling", None)
-    # Layers and heads are the host's: so many hidden states come out, of its width, and what tools compute of the two
-    # (the width of a head, say) is right for the host's blocks; the least of all models would be right for none. Nobody
-    # sizes a cache by them, for the only one that is taken is `FusedCache`, which asks each model.
-    return MoLModelConfig(
-        **_described(runtime),
-        num_hidden_layers=len(runtime.host),
-        hidden_size=runtime.host.width,
-        **heads,
-        **asked_for({"max_position_embeddings": most_positions(runtime.fusion().sources)}),
-        **asked_for({"num_attention_heads": getattr(text, "num_attention_heads", None)}),
-        id2label=host.id2label,
-        label2id=host.label2id,
-        **{key: getattr(text, key, None) for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")},
-    )
+class MoLModel(FusedModel):
+    """A fused model without its host's head: hidden states as the head reads them, after the final norm.
+
+    It keeps no cache and has no loss: a trainer that makes its own of hidden states, as those of TRL do, trains routers
+    without the losses that `MoLForCausalLM` adds where it is given labels.
+    """
+
+    @classmethod
+    def from_model(cls, model: FusedModel) -> MoLModel:
+        """Return the body of a model; both share everything."""
+        return cls._around(model.runtime, model.config)
+
+    def _adopt(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self._has_said = False
+        self.train(runtime.training)
+
+    @property
+    def base_model(self) -> FusedModel:
+        """The model itself."""
+        return self
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        **others: Any,  # noqa: ANN401 - what the host's forward takes besides
+    ) -> BaseModelOutputWithPast:
+        """Run the host's forward, all but its head, with the fused layers in it.
+
+        Args:
+            input_ids: (B, T), of a host that reads tokens.
+            attention_mask: (B, T), 0 for padding.
+            use_cache: no cache is kept.
+            return_dict: must not be False.
+            others: `output_hidden_states`, and inputs that only the host knows.
+
+        Returns:
+            `last_hidden_state` (B, T, H).
+
+        Raises:
+            MolError: an input is not known or of another shape, or the host's body gives no hidden states.
+        """
+        if return_dict is False:
+            raise MolError("a fused model returns its outputs by name: return_dict=False is not supported")
+        host = self.runtime.host
+        body = host.model.base_model
+        inputs, mask = host_inputs(host, body, input_ids, attention_mask, others)
+        output, run = self.runtime.run_host(lambda: body(**inputs), mask, mask.shape[1])
+        self.routings = run.routings
+        last = output.get("last_hidden_state")
+        if last is None:
+            raise MolError(f"the host {host.name} ({type(body).__name__}) gives no hidden states without its head")
+        if self.runtime.training:
+            self._say_what_is_not_trained()
+        return BaseModelOutputWithPast(last_hidden_state=last, hidden_states=output.get("hidden_states"))
+
+    def _say_what_is_not_trained(self) -> None:
+        settings = self.runtime.config
+        chosen = any(logits is not None for _, logits in self.routings.values())
+        if chosen and (settings.load_balancing_coeff or settings.entropy_penalty_coeff) and not self._has_said:
+            self._has_said = True
+            _log.warning(
+                "the loss is made outside of the model, so routers are trained without load_balancing_coeff and "
+                "entropy_penalty_coeff, which count only where the model is given labels"
+            )
 
 
-def _described(runtime: MoLRuntime) -> dict[str, Any]:
-    """Give the fields of `MoLModelConfig`, with the commit that each model is of and the dtype that it has now."""
-    fusion, settings = runtime.fusion(), runtime.config
-    dtypes = {name: settings.dtype_of(name) for name in settings.models}
-    dtypes |= {name: str(source.dtype).removeprefix("torch.") for name, source in fusion.sources.items()}
-    commits = {name: source.revision for name, source in fusion.sources.items() if source.revision}
-    attention = settings.attn_implementation if settings.attn_implementation in TORCH_ATTENTION else None
-    now = {
-        "dtype": {name: dtype for name, dtype in dtypes.items() if dtype},
-        "revisions": {**settings.revisions, **commits},
-    }
-    return {
-        "fusion": {**settings.to_dict(), **now, "attn_implementation": attention},
-        "host": runtime.host_name,
-        "fused_layers": [
-            {"position": position, "experts": [{"model": s.model, "blocks": list(s.blocks)} for s in layer.specs]}
-            for position, layer in fusion.layers.items()
-        ],
-    }
-
-
-def _description_in(content: Mapping[str, Any]) -> Any:  # noqa: ANN401 - as JSON holds it
-    """Take from config.json what describes the fusion."""
-    fusion = content.get("fusion")
-    if isinstance(fusion, dict):
-        fusion = {name: value for name, value in fusion.items() if name not in PERSONAL}
-    return [fusion, content.get("host"), content.get("fused_layers")]
-
-
-def _used(runtime: MoLRuntime) -> dict[str, tuple[Source, set[int] | None]]:
+def _used(runtime: Runtime) -> dict[str, tuple[Source, set[int] | None]]:
     """Return each model and the blocks of it that are used, None for all of it."""
     fusion = runtime.fusion()
     blocks: dict[str, set[int]] = {}
@@ -378,13 +372,4 @@ def _used(runtime: MoLRuntime) -> dict[str, tuple[Source, set[int] | None]]:
     }
 
 
-def _build(described: Description, given: Mapping[str, Any]) -> MoLRuntime:
-    """Build the fusion of a description, with these settings in the place of those that it has."""
-    runtime = MoLRuntime(MoLConfig(**{**described.settings, **given}))
-    runtime.setup_embeddings(described.host)
-    for position, specs in described.layers:
-        runtime.add_layer(specs, position, fit=False)
-    return runtime
-
-
-AutoConfig.register(MoLModelConfig.model_type, MoLModelConfig)
+AutoModel.register(MoLModelConfig, MoLModel)

@@ -19,15 +19,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from mol.core.blocks.inputs import CACHE_NAMES, Tokens
+from mol.core.blocks.inputs import CACHE_NAMES, positions_of, takes
 from mol.core.blocks.lengths import Limit
-from mol.core.blocks.source import Source
 from mol.core.cache import CACHE_NAME, ExpertCache, FusedCache
 from mol.core.frozen import FROZEN, Frozen, NamesModels
 from mol.core.host import asked_for, check_longest, checked_labels
 from mol.core.models.loading import read_generation_config
 from mol.core.pretrained.described import config_from
 from mol.core.pretrained.digests import check_model, find_models, record_model
+from mol.core.pretrained.generating import Generating
 from mol.core.pretrained.mixed_models import check_config, check_kind, check_vocabularies, load_all, load_one
 from mol.core.pretrained.options import OF_MODELS, check_offline, checked_options
 from mol.core.pretrained.posterior import posterior
@@ -35,7 +35,6 @@ from mol.core.pretrained.refused import OutsideModels
 from mol.core.pretrained.saving import KEY, read_saved, refuse_other_ways, saved_directory, write_save
 from mol.core.pretrained.step_loss import share_of, weigh
 from mol.core.pretrained.tokenizers import copy_inputs
-from mol.core.pretrained.writing import Writing
 from mol.core.routers import SimpleRouter
 from mol.errors import ConfigError, MolError
 
@@ -82,7 +81,7 @@ class MoLMixtureConfig(PreTrainedConfig):
         return config_from(super().from_dict, config_dict, kwargs)
 
 
-class MoLMixture(Writing, NamesModels, OutsideModels, GenerationMixin):
+class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
     """p(x_t+1) = sum over models e of w_e(t) p_e(x_t+1), for models of one vocabulary.
 
     The weights w_e(t) are
@@ -275,7 +274,7 @@ class MoLMixture(Writing, NamesModels, OutsideModels, GenerationMixin):
             cache.experts[0, number] = ExpertCache(model.config.get_text_config())
         return cache
 
-    def _takes_pieces(self) -> bool:
+    def _takes_chunks(self) -> bool:
         return not any(model._is_stateful for model in self.models)
 
     def _longest(self) -> dict[str, Limit]:
@@ -307,7 +306,7 @@ class MoLMixture(Writing, NamesModels, OutsideModels, GenerationMixin):
             labels: (B, T), shifted inside; -100 does not count.
             cache: from an earlier forward or `new_cache`; grows.
             past_key_values: the same, as it was called before transformers 5.24.
-            use_cache: return a cache; as `config.use_cache` says if None, see `Writing`.
+            use_cache: return a cache; as `config.use_cache` says if None, see `Generating`.
             return_dict: must not be False.
             num_items_in_batch: number of labels that count in all batches of an optimiser's step; the loss is then the
                 part of these in the mean over all.
@@ -357,9 +356,9 @@ class MoLMixture(Writing, NamesModels, OutsideModels, GenerationMixin):
         for number, model in enumerate(self.models):
             ids, shown = input_ids.to(model.device), mask.to(model.device)
             inputs: dict[str, Any] = {"attention_mask": shown, "use_cache": cache is not None}
-            if Source.takes(model, "position_ids"):
-                inputs["position_ids"] = Tokens.of(shown, ids.shape[1], model.dtype).positions
-            if Source.takes(model, "output_router_logits"):  # of the text alone, which no cache has
+            if takes(model, "position_ids"):
+                inputs["position_ids"] = positions_of(shown, ids.shape[1])
+            if takes(model, "output_router_logits"):  # of the text alone, which no cache has
                 inputs["output_router_logits"] = False
             if cache is None:
                 inputs["input_ids"] = ids
@@ -367,7 +366,7 @@ class MoLMixture(Writing, NamesModels, OutsideModels, GenerationMixin):
                 own = cache.experts[0, number]
                 own.seen = cache.seen
                 # A model may want something else in a step than in a prompt, as those with a state do of the mask.
-                name = next(name for name in CACHE_NAMES if Source.takes(model, name))
+                name = next(name for name in CACHE_NAMES if takes(model, name))
                 inputs |= {name: own, "is_first_iteration": cache.seen == 0}
                 inputs = {**model.prepare_inputs_for_generation(ids, **inputs), name: own}
             wanted = number == 0 and self.router is not None

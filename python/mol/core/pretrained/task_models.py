@@ -8,25 +8,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import mol.core.pretrained.body  # noqa: F401 - registers it
 from mol.core.host import host_inputs
 from mol.core.models.heads import (
     IMAGE_CLASSIFICATION,
     MASKED_LM,
     SEQUENCE_CLASSIFICATION,
     TOKEN_CLASSIFICATION,
-    head_of,
 )
-from mol.core.pretrained.causal_lm import MoLForCausalLM
-from mol.core.pretrained.fused_model import FusedModel, MoLModelConfig
+from mol.core.pretrained.fused_model import FusedModel
+from mol.core.pretrained.model_config import MoLModelConfig
 from mol.core.pretrained.step_loss import share_of, weigh
 from mol.errors import MolError
 
 if TYPE_CHECKING:
     import torch
     from transformers.utils import ModelOutput
-
-    from mol.core.mol_runtime import MoLRuntime
 
 
 class TaskModel(FusedModel):
@@ -102,24 +98,5 @@ class MoLForImageClassification(TaskModel):
     main_input_name = "pixel_values"
 
 
-_TASKS: tuple[type[TaskModel], ...] = (
-    MoLForMaskedLM,
-    MoLForSequenceClassification,
-    MoLForTokenClassification,
-    MoLForImageClassification,
-)
-
-
-def model_of(runtime: MoLRuntime) -> FusedModel:
-    """Wrap a runtime in the class that goes with its host's head; both share everything.
-
-    Raises:
-        MolError: a host with a causal head looks ahead.
-    """
-    head = head_of(runtime.host.model.config)
-    kind = next((task for task in _TASKS if task.head is head), MoLForCausalLM)
-    return kind.from_runtime(runtime)
-
-
-for _task in _TASKS:
+for _task in (MoLForMaskedLM, MoLForSequenceClassification, MoLForTokenClassification, MoLForImageClassification):
     _task.head.auto_class.register(MoLModelConfig, _task)

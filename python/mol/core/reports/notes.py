@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from mol.core.blocks.inputs import takes
 from mol.core.blocks.stacks import find_stacks
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def blank_content(source: Source, where: str) -> Note | None:
         source: a model.
         where: which of its blocks go without.
     """
-    if not source.content_dependent:
+    if not source.sees_content():
         return None
     return Note(
         "blank content",
@@ -74,7 +75,7 @@ def foreign_notes(source: Source, host: Source, *, chosen: bool) -> list[Note]:
 
 def _reads(source: Source) -> str:
     for name, what in (("input_ids", "tokens"), ("pixel_values", "patches of images")):
-        if source.takes(source.model, name):
+        if takes(source.model, name):
             size = getattr(source.model.config.get_text_config(), "vocab_size", None)
             return f"{what} (vocabulary {size})" if what == "tokens" else what
     return "sounds or series"

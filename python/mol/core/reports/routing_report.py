@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
+from mol.core.blocks.inputs import takes
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from mol.core.blocks.source import Source
-    from mol.core.mol_runtime import MoLRuntime
+    from mol.core.runtime import Runtime
 
 _COLOURS: Final = 8  # of the template
 _UNDERLINES: Final = ("solid", "dashed", "dotted", "double", "wavy")
@@ -87,18 +88,18 @@ class Layer(NamedTuple):
         return sum(entropy * count for entropy, count in zip(self.entropies, counts, strict=True)) / sum(counts)
 
 
-def write_routing_report(runtime: MoLRuntime, text: str | Sequence[str], path: str | Path) -> Path:
+def write_routing_report(runtime: Runtime, text: str | Sequence[str], path: str | Path) -> Path:
     """Write the page; see `MoLRuntime.routing_report`."""
     texts = [text] if isinstance(text, str) else list(text)
     if not runtime.positions:
         raise ConfigError("no layer was added, so there is nothing to choose from; call add_layer first")
     if runtime.training:
         raise ConfigError("routers drop features and add noise while they are trained; call eval() before the report")
-    if not runtime.host.takes(runtime.host.model, "input_ids"):
+    if not takes(runtime.host.model, "input_ids"):
         raise ConfigError(f"the host {runtime.host_name} reads no text, and this report shows text")
     if not texts or not all(isinstance(each, str) for each in texts):
         raise ConfigError(f"the text is {text!r}, wanted a string or several in a list")
-    splits = [_split(runtime.tokenizer, each) for each in texts]
+    splits = [_split(runtime.load_tokenizer(), each) for each in texts]
     limits = {name: _longest(source) for name, source in runtime.fusion().sources.items()}
     name, limit = min(limits.items(), key=lambda item: item[1])
     problems = [
@@ -132,7 +133,7 @@ def write_routing_report(runtime: MoLRuntime, text: str | Sequence[str], path: s
     return path
 
 
-def _route(runtime: MoLRuntime, splits: Sequence[Split]) -> tuple[list[str], list[Layer]]:
+def _route(runtime: Runtime, splits: Sequence[Split]) -> tuple[list[str], list[Layer]]:
     """Run the texts one by one; experts of one model share an entry of the legend unless one layer has several."""
     keys: dict[tuple[str, int], int] = {}
     layers = []

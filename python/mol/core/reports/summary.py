@@ -11,14 +11,15 @@ from mol.core.mol_layer import Expert, ExpertSpec
 from mol.size import write_count, write_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import torch
     from torch import nn
 
     from mol.core.blocks.source import Source
     from mol.core.mol_layer import MoLLayer
-    from mol.core.mol_runtime import MoLRuntime
+    from mol.core.reports.notes import Note
+    from mol.core.runtime import Runtime
 
 _WIDTH: Final = 80
 _LABEL: Final = 9
@@ -34,11 +35,13 @@ class ModelLine(NamedTuple):
         name: its name.
         is_host: whether it is the host.
         source: the model, None while it is not loaded.
+        notes: what its blocks do without in this host.
     """
 
     name: str
     is_host: bool
     source: Source | None
+    notes: Sequence[Note] = ()
 
     def __str__(self) -> str:
         """Say what it is."""
@@ -54,7 +57,7 @@ class ModelLine(NamedTuple):
             *([f"vocabulary {vocabulary}"] if self.is_host and vocabulary else []),
             str(self.source.dtype).removeprefix("torch."),
             *_masks(self.source),
-            *(note.fact for note in self.source.notes),
+            *(note.fact for note in self.notes),
         ]
         return f"{who}: {', '.join(facts)}"
 
@@ -168,11 +171,13 @@ class Summary:
                 yield _row(cells, widths)
 
 
-def summarise(runtime: MoLRuntime) -> Summary:
+def summarise(runtime: Runtime) -> Summary:
     """Describe a runtime without loading or running anything."""
-    sources: Mapping[str, Source] = runtime.__dict__["_sources"]
+    sources = runtime.opened
     names = dict.fromkeys((runtime.host_name, *runtime.config.models))
-    models = tuple(ModelLine(name, name == runtime.host_name, sources.get(name)) for name in names)
+    models = tuple(
+        ModelLine(name, name == runtime.host_name, sources.get(name), runtime.notes.get(name, [])) for name in names
+    )
     host = sources.get(runtime.host_name)
     layers = sorted(zip(runtime.positions, runtime.fused, strict=True), key=lambda pair: pair[0])
     trained = _trained(runtime)

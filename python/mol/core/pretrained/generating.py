@@ -17,8 +17,7 @@ from typing import (
 import torch
 from transformers import GenerationMixin
 
-from mol.core.blocks.inputs import CACHE_NAMES
-from mol.core.blocks.source import Source
+from mol.core.blocks.inputs import CACHE_NAMES, takes
 from mol.core.cache import CACHE_NAME, FusedCache
 from mol.core.host import check_longest, checked_mask, checked_tokens
 from mol.errors import MolError
@@ -64,7 +63,7 @@ class Step(NamedTuple):
         return self.cache
 
 
-class Writing(GenerationMixin):
+class Generating(GenerationMixin):
     """A model that predicts the next token and remembers what it has seen in a `FusedCache`.
 
     As in transformers' models a forward returns a cache unless `use_cache` or `config.use_cache` is false, or the model
@@ -90,7 +89,7 @@ class Writing(GenerationMixin):
         return True
 
     @abstractmethod
-    def _takes_pieces(self) -> bool:
+    def _takes_chunks(self) -> bool:
         """Tell whether its models go on from a cache with anything but one token for each row, as most with a state."""
 
     @abstractmethod
@@ -177,7 +176,7 @@ class Writing(GenerationMixin):
                 or type(model).prepare_inputs_for_generation is GenerationMixin.prepare_inputs_for_generation
             ):
                 continue
-            name = next(name for name in CACHE_NAMES if Source.takes(model, name))
+            name = next(name for name in CACHE_NAMES if takes(model, name))
             asked = {"next_sequence_length": new, "attention_mask": mask, "use_cache": True, name: own}
             if model.prepare_inputs_for_generation(input_ids, **asked).get(name) is None:
                 return True
@@ -185,7 +184,7 @@ class Writing(GenerationMixin):
 
     def _must_restart(self, mask: torch.Tensor, new: int) -> bool:
         """Tell whether so many new tokens cannot go on from a cache, under the mask (B, P + T) of all tokens."""
-        return (new > 1 or not bool(mask[:, -1].all())) and not self._takes_pieces()
+        return (new > 1 or not bool(mask[:, -1].all())) and not self._takes_chunks()
 
     def _prepare_cache_for_generation(
         self,

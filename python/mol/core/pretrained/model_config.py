@@ -1,0 +1,113 @@
+"""MoLModelConfig: config.json of a fused model, and how a runtime is described in it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from mol.config.mol_config import PERSONAL
+from mol.core.cache import CACHE_NAME
+from mol.core.host import asked_for, most_positions
+from mol.core.pretrained.described import TORCH_ATTENTION, config_from
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mol.core.runtime import Runtime
+
+_HEAD_SETTINGS: Final = (
+    "final_logit_softcapping", "lm_head_multiplier", "logit_scale", "logits_scaling", "output_multiplier",
+)  # fmt: skip
+"""What a host's head does next to multiplying, which trainers that apply it themselves read in the config."""
+
+
+class MoLModelConfig(PreTrainedConfig):
+    """config.json of a fused model.
+
+    Attributes:
+        fusion: the fields of MoLConfig.
+        host: name of the host.
+        fused_layers: for each layer its `position` and its `experts`, each with `model` and `blocks`.
+    """
+
+    model_type = "mol"
+    auto_map: ClassVar[dict[str, str]] = {}  # TRL looks here for the Auto class of a class that transformers lacks
+    keys_to_ignore_at_inference: ClassVar = [CACHE_NAME]
+
+    def __init__(
+        self,
+        fusion: Mapping[str, Any] | None = None,
+        host: str | None = None,
+        fused_layers: list[dict[str, Any]] | None = None,
+        **others: Any,  # noqa: ANN401 - the fields of PreTrainedConfig
+    ) -> None:
+        """Keep the fields; all are None in the default config that transformers makes to compare with."""
+        self.fusion = dict(fusion) if isinstance(fusion, dict) else fusion
+        self.host = host
+        self.fused_layers = fused_layers
+        super().__init__(**others)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as transformers has it
+        """Make a config of what config.json holds.
+
+        Raises:
+            ConfigError: it holds what no config can.
+        """
+        return config_from(super().from_dict, config_dict, kwargs)
+
+
+def config_of(runtime: Runtime) -> MoLModelConfig:
+    """Return the config of a fused model, with what transformers and trainers read of the host's."""
+    host = runtime.open_host().model.config
+    text = host.get_text_config()
+    heads = {name: getattr(text, name) for name in _HEAD_SETTINGS if getattr(text, name, None) is not None}
+    if text.model_type == "hyperclovax":  # which multiplies by what all others divide by
+        heads["logit_scale"] = heads.pop("logits_scaling", None)
+    # Layers and heads are the host's: so many hidden states come out, of its width, and what tools compute of the two
+    # (the width of a head, say) is right for the host's blocks; the least of all models would be right for none. Nobody
+    # sizes a cache by them, for the only one that is taken is `FusedCache`, which asks each model.
+    return MoLModelConfig(
+        **described(runtime),
+        num_hidden_layers=len(runtime.host),
+        hidden_size=runtime.host.width,
+        **heads,
+        **asked_for({"max_position_embeddings": most_positions(runtime.fusion().sources)}),
+        **asked_for({"num_attention_heads": getattr(text, "num_attention_heads", None)}),
+        id2label=host.id2label,
+        label2id=host.label2id,
+        **{key: getattr(text, key, None) for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")},
+    )
+
+
+def described(runtime: Runtime) -> dict[str, Any]:
+    """Return the fields of `MoLModelConfig`, with the commit of each model and its dtype now."""
+    fusion, settings = runtime.fusion(), runtime.config
+    dtypes = {name: settings.dtype_of(name) for name in settings.models}
+    dtypes |= {name: str(source.dtype).removeprefix("torch.") for name, source in fusion.sources.items()}
+    commits = {name: source.revision for name, source in fusion.sources.items() if source.revision}
+    attention = settings.attn_implementation if settings.attn_implementation in TORCH_ATTENTION else None
+    now = {
+        "dtype": {name: dtype for name, dtype in dtypes.items() if dtype},
+        "revisions": {**settings.revisions, **commits},
+    }
+    return {
+        "fusion": {**settings.to_dict(), **now, "attn_implementation": attention},
+        "host": runtime.host_name,
+        "fused_layers": [
+            {"position": position, "experts": [{"model": s.model, "blocks": list(s.blocks)} for s in layer.specs]}
+            for position, layer in fusion.layers.items()
+        ],
+    }
+
+
+def description_in(content: Mapping[str, Any]) -> Any:  # noqa: ANN401 - as JSON holds it
+    """Return what describes the fusion in config.json."""
+    fusion = content.get("fusion")
+    if isinstance(fusion, dict):
+        fusion = {name: value for name, value in fusion.items() if name not in PERSONAL}
+    return [fusion, content.get("host"), content.get("fused_layers")]
+
+
+AutoConfig.register(MoLModelConfig.model_type, MoLModelConfig)
