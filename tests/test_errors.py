@@ -21,14 +21,28 @@ def test_a_plain_error_has_no_list() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["ConfigError", "ArchitectureError", "CheckpointError", "MergeError", "MergeCancelled"]
+    "name",
+    [
+        "ConfigError",
+        "ArchitectureError",
+        "CheckpointError",
+        "MergeError",
+        "MergeCancelled",
+        "FusionError",
+        "InternalError",
+    ],
 )
 def test_every_error_is_a_mol_error(name: str) -> None:
     assert issubclass(getattr(errors, name), errors.MolError)
 
 
-def test_a_config_error_is_a_value_error_and_a_cancelled_merge_a_merge_error() -> None:
-    assert issubclass(errors.ConfigError, ValueError)
+@pytest.mark.parametrize("name", ["ConfigError", "ArchitectureError", "FusionError"])
+def test_a_users_mistake_in_what_is_given_is_a_value_error(name: str) -> None:
+    assert issubclass(getattr(errors, name), ValueError)
+
+
+def test_a_bug_of_mol_is_no_value_error_and_a_cancelled_merge_a_merge_error() -> None:
+    assert not issubclass(errors.InternalError, ValueError)
     assert issubclass(errors.MergeCancelled, errors.MergeError)
 
 

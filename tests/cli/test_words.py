@@ -12,7 +12,7 @@ import pytest
 from mol.cli import _Bug, describe, refuse, units
 from mol.cli.console import Console, field, listing, style, wrap
 from mol.cli.progress import Progress
-from mol.errors import ConfigError, MergeError, MolError
+from mol.errors import ConfigError, FusionError, InternalError, MergeError, MolError
 
 
 class Terminal(io.StringIO):
@@ -131,10 +131,12 @@ def test_a_bug_is_owned_up_to_and_traced_with_verbose_only(capsys: pytest.Captur
 
 
 def test_a_panic_of_the_engine_is_a_bug_and_a_refusal_is_not(capsys: pytest.CaptureFixture[str]) -> None:
-    refuse(Console(), MolError("index out of bounds"))
-    assert "error: index out of bounds\nThis is a bug in mol." in capsys.readouterr().err
-    refuse(Console(), MergeError("shapes differ"))
-    assert capsys.readouterr().err == "error: shapes differ\n"
+    for bug in (InternalError("index out of bounds"), MolError("index out of bounds")):
+        refuse(Console(), bug)
+        assert "error: index out of bounds\nThis is a bug in mol." in capsys.readouterr().err
+    for refusal in (MergeError("shapes differ"), FusionError("shapes differ")):
+        refuse(Console(), refusal)
+        assert capsys.readouterr().err == "error: shapes differ\n"
 
 
 def test_progress_in_a_log_is_a_plain_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from mol.config.mol_config import MoLConfig
 from mol.core.cache import CACHE_NAME
-from mol.errors import ConfigError, MolError
+from mol.errors import ConfigError, FusionError, MolError
 from tests.core.zoo import tokens_of
 
 if TYPE_CHECKING:
@@ -192,3 +192,27 @@ def test_a_fusion_is_not_copied_and_its_embeddings_are_the_hosts(fuse: Fuse) -> 
 def test_a_host_without_tokenizer_says_so(fuse: Fuse) -> None:
     with pytest.raises(FileNotFoundError, match=r"gpt2: no tokenizer beside its config\.json"):
         _ = fuse("gpt2").tokenizer
+
+
+def test_blocks_that_may_attend_to_later_tokens_do_so_with_a_cache_too(fuse: Fuse) -> None:
+    """What `generate` has to know of them changes no mask."""
+    runtime, ids = fuse("gpt2", "bert", layers=(1,), allow_bidirectional=True), tokens_of(2, 6)
+    model = runtime.as_causal_lm()
+    with torch.no_grad():
+        before = model(ids).logits
+        model.generate(ids, max_new_tokens=2, do_sample=False, pad_token_id=0, eos_token_id=None)
+        assert torch.equal(model(ids).logits, before)
+    assert not runtime.source("bert").made_causal
+
+
+def test_the_host_is_opened_by_acts_and_not_by_a_look(fuse: Fuse) -> None:
+    runtime = fuse("gpt2", "llama", layers=())
+    with pytest.raises(FusionError, match=r"the host gpt2 is not open yet: setup_embeddings.*source\('gpt2'\)"):
+        _ = runtime.host
+    runtime.setup_lm_head()
+    assert (runtime.host.name, runtime.target_hidden_dim, runtime.is_causal) == ("gpt2", 32, True)
+    runtime.setup_embeddings("llama")
+    hidden, _ = runtime(tokens_of(1, 4))
+    assert runtime.lm_head is not None
+    with torch.no_grad():
+        torch.testing.assert_close(runtime.lm_head(hidden), runtime.host.model(tokens_of(1, 4)).logits)

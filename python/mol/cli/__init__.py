@@ -15,7 +15,7 @@ from mol.cli.console import Console, LogHandler, width_of
 from mol.cli.group import VerbGroup, usage_text
 from mol.cli.signals import interruptible, kind_of
 from mol.cli.streams import guarded_streams, printable
-from mol.errors import MolError
+from mol.errors import InternalError, MolError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,7 +122,7 @@ def _run(console: Console, args: list[str]) -> int:
 def refuse(console: Console, error: MolError | OSError | click.ClickException) -> None:
     """Say why the command did not do what was asked; with `--json` as the document too."""
     text = describe(error)
-    if type(error) is MolError:  # none of its kinds: the engine panicked
+    if isinstance(error, InternalError) or type(error) is MolError:  # none of its kinds: the engine panicked
         text += f"\n{_where_to_report()}"
         if console.verbose:
             _trace(error)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from mol.core.mol_layer import Expert, ExpertSpec, MoLLayer
 from mol.core.reports.notes import blank_content, foreign_notes
-from mol.errors import ConfigError, MolError
+from mol.errors import ConfigError, FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,7 +105,7 @@ def _make_causal(runtime: Runtime, specs: Sequence[ExpertSpec]) -> None:
         if not runtime.source(spec.model).make_causal(block)
     ]
     if looking:
-        raise MolError.listing(
+        raise FusionError.listing(
             f"the host {runtime.host_name} predicts the next token, and these blocks look ahead of it even with causal "
             "masks; choose others, or pass allow_bidirectional=True if nothing is trained or written",
             looking,

@@ -10,7 +10,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mol.core.parts import where_from
-from mol.errors import MolError
+from mol.errors import FusionError
 
 CACHE_NAME: Final = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
 """What models call their cache: `past_key_values` before transformers 5.24."""
@@ -140,7 +140,7 @@ class FusedCache(Cache):
         """Add the new tokens (B, T) of a forward that has run.
 
         Raises:
-            MolError: they are of another number of rows.
+            FusionError: they are of another number of rows.
         """
         self.ids = ids if self.ids is None else torch.cat([self.ids, ids.to(self.ids.device)], 1)
         self.batch, self.seen = self.ids.shape
@@ -196,19 +196,19 @@ class FusedCache(Cache):
         """Repeat every row, for beams.
 
         Raises:
-            MolError: nothing has been cached, so the number of rows is not known.
+            FusionError: nothing has been cached, so the number of rows is not known.
         """
         if not self.batch:
-            raise MolError("rows of an empty cache cannot be repeated")
+            raise FusionError("rows of an empty cache cannot be repeated")
         self.reorder_cache(torch.arange(self.batch).repeat_interleave(repeats))
 
     def crop(self, max_length: int) -> None:
         """Refuse to forget tokens.
 
         Raises:
-            MolError: always; what recurrent experts have seen cannot be taken back.
+            FusionError: always; what recurrent experts have seen cannot be taken back.
         """
-        raise MolError(f"a fused cache cannot be cut to {max_length} tokens; assisted generation does not work here")
+        raise FusionError(f"a fused cache cannot be cut to {max_length} tokens; assisted generation does not work here")
 
     @property
     def is_compileable(self) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from torch import nn
 
-from mol.errors import MolError
+from mol.errors import FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ FROZEN: Final = "frozen"
 """What their names begin with, in a runtime or a mixture."""
 
 
-class FrozenError(MolError, AttributeError):
+class FrozenError(FusionError, AttributeError):
     """A module of a model of the fusion is to be changed, or to call hooks.
 
     PEFT skips names without a module by AttributeError where it looks at all of them, to merge its adapters say.

@@ -132,7 +132,7 @@ class Pass:
                 tokens if None. What they chose stays in the cache.
 
         Raises:
-            MolError: a model has no positions for so many tokens.
+            FusionError: a model has no positions for so many tokens.
         """
         limits = {name: source.limit for name, source in fusion.sources.items()}
         if any(most is not None and most < mask.shape[1] for limit in limits.values() for most in limit):

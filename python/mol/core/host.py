@@ -12,7 +12,7 @@ from torch import nn
 
 from mol.core.blocks.calls import argument
 from mol.core.blocks.inputs import CACHE_NAMES, Inputs, Tokens, takes, token_inputs
-from mol.errors import MolError
+from mol.errors import FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,17 +41,19 @@ def checked_tokens(input_ids: Any) -> torch.Tensor:  # noqa: ANN401 - whatever w
     """Return what was given as input_ids (B, T).
 
     Raises:
-        MolError: it is nothing, no tensor, not of integers or of another shape.
+        FusionError: it is nothing, no tensor, not of integers or of another shape.
     """
     wanted = "wanted a tensor (batch, tokens) of integers"
     if input_ids is None:
-        raise MolError(f"input_ids are missing; {wanted}")
+        raise FusionError(f"input_ids are missing; {wanted}")
     if not isinstance(input_ids, torch.Tensor):
-        raise MolError(f'input_ids are a {type(input_ids).__name__}, {wanted}, as tokenizer(..., return_tensors="pt")')
+        raise FusionError(
+            f'input_ids are a {type(input_ids).__name__}, {wanted}, as tokenizer(..., return_tensors="pt")'
+        )
     if input_ids.is_floating_point() or input_ids.dtype == torch.bool:
-        raise MolError(f"input_ids are {input_ids.dtype}, {wanted}")
+        raise FusionError(f"input_ids are {input_ids.dtype}, {wanted}")
     if input_ids.dim() != 2 or not input_ids.numel():
-        raise MolError(f"input_ids are {tuple(input_ids.shape)}, wanted (batch, tokens), at least one of each")
+        raise FusionError(f"input_ids are {tuple(input_ids.shape)}, wanted (batch, tokens), at least one of each")
     return input_ids
 
 
@@ -64,16 +66,16 @@ def checked_mask(input_ids: torch.Tensor, mask: torch.Tensor | None, seen: int =
         seen: P, the number of those before.
 
     Raises:
-        MolError: it is no tensor or of another shape.
+        FusionError: it is no tensor or of another shape.
     """
     batch, length = input_ids.shape
     if mask is None:
         return torch.ones(batch, seen + length, dtype=torch.long, device=input_ids.device)
     if not isinstance(mask, torch.Tensor):
-        raise MolError(f"attention_mask is a {type(mask).__name__}, wanted a tensor {(batch, seen + length)}")
+        raise FusionError(f"attention_mask is a {type(mask).__name__}, wanted a tensor {(batch, seen + length)}")
     if mask.shape != (batch, seen + length):
         after = f" after {seen} in the cache" if seen else ""
-        raise MolError(
+        raise FusionError(
             f"attention_mask is {tuple(mask.shape)} beside {length} tokens{after} in {batch} rows, wanted "
             f"{(batch, seen + length)}"
         )
@@ -84,11 +86,11 @@ def checked_labels(labels: Any, input_ids: torch.Tensor) -> torch.Tensor:  # noq
     """Return what was given as labels of these tokens (B, T).
 
     Raises:
-        MolError: it is no tensor or of another shape.
+        FusionError: it is no tensor or of another shape.
     """
     if not isinstance(labels, torch.Tensor) or labels.shape != input_ids.shape:
         found = tuple(labels.shape) if isinstance(labels, torch.Tensor) else f"a {type(labels).__name__}"
-        raise MolError(f"labels are {found}, wanted a tensor {tuple(input_ids.shape)}: one for each token")
+        raise FusionError(f"labels are {found}, wanted a tensor {tuple(input_ids.shape)}: one for each token")
     return labels
 
 
@@ -101,14 +103,14 @@ def host_options(host: Source, model: nn.Module, others: Mapping[str, Any]) -> d
     """Return what the host's model, or a part of it, is called with besides; what is None or false is left out.
 
     Raises:
-        MolError: it takes no such thing, or experts would not know of it.
+        FusionError: it takes no such thing, or experts would not know of it.
     """
     given = asked_for(others)
     for name in given:
         if name in UNKNOWN_TO_EXPERTS:
-            raise MolError(f"a fused model does not take {name}: {UNKNOWN_TO_EXPERTS[name]}")
+            raise FusionError(f"a fused model does not take {name}: {UNKNOWN_TO_EXPERTS[name]}")
         if not takes(model, name) and name != "output_hidden_states":
-            raise MolError(f"a fused model does not take {name}, nor does its host {host.name}")
+            raise FusionError(f"a fused model does not take {name}, nor does its host {host.name}")
     return given
 
 
@@ -129,14 +131,14 @@ def host_inputs(
         others: inputs of the model's own, `pixel_values` or `token_type_ids` say; see `host_options`.
 
     Raises:
-        MolError: the host reads tokens and gets none, or reads images and gets tokens, or the other way round; or an
+        FusionError: the host reads tokens and gets none, or reads images and gets tokens, or the other way round; or an
             input is not known or of another shape.
     """
     reads = "pixel_values" if reads_images(host) else "input_ids"
     both = {"input_ids": input_ids, "pixel_values": others.get("pixel_values")}
     found = [name for name, value in both.items() if value is not None]
     if found != [reads]:
-        raise MolError(
+        raise FusionError(
             f"the host {host.name} ({type(host.model).__name__}) reads {reads} alone, and was given "
             f"{' and '.join(found) or 'neither tokens nor images'}"
         )
@@ -165,12 +167,12 @@ def check_longest(limits: Mapping[str, Limit], length: int, *, written: bool = T
         written: it is still to be written.
 
     Raises:
-        MolError: lists those that have not.
+        FusionError: lists those that have not.
     """
     short = [f"{name} has positions for {limit.table} tokens" for name, limit in limits.items() if limit.ends(length)]
     if short:
         said = f"the text would take {length}" if written else f"{length} were given"
-        raise MolError(f"{'; '.join(short)}, and {said}; shorten the text, or leave its blocks out")
+        raise FusionError(f"{'; '.join(short)}, and {said}; shorten the text, or leave its blocks out")
     for name, (_, announced) in limits.items():
         if announced and announced < length:
             _say_once(
@@ -183,11 +185,11 @@ def check_noise(host: Source) -> None:
     """Refuse the noise of Trainer's `neftune_noise_alpha`, which a module of a frozen model never adds.
 
     Raises:
-        MolError: it was set.
+        FusionError: it was set.
     """
     with suppress(NotImplementedError):  # some hosts of images do not tell their embeddings
         if hasattr(host.model.get_input_embeddings(), "neftune_noise_alpha"):
-            raise MolError(
+            raise FusionError(
                 "neftune_noise_alpha adds noise to embeddings in training mode alone, and those of a fusion are its "
                 "host's, frozen and in eval mode: leave it out"
             )

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.modules import module as _modules
 
-from mol.errors import MolError
+from mol.errors import FusionError
 
 
 class TrainedLinear(nn.Linear):
@@ -20,11 +20,11 @@ class TrainedLinear(nn.Linear):
         """Refuse a quantized tensor as parameter, which `torchao.quantization.quantize_` puts in place of a weight.
 
         Raises:
-            MolError: it is one.
+            FusionError: it is one.
         """
         # DTensor, of FSDP2 and tensor parallelism, is torch's own.
         if param is not None and not type(param).__module__.startswith("torch."):
-            raise MolError(
+            raise FusionError(
                 f"{type(param).__name__} was given as `{name}` of an adapter or router: these are trained and stay "
                 "floats, and the blocks, nearly all of the memory, are outside of the module tree, where quantization "
                 'does not reach them; dtype="bfloat16", max_expert_memory or device_map save memory'

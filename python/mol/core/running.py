@@ -11,7 +11,7 @@ from torch.nn import functional
 from mol.core.blocks.inputs import Tokens
 from mol.core.cache import Compacted
 from mol.core.parts import Picked, Rows, Whole
-from mol.errors import MolError
+from mol.errors import FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -127,7 +127,7 @@ class ExpertRuns:
         if minding:
             other = "pad on the right" if all(map(source.is_causal, spec.blocks)) else "give texts of one length"
             blocks = f"block {', '.join(minding)} of {source.name} ({type(source.model).__name__})"
-            raise MolError(
+            raise FusionError(
                 f"padding changes what {blocks} makes of the text beside it; {other}, or run them one by one"
             )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from mol.errors import MolError
+from mol.errors import FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +67,7 @@ class Memory:
 
         Raises:
             CheckpointError: it cannot be read.
-            MolError: it is larger than all the room there is.
+            FusionError: it is larger than all the room there is.
         """
         key = id(weights), path
         self._enter(weights, path, place.device, held=True)
@@ -94,7 +94,7 @@ class Memory:
             names = weights.under(path) - weights.staying
             size = weights.bytes_of(names)
             if self.limit is not None and size > self.limit:
-                raise MolError(
+                raise FusionError(
                     f"{weights.name}: block `{path}` takes {size:,} bytes, and max_expert_memory is {self.limit:,}; "
                     "allow more, or use a smaller block or dtype"
                 )
@@ -147,14 +147,14 @@ def device_of(name: str) -> torch.device:
     """Return the device that a setting names.
 
     Raises:
-        MolError: there is no such device here.
+        FusionError: there is no such device here.
     """
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise MolError(f"device_map names {name!r}, which this machine does not have ({reason})") from error
+        raise FusionError(f"device_map names {name!r}, which this machine does not have ({reason})") from error
     return device
 
 

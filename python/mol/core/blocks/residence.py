@@ -81,7 +81,7 @@ class Residence:
 
         Raises:
             CheckpointError: it cannot be read.
-            MolError: it is larger than all the room there is.
+            FusionError: it is larger than all the room there is.
         """
         if self.weights is None:
             yield None

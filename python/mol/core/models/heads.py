@@ -13,7 +13,7 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
-from mol.errors import MolError
+from mol.errors import FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,11 +58,11 @@ def head_of(config: PreTrainedConfig) -> Head:
     before causal unless it is a decoder; whether its weights are there is seen when it is loaded.
 
     Raises:
-        MolError: the model has an encoder and a decoder, or no head that a host can have.
+        FusionError: the model has an encoder and a decoder, or no head that a host can have.
     """
     name, kind = config.name_or_path or config.model_type, config.model_type
     if config.is_encoder_decoder:
-        raise MolError(
+        raise FusionError(
             f"{name} ({kind}) has an encoder and a decoder and cannot be the host; name it after a model with one "
             "stack, as a source of blocks it can be used"
         )
@@ -76,7 +76,7 @@ def head_of(config: PreTrainedConfig) -> Head:
     for head in heads:
         if head.auto_class.__name__ in code or (head in HEADS[:2] and kind in head.classes):
             return head
-    raise MolError(
+    raise FusionError(
         f"{name} ({kind}{', saved as ' + saved_as[0] if saved_as else ''}) has no head and cannot be the host; a host "
         f"must be made to {', '.join(head.does for head in HEADS[:-1])} or {HEADS[-1].does}"
     )
@@ -86,6 +86,6 @@ def head_class(config: PreTrainedConfig) -> Any:  # noqa: ANN401 - one of the Au
     """Return the Auto class that loads a host with this config; see `head_of` for the choice.
 
     Raises:
-        MolError: it cannot be a host.
+        FusionError: it cannot be a host.
     """
     return head_of(config).auto_class

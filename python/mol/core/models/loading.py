@@ -25,7 +25,7 @@ from mol.core.blocks.placement import Memory, Place, device_of
 from mol.core.blocks.source import Source
 from mol.core.models.heads import head_class
 from mol.core.models.weights import ModelWeights, build_hollow
-from mol.errors import ConfigError, MolError
+from mol.errors import ConfigError, FusionError
 from mol.io.checkpoint import Checkpoint
 from mol.io.hub import resolve
 from mol.io.side_files import is_tokenizer_file
@@ -168,7 +168,7 @@ def _config(name: str, directory: Path, settings: MoLConfig) -> PreTrainedConfig
     document = read_config(directory)
     model_type = str(document.get("model_type"))
     if model_type in ("mol", "mol_mixture"):
-        raise MolError(f"{name} is a fusion or a mixture itself, which cannot be a part of another: name its models")
+        raise FusionError(f"{name} is a fusion or a mixture itself, which cannot be a part of another: name its models")
     if model_type not in CONFIG_MAPPING:
         check_remote_code(name, document, model_type, trust_remote_code=settings.trust_remote_code)
     config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=settings.trust_remote_code)

@@ -27,7 +27,7 @@ from mol.core.pretrained.fused_model import FusedModel
 from mol.core.pretrained.generating import Generating, Step
 from mol.core.pretrained.model_config import MoLModelConfig
 from mol.core.pretrained.step_loss import share_of, train_beside, weigh
-from mol.errors import MolError
+from mol.errors import FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -63,7 +63,7 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
         super()._adopt(runtime)
         host = runtime.host
         if not host.is_causal():
-            raise MolError(
+            raise FusionError(
                 f"the host {runtime.host_name} ({type(host.model).__name__}) does not predict the next token: its "
                 "blocks look ahead, so the fusion cannot write"
             )
@@ -159,7 +159,7 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
         *args: Any,  # noqa: ANN401 - what transformers passes
     ) -> None:
         if generation_config.prefill_chunk_size is not None and self.runtime.fusion().pins:
-            raise MolError(
+            raise FusionError(
                 'with dispatch="sequence" rows choose their experts by the whole prompt, so a fused model does not '
                 "take it in pieces: leave out prefill_chunk_size"
             )
@@ -197,8 +197,8 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
             others: `output_hidden_states`, and inputs that only the host knows: `token_type_ids` of some.
 
         Raises:
-            MolError: an input is not known or of another kind or shape, `return_dict` is False, or no label is left to
-                count.
+            FusionError: an input is not known or of another kind or shape, `return_dict` is False, or no label is left
+                to count.
         """
         host = self.runtime.host
         options = host_options(host, host.model, others)
@@ -271,7 +271,7 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
                 if prompt is None
                 else "rows choose their experts by all of the prompt: leave out the cache and prompt_length"
             )
-            raise MolError(f'with dispatch="sequence" no label is left to count, for {why}')
+            raise FusionError(f'with dispatch="sequence" no label is left to count, for {why}')
         return counted
 
 

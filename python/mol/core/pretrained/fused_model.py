@@ -28,7 +28,7 @@ from mol.core.pretrained.refused import OutsideModels
 from mol.core.pretrained.saving import KEY, read_saved, refuse_other_ways, saved_directory, write_save
 from mol.core.pretrained.tokenizers import copy_inputs
 from mol.core.runtime import Runtime  # noqa: TC001 - at run time for the same reason
-from mol.errors import InternalError, MolError
+from mol.errors import FusionError, InternalError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,7 +69,7 @@ class FusedModel(OutsideModels):
         """Build the fusion that a config describes, with fresh adapters and routers.
 
         Raises:
-            MolError: the config describes none, or its host has another head, or its models bring code of their own.
+            FusionError: the config describes none, or its host has another head, or its models bring code of their own.
         """
         super().__init__(config)
         self._adopt(self._build_runtime(read_description(config.fusion, config.host, config.fused_layers), {}))
@@ -79,7 +79,7 @@ class FusedModel(OutsideModels):
         """Wrap a runtime; both share everything.
 
         Raises:
-            MolError: its host has another head.
+            FusionError: its host has another head.
         """
         return cls._around(runtime, config_of(runtime))
 
@@ -150,7 +150,7 @@ class FusedModel(OutsideModels):
             kwargs: the same.
 
         Raises:
-            MolError: push_to_hub or distributed_checkpoint is requested.
+            FusionError: push_to_hub or distributed_checkpoint is requested.
             OSError: something cannot be written.
         """
         refuse_other_ways(kwargs)
@@ -190,7 +190,7 @@ class FusedModel(OutsideModels):
         host = runtime.open_host()
         head = head_of(host.model.config)
         if head is not self.head:
-            raise MolError(
+            raise FusionError(
                 f"the host {runtime.host_name} ({type(host.model).__name__}) does not {self.head.does}, as that of a "
                 f"{type(self).__name__} must; it was made to {head.does}, and MoLRuntime.as_model() gives what does"
             )
@@ -241,7 +241,7 @@ class FusedModel(OutsideModels):
         """Refuse others than the host's, which are not saved with the fusion.
 
         Raises:
-            MolError: always.
+            FusionError: always.
         """
         raise self._not_ours()
 
@@ -253,7 +253,7 @@ class FusedModel(OutsideModels):
         """Refuse others than the host's, which are not saved with the fusion.
 
         Raises:
-            MolError: always.
+            FusionError: always.
         """
         raise self._not_ours()
 
@@ -266,7 +266,7 @@ class FusedModel(OutsideModels):
         """Return the host's embeddings where they have this size.
 
         Raises:
-            MolError: they have another, and nothing is changed.
+            FusionError: they have another, and nothing is changed.
         """
         embeddings: Any = self.get_input_embeddings()
         if (new_num_tokens or len(embeddings.weight)) != len(embeddings.weight) or args or asked_for(kwargs):
@@ -277,14 +277,14 @@ class FusedModel(OutsideModels):
         """Refuse: it is not there yet.
 
         Raises:
-            MolError: always.
+            FusionError: always.
         """
-        raise MolError(_GRADIENT_CHECKPOINTING)
+        raise FusionError(_GRADIENT_CHECKPOINTING)
 
     activation_checkpointing_enable = gradient_checkpointing_enable
 
-    def _not_ours(self) -> MolError:
-        return MolError(
+    def _not_ours(self) -> FusionError:
+        return FusionError(
             f"the embeddings are those of the host, {self.runtime.host_name}, and not saved with the fusion: change "
             "and save that model, and fuse it then"
         )
@@ -333,10 +333,10 @@ class MoLModel(FusedModel):
             `last_hidden_state` (B, T, H).
 
         Raises:
-            MolError: an input is not known or of another shape, or the host's body gives no hidden states.
+            FusionError: an input is not known or of another shape, or the host's body gives no hidden states.
         """
         if return_dict is False:
-            raise MolError("a fused model returns its outputs by name: return_dict=False is not supported")
+            raise FusionError("a fused model returns its outputs by name: return_dict=False is not supported")
         host = self.runtime.host
         body = host.model.base_model
         inputs, mask = host_inputs(host, body, input_ids, attention_mask, others)
@@ -344,7 +344,7 @@ class MoLModel(FusedModel):
         self.routings = run.routings
         last = output.get("last_hidden_state")
         if last is None:
-            raise MolError(f"the host {host.name} ({type(body).__name__}) gives no hidden states without its head")
+            raise FusionError(f"the host {host.name} ({type(body).__name__}) gives no hidden states without its head")
         if self.runtime.training:
             self._say_what_is_not_trained()
         return BaseModelOutputWithPast(last_hidden_state=last, hidden_states=output.get("hidden_states"))

@@ -20,7 +20,7 @@ from transformers import GenerationMixin
 from mol.core.blocks.inputs import CACHE_NAMES, takes
 from mol.core.cache import CACHE_NAME, FusedCache
 from mol.core.host import check_longest, checked_mask, checked_tokens
-from mol.errors import MolError
+from mol.errors import FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -109,11 +109,11 @@ class Generating(GenerationMixin):
         """Write on from a prompt (B, T), as transformers' `generate` does.
 
         Raises:
-            MolError: the prompt is no tensor of tokens, or a cache of another kind is given or asked for.
+            FusionError: the prompt is no tensor of tokens, or a cache of another kind is given or asked for.
         """
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         if kwargs.get("inputs_embeds") is not None:
-            raise MolError(f"{self.called} does not take inputs_embeds: give input_ids")
+            raise FusionError(f"{self.called} does not take inputs_embeds: give input_ids")
         if prompt is not None:
             checked_tokens(prompt)
         for name in _CACHE_ARGUMENTS:
@@ -127,9 +127,9 @@ class Generating(GenerationMixin):
         """Refuse: generate_batch would give texts without a token.
 
         Raises:
-            MolError: always.
+            FusionError: always.
         """
-        raise MolError(
+        raise FusionError(
             f"generate_batch keeps pages of one model's cache, and {self.called} has a cache for each of its models: "
             "give generate a padded batch"
         )
@@ -147,7 +147,7 @@ class Generating(GenerationMixin):
         """Give a step of `generate` its inputs: the tokens that the cache has not seen.
 
         Raises:
-            MolError: it has seen all of them.
+            FusionError: it has seen all of them.
         """
         inputs: dict[str, Any] = {"attention_mask": attention_mask, "use_cache": use_cache}
         inputs |= {name: kwargs[name] for name in ("output_attentions", "output_hidden_states") if name in kwargs}
@@ -160,7 +160,7 @@ class Generating(GenerationMixin):
         if next_sequence_length is None:
             return {**inputs, "input_ids": input_ids}
         if not 0 < next_sequence_length <= input_ids.shape[1]:
-            raise MolError(
+            raise FusionError(
                 f"the cache holds {cache.seen} tokens, and input_ids are {input_ids.shape[1]}: give the whole text "
                 "with at least one new token, or new tokens alone and the attention_mask of the whole text"
             )
@@ -197,7 +197,7 @@ class Generating(GenerationMixin):
         """Make the cache of a `generate` unless one is given or none is wanted.
 
         Raises:
-            MolError: a cache of another kind is asked for, or a prompt in pieces without a cache; or the text would
+            FusionError: a cache of another kind is asked for, or a prompt in pieces without a cache; or the text would
                 become longer than its models take.
         """
         mask = model_kwargs.get("attention_mask")
@@ -212,18 +212,18 @@ class Generating(GenerationMixin):
         if generation_config.use_cache is not False:
             model_kwargs[CACHE_NAME] = self.new_cache()
         elif generation_config.prefill_chunk_size is not None:
-            raise MolError(f"{self.called} takes a prompt in pieces only with a cache: leave out use_cache=False")
+            raise FusionError(f"{self.called} takes a prompt in pieces only with a cache: leave out use_cache=False")
 
     def _refuse_implementation(self, name: str) -> None:
         if name != "dynamic":
-            raise MolError(
+            raise FusionError(
                 f"{self.called} keeps a cache for each of its models, which grows: leave out "
                 f"cache_implementation={name!r}"
             )
 
     def _checked_cache(self, cache: Any) -> FusedCache | None:  # noqa: ANN401 - whatever was given
         if cache is not None and not isinstance(cache, FusedCache):
-            raise MolError(
+            raise FusionError(
                 f"{self.called} keeps a cache for each of its models, and a {type(cache).__name__} is that of one: "
                 "give what new_cache() returns, or what a forward has returned"
             )
@@ -240,11 +240,11 @@ class Generating(GenerationMixin):
         """Check what a forward is given, and say which tokens it runs with which cache.
 
         Raises:
-            MolError: `return_dict` is False, an input is none or of another kind or shape, or the cache is not of this
-                kind or holds other rows.
+            FusionError: `return_dict` is False, an input is missing or of another kind or shape, or the cache is not of
+                this kind or holds other rows.
         """
         if return_dict is False:
-            raise MolError(f"{self.called} returns its outputs by name: return_dict=False is not supported")
+            raise FusionError(f"{self.called} returns its outputs by name: return_dict=False is not supported")
         ids = checked_tokens(input_ids)
         cache = self._checked_cache(cache)
         mask = checked_mask(ids, mask, 0 if cache is None else cache.seen)
@@ -258,7 +258,7 @@ class Generating(GenerationMixin):
         if cache is None:
             cache = self.new_cache()
         if cache.seen and cache.batch != len(ids):
-            raise MolError(
+            raise FusionError(
                 f"the cache holds {cache.batch} rows, and {len(ids)} were given; its batch_repeat_interleave repeats "
                 "rows"
             )

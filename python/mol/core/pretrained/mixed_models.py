@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from mol.config.mol_config import MoLConfig
 from mol.core.models.loading import load_tokenizer, load_whole
 from mol.core.pretrained.fused_model import FusedModel
-from mol.errors import ConfigError, MolError
+from mol.errors import ConfigError, FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -57,16 +57,16 @@ def check_kind(model: PreTrainedModel) -> None:
     """Check that a model predicts each token from those before it.
 
     Raises:
-        MolError: it does not.
+        FusionError: it does not.
     """
     kind = f"{type(model).__name__} ({model.name_or_path or 'unnamed'})"
     if isinstance(model, FusedModel) or not model.can_generate() or model.config.is_encoder_decoder:
-        raise MolError(f"{kind} cannot be mixed: it is no single language model with a head")
+        raise FusionError(f"{kind} cannot be mixed: it is no single language model with a head")
     ids = torch.arange(4, device=model.device)[None]
     with torch.no_grad():
         first, other = (model.eval()(input_ids=tokens).logits[:, :-1] for tokens in (ids, ids + ids.eq(3)))
     if not torch.allclose(first, other, rtol=0.0, atol=1e-5):
-        raise MolError(f"{kind} cannot be mixed: its outputs depend on later tokens, so it does not predict them")
+        raise FusionError(f"{kind} cannot be mixed: its outputs depend on later tokens, so it does not predict them")
 
 
 def check_vocabularies(names: list[str], models: list[PreTrainedModel], given: Mapping[str, Any]) -> None:

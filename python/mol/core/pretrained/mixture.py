@@ -36,7 +36,7 @@ from mol.core.pretrained.saving import KEY, read_saved, refuse_other_ways, saved
 from mol.core.pretrained.step_loss import share_of, weigh
 from mol.core.pretrained.tokenizers import copy_inputs
 from mol.core.routers import SimpleRouter
-from mol.errors import ConfigError, MolError
+from mol.errors import ConfigError, FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -194,7 +194,7 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         """Write the router and the names of the models; see `FusedModel.save_pretrained`.
 
         Raises:
-            MolError: push_to_hub or distributed_checkpoint is requested.
+            FusionError: push_to_hub or distributed_checkpoint is requested.
             OSError: something cannot be written.
         """
         refuse_other_ways(kwargs)
@@ -317,11 +317,11 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
             negative log-probability of the labels.
 
         Raises:
-            MolError: an input is not known or of another kind or shape, or `return_dict` is False.
+            FusionError: an input is not known or of another kind or shape, or `return_dict` is False.
         """
         unknown = asked_for(others)
         if unknown:
-            raise MolError(f"a mixture does not take {', '.join(sorted(unknown))}")
+            raise FusionError(f"a mixture does not take {', '.join(sorted(unknown))}")
         step = self._begin(
             input_ids, attention_mask, past_key_values if cache is None else cache, use_cache, return_dict
         )

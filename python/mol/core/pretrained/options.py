@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from mol.core.host import asked_for
-from mol.errors import MolError
+from mol.errors import FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -43,7 +43,7 @@ def checked_options(
         kwargs: what was given by name.
 
     Raises:
-        MolError: it was called with something else.
+        FusionError: it was called with something else.
     """
     given = {
         name: value
@@ -56,7 +56,7 @@ def checked_options(
         given.setdefault("attn_implementation", config._attn_implementation)
     others = sorted(given.keys() - set(takes))
     if args or others:
-        raise MolError(
+        raise FusionError(
             f"from_pretrained of {called} does not take {', '.join(others) or args}; it takes "
             f"{', '.join(sorted(takes))}"
         )
@@ -71,10 +71,10 @@ def check_offline(local_files_only: object, hub_models: Collection[str]) -> None
     """Refuse to load models of the Hub where only local files are wanted.
 
     Raises:
-        MolError: there are such models.
+        FusionError: there are such models.
     """
     if local_files_only and hub_models:
-        raise MolError(
+        raise FusionError(
             f"local_files_only is given, and {', '.join(sorted(hub_models))} may have to be fetched from the Hub: set "
             "HF_HUB_OFFLINE=1, with which its cache serves, or leave it out"
         )

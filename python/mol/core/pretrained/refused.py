@@ -6,7 +6,7 @@ from typing import Any, Final, NoReturn
 
 from transformers import PreTrainedModel
 
-from mol.errors import MolError
+from mol.errors import FusionError
 
 NO_PUSH: Final = "push_to_hub comes in a later version of mol: save to a directory, and run `hf upload` on it"
 
@@ -18,9 +18,9 @@ class OutsideModels(PreTrainedModel):
         """Refuse: it would change a word in the config and no model.
 
         Raises:
-            MolError: always.
+            FusionError: always.
         """
-        raise MolError(
+        raise FusionError(
             "the attention of the models is chosen before they are loaded: give attn_implementation to "
             "from_pretrained or MoLConfig"
         )
@@ -29,6 +29,6 @@ class OutsideModels(PreTrainedModel):
         """Refuse before a repository is made: it is not there yet.
 
         Raises:
-            MolError: always.
+            FusionError: always.
         """
-        raise MolError(NO_PUSH)
+        raise FusionError(NO_PUSH)

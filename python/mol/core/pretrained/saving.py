@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from mol import _rust
 from mol.core.pretrained.digests import digest_of
 from mol.core.pretrained.refused import NO_PUSH
-from mol.errors import CheckpointError, ConfigError, MolError
+from mol.errors import CheckpointError, ConfigError, FusionError
 from mol.io.json_file import read_object
 
 if TYPE_CHECKING:
@@ -151,11 +151,11 @@ def saved_directory(name: str | Path, called: str) -> Path:
     """Return the directory of a save.
 
     Raises:
-        MolError: there is no directory of this name.
+        FusionError: there is no directory of this name.
     """
     directory = Path(name)
     if not directory.is_dir():
-        raise MolError(
+        raise FusionError(
             f"{directory}: no such directory; {called} is loaded from what save_pretrained wrote, and loading it from "
             "the Hub comes later"
         )
@@ -334,11 +334,13 @@ def refuse_other_ways(kwargs: Mapping[str, Any]) -> None:
     """Refuse what `save_pretrained` of transformers would do besides.
 
     Raises:
-        MolError: it was asked for.
+        FusionError: it was asked for.
     """
     if kwargs.get("push_to_hub"):
-        raise MolError(NO_PUSH)
+        raise FusionError(NO_PUSH)
     if kwargs.get("variant"):
-        raise MolError("a fusion is loaded by the usual names of its files: leave variant out, and save to a directory")
+        raise FusionError(
+            "a fusion is loaded by the usual names of its files: leave variant out, and save to a directory"
+        )
     if kwargs.get("distributed_checkpoint"):
-        raise MolError("a fusion is saved by its main process: leave distributed_checkpoint out")
+        raise FusionError("a fusion is saved by its main process: leave distributed_checkpoint out")

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from mol.errors import MolError
+from mol.errors import FusionError
 
 
 def share_of(labels: torch.Tensor, num_items: torch.Tensor | int, *, shifted: bool) -> torch.Tensor:
@@ -43,11 +43,11 @@ def train_beside(
         num_items: number of labels of the whole step that count.
 
     Raises:
-        MolError: gradients are scaled for float16, by a factor that no model knows.
+        FusionError: gradients are scaled for float16, by a factor that no model knows.
     """
     device = logits.device.type
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
-        raise MolError(
+        raise FusionError(
             "label smoothing in fp16 would lose the losses of the routers: train in bf16, or set to 0 either "
             "label_smoothing_factor or both load_balancing_coeff and entropy_penalty_coeff"
         )

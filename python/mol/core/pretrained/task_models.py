@@ -18,7 +18,7 @@ from mol.core.models.heads import (
 from mol.core.pretrained.fused_model import FusedModel
 from mol.core.pretrained.model_config import MoLModelConfig
 from mol.core.pretrained.step_loss import share_of, weigh
-from mol.errors import MolError
+from mol.errors import FusionError
 
 if TYPE_CHECKING:
     import torch
@@ -56,10 +56,10 @@ class TaskModel(FusedModel):
             The output of the host's class, `logits` and `loss` in it.
 
         Raises:
-            MolError: tokens or images are missing, or were given to a host that reads the other.
+            FusionError: tokens or images are missing, or were given to a host that reads the other.
         """
         if return_dict is False:
-            raise MolError("a fused model returns its outputs by name: return_dict=False is not supported")
+            raise FusionError("a fused model returns its outputs by name: return_dict=False is not supported")
         host = self.runtime.host
         named = {"token_type_ids": token_type_ids, "pixel_values": pixel_values, "labels": labels}
         inputs, mask = host_inputs(host, host.model, input_ids, attention_mask, {**named, **others})
