@@ -8,7 +8,8 @@ from mol.core.mol_runtime import (
     MoLForTokenClassification,
 )
 from mol.core.pretrained.fused_model import MoLModel
-from mol.core.pretrained.mixture import MoLMixture, MoLMixtureConfig
+from mol.core.pretrained.mixture import MoLMixture
+from mol.core.pretrained.mixture_config import MoLMixtureConfig
 from mol.core.pretrained.model_config import MoLModelConfig
 
 __all__ = [

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mol import MoLMixture
-from mol.core.pretrained.mixture import MoLMixtureConfig
+from mol.core.pretrained.mixture_config import MoLMixtureConfig
 from mol.errors import ConfigError, MolError
 from tests.core.zoo import language_model_of, tokens_of
 

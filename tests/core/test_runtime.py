@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import FrozenInstanceError, replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -91,12 +92,21 @@ def test_settings_are_checked_all_at_once() -> None:
     assert len(caught.value.problems) == 4
 
 
+def test_settings_are_changed_in_a_copy_that_is_checked_too() -> None:
+    config = MoLConfig(models=["a"], dtype=torch.bfloat16)
+    with pytest.raises(FrozenInstanceError):
+        config.dispatch = "token"  # type: ignore[misc]
+    assert replace(config, dispatch="token") == MoLConfig(models=["a"], dtype="bfloat16", dispatch="token")
+    with pytest.raises(ConfigError, match="dispatch is 'row', wanted one of dense, sequence, token"):
+        replace(config, dispatch="row")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
         ({"device_map": "auto"}, 'give one device, "cpu" say'),
         ({"quantization_config": {"load_in_4bit": True}}, "does not run quantized blocks: leave it out"),
-        ({"use_gradient_checkpointing": True}, "is not there yet: leave it out"),
+        ({"use_gradient_checkpointing": True}, "is not supported yet: leave it out"),
         ({"revisions": "main"}, "revisions is 'main', wanted a dictionary by model name"),
         ({"models": "gpt2"}, "models is 'gpt2', wanted a list of model names"),
     ],

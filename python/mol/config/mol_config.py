@@ -1,4 +1,4 @@
-"""MoLConfig: what a fused model is made of and how its layers choose."""
+"""MoLConfig: the settings of a fused model: its models, how its layers choose, where its blocks are."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import logging
 import math
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from mol.errors import ConfigError
 from mol.size import parse_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 AdapterType = Literal["linear", "bottleneck"]
 RouterType = Literal["simple", "token", "token_level"]
@@ -25,45 +28,46 @@ PERSONAL: Final = frozenset({"cache_dir", "device_map", "paths", "token", "trust
 _log = logging.getLogger("mol")
 
 
-@dataclass
+@dataclass(frozen=True)
 class MoLConfig:
-    """A fused model's settings.
+    """The settings of a fusion, checked; `dataclasses.replace` makes a changed copy.
 
     Attributes:
         models: names of models (Hub ids or directories); the first is the host unless `setup_embeddings` names another.
-        adapter_type: between a foreign block's width and the host's: "linear" or "bottleneck".
+        adapter_type: between another model's width and the host's: "linear" or "bottleneck".
         adapter_init: how adapters start: "identity" (padded or cut), or fitted on calibration text: "orthogonal" (equal
             widths only) or "lstsq".
         router_type: "simple" weighs experts by the mean of the tokens so far, "token" or "token_level" by each token.
-        max_layers: most fused layers that `add_layer` takes.
+        max_layers: the most fused layers that `add_layer` accepts.
         target_hidden_dim: width of the fused stream; it is the host's, so any other is refused.
         temperature: of the routers' softmax.
-        top_k_experts: experts with a weight for a token, the others have none; all if None. What work that saves is a
-            matter of `dispatch`.
+        top_k_experts: number of experts with a weight for a token, the others have none; all if None. How much work
+            that saves depends on `dispatch`.
         dispatch: what an expert sees: "dense" all tokens, also those that did not choose it, so that only an expert
-            that no token of the batch chose is left out, and with a cache none is; "sequence" rows that chose it;
-            "token" tokens that did. The last two do `top_k_experts` of E experts' work for a token.
-        router_prefix: with "sequence" dispatch, the number of first tokens of a row that its choice goes by; generation
-            goes by the whole prompt.
-        load_balancing_coeff: of the load balancing loss that is added to the loss in training; it holds experts in use.
-        entropy_penalty_coeff: of the mean token entropy of the routers that is added to the loss in training. It makes
+            that no token of the batch chose is left out, and with a cache none is; "sequence" the rows that chose it;
+            "token" the tokens that did. The last two do `top_k_experts` of E experts' work per token.
+        router_prefix: with "sequence" dispatch, the number of first tokens of a row by which it chooses; `generate`
+            uses the whole prompt.
+        load_balancing_coeff: of the load balancing loss that is added to the loss in training; keeps experts in use.
+        entropy_penalty_coeff: of the mean token entropy of the routers, added to the loss in training. It makes
             choices sharp, and above about half of the other one expert ends up with all tokens, whatever it is worth.
         trust_remote_code: run code that comes with a model; a warning says so.
-        allow_bidirectional: admit blocks that look at later tokens into a causal model.
-        keep_host_layers: run the host's layers that no `add_layer` names; without them only added layers run.
+        allow_bidirectional: admit blocks that attend to later tokens into a causal model, as they are. Without it their
+            masks are replaced by causal ones, and those that attend to later tokens even then are refused.
+        keep_host_layers: run the host's layers that no `add_layer` names; without it only added layers run.
         dtype: of all models, e.g. "bfloat16" or torch.bfloat16, or by model name; each checkpoint's own if None.
         memory_efficient: load only the blocks used; without it models are loaded whole.
         device_map: one device for all models, or device by model name, or by block as in "gpt2[3]": "cpu", "cuda:0", 0
             and so on; "disk" reads a block each time it runs.
-        max_expert_memory: most bytes of expert blocks in memory, e.g. "2GB"; those unused for longest go first. In
-            training autograd keeps blocks besides, until the backward is done.
+        max_expert_memory: the most bytes of expert blocks in memory, e.g. "2GB"; least recently used blocks are evicted
+            first. During training autograd keeps blocks alive until backward ends.
         attn_implementation: of all models, e.g. "eager"; transformers' choice if None.
         revisions: commit, branch or tag by model name.
         stacks: which list of blocks to use by model name, where a model has several: a part of its path.
         cache_dir: the Hub cache.
         token: the Hub token.
         quantization_config: refused if it is given.
-        use_gradient_checkpointing: refused if it is asked for.
+        use_gradient_checkpointing: refused if it is True.
         paths: directory by model name, of models that are elsewhere than their names say.
     """
 
@@ -101,14 +105,22 @@ class MoLConfig:
         Raises:
             ConfigError: lists everything that is wrong.
         """
-        problems = []
         given = self.dtype
         # By name, as JSON holds them.
-        self.dtype = {m: _name(d) for m, d in given.items()} if isinstance(given, dict) else given and _name(given)
-        self.device_map = _devices(self.device_map)
+        named = {m: _name(d) for m, d in given.items()} if isinstance(given, dict) else given and _name(given)
+        object.__setattr__(self, "dtype", named)
+        object.__setattr__(self, "device_map", _devices(self.device_map))
+        problems = [*self._wrong_values(), *self._not_supported(), *self._wrong_names()]
+        if problems:
+            raise ConfigError.listing("this fusion cannot be configured", problems)
+        if self.trust_remote_code:
+            _log.warning(REMOTE_CODE_WARNING)
+
+    def _wrong_values(self) -> Iterator[str]:
+        """Yield the settings whose values are of another type or out of range."""
         named = self.models and not isinstance(self.models, str)
         if not named or not all(isinstance(name, str) and name for name in self.models):
-            problems.append(f"models is {self.models!r}, wanted a list of model names")
+            yield f"models is {self.models!r}, wanted a list of model names"
         choices = (
             ("adapter_type", AdapterType),
             ("adapter_init", AdapterInit),
@@ -117,78 +129,77 @@ class MoLConfig:
         )
         for name, allowed in choices:
             if getattr(self, name) not in get_args(allowed):
-                problems.append(f"{name} is {getattr(self, name)!r}, wanted one of {', '.join(get_args(allowed))}")
+                yield f"{name} is {getattr(self, name)!r}, wanted one of {', '.join(get_args(allowed))}"
         for name, least in (("max_layers", 1), ("top_k_experts", 1), ("router_prefix", 1)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
-                problems.append(f"{name} is {value!r}, wanted a whole number of at least {least}")
+                yield f"{name} is {value!r}, wanted a whole number of at least {least}"
         if not self.temperature > 0.0:
-            problems.append(f"temperature is {self.temperature!r}, wanted a number above 0")
+            yield f"temperature is {self.temperature!r}, wanted a number above 0"
         for name in ("load_balancing_coeff", "entropy_penalty_coeff"):
             if not math.isfinite(getattr(self, name)):
-                problems.append(f"{name} is {getattr(self, name)!r}, wanted a finite number")
+                yield f"{name} is {getattr(self, name)!r}, wanted a finite number"
         try:
             _ = self.expert_bytes
         except ConfigError as error:
-            problems.append(f"max_expert_memory: {error}")
+            yield f"max_expert_memory: {error}"
+        for name in ("paths", "revisions", "stacks"):
+            if not isinstance(getattr(self, name), dict):
+                yield f"{name} is {getattr(self, name)!r}, wanted a dictionary by model name"
+
+    def _not_supported(self) -> Iterator[str]:
+        """Yield the settings that mean something to transformers and nothing here."""
         if isinstance(self.device_map, str) and self.device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
-            problems.append(
-                f'device_map is {self.device_map!r}, and mol places nothing by itself: give one device, "cpu" say, or '
-                "devices by model or block"
+            yield (
+                f'device_map is {self.device_map!r}, and mol chooses no devices by itself: give one device, "cpu" say, '
+                "or devices by model or block"
             )
-        problems += [
-            f"{setting} is {getattr(self, setting)!r}, wanted a dictionary by model name"
-            for setting in ("paths", "revisions", "stacks")
-            if not isinstance(getattr(self, setting), dict)
-        ]
         if self.quantization_config is not None:
-            problems.append(
+            yield (
                 'quantization_config is given, and mol does not run quantized blocks: leave it out; dtype="bfloat16", '
                 "max_expert_memory or device_map save memory"
             )
         if self.use_gradient_checkpointing:
-            problems.append("use_gradient_checkpointing is not there yet: leave it out, and train on smaller batches")
-        problems += [
-            f"{setting} names {model!r}, which is not one of models"
-            for setting in ("paths", "revisions", "stacks", "device_map", "dtype")
-            if isinstance(getattr(self, setting), dict)
-            for model in getattr(self, setting)
-            if model not in (self.models or ())
-            and not (setting == "device_map" and re.sub(r"\[\d+\]$", "", model) in (self.models or ()))
-        ]
-        if problems:
-            raise ConfigError.listing("this fusion cannot be configured", problems)
-        if self.trust_remote_code:
-            _log.warning(REMOTE_CODE_WARNING)
+            yield "use_gradient_checkpointing is not supported yet: leave it out, and train on smaller batches"
+
+    def _wrong_names(self) -> Iterator[str]:
+        """Yield the settings by model that name none of the models."""
+        models = self.models or ()
+        for setting in ("paths", "revisions", "stacks", "device_map", "dtype"):
+            given = getattr(self, setting)
+            for model in given if isinstance(given, dict) else ():
+                block_of = re.sub(r"\[\d+\]$", "", model) if setting == "device_map" else model
+                if model not in models and block_of not in models:
+                    yield f"{setting} names {model!r}, which is not one of models"
 
     @property
     def expert_bytes(self) -> int | None:
-        """Most bytes of expert blocks in memory; None for all there is."""
+        """The most bytes of expert blocks in memory; None for no limit."""
         return None if self.max_expert_memory is None else parse_size(str(self.max_expert_memory))
 
     @property
     def devices(self) -> dict[str, str]:
-        """Devices by model or block, whichever way `device_map` says it."""
+        """Devices by model or block, in whichever form `device_map` has them."""
         given: str | dict[str, str] = self.device_map or {}
         return dict.fromkeys(self.models, given) if isinstance(given, str) else given
 
     def dtype_of(self, model: str) -> str | None:
-        """Dtype wanted for a model; None for its checkpoint's own."""
+        """Return the dtype for a model; None for its checkpoint's own."""
         wanted = self.dtype.get(model) if isinstance(self.dtype, dict) else self.dtype
         return None if wanted is None else str(wanted)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as JSON holds them, without those that are of one machine or one person."""
+        """Return the settings as JSON holds them, without those of one machine or one person."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in PERSONAL}
 
 
 def _name(dtype: object) -> str:
-    """Name a dtype without importing torch."""
+    """Return the name of a dtype without importing torch."""
     return str(dtype).removeprefix("torch.")
 
 
 def _devices(given: object) -> str | dict[str, str] | None:
-    """Name devices, or the devices in a dictionary, as JSON holds them: numbers are those of GPUs, "" is all models."""
+    """Return the names of devices, or a dictionary of them, as JSON holds them: a number is a GPU, "" is all models."""
     if isinstance(given, dict):
         return _devices(given[""]) if set(given) == {""} else {key: str(_devices(one)) for key, one in given.items()}
     if given is None:

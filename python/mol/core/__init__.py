@@ -17,7 +17,8 @@ if TYPE_CHECKING:
         MoLForTokenClassification,
         MoLRuntime,
     )
-    from mol.core.pretrained.mixture import MoLMixture, MoLMixtureConfig
+    from mol.core.pretrained.mixture import MoLMixture
+    from mol.core.pretrained.mixture_config import MoLMixtureConfig
     from mol.core.pretrained.model_config import MoLModelConfig
     from mol.core.routers import BaseRouter, SimpleRouter, TokenLevelRouter, create_router
 
@@ -58,7 +59,8 @@ if not TYPE_CHECKING:
             "MoLForTokenClassification",
             "MoLRuntime",
         ),
-        "mol.core.pretrained.mixture": ("MoLMixture", "MoLMixtureConfig"),
+        "mol.core.pretrained.mixture": ("MoLMixture",),
+        "mol.core.pretrained.mixture_config": ("MoLMixtureConfig",),
         "mol.core.pretrained.model_config": ("MoLModelConfig",),
         "mol.core.routers": ("BaseRouter", "SimpleRouter", "TokenLevelRouter", "create_router"),
         "mol.core.fitting.suggest": ("suggest_layers",),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import torch
 from torch import nn
@@ -20,6 +20,9 @@ from torch.nn.utils import skip_init
 
 from mol.core.linear import TrainedLinear, dtype_of, is_plain
 from mol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _STEP: Final = 8.0
 """How far an Adam step moves an output at most, in units of the learning rate times the size of the input."""
@@ -313,7 +316,21 @@ class BottleneckAdapter(BaseAdapter):
 _KINDS: Final[dict[str, type[BaseAdapter]]] = {"linear": LinearAdapter, "bottleneck": BottleneckAdapter}
 
 
-def create_adapter(adapter_type: str, input_dim: int, output_dim: int, **options: Any) -> BaseAdapter:  # noqa: ANN401
+class AdapterOptions(TypedDict, total=False):
+    """Options of `create_adapter`; see `LinearAdapter` and `BottleneckAdapter` for those of each kind."""
+
+    init_identity: bool
+    use_layer_norm: bool
+    use_residual: bool
+    bias: bool
+    bottleneck_dim: int | None
+    activation: str
+    dropout_rate: float
+
+
+def create_adapter(
+    adapter_type: str, input_dim: int, output_dim: int, **options: Unpack[AdapterOptions]
+) -> BaseAdapter:
     """Make an adapter by the name of its kind, "linear" or "bottleneck", with that kind's options.
 
     Raises:
@@ -322,7 +339,8 @@ def create_adapter(adapter_type: str, input_dim: int, output_dim: int, **options
     """
     if adapter_type not in _KINDS:
         raise ConfigError(f"adapter_type {adapter_type!r} is not one of {', '.join(_KINDS)}")
-    return _KINDS[adapter_type](input_dim, output_dim, **options)
+    given: dict[str, Any] = dict(options)
+    return _KINDS[adapter_type](input_dim, output_dim, **given)
 
 
 def fit_width(x: torch.Tensor, width: int) -> torch.Tensor:

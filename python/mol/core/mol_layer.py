@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from mol.core.adapters import BaseAdapter, IdentityAdapter, create_adapter
+from mol.core.adapters import AdapterOptions, BaseAdapter, IdentityAdapter, create_adapter
 from mol.core.parts import Part, Picked, Pinned, Whole
 from mol.core.routers import BaseRouter, create_router
 
@@ -99,9 +99,9 @@ class Expert(nn.Module):
         if adapter_type is None:
             return cls(spec, IdentityAdapter(host_width), IdentityAdapter(host_width))
         if adapter_type == "linear" and adapter_init != "identity":
-            plain = {"use_layer_norm": False, "use_residual": False}
-            down = create_adapter(adapter_type, host_width, width, **plain)
-            return cls(spec, down, create_adapter(adapter_type, width, host_width, bias=False, **plain))
+            down = create_adapter(adapter_type, host_width, width, use_layer_norm=False, use_residual=False)
+            plain: AdapterOptions = {"use_layer_norm": False, "use_residual": False, "bias": False}
+            return cls(spec, down, create_adapter(adapter_type, width, host_width, **plain))
         down = create_adapter(adapter_type, host_width, width)
         return cls(spec, down, create_adapter(adapter_type, width, host_width))
 

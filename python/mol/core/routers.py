@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypedDict
 
 import torch
 from torch import nn
@@ -24,7 +24,11 @@ from mol.core.losses import (
     compute_router_entropy,
     compute_router_z_loss,
 )
+from mol.core.top_k import top_k_weights
 from mol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "BaseRouter",
@@ -349,10 +353,20 @@ _KINDS: Final[dict[str, type[SimpleRouter] | type[TokenLevelRouter]]] = {
 }
 
 
-def create_router(router_type: str, hidden_dim: int, num_experts: int, **options: Any) -> BaseRouter:  # noqa: ANN401
+class RouterOptions(TypedDict, total=False):
+    """Options of `create_router`; see `SimpleRouter` and `TokenLevelRouter`."""
+
+    pooling_type: str
+    temperature: float
+    dropout_rate: float
+    noise_std: float
+    top_k: int | None
+
+
+def create_router(router_type: str, hidden_dim: int, num_experts: int, **options: Unpack[RouterOptions]) -> BaseRouter:
     """Make a router by the name of its kind: "simple", or "token", which is also called "token_level".
 
-    One set of options serves every kind: those that only another kind takes are left out.
+    Every kind accepts the options of all: those that only another kind takes are left out.
 
     Raises:
         ConfigError: there is no such kind, or it refuses an option's value.
@@ -365,29 +379,8 @@ def create_router(router_type: str, hidden_dim: int, num_experts: int, **options
     if unknown:
         raise TypeError(f"no router takes {', '.join(unknown)}; there are {', '.join(sorted(known))}")
     kind = _KINDS[router_type]
-    return kind(hidden_dim, num_experts, **{name: value for name, value in options.items() if name in kind.options})
-
-
-def top_k_weights(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """Turn logits (..., E) into weights (..., E) of which the k largest are not 0; among equals, the first.
-
-    With k = E this is the softmax. Of several, the weights sum to 1 (Jiang et al., 2024, "Mixtral"). A single one keeps
-    its probability (Fedus et al., 2021, "Switch Transformers"): over itself it would be 1, and teach a router nothing.
-
-    Raises:
-        ConfigError: k is not 1 to E.
-    """
-    experts = logits.shape[-1]
-    if not 1 <= k <= experts:
-        raise ConfigError(f"top_k {k} is not 1 to {experts}, the number of experts")
-    probabilities = logits.softmax(-1)
-    if k == experts:
-        return probabilities
-    chosen = logits.argsort(stable=True, dim=-1, descending=True)[..., :k]
-    best = probabilities.gather(-1, chosen)
-    if k > 1:
-        best = best / best.sum(-1, keepdim=True)
-    return torch.zeros_like(probabilities).scatter(-1, chosen, best)
+    taken: dict[str, Any] = {name: value for name, value in options.items() if name in kind.options}
+    return kind(hidden_dim, num_experts, **taken)
 
 
 def _no_autocast(device: torch.device) -> torch.autocast | nullcontext[None]:

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import torch
+    from typing_extensions import Unpack
 
     from mol.core.blocks.source import Source
+    from mol.core.pretrained.options import FusionLoadOptions
 
 _log: Final = logging.getLogger("mol")
 _F = TypeVar("_F", bound="FusedModel")
@@ -88,7 +90,7 @@ class FusedModel(OutsideModels):
         cls: type[_F],
         pretrained_model_name_or_path: str | Path,
         *args: Any,  # noqa: ANN401 - what transformers passes
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Unpack[FusionLoadOptions],
     ) -> _F:
         """Load what `save_pretrained` wrote, and the models that it names.
 

@@ -39,20 +39,6 @@ def _settings(name: str, given: Mapping[str, Any]) -> MoLConfig:
     return MoLConfig(models=[name], **mine)
 
 
-def check_config(models: object, weights: object, known: Sequence[str]) -> None:
-    """Check what config.json says of a mixture, which may be of a later version, damaged or made to do harm.
-
-    Raises:
-        ConfigError: it says what cannot be.
-    """
-    if not isinstance(models, list) or not models or not all(isinstance(name, str) for name in models):
-        raise ConfigError(f"`models` of a mixture's config.json is {models!r}, wanted a list of names")
-    if not all(models):
-        raise ConfigError(f"not all models of the mixture have names: {models}")
-    if weights not in known:
-        raise ConfigError(f"`mixture_weights` of config.json is {weights!r}, wanted one of {', '.join(known)}")
-
-
 def check_kind(model: PreTrainedModel) -> None:
     """Check that a model predicts each token from those before it.
 

@@ -10,11 +10,11 @@ import math
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import GENERATION_CONFIG_NAME
@@ -25,10 +25,16 @@ from mol.core.cache import CACHE_NAME, ExpertCache, FusedCache
 from mol.core.frozen import FROZEN, Frozen, NamesModels
 from mol.core.host import asked_for, check_longest, checked_labels
 from mol.core.models.loading import read_generation_config
-from mol.core.pretrained.described import config_from
 from mol.core.pretrained.digests import check_model, find_models, record_model
 from mol.core.pretrained.generating import Generating
-from mol.core.pretrained.mixed_models import check_config, check_kind, check_vocabularies, load_all, load_one
+from mol.core.pretrained.mixed_models import check_kind, check_vocabularies, load_all, load_one
+from mol.core.pretrained.mixture_config import (
+    WEIGHTS,
+    MixtureWeights,
+    MoLMixtureConfig,
+    check_mixture_config,
+    mixture_described_in,
+)
 from mol.core.pretrained.options import OF_MODELS, check_offline, checked_options
 from mol.core.pretrained.posterior import posterior
 from mol.core.pretrained.refused import OutsideModels
@@ -41,44 +47,10 @@ from mol.errors import ConfigError, FusionError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from typing_extensions import Unpack
+
+    from mol.core.pretrained.options import LoadOptions
     from mol.io.checkpoint import Checkpoint
-
-MixtureWeights = Literal["uniform", "posterior", "router"]
-_WEIGHTS: Final[tuple[str, ...]] = get_args(MixtureWeights)
-
-
-class MoLMixtureConfig(PreTrainedConfig):
-    """config.json of a mixture.
-
-    Attributes:
-        models: their names.
-        mixture_weights: "uniform", "posterior" or "router".
-    """
-
-    model_type = "mol_mixture"
-    auto_map: ClassVar[dict[str, str]] = {}  # TRL looks here for the Auto class of a class that transformers lacks
-    keys_to_ignore_at_inference: ClassVar = [CACHE_NAME]
-
-    def __init__(
-        self,
-        models: Sequence[str] = (),
-        mixture_weights: str = "uniform",
-        **others: Any,  # noqa: ANN401 - the fields of PreTrainedConfig
-    ) -> None:
-        """Keep the fields."""
-        self.models = models if isinstance(models, str) else list(models)
-        self.mixture_weights = mixture_weights
-        self.max_position_embeddings: int | None = others.pop("max_position_embeddings", None)
-        super().__init__(**others)
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as transformers has it
-        """Make a config of what config.json holds.
-
-        Raises:
-            ConfigError: it holds what no config can.
-        """
-        return config_from(super().from_dict, config_dict, kwargs)
 
 
 class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
@@ -105,7 +77,7 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
     def __init__(self, config: MoLMixtureConfig) -> None:
         """Load the models that a config names; see `from_models`."""
         super().__init__(config)
-        check_config(config.models, config.mixture_weights, _WEIGHTS)
+        check_mixture_config(config)
         names = list(config.models)
         self._adopt(*load_all(names, {}), names)
 
@@ -126,8 +98,8 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         """
         if not models:
             raise ConfigError("a mixture needs at least one model")
-        if weights not in _WEIGHTS:
-            raise ConfigError(f"weights is {weights!r}, wanted one of {', '.join(_WEIGHTS)}")
+        if weights not in WEIGHTS:
+            raise ConfigError(f"weights is {weights!r}, wanted one of {', '.join(WEIGHTS)}")
         found = [load_one(model, {}) if isinstance(model, str) else (model, None) for model in models]
         loaded, checkpoints = [model for model, _ in found], [checkpoint for _, checkpoint in found]
         names = [given if isinstance(given, str) else given.name_or_path for given in models]
@@ -149,7 +121,7 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         cls,
         pretrained_model_name_or_path: str | Path,
         *args: Any,  # noqa: ANN401 - what transformers passes
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Unpack[LoadOptions],
     ) -> MoLMixture:
         """Load what `save_pretrained` wrote, the names of the models and the router, and the models.
 
@@ -170,8 +142,8 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         saved = read_saved(directory)
         config = kwargs.pop("config", None) or MoLMixtureConfig.from_pretrained(directory)
         given = checked_options("a mixture", OF_MODELS, config, args, kwargs)
-        check_config(config.models, config.mixture_weights, _WEIGHTS)
-        saved.check_description(_description_in(saved.content))
+        check_mixture_config(config)
+        saved.check_description(mixture_described_in(saved.content))
         given["paths"] = find_models(saved.models, directory, given.get("paths", {}))
         check_offline(offline, set(config.models) - given["paths"].keys())
         models, checkpoints = load_all(config.models, given)
@@ -206,7 +178,7 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         pairs = zip(self.config.models, self.checkpoints, strict=True)
         models = {name: record_model(each, directory, None, None) for name, each in pairs if each is not None}
         copy = partial(copy_inputs, self.checkpoints[0])
-        setattr(self.config, KEY, write_save(directory, save, _description_in, models, copy))
+        setattr(self.config, KEY, write_save(directory, save, mixture_described_in, models, copy))
 
     @classmethod
     def _around(
@@ -400,11 +372,6 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         return self
 
 
-def _description_in(content: Mapping[str, Any]) -> Any:  # noqa: ANN401 - as JSON holds it
-    return [content.get("models"), content.get("mixture_weights")]
-
-
-AutoConfig.register(MoLMixtureConfig.model_type, MoLMixtureConfig)
 AutoModelForCausalLM.register(MoLMixtureConfig, MoLMixture)
 # Where Trainer looks for models whose labels it must shift before it smooths them.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[MoLMixtureConfig.model_type] = MoLMixture.__name__

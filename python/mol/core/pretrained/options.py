@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from mol.core.host import asked_for
 from mol.errors import FusionError
@@ -11,6 +11,31 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
     from transformers import PreTrainedConfig
+
+
+class LoadOptions(TypedDict, total=False):
+    """Options of `from_pretrained` of a mixture; those of `MoLConfig` apply to the models that the save names.
+
+    transformers' Auto classes add some of their own, which are dropped where they only restate a default.
+    """
+
+    config: PreTrainedConfig
+    attn_implementation: str | None
+    cache_dir: str | None
+    device_map: Any  # its type has torch.device in it, and more of transformers'
+    dtype: Any  # the same
+    paths: Mapping[str, str]
+    token: str | None
+    trust_remote_code: bool
+    allow_changed_models: bool
+    local_files_only: bool
+
+
+class FusionLoadOptions(LoadOptions, total=False):
+    """Options of `from_pretrained` of a fused model."""
+
+    max_expert_memory: int | str | None
+
 
 OF_MODELS: Final = (
     "attn_implementation",

@@ -1,0 +1,74 @@
+"""MoLMixtureConfig: config.json of a mixture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, get_args
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from mol.core.cache import CACHE_NAME
+from mol.core.pretrained.described import config_from
+from mol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+MixtureWeights = Literal["uniform", "posterior", "router"]
+WEIGHTS: Final[tuple[str, ...]] = get_args(MixtureWeights)
+
+
+class MoLMixtureConfig(PreTrainedConfig):
+    """config.json of a mixture.
+
+    Attributes:
+        models: their names.
+        mixture_weights: "uniform", "posterior" or "router".
+    """
+
+    model_type = "mol_mixture"
+    auto_map: ClassVar[dict[str, str]] = {}  # TRL looks here for the Auto class of a class that transformers lacks
+    keys_to_ignore_at_inference: ClassVar = [CACHE_NAME]
+
+    def __init__(
+        self,
+        models: Sequence[str] = (),
+        mixture_weights: str = "uniform",
+        **others: Any,  # noqa: ANN401 - the fields of PreTrainedConfig
+    ) -> None:
+        """Keep the fields."""
+        self.models = models if isinstance(models, str) else list(models)
+        self.mixture_weights = mixture_weights
+        self.max_position_embeddings: int | None = others.pop("max_position_embeddings", None)
+        super().__init__(**others)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as transformers has it
+        """Make a config of what config.json holds.
+
+        Raises:
+            ConfigError: it holds what no config can.
+        """
+        return config_from(super().from_dict, config_dict, kwargs)
+
+
+def check_mixture_config(config: MoLMixtureConfig) -> None:
+    """Check what config.json says of a mixture, which may be of a later version, damaged or made to do harm.
+
+    Raises:
+        ConfigError: it says what cannot be.
+    """
+    models, weights = config.models, config.mixture_weights
+    if not isinstance(models, list) or not models or not all(isinstance(name, str) for name in models):
+        raise ConfigError(f"`models` of a mixture's config.json is {models!r}, wanted a list of names")
+    if not all(models):
+        raise ConfigError(f"not all models of the mixture have names: {models}")
+    if weights not in WEIGHTS:
+        raise ConfigError(f"`mixture_weights` of config.json is {weights!r}, wanted one of {', '.join(WEIGHTS)}")
+
+
+def mixture_described_in(content: Mapping[str, Any]) -> list[Any]:
+    """Return what describes a mixture in config.json."""
+    return [content.get("models"), content.get("mixture_weights")]
+
+
+AutoConfig.register(MoLMixtureConfig.model_type, MoLMixtureConfig)
