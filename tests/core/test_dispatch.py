@@ -62,14 +62,14 @@ def logits_of(
 def counted_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int, int]]]:
     """Note (model, rows, tokens of a row) of each block that runs outside of the host's own call."""
     runs: list[tuple[str, int, int]] = []
-    run = Source.run
+    run = Source.run_block
 
     def noted(self: Source, index: int, hidden: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
         runs.append((self.name, *hidden.shape[:2]))
         return run(self, index, hidden, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Source, "run", noted)
+        patch.setattr(Source, "run_block", noted)
         yield runs
 
 
@@ -228,7 +228,7 @@ def test_all_experts_for_all_tokens_is_dense(fuse: Fuse) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "bert"])
 def test_token_dispatch_is_a_run_on_the_chosen_tokens_at_their_true_positions(kind: str, fuse: Fuse) -> None:
-    from mol.core.blocks.source import Tokens
+    from mol.core.blocks.inputs import Tokens
 
     runtime = scattered(fuse, "gpt2", kind, dispatch="token", layers=(0,), keep_host_layers=False)
     ids = tokens_of(1, 10)

@@ -113,7 +113,7 @@ def test_writing_makes_the_logits_of_last_tokens_only(fuse: Fuse) -> None:
 @pytest.mark.parametrize("host", ["gpt2", "llama", "mamba"])
 def test_blocks_in_a_row_are_one_expert(host: str, fuse: Fuse) -> None:
     runtime, ids = fuse(host, layers=(), keep_host_layers=False), tokens_of(2, 7)
-    runtime.add_layer([(host, range(len(runtime.host)))], 0)
+    runtime.add_layer([(host, range(len(runtime.source(host))))], 0)
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(host).eval()(ids).logits
     torch.testing.assert_close(logits_of(runtime, ids), expected, rtol=0, atol=1e-5)
