@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from mol.config import MergeConfig
+from mol.config import MergeConfig, load_recipe
 from mol.config.document import Table, from_python
 from mol.merge import options as _options
 from mol.merge import run as _run
@@ -49,7 +49,7 @@ class MergeConfiguration(MergeConfig):
             return cls.from_dict(obj)  # which says what is wanted
         table = from_python(obj)
         _mark_holders(table, obj)
-        return cls.from_table(table, "the recipe is refused")
+        return cls.from_dict(table)
 
 
 class MergeOptions(_options.MergeOptions):
@@ -84,7 +84,7 @@ def run_merge(
         OSError: see `mol.run_merge`.
     """
     if config_source is not None:
-        config = merge_config if isinstance(merge_config, MergeConfig) else _run.load(merge_config)
+        config = load_recipe(merge_config)
         merge_config = copy.copy(config)
         object.__setattr__(merge_config, "source_text", config_source)
     return _run.run_merge(merge_config, out_path, options)

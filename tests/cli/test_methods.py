@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from mol.cli import main
-from mol.config import parse_recipe
+from mol.config import MergeConfig
 from mol.config.methods import LATER_METHODS, METHODS, REQUIRED
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def test_a_method_is_described_with_a_recipe_to_start_from(
     said = capsys.readouterr().out
     described, recipe = said[: said.index("\n# ")], said[said.index("\n# ") + 1 :]
     assert spec.url in described
-    assert parse_recipe(recipe).method == spec.name
+    assert MergeConfig.from_yaml(recipe).method == spec.name
     for name, parameter in spec.parameters.items():
         (line,) = [line for line in described.splitlines() if line.startswith(f"{name} ")]
         assert ("required" in line) == (parameter.default is REQUIRED)
@@ -51,7 +51,7 @@ def test_programs_get_the_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert (density["required"], density["default"], density["low"], density["high"]) == (False, 1.0, 0.0, 1.0)
     weight = next(each for each in row["parameters"] if each["name"] == "weight")
     assert (weight["required"], weight["default"], weight["low"], weight["high"]) == (True, None, None, None)
-    assert parse_recipe(row["example"]).method == "ties"
+    assert MergeConfig.from_yaml(row["example"]).method == "ties"
 
 
 def test_an_unknown_name_is_refused_as_in_a_recipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from mol.cli import _Bug, describe, refuse, units
+from mol.cli import _Bug, refuse, units
 from mol.cli.console import Console, field, listing, style, wrap
+from mol.cli.errors import describe
 from mol.cli.progress import Progress
 from mol.errors import ConfigError, FusionError, InternalError, MergeError, MolError
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mol.config import MergeConfig, ModelReference, Rule, SliceConfig, SourceConfig, parse_recipe
+from mol.config import MergeConfig, ModelReference, Rule, SliceConfig, SourceConfig
 from mol.errors import ConfigError
 
 A, B, C = ModelReference("a"), ModelReference("b"), ModelReference("c")
@@ -17,14 +17,14 @@ ALIGNMENT = "filled in, since the recipe is in the short form: `layer_alignment`
 
 def plain(text: str) -> dict[str, Any]:
     """Return the recipe in mergekit's grammar, and see that it reads back equal."""
-    config = parse_recipe(text, "config.yml")
-    assert parse_recipe(config.to_yaml()) == config
+    config = MergeConfig.from_yaml(text, "config.yml")
+    assert MergeConfig.from_yaml(config.to_yaml()) == config
     return config.to_dict()
 
 
 def refusal(text: str) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
-        parse_recipe(text, "config.yml")
+        MergeConfig.from_yaml(text, "config.yml")
     return caught.value.problems
 
 
@@ -52,18 +52,20 @@ output_path: ./merged_model
     ["weights: [0.7, 0.3]", "parameters: {weights: [0.7, 0.3]}", "weights: {b: 0.3, a: 0.7}", "weights: [7e-1, '0.3']"],
 )
 def test_weights(weights: str) -> None:
-    config = parse_recipe(f"merge_method: linear\nmodels: [a, b]\n{weights}\n")
+    config = MergeConfig.from_yaml(f"merge_method: linear\nmodels: [a, b]\n{weights}\n")
     assert config.models is not None
     assert [source.parameters["weight"] for source in config.models] == [(Rule(0.7),), (Rule(0.3),)]
 
 
 def test_the_first_model_is_the_base_and_needs_no_weight() -> None:
-    config = parse_recipe("merge_method: task_arithmetic\nmodels: [a, b, c]\nparameters: {weights: {b: 1.0, c: 0.5}}\n")
+    config = MergeConfig.from_yaml(
+        "merge_method: task_arithmetic\nmodels: [a, b, c]\nparameters: {weights: {b: 1.0, c: 0.5}}\n"
+    )
     assert str(config.base_model) == "a"
 
 
 def test_negative_weights_and_the_scaling_factor() -> None:
-    config = parse_recipe("""\
+    config = MergeConfig.from_yaml("""\
 merge_method: task_arithmetic
 base_model: a
 models: [a, b, c]
@@ -119,13 +121,13 @@ def test_parts_of_methods_with_several_parameters() -> None:
 
 
 def test_a_range_of_layers_for_all() -> None:
-    config = parse_recipe("merge_method: ties\nbase_model: c\nmodels: [a, b]\nlayer_range: [0, 3]\n")
+    config = MergeConfig.from_yaml("merge_method: ties\nbase_model: c\nmodels: [a, b]\nlayer_range: [0, 3]\n")
     assert config.slices == (SliceConfig((SourceConfig(A, (0, 3)), SourceConfig(B, (0, 3)), SourceConfig(C, (0, 3)))),)
     assert MergeConfig("ties", ["a", "b"], base_model="c", layer_range=(0, 3)) == config
 
 
 def test_a_range_of_layers_for_each() -> None:
-    config = parse_recipe("""\
+    config = MergeConfig.from_yaml("""\
 merge_method: linear
 models:
   - {name: a, weight: 0.9, layer_range: [0, 3]}
@@ -146,7 +148,7 @@ slices:
 
 
 def test_flat_slices_are_the_sources_of_one_slice() -> None:
-    config = parse_recipe(FLAT_SLICES)
+    config = MergeConfig.from_yaml(FLAT_SLICES)
     assert config.slices is not None
     assert len(config.slices) == 1
     assert [source.parameters.to_dict() for source in config.slices[0].sources] == [{"weight": 0.9}, {"weight": 0.1}]
@@ -158,26 +160,26 @@ def test_flat_slices_are_the_sources_of_one_slice() -> None:
 
 def test_flat_slices_of_passthrough_are_stacked() -> None:
     text = FLAT_SLICES.replace("linear", "passthrough").replace(", weight: 0.9", "").replace(", weight: 0.1", "")
-    config = parse_recipe(text)
+    config = MergeConfig.from_yaml(text)
     assert config.slices is not None
     assert [len(part.sources) for part in config.slices] == [1, 1]
     assert config.notes == (ALIGNMENT,)
 
 
 def test_the_default_base_of_slices() -> None:
-    config = parse_recipe(
+    config = MergeConfig.from_yaml(
         FLAT_SLICES.replace("linear", "slerp").replace(", weight: 0.9", "").replace(", weight: 0.1", "")
     )
     assert config.base_model == A
 
 
 def test_what_the_short_form_fills_in_is_said() -> None:
-    config = parse_recipe("merge_method: ties\nmodels: [a, b]\n")
+    config = MergeConfig.from_yaml("merge_method: ties\nmodels: [a, b]\n")
     assert config.notes[-1] == (
         "filled in, since the recipe is in the short form: `weight` 1 (mergekit's form needs one), "
         "`density` 0.8 (mergekit's form has 1), `layer_alignment` auto (mergekit's form has strict)"
     )
-    given = parse_recipe(
+    given = MergeConfig.from_yaml(
         "merge_method: ties\nbase_model: a\nlayer_alignment: strict\nmodels:\n"
         "  - {name: b, weight: 0.5, parameters: {density: 0.3}}\n"
     )
@@ -196,7 +198,7 @@ def test_a_key_beside_model_leaves_a_recipe_in_mergekits_grammar(key: str) -> No
             "config.yml:5: unknown key `weight` in an entry of `models`: write `parameters: {weight: ...}`",
         )
         return
-    config = parse_recipe(text)
+    config = MergeConfig.from_yaml(text)
     assert (config.layer_alignment, config.slices, "density" in config.parameters) == ("strict", None, False)
     assert config.notes == (
         "`layer_range` in an entry of `models` has no effect in mergekit, and none here: whole models are merged; "
@@ -216,7 +218,7 @@ def test_keys_a_level_too_high_and_the_missing_base_are_one_refusal() -> None:
 
 
 def test_a_list_under_weight_is_a_gradient_and_is_said() -> None:
-    config = parse_recipe("merge_method: linear\nmodels: [a, b]\nparameters: {weight: [0.7, 0.3]}\n")
+    config = MergeConfig.from_yaml("merge_method: linear\nmodels: [a, b]\nparameters: {weight: [0.7, 0.3]}\n")
     assert config.parameters["weight"] == (Rule((0.7, 0.3)),)
     assert config.notes == (
         "`weight: [0.7, 0.3]` is a gradient over the layers; one weight a model is written `weights`",
@@ -226,7 +228,7 @@ def test_a_list_under_weight_is_a_gradient_and_is_said() -> None:
 
 @pytest.mark.parametrize("word", ["eps: 1e-8", "fallback_linear: true"])
 def test_parameters_of_the_seed_that_are_built_in(word: str) -> None:
-    config = parse_recipe(f"merge_method: slerp\nmodels: [a, b]\nparameters: {{{word}}}\n")
+    config = MergeConfig.from_yaml(f"merge_method: slerp\nmodels: [a, b]\nparameters: {{{word}}}\n")
     assert any(note.startswith(f"`{word.partition(':')[0]}` has no effect on slerp: ") for note in config.notes)
 
 
@@ -263,5 +265,5 @@ def test_refused(text: str, problem: str) -> None:
 
 
 def test_a_base_that_is_required_and_not_listed_counts_for_slerp() -> None:
-    assert parse_recipe("merge_method: slerp\nbase_model: a\nmodels: [b]\n").base_model == A
+    assert MergeConfig.from_yaml("merge_method: slerp\nbase_model: a\nmodels: [b]\n").base_model == A
     assert "found 3" in refusal("merge_method: slerp\nbase_model: a\nmodels: [b, c]\n")[0]

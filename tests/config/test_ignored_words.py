@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mol.config import MergeConfig, parse_recipe
+from mol.config import MergeConfig
 from mol.config.model_reference import ModelReference
 from mol.errors import ConfigError
 from tests.config.toolkit import LINEAR, PASSTHROUGH, SLERP, TIES, refusal
@@ -33,11 +33,11 @@ slices:
 
 
 def notes(text: str) -> tuple[str, ...]:
-    return parse_recipe(text).notes
+    return MergeConfig.from_yaml(text).notes
 
 
 def test_keys_of_the_authors_own_hold_anchors_also_twice() -> None:
-    config = parse_recipe(ANCHORS)
+    config = MergeConfig.from_yaml(ANCHORS)
     assert config.slices is not None
     scale = config.slices[1].sources[0].parameters.to_dict()["scale"]
     assert scale == [
@@ -54,7 +54,7 @@ def test_keys_of_the_authors_own_hold_anchors_also_twice() -> None:
 
 @pytest.mark.parametrize("holder", ["base: &a a", "shared: {x: &a a}", "list: [&a a]", "models_a: &a a"])
 def test_an_anchor_may_stand_at_any_depth_of_a_holder(holder: str) -> None:
-    assert parse_recipe(f"{holder}\n{SLERP.replace('base_model: a', 'base_model: *a')}").base_model == (
+    assert MergeConfig.from_yaml(f"{holder}\n{SLERP.replace('base_model: a', 'base_model: *a')}").base_model == (
         ModelReference("a")
     )
 
@@ -75,7 +75,7 @@ def test_an_anchor_may_stand_at_any_depth_of_a_holder(holder: str) -> None:
 )
 def test_what_is_no_holder_of_anchors_stays_refused(text: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_recipe(text, "config.yml")
+        MergeConfig.from_yaml(text, "config.yml")
     assert problem in str(caught.value)
 
 
@@ -197,14 +197,14 @@ def test_an_unknown_method_is_the_one_complaint() -> None:
 
 
 def test_the_tokenizer_may_be_named_as_older_recipes_do() -> None:
-    assert parse_recipe(LINEAR + "tokenizer_source: model:b\n").tokenizer_source == ModelReference("b")
+    assert MergeConfig.from_yaml(LINEAR + "tokenizer_source: model:b\n").tokenizer_source == ModelReference("b")
 
 
 @pytest.mark.parametrize("number", ["0x" + "F" * 4000, "1" * 5000, "1:" * 300 + "1", "-" + "9" * 500])
 def test_numbers_without_end_are_refused(number: str) -> None:
     for text in (f"merge_method: linear\nmodels: {number}\n", LINEAR.replace("weight: 1", f"weight: {number}")):
         with pytest.raises(ConfigError, match="nothing in a recipe is so large"):
-            parse_recipe(text)
+            MergeConfig.from_yaml(text)
 
 
 def test_hostile_values_of_python_are_refused_in_words() -> None:
@@ -221,21 +221,21 @@ def test_long_words_are_cut_in_messages() -> None:
                  LINEAR + f"chat_template: {word}\n", LINEAR.replace("weight: 1", f"weight: {word}")):  # fmt: skip
         assert max(map(len, refusal(text))) < 400
     with pytest.raises(ConfigError, match="a key of 100000 characters"):
-        parse_recipe(f'? "{word}"\n: 1\n')
+        MergeConfig.from_yaml(f'? "{word}"\n: 1\n')
 
 
 def test_a_text_of_mistakes_alone_is_cut_short() -> None:
     with pytest.raises(ConfigError, match="more than 100 problems") as caught:
-        parse_recipe("\n".join(f"key{i}: {i}" for i in range(5000)))
+        MergeConfig.from_yaml("\n".join(f"key{i}: {i}" for i in range(5000)))
     assert len(caught.value.problems) <= 101
 
 
 def test_characters_that_are_none_are_refused_and_pairs_are_joined() -> None:
-    assert parse_recipe(LINEAR + 'chat_template: "{{ messages }} \\ud83d\\ude00 {{ x }}"\n').chat_template == (
+    assert MergeConfig.from_yaml(LINEAR + 'chat_template: "{{ messages }} \\ud83d\\ude00 {{ x }}"\n').chat_template == (
         "{{ messages }} \U0001f600 {{ x }}"
     )
     with pytest.raises(ConfigError, match="half of a surrogate pair"):
-        parse_recipe(LINEAR + 'chat_template: "{{ messages }} \\ud83d {{ x }}"\n')
+        MergeConfig.from_yaml(LINEAR + 'chat_template: "{{ messages }} \\ud83d {{ x }}"\n')
     assert "NUL" in refusal(LINEAR.replace("model: a", 'model: "a\\0b"'))[0]
     assert "`output_path` is a path" in refusal(LINEAR + 'output_path: "a\\0b"\n')[0]
 

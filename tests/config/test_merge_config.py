@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from mol.config import MergeConfig, ModelReference, ParameterMap, Rule, SourceConfig, parse_recipe
+from mol.config import MergeConfig, ModelReference, ParameterMap, Rule, SourceConfig
 from mol.errors import ConfigError
 
 
@@ -176,13 +176,13 @@ def test_it_is_a_value() -> None:
 def test_it_reads_back_equal() -> None:
     config = MergeConfig(**FULL)
     assert MergeConfig.from_dict(config.to_dict()) == config
-    assert parse_recipe(config.to_yaml()) == config
+    assert MergeConfig.from_yaml(config.to_yaml()) == config
     assert MergeConfig.from_yaml(config.to_yaml()).notes == ()
 
 
 def test_replace_keeps_what_was_checked() -> None:
     text = "merge_method: ties\nbase_model: a\nmodels:\n  - model: b\n    parameters: {weight: 1}\ndevice: cpu\n"
-    config = parse_recipe(text)
+    config = MergeConfig.from_yaml(text)
     changed = dataclasses.replace(config, dtype="float16")
     assert changed.dtype == "F16"
     assert dataclasses.replace(changed, dtype=None) == config  # no default of the Python form slips in

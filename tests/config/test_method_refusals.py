@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mol.config import parse_recipe
+from mol.config import MergeConfig
 from tests.config.toolkit import LINEAR, PASSTHROUGH, SLERP, TIES, refusal
 
 
@@ -141,11 +141,11 @@ def test_what_the_method_needs(text: str, problem: str) -> None:
 def test_weights_that_cancel_up_to_rounding() -> None:
     text = "merge_method: task_arithmetic\nbase_model: x\nmodels:\n"
     text += "".join(f"  - model: m{i}\n    parameters: {{weight: {w}}}\n" for i, w in enumerate((0.1, 0.2, -0.3)))
-    assert parse_recipe(text).method == "task_arithmetic"  # it does not divide by them unless told to
+    assert MergeConfig.from_yaml(text).method == "task_arithmetic"  # it does not divide by them unless told to
     assert "sum to zero" in refusal(text + "parameters: {normalize: true}\n")[0]
 
 
 def test_weights_of_ties_may_cancel() -> None:
     text = "merge_method: ties\nbase_model: x\nmodels:\n"
     text += "".join(f"  - model: m{i}\n    parameters: {{weight: {w}}}\n" for i, w in enumerate((1, -1)))
-    assert parse_recipe(text).method == "ties"
+    assert MergeConfig.from_yaml(text).method == "ties"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mol.config import MergeConfig, ModelReference, parse_recipe
+from mol.config import MergeConfig, ModelReference
 from mol.errors import ConfigError
 
 
@@ -29,7 +29,7 @@ def test_a_base_spelled_otherwise_is_the_model_of_the_list(other: str, method: s
         f"merge_method: {method}\nbase_model: {other}\nmodels:\n- model: a\n- model: b\nparameters: {{{weight}}}\n"
         f"tokenizer_source: {other}\n"
     )
-    config = parse_recipe(text)
+    config = MergeConfig.from_yaml(text)
     assert config.model_references() == (ModelReference("a"), ModelReference("b"))
     assert config.base_model == config.tokenizer_source == ModelReference("a")
     assert config.notes == (f"`{other}` is `a`, spelled another way: they are one model",)
@@ -37,7 +37,7 @@ def test_a_base_spelled_otherwise_is_the_model_of_the_list(other: str, method: s
 
 def test_slices_find_their_base_however_it_is_spelled() -> None:
     source = "{{model: {}, layer_range: [0, 2]}}".format
-    config = parse_recipe(
+    config = MergeConfig.from_yaml(
         "merge_method: task_arithmetic\nparameters: {weight: 1}\nslices:\n"
         f"- base_model: ./a\n  sources: [{source('a')}, {source('b')}]\n"
         f"- base_model: link\n  sources: [{source('./b')}, {source('a')}]\n"
@@ -54,7 +54,7 @@ def test_weights_by_model_find_it_however_it_is_spelled() -> None:
 
 
 def test_main_is_the_revision_that_is_meant_where_none_is_named() -> None:
-    config = parse_recipe(
+    config = MergeConfig.from_yaml(
         "merge_method: slerp\nbase_model: org/x@main\nmodels:\n- model: org/x\n- model: org/y\nparameters: {t: 1}\n"
     )
     assert len(config.model_references()) == 2
@@ -67,20 +67,22 @@ def test_main_is_the_revision_that_is_meant_where_none_is_named() -> None:
 
 def test_two_directories_are_two_models() -> None:
     with pytest.raises(ConfigError, match="found 3"):
-        parse_recipe("merge_method: slerp\nbase_model: ./link\nmodels:\n- model: b\n- model: c\nparameters: {t: 1}\n")
+        MergeConfig.from_yaml(
+            "merge_method: slerp\nbase_model: ./link\nmodels:\n- model: b\n- model: c\nparameters: {t: 1}\n"
+        )
 
 
 def test_a_base_that_is_listed_twice_is_refused() -> None:
     """Its difference from itself would count in the divisor of `normalize`."""
     models = "models:\n- model: a\n- model: ./a\n- model: b\nparameters: {weight: 1, normalize: true}\n"
     with pytest.raises(ConfigError, match="the base, a, is listed twice"):
-        parse_recipe(f"merge_method: task_arithmetic\nbase_model: link\n{models}")
-    assert parse_recipe(f"merge_method: linear\n{models}").models is not None
+        MergeConfig.from_yaml(f"merge_method: task_arithmetic\nbase_model: link\n{models}")
+    assert MergeConfig.from_yaml(f"merge_method: linear\n{models}").models is not None
 
 
 def test_a_commit_may_turn_out_to_be_the_revision_of_another_name() -> None:
     commit = ModelReference("org/x", "0123456789abcdef0123456789abcdef01234567")
-    config = parse_recipe(
+    config = MergeConfig.from_yaml(
         f"merge_method: slerp\nbase_model: {commit}\nmodels:\n- model: org/x\n- model: org/y\nparameters: {{t: 1}}\n"
     )
     base, other = ModelReference("org/x"), ModelReference("org/y")

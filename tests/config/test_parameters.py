@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mol.config import MergeConfig, ParameterMap, Rule, parse_recipe
+from mol.config import MergeConfig, ParameterMap, Rule
 from mol.config.parameters import at_position
 from mol.errors import ConfigError
 from tests.config.toolkit import calls
@@ -144,7 +144,7 @@ slices:
 
 
 def test_source_beats_slice_beats_recipe_beats_default() -> None:
-    config = parse_recipe(SLICES)
+    config = MergeConfig.from_yaml(SLICES)
     assert value(config, "weight", source=1) == 3.0  # the source's, by its filter
     assert value(config, "weight", source=1, source_tensor="layers.3.self_attn.q") == 2.0  # falls through to the slice
     assert value(config, "weight", source=1, source_tensor="lm_head") == 1.0  # and to the recipe
@@ -156,7 +156,7 @@ def test_source_beats_slice_beats_recipe_beats_default() -> None:
 
 
 def test_parameters_of_models_look_at_the_source_and_shared_ones_at_the_output() -> None:
-    config = parse_recipe(SLICES)
+    config = MergeConfig.from_yaml(SLICES)
     names = {"source_tensor": "layers.7.x", "output_tensor": "layers.0.x"}
     assert value(config, "weight", source=1, **names) == 4.0  # type: ignore[arg-type]
     assert value(config, "normalize", **names) is True  # type: ignore[arg-type]
@@ -165,7 +165,7 @@ def test_parameters_of_models_look_at_the_source_and_shared_ones_at_the_output()
 
 def test_no_filter_that_fits_and_no_default_is_an_error_with_the_way_out() -> None:
     first_slice = SLICES.replace("  weight: 1\n", "").rpartition("  - sources:")[0]
-    config = parse_recipe(first_slice)
+    config = MergeConfig.from_yaml(first_slice)
     with pytest.raises(ConfigError) as caught:
         value(config, "weight", source=1, source_tensor="lm_head.weight")
     assert str(caught.value) == (

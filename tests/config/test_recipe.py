@@ -14,8 +14,6 @@ from mol.config import (
     SliceConfig,
     SourceConfig,
     load_recipe,
-    parse_recipe,
-    recipe_from_dict,
 )
 from mol.config.methods import FOREIGN_PARAMETERS
 
@@ -74,18 +72,18 @@ ALL = {
 
 @pytest.mark.parametrize("method", ALL)
 def test_every_method_reads_and_reads_back_equal(method: str) -> None:
-    config = parse_recipe(ALL[method])
+    config = MergeConfig.from_yaml(ALL[method])
     assert config.method == method
     assert config.source_text == ALL[method]
     assert config.layer_alignment == "strict"
-    again = parse_recipe(config.to_yaml())
+    again = MergeConfig.from_yaml(config.to_yaml())
     assert again == config
     assert hash(again) == hash(config)
-    assert recipe_from_dict(config.to_dict()) == config
+    assert MergeConfig.from_dict(config.to_dict()) == config
 
 
 def test_models() -> None:
-    config = parse_recipe(LINEAR)
+    config = MergeConfig.from_yaml(LINEAR)
     assert config.models == (
         SourceConfig(A, None, ParameterMap({"weight": (Rule(0.75),)})),
         SourceConfig(B, None, ParameterMap({"weight": (Rule(0.001),)})),
@@ -96,14 +94,14 @@ def test_models() -> None:
 
 
 def test_slices() -> None:
-    config = parse_recipe(PASSTHROUGH)
+    config = MergeConfig.from_yaml(PASSTHROUGH)
     assert config.models is None
     assert config.slices == (SliceConfig((SourceConfig(A, (0, 8)),)), SliceConfig((SourceConfig(A, (4, 12)),)))
     assert config.model_references() == (A,)
 
 
 def test_a_base_that_is_not_listed_stays_the_base() -> None:
-    config = parse_recipe(TIES)
+    config = MergeConfig.from_yaml(TIES)
     assert config.models is not None
     assert [source.model for source in config.models] == [B]
     assert config.base_model == A
@@ -112,17 +110,17 @@ def test_a_base_that_is_not_listed_stays_the_base() -> None:
 
 
 def test_slerp_of_the_base_and_one_listed_model() -> None:
-    assert parse_recipe(SLERP.replace("  - model: a\n", "")).base_model == A
+    assert MergeConfig.from_yaml(SLERP.replace("  - model: a\n", "")).base_model == A
 
 
 def test_a_base_that_is_listed_needs_no_weight() -> None:
-    config = parse_recipe(TIES + "  - model: a\n")
+    config = MergeConfig.from_yaml(TIES + "  - model: a\n")
     assert config.model_references() == (B, A)
 
 
 def test_an_unlisted_base_of_linear_is_one_more_input_where_the_recipe_weighs_it() -> None:
     text = "merge_method: linear\nbase_model: c\nmodels:\n  - model: a\n  - model: b\nparameters: {weight: 1}\n"
-    config = parse_recipe(text)
+    config = MergeConfig.from_yaml(text)
     assert config.models is not None
     assert [source.model for source in config.models] == [A, B, C]
     assert config.donor() == C
@@ -130,14 +128,14 @@ def test_an_unlisted_base_of_linear_is_one_more_input_where_the_recipe_weighs_it
 
 
 def test_the_same_model_twice() -> None:
-    config = parse_recipe(LINEAR.replace("model: b", "model: a"))
+    config = MergeConfig.from_yaml(LINEAR.replace("model: b", "model: a"))
     assert config.models is not None
     assert [source.model for source in config.models] == [A, A]
     assert config.model_references() == (A,)
 
 
 def test_the_base_of_a_slice_is_stronger_and_residual_weight_is_noted() -> None:
-    config = parse_recipe("""
+    config = MergeConfig.from_yaml("""
 merge_method: slerp
 base_model: a
 slices:
@@ -157,7 +155,7 @@ slices:
     assert config.slices[0].parameters["t"] == (Rule((0.0, 1.0)),)
     assert config.slices[1].sources[1].layer_range == (8, 12)
     assert config.notes == ("`residual_weight` has no effect: mergekit reads it and never uses it",)
-    assert parse_recipe(config.to_yaml()) == config
+    assert MergeConfig.from_yaml(config.to_yaml()) == config
 
 
 @pytest.mark.parametrize(
@@ -176,9 +174,9 @@ slices:
     ],
 )
 def test_values(text: str, rules: tuple[Rule, ...]) -> None:
-    config = parse_recipe(SLERP.replace("t: 0.5", f"t: {text}"))
+    config = MergeConfig.from_yaml(SLERP.replace("t: 0.5", f"t: {text}"))
     assert config.parameters["t"] == rules
-    assert parse_recipe(config.to_yaml()) == config
+    assert MergeConfig.from_yaml(config.to_yaml()) == config
 
 
 @pytest.mark.parametrize(
@@ -198,7 +196,9 @@ def test_values(text: str, rules: tuple[Rule, ...]) -> None:
     ],
 )
 def test_parameters_by_all_their_words(method: str, text: str, name: str, value: object) -> None:
-    config = parse_recipe(ALL[method].replace("parameters: {weight: -0.5}\n", "") + f"parameters: {{{text}}}\n")
+    config = MergeConfig.from_yaml(
+        ALL[method].replace("parameters: {weight: -0.5}\n", "") + f"parameters: {{{text}}}\n"
+    )
     assert config.parameters[name] == (Rule(value),)  # type: ignore[arg-type]
     assert config.notes == ()
 
@@ -215,33 +215,33 @@ def test_parameters_by_all_their_words(method: str, text: str, name: str, value:
     ],
 )
 def test_dtypes(word: str, dtype: str) -> None:
-    config = parse_recipe(LINEAR + f"dtype: {word}\nout_dtype: {word}\n")
+    config = MergeConfig.from_yaml(LINEAR + f"dtype: {word}\nout_dtype: {word}\n")
     assert (config.dtype, config.out_dtype) == (dtype, dtype)
-    assert parse_recipe(config.to_yaml()) == config
+    assert MergeConfig.from_yaml(config.to_yaml()) == config
 
 
 @pytest.mark.parametrize("text", ["tokenizer_source: {}", "tokenizer: {{source: {}}}"])
 @pytest.mark.parametrize(("word", "source"), [("base", "base"), ("b", B), ("union", "union")])
 def test_tokenizers(text: str, word: str, source: object) -> None:
-    config = parse_recipe(LINEAR + text.format(word) + "\n")
+    config = MergeConfig.from_yaml(LINEAR + text.format(word) + "\n")
     assert config.tokenizer_source == source
-    assert parse_recipe(config.to_yaml()) == config
+    assert MergeConfig.from_yaml(config.to_yaml()) == config
 
 
 def test_a_tokenizer_without_a_source_is_the_union_as_in_mergekit() -> None:
-    assert parse_recipe(LINEAR + "tokenizer: {}\n").tokenizer_source == "union"
+    assert MergeConfig.from_yaml(LINEAR + "tokenizer: {}\n").tokenizer_source == "union"
 
 
 def test_chat_templates() -> None:
     jinja = "{% for m in messages %}{{ m }}{% endfor %}"
-    config = parse_recipe(LINEAR + f'chat_template: "{jinja}"\n')
+    config = MergeConfig.from_yaml(LINEAR + f'chat_template: "{jinja}"\n')
     assert config.chat_template == jinja
-    assert parse_recipe(config.to_yaml()) == config
-    assert parse_recipe(LINEAR + "chat_template: auto\n").chat_template == "auto"
+    assert MergeConfig.from_yaml(config.to_yaml()) == config
+    assert MergeConfig.from_yaml(LINEAR + "chat_template: auto\n").chat_template == "auto"
 
 
 def test_references_in_all_forms() -> None:
-    config = parse_recipe("""
+    config = MergeConfig.from_yaml("""
 merge_method: linear
 base_model: {path: org/a, revision: main}
 models:
@@ -253,19 +253,19 @@ parameters: {weight: 1}
     expected = (ModelReference("org/a", "main"), ModelReference("org/b", "12"), ModelReference("./c+d@e f"))
     assert config.model_references() == expected
     assert config.base_model == expected[0]
-    assert parse_recipe(config.to_yaml()) == config
+    assert MergeConfig.from_yaml(config.to_yaml()) == config
 
 
 def test_our_own_keys_do_not_change_the_form() -> None:
-    config = parse_recipe(
+    config = MergeConfig.from_yaml(
         SLERP + "output_path: out\ntrust_remote_code: true\nallow_crimes: true\nlayer_alignment: auto\n"
     )
     assert config.output_path == "out"
     assert config.trust_remote_code
     assert config.allow_crimes
     assert config.layer_alignment == "auto"
-    assert parse_recipe(config.to_yaml()) == config
-    assert parse_recipe(SLERP + "output_path: out\n").layer_alignment == "strict"
+    assert MergeConfig.from_yaml(config.to_yaml()) == config
+    assert MergeConfig.from_yaml(SLERP + "output_path: out\n").layer_alignment == "strict"
 
 
 @pytest.mark.parametrize(
@@ -296,11 +296,11 @@ def test_our_own_keys_do_not_change_the_form() -> None:
     ],
 )
 def test_what_has_no_effect_is_noted(text: str, note: str) -> None:
-    assert parse_recipe(text).notes == (note,)
+    assert MergeConfig.from_yaml(text).notes == (note,)
 
 
 def test_empty_optional_keys_are_as_if_absent() -> None:
-    assert parse_recipe(LINEAR + "base_model:\ndtype: null\nparameters:\n") == parse_recipe(LINEAR)
+    assert MergeConfig.from_yaml(LINEAR + "base_model:\ndtype: null\nparameters:\n") == MergeConfig.from_yaml(LINEAR)
 
 
 def test_files(tmp_path: Path) -> None:
@@ -312,5 +312,5 @@ def test_files(tmp_path: Path) -> None:
 
 
 def test_models_know_their_lines() -> None:
-    config = parse_recipe(SLERP, "config.yml")
+    config = MergeConfig.from_yaml(SLERP, "config.yml")
     assert config.places == {A: "config.yml:5", B: "config.yml:6"}

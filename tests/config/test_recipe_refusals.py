@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mol.config import MergeConfig, load_recipe, methods, parse_recipe
+from mol.config import MergeConfig, load_recipe, methods
 from mol.errors import ConfigError
 from tests.config.toolkit import LINEAR, PASSTHROUGH, SLERP, refusal
 
@@ -199,7 +199,7 @@ def test_keys_of_a_recipe(text: str, problem: str) -> None:
 )
 def test_shapes_of_entries(text: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        parse_recipe(text, "config.yml")
+        MergeConfig.from_yaml(text, "config.yml")
     assert problem in (caught.value.problems or (str(caught.value),))
 
 
@@ -275,4 +275,4 @@ def test_no_recipe_raises_anything_but_a_config_error(method: str, key: str, tre
         config = MergeConfig.from_dict(recipe)
     except ConfigError:
         return
-    assert parse_recipe(config.to_yaml()) == config
+    assert MergeConfig.from_yaml(config.to_yaml()) == config

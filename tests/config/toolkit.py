@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from mol.config import parse_recipe
+from mol.config import MergeConfig
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ PASSTHROUGH = "merge_method: passthrough\nslices:\n  - sources:\n      - {model:
 def refusal(text: str) -> tuple[str, ...]:
     """Give every problem of a recipe, and see that the message lists them all."""
     with pytest.raises(ConfigError) as caught:
-        parse_recipe(text, "config.yml")
+        MergeConfig.from_yaml(text, "config.yml")
     lines = [f"  - {problem}" for problem in caught.value.problems]
     assert str(caught.value) == "\n".join(["config.yml is refused:", *lines])
     return caught.value.problems

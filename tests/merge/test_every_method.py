@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from mol.config import recipe_from_dict
+from mol.config import MergeConfig
 from mol.config.examples import example_of
 from mol.config.methods import METHODS, ParameterSpec
 from mol.merge import plan_recipe, run_merge
@@ -72,8 +72,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.parametrize(("method", "label"), LABELS)
 def test_a_recipe_gives_what_the_reference_gives(method: str, label: str, models: list[str], tmp_path: Path) -> None:
     recipe = recipes(METHODS[method], models)[label]
-    planned = plan_recipe(recipe_from_dict(recipe))
-    run_merge(recipe_from_dict(recipe), tmp_path / "out")
+    planned = plan_recipe(MergeConfig.from_dict(recipe))
+    run_merge(MergeConfig.from_dict(recipe), tmp_path / "out")
     merged = read_shard(tmp_path / "out" / "model.safetensors")
     inputs = [read_shard(Path(file.path)) for file in planned.plan.inputs]
     made = tensors(planned)

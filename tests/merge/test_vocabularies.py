@@ -16,7 +16,7 @@ from tests.merge.toolkit import linear
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mol.merge.planner import PlannedMerge
+    from mol.merge.planned import PlannedMerge
 
 
 @pytest.fixture(autouse=True)

@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from mol.config import MergeConfig, ModelReference, recipe_from_dict
+from mol.config import MergeConfig, ModelReference
 from mol.errors import MergeError
 from mol.merge.options import MergeOptions
 from mol.merge.plan import Method, Source, sources_of
-from mol.merge.planner import PlannedMerge, plan_merge
+from mol.merge.planner import plan_merge
 from tests.conftest import headers, llama, llama_config
 
 if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint
+    from mol.merge.planned import PlannedMerge
 
 
 def plan(recipe: dict[str, Any] | MergeConfig, *checkpoints: Checkpoint, **options: Any) -> PlannedMerge:  # noqa: ANN401
-    config = recipe if isinstance(recipe, MergeConfig) else recipe_from_dict(recipe)
+    config = recipe if isinstance(recipe, MergeConfig) else MergeConfig.from_dict(recipe)
     table = {ModelReference(checkpoint.name): checkpoint for checkpoint in checkpoints}
     return plan_merge(config, table, options=MergeOptions(**options))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import click
 
 from mol.cli import diff, examples, inspect, merge, methods, plan, validate, verify
 from mol.cli.console import Console, LogHandler, width_of
+from mol.cli.errors import describe, error_document
 from mol.cli.group import VerbGroup, usage_text
 from mol.cli.signals import interruptible, kind_of
 from mol.cli.streams import guarded_streams, printable
@@ -127,23 +127,7 @@ def refuse(console: Console, error: MolError | OSError | click.ClickException) -
         if console.verbose:
             _trace(error)
     console.error(text)
-    console.document({
-        "error": {
-            "type": type(error).__name__,
-            "message": text,
-            "problems": list(error.problems) if isinstance(error, MolError) else [],
-        }
-    })  # fmt: skip
-
-
-def describe(error: MolError | OSError | click.ClickException) -> str:
-    """An error in one text: without Python's number and quotes where the system refused."""
-    if isinstance(error, click.ClickException):
-        return error.format_message()
-    if isinstance(error, OSError) and error.strerror:
-        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-        return ": ".join([*names, error.strerror])
-    return str(error) or type(error).__name__
+    console.document({"error": error_document(error, text)})
 
 
 class _Bug:

@@ -125,8 +125,8 @@ def distance(name: str, parts: Sequence[Sums], *, at: int | None = None) -> Dist
 
 def match(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
     """The tensors that both have, A's name to B's, in A's order; prefixes such as `model.` may differ."""
-    from mol.merge.layers import find_structure
-    from mol.merge.names import align
+    from mol.structure.alignment import align
+    from mol.structure.layers import find_structure
 
     alignment = align(find_structure(a.tensors, a.config), find_structure(b.tensors, b.config))
     found = ((name, alignment.find(name, b.tensors)) for name in a.tensors)
@@ -135,7 +135,7 @@ def match(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
 
 def _comparable(a: Checkpoint, b: Checkpoint, shared: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
     """The shared tensors that can be compared, and why each of the rest cannot."""
-    from mol.io.checkpoint import FLOAT_DTYPES
+    from mol.dtypes import FLOAT_DTYPES
 
     pairs, skipped = [], {}
     for name, other in shared.items():
@@ -151,7 +151,7 @@ def _comparable(a: Checkpoint, b: Checkpoint, shared: Mapping[str, str]) -> tupl
 
 def by_layer(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, list[str]]:
     """Group tensors by layer, layers in order and what is outside them first."""
-    from mol.merge.layers import find_structure
+    from mol.structure.layers import find_structure
 
     layers = {
         name: stack.start(number)[:-1]

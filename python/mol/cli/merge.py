@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mol.cli import units
+from mol.cli.errors import describe, error_document
 from mol.cli.group import Verb
 from mol.cli.options import PATH, merge_options, merging, option, refuse_contradictions, speaking
 from mol.cli.recipes import STDIN, read_recipe, refuse_swapped
@@ -127,8 +128,6 @@ def _merge(console: Console, path: Path, recipe: MergeConfig, out: Path, options
 
 def _merge_all(console: Console, jobs: list[tuple[Path, MergeConfig, Path]], options: MergeOptions) -> int:
     """Run recipes in order; one that fails does not keep the rest from running."""
-    from mol.cli import describe
-
     documents: list[dict[str, object]] = []
     failed = []
     for number, (path, recipe, out) in enumerate(jobs, start=1):
@@ -138,9 +137,7 @@ def _merge_all(console: Console, jobs: list[tuple[Path, MergeConfig, Path]], opt
         except (MolError, OSError) as error:
             failed.append(str(path))
             console.error(describe(error))
-            problems = list(error.problems) if isinstance(error, MolError) else []
-            told = {"type": type(error).__name__, "message": describe(error), "problems": problems}
-            documents.append({"recipe": str(path), "error": told})
+            documents.append({"recipe": str(path), "error": error_document(error, describe(error))})
     console.document(documents)
     if failed:
         console.error(f"{len(failed)} of {units.amount(len(jobs), 'recipe')} failed: {', '.join(failed)}")

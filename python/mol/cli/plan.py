@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mol.cli.errors import describe
 from mol.cli.group import Verb
 from mol.cli.options import PATH, merge_options, merging, refuse_contradictions, speaking
 from mol.cli.recipes import read_recipe, refuse_swapped
@@ -15,7 +16,7 @@ from mol.errors import MolError
 if TYPE_CHECKING:
     from mol.cli.console import Console
     from mol.merge.options import MergeOptions
-    from mol.merge.planner import PlannedMerge
+    from mol.merge.planned import PlannedMerge
 
 
 @click.command(
@@ -56,7 +57,6 @@ def command(console: Console, config: Path, out: Path | None, **given: Any) -> N
 
 def _trouble(planned: PlannedMerge, out: Path, options: MergeOptions) -> str | None:
     """Why a merge into OUT would be refused, if it would."""
-    from mol.cli import describe
     from mol.merge.output import check_output
 
     try:

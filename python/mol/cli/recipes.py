@@ -24,12 +24,13 @@ def read_recipe(path: Path) -> MergeConfig:
         ConfigError: lists everything that is wrong with the recipe.
         OSError: the file is missing or cannot be read, with the name that was probably meant.
     """
-    from mol.config.recipe import MAX_BYTES, load_recipe, parse_recipe_bytes
+    from mol.config.merge_config import MergeConfig
+    from mol.config.yaml_source import MAX_BYTES
 
     if path == STDIN:
-        return parse_recipe_bytes(sys.stdin.buffer.read(MAX_BYTES + 1), "standard input")
+        return MergeConfig.from_yaml(sys.stdin.buffer.read(MAX_BYTES + 1), "standard input")
     try:
-        return load_recipe(path)
+        return MergeConfig.from_yaml(path)
     except FileNotFoundError as error:
         raise FileNotFoundError(errno.ENOENT, f"no such recipe{_meant(path)}", str(path)) from error
     except IsADirectoryError as error:

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mol.merge.options import MergeOptions
-    from mol.merge.planner import PlannedMerge
+    from mol.merge.planned import OutputFile, PlannedMerge
     from mol.merge.run import MergeReport
-    from mol.merge.side_files import OutputFile
 
 SHOWN = 6
 _DONE = {"copy": "copied", "scale": "scaled"}

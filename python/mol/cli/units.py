@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mol.size import write_count
-from mol.size import write_size as size
+from mol.text import write_count
+from mol.text import write_size as size
 
 __all__ = ["amount", "clock", "parameters", "seconds", "size"]
 

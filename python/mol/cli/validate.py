@@ -10,6 +10,7 @@ import click
 
 from mol.cli import units
 from mol.cli.console import width_of, wrap
+from mol.cli.errors import describe
 from mol.cli.group import Verb
 from mol.cli.options import PATH, merge_options, models, option, speaking
 from mol.cli.recipes import read_recipe
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from mol.cli.console import Console
     from mol.config.merge_config import MergeConfig, ModelReference
     from mol.merge.options import MergeOptions
-    from mol.merge.planner import PlannedMerge
+    from mol.merge.planned import PlannedMerge
 
 
 @click.command(
@@ -42,8 +43,6 @@ def command(console: Console, configs: tuple[Path, ...], strict: bool, **given: 
 
 
 def _validate(console: Console, path: Path, options: MergeOptions, *, strict: bool) -> dict[str, object]:
-    from mol.cli import describe
-
     try:
         recipe = read_recipe(path)
         missing, planned = _check_models(recipe, options)
@@ -87,9 +86,9 @@ def _check_models(recipe: MergeConfig, options: MergeOptions) -> tuple[list[Mode
     """
     from mol.cli.local import find
     from mol.config.merge_config import ModelReference
-    from mol.merge.heads import find_own_heads
     from mol.merge.planner import plan_merge
     from mol.merge.run import plan_recipe
+    from mol.structure.heads import find_own_heads
 
     cache = None if options.cache_dir is None else Path(options.cache_dir)
     found = {reference: find(reference, cache) for reference in recipe.model_references()}

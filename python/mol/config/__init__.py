@@ -9,8 +9,6 @@ from mol.config.merge_config import Rule as Rule
 from mol.config.merge_config import SliceConfig as SliceConfig
 from mol.config.merge_config import SourceConfig as SourceConfig
 from mol.config.recipe import load_recipe as load_recipe
-from mol.config.recipe import parse_recipe as parse_recipe
-from mol.config.recipe import recipe_from_dict as recipe_from_dict
 
 if not TYPE_CHECKING:
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mol.config.parameters import ParameterMap
@@ -120,20 +119,6 @@ class Problems:
         """
         if self._found:
             raise ConfigError.listing(header, self.lines())
-
-
-def suggestion(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return `; did you mean ...?` for a word that looks like a known one, else nothing."""
-    near = closest(word, known, cutoff=cutoff)
-    return f"; did you mean `{near}`?" if near else ""
-
-
-def closest(word: str, known: Iterable[str], *, cutoff: float) -> str | None:
-    """Find the known word that is most like a word; None where none is as much like it as `cutoff`, from 0 to 1."""
-    if len(word) > MAX_KEY:
-        return None  # the comparison takes time by the product of the lengths
-    close = difflib.get_close_matches(word.lower().replace("-", "_"), list(known), n=1, cutoff=cutoff)
-    return close[0] if close else None
 
 
 def shown(value: object) -> str:

@@ -6,28 +6,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from mol.config.document import Items, Place, Problems, Table, closest, shown, suggestion
+from mol.config.document import Items, Place, Problems, Table, shown
 from mol.config.flat import is_flat, to_mergekit_form
 from mol.config.inputs import Inputs, check_inputs, read_inputs
 from mol.config.methods import LATER_METHODS, METHODS, MethodSpec, Required
 from mol.config.model_reference import is_local
 from mol.config.parameters import ParameterMap, Rule
 from mol.config.values import ValueReader
+from mol.dtypes import DTYPE_WORDS, DTYPES
 from mol.errors import ConfigError
+from mol.text import closest, suggestion
 
 if TYPE_CHECKING:
     from mol.config.model_reference import ModelReference
     from mol.config.sources import SliceConfig, SourceConfig
 
-DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F64"}
-DTYPE_NAMES = {name: word for word, name in DTYPES.items()}
-"""Names of dtypes in a recipe, each with safetensors' name for it."""
-
-DTYPE_WORDS = {
-    **DTYPES,
-    **{name: name for name in DTYPES.values()},
-    **{"fp32": "F32", "fp16": "F16", "bf16": "BF16", "fp64": "F64"},
-}
 _TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 _NO_EFFECT = {
     "device": "a merge runs on the CPU",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mol.config.document import Items, Place, Problems, Table, suggestion
+from mol.config.document import Items, Place, Problems, Table
 from mol.config.model_reference import ModelReference
 from mol.errors import ConfigError
+from mol.text import suggestion
 
 if TYPE_CHECKING:
     from mol.config.methods import MethodSpec

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mol.config.document import Items, Place, Table, shown, suggestion
+from mol.config.document import Items, Place, Table, shown
 from mol.config.methods import REQUIRED, MethodSpec, weights_cancel
 from mol.config.model_reference import may_be_one
 from mol.config.parameters import Chain, ParameterMap
 from mol.config.sources import SliceConfig, SourceConfig
+from mol.text import suggestion
 
 if TYPE_CHECKING:
     from mol.config.model_reference import ModelReference

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from mol.config.document import Table, from_python
-from mol.config.fields import DTYPE_NAMES, RecipeFields, read_fields
+from mol.config.fields import RecipeFields, read_fields
 from mol.config.methods import METHODS, Required, Scalar
 from mol.config.model_reference import ModelReference, may_be_one
 from mol.config.parameters import Chain, ParameterMap, Rule
 from mol.config.sources import SliceConfig, SourceConfig
+from mol.config.yaml_source import read_source
+from mol.dtypes import DTYPE_NAMES
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -114,42 +116,37 @@ class MergeConfig:
         return {**self.__dict__, "_chains": {}}
 
     @classmethod
-    def from_table(cls, table: Table, header: str, source_text: str | None = None) -> Self:
-        """Check a recipe that is a table; which defaults hold is seen from its form.
-
-        Raises:
-            ConfigError: lists everything that is wrong, under `header`.
-        """
-        config = cls.__new__(cls)
-        config._fill(read_fields(table, header), source_text)
-        return config
-
-    @classmethod
     def from_dict(cls, recipe: Mapping[str, Any]) -> Self:
-        """Check a recipe given as the mapping that its YAML would be.
+        """Check a recipe given as the mapping that its YAML would be; which defaults hold is seen from its form.
 
         Raises:
             ConfigError: lists everything that is wrong with the recipe.
         """
         if not isinstance(recipe, Mapping):
             raise ConfigError(f"a recipe is a map of keys such as `merge_method`, not {type(recipe).__name__}")
-        return cls.from_table(from_python(recipe), "the recipe is refused")
+        table = recipe if isinstance(recipe, Table) else from_python(recipe)
+        return cls._checked(table, "the recipe is refused")
 
     @classmethod
-    def from_yaml(cls, source: str | Path) -> Self:
-        """Read a recipe from a file, or from YAML text (a `str` with a line break).
+    def from_yaml(cls, source: str | Path | bytes, where: str | None = None) -> Self:
+        """Read and check a recipe in mergekit's grammar or in the flat form.
+
+        Args:
+            source: a file's path, its bytes, or YAML text (a `str` with a line break).
+            where: what problems shall call it; the path, or "recipe", if None.
 
         Raises:
             ConfigError: lists everything that is wrong with the recipe, with lines.
             OSError: the file is missing or cannot be read.
         """
-        from mol.config.recipe import read_recipe_file, read_recipe_text
+        table, text, where = read_source(source, where)
+        return cls._checked(table, f"{where} is refused", text)
 
-        if isinstance(source, str) and "\n" in source:
-            table, text, where = *read_recipe_text(source, "recipe"), "recipe"
-        else:
-            table, text, where = *read_recipe_file(source), str(source)
-        return cls.from_table(table, f"{where} is refused", text)
+    @classmethod
+    def _checked(cls, table: Table, header: str, source_text: str | None = None) -> Self:
+        config = cls.__new__(cls)
+        config._fill(read_fields(table, header), source_text)
+        return config
 
     def with_one_name_each(self, names: Mapping[ModelReference, ModelReference]) -> MergeConfig:
         """Return the recipe with every model under one name, checked again now that names that differ are two models.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from mol.errors import ConfigError
-from mol.size import parse_size
+from mol.text import parse_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,12 +8,13 @@ import numbers
 import re
 from typing import TYPE_CHECKING
 
-from mol.config.document import Items, Place, Problems, Table, closest, shown, suggestion
+from mol.config.document import Items, Place, Problems, Table, shown
 from mol.config.ignored import without_effect
 from mol.config.methods import FOREIGN_PARAMETERS, METHODS, MethodSpec, ParameterSpec, Required, Scalar
 from mol.config.model_reference import ModelReference
 from mol.config.parameters import ParameterMap, Rule, compile_filter
 from mol.errors import ConfigError
+from mol.text import closest, suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Container

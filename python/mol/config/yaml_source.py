@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import yaml
 
 from mol.config.document import MAX_DEPTH, MAX_KEY, Items, Place, Table
 from mol.errors import ConfigError
+
+MAX_BYTES = 16 << 20
+"""Largest recipe that is read; a bigger file is some other file."""
 
 MAX_ALIASED = 20_000
 """Values that may come from writing out aliases; aliases of aliases can otherwise stand for billions."""
@@ -36,6 +40,43 @@ class _Node:
     size: int = 1  # values in it, aliases written out
     height: int = 0  # containers nested in it
     is_anchored: bool = False  # it, or something in it, carries an anchor
+
+
+def read_source(source: str | Path | bytes, where: str | None = None) -> tuple[Table, str, str]:
+    """Read a recipe's YAML from wherever it is, without checking what it says.
+
+    Args:
+        source: a file's path, its bytes, or YAML text (a `str` with a line break).
+        where: what problems shall call it; the path, or "recipe", if None.
+
+    Returns:
+        Its table, its text, and what problems call it.
+
+    Raises:
+        ConfigError: it is too big, is not UTF-8, or is not the YAML of a map.
+        OSError: the file is missing or cannot be read.
+    """
+    if isinstance(source, str) and "\n" in source:
+        where = where or "recipe"
+        return read_yaml(source, where), source, where
+    if isinstance(source, bytes):
+        data, where = source, where or "recipe"
+    else:
+        where = where or str(source)
+        with Path(source).open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    text = _decode(data, where)
+    return read_yaml(text, where), text, where
+
+
+def _decode(data: bytes, where: str) -> str:
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{where}: more than {MAX_BYTES >> 20} MiB, too much for a recipe; give a YAML file")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{where}:{line}: not UTF-8 text; give a YAML file") from error
 
 
 def read_yaml(text: str, where: str) -> Table:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from mol.dtypes import NUMPY_CODES
 from mol.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
-
-_NUMPY: Final = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BOOL": "?", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1",
-    "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "u1",
-}  # fmt: skip
 
 
 def need_numpy() -> None:
@@ -54,8 +50,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
             if entry["dtype"] == "BF16":
                 # The upper half of a float32: shifting it into place changes no value.
                 array = (np.frombuffer(data, "<u2").astype("<u4") << np.uint32(16)).view("<f4")
-            elif entry["dtype"] in _NUMPY:
-                array = np.frombuffer(bytearray(data), _NUMPY[entry["dtype"]])
+            elif entry["dtype"] in NUMPY_CODES:
+                array = np.frombuffer(bytearray(data), NUMPY_CODES[entry["dtype"]])
             else:
                 raise CheckpointError(f"{path}: tensor `{name}` is {entry['dtype']}, which numpy lacks")
             arrays[name] = array.reshape(entry["shape"])

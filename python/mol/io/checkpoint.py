@@ -8,18 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from mol.dtypes import EXACT_DTYPES, FLOAT_DTYPES
 from mol.errors import CheckpointError
 from mol.io.json_file import found_instead, read_object
 from mol.io.weight_files import INDEX, WeightFiles, find_weights, no_config, refuse_unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-FLOAT_DTYPES: Final = frozenset({"F64", "F32", "F16", "BF16"})
-"""Dtypes that are merged."""
-
-EXACT_DTYPES: Final = frozenset({"BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"})
-"""Dtypes that are only ever copied."""
 
 _HEAD: Final = 1024
 _FAILURES_SHOWN: Final = 4

@@ -9,7 +9,7 @@ import stat
 from typing import TYPE_CHECKING, Any, Final
 
 from mol.errors import CheckpointError
-from mol.size import write_size
+from mol.text import write_size
 
 if TYPE_CHECKING:
     from pathlib import Path

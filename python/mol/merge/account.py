@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mol.merge.layers import is_side_tower
-from mol.merge.mismatch import ranges
-from mol.merge.names import natural_key
+from mol.structure.layers import is_side_tower
+from mol.structure.names import natural_key
+from mol.text import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mol.merge.inputs import Band, Model
-    from mol.merge.layers import Stack
     from mol.merge.mismatch import Mismatches
+    from mol.merge.model import Band, Model
+    from mol.structure.layers import Stack
 
 
 class Account:

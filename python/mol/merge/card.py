@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mol.config import MergeConfig
     from mol.merge.options import MergeOptions
-    from mol.merge.planner import PlannedMerge
+    from mol.merge.planned import PlannedMerge
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mol.config.document import suggestion
 from mol.config.methods import METHODS, weights_cancel
 from mol.config.parameters import compile_filter
 from mol.errors import ConfigError
 from mol.merge import plan
 from mol.merge.plan import sources_of
+from mol.text import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

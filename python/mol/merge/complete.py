@@ -7,17 +7,17 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from mol.merge.layers import in_side_tower, is_layer_count_key, is_side_tower, layer_counts
-from mol.merge.mismatch import ranges
-from mol.merge.model_config import text_sections
-from mol.merge.names import EMBEDDING, HEAD, side_of
+from mol.structure.layers import in_side_tower, is_layer_count_key, is_side_tower, layer_counts
+from mol.structure.model_config import text_sections
+from mol.structure.names import EMBEDDING, HEAD, side_of
+from mol.text import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from mol.merge.inputs import Model
-    from mol.merge.layers import Stack
     from mol.merge.mismatch import Mismatches
+    from mol.merge.model import Model
+    from mol.structure.layers import Stack
 
     _Counts = Sequence[tuple[str, int]]  # keys of config.json that count layers, and what they say
 

@@ -2,77 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mol.config.methods import METHODS
 from mol.merge.combine import Combiner
-from mol.merge.layers import find_structure, map_layers
-from mol.merge.mismatch import ranges
-from mol.merge.names import Alignment, align
+from mol.merge.model import Band, Lane, Model
+from mol.structure.alignment import align
+from mol.structure.layers import find_structure, map_layers
+from mol.text import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping, Sequence
 
     from mol.config.merge_config import MergeConfig, ModelReference, SourceConfig
     from mol.io.checkpoint import Checkpoint
-    from mol.merge.layers import Stack, Structure
     from mol.merge.mismatch import Mismatches
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A checkpoint that takes part, once however often it is listed.
-
-    Attributes:
-        index: its position among the models of the recipe.
-        label: what the recipe calls it.
-        checkpoint: its tensors and config.json.
-        structure: its layers and everything else.
-        alignment: how its names map onto the donor's.
-        first_file: position of its first file among the files of all models.
-        used: names of its tensors that have been accounted for.
-        own_head: the head in its file is known to differ from its embedding, whatever its config.json says.
-    """
-
-    index: int
-    label: str
-    checkpoint: Checkpoint
-    structure: Structure
-    alignment: Alignment
-    first_file: int
-    used: set[str]
-    own_head: bool = False
-
-
-@dataclass(frozen=True)
-class Lane:
-    """One input of a slice.
-
-    Attributes:
-        model: the model.
-        start: its first layer, for slices and layer ranges.
-    """
-
-    model: Model
-    start: int
-
-
-@dataclass(frozen=True)
-class Band:
-    """One slice, its inputs found.
-
-    Attributes:
-        lanes: its inputs.
-        length: number of output layers; 0 where whole models are merged.
-        lead: the input whose layers say which tensors the output's have.
-        combine: decides how each tensor is made.
-    """
-
-    lanes: tuple[Lane, ...]
-    length: int
-    lead: int
-    combine: Combiner
+    from mol.structure.layers import Stack, Structure
 
 
 def open_models(

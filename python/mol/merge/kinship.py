@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from mol.merge.model_config import text_sections
+from mol.structure.model_config import text_sections
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mol.merge.inputs import Model
     from mol.merge.mismatch import Mismatches
+    from mol.merge.model import Model
 
 _SINGLE: Final = re.compile(r"(?:^|\.)experts\.[0-9]+\.")
 _FUSED: Final = re.compile(r"(?:^|\.)experts\.[a-z_]+(?:\.weight)?$")

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from mol.merge.card import Card
-    from mol.merge.planner import PlannedMerge
+    from mol.merge.planned import PlannedMerge
 
 MANIFEST_NAME: Final = "mol_manifest.json"
 MANIFEST_FORMAT: Final = 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from mol.merge.names import EMBEDDING, HEAD
+from mol.structure.names import EMBEDDING, HEAD
+from mol.text import ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from mol.merge.inputs import Model
+    from mol.merge.model import Model
 
 _DIMENSION: Final = re.compile(r"size|dim|head|embd|inner|ffn|layer|expert|model|position|ctx|vocab|group")
 _EXPERT: Final = re.compile(r"((?:^|\.)experts\.)([0-9]{1,9})(?=\.)")
@@ -95,17 +96,6 @@ class Mismatches:
                 where = ", ".join(parts)
                 lines.append(f"tensor `{name}`{where and f' ({where})'} {problem}")
         return lines
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """Write numbers shortly: 0-3, 7, 9-11."""
-    parts: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if parts and number == parts[-1][1] + 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
 
 
 def _vocabulary_sizes(

@@ -6,9 +6,10 @@ import logging
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
-from mol.config.document import shown, suggestion
+from mol.config.document import shown
 from mol.errors import ConfigError
 from mol.merge.options import MergeOptions, parse_size
+from mol.text import suggestion
 from mol.without_effect import ON_THE_CPU, WITHOUT_EFFECT
 
 if TYPE_CHECKING:

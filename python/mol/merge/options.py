@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from mol.config.document import shown
 from mol.errors import ConfigError
-from mol.size import parse_size
+from mol.text import parse_size
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,71 +3,33 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mol.config.fields import DTYPE_WORDS, DTYPES
+from mol.dtypes import DTYPE_WORDS, DTYPES
 from mol.errors import ConfigError, MergeError
 from mol.merge.account import Account, told
 from mol.merge.combine import idle_filters
 from mol.merge.complete import check_complete
-from mol.merge.inputs import Model, layers_for, make_bands, open_models
+from mol.merge.inputs import layers_for, make_bands, open_models
 from mol.merge.kinship import check_kinship
-from mol.merge.layers import in_side_tower, is_side_tower
-from mol.merge.mismatch import Mismatches, ranges
-from mol.merge.model_config import LayerOrigin, broken_cycles, restack, set_dtype, tie_flag
-from mol.merge.names import is_buffer, natural_key, side_of
+from mol.merge.mismatch import Mismatches
 from mol.merge.options import MergeOptions
+from mol.merge.planned import PlannedMerge
 from mol.merge.settings import compare_settings
 from mol.merge.tasks import Cell, TaskBuilder, Want
 from mol.merge.tied import Tying, find_tying, own_head, own_head_note, state_untied
+from mol.structure.layers import in_side_tower, is_side_tower
+from mol.structure.model_config import LayerOrigin, broken_cycles, restack, set_dtype, tie_flag
+from mol.structure.names import is_buffer, natural_key, side_of
+from mol.text import ranges
 
 if TYPE_CHECKING:
     from collections.abc import Container, Mapping
 
     from mol.config.merge_config import MergeConfig, ModelReference
     from mol.io.checkpoint import Checkpoint
-    from mol.merge.layers import Stack
-    from mol.merge.plan import MergePlan
-    from mol.merge.side_files import OutputFile
-
-
-@dataclass(frozen=True)
-class PlannedMerge:
-    """A plan, and what there is to say about it.
-
-    Attributes:
-        plan: what Rust runs.
-        config: the recipe.
-        donor: the checkpoint whose names, config and tokenizer the output has.
-        sources: every checkpoint of the recipe, in its order.
-        model_config: the output's config.json.
-        methods: number of tensors by what is done to them.
-        copied: "name: reason" of each tensor that is copied although the method would merge it.
-        dropped: "name: reason" of each input tensor that does not go into the output; whole layers share a line.
-        dropped_tensors: number of them.
-        notes: what was aligned, filled in or ignored.
-        warnings: what may well surprise.
-        bytes_read: sum of the sources of all tasks, twice for a method that needs statistics; a run from the start
-            reports the same.
-        bytes_written: sum of the output's tensors.
-        side_files: every file that the output gets beside its weights; empty until these have been looked at.
-    """
-
-    plan: MergePlan
-    config: MergeConfig
-    donor: Checkpoint
-    sources: tuple[Checkpoint, ...]
-    model_config: dict[str, Any]
-    methods: dict[str, int]
-    copied: tuple[str, ...]
-    dropped: tuple[str, ...]
-    dropped_tensors: int
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
-    bytes_read: int
-    bytes_written: int
-    side_files: tuple[OutputFile, ...] = ()
+    from mol.merge.model import Model
+    from mol.structure.layers import Stack
 
 
 def plan_merge(

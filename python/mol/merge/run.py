@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,13 +14,13 @@ from mol.merge.options import MergeOptions
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from mol import _rust
     from mol.config import MergeConfig, ModelReference
     from mol.io.checkpoint import Checkpoint
     from mol.merge.card import Card
-    from mol.merge.planner import PlannedMerge
+    from mol.merge.planned import PlannedMerge
     from mol.merge.side_files import SideFilePlan
 
     Recipe = MergeConfig | Mapping[str, Any] | str | Path
@@ -90,7 +89,7 @@ def plan_recipe(
     """Plan a merge from headers and recipe, without writing a byte; of weights only heads that may be tied are read.
 
     Args:
-        recipe: path of a YAML file, a mapping as YAML gives it, or a MergeConfig.
+        recipe: path of a YAML file or its text, a mapping as YAML gives it, or a MergeConfig.
         options: see MergeOptions.
         checkpoints: the models, if they have been opened already.
 
@@ -98,8 +97,10 @@ def plan_recipe(
         MolError: with every reason why this cannot be merged.
         OSError: a file is missing or may not be read.
     """
+    from mol.config.recipe import load_recipe
+
     options = options or MergeOptions()
-    return _prepare(load(recipe), options, checkpoints).planned
+    return _prepare(load_recipe(recipe), options, checkpoints).planned
 
 
 def run_merge(
@@ -120,7 +121,7 @@ def run_merge(
     again resumes. `OUT` appears complete or not at all.
 
     Args:
-        recipe: path of a YAML file, a mapping as YAML gives it, or a MergeConfig.
+        recipe: path of a YAML file or its text, a mapping as YAML gives it, or a MergeConfig.
         out: the output directory, the recipe's `output_path` if None.
         options: see MergeOptions.
         out_path: the same as `out`, as mergekit calls it.
@@ -139,12 +140,13 @@ def run_merge(
         OSError: a file is missing or may not be read, or the disk failed or is full.
     """
     from mol import _rust
+    from mol.config.recipe import load_recipe
     from mol.merge.option_names import read_options
     from mol.merge.output import find_place, partial_of
 
     given = {**option_fields, **({"threads": threads} if threads is not None else {})}
     options = replace(options or MergeOptions(), **read_options(given))
-    config = load(recipe)
+    config = load_recipe(recipe)
     target = _target(out, out_path, config)
     local = (Path(reference.name).expanduser() for reference in config.model_references())
     place = find_place(Path(target), inputs=filter(Path.is_dir, local))
@@ -286,33 +288,16 @@ def _execute(
     return executed
 
 
-def load(recipe: Recipe) -> MergeConfig:
-    """Read and check a recipe in any form that `run_merge` takes.
-
-    Raises:
-        ConfigError: lists everything that is wrong with the recipe.
-        OSError: the file is missing or cannot be read.
-    """
-    from mol.config import MergeConfig
-    from mol.config.recipe import load_recipe, recipe_from_dict
-
-    if isinstance(recipe, MergeConfig):
-        return recipe
-    if isinstance(recipe, Mapping):
-        return recipe_from_dict(recipe)
-    return load_recipe(recipe)
-
-
 def _prepare(
     config: MergeConfig, options: MergeOptions, checkpoints: Mapping[ModelReference, Checkpoint] | None
 ) -> _Prepared:
     from mol.io.vocabulary import read_vocabularies
     from mol.merge.card import prepare_card
-    from mol.merge.heads import find_own_heads
     from mol.merge.identity import refuse_unnameable, same_weights, spelled_twice
     from mol.merge.planner import plan_merge
     from mol.merge.side_files import output_files, plan_side_files
     from mol.merge.vocabularies import check_vocabularies
+    from mol.structure.heads import find_own_heads
 
     opened = resolve_checkpoints(config, options) if checkpoints is None else checkpoints
     refuse_unnameable(opened)

@@ -6,14 +6,14 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from mol.merge.layers import is_layer_count_key
-from mol.merge.model_config import TEXT_SECTIONS
+from mol.structure.layers import is_layer_count_key
+from mol.structure.model_config import TEXT_SECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from mol.merge.inputs import Model
     from mol.merge.mismatch import Mismatches
+    from mol.merge.model import Model
 
 # How rows and columns of equal shapes are cut: into heads and their parts, groups, states of a state space, and the
 # order in which they stand.

@@ -9,7 +9,7 @@ import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from mol.errors import CheckpointError, MergeError
 from mol.io.json_file import found_instead, read_object, read_regular
@@ -17,6 +17,7 @@ from mol.io.side_files import SideFile, find_file, is_license, is_settings, list
 from mol.merge.card import card_text
 from mol.merge.manifest import MANIFEST_NAME, build_manifest, manifest_size, manifest_text
 from mol.merge.output import may
+from mol.merge.planned import OutputFile
 from mol.merge.special_tokens import follow_tokenizer
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from mol.io.vocabulary import Vocabulary
     from mol.merge.card import Card
     from mol.merge.options import MergeOptions
-    from mol.merge.planner import PlannedMerge
+    from mol.merge.planned import PlannedMerge
 
 _INDEX: Final = "model.safetensors.index.json"
 _ENGINE_FILES: Final = frozenset({"journal", _INDEX})
@@ -37,20 +38,6 @@ _RECIPE: Final = "mergekit_config.yml"
 _CODE_KEYS: Final = ("auto_map", "custom_pipelines")
 _NAMED: Final = 20  # files that a note names
 _PIECE: Final = 1 << 20
-
-
-class OutputFile(NamedTuple):
-    """One file of the output beside its weights.
-
-    Attributes:
-        name: its relative path.
-        size: its bytes; for the manifest, the most that it can take.
-        source: name of the input that it is copied from, None if it is written anew.
-    """
-
-    name: str
-    size: int
-    source: str | None
 
 
 @dataclass(frozen=True, slots=True)

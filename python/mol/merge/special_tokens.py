@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.io.json_file import read_object
 from mol.io.vocabulary import SPECIAL_ROLES
-from mol.merge.model_config import text_sections
+from mol.structure.model_config import text_sections
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from mol.io.checkpoint import Checkpoint
     from mol.io.vocabulary import Vocabulary
-    from mol.merge.planner import PlannedMerge
+    from mol.merge.planned import PlannedMerge
 
 _GENERATION: Final = "generation_config.json"
 # What generation itself needs; the other roles are stated only where the donor's config.json has them.

@@ -6,20 +6,20 @@ from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from mol.io.checkpoint import EXACT_DTYPES, TensorInfo
-from mol.merge.names import is_buffer
+from mol.dtypes import BYTES, EXACT_DTYPES
 from mol.merge.plan import COPY, InputFile, MergePlan, Method, OutputTensor, Source, Task, shard_names, sweeps
+from mol.structure.names import is_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mol.io.checkpoint import TensorInfo
     from mol.merge.combine import Combiner
-    from mol.merge.inputs import Model
-    from mol.merge.layers import Stack
     from mol.merge.mismatch import Mismatches
+    from mol.merge.model import Model
+    from mol.structure.layers import Stack
 
 _WAY_OUT: Final = "all must have it, or leave one model out"
-_SIZES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 
 
 class Cell(NamedTuple):
@@ -223,8 +223,8 @@ class TaskBuilder:
         dtype = info.dtype
         size = info.bytes
         wanted = self._dtype
-        if wanted is not None and wanted != dtype and dtype in _SIZES:
-            size = size // _SIZES[dtype] * _SIZES[wanted]
+        if wanted is not None and wanted != dtype and dtype in BYTES:
+            size = size // BYTES[dtype] * BYTES[wanted]
             dtype = wanted
         if self._filled and self._filled + size > self._shard_size:
             self._output += 1
@@ -244,7 +244,7 @@ class TaskBuilder:
 
     def main_dtype(self) -> str | None:
         """Give the float dtype that most bytes of the output have."""
-        floats = [dtype for dtype in self._bytes_by_dtype if dtype in _SIZES]
+        floats = [dtype for dtype in self._bytes_by_dtype if dtype in BYTES]
         return max(floats, key=lambda dtype: (self._bytes_by_dtype[dtype], dtype), default=None)
 
     def build(self, models: Sequence[Model], *, seed: int, allow_nonfinite: bool) -> MergePlan:

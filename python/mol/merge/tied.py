@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from mol.merge.model_config import set_tie, tie_flag
-from mol.merge.names import EMBEDDING, HEAD, head_beside
+from mol.structure.heads import ends_of
+from mol.structure.model_config import set_tie, tie_flag
+from mol.structure.names import head_beside
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mol.io.checkpoint import Checkpoint
-    from mol.merge.inputs import Model
-    from mol.merge.layers import Structure
+    from mol.merge.model import Model
 
 
 @dataclass(frozen=True)
@@ -98,18 +97,6 @@ def find_tying(donor: Model, models: Sequence[Model]) -> Tying | None:
             f"for `{head}`, and the output is not tied"
         )
     return Tying(head, mine.embedding, heads, mine.head is not None, False, True, unused, tuple(notes))
-
-
-def ends_of(checkpoint: Checkpoint, structure: Structure) -> tuple[str | None, str | None]:
-    """Name the embedding of a model, and the head of its shape that is stored too; None for what is not there."""
-    tensors = checkpoint.tensors
-    matrices = [name for name in structure.loose if len(tensors[name].shape) == 2]
-    embeddings = [name for name in matrices if EMBEDDING.search(name)]
-    for head in filter(HEAD.search, matrices):
-        for embedding in embeddings:
-            if tensors[head].shape == tensors[embedding].shape:
-                return embedding, head
-    return next(iter(embeddings), None), None
 
 
 def state_untied(config: dict[str, Any], head: str) -> str | None:

@@ -6,14 +6,14 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.errors import MergeError
-from mol.merge.model_config import text_sections
+from mol.structure.model_config import text_sections
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from mol.io.vocabulary import Vocabulary
-    from mol.merge.planner import PlannedMerge
+    from mol.merge.planned import PlannedMerge
 
 # Names that a vocabulary gives to ids which no text uses: the row of one means nothing yet.
 _SPARE: Final = re.compile(r"reserved|unused|placeholder|dummy|<\|?extra_\d|^\[PAD_?\d+\]$", re.IGNORECASE)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mol.config import ModelReference
     from mol.io.checkpoint import Checkpoint
     from mol.merge.options import MergeOptions
-    from mol.merge.planner import PlannedMerge
+    from mol.merge.planned import PlannedMerge
     from mol.merge.run import MergeReport
 
 __all__ = ["BaseMergeMethod", "MergeConfig", "MergedModel"]

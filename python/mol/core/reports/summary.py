@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.core.mol_layer import Expert, ExpertSpec
-from mol.size import write_count, write_size
+from mol.text import write_count, write_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -7,8 +7,8 @@ import itertools
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from mol.config.fields import DTYPE_NAMES
-from mol.merge.layers import Structure, is_layer_count_key, tail_counts
+from mol.dtypes import DTYPE_NAMES
+from mol.structure.layers import Structure, is_layer_count_key, tail_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from mol.merge.layers import Structure, find_structure, is_layer_count_key, map_layers
-from mol.merge.names import align, is_buffer, natural_key, side_of
+from mol.structure.alignment import align
+from mol.structure.layers import Structure, find_structure, is_layer_count_key, map_layers
+from mol.structure.names import is_buffer, natural_key, side_of
 from tests.conftest import bert, gpt2, headers, llama
 
 

@@ -1,18 +1,20 @@
-"""Sizes in bytes as people write and read them."""
+"""Texts for people: sizes in bytes, ranges of numbers, the known word that was probably meant."""
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import TYPE_CHECKING, Final
 
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 _BYTES: Final = ((" TB", 10**12), (" GB", 10**9), (" MB", 10**6), (" kB", 10**3))
 _COUNTS: Final = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3))
 _SIZE: Final = re.compile(r"([0-9][0-9_]*)\s*([KMGTB]?)(IB|B)?", re.IGNORECASE)
+_LONGEST: Final = 200  # characters of a word that is compared with known ones
 _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "B": 3, "T": 4}
 
 
@@ -40,6 +42,31 @@ def write_size(count: int | float) -> str:
 def write_count(count: int) -> str:
     """Write a number with three figures: `7.09M`, `612k`, `48`."""
     return _scaled(count, _COUNTS) or str(count)
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Write numbers shortly: 0-3, 7, 9-11."""
+    parts: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in parts)
+
+
+def suggestion(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return `; did you mean ...?` for a word that looks like a known one, else nothing."""
+    near = closest(word, known, cutoff=cutoff)
+    return f"; did you mean `{near}`?" if near else ""
+
+
+def closest(word: str, known: Iterable[str], *, cutoff: float) -> str | None:
+    """Find the known word that is most like a word; None where none is as much like it as `cutoff`, from 0 to 1."""
+    if len(word) > _LONGEST:
+        return None  # the comparison takes time by the product of the lengths
+    close = difflib.get_close_matches(word.lower().replace("-", "_"), list(known), n=1, cutoff=cutoff)
+    return close[0] if close else None
 
 
 def _scaled(count: int | float, units: Sequence[tuple[str, int]]) -> str | None:

@@ -1,80 +1,17 @@
-"""What the name of a tensor tells: its side of the model, its role, and its name in a sister checkpoint."""
+"""Maps the names of one checkpoint's tensors onto those of another: by its stacks of layers, then by roles."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING
+
+from mol.structure.names import HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
 
-    from mol.merge.layers import Stack, Structure
-
-Side = Literal["first", "last", "unknown"]
-
-# The table of sides, first match wins. Weights before the layers take the first slice's sources and the start of a
-# gradient, weights after them the last slice's and the end.
-_WORDS: Final[tuple[tuple[str, Side], ...]] = (
-    (
-        # Heads, before the embeddings, since `embed_out` is a head.
-        r"lm_head\w*|embed_out|output_layer|output|output_projection|head|heads|\w+_head|generator\w*|cls|predictions"
-        r"|\w+_predictions|score|classifier|pre_classifier|qa_outputs|pooler|vocab_\w+|final_logits_bias",
-        "last",
-    ),
-    (
-        r"\w*embeddings?|embed\w*|\w+_embed|wte|wpe|tok_\w+|word_emb\w*|pos_emb\w*|shared|cls_token"
-        r"|embeddings?_\w+|\w+_embeddings?_\w+|ln_pre|pre_layrnorm|emb_norm|project_in|layernorm_embedding"
-        r"|rotary_emb|relative_attention_bias|patch_\w+|position_ids|masked_spec_embed",
-        "first",
-    ),
-    (
-        r"norm|ln_f|norm_f|f_norm|final_\w*norm|\w*layer_?norm|ln_post|norm_out|project_out|last_\w+|out_norm",
-        "last",
-    ),
-)
-_SIDES: Final = tuple((re.compile(rf"(?:^|\.)(?:{words})(?:\.|$)"), side) for words, side in _WORDS)
-
-HEAD: Final = re.compile(
-    r"(?:^|\.)(?:(?:lm_|generator_lm_)?head\.decoder|(?:generator_)?lm_head(?:\.out_proj)?|embed_out|output_layer|output"
-    r"|output_projection|proj_out|vocab_projector|predictions\.decoder|pred_layer\.proj|lm_loss|^decoder)\.weight$"
-)
-"""The matrix that turns hidden states into scores of tokens."""
-
-EMBEDDING: Final = re.compile(
-    r"(?:^|\.)(?:embed_tokens|wte|word_embeddings?|embed_in|tok_embeddings|shared|embeddings?|token_embedding|tokens_embed)\.weight$"
-)
-"""The matrix that turns tokens into hidden states."""
-
-_INTEGER: Final = re.compile(r"[0-9]{1,9}")  # longer ones are no counts, and int() refuses very long ones
-_BUFFER: Final = re.compile(r"(?:^|\.)(?:rotary_emb\.(?:inv_freq|\w+_cached)|attn\.masked_bias|position_ids)$")
-_MASK: Final = re.compile(r"(?:^|\.)attn(?:ention)?\.(?:bias|mask)$")
-
-
-def side_of(name: str) -> Side:
-    """Tell the side of a weight outside the layers."""
-    for pattern, side in _SIDES:
-        if pattern.search(name):
-            return side
-    return "unknown"
-
-
-def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
-    """Tell a table that the model's code computes by itself: causal masks, rotary frequencies.
-
-    Older versions of transformers saved them and newer ones do not, so siblings may differ in them.
-    """
-    return _BUFFER.search(name) is not None or (
-        len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3] and _MASK.search(name) is not None
-    )
-
-
-@lru_cache(maxsize=65536)
-def natural_key(name: str) -> tuple[tuple[int, str], ...]:
-    """Sort names by their words and their numbers: 2 before 10."""
-    return tuple((int(part), "") if _INTEGER.fullmatch(part) else (-1, part) for part in name.split("."))
+    from mol.structure.layers import Stack, Structure
 
 
 @dataclass(frozen=True)
@@ -124,13 +61,6 @@ def align(donor: Structure, other: Structure) -> Alignment:
         pairs.update(dict.fromkeys(_pair_loose(donor.loose, other.loose)))
     by_prefix = Alignment(tuple(sorted(pairs, key=lambda pair: -len(pair[0]))), stacks)
     return replace(by_prefix, roles=_pair_roles(donor, other, by_prefix))
-
-
-def head_beside(prefix: str) -> str:
-    """Name the head of a model whose layers are at a path: `lm_head` stands beside the outermost module `model`."""
-    words = prefix.split(".")
-    around = words[: words.index("model")] if "model" in words else []
-    return ".".join((*around, "lm_head.weight"))
 
 
 def _pair_roles(donor: Structure, other: Structure, by_prefix: Alignment) -> dict[str, str]:

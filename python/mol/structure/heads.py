@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from mol.merge.layers import find_structure
-from mol.merge.model_config import tie_flag
-from mol.merge.names import HEAD
-from mol.merge.tied import ends_of
+from mol.structure.layers import find_structure
+from mol.structure.model_config import tie_flag
+from mol.structure.names import EMBEDDING, HEAD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mol.config import ModelReference
     from mol.io.checkpoint import Checkpoint
+    from mol.structure.layers import Structure
 
 _CHUNK: Final = 1 << 20
 
@@ -30,6 +30,18 @@ def find_own_heads(checkpoints: Mapping[ModelReference, Checkpoint]) -> frozense
         OSError: a weight file cannot be read.
     """
     return frozenset(reference for reference, checkpoint in checkpoints.items() if _has_own_head(checkpoint))
+
+
+def ends_of(checkpoint: Checkpoint, structure: Structure) -> tuple[str | None, str | None]:
+    """Name the embedding of a model, and the head of its shape that is stored too; None for what is not there."""
+    tensors = checkpoint.tensors
+    matrices = [name for name in structure.loose if len(tensors[name].shape) == 2]
+    embeddings = [name for name in matrices if EMBEDDING.search(name)]
+    for head in filter(HEAD.search, matrices):
+        for embedding in embeddings:
+            if tensors[head].shape == tensors[embedding].shape:
+                return embedding, head
+    return next(iter(embeddings), None), None
 
 
 def _has_own_head(checkpoint: Checkpoint) -> bool:

@@ -13,7 +13,7 @@ from mol.cli import main
 from mol.config import ModelReference
 from mol.io.checkpoint import Checkpoint
 from mol.merge import plan_recipe, run_merge
-from mol.merge.heads import find_own_heads
+from mol.structure.heads import find_own_heads
 from tests.merge.models import llama_config, llama_tensors, make_llama, weights_of
 
 if TYPE_CHECKING:

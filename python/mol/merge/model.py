@@ -1,0 +1,67 @@
+"""The inputs of a merge: models with their layers found, and the inputs of each slice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mol.io.checkpoint import Checkpoint
+    from mol.merge.combine import Combiner
+    from mol.structure.alignment import Alignment
+    from mol.structure.layers import Structure
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A checkpoint that takes part, once however often it is listed.
+
+    Attributes:
+        index: its position among the models of the recipe.
+        label: what the recipe calls it.
+        checkpoint: its tensors and config.json.
+        structure: its layers and everything else.
+        alignment: how its names map onto the donor's.
+        first_file: position of its first file among the files of all models.
+        used: names of its tensors that have been accounted for.
+        own_head: the head in its file is known to differ from its embedding, whatever its config.json says.
+    """
+
+    index: int
+    label: str
+    checkpoint: Checkpoint
+    structure: Structure
+    alignment: Alignment
+    first_file: int
+    used: set[str]
+    own_head: bool = False
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One input of a slice.
+
+    Attributes:
+        model: the model.
+        start: its first layer, for slices and layer ranges.
+    """
+
+    model: Model
+    start: int
+
+
+@dataclass(frozen=True)
+class Band:
+    """One slice, its inputs found.
+
+    Attributes:
+        lanes: its inputs.
+        length: number of output layers; 0 where whole models are merged.
+        lead: the input whose layers say which tensors the output's have.
+        combine: decides how each tensor is made.
+    """
+
+    lanes: tuple[Lane, ...]
+    length: int
+    lead: int
+    combine: Combiner

@@ -1,0 +1,63 @@
+"""PlannedMerge: what a recipe comes to before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from mol.config.merge_config import MergeConfig
+    from mol.io.checkpoint import Checkpoint
+    from mol.merge.plan import MergePlan
+
+
+class OutputFile(NamedTuple):
+    """One file of the output beside its weights.
+
+    Attributes:
+        name: its relative path.
+        size: its bytes; for the manifest, the most that it can take.
+        source: name of the input that it is copied from, None if it is written anew.
+    """
+
+    name: str
+    size: int
+    source: str | None
+
+
+@dataclass(frozen=True)
+class PlannedMerge:
+    """A plan, and what there is to say about it.
+
+    Attributes:
+        plan: what Rust runs.
+        config: the recipe.
+        donor: the checkpoint whose names, config and tokenizer the output has.
+        sources: every checkpoint of the recipe, in its order.
+        model_config: the output's config.json.
+        methods: number of tensors by what is done to them.
+        copied: "name: reason" of each tensor that is copied although the method would merge it.
+        dropped: "name: reason" of each input tensor that does not go into the output; whole layers share a line.
+        dropped_tensors: number of them.
+        notes: what was aligned, filled in or ignored.
+        warnings: what may well surprise.
+        bytes_read: sum of the sources of all tasks, twice for a method that needs statistics; a run from the start
+            reports the same.
+        bytes_written: sum of the output's tensors.
+        side_files: every file that the output gets beside its weights; empty until these have been looked at.
+    """
+
+    plan: MergePlan
+    config: MergeConfig
+    donor: Checkpoint
+    sources: tuple[Checkpoint, ...]
+    model_config: dict[str, Any]
+    methods: dict[str, int]
+    copied: tuple[str, ...]
+    dropped: tuple[str, ...]
+    dropped_tensors: int
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    bytes_read: int
+    bytes_written: int
+    side_files: tuple[OutputFile, ...] = ()
