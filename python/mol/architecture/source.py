@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mol.config.model_reference import ModelReference, is_local
-from mol.errors import CheckpointError
 from mol.io.hub import resolve
 from mol.io.json_file import read_object
-from mol.io.weight_files import INDEX, SINGLE, counted_shards
+from mol.io.layout import CONFIG, INDEX, SINGLE, read_weight_map
+from mol.io.weight_files import counted_shards, no_config
 
 
 def find_directory(name: str, *, hub_cache_dir: Path | str | None = None, token: str | None = None) -> Path:
@@ -33,7 +33,7 @@ def find_directory(name: str, *, hub_cache_dir: Path | str | None = None, token:
 
     try:
         path = hf_hub_download(
-            reference.name, "config.json", revision=reference.revision, cache_dir=hub_cache_dir, token=token
+            reference.name, CONFIG, revision=reference.revision, cache_dir=hub_cache_dir, token=token
         )
     except (errors.HFValidationError, errors.HTTPError, OSError):  # type: ignore[attr-defined]
         # What went wrong, and the way out, is for the one place that knows to tell; an old snapshot may serve.
@@ -46,11 +46,11 @@ def read_config(directory: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        CheckpointError: it is no JSON object.
+        CheckpointError: it is no JSON object, or the directory is of another kind.
     """
-    path = directory / "config.json"
+    path = directory / CONFIG
     if not path.exists():
-        raise FileNotFoundError(f"{directory}: no config.json; a model directory has one beside its weights")
+        raise no_config(directory)
     return read_object(path)
 
 
@@ -66,10 +66,7 @@ def tensor_names(directory: Path) -> list[str] | None:
     index = directory / INDEX
     if not index.exists():
         return _names_in([directory / name for name in counted_shards(path.name for path in directory.iterdir())])
-    weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict):
-        raise CheckpointError(f"{index} has no `weight_map` from tensors to files; fetch the file again")
-    return list(weight_map)
+    return list(read_weight_map(index))
 
 
 def _names_in(files: list[Path]) -> list[str] | None:

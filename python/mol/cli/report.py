@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from mol.cli import units
 from mol.cli.console import Console, field, listing
-from mol.merge.manifest import MANIFEST_NAME
+from mol.io.layout import MANIFEST
 from mol.merge.plan import sweeps
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def _input(planned: PlannedMerge, index: int) -> str:
 
 def _side_file(file: OutputFile) -> str:
     origin = "written anew" if file.source is None else f"copied from {file.source}"
-    most = "at most " if file.name == MANIFEST_NAME else ""
+    most = "at most " if file.name == MANIFEST else ""
     return f"{file.name}: {most}{units.size(file.size)}, {origin}"
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import stat
 import time
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
@@ -19,17 +18,16 @@ from mol.cli.group import Verb
 from mol.cli.options import ThreadCount, option, speaking
 from mol.cli.progress import Progress
 from mol.errors import CheckpointError
-from mol.io.json_file import read_json
+from mol.io.layout import INDEX, MANIFEST, SINGLE
 from mol.io.side_files import is_license, list_files, sort_side_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
-MANIFEST = "mol_manifest.json"
 DIGESTS = ("blake3", "sha256")
 # Weights, or an index of them, that loaders take before or in place of those that a merge wrote.
 _TAKES_OVER = frozenset({
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json",
     "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "consolidated.safetensors", "params.json",
 })  # fmt: skip
 
@@ -55,6 +53,8 @@ class Damage(NamedTuple):
 @speaking
 def command(console: Console, directory: Path, threads: int | None) -> int:
     """Check one directory."""
+    from mol.merge.manifest import read_manifest
+
     started = time.monotonic()
     manifest = read_manifest(directory)
     files: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in manifest["files"]}
@@ -82,68 +82,6 @@ def command(console: Console, directory: Path, threads: int | None) -> int:
         f"({units.seconds(time.monotonic() - started)})",
     ))  # fmt: skip
     return 0
-
-
-def read_manifest(directory: Path) -> dict[str, Any]:
-    """Read a manifest and check the parts that `verify` relies on.
-
-    Raises:
-        FileNotFoundError: The directory, or the manifest in it, is missing.
-        CheckpointError: The manifest is not one, is of a format that this version does not read, or lists so little
-            that nothing could be verified by it.
-    """
-    path = directory / MANIFEST
-    if not directory.is_dir():
-        raise FileNotFoundError(f"{directory}: no such directory")
-    if not os.path.lexists(path):
-        raise FileNotFoundError(f"{path}: no such file; only what mol has written can be verified")
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or "format" not in manifest:
-        raise CheckpointError(f"{path}: is not a manifest of mol: it has no `format`")
-    if manifest["format"] != 1:
-        raise CheckpointError(
-            f"{path}: is of format {manifest['format']!r}, this mol reads 1; use the mol that wrote it"
-        )
-    files = _entries(path, manifest, "files", {"name": str, "size": int, "crc64nvme": str})
-    tensors = _entries(path, manifest, "tensors", {"name": str, "file": str, "crc64nvme": str})
-    listed = _names(path, files)
-    for entry in tensors:
-        if entry["file"] not in listed:
-            raise CheckpointError(
-                f"{path}: tensor `{entry['name']}` is said to be in {entry['file']}, which is not listed"
-            )
-    beside = _entries(path, manifest, "side_files", {"name": str, "size": int, "sha256": str})
-    missing = [part for part, entries in (("weights", files), ("tensors", tensors)) if not entries]
-    missing += ["config.json"] * ("config.json" not in _names(path, beside))
-    if missing:
-        raise CheckpointError(
-            f"{path}: lists no {' and no '.join(missing)}, which every merge has, so {directory} cannot be verified"
-        )
-    return manifest
-
-
-def _entries(path: Path, manifest: Mapping[str, Any], part: str, keys: Mapping[str, type]) -> list[dict[str, Any]]:
-    entries = manifest.get(part)
-    if not isinstance(entries, list) or not all(_has(entry, keys) for entry in entries):
-        raise CheckpointError(f"{path}: `{part}` is not a list of entries with {', '.join(keys)}")
-    return entries
-
-
-def _names(path: Path, entries: Iterable[Mapping[str, Any]]) -> set[str]:
-    """Return the names of entries, each of which must be that of another file inside the directory."""
-    names: set[str] = set()
-    for name in (entry["name"] for entry in entries):
-        if (
-            PurePosixPath(name).as_posix() != name
-            or name in ("", ".")
-            or {"", ".."} & {*name.split("/")}
-            or {"\\", "\0"} & {*name}
-        ):
-            raise CheckpointError(f"{path}: the file name {name!r} leaves the directory")
-        if name in names:
-            raise CheckpointError(f"{path}: lists {name} twice")
-        names.add(name)
-    return names
 
 
 def _check_side_files(directory: Path, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[Damage]:
@@ -190,10 +128,6 @@ def _is_read(name: str) -> bool:
     """Whether loaders read a file on account of its name, so that it changes what the directory holds."""
     side = sort_side_files([name])
     return name in _TAKES_OVER or bool(side.tokenizer) or (bool(side.other) and not is_license(name))
-
-
-def _has(entry: object, keys: Mapping[str, type]) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in keys.items())
 
 
 def _check(

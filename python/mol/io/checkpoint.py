@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from mol.dtypes import EXACT_DTYPES, FLOAT_DTYPES
 from mol.errors import CheckpointError
 from mol.io.json_file import found_instead, read_object
-from mol.io.weight_files import INDEX, WeightFiles, find_weights, no_config, refuse_unfinished
+from mol.io.layout import CONFIG, INDEX
+from mol.io.weight_files import WeightFiles, find_weights, no_config, refuse_unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -127,7 +128,7 @@ class Checkpoint:
 def _check_directory(directory: Path) -> None:
     if directory.is_dir():
         os.scandir(directory).close()  # tells a directory without right of reading from one without files
-        (directory / "config.json").is_symlink()
+        (directory / CONFIG).is_symlink()
         return
     if directory.suffix == ".gguf" and directory.is_file():
         raise CheckpointError(f"{directory} is a GGUF file, which is not supported; use the SafeTensors release")
@@ -138,7 +139,7 @@ def _check_directory(directory: Path) -> None:
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
-    path = directory / "config.json"
+    path = directory / CONFIG
     if os.path.lexists(path):
         return read_object(path)
     raise no_config(directory)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from mol.config.model_reference import nearby
 from mol.errors import CheckpointError
-from mol.io.json_file import read_object
+from mol.io.layout import CARD, CONFIG, INDEX, SINGLE, read_shard_names
 from mol.io.side_files import sort_side_files
-from mol.io.weight_files import INDEX, SINGLE, counted_shards
+from mol.io.weight_files import counted_shards, missing_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +24,7 @@ _log = logging.getLogger("mol")
 
 _HUB_ID: Final = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
 _SNAPSHOT: Final = re.compile(r"models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
+_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 _CONVERTER: Final = "SFconvertbot"
 _CONVERSION: Final = "Adding `safetensors` variant of this model"
 
@@ -107,6 +108,28 @@ def hub_origin(directory: Path, cache_dir: Path | str | None = None) -> tuple[st
     return match["id"].replace("--", "/"), match["commit"]
 
 
+def cached_snapshot(reference: ModelReference, cache_dir: Path | str | None = None) -> Path | None:
+    """Return the directory of a revision in the Hub's cache, None where it is not there.
+
+    By the cache's documented layout, since huggingface_hub's own look-up takes long to load.
+
+    Args:
+        reference: the id of a repository with an optional revision.
+        cache_dir: the Hub cache, huggingface_hub's own if None.
+    """
+    if cache_dir is None:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        cache_dir = HF_HUB_CACHE
+    repository = Path(cache_dir).expanduser() / f"models--{reference.name.replace('/', '--')}"
+    revision = reference.revision or "main"
+    named = repository / "refs" / revision
+    if named.is_file():
+        revision = named.read_text(encoding="utf-8", errors="replace").strip()
+    snapshot = repository / "snapshots" / revision
+    return snapshot if _COMMIT.fullmatch(revision) and snapshot.is_dir() else None
+
+
 class _Hub:
     """One revision of one repository on the Hub."""
 
@@ -179,11 +202,11 @@ class _Hub:
     def _wanted(self, listed: Sequence[str], *, weights: bool, code: bool) -> list[str]:
         """Choose from the files of a repository: its config, side files and the index or the one file of weights."""
         side = sort_side_files(listed)
-        wanted = [name for name in ("config.json", "README.md") if name in listed]
+        wanted = [name for name in (CONFIG, CARD) if name in listed]
         wanted += [*side.tokenizer, *side.other, *(side.code if code else ())]
         if not weights:
             return wanted
-        if "config.json" not in listed:
+        if CONFIG not in listed:
             raise CheckpointError(
                 f"{self._reference}: the repository has no config.json, so there is no model to merge"
             )
@@ -201,7 +224,7 @@ class _Hub:
         )
 
     def _shards(self, directory: Path, listed: Sequence[str]) -> list[str]:
-        shards = _shards_of(directory / INDEX)
+        shards = read_shard_names(directory / INDEX)
         missing = [name for name in shards if name not in listed]
         if missing:
             raise CheckpointError(f"{self._reference}: {INDEX} names {missing[0]}, which the repository lacks")
@@ -225,35 +248,22 @@ class _Hub:
         return directory
 
     def _from_cache(self, cause: Exception, *, weights: bool) -> tuple[Path, str]:
-        """Serve the revision from the cache, if all that the merge needs is there."""
-        from huggingface_hub import try_to_load_from_cache
-
-        def cached(name: str) -> Path | None:
-            found = try_to_load_from_cache(
-                self._reference.name, name, cache_dir=self._cache_dir, revision=self._reference.revision
-            )
-            return Path(found) if isinstance(found, str) else None
-
-        config = cached("config.json")
-        missing = [] if config else ["config.json"]
-        if weights and cached(SINGLE) is None:
-            index = cached(INDEX)
-            if index is not None:
-                missing += [name for name in _shards_of(index) if cached(name) is None]
-            elif config is None or not counted_shards(path.name for path in config.parent.iterdir()):
-                missing.append(SINGLE)
-        if config is None or missing:
+        """Return the cached snapshot of the revision, if all that the merge needs is there."""
+        snapshot = cached_snapshot(self._reference, self._cache_dir)
+        nothing = [CONFIG, *([SINGLE] if weights else ())]
+        missing = nothing if snapshot is None else missing_files(snapshot, weights=weights)
+        if snapshot is None or missing:
             raise CheckpointError(
                 f"{self._reference}: no such directory, the Hub cannot be asked ({_first_line(cause)}), and its cache "
                 f"lacks {', '.join(missing[:4])}; "
                 f"connect (unset HF_HUB_OFFLINE) and run again, or name a local directory{nearby(self._reference.name)}"
             ) from cause
-        commit = config.parent.name
+        commit = snapshot.name
         if self._offline is None:
             _log.warning("offline: using the cached commit %s of %s", commit, self._reference)
         else:
             self._offline.append(f"{commit[:12]} of {self._reference}")
-        return config.parent, commit
+        return snapshot, commit
 
     @contextmanager
     def _errors_told(self) -> Iterator[None]:
@@ -309,14 +319,6 @@ def _connection_errors() -> tuple[type[Exception], type[OSError]]:
     from huggingface_hub import errors
 
     return errors.HTTPError, OSError  # type: ignore[attr-defined]
-
-
-def _shards_of(index: Path) -> list[str]:
-    """Read the names of the shards of an index; what else it may say wrongly is for `Checkpoint.open` to tell."""
-    weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{index} has no `weight_map` from tensors to files")
-    return sorted(set(weight_map.values()))
 
 
 def _first_line(error: Exception) -> str:

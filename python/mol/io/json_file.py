@@ -115,6 +115,11 @@ def found_instead(head: bytes) -> str | None:
     return None
 
 
+def may(path: Path, mode: int) -> bool:
+    """Return whether this process has the right; asked as the system will, with the effective user."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
 class _TooManyDigits(Exception):
     """A number that is no number of a model's."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from mol.errors import CheckpointError
+from mol.io.layout import CARD, MANIFEST
 from mol.io.side_files import find_file
 
 if TYPE_CHECKING:
@@ -59,9 +60,9 @@ def read_license(directory: Path) -> dict[str, str]:
         CheckpointError: those lines are no YAML, or the card is no regular file.
         OSError: the card cannot be read.
     """
-    if not os.path.lexists(directory / "README.md"):
+    if not os.path.lexists(directory / CARD):
         return {}
-    card = find_file(directory, "README.md").path
+    card = find_file(directory, CARD).path
     with card.open("rb") as file:
         text = file.read(1 << 18).decode("utf-8", errors="replace")
     match = _FRONT_MATTER.match(text)
@@ -131,7 +132,7 @@ def model_card(
         if lines:
             shown = [f"- {_inline(line)}" for line in lines[:LISTED]]
             if len(lines) > LISTED:
-                shown.append(f"- and {len(lines) - LISTED} more, all in `mol_manifest.json`")
+                shown.append(f"- and {len(lines) - LISTED} more, all in `{MANIFEST}`")
             parts += [f"## {title}", "\n".join(shown)]
     return "\n\n".join(parts) + "\n"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.errors import CheckpointError
 from mol.io.json_file import check_regular
+from mol.io.layout import CARD, CONFIG, JOURNAL, MANIFEST, RECIPE, SINGLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -42,7 +43,6 @@ _LEGAL: Final = re.compile(
 _STAGE: Final = re.compile(r"[1-9]\d?_[A-Za-z]\w*")
 _STAGES: Final = "modules.json"
 _STAGE_SETTINGS: Final = re.compile(r"(?:\w+_)?config\.json")
-_STAGE_WEIGHTS: Final = "model.safetensors"
 
 _CODE: Final = frozenset({".py", ".so", ".cpp", ".cu"})
 _WEIGHTS: Final = frozenset({
@@ -50,7 +50,7 @@ _WEIGHTS: Final = frozenset({
     ".tflite", ".mlmodel", ".pkl", ".pickle", ".nemo", ".pdparams", ".npz", ".distcp",
 })  # fmt: skip
 # Written anew for every merge (the engine's journal among them), so those of an input are never copied.
-_OURS: Final = frozenset({"config.json", "README.md", "mol_manifest.json", "mergekit_config.yml", "journal"})
+_OURS: Final = frozenset({CONFIG, CARD, MANIFEST, RECIPE, JOURNAL})
 # Where huggingface_hub keeps the content of what a snapshot, or a folder that it has filled, links to.
 _BLOB: Final = re.compile(r"models--[^/]+/blobs/[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
@@ -190,7 +190,7 @@ def _is_other(path: PurePosixPath, *, staged: bool) -> bool:
         return bool(_SETTINGS.fullmatch(path.name)) or is_license(path.name)
     if len(path.parts) > 2 or not _STAGE.fullmatch(path.parts[0]):
         return False
-    return bool(_STAGE_SETTINGS.fullmatch(path.name)) or (staged and path.name == _STAGE_WEIGHTS)
+    return bool(_STAGE_SETTINGS.fullmatch(path.name)) or (staged and path.name == SINGLE)
 
 
 def _whole_folder(name: str, kept: set[str]) -> str:

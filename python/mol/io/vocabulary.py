@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mol.errors import CheckpointError
 from mol.io.json_file import found_instead, read_json, read_object, read_regular
+from mol.io.layout import TOKENIZER_SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-_SETTINGS: Final = "tokenizer_config.json"
 # Formats whose tokens are not read here; files of equal bytes hold the same ids all the same.
 _UNREAD: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
 _UNREAD_ENDINGS: Final = ("*.tiktoken", "*.spm")
@@ -109,7 +109,7 @@ class Vocabulary:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """What tokenizer_config.json holds; empty where there is none."""
-        path = self.directory / _SETTINGS
+        path = self.directory / TOKENIZER_SETTINGS
         return read_object(path) if path.exists() else {}
 
     @cached_property

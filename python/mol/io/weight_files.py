@@ -9,13 +9,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.errors import CheckpointError
-from mol.io.json_file import read_object
+from mol.io.layout import CONFIG, INDEX, JOURNAL, PARTIAL, SINGLE, read_shard_names, read_weight_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-
-SINGLE: Final = "model.safetensors"
-INDEX: Final = "model.safetensors.index.json"
 
 # What the weights of a format that is not read look like, and the way out of each.
 _FOREIGN_FILES: Final = (
@@ -91,14 +88,24 @@ def counted_shards(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(shards[number] for number in sorted(shards))
 
 
-def weight_files(directory: Path) -> list[str]:
-    """Return the names of the weight files of a model directory.
+def missing_files(directory: Path, *, weights: bool = True) -> list[str]:
+    """List what a snapshot lacks of the files that a merge needs; caches often hold a few files of a model only.
+
+    Args:
+        directory: the snapshot.
+        weights: whether weights are needed, not just config.json.
 
     Raises:
-        FileNotFoundError: there are none.
-        CheckpointError: the index is damaged, or they are of a format that is not supported.
+        CheckpointError: the index is damaged.
+        OSError: the directory or the index cannot be read.
     """
-    return list(find_weights(directory).names)
+    missing = [] if (directory / CONFIG).exists() else [CONFIG]
+    if weights and not (directory / SINGLE).exists():
+        if (directory / INDEX).exists():
+            missing += [name for name in read_shard_names(directory / INDEX) if not (directory / name).exists()]
+        elif not counted_shards(path.name for path in directory.iterdir()):
+            missing.append(SINGLE)
+    return missing
 
 
 def no_config(directory: Path) -> CheckpointError | FileNotFoundError:
@@ -122,8 +129,8 @@ def refuse_unfinished(directory: Path) -> None:
         CheckpointError: with the way out.
     """
     name = directory.absolute().name
-    if name.endswith(".partial") and (directory / "journal").is_file():
-        done = name.removesuffix(".partial")
+    if name.endswith(PARTIAL) and (directory / JOURNAL).is_file():
+        done = name.removesuffix(PARTIAL)
         raise CheckpointError(
             f"{directory} is the unfinished merge of {done}; run that merge again to finish it, and name {done}"
         )
@@ -162,11 +169,8 @@ def _snapshot_in(repository: Path) -> Path | None:
 
 def _read_index(directory: Path, index: Path) -> dict[str, tuple[str, ...]]:
     """Read file -> tensors from the index."""
-    weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index} has no `weight_map` from tensors to files")
     listed: dict[str, list[str]] = defaultdict(list)
-    for tensor, file in weight_map.items():
+    for tensor, file in read_weight_map(index).items():
         listed[file if isinstance(file, str) else repr(file)].append(tensor)
     problems, missing = [], []
     for file in listed:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
+
+from mol.errors import CheckpointError
+from mol.io.json_file import read_json, read_object
+from mol.io.layout import CONFIG, MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
     from mol.merge.card import Card
     from mol.merge.planned import PlannedMerge
 
-MANIFEST_NAME: Final = "mol_manifest.json"
-MANIFEST_FORMAT: Final = 1
+_FORMAT: Final = 1
 
 
 def build_manifest(
@@ -35,7 +41,7 @@ def build_manifest(
     labels = card.labels
     tensors = {tensor.name: tensor for tensor in planned.plan.tensors}
     return {
-        "format": MANIFEST_FORMAT,
+        "format": _FORMAT,
         "mol": version,
         "plan": executed["plan_digest"],
         "seed": planned.plan.seed,
@@ -88,3 +94,85 @@ def manifest_text(manifest: Mapping[str, Any]) -> str:
         else:
             members.append(f"{json.dumps(key)}: {json.dumps(value, ensure_ascii=False)}")
     return "{\n " + ",\n ".join(members) + "\n}\n"
+
+
+def listed_files(directory: Path) -> tuple[set[str], set[str]]:
+    """Return the weight files and the other files that a directory's manifest lists; none where it has no sound one."""
+    try:
+        manifest = read_object(directory / MANIFEST) if (directory / MANIFEST).is_file() else {}
+    except CheckpointError:
+        return set(), set()
+    weights, others = (manifest.get(part) for part in ("files", "side_files"))
+    return _listed(weights), _listed(others)
+
+
+def _listed(entries: object) -> set[str]:
+    return (
+        {str(entry.get("name")) for entry in entries if isinstance(entry, dict)} if isinstance(entries, list) else set()
+    )
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Read the manifest of a directory and check the parts that `mol-merge verify` relies on.
+
+    Raises:
+        FileNotFoundError: The directory, or the manifest in it, is missing.
+        CheckpointError: The manifest is not one, is of a format that this version does not read, or lists so little
+            that nothing could be verified by it.
+    """
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        raise FileNotFoundError(f"{directory}: no such directory")
+    if not os.path.lexists(path):
+        raise FileNotFoundError(f"{path}: no such file; only what mol has written can be verified")
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or "format" not in manifest:
+        raise CheckpointError(f"{path}: is not a manifest of mol: it has no `format`")
+    if manifest["format"] != _FORMAT:
+        raise CheckpointError(
+            f"{path}: is of format {manifest['format']!r}, this mol reads {_FORMAT}; use the mol that wrote it"
+        )
+    files = _entries(path, manifest, "files", {"name": str, "size": int, "crc64nvme": str})
+    tensors = _entries(path, manifest, "tensors", {"name": str, "file": str, "crc64nvme": str})
+    listed = _names(path, files)
+    for entry in tensors:
+        if entry["file"] not in listed:
+            raise CheckpointError(
+                f"{path}: tensor `{entry['name']}` is said to be in {entry['file']}, which is not listed"
+            )
+    beside = _entries(path, manifest, "side_files", {"name": str, "size": int, "sha256": str})
+    missing = [part for part, entries in (("weights", files), ("tensors", tensors)) if not entries]
+    missing += [CONFIG] * (CONFIG not in _names(path, beside))
+    if missing:
+        raise CheckpointError(
+            f"{path}: lists no {' and no '.join(missing)}, which every merge has, so {directory} cannot be verified"
+        )
+    return manifest
+
+
+def _entries(path: Path, manifest: Mapping[str, Any], part: str, keys: Mapping[str, type]) -> list[dict[str, Any]]:
+    entries = manifest.get(part)
+    if not isinstance(entries, list) or not all(_has(entry, keys) for entry in entries):
+        raise CheckpointError(f"{path}: `{part}` is not a list of entries with {', '.join(keys)}")
+    return entries
+
+
+def _names(path: Path, entries: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the names of entries, each of which must be that of another file inside the directory."""
+    names: set[str] = set()
+    for name in (entry["name"] for entry in entries):
+        if (
+            PurePosixPath(name).as_posix() != name
+            or name in ("", ".")
+            or {"", ".."} & {*name.split("/")}
+            or {"\\", "\0"} & {*name}
+        ):
+            raise CheckpointError(f"{path}: the file name {name!r} leaves the directory")
+        if name in names:
+            raise CheckpointError(f"{path}: lists {name} twice")
+        names.add(name)
+    return names
+
+
+def _has(entry: object, keys: Mapping[str, type]) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in keys.items())

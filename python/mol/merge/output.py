@@ -4,28 +4,25 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from mol.errors import CheckpointError, MergeError
-from mol.io.json_file import read_object
+from mol.io.json_file import may, read_object
+from mol.io.layout import CARD, CONFIG, MANIFEST, PARTIAL, RECIPE, is_saved_index, is_saved_weights
 from mol.io.side_files import sort_side_files
-from mol.merge.manifest import MANIFEST_NAME
+from mol.merge.manifest import listed_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# Weights and their index under the names that transformers saves them by.
-_WEIGHTS: Final = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
-_INDEX: Final = re.compile(r"(model\.safetensors|pytorch_model\.bin)\.index\.json")
-_WRITTEN: Final = frozenset({"config.json", "README.md", "mergekit_config.yml", ".gitattributes", MANIFEST_NAME})
+_WRITTEN: Final = frozenset({CONFIG, CARD, RECIPE, MANIFEST, ".gitattributes"})
 _NAMED: Final = 10  # files that an error names
 
 
 def partial_of(out: Path) -> Path:
     """Return the directory in which the work for `out` is done: its sibling, so that one rename ends it."""
-    return out.with_name(f"{out.name}.partial")
+    return out.with_name(f"{out.name}{PARTIAL}")
 
 
 def check_output(out: Path, *, overwrite: bool, overwrite_all: bool = False, inputs: Iterable[Path] = ()) -> Path:
@@ -94,19 +91,16 @@ def check_replaceable(out: Path, *, overwrite: bool, overwrite_all: bool = False
     if not (overwrite or overwrite_all):
         raise MergeError(f"{out} is not empty; name another directory, or replace it with overwrite (--overwrite)")
     names = sorted(_everything(out))
-    manifest = _object(out / MANIFEST_NAME)
-    listed = {str(file.get("name")) for file in _list(manifest.get("files")) if isinstance(file, dict)}
-    weights = {name for name in names if _WEIGHTS.fullmatch(name)} | (listed & set(names))
-    config = _object(out / "config.json")
-    if not (listed or (weights and ("model_type" in config or "architectures" in config))):
+    listed, beside = listed_files(out)
+    weights = {name for name in names if is_saved_weights(name)} | (listed & set(names))
+    if not (listed or (weights and _is_of_model(out / CONFIG))):
         raise MergeError(
-            f"{out} holds something that is no model (neither weights with a model's config.json nor "
-            f"{MANIFEST_NAME}), so it is not overwritten; name another directory"
+            f"{out} holds something that is no model (neither weights with a model's {CONFIG} nor {MANIFEST}), so it "
+            "is not overwritten; name another directory"
         )
-    beside = {str(file.get("name")) for file in _list(manifest.get("side_files")) if isinstance(file, dict)}
     side = sort_side_files(names)
     known = {*_WRITTEN, *weights, *beside, *side.tokenizer, *side.other}
-    foreign = [name for name in names if name not in known and not _INDEX.fullmatch(name)]
+    foreign = [name for name in names if name not in known and not is_saved_index(name)]
     if foreign and not overwrite_all:
         more = [f"and {len(foreign) - _NAMED:,} more"] if len(foreign) > _NAMED else []
         raise MergeError.listing(
@@ -132,16 +126,13 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """Return a JSON file's object; empty where there is none, since then it says nothing of a model."""
+def _is_of_model(path: Path) -> bool:
+    """Return whether a config.json is that of a model; one that cannot be read says nothing."""
     try:
-        return read_object(path) if path.is_file() else {}
+        config = read_object(path) if path.is_file() else {}
     except CheckpointError:
-        return {}
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []
+        return False
+    return "model_type" in config or "architectures" in config
 
 
 def check_apart(out: Path, inputs: Iterable[Path]) -> None:
@@ -164,8 +155,3 @@ def check_apart(out: Path, inputs: Iterable[Path]) -> None:
                 problems.append(f"{place} holds the input {directory}")
     if problems:
         raise MergeError.listing("the output would touch an input; name another directory", problems)
-
-
-def may(path: Path, mode: int) -> bool:
-    """Whether this process has the right; asked as the system will, with the effective user."""
-    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)

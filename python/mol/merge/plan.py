@@ -168,10 +168,3 @@ class _Texts(dict[Any, str]):
 
 def _json(value: object) -> str:
     return json.dumps(value, allow_nan=False)
-
-
-def shard_names(count: int) -> tuple[str, ...]:
-    """Name the output files as transformers expects them."""
-    if count == 1:
-        return ("model.safetensors",)
-    return tuple(f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1))

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from mol.errors import CheckpointError, MergeError
-from mol.io.json_file import found_instead, read_object, read_regular
+from mol.io.json_file import found_instead, may, read_object, read_regular
+from mol.io.layout import CARD, CHAT_TEMPLATE, CONFIG, INDEX, JOURNAL, MANIFEST, RECIPE, TOKENIZER_SETTINGS
 from mol.io.side_files import SideFile, find_file, is_license, is_settings, list_files, sort_side_files
 from mol.merge.card import card_text
-from mol.merge.manifest import MANIFEST_NAME, build_manifest, manifest_size, manifest_text
-from mol.merge.output import may
+from mol.merge.manifest import build_manifest, manifest_size, manifest_text
 from mol.merge.planned import OutputFile
 from mol.merge.special_tokens import follow_tokenizer
 
@@ -30,10 +30,7 @@ if TYPE_CHECKING:
     from mol.merge.options import MergeOptions
     from mol.merge.planned import PlannedMerge
 
-_INDEX: Final = "model.safetensors.index.json"
-_ENGINE_FILES: Final = frozenset({"journal", _INDEX})
-_CHAT_TEMPLATE: Final = "chat_template.jinja"
-_RECIPE: Final = "mergekit_config.yml"
+_ENGINE_FILES: Final = frozenset({JOURNAL, INDEX})
 # What names Python files that a loader imports, in whichever file and at whichever depth it stands.
 _CODE_KEYS: Final = ("auto_map", "custom_pipelines")
 _NAMED: Final = 20  # files that a note names
@@ -102,7 +99,7 @@ def plan_side_files(
     ]
 
     tokens = follow_tokenizer(planned, tokenizer, vocabularies, copies_tokenizer=options.copy_tokenizer)
-    rewritten, remarks = _rewritten(planned, copies, {"config.json": dict(tokens.config), **tokens.files}, trust=trust)
+    rewritten, remarks = _rewritten(planned, copies, {CONFIG: dict(tokens.config), **tokens.files}, trust=trust)
     notes += [*tokens.notes, *remarks]
     warnings += tokens.warnings
     texts = {}
@@ -111,10 +108,10 @@ def plan_side_files(
         template, remark = _most_common_template(planned)
         notes.append(remark)
     if template is not None:
-        texts[_CHAT_TEMPLATE] = template
-        if "tokenizer_config.json" in copies:
+        texts[CHAT_TEMPLATE] = template
+        if TOKENIZER_SETTINGS in copies:
             # Readers before chat_template.jinja look here.
-            settings = rewritten.setdefault("tokenizer_config.json", read_object(copies["tokenizer_config.json"].path))
+            settings = rewritten.setdefault(TOKENIZER_SETTINGS, read_object(copies[TOKENIZER_SETTINGS].path))
             settings["chat_template"] = template
         copies.pop("chat_template.json", None)
     texts |= {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in rewritten.items()}
@@ -141,7 +138,7 @@ def output_files(
     ]
     texts = _texts(planned, side, card, options, plan_digest="0" * 64, version=_rust.__version__)
     files += [OutputFile(name, len(_bytes(text)), None) for name, text in texts.items()]
-    files.append(OutputFile(MANIFEST_NAME, manifest_size(planned, [file.name for file in files]), None))
+    files.append(OutputFile(MANIFEST, manifest_size(planned, [file.name for file in files]), None))
     return tuple(sorted(files))
 
 
@@ -171,10 +168,10 @@ def write_side_files(
     texts = _texts(planned, side, card, options, plan_digest=executed["plan_digest"], version=version)
     for name, text in texts.items():
         written[name] = _write(_target(partial, name), text)
-    if (partial / _INDEX).is_file():
-        written[_INDEX] = _digest((partial / _INDEX).read_bytes())
+    if (partial / INDEX).is_file():
+        written[INDEX] = _digest((partial / INDEX).read_bytes())
     manifest = build_manifest(planned, executed, written, card=card, version=version)
-    _write(_target(partial, MANIFEST_NAME), manifest_text(manifest))
+    _write(_target(partial, MANIFEST), manifest_text(manifest))
 
 
 def _find_all(chosen: Mapping[str, Path]) -> dict[str, SideFile]:
@@ -253,9 +250,9 @@ def _without_code(content: Any) -> Any:  # noqa: ANN401 - any JSON value
 def _texts(
     planned: PlannedMerge, side: SideFilePlan, card: Card, options: MergeOptions, *, plan_digest: str, version: str
 ) -> dict[str, str]:
-    texts = {**side.texts, _RECIPE: card.recipe}
+    texts = {**side.texts, RECIPE: card.recipe}
     if options.write_model_card:
-        texts["README.md"] = card_text(card, planned, plan_digest=plan_digest, version=version)
+        texts[CARD] = card_text(card, planned, plan_digest=plan_digest, version=version)
     return texts
 
 
@@ -270,15 +267,15 @@ def _most_common_template(planned: PlannedMerge) -> tuple[str | None, str]:
 
 
 def _chat_template(directory: Path) -> str | None:
-    if os.path.lexists(directory / _CHAT_TEMPLATE):
-        path = find_file(directory, _CHAT_TEMPLATE).path
+    if os.path.lexists(directory / CHAT_TEMPLATE):
+        path = find_file(directory, CHAT_TEMPLATE).path
         try:
             return read_regular(path).decode("utf-8")
         except UnicodeDecodeError as error:
             raise CheckpointError(f"{path} is not UTF-8: {error}; fetch the file again from where it came") from error
-    if not os.path.lexists(directory / "tokenizer_config.json"):
+    if not os.path.lexists(directory / TOKENIZER_SETTINGS):
         return None
-    template = read_object(find_file(directory, "tokenizer_config.json").path).get("chat_template")
+    template = read_object(find_file(directory, TOKENIZER_SETTINGS).path).get("chat_template")
     return template if isinstance(template, str) else None
 
 

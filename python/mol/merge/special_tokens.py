@@ -6,6 +6,7 @@ import copy
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.io.json_file import read_object
+from mol.io.layout import CONFIG, GENERATION
 from mol.io.vocabulary import SPECIAL_ROLES
 from mol.structure.model_config import text_sections
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from mol.io.vocabulary import Vocabulary
     from mol.merge.planned import PlannedMerge
 
-_GENERATION: Final = "generation_config.json"
 # What generation itself needs; the other roles are stated only where the donor's config.json has them.
 _ALWAYS: Final = frozenset({"bos", "eos", "pad"})
 _EOS: Final = "eos_token_id"
@@ -63,8 +63,8 @@ def follow_tokenizer(
         return SpecialTokens(planned.model_config, {}, (), _differing_ends(planned, vocabularies))
     own = tokenizer == donor.directory
     vocabulary = vocabularies[tokenizer]
-    its_config = donor.config if own else _read(tokenizer / "config.json") or {}
-    its_generation, generation = _read(tokenizer / _GENERATION), _read(donor.directory / _GENERATION)
+    its_config = donor.config if own else _read(tokenizer / CONFIG) or {}
+    its_generation, generation = _read(tokenizer / GENERATION), _read(donor.directory / GENERATION)
     end = vocabulary.special.get("eos")
     if own and (end is None or end in _stops(its_config, its_generation)):
         return SpecialTokens(planned.model_config, {}, (), ())
@@ -84,16 +84,16 @@ def follow_tokenizer(
     if generated != (generation or {}) and (generation is not None or not _restates(generated, config)):
         old = generation or {}
         changes += [
-            f"{_GENERATION} `{key}` {_shown(old.get(key))} -> {value}"
+            f"{GENERATION} `{key}` {_shown(old.get(key))} -> {value}"
             for key, value in generated.items()
             if old.get(key) != value
         ]
-        files[_GENERATION] = generated
+        files[GENERATION] = generated
     notes = (f"special tokens follow the tokenizer of {source}: {', '.join(changes)}",) if changes else ()
     warnings: tuple[str, ...] = ()
     if not wanted and not own:
         warnings = (
-            f"no file of {source} tells the ids of its special tokens, so config.json and {_GENERATION} keep those of "
+            f"no file of {source} tells the ids of its special tokens, so config.json and {GENERATION} keep those of "
             f"{donor.name}: check that the output stops generating",
         )
     return SpecialTokens(config, files, notes, warnings)
@@ -136,7 +136,7 @@ def _differing_ends(planned: PlannedMerge, vocabularies: Mapping[Path, Vocabular
 
 def _ends_of(source: Checkpoint, vocabulary: Vocabulary) -> dict[int, str]:
     """Return the ids at which a model stops, each with its token where that is known."""
-    stops = set(_stops(source.config, _read(source.directory / _GENERATION)))
+    stops = set(_stops(source.config, _read(source.directory / GENERATION)))
     stops |= {vocabulary.special["eos"]} if "eos" in vocabulary.special else set()
     tokens = {number: token for token, number in vocabulary.ids.items() if number in stops}
     return {number: f"{number} ({tokens[number]})" if number in tokens else str(number) for number in sorted(stops)}

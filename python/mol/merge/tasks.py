@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.dtypes import BYTES, EXACT_DTYPES
-from mol.merge.plan import COPY, InputFile, MergePlan, Method, OutputTensor, Source, Task, shard_names, sweeps
+from mol.io.layout import shard_names
+from mol.merge.plan import COPY, InputFile, MergePlan, Method, OutputTensor, Source, Task, sweeps
 from mol.structure.names import is_buffer
 
 if TYPE_CHECKING:
