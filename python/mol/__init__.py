@@ -9,13 +9,23 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mol.config import MergeConfig
+    from mol.architecture import UniversalArchitectureHandler
+    from mol.config import MergeConfig, ModelReference, load_recipe
     from mol.config.mol_config import MoLConfig
-    from mol.core import MoLForCausalLM, MoLMixture, MoLRuntime, suggest_layers
+    from mol.core import (
+        MoLForCausalLM,
+        MoLForImageClassification,
+        MoLForMaskedLM,
+        MoLForSequenceClassification,
+        MoLForTokenClassification,
+        MoLMixture,
+        MoLRuntime,
+        suggest_layers,
+    )
     from mol.errors import ArchitectureError, CheckpointError, ConfigError, MergeCancelled, MergeError, MolError
     from mol.merge.options import MergeOptions
-    from mol.merge.run import MergeReport, plan_recipe, run_merge
-    from mol.merge_methods.base_merge import BaseMergeMethod, MergedModel
+    from mol.merge.run import MergeReport, plan_recipe, resolve_checkpoints, run_merge
+    from mol.merge_methods.base_merge import BaseMergeMethod, PendingMerge
     from mol.merge_methods.methods import LinearMerge, PassthroughMerge, SlerpMerge, TaskArithmeticMerge, TiesMerge
 
     __version__: str
@@ -31,18 +41,26 @@ __all__ = [
     "MergeError",
     "MergeOptions",
     "MergeReport",
-    "MergedModel",
     "MoLConfig",
     "MoLForCausalLM",
+    "MoLForImageClassification",
+    "MoLForMaskedLM",
+    "MoLForSequenceClassification",
+    "MoLForTokenClassification",
     "MoLMixture",
     "MoLRuntime",
+    "ModelReference",
     "MolError",
     "PassthroughMerge",
+    "PendingMerge",
     "SlerpMerge",
     "TaskArithmeticMerge",
     "TiesMerge",
+    "UniversalArchitectureHandler",
     "__version__",
+    "load_recipe",
     "plan_recipe",
+    "resolve_checkpoints",
     "run_merge",
     "suggest_layers",
 ]
@@ -50,15 +68,19 @@ __all__ = [
 # Hidden from type checkers, which would otherwise believe in any `mol.anything`.
 if not TYPE_CHECKING:
     _HOMES = {
-        "mol.config": ("MergeConfig",),
+        "mol.architecture": ("UniversalArchitectureHandler",),
+        "mol.config": ("MergeConfig", "ModelReference", "load_recipe"),
         "mol.config.mol_config": ("MoLConfig",),
-        "mol.core": ("MoLForCausalLM", "MoLMixture", "MoLRuntime", "suggest_layers"),
+        "mol.core": (
+            "MoLForCausalLM", "MoLForImageClassification", "MoLForMaskedLM", "MoLForSequenceClassification",
+            "MoLForTokenClassification", "MoLMixture", "MoLRuntime", "suggest_layers",
+        ),
         "mol.errors": (
             "ArchitectureError", "CheckpointError", "ConfigError", "MergeCancelled", "MergeError", "MolError",
         ),
         "mol.merge.options": ("MergeOptions",),
-        "mol.merge.run": ("MergeReport", "plan_recipe", "run_merge"),
-        "mol.merge_methods.base_merge": ("BaseMergeMethod", "MergedModel"),
+        "mol.merge.run": ("MergeReport", "plan_recipe", "resolve_checkpoints", "run_merge"),
+        "mol.merge_methods.base_merge": ("BaseMergeMethod", "PendingMerge"),
         "mol.merge_methods.methods": (
             "LinearMerge", "PassthroughMerge", "SlerpMerge", "TaskArithmeticMerge", "TiesMerge",
         ),

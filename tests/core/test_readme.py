@@ -82,7 +82,7 @@ def test_the_first_example(tmp_path: Path, hub: Path, monkeypatch: pytest.Monkey
     again = AutoModelForCausalLM.from_pretrained("./fused")
     with torch.no_grad():
         assert torch.equal(again(**said["inputs"]).logits, said["logits"])
-    check_that_experts_run(said["mol"], [("gpt2", 4), ("bert-base-uncased", 4)])
+    check_that_experts_run(said["fusion"], [("gpt2", 4), ("bert-base-uncased", 4)])
 
 
 def test_a_chatbot_of_three_domains(capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,7 +91,7 @@ def test_a_chatbot_of_three_domains(capsys: pytest.CaptureFixture[str]) -> None:
     for text in said["test_inputs"]:
         assert f"Input: {text}\nExpert selection: share of each expert\n  layer_0: DialoGPT-small[0] " in out
     assert max(map(len, out.splitlines())) <= 80
-    mol, stats, (_, length) = said["mol"], said["router_stats"], said["inputs"]["input_ids"].shape
+    mol, stats, (_, length) = said["fusion"], said["router_stats"], said["inputs"]["input_ids"].shape
     assert [mol.source(name).width for name in (CHAT, CODE, SCIENCE)] == [48, 32, 48]
     assert said["hidden_states"].shape == (1, length, 48)
     assert list(stats) == ["layer_0", "layer_1", "layer_2", "layer_3"]
@@ -110,7 +110,7 @@ def test_two_chat_models() -> None:
     said = run(CHATS)
     weights = said["router_stats"]["layer_0"]["expert_weights"]
     assert weights.shape == (1, said["inputs"]["input_ids"].shape[1], 2)
-    check_that_experts_run(said["mol"], [(CHAT, 0), ("distilgpt2", 0)])
+    check_that_experts_run(said["fusion"], [(CHAT, 0), ("distilgpt2", 0)])
 
 
 def test_three_families() -> None:

@@ -73,7 +73,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_a_recipe_gives_what_the_reference_gives(method: str, label: str, models: list[str], tmp_path: Path) -> None:
     recipe = recipes(METHODS[method], models)[label]
     planned = plan_recipe(MergeConfig.from_dict(recipe))
-    run_merge(MergeConfig.from_dict(recipe), tmp_path / "out")
+    report = run_merge(MergeConfig.from_dict(recipe), tmp_path / "out")
+    assert (planned.bytes_read, planned.bytes_written) == (report.bytes_read, report.bytes_written)
     merged = read_shard(tmp_path / "out" / "model.safetensors")
     inputs = [read_shard(Path(file.path)) for file in planned.plan.inputs]
     made = tensors(planned)

@@ -13,7 +13,7 @@ from mol import LinearMerge, SlerpMerge, TaskArithmeticMerge, TiesMerge
 from mol.config import MergeConfig
 from mol.errors import ConfigError, MergeError
 from mol.io.checkpoint import Checkpoint
-from mol.merge_methods import BaseMergeMethod, MergedModel
+from mol.merge_methods import BaseMergeMethod, PendingMerge
 from tests.merge.models import llama_tensors, make_llama, weights_of
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def test_the_seeds_first_snippet(here: Path) -> None:
 
     assert list(models) == ["gpt2", "distilgpt2"]
     assert all(isinstance(model, Checkpoint) for model in models.values())
-    assert isinstance(merged, MergedModel)
+    assert isinstance(merged, PendingMerge)
     assert merged.planned.warnings, "unequal depths are said loudly"
     weights = weights_of(here / "merged_model")
     assert merged.shapes == {name: tensor.shape for name, tensor in weights.items()}

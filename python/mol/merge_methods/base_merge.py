@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from mol.merge.planned import PlannedMerge
     from mol.merge.run import MergeReport
 
-__all__ = ["BaseMergeMethod", "MergeConfig", "MergedModel"]
+__all__ = ["BaseMergeMethod", "MergeConfig", "PendingMerge"]
 
 
 @dataclass(frozen=True)
-class MergedModel:
+class PendingMerge:
     """A merge that is planned and checked but not run: no weight has been read.
 
     Attributes:
@@ -137,7 +137,7 @@ class BaseMergeMethod(ABC):
         """
         return {str(ref): found for ref, found in resolve_checkpoints(self.config, self.options).items()}
 
-    def merge(self, models: Mapping[str, Checkpoint] | None = None) -> MergedModel:
+    def merge(self, models: Mapping[str, Checkpoint] | None = None) -> PendingMerge:
         """Plan the merge and check all that headers can tell; nothing is written.
 
         Args:
@@ -152,11 +152,11 @@ class BaseMergeMethod(ABC):
         if missing:
             raise MergeError.listing("the recipe names models that were not given", missing)
         checkpoints = {reference: models[name] for name, reference in references.items()}
-        return MergedModel(plan_recipe(self.config, self.options, checkpoints=checkpoints), checkpoints, self.options)
+        return PendingMerge(plan_recipe(self.config, self.options, checkpoints=checkpoints), checkpoints, self.options)
 
     def save_merged_model(
         self,
-        merged: MergedModel,
+        merged: PendingMerge,
         output_path: Path | str | None = None,
         **options: Any,  # noqa: ANN401
     ) -> MergeReport:
