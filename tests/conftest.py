@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 # The Hub of the tests is a server on this machine; huggingface_hub reads the switch when it is imported.
 os.environ.pop("HF_HUB_OFFLINE", None)
+
+# Without the extra, what imports torch as it is collected is left out, and the other tests of fusion are skipped.
+MISSING = [package for package in ("torch", "transformers") if find_spec(package) is None]
+EXTRA = "needs the extra: pip install 'mol-merge[fusion]'"
+collect_ignore = ["core"] if MISSING else []
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -167,6 +173,21 @@ def write_checkpoint(
     index = {"metadata": {}, "weight_map": weight_map}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     return directory
+
+
+def pytest_report_header() -> list[str]:
+    return (
+        [f"no {' and no '.join(MISSING)}: tests/core is left out, tests marked fusion are skipped"] if MISSING else []
+    )
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent / "core" in item.path.parents:
+            item.add_marker(pytest.mark.fusion)
+        if MISSING and item.get_closest_marker("fusion"):
+            item.add_marker(pytest.mark.skip(reason=EXTRA))
 
 
 @pytest.fixture(autouse=True)

@@ -29,10 +29,13 @@ SEED = [
     ("mol.merge_methods", "LinearMerge"),
     ("mol.merge_methods", "BaseMergeMethod"),
     ("mol", "MoLConfig"),
-    ("mol.core", "MoLRuntime"),
-    ("mol.core.mol_runtime", "MoLRuntime"),
-    ("mol.core.mol_runtime", "MoLConfig"),
-]
+    *(
+        pytest.param(module, name, marks=pytest.mark.fusion)
+        for module, name in (
+            ("mol.core", "MoLRuntime"), ("mol.core.mol_runtime", "MoLRuntime"), ("mol.core.mol_runtime", "MoLConfig"),
+        )
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("module", "name"), SEED)
@@ -40,7 +43,10 @@ def test_import_paths(module: str, name: str) -> None:
     assert getattr(import_module(module), name) is getattr(mol, name)
 
 
-@pytest.mark.parametrize("module", ["mol", "mol.core", "mol.merge", "mol.merge_methods"])
+@pytest.mark.parametrize(
+    "module",
+    [*(pytest.param(m, marks=pytest.mark.fusion) for m in ("mol", "mol.core")), "mol.merge", "mol.merge_methods"],
+)
 def test_all_is_true(module: str) -> None:
     loaded = import_module(module)
     assert sorted(loaded.__all__) == sorted(set(loaded.__all__))

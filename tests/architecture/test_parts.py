@@ -6,9 +6,10 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
 
-from mol.architecture import UniversalArchitectureHandler
+torch = pytest.importorskip("torch", reason="needs the extra: pip install 'mol-merge[fusion]'")
+
+from mol.architecture import UniversalArchitectureHandler  # noqa: E402
 
 if TYPE_CHECKING:
     from pathlib import Path
