@@ -217,7 +217,7 @@ def test_no_weight_file_is_opened(tmp_path: Path) -> None:
 def test_names_of_tensors_serve_where_a_class_cannot_be_built(
     names: dict[str, tuple[int, ...]], layers: str | None, blocks: int | None, embeddings: str | None, head: str | None
 ) -> None:
-    paths = guess_paths(names)
+    paths = guess_paths(names, {})
     assert (paths.layers, paths.blocks, paths.embeddings, paths.head) == (layers, blocks, embeddings, head)
 
 

@@ -118,7 +118,7 @@ def detect(
     lasting = paths is not None and not remote
     if paths is None:
         names = tensor_names(directory)
-        paths = _NO_PATHS if names is None else guess_paths(names)
+        paths = _NO_PATHS if names is None else guess_paths(names, document)
     sizes = read_sizes(config, paths.tower)
     info = ArchitectureInfo(
         model_name=name,

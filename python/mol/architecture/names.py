@@ -2,42 +2,38 @@
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any
 
 from mol.architecture.skeleton import Paths
+from mol.io.checkpoint import TensorInfo
+from mol.structure.layers import find_structure
+from mol.structure.names import EMBEDDING, HEAD
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-_NUMBERED: Final = re.compile(r"(?:^|\.)(\d+)\.")
-_EMBEDDINGS: Final = re.compile(r"(?:.*\.)?(?:embed_tokens|word_embeddings|token_embedding|wte|shared)")
-_HEADS: Final = re.compile(r"(?:.*\.)?lm_head")
+    import re
+    from collections.abc import Iterable, Mapping
 
 
-def guess_paths(names: Iterable[str]) -> Paths:
-    """Take the repeat with most tensors for the blocks, and the usual names for embeddings and head.
+def guess_paths(names: Iterable[str], config: Mapping[str, Any]) -> Paths:
+    """Take the main tower of layers for the blocks, or the one with most tensors, and the usual embeddings and head.
 
     The paths are those in the checkpoint, which may lack a prefix that the class has; what is not found is None.
+
+    Args:
+        names: the model's tensors.
+        config: its config.json, which may count the layers.
     """
-    repeats: dict[str, set[int]] = defaultdict(set)
-    tensors: dict[str, int] = defaultdict(int)
-    modules = []
-    for name in names:
-        match = _NUMBERED.search(name)
-        if match is None:
-            modules.append(name.removesuffix(".weight"))
-            continue
-        prefix = name[: match.start()]
-        repeats[prefix].add(int(match[1]))
-        tensors[prefix] += 1
-    stack = max((p for p in repeats if len(repeats[p]) > 1), key=lambda p: (tensors[p], p), default=None)
+    found = find_structure(dict.fromkeys(names, TensorInfo("", (), 1, 0)), config)  # by number, as sizes are not known
+    stack = found.main or max(found.stacks, key=lambda s: (sum(map(len, s.layers)), s.prefix), default=None)
+
+    def module(pattern: re.Pattern[str]) -> str | None:
+        return next((name.removesuffix(".weight") for name in found.loose if pattern.search(name)), None)
+
     return Paths(
-        layers=stack,
-        blocks=None if stack is None else len(repeats[stack]),
+        layers=None if stack is None else stack.prefix,
+        blocks=None if stack is None else len(stack),
         tower=None,
-        embeddings=next((name for name in modules if _EMBEDDINGS.fullmatch(name)), None),
-        head=next((name for name in modules if _HEADS.fullmatch(name)), None),
+        embeddings=module(EMBEDDING),
+        head=module(HEAD),
         signature=None,
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 from mol.config.document import Items, Place, Problems, Table, shown
 from mol.config.flat import is_flat, to_mergekit_form
@@ -19,7 +18,6 @@ from mol.text import closest, suggestion
 
 if TYPE_CHECKING:
     from mol.config.model_reference import ModelReference
-    from mol.config.sources import SliceConfig, SourceConfig
 
 _TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 _NO_EFFECT = {
@@ -55,31 +53,10 @@ _KEYS = (
 )
 
 
-@dataclass(slots=True)
-class RecipeFields:
-    """The fields of MergeConfig, by name, as they are read."""
-
-    method: str = ""
-    models: tuple[SourceConfig, ...] | None = None
-    slices: tuple[SliceConfig, ...] | None = None
-    base_model: ModelReference | None = None
-    parameters: ParameterMap = field(default_factory=ParameterMap)
-    dtype: str | None = None
-    out_dtype: str | None = None
-    tokenizer_source: Literal["base", "union"] | ModelReference | None = None
-    chat_template: str | None = None
-    layer_alignment: Literal["auto", "strict"] = "strict"
-    output_path: str | None = None
-    trust_remote_code: bool = False
-    allow_crimes: bool = False
-    notes: tuple[str, ...] = ()
-    places: dict[ModelReference, str] = field(default_factory=dict)
-
-
 def read_fields(
     table: Table, header: str, *, flat: bool | None = None, defaults: bool = True, resolved: bool = False
-) -> RecipeFields:
-    """Read and check a recipe.
+) -> dict[str, Any]:
+    """Read and check a recipe; return the fields of MergeConfig.
 
     Args:
         table: the recipe.
@@ -98,36 +75,38 @@ def read_fields(
         flat = is_flat(recipe)
     if flat:
         recipe = to_mergekit_form(recipe, reader.spec, reader.problems, reader.notes)
-    read = RecipeFields(method=reader.spec.name if reader.spec else "")
-    _read_plain_keys(recipe, read, reader, flat=flat)
+    plain = _read_plain_keys(recipe, reader, flat=flat)
     before = len(reader.problems)
-    read.parameters = reader.parameters(recipe.get("parameters"), recipe.at("parameters"), of_model=False)
+    parameters = reader.parameters(recipe.get("parameters"), recipe.at("parameters"), of_model=False)
     parameters_sound = len(reader.problems) == before
-    reader.shared = read.parameters
+    reader.shared = parameters
     inputs = read_inputs(recipe, reader)
     inputs.parameters_sound &= parameters_sound
+    base_model = None
     if recipe.get("base_model") is not None:
-        read.base_model = reader.model(recipe["base_model"], recipe.at("base_model"))
-        inputs.sound &= read.base_model is not None
-    weighs_base = "weight" in read.parameters
+        base_model = reader.model(recipe["base_model"], recipe.at("base_model"))
+        inputs.sound &= base_model is not None
+    weighs_base = "weight" in parameters
     if flat and inputs.sound:
-        _note_gradient_for_weights(read.parameters, inputs, reader)
+        _note_gradient_for_weights(parameters, inputs, reader)
     if flat and defaults and reader.spec:
-        read.parameters = _with_flat_defaults(recipe, read, inputs, reader.spec, reader)
+        parameters = _with_flat_defaults(recipe, parameters, base_model, inputs, reader.spec, reader)
     if reader.spec and inputs.sound:
-        check_inputs(
-            inputs, reader.spec, read.base_model, read.parameters, reader, weighs_base=weighs_base, resolved=resolved
-        )
+        check_inputs(inputs, reader.spec, base_model, parameters, reader, weighs_base=weighs_base, resolved=resolved)
     _note_name(recipe, inputs, reader)
-    _read_tokenizer(recipe, read, inputs, reader)
+    tokenizer_source = _read_tokenizer(recipe, base_model, inputs, reader)
     reader.problems.raise_any(header)
-    if inputs.whole:
-        read.models = inputs.slices[0].sources
-    else:
-        read.slices = tuple(inputs.slices)
-    read.notes = tuple(dict.fromkeys(reader.notes))
-    read.places = reader.places
-    return read
+    return {
+        "method": reader.spec.name if reader.spec else "",
+        "models": inputs.slices[0].sources if inputs.whole else None,
+        "slices": None if inputs.whole else tuple(inputs.slices),
+        "base_model": base_model,
+        "parameters": parameters,
+        **plain,
+        "tokenizer_source": tokenizer_source,
+        "notes": tuple(dict.fromkeys(reader.notes)),
+        "places": reader.places,
+    }
 
 
 def _without_holders(table: Table, reader: ValueReader) -> Table:
@@ -205,7 +184,8 @@ def method_named(word: str) -> MethodSpec:
     raise ConfigError(f"unknown merge method `{word[:80]}`{hint}")
 
 
-def _read_plain_keys(recipe: Table, read: RecipeFields, reader: ValueReader, *, flat: bool) -> None:
+def _read_plain_keys(recipe: Table, reader: ValueReader, *, flat: bool) -> dict[str, Any]:
+    """Read the keys that say nothing about models or the method."""
     reader.keys(recipe, (*_KEYS, *_NO_EFFECT, "name"), "a recipe", later=_LATER)
     for word, why in _NO_EFFECT.items():
         if recipe.get(word) is None:
@@ -217,28 +197,35 @@ def _read_plain_keys(recipe: Table, read: RecipeFields, reader: ValueReader, *, 
     for word, why in _LATER.items():
         if recipe.get(word) is not None:
             reader.problems.add(recipe.at(word), f"`{word}`: {why}")
-    read.dtype = _read_dtype(recipe, "dtype", reader)
-    read.out_dtype = _read_dtype(recipe, "out_dtype", reader)
-    read.chat_template = _read_chat_template(recipe.get("chat_template"), recipe.at("chat_template"), reader)
-    alignment = recipe.get("layer_alignment")
-    if alignment not in (None, "auto", "strict"):
-        reader.problems.add(
-            recipe.at("layer_alignment"), f"`layer_alignment` is `auto` or `strict`, not {shown(alignment)}"
-        )
-    elif alignment is None:
-        read.layer_alignment = "auto" if flat else "strict"
-    else:
-        read.layer_alignment = cast('Literal["auto", "strict"]', alignment)
+    return {
+        "dtype": _read_dtype(recipe, "dtype", reader),
+        "out_dtype": _read_dtype(recipe, "out_dtype", reader),
+        "chat_template": _read_chat_template(recipe.get("chat_template"), recipe.at("chat_template"), reader),
+        "layer_alignment": _read_alignment(recipe, reader) or ("auto" if flat else "strict"),
+        "output_path": _read_output_path(recipe, reader),
+        **{
+            key: recipe.get(key) is not None and reader.boolean(recipe[key], recipe.at(key), key)
+            for key in ("trust_remote_code", "allow_crimes")
+        },
+    }
+
+
+def _read_alignment(recipe: Table, reader: ValueReader) -> str | None:
+    alignment: Any = recipe.get("layer_alignment")
+    if alignment in (None, "auto", "strict"):
+        return alignment  # type: ignore[no-any-return]
+    place = recipe.at("layer_alignment")
+    reader.problems.add(place, f"`layer_alignment` is `auto` or `strict`, not {shown(alignment)}")
+    return None
+
+
+def _read_output_path(recipe: Table, reader: ValueReader) -> str | None:
     path = recipe.get("output_path")
     if isinstance(path, Path) or (isinstance(path, str) and path and "\0" not in path):
-        read.output_path = str(path)
-    elif path is not None:
+        return str(path)
+    if path is not None:
         reader.problems.add(recipe.at("output_path"), f"`output_path` is a path, not {shown(path)}")
-    if recipe.get("trust_remote_code") is not None:
-        value = recipe["trust_remote_code"]
-        read.trust_remote_code = reader.boolean(value, recipe.at("trust_remote_code"), "trust_remote_code")
-    if recipe.get("allow_crimes") is not None:
-        read.allow_crimes = reader.boolean(recipe["allow_crimes"], recipe.at("allow_crimes"), "allow_crimes")
+    return None
 
 
 def _read_dtype(recipe: Table, key: str, reader: ValueReader) -> str | None:
@@ -271,34 +258,33 @@ def _read_chat_template(value: object, place: Place, reader: ValueReader) -> str
     return None
 
 
-def _read_tokenizer(recipe: Table, read: RecipeFields, inputs: Inputs, reader: ValueReader) -> None:
+def _read_tokenizer(
+    recipe: Table, base_model: ModelReference | None, inputs: Inputs, reader: ValueReader
+) -> Literal["base", "union"] | ModelReference | None:
     source, place = recipe.get("tokenizer_source"), recipe.at("tokenizer_source")
     section: Any = recipe.get("tokenizer")
     if section is not None and source is not None:
         reader.problems.add(recipe.at("tokenizer"), "`tokenizer` and `tokenizer_source` exclude each other")
-        return
+        return None
     if section is not None and not isinstance(section, Table):
         reader.problems.add(recipe.at("tokenizer"), "`tokenizer` is a map with `source`: `base` or a model")
-        return
+        return None
     if section is not None:
         reader.keys(section, ("source", "tokens", "pad_to_multiple_of"), "`tokenizer`")
         for word in ("tokens", "pad_to_multiple_of"):
             if section.get(word) is not None:
                 reader.problems.add(section.at(word), f"`{word}` of `tokenizer` comes later")
         source, place = section.get("source", "union"), section.at("source")
-    if source is None:
-        return
-    if source in ("base", "union"):
-        read.tokenizer_source = source
-    else:
-        if isinstance(source, str):
-            source = source.removeprefix("model:")  # as older recipes write it
-        model = reader.model(source, place)
-        known = [*inputs.models(), *([read.base_model] if read.base_model else [])]
-        if model is not None and inputs.sound and model not in known:
-            hint = suggestion(str(model), map(str, known))
-            reader.problems.add(place, f"the tokenizer's model {model} is none of the recipe's models{hint}")
-        read.tokenizer_source = model
+    if source is None or source in ("base", "union"):
+        return source
+    if isinstance(source, str):
+        source = source.removeprefix("model:")  # as older recipes write it
+    model = reader.model(source, place)
+    known = [*inputs.models(), *([base_model] if base_model else [])]
+    if model is not None and inputs.sound and model not in known:
+        hint = suggestion(str(model), map(str, known))
+        reader.problems.add(place, f"the tokenizer's model {model} is none of the recipe's models{hint}")
+    return model
 
 
 def _note_gradient_for_weights(parameters: ParameterMap, inputs: Inputs, reader: ValueReader) -> None:
@@ -311,10 +297,15 @@ def _note_gradient_for_weights(parameters: ParameterMap, inputs: Inputs, reader:
 
 
 def _with_flat_defaults(
-    recipe: Table, read: RecipeFields, inputs: Inputs, spec: MethodSpec, reader: ValueReader
+    recipe: Table,
+    parameters: ParameterMap,
+    base_model: ModelReference | None,
+    inputs: Inputs,
+    spec: MethodSpec,
+    reader: ValueReader,
 ) -> ParameterMap:
     """Write the defaults of the Python and flat forms into the recipe, where filters leave tensors without a value."""
-    rules = dict(read.parameters)
+    rules = dict(parameters)
     filled = []
     for name, parameter in spec.parameters.items():
         given = rules.get(name, ())
@@ -327,7 +318,7 @@ def _with_flat_defaults(
                 source.parameters
                 for part in inputs.slices
                 for source in part.sources
-                if source.model != (part.base_model or read.base_model)
+                if source.model != (part.base_model or base_model)
             ]
         if all(any(rule.filter is None for rule in level.get(name, ())) for level in levels):
             continue  # every model or slice has its own

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
 from mol.config.document import Table, from_python
-from mol.config.fields import RecipeFields, read_fields
+from mol.config.fields import read_fields
 from mol.config.methods import METHODS, Required, Scalar
 from mol.config.model_reference import ModelReference, may_be_one
 from mol.config.parameters import Chain, ParameterMap, Rule
@@ -104,12 +104,9 @@ class MergeConfig:
         read = read_fields(table, "the merge cannot be done as asked", flat=True, defaults=fresh)
         self._fill(read, source_text, notes)
 
-    def _fill(self, read: RecipeFields, source_text: str | None, notes: Sequence[str] = ()) -> None:
-        for name in (item.name for item in fields(RecipeFields)):
-            object.__setattr__(self, name, getattr(read, name))
-        object.__setattr__(self, "notes", tuple(dict.fromkeys((*notes, *read.notes))))
-        object.__setattr__(self, "source_text", source_text)
-        object.__setattr__(self, "_chains", {})
+    def _fill(self, read: Mapping[str, Any], source_text: str | None, notes: Sequence[str] = ()) -> None:
+        kept = tuple(dict.fromkeys((*notes, *read["notes"])))
+        self.__dict__.update(read, notes=kept, source_text=source_text, _chains={})
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the chains, which hold functions and are made again when asked for."""
