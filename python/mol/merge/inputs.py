@@ -73,27 +73,19 @@ def _band(
     where = f"slice {index + 1}: " if config.slices is not None else ""
     base_lane = references.index(base) if base is not None and base in references else None
     spans = [_span(models[source.model], source, where, problems) for source in sources]
-    ranged = config.slices is not None and any(source.layer_range is not None for source in sources)
-    for source, span in zip(sources, spans, strict=True):
-        depth = _depth(models[source.model])
-        if not ranged and span != (0, depth):
-            problems.add(
-                f"`layer_range` {list(span)} of {models[source.model].label}, which has {depth} layers: an entry of "
-                "`models` is a whole model; write `slices` to choose layers"
-            )
-    if ranged and len(references) > len(sources):
-        assert base is not None  # the lane that was added
-        spans.append(spans[0] if spans[0][1] <= _depth(models[base]) else (0, _depth(models[base])))
-    lengths = {end - start for start, end in spans} if ranged else {0}
-    if len(lengths) > 1:
-        listed = ", ".join(f"{models[ref].label} {list(span)}" for ref, span in zip(references, spans, strict=True))
-        problems.add(f"{where}all sources of a slice need as many layers, here are {listed}")
-    starts = [start for start, _ in spans] if ranged else [0] * len(references)
-    lanes = tuple(Lane(models[ref], start) for ref, start in zip(references, starts, strict=True))
+    if config.slices is None:
+        for source, span in zip(sources, spans, strict=True):
+            if span != (0, depth := _depth(models[source.model])):
+                problems.add(
+                    f"`layer_range` {list(span)} of {models[source.model].label}, which has {depth} layers: an entry "
+                    "of `models` is a whole model; write `slices` to choose layers"
+                )
+        spans = [(0, 0)] * len(references)
+    lanes = tuple(Lane(models[ref], start) for ref, (start, _) in zip(references, spans, strict=True))
     combine = Combiner(config, index, positions, base_lane)
     if isinstance(combine.fixed, str):
         problems.add(f"{where}{combine.fixed}")
-    return Band(lanes, min(lengths), base_lane or 0, combine)
+    return Band(lanes, min(end - start for start, end in spans), base_lane or 0, combine)
 
 
 def _depth(model: Model) -> int:
@@ -108,7 +100,7 @@ def _span(model: Model, source: SourceConfig, where: str, problems: Mismatches) 
     start, end = source.layer_range
     if model.structure.main is None:
         problems.add(f"{where}{model.label} cannot be cut into layers: {model.structure.ambiguity}")
-    elif not 0 <= start < end <= depth:
+    elif end > depth:
         problems.add(
             f"{where}layer_range [{start}, {end}] of {model.label} is not within its {depth} layers, [0, {depth}]"
         )
