@@ -12,6 +12,8 @@ BENCH_DIR ?= build/bench
 ROWS ?= all
 # How long `make fuzz` runs each of its targets.
 FUZZ_SECONDS ?= 60
+# For `make coverage`: which tests; all if empty.
+TESTS ?=
 # For `make support-table`: --fresh judges again what has its row under build/support.
 SUPPORT ?=
 
@@ -49,6 +51,19 @@ lint: .venv/.installed ## formatters, linters, types, and the stub against the b
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/stubtest mol._rust --mypy-config-file pyproject.toml
+
+# Those of these folders that are marked slow or fusion left out: what takes seconds.
+QUICK := tests/config tests/structure tests/io tests/merge_methods tests/test_errors.py tests/test_layering.py tests/test_public_api.py
+
+.PHONY: quick
+quick: lint ## lint, cargo test of the library, and the Python tests that take seconds
+	cargo test $(MANIFEST) --locked --lib
+	$(BIN)/pytest -m "not slow and not fusion" $(QUICK)
+
+.PHONY: coverage
+coverage: .venv/.installed ## the lines of python/mol that no test runs (TESTS= chooses tests, e.g. tests/merge)
+	$(BIN)/coverage run -m pytest -m "not slow" $(TESTS)
+	$(BIN)/coverage report
 
 .PHONY: docs
 docs: .venv/.installed ## the documentation as a site, build/docs, and that of the crate; a broken link is an error
