@@ -52,7 +52,7 @@ LATER_MODULES: Final[dict[str, str]] = {
 
 
 def sentence(name: str, until: str) -> str:
-    """Say of a name that it is not there yet, as the command line says it of a verb."""
+    """Return the message that a name is not there yet, as the command has it for a verb."""
     return f"{name!r} comes in a later version of mol; until then {until}"
 
 

@@ -56,7 +56,7 @@ class UniversalArchitectureHandler:
             _log.warning(REMOTE_CODE_WARNING)
 
     def detect_architecture(self, name: str) -> ArchitectureInfo:
-        """Tell what a model is from its config.json; no weights are read, and none downloaded.
+        """Return what a model is, from its config.json; no weights are read, and none downloaded.
 
         Args:
             name: a local directory, or the id of a repository on the Hub, `@revision` after it if wanted.

@@ -120,7 +120,7 @@ def _run(console: Console, args: list[str]) -> int:
 
 
 def refuse(console: Console, error: MolError | OSError | click.ClickException) -> None:
-    """Say why the command did not do what was asked; with `--json` as the document too."""
+    """Report why the command did not do what was requested; with `--json` as the document too."""
     text = describe(error)
     if isinstance(error, InternalError) or type(error) is MolError:  # none of its kinds: the engine panicked
         text += f"\n{_where_to_report()}"

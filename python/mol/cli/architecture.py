@@ -30,7 +30,7 @@ def find_architecture(checkpoint: Checkpoint, *, trust_remote_code: bool) -> Arc
 
 
 def architecture_entries(found: ArchitectureInfo | str, checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    """An architecture for people: entries of a label and a text; a part that the model does not have is left out."""
+    """Describe an architecture for people: entries of a label and a text, without what the model does not have."""
     if isinstance(found, str):
         from mol.architecture.sizes import stated_sizes
 
@@ -55,7 +55,7 @@ def architecture_entries(found: ArchitectureInfo | str, checkpoint: Checkpoint) 
 
 
 def architecture_document(found: ArchitectureInfo | str) -> dict[str, object]:
-    """An architecture for programs: its fields, or null and the reason."""
+    """Return an architecture for programs: its fields, or null and the reason."""
     if isinstance(found, str):
         return {"architecture": None, "architecture_problem": found}
     return {"architecture": found.to_dict(), "architecture_problem": None}

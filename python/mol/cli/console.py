@@ -33,7 +33,7 @@ class Console:
     """
 
     def __init__(self) -> None:
-        """Speak in full until a verb says otherwise."""
+        """Print everything until a verb configures it otherwise."""
         self.quiet = False
         self.verbose = 0
         self.json = False
@@ -55,17 +55,17 @@ class Console:
         self.pending.clear()
 
     def result(self, text: str = "") -> None:
-        """What was asked for, on stdout; with `--json` the document says it instead."""
+        """Print what was requested on stdout; with `--json` the document holds it instead."""
         if not self.json:
             self._write(printable(text), sys.stdout)
 
     def status(self, text: str = "") -> None:
-        """A result that only confirms: as `result`, but silent with `--quiet`."""
+        """Print a result that only confirms: as `result`, but silent with `--quiet`."""
         if not self.quiet:
             self.result(text)
 
     def document(self, value: object) -> None:
-        """The one JSON document of `--json`; numbers that JSON lacks (NaN, infinities) are null."""
+        """Print the one JSON document of `--json`; numbers that JSON lacks (NaN, infinities) are null."""
         if self.json and not self.json_written:
             from json import dumps
 
@@ -74,21 +74,21 @@ class Console:
             self._write(json_printable(text, sys.stdout), sys.stdout)
 
     def note(self, text: str) -> None:
-        """Something worth knowing, on stderr."""
+        """Print something worth knowing on stderr."""
         if not self.quiet:
             self._message("note", text)
 
     def warning(self, text: str) -> None:
-        """Something that may not be what was meant, on stderr."""
+        """Print something that may not be what was meant on stderr."""
         if not self.quiet:
             self._message("warning", text)
 
     def error(self, text: str) -> None:
-        """Why the command did not do what was asked, on stderr, with `--quiet` too."""
+        """Print why the command did not do what was requested on stderr, with `--quiet` too."""
         self._message("error", text)
 
     def progress_line(self, text: str) -> None:
-        """One plain line of progress, for a log."""
+        """Print one plain line of progress, for a log."""
         if not self.quiet:
             self._write(printable(text), sys.stderr)
 
@@ -111,12 +111,12 @@ class LogHandler(logging.Handler):
     """Says what the package logs (logger "mol") in the command's own words."""
 
     def __init__(self, console: Console) -> None:
-        """Speak through this console."""
+        """Print to this console."""
         super().__init__()
         self.console = console
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say one record, by its level."""
+        """Print one record, by its level."""
         text = record.getMessage()
         if record.levelno >= logging.ERROR:
             self.console.error(text)
@@ -127,14 +127,14 @@ class LogHandler(logging.Handler):
 
 
 def style(text: str, colour: str, stream: TextIO) -> str:
-    """Coloured on a terminal that shows colours, unless NO_COLOR is set (any value but the empty one)."""
+    """Colour a text on a terminal that shows colours, unless NO_COLOR is set (to any value but the empty one)."""
     if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return click.style(text, fg=colour, bold=True)
 
 
 def width_of(stream: TextIO) -> int | None:
-    """The columns that messages to a stream are wrapped to; None, for a log or a pipe, leaves lines whole."""
+    """Return the columns that messages to a stream are wrapped to; None, for a log or a pipe, leaves lines whole."""
     if stream.isatty() or os.environ.get("COLUMNS"):
         return max(40, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns)
     return None
@@ -156,7 +156,7 @@ def wrap(line: str, columns: int | None, *, hang: int) -> list[str]:
 
 
 def field(label: str, text: str) -> str:
-    """One entry of a plan or report: the label in a column of its own, the text beside it, 80 columns wide."""
+    """Format one entry of a plan or report: the label in a column of its own, the text next to it, 80 columns wide."""
     columns = width_of(sys.stdout) or DEFAULT_WIDTH
     return "\n".join(
         textwrap.wrap(
@@ -171,7 +171,7 @@ def field(label: str, text: str) -> str:
 
 
 def listing(label: str, lines: Iterable[str], *, limit: int | None) -> list[str]:
-    """Entries under one label, the first beside it, each wrapped; past the limit only their number."""
+    """Format entries under one label, the first next to it, each wrapped; past the limit only their number."""
     every = list(lines)
     shown = every if limit is None else every[:limit]
     out = [field(label if i == 0 else "", line) for i, line in enumerate(shown)]
@@ -181,7 +181,7 @@ def listing(label: str, lines: Iterable[str], *, limit: int | None) -> list[str]
 
 
 def _finite(value: object) -> object:
-    """The same value with every float that is not finite replaced by None."""
+    """Return the same value with every float that is not finite replaced by None."""
     if isinstance(value, float):
         return value if value - value == 0.0 else None
     if isinstance(value, dict):

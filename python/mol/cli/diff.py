@@ -124,7 +124,7 @@ def distance(name: str, parts: Sequence[Sums], *, at: int | None = None) -> Dist
 
 
 def match(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
-    """The tensors that both have, A's name to B's, in A's order; prefixes such as `model.` may differ."""
+    """Return the tensors that both have, A's name to B's, in A's order; prefixes such as `model.` may differ."""
     from mol.structure.alignment import align
     from mol.structure.layers import find_structure
 
@@ -134,7 +134,7 @@ def match(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
 
 
 def _comparable(a: Checkpoint, b: Checkpoint, shared: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """The shared tensors that can be compared, and why each of the rest cannot."""
+    """Return the shared tensors that can be compared, and why each of the rest cannot."""
     from mol.dtypes import FLOAT_DTYPES
 
     pairs, skipped = [], {}

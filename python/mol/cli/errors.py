@@ -10,7 +10,7 @@ from mol.errors import MolError
 
 
 def describe(error: MolError | OSError | click.ClickException) -> str:
-    """An error in one text: without Python's number and quotes where the system refused."""
+    """Return an error as one text: without Python's number and quotes where the system refused."""
     if isinstance(error, click.ClickException):
         return error.format_message()
     if isinstance(error, OSError) and error.strerror:

@@ -28,7 +28,7 @@ class SectionOption(click.Option):
     """An option that `--help` lists under a heading, or, without one, only by name among those without effect."""
 
     def __init__(self, *args: Any, section: str | None = "Options", **kwargs: Any) -> None:  # noqa: ANN401
-        """As `click.Option`, with the heading."""
+        """Take what `click.Option` takes, and the heading."""
         super().__init__(*args, **{"hidden": section is None, **kwargs})
         self.section = section
 
@@ -112,7 +112,7 @@ class VerbGroup(click.Group):
             )
 
     def _first_word(self, args: Sequence[str]) -> int | None:
-        """The index of the first argument that is neither an option nor an option's value."""
+        """Return the index of the first argument that is neither an option nor an option's value."""
         takes_value = self._options_with_value()
         at = 0
         while at < len(args):
@@ -152,7 +152,7 @@ def _refuse_split_size(ctx: click.Context, args: Sequence[str]) -> None:
 
 
 def usage_text(error: click.UsageError, columns: int | None) -> str:
-    """A wrong line, why it is wrong, and where to read on."""
+    """Return why a command is wrong, and where to read on."""
     text = error.format_message()
     lines = wrap(text if text.endswith((".", "?", "!", ")")) else f"{text}.", columns, hang=2)
     if error.ctx is not None:

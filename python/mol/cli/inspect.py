@@ -57,7 +57,7 @@ def command(console: Console, checkpoint: str, cache_dir: Path | None, trust_rem
 
 
 def layers_of(checkpoint: Checkpoint) -> dict[str, int]:
-    """The towers of layers in a checkpoint, the main one last: `{"model.layers": 22}`."""
+    """Return the towers of layers in a checkpoint, the main one last: `{"model.layers": 22}`."""
     from mol.structure.layers import find_structure
 
     return {stack.prefix: len(stack) for stack in find_structure(checkpoint.tensors, checkpoint.config).stacks}

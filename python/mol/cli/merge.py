@@ -53,7 +53,7 @@ def command(console: Console, words: tuple[Path, ...], out_dir: Path | None, **g
 
 
 def _pair(words: tuple[Path, ...], out_dir: Path | None) -> list[tuple[Path, Path | None]]:
-    """Tell recipes from OUT among the words of the line."""
+    """Separate the recipes from OUT among the words of the command."""
     if not words:
         raise click.UsageError("no recipe is named; the line is `mol-merge CONFIG OUT`")
     if out_dir is not None:

@@ -76,7 +76,7 @@ def _short(number: int) -> str:
 
 
 def option(*names: str, section: str | None = "Options", **kwargs: Any) -> Decorator:  # noqa: ANN401
-    """`click.option` with the heading that `--help` puts it under."""
+    """Return `click.option` with the heading under which `--help` lists it."""
     return click.option(*names, cls=SectionOption, section=section, **kwargs)
 
 
@@ -166,7 +166,7 @@ def merging(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def merge_options(console: Console, given: dict[str, Any]) -> MergeOptions:
-    """The engine's options from the command line's; those without effect are taken out and say so.
+    """Return the engine's options from the command's; those without effect are taken out, with a note.
 
     Raises:
         click.UsageError: An option that asks for what mol does not do, or cannot read.

@@ -56,7 +56,7 @@ def command(console: Console, config: Path, out: Path | None, **given: Any) -> N
 
 
 def _trouble(planned: PlannedMerge, out: Path, options: MergeOptions) -> str | None:
-    """Why a merge into OUT would be refused, if it would."""
+    """Return why a merge into OUT would be refused, None if it would not."""
     from mol.merge.output import check_output
 
     try:

@@ -47,7 +47,7 @@ class Progress:
         self.marks: deque[tuple[float, int]] = deque()
 
     def __enter__(self) -> Progress:
-        """Let the console take the line off whenever it writes."""
+        """Register with the console, which removes the line whenever it writes."""
         self.console.clear_line = self._clear
         return self
 

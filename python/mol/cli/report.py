@@ -28,7 +28,7 @@ _DONE = {"copy": "copied", "scale": "scaled"}
 def plan_text(
     console: Console, planned: PlannedMerge, recipe: Path, out: Path | None, options: MergeOptions
 ) -> list[str]:
-    """A plan for people: everything that a merge would do, and what it would cost."""
+    """Describe a plan for people: everything that a merge would do, and what it would cost."""
     plan = planned.plan
     dtypes = ", ".join(dtype for dtype, _ in Counter(tensor.dtype for tensor in plan.tensors).most_common())
     where = f"{out}: " if out is not None else ""
@@ -52,7 +52,7 @@ def plan_text(
 
 
 def plan_document(planned: PlannedMerge, recipe: Path, out: Path | None, options: MergeOptions) -> dict[str, object]:
-    """A plan for programs: its account, and under `plan` exactly what the engine is handed."""
+    """Return a plan for programs: its account, and under `plan` exactly what the engine gets."""
     import json
 
     from mol import _rust
@@ -75,7 +75,7 @@ def plan_document(planned: PlannedMerge, recipe: Path, out: Path | None, options
 
 
 def merge_text(console: Console, report: MergeReport, out: Path, span: float) -> list[str]:
-    """A finished merge for people: `out` as they typed it, `span` in seconds; notes were said while it was planned."""
+    """Describe a finished merge: `out` as it was typed, `span` in seconds; notes were printed while it was planned."""
     planned = report.planned
     rate = f" ({units.size((report.bytes_read + report.bytes_written) / span)}/s)"
     resumed = f"; {units.amount(report.resumed, 'tensor')} were there already" if report.resumed else ""
@@ -90,7 +90,7 @@ def merge_text(console: Console, report: MergeReport, out: Path, span: float) ->
 
 
 def merge_document(report: MergeReport, recipe: Path, span: float) -> dict[str, object]:
-    """A finished merge for programs, after `span` seconds."""
+    """Return a finished merge for programs, after `span` seconds."""
     return {
         "recipe": str(recipe),
         "out": str(report.out),
@@ -107,7 +107,7 @@ def merge_document(report: MergeReport, recipe: Path, span: float) -> dict[str, 
 
 
 def _cost(planned: PlannedMerge, plan: str, out: Path | None, options: MergeOptions) -> dict[str, int]:
-    """What running a plan takes: of memory what this process has had so far, and the engine's heap."""
+    """Return what running a plan takes: of memory what this process has had so far, and the engine's heap."""
     from mol import _rust
 
     needed, heap = _rust.plan_cost(plan, threads=options.workers, tile=options.tile, memory=options.memory)
@@ -160,7 +160,7 @@ def _by_method(methods: Mapping[str, int]) -> str:
 
 
 def _again(methods: Mapping[str, int]) -> str:
-    """Methods that measure whole tensors first read them more than once; how often, only the data tells."""
+    """Name the methods that read tensors more than once, to measure them first; how often depends on the data."""
     several = [name for name in methods if sweeps(name) > 1]
     return f" (more than once by {' and '.join(several)})" if several else ""
 
@@ -186,6 +186,6 @@ def _details(console: Console, planned: PlannedMerge) -> list[str]:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest directory on the way to a path that exists, so that its disk can be asked."""
+    """Return the nearest directory above a path that exists, to query its disk."""
     path = path.absolute()
     return next(parent for parent in (path, *path.parents) if parent.is_dir())

@@ -67,7 +67,7 @@ class Guarded:
         return len(text)
 
     def flush(self) -> None:
-        """Hand on what is buffered, or drop it."""
+        """Write out what is buffered, or drop it."""
         if self.failure is None:
             try:
                 self.stream.flush()
@@ -92,7 +92,7 @@ class Guarded:
 
 @contextmanager
 def guarded_streams() -> Iterator[Guarded]:
-    """Guard stdout and stderr as long as the context is open; the value is stdout's guard."""
+    """Context manager that guards stdout and stderr and yields stdout's guard."""
     _open_closed()
     before = sys.stdout, sys.stderr
     out, err = Guarded(sys.stdout), Guarded(sys.stderr)

@@ -9,7 +9,7 @@ __all__ = ["amount", "clock", "parameters", "seconds", "size"]
 
 
 def seconds(span: float) -> str:
-    """A span of time: `7 ms`, `0.84 s`, `12 s`, `3 min 20 s`, `1 h 4 min`."""
+    """Format a span of time: `7 ms`, `0.84 s`, `12 s`, `3 min 20 s`, `1 h 4 min`."""
     if span < 0.0995:
         return f"{max(span, 0.001) * 1000:.0f} ms"
     if span < 9.95:
@@ -23,7 +23,7 @@ def seconds(span: float) -> str:
 
 
 def clock(span: float) -> str:
-    """A span of time as a clock shows it, of one width for long: `0:07`, `3:20`, `1:04:10`."""
+    """Format a span of time as a clock shows it: `0:07`, `3:20`, `1:04:10`."""
     whole = round(span)
     hours, rest = divmod(whole, 3600)
     minutes, left = divmod(rest, 60)
@@ -31,10 +31,10 @@ def clock(span: float) -> str:
 
 
 def amount(count: int, noun: str) -> str:
-    """A count with its noun: `1 tensor`, `1,204 tensors`."""
+    """Format a count with its noun: `1 tensor`, `1,204 tensors`."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def parameters(count: int) -> str:
-    """A number of parameters: `1.10B`, `125M`, `48,000`."""
+    """Format a number of parameters: `1.10B`, `125M`, `48,000`."""
     return write_count(count) if count >= 999_500 else f"{count:,}"

@@ -111,7 +111,7 @@ def _sha256(path: Path) -> str:
 
 
 def _not_there(path: Path) -> str | None:
-    """Say why there is no file to read; links are followed, since the Hub's cache consists of them."""
+    """Return why there is no file to read, None if there is one; links, as in the Hub's cache, are followed."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -125,7 +125,7 @@ def _unlisted(directory: Path, listed: set[str]) -> list[str]:
 
 
 def _is_read(name: str) -> bool:
-    """Whether loaders read a file on account of its name, so that it changes what the directory holds."""
+    """Return whether loaders read a file because of its name, so that it changes what the directory holds."""
     side = sort_side_files([name])
     return name in _TAKES_OVER or bool(side.tokenizer) or (bool(side.other) and not is_license(name))
 

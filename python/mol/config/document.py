@@ -54,7 +54,7 @@ class Table(dict[str, Any]):
         self.places[key] = place
 
     def at(self, key: str) -> Place:
-        """Tell where an entry stands; for an entry that is missing, where the map does."""
+        """Return where an entry stands; for an entry that is missing, where the map does."""
         return self.places.get(key, self.place)
 
     def without(self, *keys: str) -> Table:
@@ -134,7 +134,7 @@ def shown(value: object) -> str:
 
 
 def is_huge(value: object) -> bool:
-    """Tell whether a whole number is so long that Python refuses to write it into a message."""
+    """Return whether a whole number is so long that Python refuses to write it into a message."""
     return isinstance(value, int) and value.bit_length() > _MAX_BITS
 
 

@@ -288,7 +288,7 @@ def _read_tokenizer(
 
 
 def _note_gradient_for_weights(parameters: ParameterMap, inputs: Inputs, reader: ValueReader) -> None:
-    """Say what a list under `weight` means, where it looks as if it was meant to be one weight a model."""
+    """Note what a list under `weight` means, where it looks like one weight per model."""
     for rule in parameters.get("weight", ()):
         if isinstance(rule.value, tuple) and len(rule.value) == len(inputs.slices[0].sources):
             reader.notes.append(

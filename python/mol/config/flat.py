@@ -16,7 +16,7 @@ _PARTS = ("self_attn", "mlp", "embed_tokens", "lm_head")
 
 
 def is_flat(table: Table) -> bool:
-    """Tell whether a recipe uses a key or a shape that only the flat form has.
+    """Return whether a recipe uses a key or a shape that only the flat form has.
 
     A key that mergekit has elsewhere (`weight` beside `model`) is a mistake in its grammar, not another form.
     """
@@ -156,7 +156,7 @@ def _extend_rules(rules: Items, value: object, place: Place) -> None:
 
 
 def _spread_weights(recipe: Table, weights: object, place: Place, problems: Problems) -> None:
-    """Give each model its own entry of `weights`, a list in the order of the models or a map by model."""
+    """Set each model's entry of `weights`, a list in the order of the models or a map by model."""
     key = "models" if isinstance(recipe.get("models"), Items) else "slices"
     entries = [entry for entry in _entries(recipe, key) if isinstance(entry, Table) and "sources" not in entry]
     if isinstance(weights, Items):

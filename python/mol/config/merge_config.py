@@ -232,7 +232,7 @@ class MergeConfig:
         return self.base_model or self.model_references()[0]
 
     def filters(self) -> Iterator[tuple[str, str]]:
-        """Give each parameter with each filter that some value of it has, as often as the recipe holds them."""
+        """Yield each parameter with each filter that some value of it has, as often as the recipe holds them."""
         parts = self.slices or ()
         holders = [self.parameters, *(part.parameters for part in parts)]
         sources = [*(self.models or ()), *(source for part in parts for source in part.sources)]
@@ -250,7 +250,7 @@ class MergeConfig:
         output_tensor: str,
         position: float,
     ) -> Scalar:
-        """Give the value of a parameter for one tensor.
+        """Return the value of a parameter for one tensor.
 
         The source's parameters are stronger than the slice's, those than the recipe's, those than the default.
 

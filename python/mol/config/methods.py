@@ -100,7 +100,7 @@ class MethodSpec:
     draws: bool = False
 
     def starts_from(self, base: object) -> bool:
-        """Tell whether the result starts from the base, which is None where the recipe has none."""
+        """Return whether the result starts from the base, which is None where the recipe has none."""
         return self.base == "required" or (self.base == "optional" and base is not None)
 
     @property
@@ -344,7 +344,7 @@ LATER_METHODS: Final = tuple(name for name in _ELSEWHERE if name not in METHODS)
 
 
 def _owners(word: str) -> str:
-    """Say which methods have a parameter."""
+    """Name the methods that have a parameter."""
     listed = [name for name, spec in METHODS.items() if spec.parameter(word)]
     listed += [name for name in LATER_METHODS if word in _ELSEWHERE[name]]
     return f"a parameter of {' and '.join([', '.join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)}"
@@ -367,5 +367,5 @@ FOREIGN_PARAMETERS: Final[dict[str, str]] = {
 
 
 def weights_cancel(weights: Sequence[float]) -> bool:
-    """Tell whether weights sum to zero, up to rounding, so that nothing can be divided by their sum."""
+    """Return whether weights sum to zero, up to rounding, so that nothing can be divided by their sum."""
     return abs(math.fsum(weights)) <= 1e-8 * math.fsum(abs(weight) for weight in weights)

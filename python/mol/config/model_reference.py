@@ -116,7 +116,7 @@ class ModelReference:
         return self.name.rstrip("/"), self.revision or "main"
 
     def is_directory(self) -> bool:
-        """Tell whether the name is a directory's, not a repository's."""
+        """Return whether the name is a directory's, not a repository's."""
         return self.revision is None and is_local(self.name)
 
     def to_plain(self) -> str | dict[str, dict[str, str]]:
@@ -130,12 +130,12 @@ class ModelReference:
 
 
 def may_be_one(a: ModelReference, b: ModelReference) -> bool:
-    """Tell whether two references that differ may turn out to be one model: revisions of one repository."""
+    """Return whether two references that differ may turn out to be one model: revisions of one repository."""
     return a.name == b.name and not is_local(a.name)
 
 
 def is_local(text: str) -> bool:
-    """Tell whether a text names something that exists in the file system."""
+    """Return whether a text names something that exists in the file system."""
     return _stat(text) is not None
 
 

@@ -94,7 +94,7 @@ def compile_filter(text: str) -> Matcher:
 
 
 def at_position(value: Scalar | tuple[Scalar, ...], position: float) -> Scalar:
-    """Give the value of a gradient at a position from 0 (first layer) to 1 (last layer).
+    """Return the value of a gradient at a position from 0 (first layer) to 1 (last layer).
 
     Numbers are interpolated linearly between evenly spaced control points; of truth values and texts the element
     `int(position * (n - 1))` is taken.
@@ -133,7 +133,7 @@ class Chain:
         self.constant = None if only is None or only[0] is not None or isinstance(only[1], tuple) else only[1]
 
     def find(self, tensor: str, position: float) -> Scalar | None:
-        """Give the value of the first rule that fits a tensor's name, or None where none does."""
+        """Return the value of the first rule that fits a tensor's name, None where none does."""
         for matches, value in self.links:
             if matches is None or matches(tensor):
                 return at_position(value, position)

@@ -91,7 +91,7 @@ class ValueReader:
         return None
 
     def _way_out(self, word: str, known: tuple[str, ...], what: str) -> str:
-        """Say what to write in place of an unknown key."""
+        """Return what to write in place of an unknown key."""
         methods = METHODS.values() if self.spec is None else (self.spec,)
         if self._is_key_of_recipe(word, what):
             return ": it is a key of the recipe, write it beside `merge_method`"
@@ -112,7 +112,7 @@ class ValueReader:
         return what != "a recipe" and word in _KEYS_OF_RECIPE
 
     def _is_in_effect(self, spec: ParameterSpec, value: object) -> bool:
-        """Whether a value is what a parameter of the whole merge has without it."""
+        """Return whether a value is what a parameter of the whole merge has without it."""
         rules = ValueReader(self.spec, Problems(), []).rules(value, Place(""), spec)
         held = self.shared.get(spec.name)
         return bool(rules) and rules == (held if held is not None else (Rule(_plain_default(spec)),))
@@ -311,7 +311,7 @@ def _read_float(value: object, spec: ParameterSpec) -> tuple[Scalar | None, str]
 
 
 def _number_meant(value: object) -> str:
-    """Say how a decimal comma or a percentage is written, else nothing."""
+    """Return how to write what has a decimal comma or a percent sign, else nothing."""
     match = (
         re.fullmatch(r"\s*([+-]?[0-9]{1,9})(?:[.,]([0-9]{1,9}))?\s*(%?)\s*", str(value))
         if len(str(value)) < 40

@@ -180,7 +180,7 @@ class _Reader:
             raise self._refusal(line, f"nested more than {MAX_DEPTH} deep")
 
     def _attach(self, node: _Node, line: int) -> None:
-        """Hang a finished node into the container around it."""
+        """Add a finished node to the container around it."""
         if not self._open:
             self._root = node
             return

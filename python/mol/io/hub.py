@@ -87,7 +87,7 @@ def resolve(
 
 
 def hub_origin(directory: Path, cache_dir: Path | str | None = None) -> tuple[str, str] | None:
-    """Tell (repository id, commit hash) of a directory in the Hub cache in use, None for any other.
+    """Return (repository id, commit hash) of a directory in the Hub cache in use, None for any other.
 
     A directory elsewhere may have the same names, and anything in it.
 
@@ -267,7 +267,7 @@ class _Hub:
 
     @contextmanager
     def _errors_told(self) -> Iterator[None]:
-        """Say what the errors of huggingface_hub mean for the person who wrote the recipe."""
+        """Context manager that turns errors of huggingface_hub into what they mean for the writer of the recipe."""
         from huggingface_hub.errors import (
             GatedRepoError,
             HfHubHTTPError,

@@ -98,7 +98,7 @@ def check_regular(path: Path, mode: int) -> None:
 
 
 def found_instead(head: bytes) -> str | None:
-    """Tell what was saved in place of a file of a model, and the way out; None where nothing known was.
+    """Return what was saved in place of a file of a model, and the way out; None where it is nothing known.
 
     Args:
         head: the first bytes of the file.
@@ -131,7 +131,7 @@ def _integer(text: str) -> int:
 
 
 def _is_deep(content: object) -> bool:
-    """Tell a file that would exhaust the stack of whoever walks through it."""
+    """Return whether a JSON value is nested so deeply that walking it would exhaust the stack."""
     level: list[Any] = [content]
     for _ in range(_DEEPEST):
         values = [value.values() if isinstance(value, dict) else value for value in level]

@@ -74,7 +74,7 @@ class SideFiles(NamedTuple):
 
 
 def sort_side_files(paths: Iterable[str]) -> SideFiles:
-    """Tell the side files among the relative paths of one model, by a list of what a model has.
+    """Sort the relative paths of one model into kinds of side files, by a list of what a model has.
 
     A folder that holds weights (`original/`, `onnx/`, a trainer's `checkpoint-500/`) is another model. Hidden files
     and folders belong to tools, so nobody misses them.
@@ -108,7 +108,7 @@ def sort_side_files(paths: Iterable[str]) -> SideFiles:
 
 
 def is_weights(name: str) -> bool:
-    """Whether a file holds weights (or pickles, in any spelling), or an index of them."""
+    """Return whether a file holds weights (or pickles, in any spelling), or an index of them."""
     path = PurePosixPath(name.lower())
     return (
         path.name.endswith(".index.json")
@@ -118,17 +118,17 @@ def is_weights(name: str) -> bool:
 
 
 def is_tokenizer_file(name: str) -> bool:
-    """Whether a file belongs to the tokenizer (or is a chat template)."""
+    """Return whether a file belongs to the tokenizer (or is a chat template)."""
     return any(pattern.fullmatch(name) for pattern in (_TABLES, _TOKENIZER, _MORE_TEMPLATES))
 
 
 def is_license(name: str) -> bool:
-    """Whether a file says under what terms a model is given; no loader reads it."""
+    """Return whether a file states the terms of use of a model; no loader reads it."""
     return bool(_LEGAL.fullmatch(name))
 
 
 def is_settings(name: str) -> bool:
-    """Whether a file of a model is a JSON object of settings, from which a loader may take the name of a class."""
+    """Return whether a file is a JSON object of settings, from which a loader may take the name of a class."""
     return name.endswith(".json") and name != _STAGES and not _TABLES.fullmatch(name)
 
 

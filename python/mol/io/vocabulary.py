@@ -125,7 +125,7 @@ class Vocabulary:
         return found
 
     def same_file(self, other: Vocabulary) -> bool:
-        """Whether both models have a file of tokens of equal bytes."""
+        """Return whether both models have a file of tokens of equal bytes."""
         for path in (self.main, self.unread):
             twin = None if path is None else other.directory / path.name
             if path is not None and twin is not None and twin.is_file() and _are_equal(path, twin):

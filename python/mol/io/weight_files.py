@@ -137,7 +137,7 @@ def refuse_unfinished(directory: Path) -> None:
 
 
 def _no_model(directory: Path) -> str | None:
-    """Tell the folders of the Hub's cache, None for anything else."""
+    """Describe a folder of the Hub's cache; None for anything else."""
     absolute = Path(os.path.abspath(directory))  # noqa: PTH100 - Path.resolve would follow the links of the cache
     for folder in (absolute, *absolute.parents[:3]):
         cached = _CACHE_FOLDER.fullmatch(folder.name)

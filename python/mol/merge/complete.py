@@ -92,7 +92,7 @@ def _wrong_depths(model: Model) -> Iterator[str]:
 
 
 def _lacking_towers(donor: Model) -> Iterator[str]:
-    """Tell a tower that config.json describes and of which nothing is stored: the output would begin it at random.
+    """Report towers that config.json describes and of which nothing is stored: loading would initialise them at random.
 
     Another input may be a fine-tune of the language model that kept the config.json of the whole.
     """
@@ -123,7 +123,7 @@ def _wrong_sides(model: Model) -> Iterator[str]:
 
 
 def _is_beside(main: Stack, config: Mapping[str, Any]) -> bool:
-    """Whether the largest tower is one that stands beside a language model, of which nothing is left."""
+    """Return whether the largest tower is a side tower, so that nothing is left of the language model."""
     return _generates(config) and is_side_tower(main.prefix) and sum(1 for _ in text_sections(config)) > 1
 
 
@@ -133,7 +133,7 @@ def _generates(config: Mapping[str, Any]) -> bool:
 
 
 def _is_tower(section: Mapping[str, Any]) -> bool:
-    """Tell a section that describes a transformer as a whole: its layers are as many as it counts."""
+    """Return whether a section describes a whole transformer: it counts its layers."""
     return "vocab_size" in section or {"hidden_size", "num_attention_heads"} <= section.keys()
 
 
@@ -153,7 +153,7 @@ def _cuts(config: Mapping[str, Any]) -> set[int]:
 
 
 def _compare(model: Model, stacks: Sequence[Stack], counts: _Counts, cuts: Iterable[int]) -> Iterator[str]:
-    """Tell towers of which none has as many layers as are counted."""
+    """Report towers of which none has as many layers as are counted."""
     cuts = {0, *cuts, *_apart(model.checkpoint.config)}
     wanted = {count - cut for _, count in counts for cut in cuts}
     if not stacks or not counts or any(len(stack) in wanted or _inner_layers(stack) in wanted for stack in stacks):
@@ -175,7 +175,7 @@ def _inner_layers(stack: Stack) -> int:
 
 
 def _compare_repeats(model: Model, counts: _Counts, side: str = "") -> Iterator[str]:
-    """Tell layers that are too few to be a tower, such as one alone."""
+    """Report layers that are too few to be a tower, such as one alone."""
     found = ((name, _REPEAT.search(name)) for name in model.checkpoint.tensors)
     numbers = {int(match[1]) for name, match in found if match is not None and side in name[: match.start()]}
     if numbers and counts and len(numbers) < min(count for _, count in counts):
@@ -192,7 +192,7 @@ def _told(model: Model, counts: _Counts, found: str) -> str:
 
 
 def _empty_layers(model: Model) -> Iterator[str]:
-    """Tell layers of which nothing is stored, where no list in config.json makes them a kind of their own."""
+    """Report layers of which nothing is stored, where no list in config.json makes them a kind of their own."""
     for stack in model.structure.stacks:
         empty = {layer for layer in range(len(stack)) if not stack.layers[layer]}
         if empty and not _explained(model.checkpoint.config, len(stack), empty):
@@ -204,7 +204,7 @@ def _empty_layers(model: Model) -> Iterator[str]:
 
 
 def _gaps(model: Model, models: Sequence[Model]) -> Iterator[str]:
-    """Tell tensors that one layer lacks alone, where nothing makes that layer a kind of its own.
+    """Report tensors that only one layer lacks, where nothing makes that layer a kind of its own.
 
     Only a layer between others is looked at, that has nothing else in the place of what it lacks: the first and the
     last are made otherwise in many models, and those that lack something with others of their kind may be as well.
@@ -227,7 +227,7 @@ def _gaps(model: Model, models: Sequence[Model]) -> Iterator[str]:
 
 
 def _names(config: Mapping[str, Any], depth: int, layer: int) -> bool:
-    """Tell whether config.json makes a layer one of another kind, in a list of all layers or of numbers of some."""
+    """Return whether config.json makes a layer one of another kind, in a list of all layers or of numbers of some."""
     for value in config.values():
         if isinstance(value, dict) and _names(value, depth, layer):
             return True
@@ -237,7 +237,7 @@ def _names(config: Mapping[str, Any], depth: int, layer: int) -> bool:
 
 
 def _explained(config: Mapping[str, Any], depth: int, empty: set[int]) -> bool:
-    """Tell whether some list with an entry for each layer has others for these layers than for the rest."""
+    """Return whether some list with one entry per layer has other entries for these layers than for the rest."""
     for value in config.values():
         if isinstance(value, dict) and _explained(value, depth, empty):
             return True
@@ -282,7 +282,7 @@ class _Ends:
         return isinstance(classes, list) and any(word in str(name) for name in classes for word in words)
 
     def lacks(self, others: Sequence[_Ends]) -> Iterator[str]:
-        """Tell what is not there and must be."""
+        """Report what is not there and must be."""
         if self.main is None or _is_beside(self.main, self.model.checkpoint.config):
             return
         config = f"config.json says {self._class()}"
@@ -307,7 +307,7 @@ class _Ends:
         return any(map(EMBEDDING.search, self.embeddings))
 
     def _is_decoder(self) -> bool:
-        """Whether an embedding of tokens stands beside the layers, as `model.embed_tokens` beside `model.layers`."""
+        """Return whether an embedding of tokens is next to the layers, as `model.embed_tokens` is to `model.layers`."""
         assert self.main is not None
         around = self.main.prefix.rpartition(".")[0]
         return any(EMBEDDING.search(name) and _split(name)[0] == around for name in self.embeddings)

@@ -93,7 +93,7 @@ def _depth(model: Model) -> int:
 
 
 def _span(model: Model, source: SourceConfig, where: str, problems: Mismatches) -> tuple[int, int]:
-    """Give the layers of a source, checked against what the model has."""
+    """Return the layers of a source, checked against what the model has."""
     depth = _depth(model)
     if source.layer_range is None:
         return 0, depth

@@ -72,7 +72,7 @@ def _as_typed(name: str) -> str | None:
 
 
 def _shortest(directories: list[Path]) -> dict[Path, str]:
-    """Give each directory as many of its last parts as make it unique."""
+    """Label each directory by as many of its last parts as make it unique."""
     labels = {}
     for directory in directories:
         # The last part of a snapshot alone is a commit hash, which names nothing.

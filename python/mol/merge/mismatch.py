@@ -64,7 +64,7 @@ class Mismatches:
         )
 
     def __bool__(self) -> bool:
-        """Whether anything speaks against the merge."""
+        """Return whether anything was found."""
         return bool(self._plain or self._grouped or self._vocabulary)
 
     @property
@@ -73,7 +73,7 @@ class Mismatches:
         return bool(self._misshapen or self._foreign)
 
     def lines(self, donor: Model) -> list[str]:
-        """Tell everything, one line each."""
+        """Return everything that was found, one line each."""
         lines = list(self._plain)
         for model in self._foreign:
             sizes = ", ".join(f"{key} {size}" for key, size in _dimensions(model.checkpoint.config).items())
@@ -101,7 +101,7 @@ class Mismatches:
 def _vocabulary_sizes(
     donor: Model, model: Model, name: str, found: Sequence[int], wanted: Sequence[int]
 ) -> tuple[int, int] | None:
-    """Give the two vocabulary sizes when they are all that differs, else None."""
+    """Return the two vocabulary sizes when they are all that differs, else None."""
     if len(found) != len(wanted):
         return None
     axes = [axis for axis, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b]

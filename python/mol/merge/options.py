@@ -103,7 +103,7 @@ def most_threads() -> int:
 
 
 def _is_number(value: object, low: int, high: int | None) -> bool:
-    """Whether a value is a whole number within bounds."""
+    """Return whether a value is a whole number within bounds."""
     if isinstance(value, bool) or not isinstance(value, int):
         return False
     return low <= value and (high is None or value <= high)

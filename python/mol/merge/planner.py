@@ -54,7 +54,7 @@ def plan_merge(
 
 
 def output_dtype(config: MergeConfig, options: MergeOptions) -> str | None:
-    """Give the safetensors name of the dtype that float tensors get, None where each keeps the donor's.
+    """Return the safetensors name of the dtype that float tensors get, None where each keeps the donor's.
 
     Raises:
         ConfigError: the option is not the name of a float dtype.
@@ -134,7 +134,7 @@ class _Planner:
         return self._result()
 
     def _taking_part(self) -> list[Model]:
-        """Give the models that are inputs of some slice, once each."""
+        """Return the models that are inputs of some slice, once each."""
         return list({lane.model.index: lane.model for band in self._bands for lane in band.lanes}.values())
 
     def _note_alignments(self) -> None:

@@ -120,7 +120,7 @@ def compare_settings(
 
 
 def _cuts(key: str, values: Iterable[object]) -> bool:
-    """Whether a setting tells how equal shapes are cut, or in which order their rows stand."""
+    """Return whether a setting decides how equal shapes are cut, or the order of their rows."""
     numbers = all(type(value) is int or isinstance(value, list) for value in values)
     return (numbers and _CUTS.search(_last(key)) is not None) or _ORDERS.search(_last(key)) is not None
 
@@ -190,7 +190,7 @@ def _settings(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _settle_rope(config: Mapping[str, Any], found: dict[str, Any], prefix: str) -> None:
-    """Give rotary positions one form: transformers 4 has a base and a scaling, transformers 5 one map of both."""
+    """Convert rotary positions to one form: transformers 4 has a base and a scaling, transformers 5 one map of both."""
     stated: dict[str, Any] = {}
     for section in map(config.get, _ROPE_SECTIONS):
         for key, value in section.items() if isinstance(section, dict) else ():

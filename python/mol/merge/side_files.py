@@ -197,7 +197,7 @@ def _find_all(chosen: Mapping[str, Path]) -> dict[str, SideFile]:
 
 
 def _left_out(why: str, names: Sequence[str]) -> list[str]:
-    """Say in one line what is not copied; a name may hold anything, a line break included."""
+    """Describe what is not copied in one line; a name may hold anything, a line break included."""
     shown = [name if name.isprintable() else repr(name) for name in names[:_NAMED]]
     more = f", and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
     return [f"not copied, since {why}: {', '.join(shown)}{more}"] if names else []
@@ -257,7 +257,7 @@ def _texts(
 
 
 def _most_common_template(planned: PlannedMerge) -> tuple[str | None, str]:
-    """Give the chat template that most inputs have, the first of equals, and a remark about it."""
+    """Return the chat template that most inputs have, the first of equals, and a remark about it."""
     found = {source.name: template for source in planned.sources if (template := _chat_template(source.directory))}
     if not found:
         return None, "chat_template: auto finds none: no input has a chat template"

@@ -42,7 +42,7 @@ class SpecialTokens(NamedTuple):
 def follow_tokenizer(
     planned: PlannedMerge, tokenizer: Path, vocabularies: Mapping[Path, Vocabulary], *, copies_tokenizer: bool
 ) -> SpecialTokens:
-    """Give the output the ids of the special tokens of its tokenizer, if the recipe chooses one.
+    """Set the ids of the output's special tokens to those of its tokenizer, if the recipe chooses one.
 
     What the tokenizer's model states in its own config.json and generation_config.json counts, since a model may
     stop at more tokens than one, as long as the token that the tokenizer itself names is among them. Without a

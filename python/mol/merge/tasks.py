@@ -134,7 +134,7 @@ class TaskBuilder:
         return count
 
     def _compare(self, cell: Cell, lead: Cell, out_layer: int, pattern_start: str) -> None:
-        """Account for a layer whose tensors are not those of the lead's layer."""
+        """Report tensors of a layer that the leading model's layer lacks."""
         wanted = frozenset(lead.stack.layers[lead.layer])
         for suffix, name in zip(cell.stack.layers[cell.layer], cell.stack.names(cell.layer), strict=True):
             if suffix in wanted:
@@ -244,12 +244,12 @@ class TaskBuilder:
         return sum(self._bytes_by_dtype.values())
 
     def main_dtype(self) -> str | None:
-        """Give the float dtype that most bytes of the output have."""
+        """Return the float dtype that most bytes of the output have."""
         floats = [dtype for dtype in self._bytes_by_dtype if dtype in BYTES]
         return max(floats, key=lambda dtype: (self._bytes_by_dtype[dtype], dtype), default=None)
 
     def build(self, models: Sequence[Model], *, seed: int, allow_nonfinite: bool) -> MergePlan:
-        """Give the plan; files of which nothing is read are no part of it."""
+        """Return the plan; files of which nothing is read are left out."""
         files = [
             InputFile(str(file.path), file.size, file.mtime_ns, file.header)
             for model in models

@@ -51,7 +51,7 @@ class _Ends:
     tied: bool
 
     def tied_by_class(self) -> _Ends:
-        """Give the ends as they are where the model's class ties: a head on disk counts only if the config says so."""
+        """Return the ends as they are if the model's class ties: a head on disk counts only if the config says so."""
         return self if self.head is None or self.flag is not None else replace(self, tied=True)
 
 
@@ -100,7 +100,7 @@ def find_tying(donor: Model, models: Sequence[Model]) -> Tying | None:
 
 
 def state_untied(config: dict[str, Any], head: str) -> str | None:
-    """Say in the output's config.json that its head is its own, or return a note why that cannot be said.
+    """State in the output's config.json that its head is not tied, or return a note why that cannot be stated.
 
     In models of an encoder and a decoder the flag ties their embeddings too (and scales the last states of a T5), and
     where the head is a `decoder` inside a module, the bias of that module.
@@ -122,7 +122,7 @@ def own_head(donor: Model, tying: Tying | None) -> str | None:
 
 
 def own_head_note(model: Model) -> str | None:
-    """Tell that the file of a model contradicts its config.json, None where it does not."""
+    """Return a note that the weights of a model contradict its config.json, None where they do not."""
     if not model.own_head or tie_flag(model.checkpoint.config) is not True:
         return None
     embedding, head = ends_of(model.checkpoint, model.structure)
@@ -142,7 +142,7 @@ def _ends(model: Model) -> _Ends:
 
 
 def _has_scores(model: Model) -> bool:
-    """Tell whether the saved class is one with a language model's head, which then can only be the embedding."""
+    """Return whether the saved class has a language model's head, which then can only be the embedding."""
     architectures = model.checkpoint.config.get("architectures")
     words = ("ForCausalLM", "LMHead", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining")
     return isinstance(architectures, list) and any(

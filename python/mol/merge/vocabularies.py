@@ -179,7 +179,7 @@ def _has_tokens(vocabulary: Vocabulary) -> bool:
 
 
 def _incomparable(donor: Vocabulary, other: Vocabulary, name: str) -> str | None:
-    """Tell why the ids of two models could not be compared in full, None where they were."""
+    """Return why the ids of two models could not be compared in full, None where they were."""
     if (donor.complete and other.complete) or other.same_file(donor):
         return None
     reasons = []
@@ -192,7 +192,7 @@ def _incomparable(donor: Vocabulary, other: Vocabulary, name: str) -> str | None
 
 
 def _unequal(donor: Vocabulary, other: Vocabulary, name: str) -> str | None:
-    """Tell how the vocabulary of a model differs from the donor's, None where they are equal."""
+    """Return how the vocabulary of a model differs from the donor's, None where they are equal."""
     remark = _incomparable(donor, other, name)
     if remark is not None:
         return remark

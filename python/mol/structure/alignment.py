@@ -40,7 +40,7 @@ class Alignment:
         return self.roles.get(name)
 
     def to_donor(self, name: str, tensors: Container[str]) -> str:
-        """Give the name among the donor's tensors of a tensor of the other, or the one that the donor would give it."""
+        """Translate one of the other's tensor names into the donor's naming."""
         for ours, theirs in self.roles.items():
             if theirs == name:
                 return ours

@@ -46,16 +46,16 @@ class Stack:
     first: int = 0
 
     def __len__(self) -> int:
-        """Number of layers."""
+        """Return the number of layers."""
         return len(self.layers)
 
     def start(self, layer: int) -> str:
-        """Give what the names of a layer's tensors start with, its dot included."""
+        """Return what the names of a layer's tensors start with, its dot included."""
         number = self.first + layer
         return f"{self.prefix}.{number}." if self.prefix else f"{number}."
 
     def names(self, layer: int) -> list[str]:
-        """Give the names of a layer's tensors."""
+        """Return the names of a layer's tensors."""
         start = self.start(layer)
         return [start + suffix if suffix else start[:-1] for suffix in self.layers[layer]]
 
@@ -85,7 +85,7 @@ class Structure:
 
 
 def find_structure(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any]) -> Structure:
-    """Tell layers from everything else.
+    """Find the layers of a model, and what is outside of them.
 
     A repeat is the outermost number in a name, so that the experts inside a layer are part of the layer. It is a stack
     when its layers are numbered 0, 1, 2, ... (or as many as config.json says), hold modules rather than bare
@@ -125,7 +125,7 @@ def find_structure(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any])
 
 
 def in_side_tower(structure: Structure, name: str) -> bool:
-    """Tell whether a tensor outside the layers belongs to a tower other than the main one, such as its last norm."""
+    """Return whether a tensor outside the layers belongs to a tower other than the main one, such as its last norm."""
     if structure.main is None:
         return False
     if is_side_tower(name) and not is_side_tower(structure.main.prefix):
@@ -155,18 +155,18 @@ def tail_counts(config: Mapping[str, Any]) -> set[int]:
 
 
 def is_side_tower(prefix: str) -> bool:
-    """Tell the path of a tower that stands beside a language model: for images, sound, further tokens."""
+    """Return whether a path is that of a tower next to a language model: for images, sound, further tokens."""
     return _SIDE_TOWER.search(prefix) is not None
 
 
 def is_layer_count_key(key: str) -> bool:
-    """Tell whether a key of config.json says how many layers there are."""
+    """Return whether a key of config.json counts layers."""
     word = key.lower()
     return _COUNT_KEY.fullmatch(word) is not None and _OTHER_COUNT.search(word) is None
 
 
 def map_layers(ours: int, theirs: int) -> tuple[int, ...]:
-    """Spread the layers of a shallower or deeper model over ours: first to first, last to last, nearest between."""
+    """Map the layers of a shallower or deeper model onto ours: first to first, last to last, nearest between."""
     if ours == theirs:
         return tuple(range(ours))
     if ours == 1:
@@ -176,7 +176,7 @@ def map_layers(ours: int, theirs: int) -> tuple[int, ...]:
 
 
 def is_encoder_decoder(stacks: Iterable[Stack], config: Mapping[str, Any]) -> bool:
-    """Tell a model of an encoder and a decoder that both read text."""
+    """Return whether a model has an encoder and a decoder that both read text."""
     if config.get("is_encoder_decoder") is True:
         return True
     words = [set(stack.prefix.split(".")) for stack in stacks]
@@ -239,7 +239,7 @@ def _is_contiguous(layers: _Layers) -> bool:
 
 
 def _is_alike(layers: _Layers) -> bool:
-    """Whether some ending occurs in every layer."""
+    """Return whether some ending occurs in every layer."""
     common: set[str] | None = None
     for suffixes in layers.values():
         common = set(suffixes) if common is None else common.intersection(suffixes)

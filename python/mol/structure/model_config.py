@@ -135,7 +135,7 @@ def restack(
 
 
 def broken_cycles(config: dict[str, Any], structure: Structure, origins: Sequence[LayerOrigin]) -> list[str]:
-    """Tell which keys make every n-th layer another kind, when layers now stand where another kind is expected."""
+    """Report keys that make every n-th layer another kind, where layers now stand at positions of another kind."""
     return [
         f"config.json: `{key}: {value}` tells the kind of a layer by its number, and layers of the output have numbers "
         f"of another kind than where they come from; choose ranges that move layers by a multiple of {value}"
@@ -172,7 +172,7 @@ def _sections(
 
 
 def _per_layer(key: str, value: object, depth: int) -> Sequence[Any] | None:
-    """Give one entry for each of `depth` layers, or None where the value is something else."""
+    """Return one entry for each of `depth` layers, or None where the value is something else."""
     if isinstance(value, str):
         return value if len(value) == depth and key.endswith("_pattern") else None
     if not isinstance(value, list) or _OTHER_LIST.search(key):
@@ -183,7 +183,7 @@ def _per_layer(key: str, value: object, depth: int) -> Sequence[Any] | None:
 
 
 def _are_runs(value: list[Any], depth: int) -> bool:
-    """Tell a list of [entries, times], as in [[["global", "local"], 12]], that comes to `depth` entries."""
+    """Return whether a value lists [entries, times], as in [[["global", "local"], 12]], `depth` entries in all."""
     return (
         all(
             isinstance(run, list) and len(run) == 2 and isinstance(run[0], list) and type(run[1]) is int
@@ -208,7 +208,7 @@ def _cut(key: str, value: Any, depth: int, tails: set[int]) -> tuple[Any, list[A
 
 
 def _entry(origin: LayerOrigin, path: tuple[str, ...], key: str, donors: Sequence[Any], tails: set[int]) -> Any:  # noqa: ANN401
-    """Give the entry of a per-layer list that belongs to a layer, from the layer's own model if it has the list."""
+    """Return the entry of a per-layer list that belongs to a layer, from the layer's own model if it has the list."""
     own = _per_layer(key, _cut(key, _lookup(origin.config, path).get(key), origin.depth, tails)[0], origin.depth)
     source = donors if own is None else own
     return copy.deepcopy(source[min(origin.layer, len(source) - 1)])
@@ -220,7 +220,7 @@ def _indices(origin: LayerOrigin, path: tuple[str, ...], key: str, donors: list[
 
 
 def _is_index_list(key: str, value: list[Any], depth: int) -> bool:
-    """Tell a list of layer numbers: its key speaks of layers, its entries rise and stay below the depth."""
+    """Return whether a value lists layer numbers: its key names layers, its entries rise and stay below the depth."""
     return (
         bool(value)
         and _INDEX_LIST.search(key) is not None

@@ -47,7 +47,7 @@ _MASK: Final = re.compile(r"(?:^|\.)attn(?:ention)?\.(?:bias|mask)$")
 
 
 def side_of(name: str) -> Side:
-    """Tell the side of a weight outside the layers."""
+    """Return the side of a weight outside the layers."""
     for pattern, side in _SIDES:
         if pattern.search(name):
             return side
@@ -55,7 +55,7 @@ def side_of(name: str) -> Side:
 
 
 def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
-    """Tell a table that the model's code computes by itself: causal masks, rotary frequencies.
+    """Return whether a tensor is a table that the model's code computes itself: causal masks, rotary frequencies.
 
     Older versions of transformers saved them and newer ones do not, so siblings may differ in them.
     """
