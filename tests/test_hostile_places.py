@@ -279,7 +279,7 @@ def test_a_disk_that_is_too_small_for_side_files(small_disk: Path, tmp_path: Pat
     a, b = (make_model(tmp_path / name, tensors(1)) for name in "ab")
     (a / "NOTICE").write_text("x" * 100_000)
     world = World(tmp_path, a, b, small_disk / "out")
-    with world.refuses("disk/out", "for the files beside them", "free", error=MergeError):
+    with world.refuses("disk/out", "for the files next to them", "free", error=MergeError):
         world.merge()
 
 

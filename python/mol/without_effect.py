@@ -16,7 +16,7 @@ WITHOUT_EFFECT: Final[dict[str, str]] = {
     "multi_gpu": ON_THE_CPU,
     "gpu_rich": ON_THE_CPU,
     "async_write": "writing always overlaps with reading and computing",
-    "write_threads": "one pool does all; --threads sets its size",
+    "write_threads": "the same threads read, compute and write; --threads sets their number",
     "clone_tensors": "each tensor of the output is written on its own",
     "cleanup": "a merge leaves nothing behind but its output",
     "unsafe_truncate_embeddings": "vocabularies that differ are refused, never cut",

@@ -145,7 +145,7 @@ def test_without_the_extra_config_json_speaks_for_itself(odd: Callable[..., Path
     found = entries(done.stdout)
     assert found["config"] == "text_config.hidden_size 8, text_config.num_hidden_layers 2, vocab_size 16"
     assert re.match(
-        r"not told: odd: .* takes torch and transformers; .*`pip install 'mol-merge\[fusion\]'`", found["family"]
+        r"unknown: odd: .* takes torch and transformers; .*`pip install 'mol-merge\[fusion\]'`", found["family"]
     )
     assert "total" in found
     done = subprocess.run([*line, "--json"], capture_output=True, text=True, check=True)
@@ -164,7 +164,7 @@ def test_without_the_extra_config_json_speaks_for_itself(odd: Callable[..., Path
         ({"model_type": "bert", "hidden_size": 7, "num_attention_heads": 2}, "cannot be built from its config.json"),
         (
             {"model_type": "own_unheard_of", "auto_map": AUTO_MAP},
-            "(auto_map: modeling_own.OwnConfig), which is not run unasked; read that code and pass "
+            "(auto_map: modeling_own.OwnConfig), which is not run by default; read that code and pass "
             "trust_remote_code=True (--trust-remote-code)",
         ),
     ],
@@ -231,7 +231,7 @@ def test_code_of_a_model_is_run_when_asked_for(
     said = capsys.readouterr()
     found = entries(said.out)
     assert found["family"] == "decoder_only (own_unheard_of): causal language model"
-    assert found["code"] == "of its own (modeling_own.OwnConfig, modeling_own.OwnForCausalLM); it was run, as asked"
+    assert found["code"] == "of its own (modeling_own.OwnConfig, modeling_own.OwnForCausalLM); it was run, as requested"
     assert said.err.count("warning: trust_remote_code") == 1
     odd(model_type="llama", auto_map=AUTO_MAP, **sizes)
     assert main(["inspect", "odd"]) == 0

@@ -243,7 +243,7 @@ def test_threads_are_bounded_by_what_is_of_use(count: int, capsys: pytest.Captur
         assert 16 <= threads < 999 or (os.cpu_count() or 1) > 200
     assert MergeOptions(threads=count).workers == threads
     main(["no.yml", "out", "-j", text])
-    assert " is more than is of use here: " in " ".join(capsys.readouterr().err.split())
+    assert " is more than this machine can use: " in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_number_of_threads_that_python_cannot_read() -> None:

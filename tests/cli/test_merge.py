@@ -187,7 +187,7 @@ def test_a_merge_that_is_terminated_says_how_to_go_on_and_does(name: str, code: 
     assert done.returncode == code, done.stderr
     said = " ".join(done.stderr.split())
     assert f"error: terminated ({name}); " in said
-    assert "out.partial keeps what is done: give the same line again to go on, or delete it to give up" in said
+    assert "out.partial keeps what is done: run the same command again to resume, or delete it to give up" in said
     assert not Path("out").exists()
     assert main([str(recipe), "out", "-q"]) == 0
 
@@ -328,14 +328,14 @@ def test_validate_says_what_it_could_not_check(family: Path, capsys: pytest.Capt
     Path("hub.yml").write_text(LINEAR.replace("./chat", "some-org/some-model"))
     assert main(["validate", "hub.yml", "--cache-dir", "cache"]) == 0
     said = capsys.readouterr()
-    assert "hub.yml: valid, as far as can be told here\n  checked: the recipe\n  not checked: tensors" in said.out
+    assert "hub.yml: valid, as far as can be checked here\n  checked: the recipe\n  not checked: tensors" in said.out
     assert "nor in the cache: some-org/some-model" in said.out
     assert main(["validate", "hub.yml", "--cache-dir", "cache", "--strict", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)[0]["not_at_hand"] == ["some-org/some-model"]
     assert main(["validate", "hub.yml", "--cache-dir", "cache", "--strict", "--quiet"]) == 1
     assert capsys.readouterr() == (
         "",
-        "error: hub.yml: models are not at hand, and --strict asks for them: some-org/some-model\n",
+        "error: hub.yml: models are not at hand, and --strict requires them: some-org/some-model\n",
     )
 
 

@@ -254,7 +254,7 @@ def test_parameters_of_the_seed_that_are_built_in(word: str) -> None:
         ),
         ("models: [a]\nlayer_range: [2, 1]\n", "config.yml:3: `layer_range` [2, 1] holds no layer"),
         ("models: [a]\nparameters: {layer_params: 3}\n", "config.yml:3: `layer_params` is a map from a part of a"),
-        ("layer_range: [0, 1]\nslices: []\n", "config.yml:2: `layer_range` beside `slices`"),
+        ("layer_range: [0, 1]\nslices: []\n", "config.yml:2: `layer_range` together with `slices`"),
         ("models: [a]\npush_to_hub: true\n", "config.yml:3: `push_to_hub`: upload the finished directory instead"),
         ("models: [a]\ntarget_hidden_dim: 3\n", "config.yml:3: `target_hidden_dim`: this belongs to fusion"),
     ],

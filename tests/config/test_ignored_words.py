@@ -81,7 +81,7 @@ def test_what_is_no_holder_of_anchors_stays_refused(text: str, problem: str) -> 
 
 def test_the_name_of_a_single_recipe_is_a_title() -> None:
     assert notes("name: my-merge\n" + LINEAR) == (
-        "`name: 'my-merge'` has no effect: it only tells stages of a recipe apart",
+        "`name: 'my-merge'` has no effect: it only distinguishes stages of a recipe",
     )
 
 
@@ -140,12 +140,13 @@ def test_a_word_in_the_wrong_map_that_changes_nothing_is_noted_once(text: str) -
         ),
         (
             PASSTHROUGH.replace("model: a,", "model: a, dtype: float16,"),
-            "config.yml:4: unknown key `dtype` in an entry of `sources`: it is a key of the recipe, write it beside "
+            "config.yml:4: unknown key `dtype` in an entry of `sources`: it is a key of the recipe, write it next to "
             "`merge_method`",
         ),
         (
             TIES + "  dtype: float16\n",
-            "config.yml:7: unknown parameter `dtype` for ties: it is a key of the recipe, write it beside `parameters`",
+            "config.yml:7: unknown parameter `dtype` for ties: it is a key of the recipe, "
+            "write it next to `parameters`",
         ),
         (
             TIES + "normalize: false\n",

@@ -141,7 +141,7 @@ def test_from_dict_has_the_defaults_of_its_form() -> None:
     assert flat == MergeConfig("slerp", ["a", "b"])
     with pytest.raises(ConfigError) as caught:
         MergeConfig.from_dict({"merge_method": "slerp", "base_model": "a", "models": [{"model": "a"}, {"model": "b"}]})
-    assert str(caught.value) == "the recipe is refused:\n  - models: slerp needs the parameter `t`"
+    assert str(caught.value) == "invalid recipe:\n  - models: slerp needs the parameter `t`"
     with pytest.raises(ConfigError, match="a recipe is a map"):
         MergeConfig.from_dict(["linear"])  # type: ignore[arg-type]
 

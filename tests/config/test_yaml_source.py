@@ -106,7 +106,7 @@ def test_an_alias_bomb_is_refused_before_it_is_written_out() -> None:
     lines = ["l0: &l0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 10)}]" for i in range(1, 12)]
     message = refusal("\n".join(lines))
-    assert message.endswith("aliases that stand for more than 20000 values; write them out")
+    assert message.endswith("aliases that expand to more than 20000 values; write them out")
     assert message.startswith("config.yml:5: ")
     small, large = ("\n".join(lines[:count]) for count in (6, 12))  # of a million values, and of a million million
     assert calls(lambda: refusal(small)) == calls(lambda: refusal(large))

@@ -26,7 +26,7 @@ def refusal(text: str) -> tuple[str, ...]:
     with pytest.raises(ConfigError) as caught:
         MergeConfig.from_yaml(text, "config.yml")
     lines = [f"  - {problem}" for problem in caught.value.problems]
-    assert str(caught.value) == "\n".join(["config.yml is refused:", *lines])
+    assert str(caught.value) == "\n".join(["invalid recipe config.yml:", *lines])
     return caught.value.problems
 
 

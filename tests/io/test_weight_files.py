@@ -229,6 +229,6 @@ def test_a_complete_partial_directory_is_still_no_model(tmp_path: Path) -> None:
 
 def test_a_checkpoint_below_is_offered(tmp_path: Path) -> None:
     write(tmp_path / "run" / "checkpoint-500")
-    assert f"no config.json; a model directory has one beside its weights; there is one in {tmp_path}" in refusal(
+    assert f"no config.json; a model directory has one next to its weights; there is one in {tmp_path}" in refusal(
         tmp_path / "run"
     )

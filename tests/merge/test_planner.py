@@ -68,11 +68,11 @@ def test_models_draw_by_their_place_among_the_models_of_the_recipe(names: str) -
 
 
 def test_a_model_without_any_influence_is_told() -> None:
-    told = "no weight of b is used: the recipe gives it no influence on any tensor"
+    told = "b has no effect: the recipe gives it no weight in any tensor"
     assert plan(linear(1, 0), *llamas("a", "b")).notes == (told,)
     recipe = based("ties", {"weight": [{"filter": "lm_head", "value": 1}, {"value": 0}]}, "b", "c")
     recipe["models"][1]["parameters"] = {"weight": 1, "density": 0}
-    assert plan(recipe, *llamas("a", "b", "c")).notes == (told.replace("of b", "of c"),)
+    assert plan(recipe, *llamas("a", "b", "c")).notes == (told.replace("b has", "c has"),)
 
 
 def test_a_weight_of_one_without_normalization_beside_others_is_no_copy() -> None:
@@ -166,7 +166,7 @@ def test_prefixes_are_aligned_and_heads_copied_or_dropped() -> None:
 def test_what_another_slice_gives_is_told_across_prefixes() -> None:
     a, b = headers("a", bert(3), bert_config(3)), headers("b", bert(3, prefix=""), bert_config(3))
     planned = plan(sliced([("a", 0, 2)], [("b", 1, 3)]), a, b)
-    assert "embeddings.word_embeddings.weight of b: another slice gives this tensor" in planned.dropped
+    assert "embeddings.word_embeddings.weight of b: this tensor comes from another slice" in planned.dropped
     assert not [line for line in planned.dropped if "no such tensor" in line]
 
 

@@ -90,10 +90,10 @@ def test_slices_are_stacked_and_renumbered() -> None:
     assert origin["model.norm.weight"].input == origin["lm_head.weight"].input == 1
     assert planned.dropped == (
         "model.layers.3 of a (9 tensors): in no slice",
-        "lm_head.weight of a: another slice gives this tensor",
-        "model.norm.weight of a: another slice gives this tensor",
+        "lm_head.weight of a: this tensor comes from another slice",
+        "model.norm.weight of a: this tensor comes from another slice",
         "model.layers.0 of b (9 tensors): in no slice",
-        "model.embed_tokens.weight of b: another slice gives this tensor",
+        "model.embed_tokens.weight of b: this tensor comes from another slice",
     )
 
 
@@ -186,7 +186,7 @@ def test_lists_that_are_per_layer_are_told_from_others(section: dict[str, Any], 
 def test_layers_that_fall_out_of_step_are_warned_of() -> None:
     a = headers("a", llama(4), llama_config(4) | {"sliding_window_pattern": 2})
     planned = plan(sliced([("a", 0, 3)], [("a", 2, 4)]), a)
-    assert "`sliding_window_pattern: 2` tells the kind of a layer by its number" in planned.warnings[0]
+    assert "`sliding_window_pattern: 2` makes the kind of a layer depend on its number" in planned.warnings[0]
     assert plan(sliced([("a", 0, 4)], [("a", 2, 4)]), a).warnings == ()
 
 

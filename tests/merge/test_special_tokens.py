@@ -105,7 +105,7 @@ def test_a_tokenizer_that_tells_nothing_is_warned_of(tmp_path: Path) -> None:
     model(tmp_path / "a")
     model(tmp_path / "b", config__json=llama_config())
     planned = plan_recipe(linear(0.5, 0.5, tokenizer_source="b"))
-    assert any("no file of b tells the ids of its special tokens" in warning for warning in planned.warnings)
+    assert any("no file of b states the ids of its special tokens" in warning for warning in planned.warnings)
 
 
 def test_without_a_tokenizer_source_other_ends_are_warned_of(tmp_path: Path) -> None:

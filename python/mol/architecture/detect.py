@@ -194,9 +194,9 @@ def check_remote_code(
     if not trust_remote_code:
         raise ArchitectureError(
             f"{name}: transformers {version('transformers')} does not know the model_type `{model_type}`, and the "
-            f"model brings code of its own for it (auto_map: {auto_map['AutoConfig']}), which is not run unasked; read "
-            "that code and pass trust_remote_code=True (--trust-remote-code), or install a release of transformers "
-            "that knows the type"
+            f"model brings code of its own for it (auto_map: {auto_map['AutoConfig']}), which is not run by default; "
+            "read that code and pass trust_remote_code=True (--trust-remote-code), or install a release of "
+            "transformers that knows the type"
         )
     return auto_map
 
@@ -231,7 +231,7 @@ def _read_paths(
         return read_paths(model_class, config, name, encoder=family is ArchitectureFamily.ENCODER_DECODER)
     except ImportError as error:
         _log.warning(
-            "%s: where its parts are is told by the names of its tensors, if at all, since %s cannot be built here: %s",
+            "%s: its parts are located by the names of its tensors, if at all, since %s cannot be built here: %s",
             name, model_class.__name__, " ".join(str(error).split()),
         )  # fmt: skip
         return None

@@ -155,7 +155,7 @@ class UniversalArchitectureHandler:
         missing = [package for package in ("torch", "transformers") if find_spec(package) is None]
         if missing:
             raise ArchitectureError(
-                f"{name}: telling what it is takes {' and '.join(missing)}; install what is missing with "
+                f"{name}: detecting its architecture takes {' and '.join(missing)}; install what is missing with "
                 "`pip install 'mol-merge[fusion]'`"
             )
         directory = find_directory(name, hub_cache_dir=self._hub.cache_dir, token=self._hub.token)

@@ -26,8 +26,8 @@ DONE, FAILED, USAGE = 0, 1, 2
 HELP = """Merge language model checkpoints, natively and in constant memory.
 
 CONFIG is a mergekit recipe (YAML); OUT is the directory to write. Without a
-verb the line is a merge. Options may stand anywhere on it. A recipe whose
-name is a verb's is given as ./NAME.
+verb it merges. Options may stand anywhere. A recipe that has the name of a verb
+is given as ./NAME.
 
 \b
 mol-merge config.yml ./merged
@@ -54,7 +54,7 @@ cli = VerbGroup(
     ],
     params=[
         click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version,
-                     help="Say the version."),
+                     help="Print the version."),
     ],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
 )  # fmt: skip
@@ -156,4 +156,7 @@ def _where_to_report() -> str:
     except PackageNotFoundError:
         urls = {}
     where = next((urls[name] for name in ("Issues", "Repository", "Homepage") if name in urls), "the issue tracker")
-    return f"This is a bug in mol. Please report it to {where}, with the recipe and what this line says with --verbose."
+    return (
+        f"This is a bug in mol. Please report it to {where}, with the recipe and the output of this command with "
+        "--verbose."
+    )

@@ -35,7 +35,7 @@ def architecture_entries(found: ArchitectureInfo | str, checkpoint: Checkpoint) 
         from mol.architecture.sizes import stated_sizes
 
         said = ", ".join(f"{key} {value}" for key, value in stated_sizes(checkpoint.config).items())
-        return [*([("config", said)] if said else []), ("family", f"not told: {found}")]
+        return [*([("config", said)] if said else []), ("family", f"unknown: {found}")]
     able = [what for what, can in (("causal", found.supports_causal_lm), ("masked", found.supports_masked_lm)) if can]
     abilities = f"{' and '.join(able)} language model" if able else "no causal or masked language model"
     sizes = [units.amount(count, noun) for name, noun in _COUNTS if (count := getattr(found, name)) is not None]
@@ -49,7 +49,7 @@ def architecture_entries(found: ArchitectureInfo | str, checkpoint: Checkpoint) 
     auto_map = checkpoint.config.get("auto_map")
     if isinstance(auto_map, dict):
         names = ", ".join(map(str, auto_map.values()))
-        run = "was run, as asked" if found.requires_remote_code else "is not run: transformers knows the type"
+        run = "was run, as requested" if found.requires_remote_code else "is not run: transformers knows the type"
         entries.append(("code", f"of its own ({names}); it {run}"))
     return entries
 

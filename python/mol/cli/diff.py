@@ -64,7 +64,7 @@ class Sums(NamedTuple):
 @click.argument("a")
 @click.argument("b")
 @option("-j", "--threads", "--num-threads", "threads", type=ThreadCount(), metavar="N", default=None,
-        help="Size of the pool.  [default: all cores]")  # fmt: skip
+        help="Number of worker threads.  [default: all cores]")  # fmt: skip
 @option("--transformers-cache", "--cache-dir", "cache_dir", type=click.Path(path_type=Path), metavar="DIR",
         help="The Hugging Face cache to look in.")  # fmt: skip
 @speaking

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     help="Write one example recipe of each kind into DIR (./examples if none is named).",
 )
 @click.argument("directory", metavar="[DIR]", type=click.Path(path_type=Path), default=Path("examples"))
-@option("--overwrite", is_flag=True, help="Replace files of these names that say something else.")
+@option("--overwrite", is_flag=True, help="Replace files of these names that have other contents.")
 @speaking
 def command(console: Console, directory: Path, overwrite: bool) -> None:
     """Write the recipes."""
@@ -35,7 +35,7 @@ def command(console: Console, directory: Path, overwrite: bool) -> None:
         if (path := directory / name).exists() and path.read_text(encoding="utf-8") != text
     ]
     if other and not overwrite:
-        raise ConfigError.listing("files of these names say something else; name another DIR, or --overwrite", other)
+        raise ConfigError.listing("files of these names have other contents; name another DIR, or --overwrite", other)
     directory.mkdir(parents=True, exist_ok=True)
     for name, text in EXAMPLES.items():
         (directory / name).write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`mol-merge` as a click group: a line without a verb is a merge, and options may stand anywhere on it."""
+"""`mol-merge` as a click group: `merge` is the default verb, and options may stand anywhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DEFAULT_VERB = "merge"
-SAID = "What is said"
+SAID = "Output"
 LATER_VERBS = (
     "push", "push-hf",  # of the seed
     "evolve", "extract-lora", "layershuffle", "moe", "multi", "pytorch", "tokensurgeon",  # of mergekit

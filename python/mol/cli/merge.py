@@ -1,4 +1,4 @@
-"""mol-merge merge, the verb of a line without one: run recipes."""
+"""mol-merge merge, the default verb: run recipes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
 @click.command(
     "merge",
     cls=Verb,
-    short_help="Merge by a recipe; the verb of a line without one.",
+    short_help="Merge by a recipe; the default verb.",
     help="""Merge the models that the recipe CONFIG (`-`: standard input) names into the directory OUT, which may be
 left out if the recipe has `output_path`. Several recipes go into --out-dir, each under its own name. A merge that was
-interrupted goes on when the same line is given again.""",
+interrupted resumes when the same command is run again.""",
     options_metavar="[OPTIONS]",
 )
 @click.argument("words", metavar="CONFIG... [OUT]", nargs=-1, type=PATH)
@@ -55,7 +55,7 @@ def command(console: Console, words: tuple[Path, ...], out_dir: Path | None, **g
 def _pair(words: tuple[Path, ...], out_dir: Path | None) -> list[tuple[Path, Path | None]]:
     """Separate the recipes from OUT among the words of the command."""
     if not words:
-        raise click.UsageError("no recipe is named; the line is `mol-merge CONFIG OUT`")
+        raise click.UsageError("no recipe is named; the command is `mol-merge CONFIG OUT`")
     if out_dir is not None:
         if STDIN in words:
             raise click.UsageError("a recipe from standard input has no name; give OUT in place of --out-dir")
@@ -115,7 +115,7 @@ def _merge(console: Console, path: Path, recipe: MergeConfig, out: Path, options
         word, code = kind_of(stop)
         partial = partial_of(Path(os.path.realpath(out.expanduser())))
         console.error(
-            f"{word}; {partial} keeps what is done: give the same line again to go on, or delete it to give up"
+            f"{word}; {partial} keeps what is done: run the same command again to resume, or delete it to give up"
             if partial.exists()
             else f"{word} before anything was written"
         )

@@ -64,7 +64,7 @@ class ThreadCount(click.IntRange):
         threads: int = super().convert(value, param, ctx)
         most = most_threads()
         if threads > most and ctx is not None:
-            ctx.obj.pending.append(f"--threads {_short(threads)} is more than is of use here: {most} are started")
+            ctx.obj.pending.append(f"--threads {_short(threads)} is more than this machine can use: {most} are started")
         return min(threads, most)
 
 
@@ -93,8 +93,8 @@ def speaking(function: Callable[..., Any]) -> Callable[..., Any]:
         return function(console, **given)
 
     return _decorated(functools.update_wrapper(click.pass_obj(verb), function), [
-        option("-v", "--verbose", count=True, section=SAID, help="Say more; list everything."),
-        option("-q", "--quiet", is_flag=True, section=SAID, help="Say only errors, and what was asked for."),
+        option("-v", "--verbose", count=True, section=SAID, help="Print more; list everything."),
+        option("-q", "--quiet", is_flag=True, section=SAID, help="Print only errors and requested output."),
         option("--json", "json_", is_flag=True, section=SAID,
                help="One JSON document on stdout; all else on stderr."),
         option("--log-level", type=click.Choice(LOG_LEVELS, case_sensitive=False), hidden=True),
@@ -112,7 +112,7 @@ def models(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options about where models come from and which are admitted."""
     return _decorated(function, [
         option("--trust-remote-code/--no-trust-remote-code", default=None, section="Models",
-               help="Keep the donor's Python files in the result; say so only of models that you trust."),
+               help="Keep the donor's Python files in the result; only for models that you trust."),
         option("--allow-crimes/--no-allow-crimes", default=None, section="Models",
                help="Admit other architectures, heads or tokens where tensors have equal shapes."),
         option("--strict-tensors", is_flag=True, section="Models",
@@ -142,11 +142,11 @@ def merging(function: Callable[..., Any]) -> Callable[..., Any]:
         option("--digest", type=click.Choice(["blake3", "sha256"]), default=None, section="Result",
                help="Add a cryptographic digest of each tensor to the manifest."),
         option("--allow-nonfinite", is_flag=True, section="Result",
-               help="Go on when a NaN, an infinity or an overflow is met."),
+               help="Do not stop at NaN, infinity or overflow."),
         option("--random-seed", "--seed", "seed", type=click.IntRange(min=0), metavar="N", default=None,
                section="Result", help="Seed of the methods that draw at random.  [default: 0]"),
         option("-j", "--threads", "--num-threads", "threads", type=ThreadCount(), metavar="N", default=None,
-               section="Speed", help="Size of the pool.  [default: all cores]"),
+               section="Speed", help="Number of worker threads.  [default: all cores]"),
         option("--memory", metavar="SIZE", default=None, section="Speed",
                help="Memory that the tensors being merged may hold: 2GB.  [default: a quarter of what is available]"),
         option("--sync/--no-sync", "sync", default=None, section="Speed",
@@ -223,5 +223,5 @@ def _say_without_effect(console: Console, given: dict[str, Any]) -> None:
     if device is not None and device != "cpu":
         kind = device.partition(":")[0]
         if kind not in ("auto", "cuda", "mps", "xpu", "rocm"):
-            raise click.UsageError(f"--device {device!r} is no device; say cpu, cuda or auto")
+            raise click.UsageError(f"--device {device!r} is no device; use cpu, cuda or auto")
         console.note(f"--device {device} has no effect: merges run on the CPU, at the speed of the disk")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     cls=Verb,
     short_help="Check recipes, and shapes where the models are at hand.",
     help="Check each recipe CONFIG. Where all its models are at hand, on this disk or in the Hugging Face cache, "
-    "tensor names, shapes and dtypes are checked too. Nothing is downloaded; what was not checked is said.",
+    "tensor names, shapes and dtypes are checked too. Nothing is downloaded; what was not checked is listed.",
 )
 @click.argument("configs", metavar="CONFIG...", nargs=-1, required=True, type=PATH)
 @option("--strict", is_flag=True, help="Fail where models are not at hand, too.")
@@ -57,7 +57,7 @@ def _validate(console: Console, path: Path, options: MergeOptions, *, strict: bo
     checked = "the recipe"
     if tensors:
         checked += f", and names, shapes and dtypes of {units.amount(tensors, 'tensor')} to write"
-    lines = [f"{path}: valid{', as far as can be told here' if names else ''}", f"  checked: {checked}"]
+    lines = [f"{path}: valid{', as far as can be checked here' if names else ''}", f"  checked: {checked}"]
     if names:
         lines.append(
             f"  not checked: {'its tokenizer' if tensors else 'tensors'}, since these are neither a directory here "
@@ -66,7 +66,7 @@ def _validate(console: Console, path: Path, options: MergeOptions, *, strict: bo
     for line in lines:
         console.status("\n".join(wrap(line, width_of(sys.stdout), hang=2)))
     if strict and names:
-        console.error(f"{path}: models are not at hand, and --strict asks for them: {', '.join(names)}")
+        console.error(f"{path}: models are not at hand, and --strict requires them: {', '.join(names)}")
     for warning in warnings:
         console.warning(f"{path}: {warning}")
     for note in notes:

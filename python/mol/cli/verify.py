@@ -49,7 +49,7 @@ class Damage(NamedTuple):
 )
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, readable=False))
 @option("-j", "--threads", "--num-threads", "threads", type=ThreadCount(), metavar="N", default=None,
-        help="Size of the pool.  [default: all cores]")  # fmt: skip
+        help="Number of worker threads.  [default: all cores]")  # fmt: skip
 @speaking
 def command(console: Console, directory: Path, threads: int | None) -> int:
     """Check one directory."""

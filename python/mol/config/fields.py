@@ -60,7 +60,7 @@ def read_fields(
 
     Args:
         table: the recipe.
-        header: first line of the error, such as "config.yml is refused".
+        header: first line of the error, such as "invalid recipe config.yml".
         flat: whether it is in the Python or flat form; None looks at the recipe.
         defaults: whether the defaults of those forms are filled in.
         resolved: whether each model has one name only, as after the commits of its revisions are known.
@@ -144,7 +144,7 @@ def _note_name(recipe: Table, inputs: Inputs, reader: ValueReader) -> None:
     if isinstance(name, str) and any(model.name == name and not is_local(name) for model in inputs.models()):
         reader.problems.add(recipe.at("name"), f"a model is called `{name}` as this recipe is: stages come later")
     else:
-        reader.notes.append(f"`name: {shown(name)}` has no effect: it only tells stages of a recipe apart")
+        reader.notes.append(f"`name: {shown(name)}` has no effect: it only distinguishes stages of a recipe")
 
 
 def _take_method(table: Table, reader: ValueReader) -> Table:

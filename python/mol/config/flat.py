@@ -96,7 +96,7 @@ def _rewrite_parameters(recipe: Table, table: Table, spec: MethodSpec | None, pr
     parameters = given if isinstance(given, Table) else Table(table.at("parameters"))
     holders = [holder for holder in (table, parameters) if holder.get("weights") is not None]
     if len(holders) == 2:
-        problems.add(parameters.at("weights"), "`weights` is given twice, in `parameters` and beside it")
+        problems.add(parameters.at("weights"), "`weights` is given twice, in `parameters` and next to it")
     elif holders:
         _spread_weights(recipe, holders[0]["weights"], holders[0].at("weights"), problems)
     if not isinstance(given, Table):
@@ -222,7 +222,7 @@ def _apply_layer_range(recipe: Table, table: Table, spec: MethodSpec | None, pro
     chosen, place = table.get("layer_range"), table.at("layer_range")
     if not isinstance(entries, Items):
         if chosen is not None:
-            problems.add(place, "`layer_range` beside `slices`: each source of a slice has its own")
+            problems.add(place, "`layer_range` together with `slices`: each source of a slice has its own")
         return
     tables = [entry for entry in entries if isinstance(entry, Table)]
     ranged = [entry for entry in tables if entry.get("layer_range") is not None]

@@ -101,7 +101,7 @@ class MergeConfig:
         # The parts of a recipe that was checked before (dataclasses.replace) have their defaults already.
         parts = [*_listed(models), *_listed(keys.get("slices"))]
         fresh = not parts or any(not isinstance(part, (SourceConfig, SliceConfig)) for part in parts)
-        read = read_fields(table, "the merge cannot be done as asked", flat=True, defaults=fresh)
+        read = read_fields(table, "invalid recipe", flat=True, defaults=fresh)
         self._fill(read, source_text, notes)
 
     def _fill(self, read: Mapping[str, Any], source_text: str | None, notes: Sequence[str] = ()) -> None:
@@ -122,7 +122,7 @@ class MergeConfig:
         if not isinstance(recipe, Mapping):
             raise ConfigError(f"a recipe is a map of keys such as `merge_method`, not {type(recipe).__name__}")
         table = recipe if isinstance(recipe, Table) else from_python(recipe)
-        return cls._checked(table, "the recipe is refused")
+        return cls._checked(table, "invalid recipe")
 
     @classmethod
     def from_yaml(cls, source: str | Path | bytes, where: str | None = None) -> Self:
@@ -137,7 +137,7 @@ class MergeConfig:
             OSError: the file is missing or cannot be read.
         """
         table, text, where = read_source(source, where)
-        return cls._checked(table, f"{where} is refused", text)
+        return cls._checked(table, f"invalid recipe {where}", text)
 
     @classmethod
     def _checked(cls, table: Table, header: str, source_text: str | None = None) -> Self:
@@ -178,7 +178,7 @@ class MergeConfig:
             ]
             table["slices"] = from_python(parts)
         config = object.__new__(type(self))
-        config._fill(read_fields(table, "the recipe is refused", flat=False, resolved=True), self.source_text)
+        config._fill(read_fields(table, "invalid recipe", flat=False, resolved=True), self.source_text)
         remarks = (f"`{name}` is the same commit as `{first}`: they are one model" for name, first in names.items())
         object.__setattr__(config, "notes", tuple(dict.fromkeys((*self.notes, *remarks))))
         object.__setattr__(config, "places", self.places)

@@ -90,7 +90,7 @@ class ModelReference:
         if "model" in value:
             inner = value["model"]
             if "path" in value or "revision" in value:
-                raise ConfigError("a model reference is `{model: {path, revision}}`; here `model` stands beside them")
+                raise ConfigError("a model reference is `{model: {path, revision}}`; here `model` is given with them")
             if isinstance(inner, Mapping) and "model" in inner:
                 raise ConfigError("a model reference is `{model: {path, revision}}`; here `model` is nested twice")
             return cls.parse(inner)

@@ -94,7 +94,7 @@ class ValueReader:
         """Return what to write in place of an unknown key."""
         methods = METHODS.values() if self.spec is None else (self.spec,)
         if self._is_key_of_recipe(word, what):
-            return ": it is a key of the recipe, write it beside `merge_method`"
+            return ": it is a key of the recipe, write it next to `merge_method`"
         spec = next((found for method in methods if (found := method.parameter(word))), None)
         if spec is not None and (spec.per_model or what == "a recipe"):
             return f": write `parameters: {{{word}: ...}}`"
@@ -207,7 +207,7 @@ class ValueReader:
             return None
         of_method = f" for {self.spec.name}" if self.spec is not None else ""
         if self._is_key_of_recipe(word, "`parameters`"):
-            hint = ": it is a key of the recipe, write it beside `parameters`"
+            hint = ": it is a key of the recipe, write it next to `parameters`"
         elif word.isdecimal():
             hint = f": a decimal has a point, as in 0.{word}; a comma ends the entry"
         else:

@@ -164,7 +164,7 @@ class _Reader:
             raise self._refusal(line, f"alias `*{anchor}` stands inside its own anchor")
         self._aliased += target.size
         if self._aliased > MAX_ALIASED:
-            raise self._refusal(line, f"aliases that stand for more than {MAX_ALIASED} values; write them out")
+            raise self._refusal(line, f"aliases that expand to more than {MAX_ALIASED} values; write them out")
         return replace(target, is_anchored=False)
 
     def _begin(self, event: yaml.CollectionStartEvent, line: int) -> None:

@@ -254,7 +254,7 @@ class _Hub:
         missing = nothing if snapshot is None else missing_files(snapshot, weights=weights)
         if snapshot is None or missing:
             raise CheckpointError(
-                f"{self._reference}: no such directory, the Hub cannot be asked ({_first_line(cause)}), and its cache "
+                f"{self._reference}: no such directory, the Hub is unreachable ({_first_line(cause)}), and its cache "
                 f"lacks {', '.join(missing[:4])}; "
                 f"connect (unset HF_HUB_OFFLINE) and run again, or name a local directory{nearby(self._reference.name)}"
             ) from cause

@@ -119,7 +119,7 @@ def no_config(directory: Path) -> CheckpointError | FileNotFoundError:
             return CheckpointError(f"{directory} holds {what} ({found.name}), which is not supported; {way_out}")
     below = sorted(path.parent.name for path in directory.glob("*/config.json"))
     hint = f"; there is one in {directory / below[-1]}" if below else ""
-    return FileNotFoundError(f"{directory}: no config.json; a model directory has one beside its weights{hint}")
+    return FileNotFoundError(f"{directory}: no config.json; a model directory has one next to its weights{hint}")
 
 
 def refuse_unfinished(directory: Path) -> None:

@@ -60,7 +60,7 @@ class Account:
                 self._close_tail(model, tail, left)
             for name in sorted(left, key=natural_key):
                 if name in known or model.alignment.to_donor(name, known) in known:
-                    self.drop(f"{name} of {model.label}: another slice gives this tensor")
+                    self.drop(f"{name} of {model.label}: this tensor comes from another slice")
                 elif self._strict:
                     problem = f"is in {model.label}, and {self._donor.label} lacks it (--strict-tensors)"
                     self._problems.add_tensor(name, None, problem)

@@ -19,10 +19,10 @@ _log = logging.getLogger("mol")
 
 _IN_PYTHON: Final = {
     **WITHOUT_EFFECT,
-    "write_threads": "one pool does all; `threads` sets its size",
-    "quiet": "the logger `mol` says what there is to say",
-    "verbose": "the logger `mol` says what there is to say",
-    "verbosity": "the logger `mol` says what there is to say",
+    "write_threads": "the same threads read, compute and write; `threads` sets their number",
+    "quiet": "messages go to the logger `mol`",
+    "verbose": "messages go to the logger `mol`",
+    "verbosity": "messages go to the logger `mol`",
 }
 _RENAMED: Final = {"transformers_cache": "cache_dir", "random_seed": "seed", "num_threads": "threads"}
 _SAFETENSORS: Final = ("safe_serialization", "use_safetensors")

@@ -85,9 +85,7 @@ class _Planner:
         self._bands = make_bands(config, models, self._problems)
         self._dtype = output_dtype(config, options)
         if config.out_dtype and config.dtype and options.dtype is None:
-            self._notes["`dtype` has no effect beside `out_dtype`: inputs are read as they are, and rounded once"] = (
-                None
-            )
+            self._notes["`dtype` has no effect with `out_dtype`: inputs are read as they are, and rounded once"] = None
         self._tasks = TaskBuilder(
             self._problems, dtype=self._dtype, strict=options.strict_tensors, shard_size=options.out_shard_size
         )
@@ -155,7 +153,7 @@ class _Planner:
         # The side decides nothing where all tensors are made alike.
         if unknown and (len(self._bands) > 1 or self._bands[0].combine.fixed is None):
             listed = ", ".join(f"`{name}`" for name in unknown)
-            self._notes[f"taken to come before the layers, since their names do not tell: {listed}"] = None
+            self._notes[f"assumed to come before the layers, since their names do not show it: {listed}"] = None
         return sides
 
     def _add_loose(self, name: str, side: str) -> None:
@@ -337,7 +335,7 @@ class _Planner:
         read = {file.path for file in plan.inputs}
         for model in self._taking_part():
             if read.isdisjoint(str(file.path) for file in model.checkpoint.files):
-                note = f"no weight of {model.label} is used: the recipe gives it no influence on any tensor"
+                note = f"{model.label} has no effect: the recipe gives it no weight in any tensor"
                 self._notes[note] = None
         self._warnings.update(dict.fromkeys(idle_filters(self._config, plan)))
         return PlannedMerge(

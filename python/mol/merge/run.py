@@ -313,7 +313,7 @@ def _prepare(
     if tokenizer != planned.donor.directory:
         remarks.append(f"the tokenizer is that of {planned.config.tokenizer_source}")
     if options.dtype is not None:
-        remarks.append(f"dtype {options.dtype} was asked for beside the recipe")
+        remarks.append(f"dtype {options.dtype} is set by an option, which overrides the recipe")
     card = prepare_card(planned, options)
     planned = replace(
         planned,
@@ -332,8 +332,8 @@ def _check_space(place: Path, planned: PlannedMerge, preflight: str) -> None:
     beside = sum(file.size for file in planned.side_files)
     if found["bytes_needed"] + beside > found["bytes_free"]:
         raise MergeError(
-            f"{place}: the merge needs {found['bytes_needed']:,} bytes for weights and {beside:,} for the files beside "
-            f"them, the disk has {found['bytes_free']:,} free; free some or choose another OUT"
+            f"{place}: the merge needs {found['bytes_needed']:,} bytes for weights and {beside:,} for the files next "
+            f"to them, the disk has {found['bytes_free']:,} free; free some or choose another OUT"
         )
 
 

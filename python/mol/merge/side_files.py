@@ -192,7 +192,7 @@ def _find_all(chosen: Mapping[str, Path]) -> dict[str, SideFile]:
         if not is_license(name) and not name.endswith(".jinja") and (instead := found_instead(_head(file))) is not None
     ]
     if problems:
-        raise CheckpointError.listing("files beside the weights cannot be copied", problems)
+        raise CheckpointError.listing("files next to the weights cannot be copied", problems)
     return found
 
 

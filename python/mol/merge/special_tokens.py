@@ -93,7 +93,7 @@ def follow_tokenizer(
     warnings: tuple[str, ...] = ()
     if not wanted and not own:
         warnings = (
-            f"no file of {source} tells the ids of its special tokens, so config.json and {GENERATION} keep those of "
+            f"no file of {source} states the ids of its special tokens, so config.json and {GENERATION} keep those of "
             f"{donor.name}: check that the output stops generating",
         )
     return SpecialTokens(config, files, notes, warnings)

@@ -120,12 +120,12 @@ def restack(
                 mapping[key] = (
                     [*_written_as(value, depth, entries), *rest] if rest else _written_as(value, depth, entries)
                 )
-                notes.append(f"config.json: `{where}` has one entry a layer, so its entries went with the layers")
+                notes.append(f"config.json: `{where}` has one entry per layer, so its entries moved with the layers")
             elif isinstance(value, list) and _is_index_list(key, value, depth):
                 mapping[key] = [
                     i for i, origin in enumerate(origins) if origin.layer in _indices(origin, path, key, value)
                 ]
-                notes.append(f"config.json: the layer numbers of `{where}` went with the layers")
+                notes.append(f"config.json: the layer numbers of `{where}` moved with the layers")
     if counted or depth == len(origins):
         return notes, []
     return notes, [
@@ -137,8 +137,8 @@ def restack(
 def broken_cycles(config: dict[str, Any], structure: Structure, origins: Sequence[LayerOrigin]) -> list[str]:
     """Report keys that make every n-th layer another kind, where layers now stand at positions of another kind."""
     return [
-        f"config.json: `{key}: {value}` tells the kind of a layer by its number, and layers of the output have numbers "
-        f"of another kind than where they come from; choose ranges that move layers by a multiple of {value}"
+        f"config.json: `{key}: {value}` makes the kind of a layer depend on its number, and layers of the output have "
+        f"numbers of another kind than where they come from; choose ranges that move layers by a multiple of {value}"
         for _, mapping in _sections(config, structure)
         for key, value in mapping.items()
         if type(value) is int
