@@ -313,4 +313,4 @@ def test_files(tmp_path: Path) -> None:
 
 def test_models_know_their_lines() -> None:
     config = MergeConfig.from_yaml(SLERP, "config.yml")
-    assert config.places == {A: "config.yml:5", B: "config.yml:6"}
+    assert config.locations == {A: "config.yml:5", B: "config.yml:6"}

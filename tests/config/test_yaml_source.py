@@ -22,7 +22,7 @@ def test_entries_know_their_lines() -> None:
     assert [str(table.at(key)) for key in table] == ["config.yml:1", "config.yml:2"]
     items = table["b"]
     assert isinstance(items, Items)
-    assert [place.line for place in items.places] == [3, 5]
+    assert [location.line for location in items.locations] == [3, 5]
     assert isinstance(items[1], Table)
     assert items[1].at("c").line == 5
 

@@ -19,7 +19,7 @@ _MAX_BITS = 4096  # of a whole number; Python refuses to write out much longer o
 _MAX_PROBLEMS = 100
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where something stands: a line of a file, or a path of keys in Python values (line 0)."""
 
     label: str
@@ -34,53 +34,53 @@ class Table(dict[str, Any]):
     """A map with text keys that knows where each key stands.
 
     Attributes:
-        place: where the map stands.
-        places: where each key stands.
+        location: where the map stands.
+        locations: where each key stands.
         anchored: keys whose values carry a YAML anchor, at any depth.
         repeated: keys given more than once, each time with an anchor, and where they stand the second time.
     """
 
-    def __init__(self, place: Place) -> None:
-        """Make an empty map that stands at a place."""
+    def __init__(self, location: Location) -> None:
+        """Make an empty map that stands at a location."""
         super().__init__()
-        self.place = place
-        self.places: dict[str, Place] = {}
+        self.location = location
+        self.locations: dict[str, Location] = {}
         self.anchored: set[str] = set()
-        self.repeated: dict[str, Place] = {}
+        self.repeated: dict[str, Location] = {}
 
-    def put(self, key: str, value: object, place: Place) -> None:
+    def put(self, key: str, value: object, location: Location) -> None:
         """Set an entry and where it stands."""
         self[key] = value
-        self.places[key] = place
+        self.locations[key] = location
 
-    def at(self, key: str) -> Place:
+    def at(self, key: str) -> Location:
         """Return where an entry stands; for an entry that is missing, where the map does."""
-        return self.places.get(key, self.place)
+        return self.locations.get(key, self.location)
 
     def without(self, *keys: str) -> Table:
         """Return a copy that lacks some entries."""
-        rest = Table(self.place)
+        rest = Table(self.location)
         for key, value in self.items():
             if key not in keys:
                 rest.put(key, value, self.at(key))
         rest.anchored = self.anchored.difference(keys)
-        rest.repeated = {key: place for key, place in self.repeated.items() if key not in keys}
+        rest.repeated = {key: location for key, location in self.repeated.items() if key not in keys}
         return rest
 
 
 class Items(list[Any]):
     """A list that knows where each of its items stands."""
 
-    def __init__(self, place: Place) -> None:
-        """Make an empty list that stands at a place."""
+    def __init__(self, location: Location) -> None:
+        """Make an empty list that stands at a location."""
         super().__init__()
-        self.place = place
-        self.places: list[Place] = []
+        self.location = location
+        self.locations: list[Location] = []
 
-    def put(self, value: object, place: Place) -> None:
+    def put(self, value: object, location: Location) -> None:
         """Append an item and where it stands."""
         self.append(value)
-        self.places.append(place)
+        self.locations.append(location)
 
 
 class Problems:
@@ -88,19 +88,19 @@ class Problems:
 
     def __init__(self) -> None:
         """Start without problems."""
-        self._found: list[tuple[Place, str]] = []
+        self._found: list[tuple[Location, str]] = []
 
     def __len__(self) -> int:
         """Count the problems found so far."""
         return len(self._found)
 
-    def add(self, place: Place, message: str) -> None:
+    def add(self, location: Location, message: str) -> None:
         """Note one problem.
 
         Raises:
             ConfigError: there are so many that this is no recipe with mistakes but some other text.
         """
-        self._found.append((place, message))
+        self._found.append((location, message))
         if len(self._found) > _MAX_PROBLEMS:
             raise ConfigError.listing(
                 f"not a recipe: more than {_MAX_PROBLEMS} problems, of which the first are", self.lines()
@@ -109,7 +109,9 @@ class Problems:
     def lines(self) -> list[str]:
         """Return the problems in the order of their lines, each once."""
         ordered = sorted(self._found, key=lambda found: found[0].line)
-        return list(dict.fromkeys(f"{place}: {message}" if place.label else message for place, message in ordered))
+        return list(
+            dict.fromkeys(f"{location}: {message}" if location.label else message for location, message in ordered)
+        )
 
     def raise_any(self, header: str) -> None:
         """Raise what was found.
@@ -151,23 +153,23 @@ def from_python(value: object, path: str = "", depth: int = 0) -> Any:  # noqa: 
     """
     if depth > MAX_DEPTH:
         raise ConfigError(f"{path[:80]}...: nested more than {MAX_DEPTH} deep")
-    place = Place(path)
+    location = Location(path)
     if isinstance(value, (SourceConfig, SliceConfig, ParameterMap)):
         value = value.to_dict()
     if isinstance(value, Mapping):
-        table = Table(place)
+        table = Table(location)
         for key, item in value.items():
             word = "" if is_huge(key) else str(key)
             if not word or len(word) > MAX_KEY:
                 raise ConfigError(f"{path or 'the recipe'}: a key is a word of 1 to {MAX_KEY} characters")
             inner = f"{path}.{word}" if path else word
-            table.put(word, from_python(item, inner, depth + 1), Place(inner))
+            table.put(word, from_python(item, inner, depth + 1), Location(inner))
         return table
     if isinstance(value, (list, tuple)):
-        items = Items(place)
+        items = Items(location)
         for index, item in enumerate(value):
             inner = f"{path}[{index}]"
-            items.put(from_python(item, inner, depth + 1), Place(inner))
+            items.put(from_python(item, inner, depth + 1), Location(inner))
         return items
     if is_huge(value):
         raise ConfigError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from mol.config.document import Items, Place, Problems, Table, shown
+from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.flat import is_flat, to_mergekit_form
 from mol.config.inputs import Inputs, check_inputs, read_inputs
 from mol.config.methods import LATER_METHODS, METHODS, MethodSpec, Required
@@ -105,7 +105,7 @@ def read_fields(
         **plain,
         "tokenizer_source": tokenizer_source,
         "notes": tuple(dict.fromkeys(reader.notes)),
-        "places": reader.places,
+        "locations": reader.locations,
     }
 
 
@@ -127,8 +127,8 @@ def _without_holders(table: Table, reader: ValueReader) -> Table:
 
 def _refuse_repeated(value: object, reader: ValueReader) -> None:
     if isinstance(value, Table):
-        for word, place in value.repeated.items():
-            reader.problems.add(place, f"key `{word}` is given twice")
+        for word, location in value.repeated.items():
+            reader.problems.add(location, f"key `{word}` is given twice")
         for inner in value.values():
             _refuse_repeated(inner, reader)
     elif isinstance(value, Items):
@@ -155,17 +155,17 @@ def _take_method(table: Table, reader: ValueReader) -> Table:
             reader.problems.add(table.at("method"), "`method` and `merge_method` differ; give one of them")
         if table.get("merge_method") is None:
             recipe.put("merge_method", table["method"], table.at("method"))
-    word, place = recipe.get("merge_method"), recipe.at("merge_method")
+    word, location = recipe.get("merge_method"), recipe.at("merge_method")
     known = ", ".join(f"`{name}`" for name in METHODS)
     if word is None:
-        reader.problems.add(place, f"`merge_method` is missing; it is one of {known}")
+        reader.problems.add(location, f"`merge_method` is missing; it is one of {known}")
     elif not isinstance(word, str):
-        reader.problems.add(place, f"`merge_method` is the name of a method, not {shown(word)}")
+        reader.problems.add(location, f"`merge_method` is the name of a method, not {shown(word)}")
     else:
         try:
             reader.spec = method_named(word)
         except ConfigError as error:
-            reader.problems.add(place, str(error))
+            reader.problems.add(location, str(error))
     return recipe
 
 
@@ -214,8 +214,8 @@ def _read_alignment(recipe: Table, reader: ValueReader) -> str | None:
     alignment: Any = recipe.get("layer_alignment")
     if alignment in (None, "auto", "strict"):
         return alignment  # type: ignore[no-any-return]
-    place = recipe.at("layer_alignment")
-    reader.problems.add(place, f"`layer_alignment` is `auto` or `strict`, not {shown(alignment)}")
+    location = recipe.at("layer_alignment")
+    reader.problems.add(location, f"`layer_alignment` is `auto` or `strict`, not {shown(alignment)}")
     return None
 
 
@@ -245,23 +245,23 @@ def _read_dtype(recipe: Table, key: str, reader: ValueReader) -> str | None:
     return None
 
 
-def _read_chat_template(value: object, place: Place, reader: ValueReader) -> str | None:
+def _read_chat_template(value: object, location: Location, reader: ValueReader) -> str | None:
     if value is None or value == "auto":
         return value
     if isinstance(value, str) and value in _TEMPLATES:
-        reader.problems.add(place, f"the built-in chat template `{value}` comes later; write its Jinja text")
+        reader.problems.add(location, f"the built-in chat template `{value}` comes later; write its Jinja text")
     elif isinstance(value, str) and "{" in value and len(value) >= 20:
         return value
     else:
         hint = suggestion(value, ("auto", *_TEMPLATES)) if isinstance(value, str) else ""
-        reader.problems.add(place, f"`chat_template` is `auto` or Jinja text, not {shown(value)}{hint}")
+        reader.problems.add(location, f"`chat_template` is `auto` or Jinja text, not {shown(value)}{hint}")
     return None
 
 
 def _read_tokenizer(
     recipe: Table, base_model: ModelReference | None, inputs: Inputs, reader: ValueReader
 ) -> Literal["base", "union"] | ModelReference | None:
-    source, place = recipe.get("tokenizer_source"), recipe.at("tokenizer_source")
+    source, location = recipe.get("tokenizer_source"), recipe.at("tokenizer_source")
     section: Any = recipe.get("tokenizer")
     if section is not None and source is not None:
         reader.problems.add(recipe.at("tokenizer"), "`tokenizer` and `tokenizer_source` exclude each other")
@@ -274,16 +274,16 @@ def _read_tokenizer(
         for word in ("tokens", "pad_to_multiple_of"):
             if section.get(word) is not None:
                 reader.problems.add(section.at(word), f"`{word}` of `tokenizer` comes later")
-        source, place = section.get("source", "union"), section.at("source")
+        source, location = section.get("source", "union"), section.at("source")
     if source is None or source in ("base", "union"):
         return source
     if isinstance(source, str):
         source = source.removeprefix("model:")  # as older recipes write it
-    model = reader.model(source, place)
+    model = reader.model(source, location)
     known = [*inputs.models(), *([base_model] if base_model else [])]
     if model is not None and inputs.sound and model not in known:
         hint = suggestion(str(model), map(str, known))
-        reader.problems.add(place, f"the tokenizer's model {model} is none of the recipe's models{hint}")
+        reader.problems.add(location, f"the tokenizer's model {model} is none of the recipe's models{hint}")
     return model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mol.config.document import Items, Place, Problems, Table
+from mol.config.document import Items, Location, Problems, Table
 from mol.config.model_reference import ModelReference
 from mol.errors import ConfigError
 from mol.text import suggestion
@@ -61,8 +61,8 @@ def _entries(table: Table, key: str) -> list[Any]:
 
 def _rewrite_entries(entries: Items) -> Items:
     """Make maps with `model` and `parameters` of names and of maps with `name` or `weight`."""
-    rewritten = Items(entries.place)
-    for entry, place in zip(entries, entries.places, strict=True):
+    rewritten = Items(entries.location)
+    for entry, location in zip(entries, entries.locations, strict=True):
         if isinstance(entry, Table):
             new = entry.without("weight", "name")
             if "name" in entry and "model" not in entry:
@@ -72,23 +72,23 @@ def _rewrite_entries(entries: Items) -> Items:
             if "weight" in entry:
                 _give_parameter(new, "weight", entry["weight"], entry.at("weight"))
         elif entry is None or isinstance(entry, (Items, bool)):
-            rewritten.put(entry, place)
+            rewritten.put(entry, location)
             continue
         else:
-            new = Table(place)
-            new.put("model", entry, place)
-        rewritten.put(new, place)
+            new = Table(location)
+            new.put("model", entry, location)
+        rewritten.put(new, location)
     return rewritten
 
 
-def _give_parameter(entry: Table, name: str, value: object, place: Place) -> None:
+def _give_parameter(entry: Table, name: str, value: object, location: Location) -> None:
     """Set a parameter of an entry; one that the entry's own `parameters` gives stays."""
     old = entry.get("parameters")
-    new = old.without() if isinstance(old, Table) else Table(place)
+    new = old.without() if isinstance(old, Table) else Table(location)
     if name not in new:
-        new.put(name, value, place)
+        new.put(name, value, location)
     if old is None or isinstance(old, Table):
-        entry.put("parameters", new, entry.at("parameters") if old is not None else place)
+        entry.put("parameters", new, entry.at("parameters") if old is not None else location)
 
 
 def _rewrite_parameters(recipe: Table, table: Table, spec: MethodSpec | None, problems: Problems) -> None:
@@ -103,22 +103,22 @@ def _rewrite_parameters(recipe: Table, table: Table, spec: MethodSpec | None, pr
         return
     rest = given.without("weights", "layer_params", *_PARTS)
     filtered: dict[str, Items] = {}
-    for part, value, place in _parts(given, problems):
-        for name, inner in _part_parameters(part, value, place, spec, problems):
-            rule = Table(place)
-            rule.put("filter", part, place)
-            rule.put("value", inner, place)
-            filtered.setdefault(name, Items(place)).put(rule, place)
+    for part, value, location in _parts(given, problems):
+        for name, inner in _part_parameters(part, value, location, spec, problems):
+            rule = Table(location)
+            rule.put("filter", part, location)
+            rule.put("value", inner, location)
+            filtered.setdefault(name, Items(location)).put(rule, location)
     for name, rules in filtered.items():
         if name in rest:
             _extend_rules(rules, rest[name], rest.at(name))
-        rest.put(name, rules, rules.place)
+        rest.put(name, rules, rules.location)
     recipe.put("parameters", rest, table.at("parameters"))
 
 
-def _parts(parameters: Table, problems: Problems) -> list[tuple[str, object, Place]]:
+def _parts(parameters: Table, problems: Problems) -> list[tuple[str, object, Location]]:
     """List every `part: value` of the parameters, those of `layer_params` first as they are more particular."""
-    found: list[tuple[str, object, Place]] = []
+    found: list[tuple[str, object, Location]] = []
     layers = parameters.get("layer_params")
     if isinstance(layers, Table):
         found += [(part, value, layers.at(part)) for part, value in layers.items()]
@@ -129,7 +129,7 @@ def _parts(parameters: Table, problems: Problems) -> list[tuple[str, object, Pla
 
 
 def _part_parameters(
-    part: str, value: object, place: Place, spec: MethodSpec | None, problems: Problems
+    part: str, value: object, location: Location, spec: MethodSpec | None, problems: Problems
 ) -> list[tuple[str, object]]:
     if isinstance(value, Table):
         return list(value.items())
@@ -139,35 +139,35 @@ def _part_parameters(
     if len(names) == 1 and not spec.parameters[names[0]].per_model:
         return [(names[0], value)]
     example = next(name for name, parameter in spec.parameters.items() if parameter.kind == "float")
-    problems.add(place, f"`{part}` must say which parameter of {spec.name} it sets: `{part}: {{{example}: ...}}`")
+    problems.add(location, f"`{part}` must say which parameter of {spec.name} it sets: `{part}: {{{example}: ...}}`")
     return []
 
 
-def _extend_rules(rules: Items, value: object, place: Place) -> None:
+def _extend_rules(rules: Items, value: object, location: Location) -> None:
     if isinstance(value, Items) and any(isinstance(item, Table) for item in value):
-        for item, where in zip(value, value.places, strict=True):
+        for item, where in zip(value, value.locations, strict=True):
             rules.put(item, where)
     elif isinstance(value, Table):
-        rules.put(value, place)
+        rules.put(value, location)
     else:
-        always = Table(place)
-        always.put("value", value, place)
-        rules.put(always, place)
+        always = Table(location)
+        always.put("value", value, location)
+        rules.put(always, location)
 
 
-def _spread_weights(recipe: Table, weights: object, place: Place, problems: Problems) -> None:
+def _spread_weights(recipe: Table, weights: object, location: Location, problems: Problems) -> None:
     """Set each model's entry of `weights`, a list in the order of the models or a map by model."""
     key = "models" if isinstance(recipe.get("models"), Items) else "slices"
     entries = [entry for entry in _entries(recipe, key) if isinstance(entry, Table) and "sources" not in entry]
     if isinstance(weights, Items):
         if len(weights) != len(entries):
-            problems.add(place, f"`weights` has {len(weights)} entries for {len(entries)} models")
+            problems.add(location, f"`weights` has {len(weights)} entries for {len(entries)} models")
             return
-        for entry, weight, where in zip(entries, weights, weights.places, strict=True):
+        for entry, weight, where in zip(entries, weights, weights.locations, strict=True):
             _give_parameter(entry, "weight", weight, where)
         return
     if not isinstance(weights, Table):
-        problems.add(place, "`weights` is a list, one for each model, or a map from model to weight")
+        problems.add(location, "`weights` is a list, one for each model, or a map from model to weight")
         return
     models = [_identity(entry.get("model")) for entry in entries]
     base = _identity(recipe.get("base_model"))
@@ -183,7 +183,7 @@ def _spread_weights(recipe: Table, weights: object, place: Place, problems: Prob
         if model in words:
             _give_parameter(entry, "weight", weights[words[model]], weights.at(words[model]))
         elif model and model != base:
-            problems.add(place, f"`weights` has no weight for `{_label(entry.get('model'))}`")
+            problems.add(location, f"`weights` has no weight for `{_label(entry.get('model'))}`")
 
 
 def _identity(model: object) -> object:
@@ -219,20 +219,20 @@ def _default_base(recipe: Table, spec: MethodSpec | None, notes: list[str]) -> N
 def _apply_layer_range(recipe: Table, table: Table, spec: MethodSpec | None, problems: Problems) -> None:
     """Turn models with a range of layers into one slice."""
     entries = recipe.get("models")
-    chosen, place = table.get("layer_range"), table.at("layer_range")
+    chosen, location = table.get("layer_range"), table.at("layer_range")
     if not isinstance(entries, Items):
         if chosen is not None:
-            problems.add(place, "`layer_range` together with `slices`: each source of a slice has its own")
+            problems.add(location, "`layer_range` together with `slices`: each source of a slice has its own")
         return
     tables = [entry for entry in entries if isinstance(entry, Table)]
     ranged = [entry for entry in tables if entry.get("layer_range") is not None]
     if chosen is None and not ranged:
         return
     if chosen is None:
-        chosen, place = ranged[0]["layer_range"], ranged[0].at("layer_range")
+        chosen, location = ranged[0]["layer_range"], ranged[0].at("layer_range")
     for entry in tables:
         if entry.get("layer_range") is None and table.get("layer_range") is not None:
-            entry.put("layer_range", chosen, place)
+            entry.put("layer_range", chosen, location)
     base = recipe.get("base_model")
     if (
         spec is not None
@@ -241,8 +241,8 @@ def _apply_layer_range(recipe: Table, table: Table, spec: MethodSpec | None, pro
     ):
         source = Table(recipe.at("base_model"))
         source.put("model", base, recipe.at("base_model"))
-        source.put("layer_range", chosen, place)
-        entries.put(source, source.place)
+        source.put("layer_range", chosen, location)
+        entries.put(source, source.location)
     slice_table = Table(recipe.at("models"))
     slice_table.put("sources", entries, recipe.at("models"))
     slices = Items(recipe.at("models"))
@@ -259,17 +259,17 @@ def _group_slices(recipe: Table, spec: MethodSpec | None, notes: list[str]) -> N
         return
     if not all(isinstance(entry, Table) and "model" in entry and "sources" not in entry for entry in entries):
         return
-    slices = Items(entries.place)
+    slices = Items(entries.location)
     groups = [[index] for index in range(len(entries))]
     if spec is None or spec.max_models != 1:
         groups = [list(range(len(entries)))]
         notes.append("`slices` without `sources` are the inputs of one slice; to stack slices, give each its `sources`")
     for group in groups:
-        place = entries.places[group[0]]
-        sources = Items(place)
+        location = entries.locations[group[0]]
+        sources = Items(location)
         for index in group:
-            sources.put(entries[index], entries.places[index])
-        slice_table = Table(place)
-        slice_table.put("sources", sources, place)
-        slices.put(slice_table, place)
+            sources.put(entries[index], entries.locations[index])
+        slice_table = Table(location)
+        slice_table.put("sources", sources, location)
+        slices.put(slice_table, location)
     recipe.put("slices", slices, recipe.at("slices"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from mol.config.document import Items, Place, Table, shown
+from mol.config.document import Items, Location, Table, shown
 from mol.config.methods import REQUIRED, MethodSpec, weights_cancel
 from mol.config.model_reference import may_be_one
 from mol.config.parameters import Chain, ParameterMap
@@ -27,14 +27,14 @@ class Inputs:
 
     Attributes:
         slices: the slices; `models` count as one.
-        places: where each slice stands.
+        locations: where each slice stands.
         whole: whether the recipe has `models`.
         sound: whether every model and range was read, so that counting them makes sense.
         parameters_sound: whether every parameter was read, so that missing ones are really missing.
     """
 
     slices: list[SliceConfig] = field(default_factory=list)
-    places: list[Place] = field(default_factory=list)
+    locations: list[Location] = field(default_factory=list)
     whole: bool = False
     sound: bool = True
     parameters_sound: bool = True
@@ -58,31 +58,31 @@ class _InputReader:
         inputs = self._inputs
         models, slices = recipe.get("models"), recipe.get("slices")
         if (models is None) == (slices is None):
-            found, place = ("neither", recipe.place) if models is None else ("both", recipe.at("slices"))
-            self._refuse(place, f"a recipe has either `models` or `slices`; here is {found}")
+            found, location = ("neither", recipe.location) if models is None else ("both", recipe.at("slices"))
+            self._refuse(location, f"a recipe has either `models` or `slices`; here is {found}")
         if models is not None:
             inputs.slices.append(SliceConfig(self._sources(models, recipe.at("models"), "models", ranged=False)))
-            inputs.places.append(recipe.at("models"))
+            inputs.locations.append(recipe.at("models"))
             inputs.whole = True
         elif slices is not None:
-            for entry, place in self._entries(slices, recipe.at("slices"), "slices"):
+            for entry, location in self._entries(slices, recipe.at("slices"), "slices"):
                 inputs.slices.append(self._slice(entry))
-                inputs.places.append(place)
+                inputs.locations.append(location)
         return inputs
 
-    def _refuse(self, place: Place, message: str) -> None:
-        self._reader.problems.add(place, message)
+    def _refuse(self, location: Location, message: str) -> None:
+        self._reader.problems.add(location, message)
         self._inputs.sound = False
 
-    def _entries(self, value: object, place: Place, name: str) -> list[tuple[Table, Place]]:
+    def _entries(self, value: object, location: Location, name: str) -> list[tuple[Table, Location]]:
         if not isinstance(value, Items):
             kind = "a map" if isinstance(value, Table) else shown(value)
-            self._refuse(place, f"`{name}` is a list, its entries begin with `- `; here is {kind}")
+            self._refuse(location, f"`{name}` is a list, its entries begin with `- `; here is {kind}")
             return []
         if not value:
-            self._refuse(place, f"`{name}` is empty")
-        entries: list[tuple[Table, Place]] = []
-        for entry, where in zip(value, value.places, strict=True):
+            self._refuse(location, f"`{name}` is empty")
+        entries: list[tuple[Table, Location]] = []
+        for entry, where in zip(value, value.locations, strict=True):
             if isinstance(entry, Table):
                 entries.append((entry, where))
             else:
@@ -115,7 +115,7 @@ class _InputReader:
             self._inputs.sound &= base_model is not None
         parameters = self._parameters(entry, of_model=False)
         if entry.get("sources") is None:
-            self._refuse(entry.place, "a slice needs `sources`, a list of `{model, layer_range}`")
+            self._refuse(entry.location, "a slice needs `sources`, a list of `{model, layer_range}`")
             return SliceConfig((), base_model, parameters)
         sources = self._sources(entry["sources"], entry.at("sources"), "sources", ranged=True)
         return SliceConfig(sources, base_model, parameters)
@@ -131,18 +131,18 @@ class _InputReader:
                 f"`merge_method` in a slice, {shown(word)}: mergekit ignores it; a recipe has one method",
             )
 
-    def _sources(self, value: object, place: Place, name: str, *, ranged: bool) -> tuple[SourceConfig, ...]:
-        read = [self._source(entry, where, name, ranged) for entry, where in self._entries(value, place, name)]
+    def _sources(self, value: object, location: Location, name: str, *, ranged: bool) -> tuple[SourceConfig, ...]:
+        read = [self._source(entry, where, name, ranged) for entry, where in self._entries(value, location, name)]
         return tuple(source for source in read if source is not None)
 
-    def _source(self, entry: Table, place: Place, name: str, ranged: bool) -> SourceConfig | None:
+    def _source(self, entry: Table, location: Location, name: str, ranged: bool) -> SourceConfig | None:
         needed = ("model", "layer_range") if ranged else ("model",)
         self._keys(entry, ("model", "layer_range", "parameters", "revision"), f"an entry of `{name}`", _HINTS)
         self._revision(entry, name)
         parameters = self._parameters(entry, of_model=True)
         missing = [key for key in needed if entry.get(key) is None]
         for key in missing:
-            self._refuse(place, f"an entry of `{name}` needs `{key}`")
+            self._refuse(location, f"an entry of `{name}` needs `{key}`")
         layers = model = None
         if entry.get("layer_range") is not None:
             layers = self._reader.layer_range(entry["layer_range"], entry.at("layer_range"))
@@ -164,8 +164,8 @@ class _InputReader:
         if revision == "main":
             self._reader.notes.append(f"`revision` in an entry of `{name}` has no effect in mergekit, and none here")
             return
-        place = entry.at("revision")
-        self._refuse(place, f"`revision` in an entry of `{name}`: mergekit ignores it; write `model: NAME@REVISION`")
+        location = entry.at("revision")
+        self._refuse(location, f"`revision` in an entry of `{name}`: mergekit ignores it; write `model: NAME@REVISION`")
 
 
 def check_inputs(
@@ -193,12 +193,12 @@ def check_inputs(
         if not resolved and any(may_be_one(base_model, model) for model in inputs.models()):
             return  # checked again when their commits are known
         _add_base(inputs, spec, base_model, reader, weighs_base=weighs_base)
-    for index, (part, place) in enumerate(zip(inputs.slices, inputs.places, strict=True)):
+    for index, (part, location) in enumerate(zip(inputs.slices, inputs.locations, strict=True)):
         where = "" if inputs.whole else f"slice {index + 1}: "
         base = part.base_model or base_model
         listed = [source.model for source in part.sources]
         if spec.base == "required" and base is None:
-            reader.problems.add(place, f"{where}{spec.name} needs `base_model`, the model it starts from")
+            reader.problems.add(location, f"{where}{spec.name} needs `base_model`, the model it starts from")
             continue
         if (
             not resolved
@@ -212,27 +212,29 @@ def check_inputs(
             alike = [str(model) for model in listed if _digits(str(model)) == _digits(str(base))]
             hint = suggestion(str(base), alike, cutoff=0.85)
             reader.problems.add(
-                place, f"{where}the base, {base}, must be one of `sources`, with its `layer_range`{hint}"
+                location, f"{where}the base, {base}, must be one of `sources`, with its `layer_range`{hint}"
             )
             continue
         if spec.base == "optional":
             count = sum(model != base for model in listed)
         else:
             count = len(listed) + (spec.base == "required" and base not in listed)
-        if not _check_count(count, spec, place, where, base if base not in listed else None, reader):
+        if not _check_count(count, spec, location, where, base if base not in listed else None, reader):
             continue
         spans = [source.layer_range for source in part.sources if source.model == base]
         subtracts = spec.starts_from(base) and not spec.base_twice
         if subtracts and len(set(spans)) < len(spans):
-            reader.problems.add(place, f"{where}the base, {base}, is listed twice; it is subtracted, so list it once")
+            reader.problems.add(
+                location, f"{where}the base, {base}, is listed twice; it is subtracted, so list it once"
+            )
         if subtracts and all(model == base for model in listed):
-            reader.problems.add(place, f"{where}{spec.name} needs a model besides the base, {base}")
+            reader.problems.add(location, f"{where}{spec.name} needs a model besides the base, {base}")
         lengths = {source.layer_range[1] - source.layer_range[0] for source in part.sources if source.layer_range}
         if len(lengths) > 1:
             ranges = ", ".join(f"{source.model} {list(source.layer_range or ())}" for source in part.sources)
-            reader.problems.add(place, f"{where}the layer ranges of a slice have equal length; found {ranges}")
+            reader.problems.add(location, f"{where}the layer ranges of a slice have equal length; found {ranges}")
         if inputs.parameters_sound:
-            _check_parameters(part, place, where, spec, base, parameters, reader)
+            _check_parameters(part, location, where, spec, base, parameters, reader)
 
 
 def _add_base(
@@ -253,7 +255,7 @@ def _add_base(
     else:
         problem = ", like those that are listed"
     reader.problems.add(
-        inputs.places[0],
+        inputs.locations[0],
         f"`base_model` {base} is not among `models`: {spec.name} has no base, mergekit takes it as one more input"
         f"{problem}; {way_out}",
     )
@@ -264,7 +266,7 @@ def _digits(name: str) -> list[str]:
 
 
 def _check_count(
-    count: int, spec: MethodSpec, place: Place, where: str, unlisted: ModelReference | None, reader: ValueReader
+    count: int, spec: MethodSpec, location: Location, where: str, unlisted: ModelReference | None, reader: ValueReader
 ) -> bool:
     if spec.min_models <= count <= (spec.max_models or count):
         return True
@@ -272,13 +274,13 @@ def _check_count(
     extra = f"; the base, {unlisted}, is not listed and counts too" if unlisted and spec.base == "required" else ""
     wanted = f"exactly {spec.min_models}" if spec.max_models == spec.min_models else f"at least {spec.min_models}"
     noun = "model" if spec.min_models == 1 else "models"
-    reader.problems.add(place, f"{where}{spec.name} takes {wanted} {noun}{base}; found {count}{extra}")
+    reader.problems.add(location, f"{where}{spec.name} takes {wanted} {noun}{base}; found {count}{extra}")
     return False
 
 
 def _check_parameters(
     part: SliceConfig,
-    place: Place,
+    location: Location,
     where: str,
     spec: MethodSpec,
     base: ModelReference | None,
@@ -290,19 +292,19 @@ def _check_parameters(
         if parameter.default is not REQUIRED:
             continue
         if not parameter.per_model and not Chain(parameter.name, part.parameters, parameters).links:
-            reader.problems.add(place, f"{where}{spec.name} needs the parameter `{parameter.name}`")
+            reader.problems.add(location, f"{where}{spec.name} needs the parameter `{parameter.name}`")
         for source in weighted if parameter.per_model else ():
             if not Chain(parameter.name, source.parameters, part.parameters, parameters).links:
                 reader.problems.add(
-                    place, f"{where}{source.model} has no `{parameter.name}`; give it one under its `parameters`"
+                    location, f"{where}{source.model} has no `{parameter.name}`; give it one under its `parameters`"
                 )
     if spec.divides:
-        _check_sum(part, place, where, spec, weighted, parameters, reader)
+        _check_sum(part, location, where, spec, weighted, parameters, reader)
 
 
 def _check_sum(
     part: SliceConfig,
-    place: Place,
+    location: Location,
     where: str,
     spec: MethodSpec,
     weighted: list[SourceConfig],
@@ -319,4 +321,4 @@ def _check_sum(
         dividing, way_out = "they are divided by their sum", "change them"
         if asked:
             dividing, way_out = "`normalize: true` divides by their sum", "change them or set `normalize: false`"
-        reader.problems.add(place, f"{where}the weights {numbers} sum to zero, and {dividing}; {way_out}")
+        reader.problems.add(location, f"{where}the weights {numbers} sum to zero, and {dividing}; {way_out}")

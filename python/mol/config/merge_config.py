@@ -52,7 +52,7 @@ class MergeConfig:
         allow_crimes: as in MergeOptions.
         notes: one line for each thing in the recipe that has no effect, or that was filled in.
         source_text: the YAML as it was read.
-        places: where the recipe names each model first, as in "config.yml:4", for errors found later.
+        locations: where the recipe names each model first, as in "config.yml:4", for errors found later.
     """
 
     method: str
@@ -70,7 +70,7 @@ class MergeConfig:
     allow_crimes: bool
     notes: tuple[str, ...] = field(compare=False)
     source_text: str | None = field(compare=False, repr=False)
-    places: dict[ModelReference, str] = field(init=False, compare=False, repr=False)
+    locations: dict[ModelReference, str] = field(init=False, compare=False, repr=False)
     _chains: dict[tuple[str, int, int | None], Chain] = field(init=False, compare=False, repr=False)
 
     def __init__(
@@ -181,7 +181,7 @@ class MergeConfig:
         config._fill(read_fields(table, "invalid recipe", flat=False, resolved=True), self.source_text)
         remarks = (f"`{name}` is the same commit as `{first}`: they are one model" for name, first in names.items())
         object.__setattr__(config, "notes", tuple(dict.fromkeys((*self.notes, *remarks))))
-        object.__setattr__(config, "places", self.places)
+        object.__setattr__(config, "locations", self.locations)
         return config
 
     def _names_may_coincide(self) -> bool:

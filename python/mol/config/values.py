@@ -8,7 +8,7 @@ import numbers
 import re
 from typing import TYPE_CHECKING
 
-from mol.config.document import Items, Place, Problems, Table, shown
+from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.ignored import without_effect
 from mol.config.methods import FOREIGN_PARAMETERS, METHODS, MethodSpec, ParameterSpec, Required, Scalar
 from mol.config.model_reference import ModelReference
@@ -32,7 +32,7 @@ class ValueReader:
         spec: the method, or None where the recipe names none that is known.
         problems: what is wrong so far.
         notes: what has no effect.
-        places: where each model is named first.
+        locations: where each model is named first.
         recipe: the keys of the recipe, for words that stand in the wrong map.
         shared: the recipe's own parameters, once they are read.
     """
@@ -42,7 +42,7 @@ class ValueReader:
         self.spec = spec
         self.problems = problems
         self.notes = notes
-        self.places: dict[ModelReference, str] = {}
+        self.locations: dict[ModelReference, str] = {}
         self.recipe: Table | None = None
         self.shared = ParameterMap()
         self._models: dict[tuple[object, ...], ModelReference] = {}
@@ -113,18 +113,18 @@ class ValueReader:
 
     def _is_in_effect(self, spec: ParameterSpec, value: object) -> bool:
         """Return whether a value is what a parameter of the whole merge has without it."""
-        rules = ValueReader(self.spec, Problems(), []).rules(value, Place(""), spec)
+        rules = ValueReader(self.spec, Problems(), []).rules(value, Location(""), spec)
         held = self.shared.get(spec.name)
         return bool(rules) and rules == (held if held is not None else (Rule(_plain_default(spec)),))
 
-    def boolean(self, value: object, place: Place, name: str) -> bool:
+    def boolean(self, value: object, location: Location, name: str) -> bool:
         """Read a truth value; a wrong one is a problem and false."""
         read = _as_bool(value)
         if read is None:
-            self.problems.add(place, f"`{name}` must be true or false, not {shown(value)}")
+            self.problems.add(location, f"`{name}` must be true or false, not {shown(value)}")
         return bool(read)
 
-    def model(self, value: object, place: Place) -> ModelReference | None:
+    def model(self, value: object, location: Location) -> ModelReference | None:
         """Read a model reference; a wrong one is a problem and None.
 
         Names of one model are one reference, the one that is read first, however they are spelled: models are told
@@ -133,40 +133,41 @@ class ValueReader:
         try:
             model = ModelReference.parse(value)
         except ConfigError as error:
-            self.problems.add(place, str(error))
+            self.problems.add(location, str(error))
             return None
         first = self._models.setdefault(model.identity(), model)
         if first != model:
             self.notes.append(f"`{model}` is `{first}`, spelled another way: they are one model")
-        self.places.setdefault(first, str(place))
+        self.locations.setdefault(first, str(location))
         return first
 
-    def layer_range(self, value: object, place: Place) -> tuple[int, int] | None:
+    def layer_range(self, value: object, location: Location) -> tuple[int, int] | None:
         """Read `[first, end]`, counted from 0, the end not included; a wrong one is a problem and None."""
         bounds = [_as_int(bound) for bound in value] if isinstance(value, list) else []
         if len(bounds) != 2 or None in bounds:
-            self.problems.add(place, f"`layer_range` is two whole numbers, as in [0, 16], not {shown(value)}")
+            self.problems.add(location, f"`layer_range` is two whole numbers, as in [0, 16], not {shown(value)}")
             return None
         first, end = (bound or 0 for bound in bounds)
         if not 0 <= first < end:
             self.problems.add(
-                place, f"`layer_range` [{first}, {end}] holds no layer: it counts from 0 and does not include its end"
+                location,
+                f"`layer_range` [{first}, {end}] holds no layer: it counts from 0 and does not include its end",
             )
             return None
         return first, end
 
-    def parameters(self, value: object, place: Place, *, of_model: bool) -> ParameterMap:
+    def parameters(self, value: object, location: Location, *, of_model: bool) -> ParameterMap:
         """Read a `parameters` map.
 
         Args:
             value: the map, or None.
-            place: where it stands.
+            location: where it stands.
             of_model: whether it belongs to one model, which has fewer parameters than the merge.
         """
         if value is None:
             return ParameterMap()
         if not isinstance(value, Table):
-            self.problems.add(place, f"`parameters` is a map from parameters to values, not {shown(value)}")
+            self.problems.add(location, f"`parameters` is a map from parameters to values, not {shown(value)}")
             return ParameterMap()
         read: dict[str, tuple[Rule, ...]] = {}
         for word, inner in value.items():
@@ -181,7 +182,7 @@ class ValueReader:
             read[spec.name] = self.rules(inner, value.at(word), spec)
         return ParameterMap(read)
 
-    def _shared_of_model(self, word: str, value: object, place: Place, spec: ParameterSpec) -> None:
+    def _shared_of_model(self, word: str, value: object, location: Location, spec: ParameterSpec) -> None:
         """Note a parameter of the whole merge under a model if it asks for what is in effect, else refuse it."""
         if self._is_in_effect(spec, value):
             self.notes.append(
@@ -189,10 +190,10 @@ class ValueReader:
             )
             return
         self.problems.add(
-            place, f"`{word}` of a single model: it belongs to the whole merge, in `parameters` of the recipe"
+            location, f"`{word}` of a single model: it belongs to the whole merge, in `parameters` of the recipe"
         )
 
-    def _parameter(self, word: str, place: Place, value: object, *, of_model: bool) -> ParameterSpec | None:
+    def _parameter(self, word: str, location: Location, value: object, *, of_model: bool) -> ParameterSpec | None:
         spec = None if self.spec is None else self.spec.parameter(word)
         if spec is not None:
             return spec
@@ -216,18 +217,18 @@ class ValueReader:
             hint = suggestion(word, fitting) or suggestion(word, own) or f"; its parameters are {listed}"
             if self.spec is None and not hint.startswith("; did"):
                 return None  # a parameter of the method that was meant, perhaps
-        self.problems.add(place, f"unknown parameter `{word}`{of_method}{hint}")
+        self.problems.add(location, f"unknown parameter `{word}`{of_method}{hint}")
         return None
 
-    def rules(self, value: object, place: Place, spec: ParameterSpec) -> tuple[Rule, ...]:
+    def rules(self, value: object, location: Location, spec: ParameterSpec) -> tuple[Rule, ...]:
         """Read the value of a parameter in any of its forms; a wrong one is a problem and left out."""
         if isinstance(value, Table):
-            return self._rule(value, place, spec)
+            return self._rule(value, location, spec)
         if not isinstance(value, Items) or not any(isinstance(item, Table) for item in value):
-            read = self._value(value, place, spec)
+            read = self._value(value, location, spec)
             return () if read is None else (Rule(read),)
         rules: list[Rule] = []
-        for item, where in zip(value, value.places, strict=True):
+        for item, where in zip(value, value.locations, strict=True):
             if isinstance(item, Table):
                 rules += self._rule(item, where, spec)
             else:
@@ -238,10 +239,10 @@ class ValueReader:
                 self.notes.append(f"a value of `{spec.name}` for {rest} is never used: it follows one for all tensors")
         return tuple(rules)
 
-    def _rule(self, table: Table, place: Place, spec: ParameterSpec) -> tuple[Rule, ...]:
+    def _rule(self, table: Table, location: Location, spec: ParameterSpec) -> tuple[Rule, ...]:
         self.keys(table, ("filter", "value"), f"a value of `{spec.name}`")
         if table.get("value") is None:
-            self.problems.add(place, f"a value of `{spec.name}` in map form needs `value`")
+            self.problems.add(location, f"a value of `{spec.name}` in map form needs `value`")
             return ()
         read = self._value(table["value"], table.at("value"), spec)
         text = table.get("filter")
@@ -258,23 +259,23 @@ class ValueReader:
                 return ()
         return () if read is None else (Rule(read, text),)
 
-    def _value(self, value: object, place: Place, spec: ParameterSpec) -> Scalar | tuple[Scalar, ...] | None:
+    def _value(self, value: object, location: Location, spec: ParameterSpec) -> Scalar | tuple[Scalar, ...] | None:
         """Read one value or the control points of a gradient."""
         if not isinstance(value, Items):
-            return self._scalar(value, place, spec)
+            return self._scalar(value, location, spec)
         if not value:
-            self.problems.add(place, f"`{spec.name}` is an empty list")
+            self.problems.add(location, f"`{spec.name}` is an empty list")
             return None
-        points = [self._scalar(item, where, spec) for item, where in zip(value, value.places, strict=True)]
+        points = [self._scalar(item, where, spec) for item, where in zip(value, value.locations, strict=True)]
         good = tuple(point for point in points if point is not None)
         if len(good) != len(points):
             return None
         return good[0] if len(set(good)) == 1 else good
 
-    def _scalar(self, value: object, place: Place, spec: ParameterSpec) -> Scalar | None:
+    def _scalar(self, value: object, location: Location, spec: ParameterSpec) -> Scalar | None:
         read, wanted = _READERS[spec.kind](value, spec)
         if read is None:
-            self.problems.add(place, f"`{spec.name}` is {shown(value)}; it must be {wanted}")
+            self.problems.add(location, f"`{spec.name}` is {shown(value)}; it must be {wanted}")
         return read
 
 

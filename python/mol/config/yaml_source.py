@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from mol.config.document import MAX_DEPTH, MAX_KEY, Items, Place, Table
+from mol.config.document import MAX_DEPTH, MAX_KEY, Items, Location, Table
 from mol.errors import ConfigError
 
 MAX_BYTES = 16 << 20
@@ -101,7 +101,7 @@ def read_yaml(text: str, where: str) -> Table:
     if root.pairs is None:
         kind = "a list" if root.items is not None else f"the single value `{str(root.text)[:40]}`"
         raise ConfigError(f"{where}:{root.line}: a recipe is a map with keys such as `merge_method`; here is {kind}")
-    return _to_table(root, Place(where, root.line), where)
+    return _to_table(root, Location(where, root.line), where)
 
 
 def _describe(error: yaml.MarkedYAMLError, text: str, where: str) -> str:
@@ -235,11 +235,11 @@ class _Reader:
         return node
 
 
-def _to_table(node: _Node, place: Place, where: str) -> Table:
-    table = Table(place)
+def _to_table(node: _Node, location: Location, where: str) -> Table:
+    table = Table(location)
     merged: list[_Node] = []
     for key, value in node.pairs or ():
-        here = Place(where, key.line)
+        here = Location(where, key.line)
         if key.is_merge:
             merged.extend(_merge_targets(value, where, key.line))
             continue
@@ -254,7 +254,7 @@ def _to_table(node: _Node, place: Place, where: str) -> Table:
             table.anchored.add(key.text)
         table.put(key.text, _to_value(value, here, where), here)
     for target in merged:  # what the map says itself is stronger, and the first of several maps
-        inherited = _to_table(target, place, where)
+        inherited = _to_table(target, location, where)
         for word, value in inherited.items():
             if word not in table:
                 table.put(word, value, inherited.at(word))
@@ -268,13 +268,13 @@ def _merge_targets(value: _Node, where: str, line: int) -> list[_Node]:
     return targets
 
 
-def _to_value(node: _Node, place: Place, where: str) -> _Scalar | Table | Items:
+def _to_value(node: _Node, location: Location, where: str) -> _Scalar | Table | Items:
     if node.pairs is not None:
-        return _to_table(node, place, where)
+        return _to_table(node, location, where)
     if node.items is None:
         return node.scalar
-    items = Items(place)
+    items = Items(location)
     for item in node.items:
-        here = Place(where, item.line)
+        here = Location(where, item.line)
         items.put(_to_value(item, here, where), here)
     return items

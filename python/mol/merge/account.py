@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mol.merge.mismatch import Mismatches
-    from mol.merge.model import Band, Model
+    from mol.merge.model import Model, Slice
     from mol.structure.layers import Stack
 
 
@@ -25,17 +25,17 @@ class Account:
         warnings: towers that the output has no place for.
     """
 
-    def __init__(self, donor: Model, bands: Sequence[Band], problems: Mismatches, *, strict: bool) -> None:
+    def __init__(self, donor: Model, slices: Sequence[Slice], problems: Mismatches, *, strict: bool) -> None:
         """Start with nothing.
 
         Args:
             donor: the model whose tensors the output has.
-            bands: what is merged.
+            slices: what is merged.
             problems: where what may not be dropped goes.
             strict: refuse to drop tensors that only the donor lacks.
         """
         self._donor = donor
-        self._bands = bands
+        self._slices = slices
         self._problems = problems
         self._strict = strict
         self.lines: list[str] = []
@@ -89,7 +89,7 @@ class Account:
             return
         what = told(stack, model, count, unused)
         paired = any(theirs is stack for theirs in model.alignment.stacks.values())
-        if not paired and model in [lane.model for lane in self._bands[0].lanes]:
+        if not paired and model in self._slices[0].models:
             without = f"{self._donor.label} has no such layers"
             if self._strict or not is_side_tower(stack.prefix) or stack is model.structure.main:
                 self._problems.add(f"{what}: {without}")
@@ -99,7 +99,7 @@ class Account:
                 f"{model.label} has `{stack.prefix}` and {self._donor.label}, after which the output is built, has no "
                 "such tower: it is left out"
             )
-        elif self._bands[0].length:
+        elif self._slices[0].length:
             self.drop(f"{what}: in no slice", count)
         else:
             self.drop(f"{what}: layer_alignment maps others in their place", count)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mol.config.methods import METHODS
 from mol.merge.combine import Combiner
-from mol.merge.model import Band, Lane, Model
+from mol.merge.model import Model, Slice, SliceSource
 from mol.structure.alignment import align
 from mol.structure.layers import find_structure, map_layers
 from mol.text import ranges
@@ -45,25 +45,25 @@ def open_models(
     return models, models[config.donor()]
 
 
-def make_bands(config: MergeConfig, models: Mapping[ModelReference, Model], problems: Mismatches) -> list[Band]:
+def make_slices(config: MergeConfig, models: Mapping[ModelReference, Model], problems: Mismatches) -> list[Slice]:
     """Find the inputs of each slice; whole models are one slice without a range."""
     if config.slices is not None:
         return [
-            _band(config, index, piece.sources, piece.base_model or config.base_model, models, problems)
+            _slice(config, index, piece.sources, piece.base_model or config.base_model, models, problems)
             for index, piece in enumerate(config.slices)
         ]
     assert config.models is not None  # MergeConfig has one of the two
-    return [_band(config, 0, config.models, config.base_model, models, problems)]
+    return [_slice(config, 0, config.models, config.base_model, models, problems)]
 
 
-def _band(
+def _slice(
     config: MergeConfig,
     index: int,
     sources: Sequence[SourceConfig],
     base: ModelReference | None,
     models: Mapping[ModelReference, Model],
     problems: Mismatches,
-) -> Band:
+) -> Slice:
     spec = METHODS[config.method]
     references = [source.model for source in sources]
     positions: list[int | None] = list(range(len(sources)))
@@ -71,7 +71,7 @@ def _band(
         references.append(base)
         positions.append(None)
     where = f"slice {index + 1}: " if config.slices is not None else ""
-    base_lane = references.index(base) if base is not None and base in references else None
+    base_position = references.index(base) if base is not None and base in references else None
     spans = [_span(models[source.model], source, where, problems) for source in sources]
     if config.slices is None:
         for source, span in zip(sources, spans, strict=True):
@@ -81,11 +81,11 @@ def _band(
                     "of `models` is a whole model; write `slices` to choose layers"
                 )
         spans = [(0, 0)] * len(references)
-    lanes = tuple(Lane(models[ref], start) for ref, (start, _) in zip(references, spans, strict=True))
-    combine = Combiner(config, index, positions, base_lane)
+    opened = tuple(SliceSource(models[ref], start) for ref, (start, _) in zip(references, spans, strict=True))
+    combine = Combiner(config, index, positions, base_position)
     if isinstance(combine.fixed, str):
         problems.add(f"{where}{combine.fixed}")
-    return Band(lanes, min(end - start for start, end in spans), base_lane or 0, combine)
+    return Slice(opened, min(end - start for start, end in spans), base_position or 0, combine)
 
 
 def _depth(model: Model) -> int:

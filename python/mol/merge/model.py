@@ -38,8 +38,8 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Lane:
-    """One input of a slice.
+class SliceSource:
+    """One input of a slice, found.
 
     Attributes:
         model: the model.
@@ -51,17 +51,22 @@ class Lane:
 
 
 @dataclass(frozen=True)
-class Band:
+class Slice:
     """One slice, its inputs found.
 
     Attributes:
-        lanes: its inputs.
+        sources: its inputs.
         length: number of output layers; 0 where whole models are merged.
         lead: the input whose layers say which tensors the output's have.
         combine: decides how each tensor is made.
     """
 
-    lanes: tuple[Lane, ...]
+    sources: tuple[SliceSource, ...]
     length: int
     lead: int
     combine: Combiner
+
+    @property
+    def models(self) -> list[Model]:
+        """The models of its inputs, in their order."""
+        return [source.model for source in self.sources]

@@ -10,7 +10,7 @@ from mol.errors import ConfigError, MergeError
 from mol.merge.account import Account, told
 from mol.merge.combine import idle_filters
 from mol.merge.complete import check_complete
-from mol.merge.inputs import layers_for, make_bands, open_models
+from mol.merge.inputs import layers_for, make_slices, open_models
 from mol.merge.kinship import check_kinship
 from mol.merge.mismatch import Mismatches
 from mol.merge.options import MergeOptions
@@ -82,7 +82,7 @@ class _Planner:
         self._problems = Mismatches()
         self._notes: dict[str, None] = dict.fromkeys(config.notes)
         self._warnings = dict.fromkeys(line for model in self._models for line in model.checkpoint.warnings)
-        self._bands = make_bands(config, models, self._problems)
+        self._slices = make_slices(config, models, self._problems)
         self._dtype = output_dtype(config, options)
         if config.out_dtype and config.dtype and options.dtype is None:
             self._notes["`dtype` has no effect with `out_dtype`: inputs are read as they are, and rounded once"] = None
@@ -91,7 +91,7 @@ class _Planner:
         )
         self._model_config = copy.deepcopy(self._donor.checkpoint.config)
         self._tying: Tying | None = None
-        self._account = Account(self._donor, self._bands, self._problems, strict=options.strict_tensors)
+        self._account = Account(self._donor, self._slices, self._problems, strict=options.strict_tensors)
 
     def plan(self) -> PlannedMerge:
         models = list({model.index: model for model in (self._donor, *self._taking_part())}.values())
@@ -109,7 +109,7 @@ class _Planner:
         for name in sides["first"]:
             self._add_loose(name, "first")
         for stack in self._donor.structure.stacks:
-            if stack is self._donor.structure.main and self._bands[0].length:
+            if stack is self._donor.structure.main and self._slices[0].length:
                 self._add_slices(stack)
             else:
                 self._add_stack(stack)
@@ -133,7 +133,7 @@ class _Planner:
 
     def _taking_part(self) -> list[Model]:
         """Return the models that are inputs of some slice, once each."""
-        return list({lane.model.index: lane.model for band in self._bands for lane in band.lanes}.values())
+        return list({model.index: model for slice_ in self._slices for model in slice_.models}.values())
 
     def _note_alignments(self) -> None:
         for model in self._taking_part():
@@ -151,7 +151,7 @@ class _Planner:
                 unknown.append(name)
             sides["last" if side == "last" else "first"].append(name)
         # The side decides nothing where all tensors are made alike.
-        if unknown and (len(self._bands) > 1 or self._bands[0].combine.fixed is None):
+        if unknown and (len(self._slices) > 1 or self._slices[0].combine.fixed is None):
             listed = ", ".join(f"`{name}`" for name in unknown)
             self._notes[f"assumed to come before the layers, since their names do not show it: {listed}"] = None
         return sides
@@ -160,13 +160,13 @@ class _Planner:
         """Make a tensor outside the layers."""
         donor = self._donor
         tying = self._tying
-        band, position = (self._bands[-1], 1.0) if side == "last" else (self._bands[0], 0.0)
+        slice_, position = (self._slices[-1], 1.0) if side == "last" else (self._slices[0], 0.0)
         if in_side_tower(donor.structure, name):  # which is not sliced, so all of it comes from one place
-            band = self._bands[0]
+            slice_ = self._slices[0]
         decide_as = None
         if tying is not None and name == tying.head and tying.as_embedding:
-            band, position, decide_as = self._bands[0], 0.0, tying.embedding
-        models = [lane.model for lane in band.lanes]
+            slice_, position, decide_as = self._slices[0], 0.0, tying.embedding
+        models = slice_.models
         if tying is not None and name == tying.head:
             if tying.as_embedding:
                 donor.used.add(name)
@@ -177,20 +177,20 @@ class _Planner:
             if found is not None:
                 model.used.add(found)
         info = donor.checkpoint.tensors[name]
-        self._tasks.add(Want(name, info, donor, name, position, name, None), models, names, band.combine, decide_as)
+        self._tasks.add(Want(name, info, donor, name, position, name, None), models, names, slice_.combine, decide_as)
 
     def _finish_head(self, tying: Tying) -> None:
         """Write the head that a tied donor lacks, and say which heads on disk count for nothing."""
         if not tying.in_donor and not tying.as_embedding:
-            band = self._bands[-1]
-            models = [lane.model for lane in band.lanes]
+            slice_ = self._slices[-1]
+            models = slice_.models
             names = [tying.heads[model.index] for model in models]
             for model, found in zip(models, names, strict=True):
                 if found is not None:
                     model.used.add(found)
             info = self._donor.checkpoint.tensors[tying.embedding]
             want = Want(tying.head, info, self._donor, tying.embedding, 1.0, tying.head, None)
-            self._tasks.add(want, models, names, band.combine)
+            self._tasks.add(want, models, names, slice_.combine)
         for index, name in tying.unused.items():
             model = self._models[index]
             if name not in model.used:
@@ -201,15 +201,15 @@ class _Planner:
 
     def _add_stack(self, stack: Stack) -> None:
         """Make a tower of layers from whole models: in order, as many as the donor has."""
-        band, donor = self._bands[0], self._donor
-        lacking = [lane.model.label for lane in band.lanes if lane.model.alignment.stacks.get(stack.prefix) is None]
+        slice_, donor = self._slices[0], self._donor
+        lacking = [model.label for model in slice_.models if model.alignment.stacks.get(stack.prefix) is None]
         if lacking and is_side_tower(stack.prefix) and stack is not donor.structure.main:
             self._carry(stack, ", ".join(dict.fromkeys(lacking)))
             return
         strict = self._config.layer_alignment == "strict"
         found = [
-            layers_for(stack, lane.model, donor, strict=strict, problems=self._problems, warnings=self._warnings)
-            for lane in band.lanes
+            layers_for(stack, model, donor, strict=strict, problems=self._problems, warnings=self._warnings)
+            for model in slice_.models
         ]
         mapped = [layers for layers in found if layers is not None]
         if len(mapped) < len(found):
@@ -217,11 +217,11 @@ class _Planner:
         last = len(stack) - 1
         for layer in range(len(stack)):
             cells = [
-                Cell(lane.model, theirs, mapping[layer])
-                for lane, (theirs, mapping) in zip(band.lanes, mapped, strict=True)
+                Cell(model, theirs, mapping[layer])
+                for model, (theirs, mapping) in zip(slice_.models, mapped, strict=True)
             ]
             position = layer / last if last else 1.0
-            self._tasks.add_layer(stack.start(layer), Cell(donor, stack, layer), cells, band.combine, position, layer)
+            self._tasks.add_layer(stack.start(layer), Cell(donor, stack, layer), cells, slice_.combine, position, layer)
 
     def _carry(self, stack: Stack, lacking: str) -> None:
         """Copy a tower from the donor that some inputs lack, such as that for images beside a fine-tune on texts."""
@@ -237,8 +237,8 @@ class _Planner:
         for tail in self._donor.structure.tails:
             if tail.prefix != stack.prefix:
                 continue
-            sliced = stack is self._donor.structure.main and self._bands[0].length
-            depth = sum(band.length for band in self._bands) if sliced else len(stack)
+            sliced = stack is self._donor.structure.main and self._slices[0].length
+            depth = sum(slice_.length for slice_ in self._slices) if sliced else len(stack)
             count = self._tasks.add_copies(tail, self._donor, depth)
             line = f"{told(tail, self._donor, count)}: copied, predicts further tokens and is no layer of the stack"
             self._tasks.copied.append(line if depth == tail.first else f"{line}; it is numbered {depth} in the output")
@@ -257,19 +257,19 @@ class _Planner:
                 dtypes.setdefault(suffix, info.dtype)
                 shapes.setdefault(suffix, set()).add(info.shape)
         leads: list[Cell] = []
-        for band in self._bands:
-            last = band.length - 1
-            for i in range(band.length):
+        for slice_ in self._slices:
+            last = slice_.length - 1
+            for i in range(slice_.length):
                 cells = []
-                for lane in band.lanes:
-                    theirs = lane.model.structure.main
-                    assert theirs is not None  # make_bands refuses ranges of a model without
-                    cells.append(Cell(lane.model, theirs, lane.start + i))
+                for source in slice_.sources:
+                    theirs = source.model.structure.main
+                    assert theirs is not None  # make_slices refuses ranges of a model without
+                    cells.append(Cell(source.model, theirs, source.start + i))
                 out_layer = len(leads)
-                lead = cells[band.lead]
+                lead = cells[slice_.lead]
                 self._check_fits(lead, stack, shapes, out_layer)
                 position = i / last if last else 1.0
-                self._tasks.add_layer(stack.start(out_layer), lead, cells, band.combine, position, out_layer, dtypes)
+                self._tasks.add_layer(stack.start(out_layer), lead, cells, slice_.combine, position, out_layer, dtypes)
                 leads.append(lead)
         self._restack(stack, leads)
 
@@ -312,7 +312,7 @@ class _Planner:
                         f"says which layer is of which: layers {ranges(odd)} of the output would be read as another "
                         "kind; choose ranges that keep each kind at its place"
                     )
-        if tie_flag(self._model_config) and self._bands[0].lanes != self._bands[-1].lanes and len(self._bands) > 1:
+        if tie_flag(self._model_config) and self._slices[0].sources != self._slices[-1].sources:
             self._notes["head and embedding are tied: both come from the first slice"] = None
 
     def _refuse(self) -> None:

@@ -70,8 +70,8 @@ def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None
             directory, revision = _resolve(reference, config, options, weights=True, offline=offline)
             found[reference] = Checkpoint.open(directory, name=str(reference), revision=revision)
         except FileNotFoundError as error:
-            place = config.places.get(reference)
-            failures[reference] = FileNotFoundError(f"{place}: {error}" if place else str(error))
+            location = config.locations.get(reference)
+            failures[reference] = FileNotFoundError(f"{location}: {error}" if location else str(error))
         except (MolError, OSError) as error:
             failures[reference] = error
     if offline:
