@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import cache
 from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
@@ -350,20 +351,18 @@ def _owners(word: str) -> str:
     return f"a parameter of {' and '.join([', '.join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)}"
 
 
-FOREIGN_PARAMETERS: Final[dict[str, str]] = {
-    **{
-        word: _owners(word)
-        for words in (
-            *((spec.name, *spec.aliases) for method in METHODS.values() for spec in method.parameters.values()),
-            *(_ELSEWHERE[name] for name in LATER_METHODS),
-        )
-        for word in words
-    },
-    "int8_mask": "in mergekit it changes the type of a temporary, never the result",
-    "eps": "a guard against division by zero that is built in here",
-    "fallback_linear": "vectors that are nearly parallel are always interpolated linearly",
-}
-"""Words of mergekit and of the flat form that are known, each with why a method that lacks it takes no notice."""
+@cache
+def foreign_parameters() -> dict[str, str]:
+    """Return the words of mergekit and of the flat form that are known, each with why it has no effect on a method."""
+    rows = (spec for method in METHODS.values() for spec in method.parameters.values())
+    words = {word for spec in rows for word in (spec.name, *spec.aliases)}
+    words.update(word for name in LATER_METHODS for word in _ELSEWHERE[name])
+    return {
+        **{word: _owners(word) for word in sorted(words)},
+        "int8_mask": "in mergekit it changes the type of a temporary, never the result",
+        "eps": "a guard against division by zero that is built in here",
+        "fallback_linear": "vectors that are nearly parallel are always interpolated linearly",
+    }
 
 
 def weights_cancel(weights: Sequence[float]) -> bool:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.ignored import without_effect
-from mol.config.methods import FOREIGN_PARAMETERS, METHODS, MethodSpec, ParameterSpec, Required, Scalar
+from mol.config.methods import METHODS, MethodSpec, ParameterSpec, Required, Scalar, foreign_parameters
 from mol.config.model_reference import ModelReference
 from mol.config.parameters import ParameterMap, Rule, compile_filter
 from mol.errors import ConfigError
@@ -84,8 +84,8 @@ class ValueReader:
         if self._is_key_of_recipe(word, what) and self.recipe is not None and self.recipe.get(word) == value:
             return f"`{word}` in {what} has no effect in mergekit, and none here; the recipe itself says the same"
         spec = self.spec.parameter(word)
-        if spec is None and word in FOREIGN_PARAMETERS:
-            return f"`{word}` has no effect on {self.spec.name}: {FOREIGN_PARAMETERS[word]}"
+        if spec is None and word in foreign_parameters():
+            return f"`{word}` has no effect on {self.spec.name}: {foreign_parameters()[word]}"
         if spec is not None and not spec.per_model and self._is_in_effect(spec, value):
             return f"`{word}` in {what} has no effect in mergekit, and none here; its value is in effect anyway"
         return None
@@ -203,7 +203,7 @@ class ValueReader:
             return None
         methods = METHODS.values() if self.spec is None else (self.spec,)
         own = {name: found for method in methods for name, found in method.parameters.items()}
-        known = {*FOREIGN_PARAMETERS, *own, *(alias for found in own.values() for alias in found.aliases)}
+        known = {*foreign_parameters(), *own, *(alias for found in own.values() for alias in found.aliases)}
         if self.spec is None and word in known:
             return None
         of_method = f" for {self.spec.name}" if self.spec is not None else ""

@@ -197,6 +197,7 @@ def _escaped(text: str) -> str:
 
 def _one_line(text: str) -> str:
     """Return a text without line breaks, and with what cannot be seen (or turns the writing) spelled out."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in " ".join(text.split())
-    )
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in line)
