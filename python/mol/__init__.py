@@ -146,7 +146,7 @@ if not TYPE_CHECKING:
             return spec
 
     class _Missing:
-        """Says of modules that are not there yet that they come; the last to be asked, so of no other module."""
+        """Reports that modules which are not there yet will come; the last finder, so of no other module."""
 
         @staticmethod
         def find_spec(name: str, path: object = None, target: object = None) -> None:

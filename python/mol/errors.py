@@ -5,7 +5,7 @@
     ├── ArchitectureError  a model whose structure is not understood (also a ValueError)
     ├── CheckpointError    a model directory or weight file that is damaged, incomplete or of an unsupported format
     ├── MergeError         inputs that do not fit together, or a run that failed
-    │   └── MergeCancelled the caller asked the run to stop; the work done so far can be resumed
+    │   └── MergeCancelled the caller stopped the run; the work done so far can be resumed
     ├── FusionError        models, blocks or inputs that a fusion cannot run (also a ValueError)
     └── InternalError      a bug of mol, never a mistake of its user
 
@@ -63,7 +63,7 @@ class MergeError(MolError):
 
 
 class MergeCancelled(MergeError):
-    """The run stopped because the caller asked for it; running it again resumes."""
+    """The run stopped because the caller cancelled it; running it again resumes."""
 
 
 class FusionError(MolError, ValueError):

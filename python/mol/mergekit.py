@@ -99,7 +99,7 @@ def _mark_holders(table: Table, recipe: Mapping[str, Any]) -> None:
 
 
 def _marks(value: object) -> Iterator[object]:
-    """Yield what tells a value from another: the identity of containers, numbers and texts themselves."""
+    """Yield what distinguishes a value from another: the identity of containers, numbers and texts themselves."""
     if isinstance(value, Mapping):
         yield id(value)
         for item in value.values():

@@ -231,7 +231,7 @@ def test_the_environment_is_obeyed(hub: Hub, tmp_path: Path) -> None:
 
     offline = run(HF_HUB_OFFLINE="1")
     assert offline.returncode == 1
-    assert "CheckpointError: org/model: no such directory, the Hub cannot be asked" in offline.stderr
+    assert "CheckpointError: org/model: no such directory, the Hub is unreachable" in offline.stderr
     assert hub.tokens == set()
     online = run()
     assert online.returncode == 0, online.stderr

@@ -1,4 +1,4 @@
-"""What a model is, told from its config.json: family, sizes, and where its blocks, embeddings and head are."""
+"""What a model is, from its config.json: family, sizes, and where its blocks, embeddings and head are."""
 
 from mol.architecture.handler import UniversalArchitectureHandler
 from mol.architecture.info import ArchitectureFamily, ArchitectureInfo

@@ -74,7 +74,7 @@ def find_remote_kind(model_class: type[PreTrainedModel] | None, auto_map: Mappin
 def find_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel] | None:
     """Return the model class of this name, None where there is none or what it is written with is not installed.
 
-    It is looked for beside the class of the config, then in what transformers exports; nothing else is imported.
+    It is looked for next to the class of the config, then in what transformers exports; nothing else is imported.
     """
     import transformers
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("mol")
 
-# Whose class stands for a model that names none, by family: the first head that the type has, else its bare class.
+# Whose class is used for a model that names none, by family: the first head that the type has, else its bare class.
 _HEADS: Final = {
     ArchitectureFamily.DECODER_ONLY: ("CAUSAL_LM", "IMAGE_TEXT_TO_TEXT"),
     ArchitectureFamily.ENCODER_ONLY: ("MASKED_LM",),
@@ -47,7 +47,7 @@ _NO_PATHS: Final = Paths(None, None, None, None, None, None)
 
 
 class Hub(NamedTuple):
-    """How the Hub is asked; what is None goes by huggingface_hub's own settings.
+    """How the Hub is queried; None means huggingface_hub's own settings.
 
     Attributes:
         cache_dir: its cache.
@@ -63,7 +63,7 @@ class Found(NamedTuple):
 
     Attributes:
         info: the architecture.
-        lasting: whether it follows from config.json alone, not from files beside it or packages that are missing.
+        lasting: whether it follows from config.json alone, not from files next to it or packages that are missing.
     """
 
     info: ArchitectureInfo
@@ -84,7 +84,7 @@ def detect(
 
     Raises:
         ArchitectureError: transformers does not know the type, or cannot build the model from this config.
-        CheckpointError: the class cannot be imported here, and the weights beside config.json are damaged.
+        CheckpointError: the class cannot be imported here, and the weights next to config.json are damaged.
     """
     model_type = document.get("model_type")
     if not isinstance(model_type, str) or not model_type:

@@ -3,7 +3,7 @@
 The rules, first match wins:
 
 1. Images and text: MULTIMODAL, also in an encoder and a decoder (Florence-2, Pix2Struct), and also text with its place
-   on a page (LayoutLM, LiLT, BROS). So is text beside anything else but audio (Evolla reads proteins).
+   on a page (LayoutLM, LiLT, BROS). So is text with anything else but audio (Evolla reads proteins).
 2. Audio: ENCODER_DECODER where the config says so (Whisper, Moonshine); else MULTIMODAL with text (CLAP, Qwen2-Audio),
    OTHER without (wav2vec 2.0, codecs), as there is no family of audio encoders.
 3. Images or video alone: VISION, whatever halves it has (ViT, DETR).

@@ -1,4 +1,4 @@
-"""A model name becomes its config.json, and the names of its tensors where weights lie beside it."""
+"""A model name becomes its config.json, and the names of its tensors where weights lie next to it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def find_directory(name: str, *, hub_cache_dir: Path | str | None = None, token:
             reference.name, CONFIG, revision=reference.revision, cache_dir=hub_cache_dir, token=token
         )
     except (errors.HFValidationError, errors.HTTPError, OSError):  # type: ignore[attr-defined]
-        # What went wrong, and the way out, is for the one place that knows to tell; an old snapshot may serve.
+        # What went wrong, and the way out, is reported by `resolve`; an old snapshot may do.
         return resolve(reference, cache_dir=hub_cache_dir, token=token, weights=False)[0]
     return Path(path).parent
 

@@ -75,7 +75,7 @@ class VerbGroup(click.Group):
             formatter.write_dl([r for p in self.get_params(ctx) if (r := p.get_help_record(ctx)) is not None])
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse a line whose verb may be missing, or stand behind options."""
+        """Parse a command whose verb may be missing, or follow options."""
         return super().parse_args(ctx, self._verb_first(ctx, list(args)))
 
     def _verb_first(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""mol-merge inspect: what a checkpoint holds and is, told from its headers and its config.json."""
+"""mol-merge inspect: what a checkpoint holds and is, from its headers and its config.json."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def command(console: Console, checkpoint: str, cache_dir: Path | None, trust_rem
         [name, tensor.dtype, "x".join(map(str, tensor.shape)) or "scalar", units.size(tensor.bytes)]
         for name, tensor in opened.tensors.items()
     ]
-    # In one piece: a line at a time would take longer than all the rest where there are 100,000.
+    # As one text: a line at a time would take longer than all the rest where there are 100,000.
     console.result("\n".join(table(("tensor", "dtype", "shape", "size"), rows, right=frozenset({3}))))
     console.result()
     for label, text in (*_summary(opened), *architecture_entries(architecture, opened)):

@@ -28,7 +28,7 @@ _BAR = 10
 
 
 class Progress:
-    """Shows how far a call has come; used as its `on_progress`, and as a context so that the line is taken off."""
+    """Shows how far a call has come; used as its `on_progress`, and as a context manager, which removes the line."""
 
     def __init__(self, console: Console, verb: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Show nothing yet.
@@ -52,7 +52,7 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        """Take the line off."""
+        """Remove the line."""
         self._clear()
         self.console.clear_line = None
 

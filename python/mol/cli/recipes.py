@@ -1,4 +1,4 @@
-"""Reads the recipe that a command line names, and tells what was probably meant where there is none."""
+"""Reads the recipe that a command names, and suggests what was probably meant where there is none."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def read_recipe(path: Path) -> MergeConfig:
 
 
 def refuse_swapped(config: Path, out: Path) -> None:
-    """Refuse a line that has OUT before CONFIG.
+    """Refuse a command that has OUT before CONFIG.
 
     Raises:
-        click.UsageError: with the line that was meant.
+        click.UsageError: with the command that was meant.
     """
     named_like_out = config.suffix not in _ENDINGS and not config.is_file() and config != STDIN
     if named_like_out and (out == STDIN or (out.suffix in _ENDINGS and out.is_file())):
@@ -51,7 +51,7 @@ def refuse_swapped(config: Path, out: Path) -> None:
 
 
 def _meant(path: Path) -> str:
-    """Name the recipe beside a missing one that has its name but another ending, or almost its name."""
+    """Name the recipe next to a missing one that has its name but another ending, or almost its name."""
     for ending in _ENDINGS:
         other = path.with_name(f"{path.stem if path.suffix in _ENDINGS else path.name}{ending}")
         if other.is_file():

@@ -1,4 +1,4 @@
-"""mol-merge validate: whether recipes can be carried out, as far as that can be told without a download."""
+"""mol-merge validate: whether recipes can be carried out, as far as that can be checked without a download."""
 
 from __future__ import annotations
 

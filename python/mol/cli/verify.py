@@ -58,19 +58,19 @@ def command(console: Console, directory: Path, threads: int | None) -> int:
     started = time.monotonic()
     manifest = read_manifest(directory)
     files: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in manifest["files"]}
-    beside: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in manifest["side_files"]}
-    damage = [*_check_side_files(directory, beside)]
+    others: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in manifest["side_files"]}
+    damage = [*_check_side_files(directory, others)]
     with Progress(console, "verifying") as progress:
         damage += _check(directory, files, manifest["tensors"], threads, progress)
-    unlisted = _unlisted(directory, {*files, *beside, MANIFEST})
+    unlisted = _unlisted(directory, {*files, *others, MANIFEST})
     damage += [Damage(name, None, f"is not in {MANIFEST}, but loaders read it") for name in unlisted if _is_read(name)]
     for name in unlisted:
         if not _is_read(name):
             console.warning(f"{directory / name} is not in {MANIFEST}; it was not checked")
-    total = sum(entry["size"] for entry in (*files.values(), *beside.values()))
+    total = sum(entry["size"] for entry in (*files.values(), *others.values()))
     console.document({
         "directory": str(directory), "ok": not damage, "files": len(files), "tensors": len(manifest["tensors"]),
-        "side_files": len(beside), "bytes": total, "unlisted": unlisted, "damage": [one._asdict() for one in damage],
+        "side_files": len(others), "bytes": total, "unlisted": unlisted, "damage": [one._asdict() for one in damage],
     })  # fmt: skip
     if damage:
         console.error(str(CheckpointError.listing(f"{directory} is damaged", [_line(one) for one in damage])))
@@ -78,7 +78,7 @@ def command(console: Console, directory: Path, threads: int | None) -> int:
     console.status(field(
         "verified",
         f"{units.amount(len(manifest['tensors']), 'tensor')} in {units.amount(len(files), 'file')}, "
-        f"{units.amount(len(beside), 'side file')}, {units.size(total)}, all as written "
+        f"{units.amount(len(others), 'side file')}, {units.size(total)}, all as written "
         f"({units.seconds(time.monotonic() - started)})",
     ))  # fmt: skip
     return 0
@@ -105,8 +105,8 @@ def _check_side_files(directory: Path, entries: Mapping[str, Mapping[str, Any]])
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        while data := file.read(1 << 20):
+            digest.update(data)
     return digest.hexdigest()
 
 

@@ -84,7 +84,7 @@ class Items(list[Any]):
 
 
 class Problems:
-    """Collects everything that is wrong with a recipe, so that it can be told at once."""
+    """Collects everything that is wrong with a recipe, to report it at once."""
 
     def __init__(self) -> None:
         """Start without problems."""

@@ -63,7 +63,7 @@ weights: [0.7, 0.3]
 output_path: ./merged_model
 """,
 }
-"""What a recipe can say beside the parameters of its method."""
+"""What a recipe can say in addition to the parameters of its method."""
 
 
 def example_of(spec: MethodSpec, models: Sequence[str]) -> dict[str, Any]:

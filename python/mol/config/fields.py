@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 _NO_EFFECT = {
     "device": "a merge runs on the CPU",
-    "lazy_unpickle": "weights are always read piece by piece",
+    "lazy_unpickle": "weights are always read in small parts",
     "low_cpu_mem_usage": "a merge always runs in constant memory",
     "memory_efficient": "a merge always runs in constant memory",
     "use_safetensors": "weights are always written as safetensors",
@@ -292,7 +292,7 @@ def _note_gradient_for_weights(parameters: ParameterMap, inputs: Inputs, reader:
     for rule in parameters.get("weight", ()):
         if isinstance(rule.value, tuple) and len(rule.value) == len(inputs.slices[0].sources):
             reader.notes.append(
-                f"`weight: {list(rule.value)}` is a gradient over the layers; one weight a model is written `weights`"
+                f"`weight: {list(rule.value)}` is a gradient over the layers; one weight per model is written `weights`"
             )
 
 

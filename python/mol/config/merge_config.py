@@ -109,7 +109,7 @@ class MergeConfig:
         self.__dict__.update(read, notes=kept, source_text=source_text, _chains={})
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the chains, which hold functions and are made again when asked for."""
+        """Leave out the chains, which hold functions and are made again when needed."""
         return {**self.__dict__, "_chains": {}}
 
     @classmethod

@@ -149,7 +149,7 @@ def _stat(text: str) -> os.stat_result | None:
 
 
 def nearby(name: str) -> str:
-    """Return `; did you mean ...?` for a path that does not exist but resembles one beside it, else nothing."""
+    """Return `; did you mean ...?` for a path that does not exist but resembles one next to it, else nothing."""
     path = Path(name)
     try:
         beside = [entry.name for entry in path.expanduser().parent.iterdir() if entry.is_dir()]

@@ -15,7 +15,7 @@ MAX_BYTES = 16 << 20
 """Largest recipe that is read; a bigger file is some other file."""
 
 MAX_ALIASED = 20_000
-"""Values that may come from writing out aliases; aliases of aliases can otherwise stand for billions."""
+"""Values that may come from writing out aliases; aliases of aliases can otherwise expand to billions."""
 
 _MAX_NUMBER = 400  # characters; a float has at most some 330, and Python refuses to write out whole numbers of 4,300
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -27,7 +27,7 @@ _Scalar = str | int | float | bool | None
 
 @dataclass(slots=True)
 class _Node:
-    """A value as the parser tells it: a scalar, a list (`items`) or a map (`pairs`)."""
+    """A value as the parser returns it: a scalar, a list (`items`) or a map (`pairs`)."""
 
     line: int
     text: str | None = None

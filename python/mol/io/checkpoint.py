@@ -127,14 +127,14 @@ class Checkpoint:
 
 def _check_directory(directory: Path) -> None:
     if directory.is_dir():
-        os.scandir(directory).close()  # tells a directory without right of reading from one without files
+        os.scandir(directory).close()  # a directory that may not be read differs from one without files
         (directory / CONFIG).is_symlink()
         return
     if directory.suffix == ".gguf" and directory.is_file():
         raise CheckpointError(f"{directory} is a GGUF file, which is not supported; use the SafeTensors release")
     if directory.exists():
         raise NotADirectoryError(f"{directory} is a file; name the model directory that holds config.json")
-    directory.stat()  # tells a loop of links and a forbidden parent apart from a path that is not there
+    directory.stat()  # a loop of links and a forbidden parent differ from a path that is not there
     raise FileNotFoundError(f"{directory}: no such directory")
 
 

@@ -41,8 +41,8 @@ def resolve(
 ) -> tuple[Path, str | None]:
     """Find the directory of a model, downloading what the merge needs of it and nothing else.
 
-    The Hub is asked which commit a revision means; files of that commit that are in its cache are not fetched
-    again. Offline (`HF_HUB_OFFLINE=1`, or no connection) the cached snapshot of the revision serves.
+    The Hub is queried for the commit of a revision; files of that commit that are in its cache are not fetched
+    again. Offline (`HF_HUB_OFFLINE=1`, or no connection) the cached snapshot of the revision is used.
     `HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME` and the rest of huggingface_hub's settings hold.
 
     Args:
@@ -50,7 +50,7 @@ def resolve(
         cache_dir: the Hub cache, huggingface_hub's own if None.
         token: the Hub token, huggingface_hub's own if None.
         endpoint: the address of the Hub, huggingface_hub's own if None.
-        weights: fetch SafeTensors too, not just the files beside them.
+        weights: fetch SafeTensors too, not just the files next to them.
         code: fetch Python files too.
         offline: takes what is to be said of a model that came from the cache because the Hub is unreachable, for a
             caller that says it of several models at once; None logs it as a warning.

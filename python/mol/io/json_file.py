@@ -1,4 +1,4 @@
-"""Reads the small files that stand beside weights: regular files only, of bounded size, mostly JSON."""
+"""Reads the small files next to weights: regular files only, of bounded size, mostly JSON."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def read_regular(path: Path) -> bytes:
     """Read a file, which must be a regular one of bounded size: a pipe would block, a device never ends.
 
     Raises:
-        CheckpointError: it is a pipe, a device or a socket, or too large for what stands beside weights.
+        CheckpointError: it is a pipe, a device or a socket, or too large for a file next to weights.
         OSError: it cannot be read.
     """
     check_regular(path, path.stat().st_mode)
@@ -116,7 +116,7 @@ def found_instead(head: bytes) -> str | None:
 
 
 def may(path: Path, mode: int) -> bool:
-    """Return whether this process has the right; asked as the system will, with the effective user."""
+    """Return whether this process has the right, as its effective user."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 

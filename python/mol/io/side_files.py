@@ -1,4 +1,4 @@
-"""Which files beside the weights make up a model, known by their names, and the door through which they are read."""
+"""Which files other than weights make up a model, known by their names, and the checks before they are read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mol.io.layout import CARD, CONFIG, JOURNAL, MANIFEST, RECIPE, SINGLE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-# What transformers, sentence-transformers, vLLM, llama.cpp and ModelScope open beside config.json and the tokenizer.
+# What transformers, sentence-transformers, vLLM, llama.cpp and ModelScope open apart from config.json and tokenizer.
 _SETTINGS: Final = re.compile(
     r"generation_config\.json|(?:image_|video_|audio_)?(?:pre)?processor_config\.json|audio_tokenizer_config\.json"
     r"|decision\.json|decision_template\.jinja|configuration\.json|SYSTEM_PROMPT\.txt"
@@ -56,7 +56,7 @@ _BLOB: Final = re.compile(r"models--[^/]+/blobs/[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
 class SideFiles(NamedTuple):
-    """The files beside the weights, as sorted relative paths with forward slashes.
+    """The files next to the weights, as sorted relative paths with forward slashes.
 
     Attributes:
         tokenizer: what turns text into ids, chat templates included.

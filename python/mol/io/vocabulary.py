@@ -23,7 +23,7 @@ SPECIAL_ROLES: Final = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 
 
 class Vocabulary:
-    """The tokens of one model, read when they are asked for.
+    """The tokens of one model, read when they are needed.
 
     Attributes:
         directory: where the model lies.

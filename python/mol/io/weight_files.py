@@ -109,7 +109,7 @@ def missing_files(directory: Path, *, weights: bool = True) -> list[str]:
 
 
 def no_config(directory: Path) -> CheckpointError | FileNotFoundError:
-    """Return the error for a directory without config.json, with what it is instead where that can be told."""
+    """Return the error for a directory without config.json, with what it is instead where that is known."""
     inside = _no_model(directory)
     if inside is not None:
         return CheckpointError(f"{directory} {inside}")

@@ -1,4 +1,4 @@
-"""Accounts for every tensor of an input that goes nowhere: whole layers on a line, each with its reason."""
+"""Lists every tensor of an input that is not in the output: whole layers on one line, each with its reason."""
 
 from __future__ import annotations
 
@@ -73,7 +73,10 @@ class Account:
             left.difference_update(names)
             donor = self._donor
             reason = f"that of {donor.label} is copied" if donor.structure.tails else f"{donor.label} has none"
-            self.drop(f"{told(tail, model, len(names))}: predicts further tokens and is no layer; {reason}", len(names))
+            self.drop(
+                f"{span_of(tail, model, len(names))}: predicts further tokens and is no layer; {reason}",
+                len(names),
+            )
 
     def _close_stack(self, model: Model, stack: Stack, left: set[str]) -> None:
         """List layers that were left out as a whole, and take their names off `left`."""
@@ -87,7 +90,7 @@ class Account:
                 left.difference_update(names)
         if not unused:
             return
-        what = told(stack, model, count, unused)
+        what = span_of(stack, model, count, unused)
         paired = any(theirs is stack for theirs in model.alignment.stacks.values())
         if not paired and model in self._slices[0].models:
             without = f"{self._donor.label} has no such layers"
@@ -105,7 +108,7 @@ class Account:
             self.drop(f"{what}: layer_alignment maps others in their place", count)
 
 
-def told(stack: Stack, model: Model, tensors: int, layers: Sequence[int] | None = None) -> str:
+def span_of(stack: Stack, model: Model, tensors: int, layers: Sequence[int] | None = None) -> str:
     """Name layers of a model, all if None, with the number of their tensors."""
     start = f"{stack.prefix}." if stack.prefix else ""
     numbers = ranges(stack.first + layer for layer in (range(len(stack)) if layers is None else layers))

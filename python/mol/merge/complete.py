@@ -78,7 +78,7 @@ def _wrong_depths(model: Model) -> Iterator[str]:
         if main is None:
             yield from _compare_repeats(model, language) if not structure.stacks else ()
         elif _is_beside(main, config):
-            yield _told(model, language, f"none beside those of `{main.prefix}`")
+            yield _describe(model, language, f"none beside those of `{main.prefix}`")
         else:
             yield from _compare(model, [main], language, ())
     for key, section in config.items():
@@ -104,7 +104,7 @@ def _lacking_towers(donor: Model) -> Iterator[str]:
         counts = [(f"{key}.{name}", section[name]) for name in section if name in {*_PLAIN, "depth"}]
         part = re.compile("|".join((*_TOWERS[tower], "img", "encoder", "conformer")))
         if counts and not any(map(part.search, donor.checkpoint.tensors)):
-            yield _told(donor, [(k, n) for k, n in counts if type(n) is int], f"no tensor of a tower for {tower}")
+            yield _describe(donor, [(k, n) for k, n in counts if type(n) is int], f"no tensor of a tower for {tower}")
 
 
 def _wrong_sides(model: Model) -> Iterator[str]:
@@ -160,11 +160,11 @@ def _compare(model: Model, stacks: Sequence[Stack], counts: _Counts, cuts: Itera
         return
     found = max(stacks, key=len)
     have = [layer for layer in range(len(found)) if found.layers[layer]]
-    yield _told(model, counts, f"{len(have)} (`{found.prefix}`, numbers {ranges(have)})")
+    yield _describe(model, counts, f"{len(have)} (`{found.prefix}`, numbers {ranges(have)})")
 
 
 def _apart(config: Mapping[str, Any]) -> set[int]:
-    """Count the entries of per-layer lists that make half a layer one: "mlp" beside the attention before it."""
+    """Count the entries of per-layer lists that make half a layer one: "mlp" next to the attention before it."""
     lists = [value for part in text_sections(config) for value in part.values() if isinstance(value, list)]
     return {value.count("mlp") for value in lists}
 
@@ -179,10 +179,10 @@ def _compare_repeats(model: Model, counts: _Counts, side: str = "") -> Iterator[
     found = ((name, _REPEAT.search(name)) for name in model.checkpoint.tensors)
     numbers = {int(match[1]) for name, match in found if match is not None and side in name[: match.start()]}
     if numbers and counts and len(numbers) < min(count for _, count in counts):
-        yield _told(model, counts, f"{len(numbers)} ({side}{side and ', '}numbers {ranges(numbers)})")
+        yield _describe(model, counts, f"{len(numbers)} ({side}{side and ', '}numbers {ranges(numbers)})")
 
 
-def _told(model: Model, counts: _Counts, found: str) -> str:
+def _describe(model: Model, counts: _Counts, found: str) -> str:
     listed = ", ".join(f"{key}: {count}" for key, count in counts if key.rpartition(".")[2] in {*_PLAIN, "depth"})
     listed = listed or ", ".join(f"{key}: {count}" for key, count in counts)
     return (
@@ -206,9 +206,9 @@ def _empty_layers(model: Model) -> Iterator[str]:
 def _gaps(model: Model, models: Sequence[Model]) -> Iterator[str]:
     """Report tensors that only one layer lacks, where nothing makes that layer a kind of its own.
 
-    Only a layer between others is looked at, that has nothing else in the place of what it lacks: the first and the
+    Only a layer between others is looked at, that has nothing else in place of what it lacks: the first and the
     last are made otherwise in many models, and those that lack something with others of their kind may be as well.
-    What another model has is told where the two are compared.
+    What another model has is reported where the two are compared.
     """
     for stack in model.structure.stacks:
         counts = Counter(suffix for layer in stack.layers for suffix in layer)
@@ -303,7 +303,7 @@ class _Ends:
 
     @property
     def named_embedding(self) -> bool:
-        """Whether there is an embedding that its name tells."""
+        """Whether there is an embedding, by its name."""
         return any(map(EMBEDDING.search, self.embeddings))
 
     def _is_decoder(self) -> bool:

@@ -49,8 +49,8 @@ def make_slices(config: MergeConfig, models: Mapping[ModelReference, Model], pro
     """Find the inputs of each slice; whole models are one slice without a range."""
     if config.slices is not None:
         return [
-            _slice(config, index, piece.sources, piece.base_model or config.base_model, models, problems)
-            for index, piece in enumerate(config.slices)
+            _slice(config, index, slice_.sources, slice_.base_model or config.base_model, models, problems)
+            for index, slice_ in enumerate(config.slices)
         ]
     assert config.models is not None  # MergeConfig has one of the two
     return [_slice(config, 0, config.models, config.base_model, models, problems)]

@@ -34,7 +34,7 @@ def build_manifest(
     Args:
         planned: the merge.
         executed: the engine's report.
-        side_files: relative path -> size and digest of each file beside the weights but the manifest itself.
+        side_files: relative path -> size and digest of each other file than weights and the manifest itself.
         card: names of the inputs, recipe, and remarks of the plan.
         version: mol's version.
     """
@@ -140,9 +140,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path}: tensor `{entry['name']}` is said to be in {entry['file']}, which is not listed"
             )
-    beside = _entries(path, manifest, "side_files", {"name": str, "size": int, "sha256": str})
+    others = _entries(path, manifest, "side_files", {"name": str, "size": int, "sha256": str})
     missing = [part for part, entries in (("weights", files), ("tensors", tensors)) if not entries]
-    missing += [CONFIG] * (CONFIG not in _names(path, beside))
+    missing += [CONFIG] * (CONFIG not in _names(path, others))
     if missing:
         raise CheckpointError(
             f"{path}: lists no {' and no '.join(missing)}, which every merge has, so {directory} cannot be verified"

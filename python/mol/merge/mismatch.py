@@ -1,4 +1,4 @@
-"""Collects everything that does not fit, and tells it shortly: alike layers on one line."""
+"""Collects everything that does not fit, and reports it briefly: layers alike on one line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Mismatches:
         self._plain[problem] = None
 
     def add_architectures(self, problem: str, models: Sequence[Model]) -> None:
-        """Add that models have different architectures; the sizes that their configs state are told too."""
+        """Add that models have different architectures; the sizes that their configs state are reported too."""
         self.add(problem)
         self._foreign = models
 

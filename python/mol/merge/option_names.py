@@ -32,7 +32,7 @@ def read_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return fields of MergeOptions for options under any name; one that changes nothing is logged in one line.
 
     Raises:
-        ConfigError: pickle files are asked for, or a device that there is none.
+        ConfigError: pickle files are requested, or a device that does not exist.
         TypeError: there is no such option.
     """
     known = {field.name for field in fields(MergeOptions)}

@@ -21,7 +21,7 @@ __all__ = ["Digest", "MergeOptions", "Simd", "parse_size"]
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """Everything about a run besides the recipe; none of it changes a tensor's bytes but `dtype` and `seed`.
+    """Everything about a run that the recipe does not say; none of it changes a tensor's bytes but `dtype` and `seed`.
 
     Attributes:
         threads: worker threads, all cores if None.
@@ -40,7 +40,7 @@ class MergeOptions:
         allow_crimes: admit mixed architectures whose shapes are equal, heads that cut equal shapes otherwise, and ids
             that are other tokens in other models; each with a warning.
         sync: have everything on the disk before the output appears, and before an earlier one is removed.
-        digest: a cryptographic digest of each tensor beside its checksum.
+        digest: a cryptographic digest of each tensor, in addition to its checksum.
         seed: key of the random methods.
         tile: elements a thread takes at a time, for tests and measurements.
         simd: the instruction set, for tests and measurements.

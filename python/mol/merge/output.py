@@ -91,7 +91,7 @@ def check_replaceable(out: Path, *, overwrite: bool, overwrite_all: bool = False
     if not (overwrite or overwrite_all):
         raise MergeError(f"{out} is not empty; name another directory, or replace it with overwrite (--overwrite)")
     names = sorted(_everything(out))
-    listed, beside = listed_files(out)
+    listed, others = listed_files(out)
     weights = {name for name in names if is_saved_weights(name)} | (listed & set(names))
     if not (listed or (weights and _is_of_model(out / CONFIG))):
         raise MergeError(
@@ -99,7 +99,7 @@ def check_replaceable(out: Path, *, overwrite: bool, overwrite_all: bool = False
             "is not overwritten; name another directory"
         )
     side = sort_side_files(names)
-    known = {*_WRITTEN, *weights, *beside, *side.tokenizer, *side.other}
+    known = {*_WRITTEN, *weights, *others, *side.tokenizer, *side.other}
     foreign = [name for name in names if name not in known and not is_saved_index(name)]
     if foreign and not overwrite_all:
         more = [f"and {len(foreign) - _NAMED:,} more"] if len(foreign) > _NAMED else []

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class OutputFile(NamedTuple):
-    """One file of the output beside its weights.
+    """One file of the output other than its weights.
 
     Attributes:
         name: its relative path.
@@ -44,7 +44,7 @@ class PlannedMerge:
         bytes_read: sum of the sources of all tasks, twice for a method that needs statistics; a run from the start
             reports the same.
         bytes_written: sum of the output's tensors.
-        side_files: every file that the output gets beside its weights; empty until these have been looked at.
+        side_files: every other file of the output than its weights; empty until these are planned.
     """
 
     plan: MergePlan

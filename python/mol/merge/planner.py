@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mol.dtypes import DTYPE_WORDS, DTYPES
 from mol.errors import ConfigError, MergeError
-from mol.merge.account import Account, told
+from mol.merge.account import Account, span_of
 from mol.merge.combine import idle_filters
 from mol.merge.complete import check_complete
 from mol.merge.inputs import layers_for, make_slices, open_models
@@ -224,12 +224,12 @@ class _Planner:
             self._tasks.add_layer(stack.start(layer), Cell(donor, stack, layer), cells, slice_.combine, position, layer)
 
     def _carry(self, stack: Stack, lacking: str) -> None:
-        """Copy a tower from the donor that some inputs lack, such as that for images beside a fine-tune on texts."""
+        """Copy a tower from the donor that some inputs lack, such as one for images that a fine-tune on texts lacks."""
         if self._options.strict_tensors:
             self._problems.add(f"`{stack.prefix}` of {self._donor.label} is lacking in {lacking} (--strict-tensors)")
             return
         count = self._tasks.add_copies(stack, self._donor, stack.first)
-        self._tasks.copied.append(f"{told(stack, self._donor, count)}: copied, lacking in {lacking}")
+        self._tasks.copied.append(f"{span_of(stack, self._donor, count)}: copied, lacking in {lacking}")
         self._notes[f"{lacking} has no `{stack.prefix}`: it is carried over from {self._donor.label} as it is"] = None
 
     def _add_tail(self, stack: Stack) -> None:
@@ -240,7 +240,7 @@ class _Planner:
             sliced = stack is self._donor.structure.main and self._slices[0].length
             depth = sum(slice_.length for slice_ in self._slices) if sliced else len(stack)
             count = self._tasks.add_copies(tail, self._donor, depth)
-            line = f"{told(tail, self._donor, count)}: copied, predicts further tokens and is no layer of the stack"
+            line = f"{span_of(tail, self._donor, count)}: copied, predicts further tokens and is no layer of the stack"
             self._tasks.copied.append(line if depth == tail.first else f"{line}; it is numbered {depth} in the output")
             self._notes[
                 f"`{tail.prefix}.{ranges(tail.first + i for i in range(len(tail)))}` of {self._donor.label} predicts "

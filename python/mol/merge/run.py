@@ -283,8 +283,8 @@ def _execute(
     except OSError as error:
         if not partial.exists():
             raise
-        told = f"{error.strerror or error}; {watch.resume}"
-        raise OSError(error.errno, told, error.filename) if error.errno else OSError(told) from error
+        message = f"{error.strerror or error}; {watch.resume}"
+        raise OSError(error.errno, message, error.filename) if error.errno else OSError(message) from error
     return executed
 
 
@@ -327,7 +327,7 @@ def _prepare(
 
 
 def _check_space(place: Path, planned: PlannedMerge, preflight: str) -> None:
-    """Refuse a disk on which the weights fit, but not what is written beside them."""
+    """Refuse a disk on which the weights fit, but not the other files."""
     found = json.loads(preflight)
     beside = sum(file.size for file in planned.side_files)
     if found["bytes_needed"] + beside > found["bytes_free"]:

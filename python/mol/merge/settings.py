@@ -1,4 +1,4 @@
-"""Compares what the config.json of the inputs say beside sizes: heads, activation, positions, eps, windows."""
+"""Compares the settings in config.json of the inputs other than sizes: heads, activation, positions, eps, windows."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def _settle_rope(config: Mapping[str, Any], found: dict[str, Any], prefix: str) 
 
 
 def _settle_heads(found: dict[str, Any], prefix: str) -> None:
-    """Write out what null stands for among the heads."""
+    """Replace null among the heads by what it means."""
     heads, width = found.get(f"{prefix}num_attention_heads"), found.get(f"{prefix}hidden_size")
     meant = {"num_key_value_heads": heads}
     if type(heads) is int and heads > 0 and type(width) is int:

@@ -1,4 +1,4 @@
-"""The files beside a merge's weights: which are copied and which are written anew, decided before a weight is read."""
+"""The files of a merge other than weights: which are copied and which are written, decided before a weight is read."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ _ENGINE_FILES: Final = frozenset({JOURNAL, INDEX})
 # What names Python files that a loader imports, in whichever file and at whichever depth it stands.
 _CODE_KEYS: Final = ("auto_map", "custom_pipelines")
 _NAMED: Final = 20  # files that a note names
-_PIECE: Final = 1 << 20
+_CHUNK: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class SideFilePlan:
-    """What is written beside the weights, apart from card, manifest and recipe.
+    """What is written next to the weights, without card, manifest and recipe.
 
     Attributes:
         copies: relative path -> the input's file.
@@ -127,7 +127,7 @@ def plan_side_files(
 def output_files(
     planned: PlannedMerge, side: SideFilePlan, card: Card, options: MergeOptions
 ) -> tuple[OutputFile, ...]:
-    """List everything that the output gets beside its weights, with sizes; writes it all once, so that it can be."""
+    """List the files of the output other than weights, with sizes; all texts are composed once, to fail early."""
     from mol import _rust
 
     owners = {source.directory: source.name for source in planned.sources}
@@ -280,7 +280,7 @@ def _chat_template(directory: Path) -> str | None:
 
 
 def _clear(partial: Path, *, keep: Iterable[str]) -> None:
-    """Remove what an earlier attempt with other options may have left beside the weights."""
+    """Remove what an earlier attempt with other options may have left next to the weights."""
     kept = set(keep)
     kept |= {f"{name}.journal" for name in kept}  # what the engine says of each weight file, until the commit
     for path in sorted(partial.iterdir()):
@@ -303,9 +303,9 @@ def _copy(source: SideFile, target: Path) -> dict[str, Any]:
     with _open(source) as file:
         _check_same(source, os.fstat(file.fileno()))
         with target.open("xb") as copy:
-            while piece := file.read(_PIECE):
-                copy.write(piece)
-                digest.update(piece)
+            while data := file.read(_CHUNK):
+                copy.write(data)
+                digest.update(data)
         _check_same(source, os.fstat(file.fileno()))
     return {"size": source.size, "sha256": digest.hexdigest()}
 

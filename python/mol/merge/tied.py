@@ -70,7 +70,7 @@ def find_tying(donor: Model, models: Sequence[Model]) -> Tying | None:
     has_scores = mine.tied or mine.head is not None
     if not (has_scores and (with_head or mine.head) and (mine.tied or any(end.tied for end in ends.values()))):
         return None
-    assert mine.embedding is not None  # a tied model has one, and a head is only found beside one
+    assert mine.embedding is not None  # a tied model has one, and a head is only found with one
     own = [m for m in with_head if not ends[m.index].tied and (ends[m.index].flag is False or not mine.tied)]
     heads = {index: end.embedding if end.tied else end.head for index, end in ends.items()}
     if mine.head is not None:

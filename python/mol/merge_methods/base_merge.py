@@ -81,7 +81,7 @@ class PendingMerge:
             OSError: see `run_merge`.
         """
         try:
-            import torch  # noqa: F401 - told apart from what transformers would say later
+            import torch  # noqa: F401 - reported before transformers would
             import transformers
         except ImportError as error:
             raise ImportError("to_module() needs torch and transformers: pip install 'mol-merge[fusion]'") from error

@@ -19,7 +19,7 @@ class Alignment:
     """How the names of one checkpoint map onto the donor's.
 
     Attributes:
-        pairs: prefixes, the donor's and the other's, most specific first; "" stands for none.
+        pairs: prefixes, the donor's and the other's, most specific first; "" is none.
         stacks: prefix of a donor's stack -> the other's stack that corresponds, None where it has none.
         roles: tensors of the donor outside the layers -> the other's of the same role, where no prefix relates them.
     """

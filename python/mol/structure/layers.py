@@ -71,7 +71,7 @@ class Structure:
 
     Attributes:
         stacks: every tower of layers, the main one last.
-        main: the tower that slices and layer ranges mean, None where there is none or it cannot be told.
+        main: the tower that slices and layer ranges mean, None where there is none or it is ambiguous.
         ambiguity: why there is no main stack; "" where there is one.
         loose: names of the tensors outside the stacks, in the order of the files.
         tails: what is numbered on behind a stack and is no layer of it: modules that predict further tokens.
@@ -89,7 +89,7 @@ def find_structure(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any])
 
     A repeat is the outermost number in a name, so that the experts inside a layer are part of the layer. It is a stack
     when its layers are numbered 0, 1, 2, ... (or as many as config.json says), hold modules rather than bare
-    parameters, and have a name in common. config.json is only asked how many layers it counts, and how many modules
+    parameters, and have a name in common. config.json only says how many layers it counts, and how many modules
     that predict further tokens: where the numbers go on by that many, these are no layers (`model.layers.61` of a
     DeepSeek-V3 of 61 layers).
     """

@@ -88,7 +88,7 @@ def text_sections(config: dict[str, Any] | Mapping[str, Any]) -> Iterator[Any]:
 def restack(
     config: dict[str, Any], structure: Structure, origins: Sequence[LayerOrigin]
 ) -> tuple[list[str], list[str]]:
-    """Make config.json describe other layers than the donor's: their number, and every list with one entry a layer.
+    """Make config.json describe other layers than the donor's: their number, and every list with one entry per layer.
 
     A list belongs to the layers when it has as many entries as the donor has layers, also where it is written as
     runs (`attention_types`) or as a text with a sign for each layer (`hybrid_override_pattern`). A list of layer
@@ -194,7 +194,7 @@ def _are_runs(value: list[Any], depth: int) -> bool:
 
 
 def _written_as(old: object, depth: int, entries: list[Any]) -> Any:  # noqa: ANN401
-    """Write entries, one a layer, in the form in which config.json had them."""
+    """Write entries, one per layer, in the form in which config.json had them."""
     if isinstance(old, str):
         return "".join(entries)
     return [[entries, 1]] if isinstance(old, list) and _are_runs(old, depth) else entries

@@ -71,7 +71,7 @@ def natural_key(name: str) -> tuple[tuple[int, str], ...]:
 
 
 def head_beside(prefix: str) -> str:
-    """Name the head of a model whose layers are at a path: `lm_head` stands beside the outermost module `model`."""
+    """Name the head of a model whose layers are at a path: `lm_head` is next to the outermost module `model`."""
     words = prefix.split(".")
     around = words[: words.index("model")] if "model" in words else []
     return ".".join((*around, "lm_head.weight"))
