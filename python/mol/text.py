@@ -56,16 +56,16 @@ def ranges(numbers: Iterable[int]) -> str:
 
 
 def suggestion(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return `; did you mean ...?` for a word that looks like a known one, else nothing."""
-    near = closest(word, known, cutoff=cutoff)
+    """Return `; did you mean ...?` for a key that looks like a known one, else nothing."""
+    near = closest(word.lower().replace("-", "_"), known, cutoff=cutoff)
     return f"; did you mean `{near}`?" if near else ""
 
 
-def closest(word: str, known: Iterable[str], *, cutoff: float) -> str | None:
+def closest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """Find the known word that is most like a word; None where none is as much like it as `cutoff`, from 0 to 1."""
     if len(word) > _LONGEST:
         return None  # the comparison takes time by the product of the lengths
-    close = difflib.get_close_matches(word.lower().replace("-", "_"), list(known), n=1, cutoff=cutoff)
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return close[0] if close else None
 
 

@@ -221,7 +221,7 @@ def test_a_list_under_weight_is_a_gradient_and_is_said() -> None:
     config = MergeConfig.from_yaml("merge_method: linear\nmodels: [a, b]\nparameters: {weight: [0.7, 0.3]}\n")
     assert config.parameters["weight"] == (Rule((0.7, 0.3)),)
     assert config.notes == (
-        "`weight: [0.7, 0.3]` is a gradient over the layers; one weight a model is written `weights`",
+        "`weight: [0.7, 0.3]` is a gradient over the layers; one weight per model is written `weights`",
         ALIGNMENT,
     )
 

@@ -272,7 +272,7 @@ def test_our_own_keys_do_not_change_the_form() -> None:
     ("text", "note"),
     [
         (SLERP + "device: cuda\n", "`device` has no effect: a merge runs on the CPU"),
-        (SLERP + "lazy_unpickle: true\n", "`lazy_unpickle` has no effect: weights are always read piece by piece"),
+        (SLERP + "lazy_unpickle: true\n", "`lazy_unpickle` has no effect: weights are always read in small parts"),
         (
             SLERP + "low_cpu_mem_usage: true\n",
             "`low_cpu_mem_usage` has no effect: a merge always runs in constant memory",

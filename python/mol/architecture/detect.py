@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -16,6 +15,7 @@ from mol.architecture.skeleton import Paths, read_paths
 from mol.architecture.source import tensor_names
 from mol.config.model_reference import ModelReference
 from mol.errors import ArchitectureError
+from mol.text import closest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -185,8 +185,8 @@ def check_remote_code(
     if not isinstance(auto_map, dict) or "AutoConfig" not in auto_map:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-        close = difflib.get_close_matches(model_type, CONFIG_MAPPING, n=1)
-        hint = f" (did you mean `{close[0]}`?)" if close else ""
+        near = closest(model_type, CONFIG_MAPPING)
+        hint = f" (did you mean `{near}`?)" if near else ""
         raise ArchitectureError(
             f"{name}: transformers {version('transformers')} does not know the model_type `{model_type}` of its "
             f"config.json{hint}; install a release that does: pip install -U transformers"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from mol.cli.console import Console, wrap
+from mol.text import closest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,11 +105,9 @@ class VerbGroup(click.Group):
             return
         if word in LATER_VERBS:
             raise click.UsageError(f"{word!r} comes in a later version of mol", ctx)
-        near = get_close_matches(word, (*self.commands, *LATER_VERBS), n=1, cutoff=0.7)
+        near = closest(word, (*self.commands, *LATER_VERBS), cutoff=0.7)
         if near:
-            raise click.UsageError(
-                f"{word!r} is neither a verb nor a recipe that exists; did you mean {near[0]!r}?", ctx
-            )
+            raise click.UsageError(f"{word!r} is neither a verb nor a recipe that exists; did you mean {near!r}?", ctx)
 
     def _first_word(self, args: Sequence[str]) -> int | None:
         """Return the index of the first argument that is neither an option nor an option's value."""

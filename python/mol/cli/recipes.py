@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from mol.text import closest
 
 if TYPE_CHECKING:
     from mol.config.merge_config import MergeConfig
@@ -57,11 +58,11 @@ def _meant(path: Path) -> str:
         if other.is_file():
             return f"; did you mean {other}?"
     try:
-        beside = [entry.name for entry in path.parent.iterdir() if entry.suffix in _ENDINGS]
+        siblings = [entry.name for entry in path.parent.iterdir() if entry.suffix in _ENDINGS]
     except OSError:
         return ""
-    near = get_close_matches(path.name, beside, n=1)
-    return f"; did you mean {path.with_name(near[0])}?" if near else ""
+    near = closest(path.name, siblings)
+    return f"; did you mean {path.with_name(near)}?" if near else ""
 
 
 def _inside(path: Path) -> str:

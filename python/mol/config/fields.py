@@ -116,7 +116,7 @@ def _without_holders(table: Table, reader: ValueReader) -> Table:
     for word in table:
         if word in known or word not in table.anchored:
             continue
-        near = closest(word, known, cutoff=0.85)
+        near = closest(word.lower().replace("-", "_"), known, cutoff=0.85)
         if near is None or word.replace("-", "_").startswith((f"{near}_", f"{near}.")):
             holders.append(word)
             reader.notes.append(f"`{word}` holds YAML anchors for other keys and has no effect of its own")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mol.errors import ConfigError
+from mol.text import closest
 
 _MAX_NAME = 4095
 _LATER = {"lora": "adapters (LoRA) come later", "override_architecture": "overriding the architecture comes later"}
@@ -152,8 +152,8 @@ def nearby(name: str) -> str:
     """Return `; did you mean ...?` for a path that does not exist but resembles one next to it, else nothing."""
     path = Path(name)
     try:
-        beside = [entry.name for entry in path.expanduser().parent.iterdir() if entry.is_dir()]
+        siblings = [entry.name for entry in path.expanduser().parent.iterdir() if entry.is_dir()]
     except (OSError, ValueError, RuntimeError):
         return ""  # nothing can be listed there
-    close = difflib.get_close_matches(path.name, beside, n=1)
-    return f"; did you mean `{path.parent / close[0]}`?" if close else ""
+    near = closest(path.name, siblings)
+    return f"; did you mean `{path.parent / near}`?" if near else ""

@@ -103,7 +103,7 @@ class ValueReader:
         if word.isdecimal():
             return f": a decimal has a point, as in 0.{word}; a comma ends the entry"
         parameters = [name for method in methods for name in method.parameters] if "parameters" in known else []
-        near = closest(word, (*known, *parameters), cutoff=0.6)
+        near = closest(word.lower().replace("-", "_"), (*known, *parameters))
         if near is None:
             return "; mergekit ignores such a key: leave it out, or make it a comment with `#`"
         return f"; did you mean `parameters: {{{near}: ...}}`?" if near in parameters else f"; did you mean `{near}`?"
