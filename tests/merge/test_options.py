@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from mol.errors import ConfigError
-from mol.merge.options import MergeOptions, parse_size
+from mol.merge.options import MergeOptions
+from mol.text import parse_size
 
 
 @pytest.mark.parametrize(

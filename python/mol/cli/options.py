@@ -196,7 +196,7 @@ def refuse_contradictions(recipe: MergeConfig, path: Path, given: dict[str, Any]
 
 def _size(name: str, text: str) -> int:
     from mol.errors import ConfigError
-    from mol.merge.options import parse_size
+    from mol.text import parse_size
 
     try:
         return parse_size(text)

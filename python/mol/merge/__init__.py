@@ -1,6 +1,6 @@
 """Merging: a recipe and checkpoints make a plan, and the plan makes a checkpoint."""
 
-from mol.merge.options import MergeOptions, parse_size
+from mol.merge.options import MergeOptions
 from mol.merge.run import MergeReport, plan_recipe, resolve_checkpoints, run_merge
 
-__all__ = ["MergeOptions", "MergeReport", "parse_size", "plan_recipe", "resolve_checkpoints", "run_merge"]
+__all__ = ["MergeOptions", "MergeReport", "plan_recipe", "resolve_checkpoints", "run_merge"]

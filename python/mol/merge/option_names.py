@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mol.config.document import shown
 from mol.errors import ConfigError
-from mol.merge.options import MergeOptions, parse_size
-from mol.text import suggestion
+from mol.merge.options import MergeOptions
+from mol.text import parse_size, suggestion
 from mol.without_effect import ON_THE_CPU, WITHOUT_EFFECT
 
 if TYPE_CHECKING:

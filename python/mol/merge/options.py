@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from mol.config.document import shown
 from mol.errors import ConfigError
-from mol.text import parse_size
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 Simd = Literal["auto", "off", "avx2", "avx512"]
 Digest = Literal["blake3", "sha256"]
-
-__all__ = ["Digest", "MergeOptions", "Simd", "parse_size"]
 
 
 @dataclass(frozen=True, slots=True)
