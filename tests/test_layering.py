@@ -138,9 +138,6 @@ def is_for_types(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-FILES = {dotted(path): path for path in MODULES}
-
-
 @pytest.mark.parametrize("path", MODULES, ids=dotted)
 def test_imports_go_downwards(path: Path) -> None:
     here = room(dotted(path))

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
         MoLRuntime,
         suggest_layers,
     )
-    from mol.errors import ArchitectureError, CheckpointError, ConfigError, MergeCancelled, MergeError, MolError
+    from mol.errors import (
+        ArchitectureError,
+        CheckpointError,
+        ConfigError,
+        FusionError,
+        InternalError,
+        MergeCancelled,
+        MergeError,
+        MolError,
+    )
     from mol.merge.options import MergeOptions
     from mol.merge.run import MergeReport, plan_recipe, resolve_checkpoints, run_merge
     from mol.merge_methods.base_merge import BaseMergeMethod, PendingMerge
@@ -35,6 +44,8 @@ __all__ = [
     "BaseMergeMethod",
     "CheckpointError",
     "ConfigError",
+    "FusionError",
+    "InternalError",
     "LinearMerge",
     "MergeCancelled",
     "MergeConfig",
@@ -76,7 +87,8 @@ if not TYPE_CHECKING:
             "MoLForTokenClassification", "MoLMixture", "MoLRuntime", "suggest_layers",
         ),
         "mol.errors": (
-            "ArchitectureError", "CheckpointError", "ConfigError", "MergeCancelled", "MergeError", "MolError",
+            "ArchitectureError", "CheckpointError", "ConfigError", "FusionError", "InternalError", "MergeCancelled",
+            "MergeError", "MolError",
         ),
         "mol.merge.options": ("MergeOptions",),
         "mol.merge.run": ("MergeReport", "plan_recipe", "resolve_checkpoints", "run_merge"),
