@@ -1,22 +1,22 @@
 //! Any bytes as a plan: refused in words or taken, and what is taken names its work, and is read again as it is.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
+use mol_merge::container::Header;
 use mol_merge::plan::Plan;
-use mol_merge::shard::Shard;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 /// The two files whose tensors the fixture of the contract names.
-static SHARDS: LazyLock<Vec<Arc<Shard>>> = LazyLock::new(|| {
+static HEADERS: LazyLock<Vec<Arc<Header>>> = LazyLock::new(|| {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds/header");
-    let open = |name| Arc::new(Shard::open(&seeds.join(name)).expect("a SafeTensors file"));
-    ["first.safetensors", "second.safetensors"].map(open).into()
+    let read = |name| Arc::new(Header::read(&seeds.join(name)).expect("a SafeTensors file"));
+    ["first.safetensors", "second.safetensors"].map(read).into()
 });
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     let Ok(plan) = Plan::parse(text) else { return };
-    let _fault = plan.check(&SHARDS);
+    let _fault = plan.check(&HEADERS);
     let digest = plan.digest().expect("a plan has a digest");
     let again = serde_json::to_string(&plan).expect("a plan is JSON");
     let again = Plan::parse(&again).expect("a plan that was written is read").digest().expect("and has a digest");

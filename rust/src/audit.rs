@@ -1,10 +1,10 @@
 //! Reads finished checkpoints again: checksums of tensors and files, and how far two tensors are apart.
+use crate::container::{Container, Entry, Header};
 use crate::crc::Crc;
 use crate::dtype::with_format;
 use crate::error::{Error, Result};
 use crate::lanes::{At, Lanes, W};
 use crate::real::Real;
-use crate::shard::{self, Shard};
 use crate::simd::{Simd, Task};
 use crate::source::{Settings, Source, Tensor};
 use crate::sweep::{BLOCK, Sweep, Terms, common};
@@ -13,7 +13,12 @@ use rayon::prelude::*;
 use serde::Serialize;
 use sha2::Digest as _;
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
+
+/// Bytes that are read at a time.
+const PIECE: usize = 1 << 20;
 
 /// A cryptographic digest, on request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,12 +39,28 @@ impl Digest {
         }
     }
 
-    fn of(self, bytes: &[u8]) -> DigestOf {
+    fn of(self, file: &Container, tensor: &Entry, watch: &Watch) -> Result<DigestOf> {
+        let mut room = Vec::new();
+        let mut all = |take: &mut dyn FnMut(&[u8])| {
+            pieces(tensor).into_iter().try_for_each(|piece| {
+                watch.check()?;
+                take(file.lend(tensor, piece, &mut room)?);
+                Ok(())
+            })
+        };
         match self {
-            Self::Blake3 => DigestOf::Blake3(blake3::hash(bytes).to_hex().to_string()),
+            Self::Blake3 => {
+                let mut hasher = blake3::Hasher::new();
+                all(&mut |bytes| {
+                    hasher.update(bytes);
+                })?;
+                Ok(DigestOf::Blake3(hasher.finalize().to_hex().to_string()))
+            }
             Self::Sha256 => {
+                let mut hasher = sha2::Sha256::new();
+                all(&mut |bytes| hasher.update(bytes))?;
                 let hex = |byte: &u8| format!("{byte:02x}");
-                DigestOf::Sha256(sha2::Sha256::digest(bytes).iter().map(hex).collect())
+                Ok(DigestOf::Sha256(hasher.finalize().iter().map(hex).collect()))
             }
         }
     }
@@ -80,36 +101,38 @@ pub struct FileSum {
 
 /// Reads a file and returns its checksums.
 pub fn sum_file(path: &Path, digest: Option<Digest>, watch: &Watch) -> Result<FileSum> {
-    let shard = Shard::open(path)?;
-    let sum_tensor = |tensor: &shard::Tensor| {
-        let crc = crc_of(shard.bytes(tensor), watch)?;
-        let sums = TensorSum {
-            name: tensor.name.clone(),
-            crc64nvme: crc.hex(),
-            digest: digest.map(|digest| digest.of(shard.bytes(tensor))),
-        };
-        Ok((crc, sums))
+    let file = Container::open(&Arc::new(Header::read(path)?))?;
+    let sum_tensor = |tensor: &Entry| {
+        let crc = crc_of(&file, tensor, watch)?;
+        let digest = digest.map(|digest| digest.of(&file, tensor, watch)).transpose()?;
+        Ok((crc, TensorSum { name: tensor.name.clone(), crc64nvme: crc.hex(), digest }))
     };
-    let sums: Vec<_> = shard.tensors.par_iter().map(sum_tensor).collect::<Result<_>>()?;
-    let crc = sums.iter().fold(Crc::of(shard.prefix()), |file, (tensor, _)| file.join(*tensor));
+    let sums: Vec<_> = file.header.tensors.par_iter().map(sum_tensor).collect::<Result<_>>()?;
+    let prefix = Crc::of(file.prefix(&mut Vec::new())?);
+    let crc = sums.iter().fold(prefix, |crc, (tensor, _)| crc.join(*tensor));
     let tensors = sums.into_iter().map(|(_, sum)| sum).collect();
-    Ok(FileSum { size: shard.size() as u64, crc64nvme: crc.hex(), tensors })
+    Ok(FileSum { size: file.header.stamp.size(), crc64nvme: crc.hex(), tensors })
 }
 
 /// Returns the CRC-64/NVME of some tensors of a file, hexadecimal, in the order of `names`; nothing else is read.
 pub fn sum_tensors(path: &Path, names: &[String], watch: &Watch) -> Result<Vec<String>> {
-    let shard = Shard::open(path)?;
-    names.par_iter().map(|name| Ok(crc_of(shard.bytes(shard.tensor(name)?), watch)?.hex())).collect()
+    let file = Container::open(&Arc::new(Header::read(path)?))?;
+    names.par_iter().map(|name| Ok(crc_of(&file, file.header.tensor(name)?, watch)?.hex())).collect()
 }
 
-fn crc_of(bytes: &[u8], watch: &Watch) -> Result<Crc> {
-    let piece = |bytes: &[u8]| {
+fn pieces(tensor: &Entry) -> Vec<Range<usize>> {
+    let bytes = tensor.bytes.len();
+    (0..bytes).step_by(PIECE).map(|start| start..bytes.min(start + PIECE)).collect()
+}
+
+fn crc_of(file: &Container, tensor: &Entry, watch: &Watch) -> Result<Crc> {
+    let of_piece = |room: &mut Vec<u8>, piece: Range<usize>| {
         watch.check()?;
-        watch.add_read(bytes.len());
-        Ok(Crc::of(bytes))
+        watch.add_read(piece.len());
+        Ok(Crc::of(file.lend(tensor, piece, room)?))
     };
-    let pieces: Vec<Crc> = bytes.par_chunks(1 << 20).map(piece).collect::<Result<_>>()?;
-    Ok(pieces.into_iter().fold(Crc::EMPTY, Crc::join))
+    let crcs: Vec<Crc> = pieces(tensor).into_par_iter().map_init(Vec::new, of_piece).collect::<Result<_>>()?;
+    Ok(crcs.into_iter().fold(Crc::EMPTY, Crc::join))
 }
 
 /// How far two tensors are apart.

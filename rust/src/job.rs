@@ -7,7 +7,7 @@ use crate::lanes::{Kernel, Lanes, Peaks, W};
 use crate::methods::Method;
 use crate::real::Real;
 use crate::simd::{PREFETCH, Task, prefetch};
-use crate::source::{Settings, Source, Tensor};
+use crate::source::{Settings, Slot, Source, Tensor};
 use crate::sweep::{BLOCK, PIECE, Sweep, common};
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -154,10 +154,11 @@ impl Settled<'_> {
     }
 
     fn first_nonfinite(&self, leaf: &Tensor) -> Result<Option<(usize, f64)>> {
+        let mut slot = Slot::default();
         for start in (0..leaf.len()).step_by(BLOCK) {
             self.job.settings.watch.check()?;
             let block = start..leaf.len().min(start + BLOCK);
-            let bytes = leaf.slice(block.clone());
+            let bytes = leaf.lease(self.job.settings.simd, block.clone(), &mut slot)?;
             let found = with_format!(leaf.float(), V => {
                 let mut values = (0..block.len()).map(|i| (start + i, V::get(bytes, i).to_f64()));
                 values.find(|(_, value)| !value.is_finite())

@@ -1,11 +1,12 @@
-//! The engine of `mol`: one merge, streamed from mapped inputs to a new checkpoint in bounded memory.
+//! The engine of `mol`: one merge, streamed from its inputs to a new checkpoint in bounded memory.
 //!
-//! The path of a merge: [`plan`] is the JSON contract with Python; [`shard`] maps the input files and checks their
-//! headers; [`run`] checks what can be checked before a byte is written, decides which task runs when, puts tiles at their
-//! offsets and remembers what is finished; [`job`] makes a tensor's tiles: a [`source`] lends elements, [`sweep`] answers
-//! what a method asks of all of them, and one of the [`methods`] combines them in [`lanes`]; [`layout`] says where each
-//! tensor of an output lies.
+//! The path of a merge: [`plan`] is the JSON contract with Python; a [`container`] is an input file as a table of tensors,
+//! whose bytes a [`store`] lends; [`run`] checks what can be checked before a byte is written, decides which task runs when,
+//! puts tiles at their offsets and remembers what is finished; [`job`] makes a tensor's tiles: a [`source`] lends elements,
+//! [`sweep`] answers what a method asks of all of them, and one of the [`methods`] combines them in [`lanes`]; [`layout`]
+//! says where each tensor of an output lies.
 pub mod audit;
+pub mod container;
 pub mod crc;
 pub mod draw;
 pub mod dtype;
@@ -19,8 +20,8 @@ pub mod plan;
 mod python;
 pub mod real;
 pub mod run;
-pub mod shard;
 pub mod simd;
 pub mod source;
+pub mod store;
 pub mod sweep;
 pub mod watch;

@@ -3,6 +3,7 @@
 #![allow(clippy::needless_pass_by_value)]
 
 use crate::audit::{self, Digest, Distance};
+use crate::container::{Container, Entry, Header};
 use crate::error::Error;
 use crate::methods::Method;
 use crate::plan::Plan;
@@ -10,7 +11,6 @@ use crate::run::commit::commit as rename;
 use crate::run::lock::Lock;
 use crate::run::preflight::preflight as check;
 use crate::run::{self, Options, TILE, heap};
-use crate::shard::Shard;
 use crate::simd::{Simd, default_float_mode};
 use crate::source::Tensor;
 use crate::watch::{Watch, pool};
@@ -112,14 +112,14 @@ fn json(value: &impl serde::Serialize) -> crate::error::Result<String> {
     serde_json::to_string(value).map_err(|e| Error::Panic(format!("report: {e}")))
 }
 
-type Header = (usize, i64, String, Vec<(String, String, Vec<usize>, usize)>);
+type Table = (u64, i64, String, Vec<(String, String, Vec<usize>, usize)>);
 
 #[pyfunction]
 fn read_header(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyAny>> {
-    let (size, mtime_ns, digest, tensors): Header = enter(py, || {
-        let shard = Shard::open(&path)?;
-        let rows = shard.tensors.iter().map(|t| (t.name.clone(), t.dtype.to_string(), t.shape.clone(), t.bytes.len()));
-        Ok((shard.size(), shard.mtime_ns, shard.header_digest.clone(), rows.collect()))
+    let (size, mtime_ns, digest, tensors): Table = enter(py, || {
+        let Header { stamp, digest, tensors, .. } = Header::read(&path)?;
+        let row = |t: Entry| (t.name, t.dtype.to_string(), t.shape, t.bytes.len());
+        Ok((stamp.size(), stamp.mtime_ns(), digest, tensors.into_iter().map(row).collect()))
     })?;
     let rows: Vec<_> = tensors
         .into_iter()
@@ -321,16 +321,16 @@ fn compare(
 ) -> PyResult<Distances> {
     use rayon::prelude::*;
     let watch = Watch::default();
-    let shards = enter(py, || {
-        let mut shards = HashMap::new();
+    let files = enter(py, || {
+        let mut files = HashMap::new();
         for path in pairs.iter().flat_map(|(a, _, b, _)| [a, b]) {
-            if !shards.contains_key(path) {
-                shards.insert(path, Arc::new(Shard::open(path)?));
+            if !files.contains_key(path) {
+                files.insert(path, Arc::new(Container::open(&Arc::new(Header::read(path)?))?));
             }
         }
-        Ok(shards)
+        Ok(files)
     })?;
-    let one = |(a, x, b, y): &Pair| Ok([Tensor::new(&shards[a], x)?, Tensor::new(&shards[b], y)?]);
+    let one = |(a, x, b, y): &Pair| Ok([Tensor::new(&files[a], x)?, Tensor::new(&files[b], y)?]);
     let tensors: Vec<[Tensor; 2]> = enter(py, || pairs.iter().map(one).collect())?;
     let total: usize = tensors.iter().flatten().map(|tensor| tensor.entry().bytes.len()).sum();
     let distance = |tensors: &[Tensor; 2]| {

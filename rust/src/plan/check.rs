@@ -1,8 +1,8 @@
 //! Holds the tasks of a plan against each other and against the input files.
 use super::{Expr, Fill, Method, OutputTensor, Plan, Table, Task};
+use crate::container::{Container, Header};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::shard::{Shard, Tensor};
 use crate::source;
 use std::sync::Arc;
 
@@ -20,13 +20,13 @@ impl Expr {
 }
 
 impl Task {
-    /// The tensors that it reads, where all it reads are whole tensors.
-    pub fn resolve<'a>(&self, shards: &'a [Arc<Shard>]) -> Result<Vec<(&'a Shard, &'a Tensor)>> {
-        let one = |expr: &Expr| match expr {
-            Expr::Tensor(input, name) => Ok((&*shards[*input], shards[*input].tensor(name)?)),
+    /// The tensors that it reads, where all it reads are whole tensors: inputs and names.
+    pub fn tensors(&self) -> Result<Vec<(usize, &str)>> {
+        let tensors = self.of.iter().map(|expr| match expr {
+            Expr::Tensor(input, name) => Ok((*input, name.as_str())),
             Expr::Made(_) => Err(Error::Panic(format!("`{}` is read as a tensor", expr.kind()))),
-        };
-        self.of.iter().map(one).collect()
+        });
+        tensors.collect()
     }
 }
 
@@ -75,11 +75,11 @@ impl Plan {
     }
 
     /// Checks every task against the input files; returns the bytes that one sweep of each reads, as progress counts them.
-    pub fn check(&self, shards: &[Arc<Shard>]) -> Result<Vec<usize>> {
-        (0..self.tasks.len()).map(|index| self.check_task(index, shards)).collect()
+    pub fn check(&self, headers: &[Arc<Header>]) -> Result<Vec<usize>> {
+        (0..self.tasks.len()).map(|index| self.check_task(index, headers)).collect()
     }
 
-    fn check_task(&self, index: usize, shards: &[Arc<Shard>]) -> Result<usize> {
+    fn check_task(&self, index: usize, headers: &[Arc<Header>]) -> Result<usize> {
         let task = &self.tasks[index];
         let (place, OutputTensor { name, dtype, shape, .. }) = self.target(index);
         let fault = |reason: String| Error::Merge(format!("plan, tensor `{name}`: {reason}"));
@@ -92,21 +92,22 @@ impl Plan {
         let mut read = 0;
         for expr in &task.of {
             read += if let Expr::Tensor(input, tensor) = expr {
-                let (shard, tensor) = (&shards[*input], shards[*input].tensor(tensor)?);
+                let header = &headers[*input];
+                let tensor = header.tensor(tensor)?;
                 let found = &tensor.shape;
                 if if whole { found != shape } else { !place.fits(found, shape) } {
                     let wanted = if whole { format!("{shape:?}") } else { place.wanted(shape) };
                     let reason = format!("tensor `{}` has shape {found:?}, the plan wants {wanted}", tensor.name);
-                    return Err(Error::checkpoint(&shard.path, reason));
+                    return Err(Error::checkpoint(&header.path, reason));
                 }
                 let both_float = Float::of(tensor.dtype).and(Float::of(*dtype)).is_some();
                 if !(both_float || copies && tensor.dtype == *dtype) {
                     let reason = format!("tensor `{}` is {}, which cannot become {dtype}", tensor.name, tensor.dtype);
-                    return Err(Error::checkpoint(&shard.path, reason));
+                    return Err(Error::checkpoint(&header.path, reason));
                 }
                 tensor.bytes.len()
             } else {
-                let built = source::build(self, expr, &|input| Ok(shards[input].clone()));
+                let built = source::build(self, expr, &|input| Ok(Arc::new(Container::unopened(&headers[input]))));
                 let (source, found) = built.map_err(|error| match error {
                     Error::Merge(reason) => fault(reason),
                     error => error,

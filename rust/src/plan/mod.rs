@@ -8,8 +8,8 @@ pub use crate::methods::Method;
 pub use expr::{Expr, Fill, Made, Table};
 pub use layout::{FileFormat, OutputFile, OutputTensor, Place, matrix};
 
+use crate::container::Header;
 use crate::error::{Error, Result};
-use crate::shard::Shard;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -115,16 +115,16 @@ impl Plan {
         (place, &self.tensors[place.tensor])
     }
 
-    /// Maps the inputs, and checks that they are what they were when the plan was made.
-    pub fn open_inputs(&self) -> Result<Vec<Arc<Shard>>> {
-        let open = |file: &InputFile| {
-            let shard = Shard::open(&file.path)?;
-            let unchanged = shard.size() as u64 == file.size
-                && shard.mtime_ns == file.mtime_ns
-                && shard.header_digest == file.header;
-            if unchanged { Ok(Arc::new(shard)) } else { Err(changed(&file.path)) }
+    /// Reads the headers of the inputs, and checks that they are what they were when the plan was made.
+    pub fn read_headers(&self) -> Result<Vec<Arc<Header>>> {
+        let read = |file: &InputFile| {
+            let header = Header::read(&file.path)?;
+            let unchanged = header.stamp.size() == file.size
+                && header.stamp.mtime_ns() == file.mtime_ns
+                && header.digest == file.header;
+            if unchanged { Ok(Arc::new(header)) } else { Err(changed(&file.path)) }
         };
-        self.inputs.iter().map(open).collect()
+        self.inputs.iter().map(read).collect()
     }
 }
 

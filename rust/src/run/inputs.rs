@@ -1,8 +1,8 @@
-//! The input files of a run: each is mapped when the first task that reads it starts, and unmapped when the last has
-//! ended, so that neither maps nor page tables grow with their number.
+//! The input files of a run: each is opened when the first task that reads it starts, and closed when the last has ended, so
+//! that neither open files, maps nor page tables grow with their number.
+use crate::container::{Container, Header};
 use crate::error::{Error, Result};
 use crate::plan::{Expr, Fill, Plan};
-use crate::shard::{Shard, Stamp};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex};
 #[derive(Debug)]
 struct Input {
     /// What the file was when it was checked.
-    stamp: Stamp,
+    header: Arc<Header>,
     /// Readings still to come.
     readings: AtomicUsize,
-    shard: Mutex<Option<Arc<Shard>>>,
+    opened: Mutex<Option<Arc<Container>>>,
 }
 
 /// The inputs that a task reads.
@@ -49,39 +49,35 @@ pub(crate) struct Inputs<'a> {
 
 impl<'a> Inputs<'a> {
     /// Those that were checked, for the tasks given.
-    pub fn new(plan: &'a Plan, checked: &[Arc<Shard>], tasks: &[usize]) -> Self {
-        let input =
-            |shard: &Arc<Shard>| Input { stamp: shard.stamp(), readings: AtomicUsize::new(0), shard: Mutex::new(None) };
-        let inputs = Self { plan, files: checked.iter().map(input).collect() };
+    pub fn new(plan: &'a Plan, checked: Vec<Arc<Header>>, tasks: &[usize]) -> Self {
+        let input = |header| Input { header, readings: AtomicUsize::new(0), opened: Mutex::new(None) };
+        let inputs = Self { plan, files: checked.into_iter().map(input).collect() };
         for input in tasks.iter().flat_map(|task| inputs_of(plan, *task)) {
             inputs.files[input].readings.fetch_add(1, Ordering::Relaxed);
         }
         inputs
     }
 
-    /// An input, mapped.
-    pub fn open(&self, input: usize) -> Result<Arc<Shard>> {
-        let file = &self.files[input];
-        let mut shard = file.shard.lock().map_err(|_| Error::Panic("an input's lock is poisoned".into()))?;
-        if let Some(shard) = &*shard {
-            return Ok(shard.clone());
+    /// An input, opened.
+    pub fn open(&self, input: usize) -> Result<Arc<Container>> {
+        let Input { header, opened, .. } = &self.files[input];
+        let mut opened = opened.lock().map_err(|_| Error::Panic("an input's lock is poisoned".into()))?;
+        if let Some(file) = &*opened {
+            return Ok(file.clone());
         }
-        let path = &self.plan.inputs[input].path;
-        let opened = Shard::open(path).map(Arc::new);
+        let file = Container::open(header).map(Arc::new);
         // What a file that changed looks like now is beside the point.
         self.unchanged([input])?;
-        let opened = opened?;
-        *shard = Some(opened.clone());
-        Ok(opened)
+        Ok(opened.insert(file?).clone())
     }
 
-    /// Unmaps what the task was the last to read, after a look whether it is still what it was.
+    /// Closes what the task was the last to read, after a look whether it is still what it was.
     pub fn leave(&self, task: usize) -> Result<()> {
         let mut last = Vec::new();
         for input in inputs_of(self.plan, task) {
             let file = &self.files[input];
             if file.readings.fetch_sub(1, Ordering::AcqRel) == 1 {
-                *file.shard.lock().map_err(|_| Error::Panic("an input's lock is poisoned".into()))? = None;
+                *file.opened.lock().map_err(|_| Error::Panic("an input's lock is poisoned".into()))? = None;
                 last.push(input);
             }
         }
@@ -96,8 +92,8 @@ impl<'a> Inputs<'a> {
     /// Why each that is not the file any more that was checked, or was written to since, is not.
     pub fn changes(&self, inputs: impl IntoIterator<Item = usize>) -> Vec<(usize, String)> {
         let change = |input: usize| {
-            let why = self.files[input].stamp.changed(&self.plan.inputs[input].path)?;
-            Some((input, why.to_string()))
+            let header = &self.files[input].header;
+            Some((input, header.stamp.changed(&header.path)?.to_string()))
         };
         inputs.into_iter().filter_map(change).collect()
     }

@@ -87,18 +87,17 @@ pub fn execute<'a>(
     check(plan, outputs, options)?;
     let outputs: BTreeSet<usize> =
         outputs.map_or_else(|| (0..plan.outputs.len()).collect(), |o| o.iter().copied().collect());
-    let shards = plan.open_inputs()?;
-    let reads = plan.check(&shards)?;
+    let headers = plan.read_headers()?;
+    let reads = plan.check(&headers)?;
     let writer = Writer::new(plan, lock.partial(), options.sync)?;
     let order: Vec<usize> = outputs.iter().flat_map(|output| writer.layout(*output).tasks.clone()).collect();
-    let inputs = Inputs::new(plan, &shards, &order);
+    let inputs = Inputs::new(plan, headers, &order);
     let total = |(task, bytes): (usize, &usize)| {
         (*bytes as u64 * plan.tasks[task].by.sweeps(), plan.written()[task].bytes.len() as u64)
     };
     let totals: Vec<_> = reads.iter().enumerate().map(total).collect();
     let sum = |of: fn(&(u64, u64)) -> u64| order.iter().map(|task| of(&totals[*task])).sum();
     watch.expect(sum(|total| total.0), sum(|total| total.1));
-    drop(shards);
     let journal = Journal::open(lock, plan, options.sync)?;
     let done = plan.tasks.iter().map(|_| OnceLock::new()).collect();
     let resumed = Resumed::default();

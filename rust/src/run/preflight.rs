@@ -1,16 +1,20 @@
 //! Everything that can be checked before a byte is written.
+use super::inputs::Inputs;
 use super::journal::{self, Found};
 use super::lock::Lock;
 use super::writer::bytes_needed;
+use crate::container::{Entry, Header};
 use crate::error::{Error, Result};
 use crate::plan::{Method, Plan};
-use crate::shard::{Shard, Tensor};
 use crate::watch::{Watch, pool};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+
+/// Bytes that are compared at a time.
+const PIECE: usize = 1 << 20;
 
 /// What preflight found.
 #[derive(Debug, Serialize)]
@@ -26,9 +30,9 @@ pub struct Preflight {
 /// Checks everything that can be checked before a byte is written: inputs, plan, copies that must be equal, an earlier
 /// partial directory, disk space. With `discard` a partial directory of other work is removed.
 pub fn preflight(plan: &Plan, lock: &mut Lock, discard: bool, watch: &Watch) -> Result<Preflight> {
-    let shards = plan.open_inputs()?;
-    plan.check(&shards)?;
-    pool(None, || check_equal_copies(plan, &shards, watch))??;
+    let headers = plan.read_headers()?;
+    plan.check(&headers)?;
+    pool(None, || check_equal_copies(plan, headers, watch))??;
     let partial = lock.partial().to_path_buf();
     let place = partial.display();
     let resumable = match journal::inspect(lock, plan)? {
@@ -84,34 +88,55 @@ fn claimed_bytes(path: &Path) -> u64 {
 }
 
 /// Compares what is to be copied and must be equal, piece by piece on all cores.
-fn check_equal_copies(plan: &Plan, shards: &[Arc<Shard>], watch: &Watch) -> Result<()> {
-    let copies = plan.tasks.iter().filter(|task| matches!(task.by, Method::Copy(_)) && task.of.len() > 1);
-    let copies: Vec<_> = copies.map(|task| task.resolve(shards)).collect::<Result<_>>()?;
-    let mut pairs: Vec<[(&Shard, &Tensor); 2]> = Vec::new();
-    for tensors in &copies {
-        pairs.extend(tensors[1..].iter().map(|other| [tensors[0], *other]));
+fn check_equal_copies(plan: &Plan, headers: Vec<Arc<Header>>, watch: &Watch) -> Result<()> {
+    let copies = |task: &usize| matches!(plan.tasks[*task].by, Method::Copy(_)) && plan.tasks[*task].of.len() > 1;
+    let copies: Vec<usize> = (0..plan.tasks.len()).filter(copies).collect();
+    let mut bytes = 0;
+    for task in &copies {
+        for (input, name) in &plan.tasks[*task].tensors()?[1..] {
+            bytes += 2 * headers[*input].tensor(name)?.bytes.len();
+        }
     }
-    let bytes = pairs.iter().flatten().map(|(_, tensor)| tensor.bytes.len()).sum::<usize>();
     watch.expect(bytes as u64, 0);
-    let differ = |[(first_shard, first), (shard, tensor)]: &[(&Shard, &Tensor); 2]| {
-        let pieces = first_shard.bytes(first).par_chunks(1 << 20).zip(shard.bytes(tensor).par_chunks(1 << 20));
-        let equal = pieces.map(|(a, b)| {
-            watch.check()?;
-            watch.add_read(a.len() + b.len());
-            Ok(a == b)
-        });
-        let equal = tensor.dtype == first.dtype && equal.try_reduce(|| true, |a, b| Ok(a && b))?;
-        Ok((!equal).then(|| {
-            let (path, other) = (shard.path.display(), first_shard.path.display());
-            let Tensor { name, dtype, .. } = tensor;
-            format!("{path}: tensor `{name}` ({dtype}) differs from `{}` in {other}", first.name)
-        }))
+    let inputs = Inputs::new(plan, headers, &copies);
+    let check = |task: &usize| {
+        let problems = differences(plan, &inputs, *task, watch)?;
+        inputs.leave(*task)?;
+        Ok(problems)
     };
-    let problems: Vec<Option<String>> = pairs.par_iter().map(differ).collect::<Result<_>>()?;
-    let problems: Vec<String> = problems.into_iter().flatten().collect();
+    let problems: Vec<Vec<String>> = copies.par_iter().map(check).collect::<Result<_>>()?;
+    let problems = problems.concat();
     if problems.is_empty() {
         return Ok(());
     }
     let rule = "tensors that cannot be averaged must be equal in all inputs";
     Err(Error::Merge(format!("{rule}:\n- {}", problems.join("\n- "))))
+}
+
+/// Which of the tensors that a copy reads are not the first of them.
+fn differences(plan: &Plan, inputs: &Inputs, task: usize, watch: &Watch) -> Result<Vec<String>> {
+    let tensors = plan.tasks[task].tensors()?;
+    let mut problems = Vec::new();
+    let (mine, of_mine) = (inputs.open(tensors[0].0)?, tensors[0].1);
+    let first = mine.header.tensor(of_mine)?;
+    for (input, name) in &tensors[1..] {
+        let file = inputs.open(*input)?;
+        let tensor = file.header.tensor(name)?;
+        let equal = |rooms: &mut [Vec<u8>; 2], piece: usize| {
+            watch.check()?;
+            let at = piece * PIECE..tensor.bytes.len().min((piece + 1) * PIECE);
+            let [a, b] = rooms;
+            let (a, b) = (mine.lend(first, at.clone(), a)?, file.lend(tensor, at, b)?);
+            watch.add_read(a.len() + b.len());
+            Ok(a == b)
+        };
+        let alike = (&tensor.dtype, &tensor.shape) == (&first.dtype, &first.shape);
+        let pieces = (0..tensor.bytes.len().div_ceil(PIECE)).into_par_iter();
+        if !(alike && pieces.map_init(Default::default, equal).try_reduce(|| true, |a, b| Ok(a && b))?) {
+            let (path, other) = (file.header.path.display(), mine.header.path.display());
+            let Entry { name, dtype, .. } = tensor;
+            problems.push(format!("{path}: tensor `{name}` ({dtype}) differs from `{of_mine}` in {other}"));
+        }
+    }
+    Ok(problems)
 }

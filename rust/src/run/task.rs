@@ -101,12 +101,13 @@ impl Run<'_> {
         let Some(Expr::Tensor(input, name)) = self.plan.tasks[index].of.first() else {
             return Err(Error::Panic("integers that are not copied".into()));
         };
-        let shard = self.inputs.open(*input)?;
-        let bytes = shard.bytes(shard.tensor(name)?);
-        let mut crc = Crc::EMPTY;
-        for (i, chunk) in bytes.chunks(CHUNK).enumerate() {
+        let file = self.inputs.open(*input)?;
+        let tensor = file.header.tensor(name)?;
+        let (mut crc, mut room) = (Crc::EMPTY, Vec::new());
+        for start in (0..tensor.bytes.len()).step_by(CHUNK) {
             self.watch.check()?;
-            self.writer.write(index, i * CHUNK, chunk)?;
+            let chunk = file.lend(tensor, start..tensor.bytes.len().min(start + CHUNK), &mut room)?;
+            self.writer.write(index, start, chunk)?;
             crc = crc.join(Crc::of(chunk));
             self.watch.add_written(chunk.len());
         }

@@ -4,15 +4,15 @@ use super::lora::Lora;
 use super::merged::Merged;
 use super::shape::{Columns, Rows, Stack, Transpose};
 use super::{Source, Tensor, two};
+use crate::container::Container;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::methods::Method;
 use crate::plan::{Expr, Fill, Made, Plan, Table, matrix};
-use crate::shard::Shard;
 use std::sync::Arc;
 
 /// Opens an input of the plan.
-pub type Open<'a> = &'a dyn Fn(usize) -> Result<Arc<Shard>>;
+pub type Open<'a> = &'a dyn Fn(usize) -> Result<Arc<Container>>;
 
 /// A source, and the shape of what it gives.
 type Built = (Box<dyn Source>, Vec<usize>);

@@ -1,46 +1,41 @@
-//! A float tensor of a mapped file, lent in place.
+//! A float tensor of a file.
 use super::{Slot, Source, two};
+use crate::container::{Container, Entry};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::shard::{self, Shard};
 use crate::simd::Simd;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A float tensor of a mapped file. It keeps the file mapped, so a file is unmapped when the last task that reads it ends.
+/// A float tensor of a file. It keeps the file open, so a file is closed when the last task that reads it ends.
 #[derive(Clone, Debug)]
 pub struct Tensor {
-    shard: Arc<Shard>,
+    file: Arc<Container>,
     index: usize,
     float: Float,
 }
 
 impl Tensor {
     /// A tensor by name; one that is not of a float format is refused.
-    pub fn new(shard: &Arc<Shard>, name: &str) -> Result<Self> {
-        let index = shard.index(name)?;
-        let float = Float::of(shard.tensors[index].dtype).ok_or_else(|| {
-            let reason = format!("tensor `{name}` is {}, which is not a float format", shard.tensors[index].dtype);
-            Error::checkpoint(&shard.path, reason)
+    pub fn new(file: &Arc<Container>, name: &str) -> Result<Self> {
+        let index = file.header.index(name)?;
+        let dtype = file.header.tensors[index].dtype;
+        let float = Float::of(dtype).ok_or_else(|| {
+            let reason = format!("tensor `{name}` is {dtype}, which is not a float format");
+            Error::checkpoint(&file.header.path, reason)
         })?;
-        Ok(Self { shard: shard.clone(), index, float })
+        Ok(Self { file: file.clone(), index, float })
     }
 
     /// Name, dtype, shape and place, as the header states them.
-    pub fn entry(&self) -> &shard::Tensor {
-        &self.shard.tensors[self.index]
+    pub fn entry(&self) -> &Entry {
+        &self.file.header.tensors[self.index]
     }
 
     /// The file.
     pub fn path(&self) -> &Path {
-        &self.shard.path
-    }
-
-    /// The bytes of some elements.
-    pub fn slice(&self, at: Range<usize>) -> &[u8] {
-        let size = self.float.bytes();
-        &self.shard.bytes(self.entry())[at.start * size..at.end * size]
+        &self.file.header.path
     }
 }
 
@@ -54,16 +49,17 @@ impl Source for Tensor {
     }
 
     fn ready(&self) -> bool {
-        true
+        self.file.in_place()
     }
 
-    fn lease<'s>(&'s self, _: Simd, at: Range<usize>, _: &'s mut Slot) -> Result<&'s [u8]> {
-        Ok(self.slice(at))
+    fn lease<'s>(&'s self, _: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]> {
+        let size = self.float.bytes();
+        self.file.lend(self.entry(), at.start * size..at.end * size, &mut slot.bytes)
     }
 
     fn fetch(&self, at: Range<usize>) {
         let size = self.float.bytes();
-        self.shard.fetch(self.entry(), at.start * size..at.end * size);
+        self.file.fetch(self.entry(), at.start * size..at.end * size);
     }
 
     fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
