@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 # Their numbers on x86-64 and on arm64.
 _NUMBERS = {
-    "close": (3, 57), "fallocate": (285, 47), "fdatasync": (75, 83), "flock": (73, 32), "fsync": (74, 82),
+    "close": (3, 57), "fallocate": (285, 47), "fdatasync": (75, 83), "flock": (73, 32), "fstatfs": (138, 44),
+    "fsync": (74, 82),
     "openat": (257, 56), "pread64": (17, 67), "pwrite64": (18, 68), "sync_file_range": (277, 84), "syncfs": (306, 267),
     "write": (1, 64),
 }  # fmt: skip
@@ -36,6 +37,7 @@ _RECEIVE, _ANSWER = 0xC0502100, 0xC0182101
 _NOTICE = struct.Struct("<QIIiIQ6Q")
 _REPLY = struct.Struct("<QqiI")
 _CONTINUE = 1
+_FILE_SYSTEM = struct.Struct("<q112x")  # struct statfs; all but its type is zero
 
 
 class Fault(NamedTuple):
@@ -43,10 +45,11 @@ class Fault(NamedTuple):
 
     Attributes:
         call: its name.
-        error: errno that it fails with.
+        error: errno that it fails with; 0 lets it through.
         file: end of the path of the file that it is called on.
         after: calls on such files that go through before.
         times: calls that fail then.
+        f_type: of the file system, for fstatfs, which then succeeds.
     """
 
     call: str
@@ -54,6 +57,7 @@ class Fault(NamedTuple):
     file: str = ""
     after: int = 0
     times: int = sys.maxsize
+    f_type: int | None = None
 
 
 class _Instruction(ctypes.Structure):
@@ -98,13 +102,19 @@ class _Answers:
             try:
                 fcntl.ioctl(self.asked, _RECEIVE, notice)
                 key, process, _, number, _, _, *arguments = _NOTICE.unpack(notice)
-                error = self.error_of(names[number], process, arguments)
-                fcntl.ioctl(self.asked, _ANSWER, _REPLY.pack(key, 0, -error, 0 if error else _CONTINUE))
+                fault = self.fault_of(names[number], process, arguments)
+                answered = fault is not None and (fault.error or fault.f_type is not None)
+                if fault is not None and fault.f_type is not None:
+                    with Path(f"/proc/{process}/mem").open("r+b", buffering=0) as memory:
+                        memory.seek(arguments[1])
+                        memory.write(_FILE_SYSTEM.pack(fault.f_type))
+                reply = _REPLY.pack(key, 0, -fault.error if fault else 0, 0 if answered else _CONTINUE)
+                fcntl.ioctl(self.asked, _ANSWER, reply)
             except OSError as gone:
                 if gone.errno != errno.ENOENT:  # it was killed meanwhile
                     raise
 
-    def error_of(self, call: str, process: int, arguments: Sequence[int]) -> int:
+    def fault_of(self, call: str, process: int, arguments: Sequence[int]) -> Fault | None:
         try:
             if call == "openat":
                 with Path(f"/proc/{process}/mem").open("rb", buffering=0) as memory:
@@ -113,13 +123,13 @@ class _Answers:
             else:
                 path = str(Path(f"/proc/{process}/fd/{arguments[0] & 0xFFFFFFFF}").readlink())
         except OSError:
-            return 0
+            return None
         for i, fault in enumerate(self.faults):
             if fault.call == call and path.endswith(fault.file):
                 self.seen[i] += 1
                 if fault.after < self.seen[i] <= fault.after + fault.times:
-                    return fault.error
-        return 0
+                    return fault
+        return None
 
 
 def run(

@@ -24,6 +24,9 @@ WHY_NOT = faults.why_not()
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=f"no faults here: {WHY_NOT}")
 
 SHARD = "model-00002-of-00003.safetensors"
+INPUT = "b/model.safetensors"
+# Readings of headers, which are 2 each, and some of the data.
+SOME = 60
 
 
 class Merges:
@@ -43,9 +46,7 @@ class Merges:
     def weights(self) -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in self.out.iterdir() if path.suffix == ".safetensors"}
 
-    def check_that_it_fails_and_is_resumed(
-        self, *with_faults: Fault, named: str, options: tuple[str, ...] = ()
-    ) -> None:
+    def check_that_it_fails_and_is_resumed(self, *with_faults: Fault, named: str, options: tuple[str, ...] = ()) -> str:
         done = self.run(*with_faults, options=options)
         assert done.returncode == 1, done.stderr
         assert named in done.stderr
@@ -56,9 +57,10 @@ class Merges:
         again = self.run()
         assert again.returncode == 0, again.stderr
         assert self.weights() == self.wanted
+        return done.stderr
 
-    def check_that_it_goes_through(self, *with_faults: Fault) -> str:
-        done = self.run(*with_faults)
+    def check_that_it_goes_through(self, *with_faults: Fault, options: tuple[str, ...] = ()) -> str:
+        done = self.run(*with_faults, options=options)
         assert done.returncode == 0, done.stderr
         assert self.weights() == self.wanted
         assert [path.name for path in self.out.parent.iterdir() if path.name.startswith("out")] == ["out"]
@@ -123,6 +125,31 @@ def test_a_call_that_a_signal_interrupts_is_made_again(merges: Merges, call: str
     place = {"flock": "journal", "write": "journal"}.get(call, SHARD)
     calls = {"fsync": ("fsync", "fdatasync"), "write": ("write", "pwrite64")}.get(call, (call,))
     merges.check_that_it_goes_through(*(Fault(name, errno.EINTR, place, times=2) for name in calls))
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE], ids=errno.errorcode.get)
+def test_an_input_that_cannot_be_read(merges: Merges, error: int) -> None:
+    fault = Fault("pread64", error, INPUT, after=SOME)
+    said = merges.check_that_it_fails_and_is_resumed(fault, named=INPUT, options=("--no-mmap",))
+    assert f"{os.strerror(error)}, reading tensor `w" in said
+
+
+def test_a_header_that_cannot_be_read(merges: Merges) -> None:
+    done = merges.run(Fault("pread64", errno.EIO, INPUT, after=1))
+    assert done.returncode == 1
+    assert INPUT in done.stderr
+    assert os.strerror(errno.EIO) in done.stderr
+
+
+def test_inputs_of_a_network_file_system_are_read(merges: Merges) -> None:
+    nfs = Fault("fstatfs", 0, "model.safetensors", f_type=0x6969)
+    broken = Fault("pread64", errno.EIO, INPUT, after=SOME)
+    assert "reading tensor `w" in merges.check_that_it_fails_and_is_resumed(broken, nfs, named=INPUT)
+
+
+def test_a_reading_that_a_signal_interrupts_is_made_again(merges: Merges) -> None:
+    interrupted = Fault("pread64", errno.EINTR, INPUT, after=SOME, times=3)
+    merges.check_that_it_goes_through(interrupted, options=("--no-mmap",))
 
 
 @pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.ENOLCK, errno.ENOSYS], ids=errno.errorcode.get)

@@ -16,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
     file.set_len(bytes.len() as u64).and_then(|()| file.write_all_at(bytes, 0)).expect("room for a file");
     let Ok(header) = Header::read(path) else { return };
     assert_eq!(header.stamp.size(), bytes.len() as u64);
-    let opened = Container::open(&Arc::new(header)).expect("it is the same file");
+    let opened = Container::open(&Arc::new(header), None).expect("it is the same file");
     for tensor in &opened.header.tensors {
         let (elements, mut room): (usize, _) = (tensor.shape.iter().product(), Vec::new());
         let bytes = opened.lend(tensor, 0..tensor.bytes.len(), &mut room).expect("it lies in the file");

@@ -102,7 +102,13 @@ class PartialLock:
         """Give the place up; an unfinished merge stays there for a resume."""
 
 def preflight(
-    plan: str, partial: str | PathLike[str], *, discard_partial: bool = False, lock: PartialLock | None = None
+    plan: str,
+    partial: str | PathLike[str],
+    *,
+    discard_partial: bool = False,
+    threads: int | None = None,
+    mmap: bool | None = None,
+    lock: PartialLock | None = None,
 ) -> str:
     """Check everything that can be checked before the first byte is written.
 
@@ -113,6 +119,8 @@ def preflight(
         plan: The plan as JSON.
         partial: The directory that `execute` will fill.
         discard_partial: Remove other work found there instead of refusing it.
+        threads: Number of worker threads; all cores by default.
+        mmap: Map the inputs, or do not; by default as `execute` takes it.
         lock: What holds the place; by default it is held during the call.
 
     Returns:
@@ -121,6 +129,7 @@ def preflight(
     Raises:
         CheckpointError: An input is damaged, has changed, or does not fit.
         MergeError: The plan is unsound, other work is in the way, or the disk is too small.
+        OSError: Reading failed.
     """
 
 def execute(
@@ -130,6 +139,7 @@ def execute(
     outputs: Sequence[int] | None = None,
     threads: int | None = None,
     memory: int | None = None,
+    mmap: bool | None = None,
     tile: int | None = None,
     simd: str = "auto",
     digest: str | None = None,
@@ -150,6 +160,8 @@ def execute(
         threads: Number of worker threads; all cores by default. They have ended when this returns.
         memory: Bytes that tensors being merged may hold together, beside the strips of each thread; a quarter of what
             is available by default. A tensor that needs more runs alone.
+        mmap: Map the inputs into memory, or read them; by default they are mapped but for those on network file systems
+            and FUSE, where a server that fails would end the process.
         tile: Elements of a tile, a multiple of 65,536; the bytes written do not depend on it.
         simd: "auto", "off", "avx2" or "avx512"; the bytes written do not depend on it.
         digest: Add a cryptographic digest of each tensor: "blake3" or "sha256"; the finished files are read again.
@@ -237,6 +249,7 @@ def compare(
     pairs: Sequence[tuple[str | PathLike[str], str, str | PathLike[str], str]],
     *,
     threads: int | None = None,
+    mmap: bool | None = None,
     on_progress: Callable[[int, int], object] | None = None,
 ) -> list[tuple[float, float, float, float, float, int]]:
     """Measure how far tensors are apart, streamed.
@@ -244,6 +257,7 @@ def compare(
     Args:
         pairs: (file a, tensor a, file b, tensor b), of float dtypes and equal shapes.
         threads: Size of the pool; all cores by default.
+        mmap: Map the files, or do not; by default as `execute` takes it.
         on_progress: Called with bytes read and bytes to read.
 
     Returns:

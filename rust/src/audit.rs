@@ -99,9 +99,9 @@ pub struct FileSum {
     pub tensors: Vec<TensorSum>,
 }
 
-/// Reads a file and returns its checksums.
-pub fn sum_file(path: &Path, digest: Option<Digest>, watch: &Watch) -> Result<FileSum> {
-    let file = Container::open(&Arc::new(Header::read(path)?))?;
+/// Reads a file, mapped or not as [`Container::open`] takes it, and returns its checksums.
+pub fn sum_file(path: &Path, digest: Option<Digest>, mmap: Option<bool>, watch: &Watch) -> Result<FileSum> {
+    let file = Container::open(&Arc::new(Header::read(path)?), mmap)?;
     let sum_tensor = |tensor: &Entry| {
         let crc = crc_of(&file, tensor, watch)?;
         let digest = digest.map(|digest| digest.of(&file, tensor, watch)).transpose()?;
@@ -116,7 +116,7 @@ pub fn sum_file(path: &Path, digest: Option<Digest>, watch: &Watch) -> Result<Fi
 
 /// Returns the CRC-64/NVME of some tensors of a file, hexadecimal, in the order of `names`; nothing else is read.
 pub fn sum_tensors(path: &Path, names: &[String], watch: &Watch) -> Result<Vec<String>> {
-    let file = Container::open(&Arc::new(Header::read(path)?))?;
+    let file = Container::open(&Arc::new(Header::read(path)?), None)?;
     names.par_iter().map(|name| Ok(crc_of(&file, file.header.tensor(name)?, watch)?.hex())).collect()
 }
 

@@ -13,6 +13,16 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// The bytes of a tensor cannot be had.
+    #[error("{}: tensor `{tensor}` cannot be read: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Its name.
+        tensor: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A file is not a sound SafeTensors file, or lacks what it should hold.
     #[error("{}: {reason}", path.display())]
     Checkpoint {

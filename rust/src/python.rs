@@ -34,11 +34,14 @@ impl From<Error> for PyErr {
             Error::Io { path, source } => {
                 let path = path.display().to_string();
                 return match source.raw_os_error() {
-                    Some(number) => {
-                        let text = source.to_string();
-                        let text = text.split(" (os error").next().unwrap_or(&text).to_owned();
-                        PyOSError::new_err((number, text, path))
-                    }
+                    Some(number) => PyOSError::new_err((number, said(source), path)),
+                    None => PyOSError::new_err(error.to_string()),
+                };
+            }
+            Error::Read { path, tensor, source } => {
+                let (path, said) = (path.display().to_string(), said(source));
+                return match source.raw_os_error() {
+                    Some(number) => PyOSError::new_err((number, format!("{said}, reading tensor `{tensor}`"), path)),
                     None => PyOSError::new_err(error.to_string()),
                 };
             }
@@ -53,6 +56,12 @@ impl From<Error> for PyErr {
             Err(error) => error,
         })
     }
+}
+
+/// What the system said, without the number that Python shows by itself.
+fn said(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
 
 /// Runs `work` with the GIL released; a panic becomes an error.
@@ -197,19 +206,23 @@ impl PartialLock {
 }
 
 #[pyfunction]
-#[pyo3(signature = (plan, partial, *, discard_partial = false, lock = None))]
+#[pyo3(signature = (plan, partial, *, discard_partial = false, threads = None, mmap = None, lock = None))]
 fn preflight(
     py: Python<'_>,
     plan: &str,
     partial: PathBuf,
     discard_partial: bool,
+    threads: Option<usize>,
+    mmap: Option<bool>,
     lock: Option<&Bound<'_, PartialLock>>,
 ) -> PyResult<String> {
     let lock = lock.map(Bound::get);
     let watch = Watch::default();
     let work = || {
         let plan = Plan::parse(plan)?;
-        PartialLock::with(lock, &partial, None, |lock| json(&check(&plan, lock, discard_partial, &watch)?))
+        PartialLock::with(lock, &partial, None, |lock| {
+            json(&check(&plan, lock, discard_partial, threads, mmap, &watch)?)
+        })
     };
     watched(py, &watch, work, |_| Ok(()))
 }
@@ -218,8 +231,8 @@ fn preflight(
 // Keyword arguments of Python.
 #[allow(clippy::too_many_arguments)]
 #[pyo3(signature = (
-    plan, partial, *, outputs = None, threads = None, memory = None, tile = None, simd = "auto", digest = None,
-    sync = true, on_progress = None, on_output = None, lock = None
+    plan, partial, *, outputs = None, threads = None, memory = None, mmap = None, tile = None, simd = "auto",
+    digest = None, sync = true, on_progress = None, on_output = None, lock = None
 ))]
 fn execute(
     py: Python<'_>,
@@ -228,6 +241,7 @@ fn execute(
     outputs: Option<Vec<usize>>,
     threads: Option<usize>,
     memory: Option<u64>,
+    mmap: Option<bool>,
     tile: Option<usize>,
     simd: &str,
     digest: Option<&str>,
@@ -237,7 +251,7 @@ fn execute(
     lock: Option<&Bound<'_, PartialLock>>,
 ) -> PyResult<String> {
     let digest = digest.map(Digest::parse).transpose()?;
-    let options = Options { threads, tile: tile.unwrap_or(TILE), simd: Simd::parse(simd)?, digest, sync, memory };
+    let options = Options { threads, tile: tile.unwrap_or(TILE), simd: Simd::parse(simd)?, digest, sync, memory, mmap };
     let plan = enter(py, || Plan::parse(plan))?;
     let lock = lock.map(Bound::get);
     let (watch, outputs) = (Watch::default(), outputs.as_deref());
@@ -291,7 +305,7 @@ fn checksum(
     watched(
         py,
         &watch,
-        || json(&pool(threads, || audit::sum_file(&path, digest, &watch))??),
+        || json(&pool(threads, || audit::sum_file(&path, digest, None, &watch))??),
         |py| on_progress.as_ref().map_or(Ok(()), |call| call.call1(py, (watch.progress().0, total)).map(drop)),
     )
 }
@@ -308,40 +322,58 @@ fn checksum_tensors(
     watched(py, &watch, || pool(threads, || audit::sum_tensors(&path, &tensors, &watch))?, |_| Ok(()))
 }
 
+/// An opened file, which is held for whoever asks for it next: all of a checkpoint at once may be more than may be open.
+fn opened(
+    held: &mut Option<Arc<Container>>,
+    header: &Arc<Header>,
+    mmap: Option<bool>,
+) -> crate::error::Result<Arc<Container>> {
+    if let Some(file) = held.as_ref().filter(|file| Arc::ptr_eq(&file.header, header)) {
+        return Ok(file.clone());
+    }
+    Ok(held.insert(Arc::new(Container::open(header, mmap)?)).clone())
+}
+
 type Pair = (PathBuf, String, PathBuf, String);
 type Distances = Vec<(f64, f64, f64, f64, f64, usize)>;
 
 #[pyfunction]
-#[pyo3(signature = (pairs, *, threads = None, on_progress = None))]
+#[pyo3(signature = (pairs, *, threads = None, mmap = None, on_progress = None))]
 fn compare(
     py: Python<'_>,
     pairs: Vec<Pair>,
     threads: Option<usize>,
+    mmap: Option<bool>,
     on_progress: Option<Py<PyAny>>,
 ) -> PyResult<Distances> {
     use rayon::prelude::*;
     let watch = Watch::default();
-    let files = enter(py, || {
-        let mut files = HashMap::new();
+    let headers = enter(py, || {
+        let mut headers = HashMap::new();
         for path in pairs.iter().flat_map(|(a, _, b, _)| [a, b]) {
-            if !files.contains_key(path) {
-                files.insert(path, Arc::new(Container::open(&Arc::new(Header::read(path)?))?));
+            if !headers.contains_key(path) {
+                headers.insert(path, Arc::new(Header::read(path)?));
             }
         }
-        Ok(files)
+        Ok(headers)
     })?;
-    let one = |(a, x, b, y): &Pair| Ok([Tensor::new(&files[a], x)?, Tensor::new(&files[b], y)?]);
-    let tensors: Vec<[Tensor; 2]> = enter(py, || pairs.iter().map(one).collect())?;
-    let total: usize = tensors.iter().flatten().map(|tensor| tensor.entry().bytes.len()).sum();
-    let distance = |tensors: &[Tensor; 2]| {
+    let known = |path: &PathBuf, name: &str| Tensor::new(&Arc::new(Container::unopened(&headers[path])), name);
+    let mut total = 0;
+    for (a, x, b, y) in &pairs {
+        total += known(a, x)?.entry().bytes.len() + known(b, y)?.entry().bytes.len();
+    }
+    let distance = |held: &mut [Option<Arc<Container>>; 2], (a, x, b, y): &Pair| {
+        let [first, second] = held;
+        let tensors =
+            [Tensor::new(&opened(first, &headers[a], mmap)?, x)?, Tensor::new(&opened(second, &headers[b], mmap)?, y)?];
         let Distance { norm_a, norm_b, norm_difference, dot, max_difference, index } =
-            audit::compare(tensors, Simd::detect(), &watch)?;
+            audit::compare(&tensors, Simd::detect(), &watch)?;
         Ok((norm_a, norm_b, norm_difference, dot, max_difference, index))
     };
     watched(
         py,
         &watch,
-        || pool(threads, || tensors.par_iter().map(distance).collect())?,
+        || pool(threads, || pairs.par_iter().map_init(Default::default, distance).collect())?,
         |py| on_progress.as_ref().map_or(Ok(()), |call| call.call1(py, (watch.progress().0, total)).map(drop)),
     )
 }

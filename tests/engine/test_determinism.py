@@ -50,7 +50,8 @@ def wanted(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[s
 def options() -> list[dict[str, Any]]:
     threads: list[dict[str, Any]] = [{"threads": n} for n in (2, 3, 7, None)]
     tiles: list[dict[str, Any]] = [{"tile": 1 << n, "threads": 2} for n in (16, 17, 18, 20)]
-    return [*threads, *tiles, *({"simd": level} for level in ("off", "avx2", "avx512", "auto"))]
+    read = [{"mmap": False, "threads": n, "tile": 1 << 17} for n in (1, 7)]
+    return [*threads, *tiles, *read, *({"simd": level} for level in ("off", "avx2", "avx512", "auto"))]
 
 
 @pytest.mark.parametrize("option", options(), ids=str)

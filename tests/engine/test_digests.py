@@ -14,13 +14,15 @@ if TYPE_CHECKING:
     from tests.engine.toolkit import Plan
 
 CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-# Each of threads, tiles and instruction sets in several of its values, together.
+# Each of threads, tiles, instruction sets and ways to read in several of its values, together.
 OPTIONS: list[dict[str, Any]] = [
     {"threads": 1, "simd": "off"},
     {"threads": 2, "tile": 1 << 16, "simd": "avx2"},
     {"threads": 3, "tile": 1 << 17, "simd": "avx512"},
     {"threads": 7, "tile": 1 << 16},
     {"threads": 16, "tile": 1 << 20},
+    {"threads": 1, "mmap": False},
+    {"threads": 3, "tile": 1 << 16, "mmap": False},
 ]
 
 

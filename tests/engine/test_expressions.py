@@ -20,6 +20,7 @@ from tests.engine.toolkit import (
     outputs,
     preflight,
     read_shard,
+    shard_bytes,
     slerp,
     ties,
     write_shard,
@@ -66,7 +67,9 @@ def plan_for(
 def made(directory: Path, expr: Any, **options: Any) -> Stored:  # noqa: ANN401
     """The tensor that a copy of an expression gives."""
     plan = plan_for(directory, (0, expr), **options)
-    execute(plan, directory / "out.partial")
+    execute(plan, directory / "out.partial", mmap=True)
+    execute(plan, directory / "read.partial", mmap=False)
+    assert shard_bytes(directory / "read.partial") == shard_bytes(directory / "out.partial")
     return read_shard(directory / "out.partial" / "model.safetensors")["t"]
 
 

@@ -117,6 +117,19 @@ LIES: dict[str, tuple[Change, list[str]]] = {
 
 
 @pytest.mark.parametrize("attempt", [preflight, execute])
+@pytest.mark.parametrize("threads", [1, 7])
+def test_the_first_of_several_damaged_inputs_is_named(
+    tmp_path: Path, threads: int, attempt: Callable[..., Any]
+) -> None:
+    plan = plan_of(tmp_path, {"w": Case(linear(*[1.0] * 9), tuple(encode([0.1], "F32") for _ in range(9)), "F32")})
+    for i in range(3, 9):
+        (tmp_path / f"model-{i}.safetensors").write_bytes(b"no weights")
+    for _ in range(5):
+        with pytest.raises(CheckpointError, match=r"model-3\.safetensors"):
+            attempt(plan, tmp_path / "out.partial", threads=threads)
+
+
+@pytest.mark.parametrize("attempt", [preflight, execute])
 @pytest.mark.parametrize("lie", LIES)
 def test_a_plan_that_lies(plan: Plan, tmp_path: Path, lie: str, attempt: Callable[..., Any]) -> None:
     change, words = LIES[lie]

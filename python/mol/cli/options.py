@@ -149,6 +149,9 @@ def merging(function: Callable[..., Any]) -> Callable[..., Any]:
                section="Speed", help="Number of worker threads.  [default: all cores]"),
         option("--memory", metavar="SIZE", default=None, section="Speed",
                help="Memory that the tensors being merged may hold: 2GB.  [default: a quarter of what is available]"),
+        option("--mmap/--no-mmap", default=None, section="Speed",
+               help="Map the inputs into memory, or read them: a disk that fails is then an error and no SIGBUS.  "
+               "[default: mapped, but read on network file systems and FUSE]"),
         option("--sync/--no-sync", "sync", default=None, section="Speed",
                help="Do not wait until the result is on the disk: a power cut may damage it.  [default: wait]"),
         option("--simd", type=click.Choice(["auto", "off", "avx2", "avx512"]), default="auto", hidden=True),

@@ -24,6 +24,8 @@ class MergeOptions:
         threads: worker threads, all cores if None.
         memory: bytes that tensors being merged may hold together, a quarter of what is available if None; what each
             thread works in comes on top.
+        mmap: map the inputs into memory, or read them; if None they are mapped but for those on network file systems
+            and FUSE, where a failing server would end the process instead of raising OSError.
         out_shard_size: most bytes of tensors in one output file (a larger tensor gets a file of its own).
         overwrite: replace a model that is already at the output path, after the new one is complete; refused where
             other files than a model's are there.
@@ -48,6 +50,7 @@ class MergeOptions:
 
     threads: int | None = None
     memory: int | None = None
+    mmap: bool | None = None
     out_shard_size: int = 5_000_000_000
     overwrite: bool = False
     overwrite_all: bool = False
@@ -79,6 +82,7 @@ class MergeOptions:
         texts = (
             ("digest", self.digest, (None, *get_args(Digest)), "it is blake3, sha256 or none"),
             ("simd", self.simd, get_args(Simd), f"it is one of {', '.join(get_args(Simd))}"),
+            ("mmap", self.mmap, (None, True, False), "it is True, False or none"),
         )
         problems = [
             f"{name} is {shown(value)}, but {wanted}"

@@ -191,7 +191,14 @@ def _merge(
     if watch.cancel is not None and watch.cancel.is_set():
         raise MergeCancelled("the merge was cancelled before it began; nothing was written")
     plan = prepared.planned.plan.to_json()
-    found = _rust.preflight(plan, str(watch.partial), discard_partial=options.discard_partial, lock=lock)
+    found = _rust.preflight(
+        plan,
+        str(watch.partial),
+        discard_partial=options.discard_partial,
+        threads=options.workers,
+        mmap=options.mmap,
+        lock=lock,
+    )
     _check_space(place, prepared.planned, found)
     # Planning may have taken hours of downloads, in which another merge may have ended here.
     check_replaceable(place, **may)
@@ -255,6 +262,7 @@ def _execute(
                 str(partial),
                 threads=options.workers,
                 memory=options.memory,
+                mmap=options.mmap,
                 tile=options.tile,
                 simd=options.simd,
                 digest=options.digest,

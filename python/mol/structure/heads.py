@@ -57,7 +57,7 @@ def _are_equal(checkpoint: Checkpoint, a: str, b: str) -> bool:
     if first.dtype != second.dtype:
         from mol import _rust
 
-        (found,) = _rust.compare([(paths[0], a, paths[1], b)])
+        (found,) = _rust.compare([(paths[0], a, paths[1], b)], mmap=False)
         return found[4] == 0.0  # the largest difference
     with paths[0].open("rb") as left, paths[1].open("rb") as right:
         places = [_begin(checkpoint, file.fileno(), name) for file, name in ((left, a), (right, b))]

@@ -40,7 +40,7 @@ impl Header {
     /// Reads and checks the header of a file.
     pub fn read(path: &Path) -> Result<Self> {
         // Never mapped: a disk that fails is an error here at least.
-        let (store, stamp) = store::open(path, false)?;
+        let (store, stamp) = store::open(path, Some(false))?;
         let (tensors, digest) = safetensors::read(path, &*store, stamp.size())?;
         let by_name = tensors.iter().enumerate().map(|(index, tensor)| (tensor.name.clone(), index)).collect();
         Ok(Self { path: path.to_path_buf(), stamp, digest, tensors, by_name })
@@ -67,9 +67,10 @@ pub struct Container {
 }
 
 impl Container {
-    /// Opens a file whose header was read; one that is not the same any more is refused.
-    pub fn open(header: &Arc<Header>) -> Result<Self> {
-        let (store, stamp) = store::open(&header.path, true)?;
+    /// Opens a file whose header was read, mapped or to be read, as is asked or else as suits its file system; one that is
+    /// not the same any more is refused.
+    pub fn open(header: &Arc<Header>, mmap: Option<bool>) -> Result<Self> {
+        let (store, stamp) = store::open(&header.path, mmap)?;
         if stamp != header.stamp {
             return Err(Error::checkpoint(&header.path, "it was written to or replaced after its header was read"));
         }
@@ -89,7 +90,10 @@ impl Container {
     /// Some bytes of a tensor, in place or in `room`.
     pub fn lend<'s>(&'s self, tensor: &Entry, at: Range<usize>, room: &'s mut Vec<u8>) -> Result<&'s [u8]> {
         let bytes = tensor.bytes.start + at.start..tensor.bytes.start + at.end;
-        self.store.lend(bytes, room).map_err(Error::io(&self.header.path))
+        self.store.lend(bytes, room).map_err(|source| {
+            let (path, tensor) = (self.header.path.clone(), tensor.name.clone());
+            Error::Read { path, tensor, source }
+        })
     }
 
     /// All bytes before the first tensor's.

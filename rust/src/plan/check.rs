@@ -4,7 +4,11 @@ use crate::container::{Container, Header};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::source;
+use rayon::prelude::*;
 use std::sync::Arc;
+
+/// Tasks that a worker checks at a time: one by one they would cost more to hand out.
+const TASKS: usize = 64;
 
 impl Expr {
     /// The table that a gather goes by.
@@ -74,9 +78,12 @@ impl Plan {
         problem.map_or(Ok(()), Err)
     }
 
-    /// Checks every task against the input files; returns the bytes that one sweep of each reads, as progress counts them.
+    /// Checks every task against the input files, on the workers of the pool that this is called in; returns the bytes that
+    /// one sweep of each reads, as progress counts them. Of several problems the first is reported.
     pub fn check(&self, headers: &[Arc<Header>]) -> Result<Vec<usize>> {
-        (0..self.tasks.len()).map(|index| self.check_task(index, headers)).collect()
+        let reads =
+            (0..self.tasks.len()).into_par_iter().with_min_len(TASKS).map(|task| self.check_task(task, headers));
+        reads.collect::<Vec<Result<_>>>().into_iter().collect()
     }
 
     fn check_task(&self, index: usize, headers: &[Arc<Header>]) -> Result<usize> {

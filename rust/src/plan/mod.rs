@@ -10,6 +10,8 @@ pub use layout::{FileFormat, OutputFile, OutputTensor, Place, matrix};
 
 use crate::container::Header;
 use crate::error::{Error, Result};
+use crate::watch::Watch;
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -115,16 +117,19 @@ impl Plan {
         (place, &self.tensors[place.tensor])
     }
 
-    /// Reads the headers of the inputs, and checks that they are what they were when the plan was made.
-    pub fn read_headers(&self) -> Result<Vec<Arc<Header>>> {
+    /// Reads the headers of the inputs on the workers of the pool that this is called in, and checks that they are what they
+    /// were when the plan was made. Of several problems the first is reported.
+    pub fn read_headers(&self, watch: &Watch) -> Result<Vec<Arc<Header>>> {
         let read = |file: &InputFile| {
+            watch.check()?;
             let header = Header::read(&file.path)?;
             let unchanged = header.stamp.size() == file.size
                 && header.stamp.mtime_ns() == file.mtime_ns
                 && header.digest == file.header;
             if unchanged { Ok(Arc::new(header)) } else { Err(changed(&file.path)) }
         };
-        self.inputs.iter().map(read).collect()
+        let headers: Vec<Result<_>> = self.inputs.par_iter().map(read).collect();
+        headers.into_iter().collect()
     }
 }
 

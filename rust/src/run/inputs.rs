@@ -45,13 +45,15 @@ pub(crate) fn inputs_of(plan: &Plan, task: usize) -> BTreeSet<usize> {
 pub(crate) struct Inputs<'a> {
     plan: &'a Plan,
     files: Vec<Input>,
+    /// Whether files are mapped, where that is asked for or ruled out.
+    mmap: Option<bool>,
 }
 
 impl<'a> Inputs<'a> {
     /// Those that were checked, for the tasks given.
-    pub fn new(plan: &'a Plan, checked: Vec<Arc<Header>>, tasks: &[usize]) -> Self {
+    pub fn new(plan: &'a Plan, checked: Vec<Arc<Header>>, tasks: &[usize], mmap: Option<bool>) -> Self {
         let input = |header| Input { header, readings: AtomicUsize::new(0), opened: Mutex::new(None) };
-        let inputs = Self { plan, files: checked.into_iter().map(input).collect() };
+        let inputs = Self { plan, files: checked.into_iter().map(input).collect(), mmap };
         for input in tasks.iter().flat_map(|task| inputs_of(plan, *task)) {
             inputs.files[input].readings.fetch_add(1, Ordering::Relaxed);
         }
@@ -65,7 +67,7 @@ impl<'a> Inputs<'a> {
         if let Some(file) = &*opened {
             return Ok(file.clone());
         }
-        let file = Container::open(header).map(Arc::new);
+        let file = Container::open(header, self.mmap).map(Arc::new);
         // What a file that changed looks like now is beside the point.
         self.unchanged([input])?;
         Ok(opened.insert(file?).clone())
@@ -89,21 +91,27 @@ impl<'a> Inputs<'a> {
         tasks.into_iter().flat_map(|task| inputs_of(self.plan, task)).collect()
     }
 
-    /// Why each that is not the file any more that was checked, or was written to since, is not.
-    pub fn changes(&self, inputs: impl IntoIterator<Item = usize>) -> Vec<(usize, String)> {
-        let change = |input: usize| {
-            let header = &self.files[input].header;
-            Some((input, header.stamp.changed(&header.path)?.to_string()))
-        };
-        inputs.into_iter().filter_map(change).collect()
+    /// Why each that is not the file any more that was checked, or was written to since, is not; and what the system said of
+    /// the first of which it does not tell.
+    pub fn changes(&self, inputs: impl IntoIterator<Item = usize>) -> (Vec<(usize, String)>, Result<()>) {
+        let (mut changes, mut told) = (Vec::new(), Ok(()));
+        for input in inputs {
+            let Header { stamp, path, .. } = &*self.files[input].header;
+            match stamp.changed(path) {
+                Ok(why) => changes.extend(why.map(|why| (input, why.to_string()))),
+                Err(error) => told = told.and(Err(error)),
+            }
+        }
+        (changes, told)
     }
 
     /// Fails if one of these inputs changed.
     pub fn unchanged(&self, inputs: impl IntoIterator<Item = usize>) -> Result<()> {
-        let problems: Vec<String> = self.changes(inputs).into_iter().map(|(_, why)| why).collect();
-        if problems.is_empty() {
-            return Ok(());
+        let (changes, told) = self.changes(inputs);
+        if changes.is_empty() {
+            return told;
         }
+        let problems: Vec<String> = changes.into_iter().map(|(_, why)| why).collect();
         Err(Error::Changed(format!(
             "an input changed while it was merged, so nothing made of it counts; let nothing write there and run the same \
              command again:\n- {}",

@@ -50,6 +50,8 @@ pub struct Options {
     pub sync: bool,
     /// Bytes that tasks may hold together beside their strips; a quarter of what is available where `None`.
     pub memory: Option<u64>,
+    /// Whether inputs are mapped; where `None`, all but those of remote file systems.
+    pub mmap: Option<bool>,
 }
 
 /// A plan on its way: what all its tasks share.
@@ -87,11 +89,14 @@ pub fn execute<'a>(
     check(plan, outputs, options)?;
     let outputs: BTreeSet<usize> =
         outputs.map_or_else(|| (0..plan.outputs.len()).collect(), |o| o.iter().copied().collect());
-    let headers = plan.read_headers()?;
-    let reads = plan.check(&headers)?;
+    let read = || {
+        let headers = plan.read_headers(watch)?;
+        Ok((plan.check(&headers)?, headers))
+    };
+    let (reads, headers) = pool(options.threads, read)??;
     let writer = Writer::new(plan, lock.partial(), options.sync)?;
     let order: Vec<usize> = outputs.iter().flat_map(|output| writer.layout(*output).tasks.clone()).collect();
-    let inputs = Inputs::new(plan, headers, &order);
+    let inputs = Inputs::new(plan, headers, &order, options.mmap);
     let total = |(task, bytes): (usize, &usize)| {
         (*bytes as u64 * plan.tasks[task].by.sweeps(), plan.written()[task].bytes.len() as u64)
     };
@@ -105,7 +110,7 @@ pub fn execute<'a>(
     let ran = run.all(&order, &outputs);
     if !matches!(ran, Err(Error::Io { .. } | Error::Cancelled)) {
         // What was found wrong with data that changed under the run is wrong itself, and so are the claims.
-        run.check_inputs(&order, &outputs)?;
+        run.check_inputs(&order, &outputs, ran.as_ref().err())?;
     }
     ran.map_err(|error| match error {
         Error::NonFinite(why) => {
@@ -183,20 +188,24 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Fails if an input changed since it was checked, and takes back all that is claimed to be made of it.
-    fn check_inputs(&self, order: &[usize], outputs: &BTreeSet<usize>) -> Result<()> {
-        let inputs = self.inputs.read_by(order.iter().copied());
-        let changed: BTreeSet<usize> =
-            self.inputs.changes(inputs.iter().copied()).into_iter().map(|(i, _)| i).collect();
+    /// Fails if an input changed since it was checked, and takes back all that is claimed to be made of it. `failed` is what
+    /// ended the run.
+    fn check_inputs(&self, order: &[usize], outputs: &BTreeSet<usize>, failed: Option<&Error>) -> Result<()> {
+        let (changes, told) = self.inputs.changes(self.inputs.read_by(order.iter().copied()));
+        let changed: BTreeSet<usize> = changes.into_iter().map(|(input, _)| input).collect();
         if changed.is_empty() {
-            return Ok(());
+            // A run that failed has a reason of its own.
+            return if failed.is_some() { Ok(()) } else { told };
         }
         for output in outputs {
             let of_changed = |task: &usize| !inputs::inputs_of(self.plan, *task).is_disjoint(&changed);
             self.journal.void(self.writer.layout(*output).tasks.clone().filter(of_changed))?;
             self.journal.close(*output);
         }
-        self.inputs.unchanged(changed)
+        self.inputs.unchanged(changed).map_err(|error| match (error, failed) {
+            (Error::Changed(why), Some(read @ Error::Read { .. })) => Error::Changed(format!("{why}\n- {read}")),
+            (error, _) => error,
+        })
     }
 
     /// The checksum of each tensor of an output file, joined from those of its tasks.
@@ -216,7 +225,7 @@ impl Run<'_> {
         if self.options.digest.is_some() {
             let sum = |output: &usize| {
                 let path = lock.partial().join(&self.plan.outputs[*output].name);
-                Ok(audit::sum_file(&path, self.options.digest, self.watch)?.tensors)
+                Ok(audit::sum_file(&path, self.options.digest, self.options.mmap, self.watch)?.tensors)
             };
             let sums = pool(self.options.threads, || outputs.iter().map(sum).collect::<Result<Vec<_>>>())??;
             digests.extend(sums.into_iter().flatten().map(|sum| (sum.name, sum.digest)));

@@ -28,11 +28,22 @@ pub struct Preflight {
 }
 
 /// Checks everything that can be checked before a byte is written: inputs, plan, copies that must be equal, an earlier
-/// partial directory, disk space. With `discard` a partial directory of other work is removed.
-pub fn preflight(plan: &Plan, lock: &mut Lock, discard: bool, watch: &Watch) -> Result<Preflight> {
-    let headers = plan.read_headers()?;
-    plan.check(&headers)?;
-    pool(None, || check_equal_copies(plan, headers, watch))??;
+/// partial directory, disk space. With `discard` a partial directory of other work is removed. `threads` and `mmap` are as
+/// in [`super::Options`].
+pub fn preflight(
+    plan: &Plan,
+    lock: &mut Lock,
+    discard: bool,
+    threads: Option<usize>,
+    mmap: Option<bool>,
+    watch: &Watch,
+) -> Result<Preflight> {
+    let read = || {
+        let headers = plan.read_headers(watch)?;
+        plan.check(&headers)?;
+        check_equal_copies(plan, headers, mmap, watch)
+    };
+    pool(threads, read)??;
     let partial = lock.partial().to_path_buf();
     let place = partial.display();
     let resumable = match journal::inspect(lock, plan)? {
@@ -88,7 +99,7 @@ fn claimed_bytes(path: &Path) -> u64 {
 }
 
 /// Compares what is to be copied and must be equal, piece by piece on all cores.
-fn check_equal_copies(plan: &Plan, headers: Vec<Arc<Header>>, watch: &Watch) -> Result<()> {
+fn check_equal_copies(plan: &Plan, headers: Vec<Arc<Header>>, mmap: Option<bool>, watch: &Watch) -> Result<()> {
     let copies = |task: &usize| matches!(plan.tasks[*task].by, Method::Copy(_)) && plan.tasks[*task].of.len() > 1;
     let copies: Vec<usize> = (0..plan.tasks.len()).filter(copies).collect();
     let mut bytes = 0;
@@ -98,7 +109,7 @@ fn check_equal_copies(plan: &Plan, headers: Vec<Arc<Header>>, watch: &Watch) -> 
         }
     }
     watch.expect(bytes as u64, 0);
-    let inputs = Inputs::new(plan, headers, &copies);
+    let inputs = Inputs::new(plan, headers, &copies, mmap);
     let check = |task: &usize| {
         let problems = differences(plan, &inputs, *task, watch)?;
         inputs.leave(*task)?;

@@ -5,6 +5,7 @@ use super::{claims, journal};
 use crate::error::{Error, Result};
 use crate::layout::safetensors::{Layout, layouts};
 use crate::plan::{OutputFile, OutputTensor, Plan};
+use crate::store::is_remote;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -64,33 +65,6 @@ fn allocate(file: &File, size: u64) -> io::Result<()> {
         }
     }
     file.set_len(size)
-}
-
-/// Whether a file is kept by another machine, or by a program that may be: only a sync or a close says there whether what
-/// was written is kept.
-fn is_remote(file: &File) -> bool {
-    #[cfg(target_os = "linux")]
-    {
-        // NFS, SMB, CIFS, SMB2, FUSE, Lustre, Ceph, 9p, AFS, GPFS: their `f_type` in 32 bits.
-        const REMOTE: [u32; 10] = [
-            0x6969,
-            0x517b,
-            0xff53_4d42,
-            0xfe53_4d42,
-            0x6573_5546,
-            0x0bd0_0bd0,
-            0x00c3_6400,
-            0x0102_1997,
-            0x5346_414f,
-            0x4750_4653,
-        ];
-        rustix::fs::fstatfs(file).is_ok_and(|found| REMOTE.contains(&(found.f_type as u32)))
-    }
-    #[cfg(not(target_os = "linux"))]
-    {
-        let _ = file;
-        true
-    }
 }
 
 /// Closes a file; what an earlier write could not say is said now.
@@ -181,7 +155,7 @@ impl<'a> Writer<'a> {
         // One that has no elements is made here.
         drop(output.open()?);
         let Some(file) = output.held().take().and_then(Arc::into_inner) else { return Ok(()) };
-        let synced = if self.sync || is_remote(&file) { file.sync_data() } else { Ok(()) };
+        let synced = if self.sync || is_remote(&file).unwrap_or(true) { file.sync_data() } else { Ok(()) };
         synced.and(close(file)).map_err(Error::io(&output.path))
     }
 

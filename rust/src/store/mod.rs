@@ -71,19 +71,70 @@ impl Stamp {
         self.content.0.saturating_mul(1_000_000_000).saturating_add(self.content.1)
     }
 
-    /// Why what is at a path is not the file any more that has this stamp, if it is not.
-    pub fn changed(&self, path: &Path) -> Option<Error> {
+    /// Why what is at a path is not the file any more that has this stamp, if it is not. An error where the system does not
+    /// tell.
+    pub fn changed(&self, path: &Path) -> Result<Option<Error>> {
         match std::fs::metadata(path) {
-            Ok(meta) if Self::of(&meta) == *self => None,
-            Ok(meta) if meta.ino() != self.inode.1 => Some(Error::checkpoint(path, "another file is in its place")),
-            Ok(_) => Some(Error::checkpoint(path, "it was written to, or its times or rights were changed")),
-            Err(e) => Some(Error::io(path)(e)),
+            Ok(meta) if Self::of(&meta) == *self => Ok(None),
+            Ok(meta) if meta.ino() != self.inode.1 => Ok(Some(Error::checkpoint(path, "another file is in its place"))),
+            Ok(_) => Ok(Some(Error::checkpoint(path, "it was written to, or its times or rights were changed"))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Some(Error::io(path)(e))),
+            Err(e) => Err(Error::io(path)(e)),
         }
     }
 }
 
-/// Opens a file: mapped, or to be read.
-pub(crate) fn open(path: &Path, mmap: bool) -> Result<(Box<dyn Store>, Stamp)> {
+/// File systems that keep files on another machine, or by a program that may: their `f_type`, in 32 bits.
+#[cfg(target_os = "linux")]
+const REMOTE: [(&str, u32); 24] = [
+    ("9p", 0x0102_1997),
+    ("acfs", 0x6163_6673),
+    ("afs", 0x5346_414f),
+    ("beegfs", 0x1983_0326),
+    ("ceph", 0x00c3_6400),
+    ("cifs", 0xff53_4d42),
+    ("coda", 0x7375_7245),
+    ("fuse", 0x6573_5546),
+    ("gfs2", 0x0116_1970),
+    ("gpfs", 0x4750_4653),
+    ("ibrix", 0x0131_11a8),
+    ("kafs", 0x6b41_4653),
+    ("lustre", 0x0bd0_0bd0),
+    ("ncp", 0x564c),
+    ("nfs", 0x6969),
+    ("ocfs2", 0x7461_636f),
+    ("orangefs", 0x2003_0528),
+    ("panfs", 0xaad7_aaea),
+    ("prl_fs", 0x7c7c_6673),
+    ("smb", 0x517b),
+    ("smb2", 0xfe53_4d42),
+    ("snfs", 0xbeef_dead),
+    ("vboxsf", 0x786f_4256),
+    ("vmhgfs", 0xbacb_acbc),
+];
+
+#[cfg(target_os = "linux")]
+fn is_type_of_remote(f_type: u32) -> bool {
+    REMOTE.iter().any(|(_, known)| *known == f_type)
+}
+
+/// Whether a file is kept by another machine, or by a program that may be. There a server that fails raises SIGBUS in whoever
+/// mapped the file, and only a sync or a close says whether what was written is kept. `None` where the system does not tell.
+pub(crate) fn is_remote(file: &File) -> Option<bool> {
+    #[cfg(target_os = "linux")]
+    {
+        // Its type has other widths and signs on other processors.
+        rustix::fs::fstatfs(file).ok().map(|found| is_type_of_remote(found.f_type as u32))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = file;
+        None
+    }
+}
+
+/// Opens a file: mapped or to be read, as is asked, else mapped unless the file is remote.
+pub(crate) fn open(path: &Path, mmap: Option<bool>) -> Result<(Box<dyn Store>, Stamp)> {
     // Asked before it is opened, which for a pipe would wait for whoever writes into it.
     if !std::fs::metadata(path).map_err(Error::io(path))?.is_file() {
         return Err(Error::checkpoint(path, "not a file"));
@@ -91,8 +142,64 @@ pub(crate) fn open(path: &Path, mmap: bool) -> Result<(Box<dyn Store>, Stamp)> {
     let open = || {
         let file = File::open(path)?;
         let stamp = Stamp::of(&file.metadata()?);
+        let mmap = mmap.unwrap_or_else(|| is_remote(&file) != Some(true));
         let store: Box<dyn Store> = if mmap { Box::new(Mapped::new(&file)?) } else { Box::new(Read::new(file)) };
         Ok((store, stamp))
     };
     open().map_err(Error::io(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_another_machine_may_keep_is_known_by_its_type() {
+        for remote in [0x6969, 0x0bd0_0bd0, 0x6573_5546, 0xff53_4d42_u32, 0x0102_1997] {
+            assert!(is_type_of_remote(remote), "{remote:#x}");
+        }
+        // ext4, xfs, btrfs, tmpfs, overlay, zfs
+        for local in [0xef53, 0x5846_5342, 0x9123_683e_u32, 0x0102_1994, 0x794c_7630, 0x2fc1_2fc1] {
+            assert!(!is_type_of_remote(local), "{local:#x}");
+        }
+        assert!(REMOTE.is_sorted_by(|a, b| a.0 < b.0 && a.1 != b.1));
+    }
+
+    fn file_of(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    #[test]
+    fn both_stores_lend_the_same_bytes() {
+        let bytes: Vec<u8> = (0..9000_u32).map(|i| (i * 7) as u8).collect();
+        let file = file_of(&bytes);
+        let stores = [true, false].map(|mmap| open(file.path(), Some(mmap)).unwrap());
+        assert_eq!(stores.each_ref().map(|(store, _)| store.in_place()), [true, false]);
+        assert_eq!(stores[0].1, stores[1].1);
+        for (store, _) in &stores {
+            let mut room = vec![1; 10];
+            for at in [0..9000, 8999..9000, 17..17, 4095..8193, 0..3] {
+                store.fetch(at.clone());
+                assert_eq!(store.lend(at.clone(), &mut room).unwrap(), &bytes[at]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_read_and_became_shorter_is_an_error() {
+        let file = file_of(&[5; 100]);
+        let (store, stamp) = open(file.path(), Some(false)).unwrap();
+        let mut room = Vec::new();
+        assert_eq!(store.lend(90..100, &mut room).unwrap(), [5; 10]);
+        assert!(stamp.changed(file.path()).unwrap().is_none());
+        file.as_file().set_len(95).unwrap();
+        assert_eq!(store.lend(85..95, &mut room).unwrap(), [5; 10]);
+        let error = store.lend(90..100, &mut room).unwrap_err();
+        assert_eq!(error.to_string(), "the file has become shorter");
+        assert!(stamp.changed(file.path()).unwrap().unwrap().to_string().contains("written to"));
+    }
 }

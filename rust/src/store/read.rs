@@ -21,8 +21,13 @@ impl Store for Read {
             room.resize(at.len(), 0);
         }
         let room = &mut room[..at.len()];
-        self.0.read_exact_at(room, at.start as u64)?;
-        Ok(room)
+        match self.0.read_exact_at(room, at.start as u64) {
+            Ok(()) => Ok(room),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                Err(io::Error::new(e.kind(), "the file has become shorter"))
+            }
+            Err(e) => Err(e),
+        }
     }
 
     /// A refusal by the system changes nothing.
