@@ -131,6 +131,13 @@ def test_a_bug_is_owned_up_to_and_traced_with_verbose_only(capsys: pytest.Captur
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_a_lack_of_memory_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:
+    _Bug(Console())(MemoryError, MemoryError(), None)
+    said = capsys.readouterr().err
+    assert said.startswith("error: out of memory: free some, or raise the limit")
+    assert "bug" not in said
+
+
 def test_a_panic_of_the_engine_is_a_bug_and_a_refusal_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     for bug in (InternalError("index out of bounds"), MolError("index out of bounds")):
         refuse(Console(), bug)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,16 @@ def test_a_file_beyond_all_bounds_is_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(10**12)  # sparse
     assert "holds more than 536,870,912 bytes" in refusal(tmp_path / "config.json")
+
+
+def test_a_small_file_takes_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    tracemalloc.start()
+    try:
+        assert read_object(tmp_path / "config.json") == {}
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_number_without_end_is_no_number_of_a_models(tmp_path: Path) -> None:

@@ -131,7 +131,10 @@ def refuse(console: Console, error: MolError | OSError | click.ClickException) -
 
 
 class _Bug:
-    """Takes what no verb foresaw: says that it is mol's fault and where to tell; the traceback only with -v."""
+    """Takes what no verb foresaw: says that it is mol's fault and where to tell; the traceback only with -v.
+
+    That memory is not to be had is nobody's fault.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -139,7 +142,10 @@ class _Bug:
     def __call__(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if self.console.verbose:
             _trace(error)
-        self.console.error(f"{kind.__name__}: {error}\n{_where_to_report()}")
+        if issubclass(kind, MemoryError):
+            self.console.error("out of memory: free some, or raise the limit that is set for the process (`ulimit -a`)")
+        else:
+            self.console.error(f"{kind.__name__}: {error}\n{_where_to_report()}")
 
 
 def _trace(error: BaseException) -> None:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _DEEPEST: Final = 64
 # The largest tokenizers take 40 MB, the index of a model of 100,000 tensors 10 MB.
 _LARGEST: Final = 512 * 1024 * 1024
+# Some file systems say 0 of a file whose size they do not know.
+_UNSIZED: Final = 1024 * 1024
 # Tokenizers write 10**30 for "no limit"; nothing that a model means is longer.
 _MOST_DIGITS: Final = 40
 
@@ -76,7 +78,8 @@ def read_regular(path: Path) -> bytes:
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         found = os.fstat(file.fileno())
         check_regular(path, found.st_mode)
-        data = file.read(_LARGEST + 1) if found.st_size <= _LARGEST else b""
+        # Memory is taken for all that is requested: little more than there is, and some where a size is not known.
+        data = file.read(min(max(found.st_size, _UNSIZED), _LARGEST) + 1) if found.st_size <= _LARGEST else b""
     if found.st_size > _LARGEST or len(data) > _LARGEST:
         raise CheckpointError(f"{path} holds more than {_LARGEST:,} bytes, which no such file of a model does")
     return data
