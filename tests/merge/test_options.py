@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
 from mol.errors import ConfigError
-from mol.merge.options import MergeOptions
+from mol.merge.option_names import read_options
+from mol.merge.options import MergeOptions, OptionFields
 from mol.text import parse_size
 
 
@@ -41,6 +43,12 @@ def test_what_is_no_size(text: str) -> None:
 def test_values_out_of_range(fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(fields))):
         MergeOptions(**fields)
+
+
+def test_every_option_is_typed_and_what_is_typed_is_an_option() -> None:
+    known = {field.name for field in fields(MergeOptions)}
+    assert known <= OptionFields.__annotations__.keys()
+    assert all(read_options({name: 1}).keys() <= known for name in OptionFields.__annotations__)
 
 
 def test_all_problems_are_told_at_once() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.flat import is_flat, to_mergekit_form
@@ -17,7 +17,10 @@ from mol.errors import ConfigError
 from mol.text import closest, suggestion
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from mol.config.model_reference import ModelReference
+    from mol.config.sources import SliceConfig
 
 _TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 _NO_EFFECT = {
@@ -33,24 +36,29 @@ _LATER = {
     "repo_id": "upload the finished directory instead",
     "target_hidden_dim": "this belongs to fusion, not to a merge",
 }
-_KEYS = (
-    "merge_method",
-    "models",
-    "slices",
-    "base_model",
-    "parameters",
-    "dtype",
-    "out_dtype",
-    "tokenizer_source",
-    "tokenizer",
-    "chat_template",
-    "layer_alignment",
-    "output_path",
-    "trust_remote_code",
-    "allow_crimes",
-    "weights",
-    "layer_range",
-)
+
+
+class RecipeKeys(TypedDict, total=False):
+    """The keys of a recipe other than `models` and `parameters`, with what they hold in Python."""
+
+    merge_method: str
+    slices: Sequence[Mapping[str, Any] | SliceConfig] | None
+    base_model: str | Path | ModelReference | Mapping[str, Any] | None
+    dtype: object
+    out_dtype: object
+    tokenizer_source: str | ModelReference | Mapping[str, Any] | None
+    tokenizer: Mapping[str, Any] | None
+    chat_template: str | None
+    layer_alignment: Literal["auto", "strict"] | None
+    output_path: str | Path | None
+    trust_remote_code: bool
+    allow_crimes: bool
+    weights: Sequence[float] | Mapping[str, float]
+    layer_range: Sequence[int]
+    name: str
+
+
+_KEYS = ("models", "parameters", *RecipeKeys.__annotations__)
 
 
 def read_fields(
@@ -111,7 +119,7 @@ def read_fields(
 
 def _without_holders(table: Table, reader: ValueReader) -> Table:
     """Take out the keys of the author's own that only hold YAML anchors, and refuse what is given twice."""
-    known = (*_KEYS, *_NO_EFFECT, *_LATER, "method", "name")
+    known = (*_KEYS, *_NO_EFFECT, *_LATER, "method")
     holders = []
     for word in table:
         if word in known or word not in table.anchored:
@@ -186,7 +194,7 @@ def method_named(word: str) -> MethodSpec:
 
 def _read_plain_keys(recipe: Table, reader: ValueReader, *, flat: bool) -> dict[str, Any]:
     """Read the keys that say nothing about models or the method."""
-    reader.keys(recipe, (*_KEYS, *_NO_EFFECT, "name"), "a recipe", later=_LATER)
+    reader.keys(recipe, (*_KEYS, *_NO_EFFECT), "a recipe", later=_LATER)
     for word, why in _NO_EFFECT.items():
         if recipe.get(word) is None:
             continue

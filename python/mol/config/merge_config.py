@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from mol.config.document import Table, from_python
-from mol.config.fields import read_fields
+from mol.config.fields import RecipeKeys, read_fields
 from mol.config.methods import METHODS, Required, Scalar
 from mol.config.model_reference import ModelReference, may_be_one
 from mol.config.parameters import Chain, ParameterMap, Rule
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 __all__ = ["MergeConfig", "ModelReference", "ParameterMap", "Rule", "Scalar", "SliceConfig", "SourceConfig"]
 
@@ -81,7 +81,7 @@ class MergeConfig:
         *,
         notes: Sequence[str] = (),
         source_text: str | None = None,
-        **keys: object,
+        **keys: Unpack[RecipeKeys],
     ) -> None:
         """Check a recipe given in Python: `t` defaults to 0.5, `density` to 0.8, `layer_alignment` to "auto".
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 from mol.config.document import shown
 from mol.errors import ConfigError
@@ -14,6 +14,35 @@ if TYPE_CHECKING:
 
 Simd = Literal["auto", "off", "avx2", "avx512"]
 Digest = Literal["blake3", "sha256"]
+
+
+class OptionFields(TypedDict, total=False):
+    """The fields of MergeOptions as keyword arguments; sizes also as texts, and three under mergekit's names too."""
+
+    threads: int | None
+    num_threads: int | None
+    memory: int | str | None
+    mmap: bool | None
+    out_shard_size: int | str
+    overwrite: bool
+    overwrite_all: bool
+    discard_partial: bool
+    allow_nonfinite: bool
+    strict_tensors: bool
+    copy_tokenizer: bool
+    write_model_card: bool
+    trust_remote_code: bool
+    allow_crimes: bool
+    sync: bool
+    digest: Digest | None
+    seed: int
+    random_seed: int
+    tile: int | None
+    simd: Simd
+    cache_dir: Path | str | None
+    transformers_cache: Path | str | None
+    token: str | None
+    dtype: str | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable, Mapping, Sequence
 
+    from typing_extensions import Unpack
+
     from mol import _rust
     from mol.config import MergeConfig, ModelReference
     from mol.io.checkpoint import Checkpoint
     from mol.merge.card import Card
+    from mol.merge.options import OptionFields
     from mol.merge.planned import PlannedMerge
     from mol.merge.side_files import SideFilePlan
 
@@ -110,10 +113,9 @@ def run_merge(
     *,
     out_path: Path | str | None = None,
     on_progress: Progress | None = None,
-    threads: int | None = None,
     cancel: threading.Event | None = None,
     checkpoints: Mapping[ModelReference, Checkpoint] | None = None,
-    **option_fields: Any,  # noqa: ANN401 - the fields of MergeOptions
+    **option_fields: Unpack[OptionFields],
 ) -> MergeReport:
     """Merge models into a new directory.
 
@@ -127,10 +129,10 @@ def run_merge(
         out_path: the same as `out`, as mergekit calls it.
         on_progress: called about every 100 ms on this thread with bytes read, to read, written and to write;
             what it raises cancels the run.
-        threads: worker threads, all cores if None.
         cancel: the run stops soon after this is set.
         checkpoints: the models, if they have been opened already.
-        option_fields: single fields of MergeOptions, e.g. `overwrite=True`, or options as mergekit calls them.
+        option_fields: single fields of MergeOptions, e.g. `threads=4` or `overwrite=True`, or options as mergekit
+            calls them.
 
     Raises:
         ConfigError: the recipe or an option does not hold.
@@ -144,8 +146,7 @@ def run_merge(
     from mol.merge.option_names import read_options
     from mol.merge.output import find_place, partial_of
 
-    given = {**option_fields, **({"threads": threads} if threads is not None else {})}
-    options = replace(options or MergeOptions(), **read_options(given))
+    options = replace(options or MergeOptions(), **read_options(option_fields))
     config = load_recipe(recipe)
     target = _target(out, out_path, config)
     local = (Path(reference.name).expanduser() for reference in config.model_references())

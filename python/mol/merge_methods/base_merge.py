@@ -14,15 +14,24 @@ from mol.errors import ArchitectureError, ConfigError, MergeError
 from mol.merge.run import plan_recipe, resolve_checkpoints, run_merge
 
 if TYPE_CHECKING:
+    import threading
     from collections.abc import Mapping
 
     import numpy as np
+    from typing_extensions import Unpack
 
     from mol.config import ModelReference
     from mol.io.checkpoint import Checkpoint
-    from mol.merge.options import MergeOptions
+    from mol.merge.options import MergeOptions, OptionFields
     from mol.merge.planned import PlannedMerge
-    from mol.merge.run import MergeReport
+    from mol.merge.run import MergeReport, Progress
+
+    class RunFields(OptionFields, total=False):
+        """What `run_merge` takes other than recipe, output, options and checkpoints."""
+
+        on_progress: Progress | None
+        cancel: threading.Event | None
+
 
 __all__ = ["BaseMergeMethod", "MergeConfig", "PendingMerge"]
 
@@ -46,7 +55,7 @@ class PendingMerge:
         """The shape of each tensor, in the order of the output files."""
         return {tensor.name: tensor.shape for tensor in self.planned.plan.tensors}
 
-    def save(self, out: Path | str | None = None, **options: Any) -> MergeReport:  # noqa: ANN401 - see run_merge
+    def save(self, out: Path | str | None = None, **options: Unpack[RunFields]) -> MergeReport:
         """Run the merge into `out` (the recipe's `output_path` if None); see `run_merge` for the rest."""
         return run_merge(self.planned.config, out, checkpoints=self.checkpoints, options=self.options, **options)
 
@@ -158,7 +167,7 @@ class BaseMergeMethod(ABC):
         self,
         merged: PendingMerge,
         output_path: Path | str | None = None,
-        **options: Any,  # noqa: ANN401
+        **options: Unpack[RunFields],
     ) -> MergeReport:
         """Run the merge into `output_path`, the recipe's if None.
 
