@@ -157,6 +157,47 @@ def test_a_file_system_without_locks(merges: Merges, error: int) -> None:
     assert "flock" in merges.check_that_it_goes_through(Fault("flock", error))
 
 
+def test_processes_that_share_a_place_where_nothing_can_be_locked(tmp_path: Path) -> None:
+    """Each says in the files whose they are; a process that is gone, or has signed off, keeps nobody out."""
+    source = encode(np.linspace(-1, 1, 1000), "F32")
+    plan = plan_of(
+        tmp_path / "in", {f"w{i}": Case(ties([1.0], [0.5]), (source,) * 2, "F32") for i in range(4)}, shards=2
+    )
+    execute(plan, tmp_path / "wanted")
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    partial = tmp_path / "out.partial"
+    code = """
+import json, sys
+from mol import _rust
+print(_rust.execute(open(sys.argv[1]).read(), sys.argv[2], outputs=json.loads(sys.argv[3])))
+"""
+
+    def run(outputs: list[int] | None) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, str(tmp_path / "plan.json"), str(partial), json.dumps(outputs)]
+        return faults.run(command, [Fault("flock", errno.ENOSYS)], {**os.environ})
+
+    done = run([0])
+    assert done.returncode == 0, done.stderr
+    assert "no locks (flock)" in json.loads(done.stdout)["warning"]
+    name = plan["outputs"][1]["name"]
+    claims = partial / f"{name}.journal"
+    this = {"host": os.uname().nodename, "pid": os.getpid()}
+    claims.write_text(json.dumps({"owner": this}) + "\n" + '{"task":"cut sh')
+    assert f"{name}: another process is at work on this output" in run([1]).stderr
+    assert "another mol-merge is at work" in run(None).stderr
+    assert json.loads(run([0]).stdout)["resumed"] == 2
+    with claims.open("a") as file:
+        file.write("ort\n" + json.dumps({"left": this}) + "\n")
+    for outputs in ([1], None):
+        done = run(outputs)
+        assert done.returncode == 0, done.stderr
+    with (partial / "journal").open("a") as file:
+        file.write(json.dumps({"owner": this}) + "\n")
+    for outputs in ([1], None):
+        assert "another mol-merge is at work" in run(outputs).stderr
+    assert shard_bytes(partial) == shard_bytes(tmp_path / "wanted")
+
+
 @pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
 def test_a_file_system_that_cannot_allocate(merges: Merges, error: int) -> None:
     merges.check_that_it_goes_through(Fault("fallocate", error))

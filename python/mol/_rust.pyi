@@ -71,7 +71,9 @@ def plan_cost(
         Bytes of the weight files with their headers, and bytes of heap that `execute` takes at most.
 
     Raises:
-        MergeError: The plan is not a plan of this engine's version.
+        MergeError: The plan is not a plan of this engine's version, or a source made of others does not fit.
+        CheckpointError: An input that such a source is made of is damaged or has changed.
+        OSError: It cannot be read.
     """
 
 @final
@@ -153,10 +155,15 @@ def execute(
     Tensors start in the order of the output. After a failure none starts that comes after the one that failed, so the
     error raised is always that of the first. What is finished stays in `partial`, whatever happens.
 
+    Processes that are each given `outputs` of their own, and no `lock`, work in `partial` at the same time, on one
+    machine or on several that share the file system; then `commit` follows. Where the file system has no locks (flock)
+    only those of this machine know of each other, and only if one had begun when the next did; the report says so.
+
     Args:
         plan: The plan as JSON.
         partial: The directory to fill.
-        outputs: Indices of the output files to write; all by default.
+        outputs: Indices of the output files to write, each of which keeps a file open; all by default, which takes that
+            no other process is at work in `partial`.
         threads: Number of worker threads; all cores by default. They have ended when this returns.
         memory: Bytes that tensors being merged may hold together, beside the strips of each thread; a quarter of what
             is available by default. A tensor that needs more runs alone.
@@ -173,10 +180,11 @@ def execute(
 
     Returns:
         JSON: `plan_digest`, `files` and `tensors` of the outputs with their CRC-64/NVME, `bytes_read`, `bytes_written`,
-        and `resumed`, the number of tensors that an earlier run had finished.
+        `resumed`, the number of tensors that an earlier run had finished, and `warning` where nothing can be locked.
 
     Raises:
-        MergeError: NaN, infinity or overflow was met, other work is in the way, or the plan is unsound.
+        MergeError: NaN, infinity or overflow was met, other work is in the way, another process is at work on all of
+            `partial` or on one of these outputs, or the plan is unsound.
         CheckpointError: An input is damaged, does not fit, or has changed since planning or during the run.
         OSError: Reading or writing failed; `partial` stays, and the same call resumes.
     """
@@ -202,7 +210,7 @@ def commit(
         Why what was at `out` could not be removed, and where it is now; None where nothing is left of it.
 
     Raises:
-        MergeError: `out` is not empty, and `overwrite` was not given.
+        MergeError: `out` is not empty, and `overwrite` was not given; an output is not complete; a process is at work.
         OSError: The system refused.
     """
 

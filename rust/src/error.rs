@@ -34,6 +34,9 @@ pub enum Error {
     /// The merge cannot be done as asked.
     #[error("{0}")]
     Merge(String),
+    /// Another process is at work there.
+    #[error("{0}")]
+    Busy(String),
     /// The data hold a NaN, an infinity, or a result too large for the output dtype; no resume can help.
     #[error("{0}")]
     NonFinite(String),

@@ -46,7 +46,7 @@ impl From<Error> for PyErr {
                 };
             }
             Error::Checkpoint { .. } | Error::Changed(_) => "CheckpointError",
-            Error::Merge(_) | Error::NonFinite(_) => "MergeError",
+            Error::Merge(_) | Error::Busy(_) | Error::NonFinite(_) => "MergeError",
             Error::Cancelled => "MergeCancelled",
             Error::Panic(_) => "MolError",
         };
@@ -162,7 +162,7 @@ fn plan_cost(
         let parsed = Plan::parse(plan)?;
         Ok((
             run::writer::bytes_needed(&parsed)?,
-            heap(&parsed, threads, tile.unwrap_or(TILE), memory).saturating_add(plan.len()),
+            heap(&parsed, threads, tile.unwrap_or(TILE), memory)?.saturating_add(plan.len()),
         ))
     })
 }
@@ -258,7 +258,13 @@ fn execute(
     watched(
         py,
         &watch,
-        || PartialLock::with(lock, &partial, None, |lock| json(&run::execute(&plan, lock, outputs, options, &watch)?)),
+        || {
+            let work = |lock: &mut Lock| json(&run::execute(&plan, lock, outputs, options, &watch)?);
+            match (lock, outputs) {
+                (None, Some(_)) => work(&mut Lock::shared(&partial)?),
+                _ => PartialLock::with(lock, &partial, None, work),
+            }
+        },
         |py| {
             for name in watch.finished_outputs() {
                 on_output.as_ref().map_or(Ok(()), |call| call.call1(py, (name,)).map(drop))?;

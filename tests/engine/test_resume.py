@@ -3,70 +3,23 @@
 from __future__ import annotations
 
 import json
-import random
-import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from mol.errors import MergeError, MolError
-from tests.engine.toolkit import (
-    Case,
-    Plan,
-    encode,
-    execute,
-    linear,
-    plan_of,
-    preflight,
-    read_header,
-    shard_bytes,
-    ties,
-)
+from tests.engine.processes import CHILD, SLOW, start
+from tests.engine.toolkit import Case, Plan, encode, execute, linear, plan_of, preflight, read_header, shard_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# The slowest that the engine can be made: enough time to be killed in.
-SLOW = {"tile": 65536, "simd": "off", "digest": "sha256"}
-CHILD = """
-import json, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background starts without
-from mol import _rust
-plan, partial, options = open(sys.argv[1]).read(), sys.argv[2], json.loads(sys.argv[3])
-print(json.loads(_rust.preflight(plan, partial))["resumable"], flush=True)
-if "--announce" in sys.argv:
-    options["on_progress"] = lambda *counts: print(*counts, flush=True)
-print(json.loads(_rust.execute(plan, partial, **options))["resumed"], flush=True)
-"""
-
-
-class Work(NamedTuple):
-    plan: Plan
-    file: Path
-    bytes: dict[str, bytes]
-    seconds: float
-
-
-@pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
-    """A plan of many tensors in two shards, the time that it takes here, and what it gives when nobody disturbs it."""
-    directory = tmp_path_factory.mktemp("work")
-    drawn = np.random.default_rng(51)
-    base = drawn.normal(0, 0.02, 300_007)
-    sources = tuple(encode(base + drawn.normal(0, 0.003, base.size), "F32") for _ in range(4))
-    method = ties([1.0, 0.5, 0.25], [0.5, 0.3, 0.7], rescale=True)
-    plan = plan_of(directory, {f"layers.{i}.w": Case(method, sources, "F32") for i in range(40)}, shards=2)
-    (directory / "plan.json").write_text(json.dumps(plan))
-    begun = time.monotonic()
-    execute(plan, directory / "undisturbed", threads=1, **SLOW)
-    seconds = time.monotonic() - begun
-    return Work(plan, directory / "plan.json", shard_bytes(directory / "undisturbed"), seconds)
+    from tests.engine.processes import Work
 
 
 @pytest.fixture
@@ -74,36 +27,6 @@ def small(tmp_path: Path) -> Plan:
     drawn = np.random.default_rng(52)
     sources = tuple(encode(drawn.normal(0, 1, 1000), "F32") for _ in range(2))
     return plan_of(tmp_path, {f"w{i}": Case(linear(0.25, 0.75), sources, "F32") for i in range(6)}, shards=2)
-
-
-def start(work: Work, partial: Path, *flags: str, threads: int = 1) -> subprocess.Popen[str]:
-    options = json.dumps({**SLOW, "threads": threads})
-    command = [sys.executable, "-c", CHILD, str(work.file), str(partial), options, *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def test_twenty_kills_at_random_moments(work: Work, tmp_path: Path) -> None:
-    moments = random.Random(53)
-    partial = tmp_path / "out.partial"
-    found_done = []
-    for kill in range(20):
-        with start(work, partial, threads=1 + kill % 2) as child:
-            assert child.stdout is not None
-            found_done.append(int(child.stdout.readline()))
-            try:
-                child.wait(moments.uniform(0, work.seconds / 6))
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-            else:
-                assert child.returncode == 0
-        if child.returncode == 0:  # it was through before it was hit: begin anew
-            assert shard_bytes(partial) == work.bytes
-            shutil.rmtree(partial)
-    report = execute(work.plan, partial, threads=2, **SLOW)
-    assert shard_bytes(partial) == work.bytes
-    assert max(found_done) > 0
-    assert report["resumed"] <= len(work.plan["tasks"])
 
 
 def test_an_exception_in_the_callback_cancels_and_leaves_a_resumable_partial(work: Work, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 //! What is finished of one output file: `OUTPUT.journal` beside it, a line per task, so that the same command resumes where
 //! a crash left it. It is only ever appended to, so a kill at any moment loses nothing that was there before.
-use super::lock::Owner;
+use super::flock::Owner;
 use super::writer::{make_way, open_own};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
@@ -61,6 +61,10 @@ enum Line {
     Owner {
         owner: Owner,
     },
+    /// Who was, and is no more.
+    Left {
+        left: Owner,
+    },
 }
 
 /// What a file of claims says.
@@ -69,7 +73,7 @@ pub(crate) struct Contents {
     pub claims: HashMap<Hash, Claim>,
     /// The work as whose part the output is whole.
     pub complete: Option<String>,
-    /// The last to work here without a lock.
+    /// Who works here without a lock.
     pub owner: Option<Owner>,
 }
 
@@ -92,6 +96,7 @@ impl Contents {
                 }
                 Ok(Line::Complete { complete }) => contents.complete = Some(complete),
                 Ok(Line::Owner { owner }) => contents.owner = Some(owner),
+                Ok(Line::Left { .. }) => contents.owner = None,
                 Err(_) => {}
             }
         }
@@ -170,7 +175,7 @@ impl Claims {
     }
 
     fn line(&mut self, line: &Line) -> Result<()> {
-        self.append(super::journal::json(line)?.as_bytes())
+        self.append(super::head::json(line)?.as_bytes())
     }
 
     fn append(&mut self, bytes: &[u8]) -> Result<()> {

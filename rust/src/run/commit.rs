@@ -1,6 +1,7 @@
 //! The end of a merge: a finished `OUT.partial` is on the disk, becomes OUT by one rename, and leaves nothing behind.
-use super::journal::{Contents, Line};
-use super::lock::{Lock, above, inode};
+use super::head::Line;
+use super::lock::Lock;
+use super::place::{above, inode};
 use crate::error::{Error, Result};
 use rustix::io::Errno;
 use std::fs::{self, File};
@@ -67,7 +68,7 @@ fn refused(out: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
 /// the earlier `out` is removed. Returns what could not be cleaned up and why: the new one is in its place all the same.
 pub fn commit(lock: &mut Lock, out: &Path, overwrite: bool, sync: bool) -> Result<Option<(PathBuf, Error)>> {
     let partial = lock.partial().to_path_buf();
-    let contents = Contents::of(&lock.journal_bytes()?.unwrap_or_default());
+    let contents = lock.contents()?;
     if !contents.is_complete(&partial)? {
         let partial = partial.display();
         return Err(Error::Merge(format!(

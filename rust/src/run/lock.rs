@@ -1,108 +1,46 @@
 //! Who works in `OUT.partial`: the directory is mol's by the journal in it, and one process's at a time by a lock on that
-//! file, from the first look until the commit is done. The lock goes with the journal through the rename.
-use super::journal::{self, Contents};
+//! file, from the first look until the commit is done. The lock goes with the journal through the rename. Processes that
+//! write some outputs each share it.
+use super::flock::{Owner, append, flock_now, open_journal, read};
+use super::head::{Contents, Line, NAME, json};
+use super::place::{above, create_directories, inode, is_mount_point, remove};
 use crate::error::{Error, Result};
-use rustix::fs::{FlockOperation, OFlags, flock};
+use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
-use serde::{Deserialize, Serialize};
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-
-/// The inode of what stands at a path itself, no link followed; `None` where nothing does.
-pub(crate) fn inode(path: &Path) -> Option<u64> {
-    fs::symlink_metadata(path).ok().map(|meta| meta.ino())
-}
-
-/// A process, told apart from others of this and of other machines.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Owner {
-    host: String,
-    pid: u32,
-}
-
-impl Owner {
-    fn this() -> Self {
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        Self { host, pid: std::process::id() }
-    }
-
-    /// Whether it is another process of this machine that still runs.
-    fn is_at_work(&self) -> bool {
-        let this = Self::this();
-        let pid = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw);
-        let runs = |pid| !matches!(rustix::process::test_kill_process(pid), Err(Errno::SRCH));
-        self.host == this.host && self.pid != this.pid && pid.is_some_and(runs)
-    }
-}
 
 /// What is held of a place: its journal, locked, once there is one.
 #[derive(Debug)]
 pub struct Lock {
-    partial: PathBuf,
+    pub(super) partial: PathBuf,
     out: Option<PathBuf>,
-    journal: Option<File>,
+    /// Whether other processes may write other outputs there meanwhile.
+    shared: bool,
+    pub(super) journal: Option<File>,
+    /// The claims of outputs that are kept for this process in a shared place.
+    pub(super) kept: Vec<(PathBuf, File)>,
     /// Whether the file system refuses to lock.
-    unlocked: bool,
-}
-
-fn busy(partial: &Path) -> Error {
-    Error::Merge(format!(
-        "{}: another mol-merge is at work there; wait for it, or choose another OUT",
-        partial.display()
-    ))
-}
-
-/// Opens a journal that is there, if it is a file of its own: no link, and no second name of another file.
-fn open_journal(path: &Path) -> Result<Option<File>> {
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
-    match OpenOptions::new().read(true).write(true).custom_flags(flags).open(path) {
-        Ok(file) => {
-            let meta = file.metadata().map_err(Error::io(path))?;
-            Ok((meta.is_file() && meta.nlink() <= 1).then_some(file))
-        }
-        Err(e)
-            if matches!(Errno::from_io_error(&e), Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ISDIR)) =>
-        {
-            Ok(None)
-        }
-        Err(e) => Err(Error::io(path)(e)),
-    }
-}
-
-fn read_journal(file: &File, path: &Path) -> Result<Vec<u8>> {
-    let read = || {
-        let mut text = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
-        file.read_exact_at(&mut text, 0)?;
-        Ok(text)
-    };
-    read().map_err(Error::io(path))
-}
-
-/// Whether a path is the root of a mount, which no rename replaces.
-fn is_mount_point(path: &Path) -> bool {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
-        if let Ok(found) = statx(CWD, path, AtFlags::SYMLINK_NOFOLLOW, StatxFlags::TYPE)
-            && found.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT)
-        {
-            return found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT);
-        }
-    }
-    let above = path.parent().map(|parent| if parent.as_os_str().is_empty() { Path::new(".") } else { parent });
-    match (fs::symlink_metadata(path), above.map(fs::metadata)) {
-        (Ok(here), Some(Ok(above))) => here.dev() != above.dev(),
-        _ => false,
-    }
+    pub(super) unlocked: bool,
 }
 
 impl Lock {
     /// Looks at a place for the first time: locks what an earlier run left there, and ends a commit that was cut short.
     /// Where there is nothing, nothing is made: that is [`Lock::hold`]'s.
     pub fn look(partial: &Path, out: Option<&Path>) -> Result<Self> {
-        let mut lock = Self { partial: partial.into(), out: out.map(Into::into), journal: None, unlocked: false };
+        let mut lock = Self::of(partial, out, false)?;
+        lock.find()?;
+        Ok(lock)
+    }
+
+    /// A place in which this process is to write some outputs while others write others. Nothing is held of it yet.
+    pub fn shared(partial: &Path) -> Result<Self> {
+        Self::of(partial, None, true)
+    }
+
+    fn of(partial: &Path, out: Option<&Path>, shared: bool) -> Result<Self> {
         for place in out.into_iter().chain([partial]) {
             if is_mount_point(place) {
                 let place = place.display();
@@ -112,8 +50,8 @@ impl Lock {
                 )));
             }
         }
-        lock.find()?;
-        Ok(lock)
+        let (partial, out) = (partial.into(), out.map(Into::into));
+        Ok(Self { partial, out, shared, journal: None, kept: Vec::new(), unlocked: false })
     }
 
     /// Locks the journal that is there, if none is held yet; ends a commit that was cut short.
@@ -134,7 +72,7 @@ impl Lock {
         }
         self.end_commit()?;
         while let Some(file) = open_journal(&self.path())? {
-            if self.locks(&file, &self.path())? {
+            if self.locks(&file, &self.path(), FlockOperation::NonBlockingLockExclusive)? {
                 self.journal = Some(file);
                 return Ok(());
             }
@@ -143,8 +81,8 @@ impl Lock {
         self.end_commit()
     }
 
-    fn path(&self) -> PathBuf {
-        self.partial.join(journal::NAME)
+    pub(super) fn path(&self) -> PathBuf {
+        self.partial.join(NAME)
     }
 
     /// The directory.
@@ -168,31 +106,47 @@ impl Lock {
         self.unlocked.then(Owner::this)
     }
 
+    /// Why this process may not work there now.
+    pub(crate) fn busy(&self, why: &str) -> Error {
+        Error::Busy(format!("{}: {why}; wait for it, or choose another OUT", self.partial.display()))
+    }
+
+    pub(crate) fn busy_with_a_merge(&self) -> Error {
+        self.busy("another mol-merge is at work there")
+    }
+
     /// Locks a journal; false where the path names another file by now.
-    fn locks(&mut self, file: &File, path: &Path) -> Result<bool> {
-        match rustix::io::retry_on_intr(|| flock(file, FlockOperation::NonBlockingLockExclusive)) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(busy(&self.partial)),
-            Err(Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK | Errno::INVAL | Errno::BADF) => {
-                self.unlocked = true;
-                let owner = Contents::of(&read_journal(file, path)?).owner;
-                if owner.is_some_and(|owner| owner.is_at_work()) {
-                    return Err(busy(&self.partial));
-                }
+    pub(super) fn locks(&mut self, file: &File, path: &Path, how: FlockOperation) -> Result<bool> {
+        let Some(locked) = flock_now(file, path, how)? else { return Err(self.busy_with_a_merge()) };
+        if !locked {
+            self.unlocked = true;
+            let contents = Contents::of(&read(file, path)?);
+            let owners = if how == FlockOperation::NonBlockingLockShared {
+                contents.owner.into_iter().collect()
+            } else {
+                contents.owners(above(path))?
+            };
+            if owners.iter().any(Owner::is_at_work) {
+                return Err(self.busy_with_a_merge());
             }
-            Err(errno) => return Err(Error::io(path)(errno.into())),
         }
         Ok(inode(path) == Some(file.metadata().map_err(Error::io(path))?.ino()))
+    }
+
+    /// Whether other processes may write other outputs meanwhile.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared
     }
 
     /// Ends a commit that was cut short after its rename: a finished journal is in OUT, and what OUT was exchanged for may
     /// still be there.
     fn end_commit(&mut self) -> Result<()> {
         let Some(out) = &self.out.clone() else { return Ok(()) };
-        let path = out.join(journal::NAME);
+        let path = out.join(NAME);
         let Some(file) = open_journal(&path)? else { return Ok(()) };
-        let contents = Contents::of(&read_journal(&file, &path)?);
-        if !contents.is_committed(out)? || !self.locks(&file, &path)? {
+        let contents = Contents::of(&read(&file, &path)?);
+        let exclusive = FlockOperation::NonBlockingLockExclusive;
+        if !contents.is_committed(out)? || !self.locks(&file, &path, exclusive)? {
             return Ok(());
         }
         if let Some(old) = contents.replaces {
@@ -208,7 +162,11 @@ impl Lock {
 
     /// The bytes of the journal, if there is one of mol's own making or that may be.
     pub(crate) fn journal_bytes(&self) -> Result<Option<Vec<u8>>> {
-        self.journal.as_ref().map(|file| read_journal(file, &self.path())).transpose()
+        self.journal.as_ref().map(|file| read(file, &self.path())).transpose()
+    }
+
+    pub(crate) fn contents(&self) -> Result<Contents> {
+        Ok(Contents::of(&self.journal_bytes()?.unwrap_or_default()))
     }
 
     /// Whether nothing is in the directory but perhaps the journal that is held.
@@ -217,7 +175,7 @@ impl Lock {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
             Err(e) => Err(Error::io(&self.partial)(e)),
             Ok(mut entries) => {
-                let held = |entry: &fs::DirEntry| self.journal.is_some() && entry.file_name() == journal::NAME;
+                let held = |entry: &fs::DirEntry| self.journal.is_some() && entry.file_name() == NAME;
                 Ok(entries.all(|entry| entry.is_ok_and(|entry| held(&entry))))
             }
         }
@@ -233,12 +191,12 @@ impl Lock {
             let file = match made {
                 // Begun by another process since the first look.
                 Err(e) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {
-                    return Err(busy(&self.partial));
+                    return Err(self.busy_with_a_merge());
                 }
                 made => made.map_err(Error::io(&path))?,
             };
-            if !self.locks(&file, &path)? {
-                return Err(busy(&self.partial));
+            if !self.locks(&file, &path, FlockOperation::NonBlockingLockExclusive)? {
+                return Err(self.busy_with_a_merge());
             }
             self.journal = Some(file);
             self.end_commit()?;
@@ -267,7 +225,7 @@ impl Lock {
     pub(crate) fn clear(&mut self) -> Result<()> {
         for entry in fs::read_dir(&self.partial).map_err(Error::io(&self.partial))? {
             let entry = entry.map_err(Error::io(&self.partial))?;
-            if entry.file_name() != journal::NAME {
+            if entry.file_name() != NAME {
                 remove(&entry.path())?;
             }
         }
@@ -281,15 +239,29 @@ impl Lock {
     }
 
     /// Appends a line to the journal.
-    pub(crate) fn append(&self, line: &journal::Line) -> Result<()> {
-        let Some(file) = &self.journal else { return Ok(()) };
-        let text = journal::json(line)?;
-        let write = || file.write_all_at(text.as_bytes(), file.metadata()?.len());
-        write().map_err(Error::io(&self.path()))
+    pub(crate) fn append(&self, line: &Line) -> Result<()> {
+        self.journal.as_ref().map_or(Ok(()), |file| append(file, &self.path(), &json(line)?))
+    }
+
+    /// Lets go of the journal, which others may be looking at.
+    pub(crate) fn leave(&mut self) {
+        self.journal = None;
+    }
+
+    /// Says where nothing can be locked that this process is at work no more. Its end says so as well.
+    fn sign_off(&self) -> Result<()> {
+        let Some(left) = self.owner() else { return Ok(()) };
+        let is_owner = self.journal.is_some() && self.contents()?.owner.as_ref() == Some(&left);
+        let line = Line::Left { left };
+        for (path, file) in &self.kept {
+            append(file, path, &json(&line)?)?;
+        }
+        if is_owner { self.append(&line) } else { Ok(()) }
     }
 
     /// Gives the place up; a journal that was never begun goes, and the directory with it.
     pub fn release(&mut self) {
+        let _ = self.sign_off();
         let begun = |file: &File| file.metadata().map_or(true, |meta| meta.len() > 0 || meta.nlink() == 0);
         if let Some(file) = &self.journal
             && !begun(file)
@@ -298,6 +270,7 @@ impl Lock {
             // What cannot be removed is an empty directory, and no run minds one.
             let _ = fs::remove_file(self.path()).and_then(|()| fs::remove_dir(&self.partial));
         }
+        self.kept.clear();
         self.journal = None;
     }
 }
@@ -311,28 +284,3 @@ impl Drop for Lock {
 /// The `f_type` of overlayfs.
 #[cfg(target_os = "linux")]
 const OVERLAY: u64 = 0x794c_7630;
-
-/// Makes a directory and those above it; with `sync` each is on the disk under its name.
-fn create_directories(directory: &Path, sync: bool) -> Result<()> {
-    let missing: Vec<&Path> = directory.ancestors().take_while(|place| !place.exists()).collect();
-    fs::create_dir_all(directory).map_err(Error::io(directory))?;
-    for made in missing.iter().filter(|_| sync) {
-        super::commit::sync_directory(above(made))?;
-    }
-    Ok(())
-}
-
-/// The directory that holds a path.
-pub(crate) fn above(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// Removes what stands at a path, whatever it is; a link, not what it leads to.
-pub(crate) fn remove(path: &Path) -> Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).map_err(Error::io(path)),
-        Ok(_) => fs::remove_file(path).map_err(Error::io(path)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(Error::io(path)(e)),
-    }
-}

@@ -1,20 +1,25 @@
 //! Runs a plan: tasks in the order of the output, each file open only while it is at work, what is finished remembered.
+mod begin;
 mod budget;
 pub(crate) mod claims;
 pub mod commit;
+mod flock;
+mod head;
 mod inputs;
 pub mod journal;
 pub mod lock;
+mod place;
 pub mod preflight;
 pub mod report;
 mod schedule;
+mod share;
 mod task;
 pub mod writer;
 
 use crate::audit::{self, Digest};
 use crate::crc::Crc;
 use crate::error::{Error, Result};
-use crate::plan::{Place, Plan, Task};
+use crate::plan::{Expr, Place, Plan, Task};
 use crate::simd::Simd;
 use crate::sweep::{BLOCK, PIECE};
 use crate::watch::{Watch, pool};
@@ -77,8 +82,8 @@ struct Resumed {
     written: AtomicU64,
 }
 
-/// Runs a plan in a place: shards, index and journals; of its output files all, or those given. Whatever fails, what is
-/// finished stays there for a resume.
+/// Runs a plan in a place: shards, index and journals; of its output files all, or those given. In a place that is shared,
+/// other processes may write the others meanwhile. Whatever fails, what is finished stays there for a resume.
 pub fn execute<'a>(
     plan: &'a Plan,
     lock: &mut Lock,
@@ -96,6 +101,7 @@ pub fn execute<'a>(
     let (reads, headers) = pool(options.threads, read)??;
     let writer = Writer::new(plan, lock.partial(), options.sync)?;
     let order: Vec<usize> = outputs.iter().flat_map(|output| writer.layout(*output).tasks.clone()).collect();
+    let resident = order.iter().map(|task| task::resident(plan, *task, &headers)).collect::<Result<_>>()?;
     let inputs = Inputs::new(plan, headers, &order, options.mmap);
     let total = |(task, bytes): (usize, &usize)| {
         (*bytes as u64 * plan.tasks[task].by.sweeps(), plan.written()[task].bytes.len() as u64)
@@ -103,11 +109,13 @@ pub fn execute<'a>(
     let totals: Vec<_> = reads.iter().enumerate().map(total).collect();
     let sum = |of: fn(&(u64, u64)) -> u64| order.iter().map(|task| of(&totals[*task])).sum();
     watch.expect(sum(|total| total.0), sum(|total| total.1));
-    let journal = Journal::open(lock, plan, options.sync)?;
+    let journal = Journal::open(lock, plan, &outputs, options.sync, watch)?;
+    // First, so that it is there when the last output is complete, whichever process completes it.
+    writer.write_index(lock.partial())?;
     let done = plan.tasks.iter().map(|_| OnceLock::new()).collect();
     let resumed = Resumed::default();
     let run = Run { plan, options, watch, writer: &writer, journal: &journal, inputs: &inputs, totals, done, resumed };
-    let ran = run.all(&order, &outputs);
+    let ran = run.all(&order, &outputs, resident);
     if !matches!(ran, Err(Error::Io { .. } | Error::Cancelled)) {
         // What was found wrong with data that changed under the run is wrong itself, and so are the claims.
         run.check_inputs(&order, &outputs, ran.as_ref().err())?;
@@ -119,7 +127,6 @@ pub fn execute<'a>(
         }
         error => error,
     })?;
-    writer.write_index(lock.partial())?;
     run.report(plan, &outputs, lock)
 }
 
@@ -147,8 +154,7 @@ fn hand_over(output: usize, finished: &SyncSender<usize>) {
 
 impl Run<'_> {
     /// Runs the tasks of some output files, and closes each file when its last task has ended.
-    fn all(&self, order: &[usize], outputs: &BTreeSet<usize>) -> Result<()> {
-        let resident = order.iter().map(|task| task::resident(self.plan, *task)).collect();
+    fn all(&self, order: &[usize], outputs: &BTreeSet<usize>, resident: Vec<usize>) -> Result<()> {
         let schedule = Schedule::new(resident, budget::budget(self.options.memory));
         let (send, finished) = sync_channel(CLOSING);
         std::thread::scope(|scope| {
@@ -244,21 +250,26 @@ impl Run<'_> {
             bytes_read: read - self.resumed.read.load(Ordering::Relaxed),
             bytes_written: written - self.resumed.written.load(Ordering::Relaxed),
             resumed: self.resumed.tasks.load(Ordering::Relaxed),
+            warning: lock.warning(),
         })
     }
 }
 
 /// Heap that a run takes at most beside the plan itself, in bytes: for each thread a tile of the output, a piece of it and
-/// two of each source, and what the method holds, as far as `memory` lets several tasks hold it at once.
-pub fn heap(plan: &Plan, threads: Option<usize>, tile: usize, memory: Option<u64>) -> usize {
+/// two of each source, and what methods and sources hold, as far as `memory` lets several tasks hold it at once. Headers
+/// of the inputs are read where a source is made of others.
+pub fn heap(plan: &Plan, threads: Option<usize>, tile: usize, memory: Option<u64>) -> Result<usize> {
     let of_task = |(task, place): (&Task, &Place)| {
         let (sources, elements) = (task.of.len(), place.elements.len());
         (tile.min(elements) + (1 + 2 * sources) * PIECE.min(elements)) * size_of::<f64>()
     };
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.unwrap_or_else(cores);
-    let one = (0..plan.tasks.len()).map(|task| task::resident(plan, task)).max().unwrap_or(0);
+    let made = plan.tasks.iter().flat_map(|task| &task.of).any(|expr| matches!(expr, Expr::Made(_)));
+    let headers = if made { pool(Some(threads), || plan.read_headers(&Watch::default()))?? } else { Vec::new() };
+    let residents = (0..plan.tasks.len()).map(|task| task::resident(plan, task, &headers));
+    let one = residents.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
     let held = one.saturating_mul(threads).min(budget::budget(memory).max(one));
     let strips = plan.tasks.iter().zip(plan.written()).map(of_task).max().unwrap_or(0);
-    strips.saturating_mul(threads).saturating_add(held)
+    Ok(strips.saturating_mul(threads).saturating_add(held))
 }

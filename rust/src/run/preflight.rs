@@ -1,6 +1,6 @@
 //! Everything that can be checked before a byte is written.
+use super::begin::{Found, inspect};
 use super::inputs::Inputs;
-use super::journal::{self, Found};
 use super::lock::Lock;
 use super::writer::bytes_needed;
 use crate::container::{Entry, Header};
@@ -46,7 +46,7 @@ pub fn preflight(
     pool(threads, read)??;
     let partial = lock.partial().to_path_buf();
     let place = partial.display();
-    let resumable = match journal::inspect(lock, plan)? {
+    let resumable = match inspect(lock, plan)? {
         Found::Nothing => 0,
         Found::Claims(claimed) => claimed,
         Found::OtherPlan | Found::Unreadable if discard => {

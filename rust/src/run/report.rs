@@ -39,6 +39,9 @@ pub struct Report<'a> {
     pub bytes_written: u64,
     /// Tensors that an earlier run had finished.
     pub resumed: usize,
+    /// Why nothing kept processes of other machines out, where nothing did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub warning: Option<String>,
 }
 
 /// A file whose tensors have these checksums; its own is joined from that of its header and theirs.

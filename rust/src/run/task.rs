@@ -1,6 +1,7 @@
 //! One task of a run: taken as an earlier run left it if that holds, else done; then its inputs are let go.
 use super::claims::Claim;
 use super::{Options, Run, hand_over};
+use crate::container::{Container, Header};
 use crate::crc::Crc;
 use crate::draw;
 use crate::dtype::Float;
@@ -10,6 +11,7 @@ use crate::plan::{Expr, Plan};
 use crate::source::{self, Settings};
 use rayon::prelude::*;
 use std::cell::RefCell;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 
@@ -21,10 +23,18 @@ thread_local! {
     static READ_BACK: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Bytes that a task holds from its start to its end, beside its pieces.
-pub(super) fn resident(plan: &Plan, index: usize) -> usize {
-    let (rows, columns) = plan.written()[index].shape();
-    plan.tasks[index].by.resident(rows, columns, plan.tasks[index].of.len())
+/// Bytes that a task holds from its start to its end, beside its pieces: what its method holds, and what its sources do.
+pub(super) fn resident(plan: &Plan, index: usize, headers: &[Arc<Header>]) -> Result<usize> {
+    let (task, (rows, columns)) = (&plan.tasks[index], plan.written()[index].shape());
+    let of_source = |expr: &Expr| match expr {
+        Expr::Tensor(..) => Ok(0),
+        Expr::Made(_) => {
+            let open = |input: usize| Ok(Arc::new(Container::unopened(&headers[input])));
+            Ok(source::build(plan, expr, &open)?.0.resident())
+        }
+    };
+    let own = task.by.resident(rows, columns, task.of.len());
+    task.of.iter().try_fold(own, |sum, expr| Ok(sum.saturating_add(of_source(expr)?)))
 }
 
 impl Run<'_> {

@@ -1,14 +1,14 @@
 //! The output files: each is made when the first task of it starts, and closed when the last has ended. Tiles are written
 //! at their offsets.
-use super::lock::remove;
-use super::{claims, journal};
+use super::place::remove;
+use super::{claims, head};
 use crate::error::{Error, Result};
 use crate::layout::safetensors::{Layout, layouts};
 use crate::plan::{OutputFile, OutputTensor, Plan};
 use crate::store::is_remote;
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -176,13 +176,16 @@ impl<'a> Writer<'a> {
         if fs::read(&path).is_ok_and(|found| found == text.as_bytes()) {
             return Ok(());
         }
-        remove(&path)?;
-        let made = OpenOptions::new().write(true).create_new(true).open(&path);
-        let written = made.and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
+        let write = |file: File| {
+            // Over what is there: what another process has written of it stays as it is.
+            file.write_all_at(text.as_bytes(), 0)?;
+            file.set_len(text.len() as u64)?;
+            if self.sync {
+                file.sync_data()?;
+            }
             close(file)
-        });
-        written.map_err(Error::io(&path))
+        };
+        open_own(&path).and_then(write).map_err(Error::io(&path))
     }
 }
 
@@ -193,7 +196,7 @@ pub(crate) fn holds_outputs_alone(plan: &Plan, partial: &Path) -> Result<bool> {
     for entry in fs::read_dir(partial).map_err(Error::io(partial))? {
         let entry = entry.map_err(Error::io(partial))?;
         let name = entry.file_name();
-        if name == journal::NAME || name == INDEX {
+        if name == head::NAME || name == INDEX {
             continue;
         }
         if plan.outputs.iter().any(|output| name == claims::name(&output.name).as_str()) {

@@ -1,0 +1,17 @@
+"""Work that outlasts a look at it, made once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.engine.processes import make_work
+
+if TYPE_CHECKING:
+    from tests.engine.processes import Work
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Work:
+    return make_work(tmp_path_factory.mktemp("work"))
