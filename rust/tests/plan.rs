@@ -111,7 +111,7 @@ fn a_digest_names_the_work_not_its_place_or_time() {
 
 #[test]
 fn a_tasks_digest_changes_with_that_task_alone() {
-    let digests = |json: &str| Plan::parse(json).unwrap().task_digests().unwrap();
+    let digests = |json: &str| Plan::parse(json).unwrap().task_digests().unwrap().to_vec();
     let first = digests(FIXTURE);
     // The third input comes first: numbers of inputs are no part of the work.
     let shifted = FIXTURE.replacen(

@@ -31,9 +31,10 @@ _PACKED_ENDINGS: Final = (
 )
 
 
-# What adapters that were not merged into their layers leave among the names of a checkpoint.
+# What adapters that were not merged into their layers leave among the names of a checkpoint. It is searched in names
+# with a dot before them: a pattern that begins with one character takes a third of the time.
 _ADAPTER: Final = re.compile(
-    r"(?:^|\.)(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|oft_[rR]|oft_blocks"
+    r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|oft_[rR]|oft_blocks"
     r"|boft_[RPs]|vera_lambda_[bd]|ia3_l|modules_to_save)(?:\.|$)"
 )
 _BASE_LAYER: Final = re.compile(r"\.(base_layer|original_module)\.")
@@ -244,7 +245,7 @@ def _refuse_adapter(directory: Path, config: Mapping[str, Any], tensors: Iterabl
         return
     kinds: dict[str, str] = {}
     for name in tensors:
-        match = _ADAPTER.search(name)
+        match = _ADAPTER.search(f".{name}")
         if match is not None:
             kinds.setdefault(match[1], name)
     if kinds:

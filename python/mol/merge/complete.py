@@ -216,8 +216,12 @@ def _gaps(model: Model, models: Sequence[Model]) -> Iterator[str]:
             own = set(stack.layers[layer])
             gaps = [suffix for suffix, count in counts.items() if count == len(stack) - 1 and suffix not in own]
             gaps = [s for s in gaps if not any(stack.start(layer) + s in other.checkpoint.tensors for other in models)]
-            alone = any(counts[suffix] == 1 for suffix in own)
-            if own and gaps and not alone and not _names(model.checkpoint.config, len(stack), layer):
+            if (
+                own
+                and gaps
+                and min(counts[suffix] for suffix in own) > 1
+                and not _names(model.checkpoint.config, len(stack), layer)
+            ):
                 listed = ", ".join(f"`{stack.start(layer)}{suffix}`" for suffix in gaps[:3])
                 more = f" and {len(gaps) - 3} more" if len(gaps) > 3 else ""
                 yield (

@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.dtypes import BYTES, EXACT_DTYPES
+from mol.io.checkpoint import TensorInfo
 from mol.io.layout import shard_names
-from mol.merge.plan import COPY, InputFile, MergePlan, Method, OutputTensor, Source, Task, sweeps
+from mol.merge.plan import COPY, InputFile, MergePlan, Method, OutputTensor, Source, Task, sources_of, sweeps
 from mol.structure.names import is_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mol.io.checkpoint import TensorInfo
     from mol.merge.combine import Combiner
     from mol.merge.mismatch import Mismatches
     from mol.merge.model import Model
@@ -72,7 +72,8 @@ class TaskBuilder:
         self._output = 0
         self._filled = 0
         self._tensors: list[OutputTensor] = []
-        self._work: list[tuple[Method, tuple[Source, ...]]] = []
+        self._tasks: list[Task] = []
+        self._read: set[int] = set()
         self._bytes_by_dtype: Counter[str] = Counter()
         self.methods: Counter[str] = Counter()
         self.copied: list[str] = []
@@ -231,8 +232,9 @@ class TaskBuilder:
             self._output += 1
             self._filled = 0
         self._filled += size
+        self._tasks.append(Task(len(self._tensors), method, sources))
         self._tensors.append(OutputTensor(name, dtype, info.shape, self._output))
-        self._work.append((method, sources))
+        self._read.update([source.input for source in sources])
         self._bytes_by_dtype[dtype] += size
         for kind in method:
             self.bytes_read += read * sweeps(kind)
@@ -255,17 +257,19 @@ class TaskBuilder:
             for model in models
             for file in model.checkpoint.files
         ]
-        read = sorted({source.input for _, sources in self._work for source in sources})
-        renumbered = {old: new for new, old in enumerate(read)}
-        tasks = tuple(
-            Task(tensor, method, tuple(Source(renumbered[file], name) for file, name in sources))
-            for tensor, (method, sources) in enumerate(self._work)
-        )
+        read = sorted(self._read)
+        tasks = self._tasks
+        if len(read) < len(files):
+            renumbered = {old: new for new, old in enumerate(read)}
+            tasks = [
+                task._replace(of=tuple(Source(renumbered[file], name) for file, name in sources_of(task.of)))
+                for task in tasks
+            ]
         return MergePlan(
             inputs=tuple(files[old] for old in read),
             outputs=shard_names(self._output + 1),
             tensors=tuple(self._tensors),
-            tasks=tasks,
+            tasks=tuple(tasks),
             seed=seed,
             allow_nonfinite=allow_nonfinite,
         )

@@ -189,9 +189,14 @@ _Layers = dict[int, list[str]]
 def _group(tensors: Iterable[str]) -> tuple[dict[str, _Layers], list[str]]:
     """Split names at their first number: prefix -> layer -> endings; and the names without a number."""
     groups: dict[str, _Layers] = {}
-    loose = []
+    loose: list[str] = []
     search = _NUMBER.search
+    start, current = "", loose
     for name in tensors:
+        # Most names begin as the one before: with the same layer, which is not searched again.
+        if start and name.startswith(start):
+            current.append(name[len(start) :])
+            continue
         match = search(name)
         if match is None:
             loose.append(name)
@@ -200,12 +205,9 @@ def _group(tensors: Iterable[str]) -> tuple[dict[str, _Layers], list[str]]:
         layers = groups.get(prefix)
         if layers is None:
             layers = groups[prefix] = {}
-        layer = int(match[1])
-        suffixes = layers.get(layer)
-        if suffixes is None:
-            layers[layer] = [name[match.end() + 1 :]]
-        else:
-            suffixes.append(name[match.end() + 1 :])
+        current = layers.setdefault(int(match[1]), [])
+        current.append(name[match.end() + 1 :])
+        start = f"{name[: match.end()]}."
     return groups, loose
 
 

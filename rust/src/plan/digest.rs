@@ -5,7 +5,15 @@ use blake3::{Hash, Hasher};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Expressions with the inputs numbered as they come up, and what those inputs are.
+/// An expression with the inputs numbered as they come up. Most are tensors, which are not copied to be numbered.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Numbered<'a> {
+    Tensor(usize, &'a str),
+    Made(Expr),
+}
+
+/// What is numbered, and what the inputs are.
 #[derive(Serialize)]
 struct Reading<'a, T> {
     what: T,
@@ -20,7 +28,7 @@ struct OneTask<'a> {
     tensor: (&'a str, safetensors::Dtype, &'a [usize]),
     elements: (usize, usize),
     by: &'a super::Method,
-    of: Reading<'a, (Vec<Expr>, Vec<Expr>)>,
+    of: Reading<'a, [Vec<Numbered<'a>>; 2]>,
     tables: BTreeMap<&'a str, &'a str>,
 }
 
@@ -32,11 +40,11 @@ struct OneOutput<'a> {
     tensors: Vec<(&'a str, safetensors::Dtype, &'a [usize])>,
 }
 
-/// BLAKE3 of a value's JSON.
-fn hash(value: &impl Serialize) -> Result<Hash> {
-    let mut hasher = Hasher::new();
-    serde_json::to_writer(&mut hasher, value).map_err(|e| Error::Panic(format!("digest: {e}")))?;
-    Ok(hasher.finalize())
+/// BLAKE3 of a value's JSON. Piece by piece the hasher would take several times as long, so `text` is room for it.
+fn hash(value: &impl Serialize, text: &mut Vec<u8>) -> Result<Hash> {
+    text.clear();
+    serde_json::to_writer(&mut *text, value).map_err(|e| Error::Panic(format!("digest: {e}")))?;
+    Ok(blake3::hash(text))
 }
 
 /// Numbers inputs as they come up.
@@ -50,22 +58,24 @@ impl<'a> Numbering<'a> {
         Self { plan, found: Vec::new() }
     }
 
-    fn of(&mut self, exprs: &[Expr]) -> Vec<Expr> {
-        let mut exprs = exprs.to_vec();
-        for expr in &mut exprs {
-            self.renumber(expr);
-        }
-        exprs
+    fn number(&mut self, input: usize) -> usize {
+        let known = self.found.iter().position(|found| *found == input);
+        known.unwrap_or_else(|| {
+            self.found.push(input);
+            self.found.len() - 1
+        })
     }
 
-    fn renumber(&mut self, expr: &mut Expr) {
-        expr.renumber(&mut |input| {
-            let known = self.found.iter().position(|found| *found == input);
-            known.unwrap_or_else(|| {
-                self.found.push(input);
-                self.found.len() - 1
-            })
-        });
+    fn of(&mut self, exprs: &'a [Expr]) -> Vec<Numbered<'a>> {
+        let one = |expr: &'a Expr| match expr {
+            Expr::Tensor(input, name) => Numbered::Tensor(self.number(*input), name),
+            Expr::Made(_) => {
+                let mut expr = expr.clone();
+                expr.renumber(&mut |input| self.number(input));
+                Numbered::Made(expr)
+            }
+        };
+        exprs.iter().map(one).collect()
     }
 
     fn reading<T>(self, what: T) -> Reading<'a, T> {
@@ -80,18 +90,27 @@ fn tensor(tensor: &OutputTensor) -> (&str, safetensors::Dtype, &[usize]) {
 
 impl Plan {
     /// What names each task: tensor and rows, method, sources and seed. It stays the same when the rest of the plan changes.
-    pub fn task_digests(&self) -> Result<Vec<Hash>> {
+    pub fn task_digests(&self) -> Result<&[Hash]> {
+        if let Some(known) = self.digests.get() {
+            return Ok(known);
+        }
+        let digests = self.find_task_digests()?;
+        Ok(self.digests.get_or_init(|| digests))
+    }
+
+    fn find_task_digests(&self) -> Result<Vec<Hash>> {
+        let mut text = Vec::new();
         let mut tables = BTreeMap::new();
         for (id, table) in &self.tables {
-            tables.insert(id.as_str(), self.table_digest(table)?.to_hex().to_string());
+            tables.insert(id.as_str(), self.table_digest(table, &mut text)?.to_hex().to_string());
         }
         let one = |(task, place): (&super::Task, &super::Place)| {
             let mut used = BTreeSet::new();
             let gathers = &mut |expr: &'_ Expr| used.extend(expr.table().map(str::to_owned));
             task.of.iter().chain(&task.with).for_each(|expr| expr.visit(gathers));
             let mut inputs = Numbering::new(self);
-            let reading = (inputs.of(&task.of), inputs.of(&task.with));
-            hash(&OneTask {
+            let reading = [inputs.of(&task.of), inputs.of(&task.with)];
+            let one = OneTask {
                 plan: self.plan,
                 seed: self.seed,
                 tensor: tensor(&self.tensors[place.tensor]),
@@ -103,21 +122,22 @@ impl Plan {
                     .filter(|(id, _)| used.contains(**id))
                     .map(|(id, hex)| (*id, hex.as_str()))
                     .collect(),
-            })
+            };
+            hash(&one, &mut text)
         };
         self.tasks.iter().zip(self.written()).map(one).collect()
     }
 
-    fn table_digest(&self, table: &Table) -> Result<Hash> {
+    fn table_digest(&self, table: &Table, text: &mut Vec<u8>) -> Result<Hash> {
         let (mut table, mut inputs) = (table.clone(), Numbering::new(self));
         for (_, fill) in &mut table.fills {
             if let Fill::Mean(rows) = fill {
                 for (expr, _) in rows {
-                    inputs.renumber(expr);
+                    expr.renumber(&mut |input| inputs.number(input));
                 }
             }
         }
-        hash(&inputs.reading(table))
+        hash(&inputs.reading(table), text)
     }
 
     /// What names each output file: its name and its tensors, whatever they hold.
@@ -127,13 +147,14 @@ impl Plan {
         for one in &self.tensors {
             outputs[one.output].tensors.push(tensor(one));
         }
-        outputs.iter().map(hash).collect()
+        let mut text = Vec::new();
+        outputs.iter().map(|output| hash(output, &mut text)).collect()
     }
 
     /// What names the work: BLAKE3 of the digests of layout and tasks.
     pub fn digest(&self) -> Result<String> {
         let mut hasher = Hasher::new();
-        for hash in self.layout_digests()?.iter().chain(&self.task_digests()?) {
+        for hash in self.layout_digests()?.iter().chain(self.task_digests()?) {
             hasher.update(hash.as_bytes());
         }
         Ok(hasher.finalize().to_hex().to_string())

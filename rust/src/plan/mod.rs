@@ -11,11 +11,12 @@ pub use layout::{FileFormat, OutputFile, OutputTensor, Place, matrix};
 use crate::container::Header;
 use crate::error::{Error, Result};
 use crate::watch::Watch;
+use blake3::Hash;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// The version of the contract; it rises with every new kind of expression and every new field.
 pub const VERSION: u32 = 2;
@@ -82,6 +83,8 @@ pub struct Plan {
     pub tasks: Vec<Task>,
     #[serde(skip)]
     places: Vec<Place>,
+    #[serde(skip)]
+    digests: OnceLock<Vec<Hash>>,
 }
 
 impl Plan {

@@ -20,7 +20,7 @@ pub(crate) fn name(output: &str) -> String {
 /// What names each task of a plan: its digest, and when its inputs were last changed. It holds no index and no place, so a
 /// claim outlives an edit of the rest of the recipe.
 pub(crate) fn keys(plan: &Plan) -> Result<Vec<Hash>> {
-    let key = |(task, digest): (usize, Hash)| {
+    let key = |(task, digest): (usize, &Hash)| {
         let mut hasher = Hasher::new_derive_key("mol claim 1");
         hasher.update(digest.as_bytes());
         for input in super::inputs::inputs_of(plan, task) {
@@ -28,7 +28,7 @@ pub(crate) fn keys(plan: &Plan) -> Result<Vec<Hash>> {
         }
         hasher.finalize()
     };
-    Ok(plan.task_digests()?.into_iter().enumerate().map(key).collect())
+    Ok(plan.task_digests()?.iter().enumerate().map(key).collect())
 }
 
 /// What is known of a finished task.
