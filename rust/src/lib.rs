@@ -6,6 +6,7 @@
 //! [`sweep`] answers what a method asks of all of them, and one of the [`methods`] combines them in [`lanes`]; [`layout`]
 //! says where each tensor of an output lies.
 pub mod audit;
+pub mod codes;
 pub mod container;
 pub mod crc;
 pub mod draw;

@@ -68,6 +68,15 @@ pub enum Made {
         /// One for each row.
         magnitude: Option<Expr>,
     },
+    /// Codes times scales: the weights behind 8-bit floats.
+    Scaled {
+        /// The codes: a tensor of a file.
+        of: Expr,
+        /// The scales: one for each block of each matrix of the last two axes.
+        by: Expr,
+        /// Rows and columns that one scale covers; at the ends of a matrix they may be fewer.
+        block: [usize; 2],
+    },
     /// The result of a method: a stage.
     Merged {
         /// The method.
@@ -111,6 +120,7 @@ impl Expr {
             Made::Transpose(of) => vec![of],
             Made::Stack(of) | Made::Merged { of, .. } => of.iter().collect(),
             Made::Lora { of, a, b, magnitude, .. } => [of, a, b].into_iter().chain(magnitude).collect(),
+            Made::Scaled { of, by, .. } => vec![of, by],
         }
     }
 
@@ -124,6 +134,7 @@ impl Expr {
             Made::Transpose(of) => vec![of],
             Made::Stack(of) | Made::Merged { of, .. } => of.iter_mut().collect(),
             Made::Lora { of, a, b, magnitude, .. } => [of, a, b].into_iter().chain(magnitude).collect(),
+            Made::Scaled { of, by, .. } => vec![of, by],
         }
     }
 
@@ -152,6 +163,7 @@ impl Expr {
             Made::Gather { .. } => "gather",
             Made::Cast { .. } => "cast",
             Made::Lora { .. } => "lora",
+            Made::Scaled { .. } => "scaled",
             Made::Merged { .. } => "merged",
         }
     }

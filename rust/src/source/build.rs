@@ -2,6 +2,7 @@
 use super::gather::{Cast, From, Gather, Piece};
 use super::lora::Lora;
 use super::merged::Merged;
+use super::scaled::Scaled;
 use super::shape::{Columns, Rows, Stack, Transpose};
 use super::{Source, Tensor, two};
 use crate::container::Container;
@@ -70,6 +71,13 @@ pub fn build(plan: &Plan, expr: &Expr, open: Open) -> Result<Built> {
         Made::Lora { of, a, b, scale, magnitude } => {
             let parts = [build(of)?, build(a)?, build(b)?];
             lora(expr, parts, *scale, magnitude.as_ref().map(build).transpose()?)
+        }
+        Made::Scaled { of, by, block } => {
+            let Expr::Tensor(input, name) = of else {
+                return Err(fault(expr, format!("of `{}`, wanted a tensor of codes", of.kind())));
+            };
+            let codes = Tensor::coded(&open(*input)?, name)?;
+            scaled(expr, codes, build(by)?, *block)
         }
         Made::Merged { by, of } => merged(expr, by, of.iter().map(build).collect::<Result<_>>()?),
     }
@@ -160,6 +168,28 @@ fn lora(expr: &Expr, parts: [Built; 3], scale: f64, magnitude: Option<Built>) ->
     });
     let magnitude = magnitude.transpose()?;
     Ok((Box::new(Lora { of, factors: [a, b], magnitude, scale, rank: of_a[0], made: None }), shape))
+}
+
+fn scaled(expr: &Expr, codes: Tensor, (scales, of_scales): Built, block: [usize; 2]) -> Result<Built> {
+    let shape = codes.entry().shape.clone();
+    let [leading @ .., rows, columns] = &shape[..] else {
+        return Err(fault(expr, format!("codes of shape {shape:?}, wanted a matrix")));
+    };
+    let [high, wide] = block;
+    if high == 0 || wide == 0 {
+        return Err(fault(expr, format!("blocks of {block:?}, wanted at least one row and one column")));
+    }
+    let wanted = [leading, &[rows.div_ceil(high), columns.div_ceil(wide)]].concat();
+    // Axes of one element are left out as often as not: [rows] for [rows, 1], [] or [1] for one scale of all.
+    let longer = |shape: &[usize]| shape.iter().copied().filter(|n| *n != 1).collect::<Vec<_>>();
+    if longer(&of_scales) != longer(&wanted) {
+        let reason = format!("scales of shape {of_scales:?}; blocks of {block:?} in {shape:?} want {wanted:?}");
+        return Err(fault(expr, reason));
+    }
+    if scales.float() == Float::F64 {
+        return Err(fault(expr, "scales in F64, wanted F32 or 16 bits: their products would be rounded twice"));
+    }
+    Ok((Box::new(Scaled::new(Box::new(codes), scales, *rows, block)), shape))
 }
 
 fn merged(expr: &Expr, by: &Method, of: Vec<Built>) -> Result<Built> {

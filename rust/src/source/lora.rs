@@ -30,7 +30,7 @@ pub(super) struct Numbers {
 }
 
 /// All elements of a source.
-fn whole(source: &mut dyn Source, settings: &Settings) -> Result<Vec<f64>> {
+pub(super) fn whole(source: &mut dyn Source, settings: &Settings) -> Result<Vec<f64>> {
     source.prepare(settings)?;
     let (mut values, mut slot) = (Vec::with_capacity(source.len()), Slot::default());
     for start in (0..source.len()).step_by(PIECE) {

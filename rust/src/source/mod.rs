@@ -3,6 +3,7 @@ mod build;
 mod gather;
 mod lora;
 mod merged;
+mod scaled;
 mod shape;
 mod tensor;
 

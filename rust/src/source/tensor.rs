@@ -1,5 +1,6 @@
-//! A float tensor of a file.
+//! A float tensor of a file, or one of codes.
 use super::{Slot, Source, two};
+use crate::codes::{Codes, codes};
 use crate::container::{Container, Entry};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
@@ -14,6 +15,8 @@ pub struct Tensor {
     file: Arc<Container>,
     index: usize,
     float: Float,
+    /// Of a tensor that stores codes: what they stand for.
+    codes: Option<&'static Codes>,
 }
 
 impl Tensor {
@@ -25,7 +28,24 @@ impl Tensor {
             let reason = format!("tensor `{name}` is {dtype}, which is not a float format");
             Error::checkpoint(&file.header.path, reason)
         })?;
-        Ok(Self { file: file.clone(), index, float })
+        Ok(Self { file: file.clone(), index, float, codes: None })
+    }
+
+    /// A tensor of codes by name; one that stores anything else is refused.
+    pub fn coded(file: &Arc<Container>, name: &str) -> Result<Self> {
+        let index = file.header.index(name)?;
+        let dtype = file.header.tensors[index].dtype;
+        let codes = codes(dtype).ok_or_else(|| {
+            let reason = format!("tensor `{name}` is {dtype}, wanted codes, F8_E4M3 or F8_E5M2");
+            Error::checkpoint(&file.header.path, reason)
+        })?;
+        Ok(Self { file: file.clone(), index, float: Float::F32, codes: Some(codes) })
+    }
+
+    /// Where elements are among the tensor's bytes.
+    fn stored(&self, at: &Range<usize>) -> Range<usize> {
+        let size = if self.codes.is_some() { 1 } else { self.float.bytes() };
+        at.start * size..at.end * size
     }
 
     /// Name, dtype, shape and place, as the header states them.
@@ -49,17 +69,23 @@ impl Source for Tensor {
     }
 
     fn ready(&self) -> bool {
-        self.file.in_place()
+        self.codes.is_none() && self.file.in_place()
     }
 
     fn lease<'s>(&'s self, _: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]> {
-        let size = self.float.bytes();
-        self.file.lend(self.entry(), at.start * size..at.end * size, &mut slot.bytes)
+        let Some(codes) = self.codes else {
+            return self.file.lend(self.entry(), self.stored(&at), &mut slot.bytes);
+        };
+        let (inner, numbers) = slot.split(1, at.len() * 4);
+        let stored = self.file.lend(self.entry(), self.stored(&at), &mut inner[0].bytes)?;
+        for (code, number) in stored.iter().zip(numbers.as_chunks_mut().0) {
+            *number = codes[usize::from(*code)].to_le_bytes();
+        }
+        Ok(numbers)
     }
 
     fn fetch(&self, at: Range<usize>) {
-        let size = self.float.bytes();
-        self.file.fetch(self.entry(), at.start * size..at.end * size);
+        self.file.fetch(self.entry(), self.stored(&at));
     }
 
     fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
