@@ -32,19 +32,41 @@ fn every_expression_of_the_fixture_is_read_and_written_as_it_was() {
     let Expr::Made(rows) = &plan.tasks[7].of[0] else { panic!("rows") };
     let Made::Rows { of, from: 0, to: 3 } = &**rows else { panic!("rows") };
     assert_eq!((of.kind(), of.parts()[0].kind(), of.parts()[0].parts()[0].kind()), ("transpose", "columns", "tensor"));
+    let Expr::Made(cast) = &plan.tasks[8].of[1] else { panic!("cast") };
+    let Made::Cast { of, .. } = &**cast else { panic!("cast") };
+    let Expr::Made(scaled) = of.parts()[0] else { panic!("scaled") };
+    assert!(matches!(&**scaled, Made::Scaled { block: [128, 1], .. }));
     assert_eq!(plan.tables["v0"].runs, [(0, 1, 3), (4, 0, 1)]);
     assert!(matches!(&plan.tables["v0"].fills[1], (5, Fill::Mean(rows)) if rows.len() == 2));
     let again = serde_json::to_string(&plan).unwrap();
-    let (read, written): (serde_json::Value, serde_json::Value) =
+    let (mut read, written): (serde_json::Value, serde_json::Value) =
         (serde_json::from_str(FIXTURE).unwrap(), serde_json::from_str(&again).unwrap());
+    // Of the task with two results, two are made.
+    let tasks = read["tasks"].as_array_mut().unwrap();
+    let mut second = tasks[5].clone();
+    for (result, task) in [&mut tasks[5], &mut second].into_iter().enumerate() {
+        task["to"] = serde_json::json!([task["to"][result]]);
+        task["by"] = task["by"][result].clone();
+    }
+    tasks.push(second);
     assert_eq!(read, written);
+}
+
+#[test]
+fn results_of_one_reading_are_tasks_of_their_own_in_the_order_of_the_tensors() {
+    let plan = Plan::parse(FIXTURE).unwrap();
+    let readings: Vec<usize> = plan.tasks.iter().map(|task| task.reading).collect();
+    assert_eq!(readings, [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 5]);
+    assert_eq!(plan.tasks[5].of, plan.tasks[10].of);
+    let alone = serde_json::to_string(&plan).unwrap();
+    assert_eq!(plan.task_digests().unwrap(), Plan::parse(&alone).unwrap().task_digests().unwrap());
 }
 
 #[test]
 fn a_task_writes_rows_up_to_those_of_the_next() {
     let plan = Plan::parse(FIXTURE).unwrap();
     let places: Vec<_> = plan.written().iter().map(|place| (place.tensor, place.elements.clone())).collect();
-    assert_eq!(places[6..], [(6, 0..4), (7, 0..15), (7, 15..30), (8, 0..30)]);
+    assert_eq!(places[6..], [(6, 0..4), (7, 0..15), (7, 15..30), (8, 0..30), (9, 0..4)]);
     assert_eq!(plan.written()[8].bytes, 30..60);
 }
 
@@ -64,19 +86,33 @@ fn what_does_not_hold_together_is_refused() {
         ("[0, \"g.1\"]".into(), "[0, \"g.1\", 2]".into(), "trailing"),
         ("[0, \"g.1\"]".into(), "[2, \"g.1\"]".into(), "input 2"),
         ("\"table\": \"v0\"".into(), "\"table\": \"v1\"".into(), "`v1`"),
+        ("[128, 1]".into(), "[128]".into(), "array of length 2"),
         ("\"zero\"".into(), "\"one\"".into(), "one"),
         ("[4, 0, 1]".into(), "[4, 0, 2]".into(), "row 5"),
         ("[4, 0, 1]".into(), "[3, 0, 1]".into(), "row 3"),
         ("\"rows\": 6".into(), "\"rows\": 7".into(), "make 6 rows, wanted 7"),
         ("\"format\": \"safetensors\"".into(), "\"format\": \"gguf\"".into(), "gguf"),
         ("\"tensor\": 0, \"row\": 0}]".into(), "\"tensor\": 0, \"row\": 0}], \"as\": {}".into(), "as"),
-        ("[{\"tensor\": 0, \"row\": 0}]".into(), "[]".into(), "0 tensors"),
+        ("[{\"tensor\": 0, \"row\": 0}]".into(), "[]".into(), "task 0 writes nothing"),
+        ("{\"tensor\": 9, \"row\": 0}".into(), "{\"tensor\": 10, \"row\": 0}".into(), "lists 10"),
+        (", {\"tensor\": 9, \"row\": 0}".into(), "".into(), "task 5 writes 1 tensors by 2 methods"),
+        (
+            "[{\"tensor\": 0, \"row\": 0}]".into(),
+            "[{\"tensor\": 0, \"row\": 0}, {\"tensor\": 9, \"row\": 0}]".into(),
+            "task 0 writes 2 tensors by 1 methods",
+        ),
+        ("{\"tensor\": 9, \"row\": 0}".into(), "{\"tensor\": 0, \"row\": 0}".into(), "`a.copied` from row 0"),
         (task(0, 0), task(1, 0), "`b.scaled`"),
         (task(7, 3), task(7, 0), "row 0 of 6"),
         (task(7, 3), task(7, 6), "row 6 of 6"),
-        (task(7, 3), task(9, 0), "lists 9"),
+        (task(7, 3), task(10, 0), "lists 10"),
         (task(7, 0), task(7, 1), "row 1 of 6"),
-        (task(8, 0), task(7, 5), "no task writes tensor `h.embedding`"),
+        (task(8, 0), task(7, 5), "next is tensor `h.embedding`"),
+        (
+            "[4], \"output\": 1}],".into(),
+            "[4], \"output\": 1}, {\"name\": \"j\", \"dtype\": \"F32\", \"shape\": [4], \"output\": 1}],".into(),
+            "no task writes tensor `j`",
+        ),
     ] {
         assert!(FIXTURE.contains(&from), "{from}");
         let error = Plan::parse(&FIXTURE.replacen(&from, &to, 1)).unwrap_err().to_string();
@@ -101,6 +137,8 @@ fn a_digest_names_the_work_not_its_place_or_time() {
         ("0.7", "0.8"),
         ("\"seed\": 7", "\"seed\": 8"),
         ("b.g", "b.h"),
+        ("b.q_scale", "b.r_scale"),
+        ("[128, 1]", "[128, 2]"),
         ("b.fisher", "b.hessian"),
         ("model-00001-of-00002", "model-00001-of-00003"),
         ("[[0, \"h\"], 2]", "[[0, \"h\"], 3]"),

@@ -109,7 +109,16 @@ LIES: dict[str, tuple[Change, list[str]]] = {
     "two outputs of one name": (top(outputs=outputs("a.safetensors", "a.safetensors")), []),
     "an output of another format": (top(outputs=[{"name": "a.safetensors", "format": "gguf"}]), ["gguf"]),
     "an expression that is not there yet": (source(0, {"spilled": 3}), ["spilled"]),
-    "a task that writes two tensors": (task(0, to=[{"tensor": i, "row": 0} for i in (0, 1)]), ["2 tensors"]),
+    "two results by one method": (task(0, to=[{"tensor": i, "row": 0} for i in (0, 1)]), ["2 tensors by 1 methods"]),
+    "a result too few": (task(0, by=[linear(0.5, 0.5), {"copy": {}}]), ["task 0", "1 tensors by 2 methods"]),
+    "a result of another shape": (
+        both(
+            tensor(1, name="swept", dtype="F32", shape=[3, 2]),
+            top(tasks=[{"to": [{"tensor": i, "row": 0} for i in (0, 1)], "by": [linear(1.0)] * 2, "of": ONE}]),
+        ),
+        ["model-0.safetensors", "layer.w", "[3, 2]"],
+    ),
+    "a task that writes nothing": (task(0, to=[], by=[]), ["task 0 writes nothing"]),
     "an encoding": (task(0, **{"as": {"fp8": "row"}}), ["as"]),
     "a tensor that no task writes": (top(tasks=[]), ["layer.w"]),
     "the journal as an output": (top(outputs=outputs("journal")), ["journal"]),

@@ -10,7 +10,7 @@ import pytest
 
 from mol import _rust
 from mol.errors import MergeError
-from mol.merge.plan import COPY, InputFile, MergePlan, OutputTensor, Source, Task, sources_of
+from mol.merge.plan import COPY, InputFile, MergePlan, OutputTensor, Result, Source, Task, sources_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mol.merge.plan import Method
 
 FIXTURE = Path(__file__).parents[1] / "data" / "plan_v2.json"
+CODES = {"scaled": {"of": Source(1, "b.q"), "by": Source(1, "b.q_scale"), "block": (128, 1)}}
 ADAPTED = {"of": Source(0, "h"), "a": Source(1, "h.A"), "b": Source(1, "h.B"), "scale": 0.5, "magnitude": None}
 
 
@@ -66,6 +67,7 @@ def test_the_plan_is_written_as_the_engine_reads_it() -> None:
             OutputTensor("f.thinned", "BF16", (4,), last),
             OutputTensor("g.experts", "BF16", (2, 3, 5), last),
             OutputTensor("h.embedding", "F32", (6, 5), last),
+            OutputTensor("i.swept", "F32", (4,), last),
         ),
         tables={
             "v0": {
@@ -84,6 +86,7 @@ def test_the_plan_is_written_as_the_engine_reads_it() -> None:
                 5,
                 ties([0.5, 1.0], [0.2, 1.0], normalize=True, rescale=False, lambda_=1.0, majority_sign_method="count"),
                 (Source(0, "f"), Source(1, "b.f"), Source(1, "b.g")),
+                also=(Result(9, task_arithmetic([0.25, 0.5], normalize=True, lambda_=1.5)),),
             ),
             Task(
                 6,
@@ -108,7 +111,7 @@ def test_the_plan_is_written_as_the_engine_reads_it() -> None:
                 linear([1.0, 1.0], normalize=True),
                 (
                     {"stack": [Source(0, "g.1"), Source(0, "g.2")]},
-                    {"cast": {"of": {"merged": {"by": scale(2.0), "of": [Source(1, "b.g")]}}, "to": "BF16"}},
+                    {"cast": {"of": {"merged": {"by": scale(2.0), "of": [CODES]}}, "to": "BF16"}},
                 ),
                 row=3,
                 reads=(Source(1, "b.fisher"),),

@@ -76,6 +76,20 @@ class OutputTensor(NamedTuple):
     output: int
 
 
+class Result(NamedTuple):
+    """A further result of a task.
+
+    Attributes:
+        tensor: index into `MergePlan.tensors`.
+        by: the method.
+        row: first row of the tensor that it writes.
+    """
+
+    tensor: int
+    by: Method
+    row: int = 0
+
+
 class Task(NamedTuple):
     """One piece of work: rows of a tensor, from `row` to the first row of the next task.
 
@@ -85,6 +99,7 @@ class Task(NamedTuple):
         of: what it is done to, in the order the method wants.
         row: first row of the tensor that it writes; a row is what lies along the last axis, of a vector one element.
         reads: what the method reads beside `of`.
+        also: further results of the same reading, as of a sweep over recipes; their tensors may be in any output.
     """
 
     tensor: int
@@ -92,6 +107,7 @@ class Task(NamedTuple):
     of: tuple[Expr, ...]
     row: int = 0
     reads: tuple[Expr, ...] = ()
+    also: tuple[Result, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,17 +146,23 @@ class MergePlan:
             for name, dtype, shape, output in self.tensors
         ]
         tasks: list[str] = []
-        for tensor, by, of, row, reads in self.tasks:
-            method = texts.get(id(by))
-            if method is None:
-                method = texts[id(by)] = _json(by)
+
+        def of_method(by: Method) -> str:
+            text = texts.get(id(by))
+            if text is None:
+                text = texts[id(by)] = _json(by)
+            return text
+
+        for tensor, by, of, row, reads, also in self.tasks:
+            to, method = f'{{"tensor": {tensor}, "row": {row}}}', of_method(by)
+            if also:
+                to = ", ".join([to, *(f'{{"tensor": {result.tensor}, "row": {result.row}}}' for result in also)])
+                method = f"[{', '.join([method, *(of_method(result.by) for result in also)])}]"
             parts = [
                 f"[{expr.input}, {names[expr.tensor]}]" if isinstance(expr, Source) else _json(expr) for expr in of
             ]
             more = f', "with": {_json(reads)}' if reads else ""
-            tasks.append(
-                f'{{"to": [{{"tensor": {tensor}, "row": {row}}}], "by": {method}, "of": [{", ".join(parts)}]{more}}}'
-            )
+            tasks.append(f'{{"to": [{to}], "by": {method}, "of": [{", ".join(parts)}]{more}}}')
         head = {
             "plan": PLAN_VERSION,
             "seed": self.seed,

@@ -135,13 +135,8 @@ impl Plan {
         let fault = |reason: String| Error::Merge(format!("plan: {reason}"));
         let mut places: Vec<Place> = Vec::with_capacity(self.tasks.len());
         let mut due = 0; // the first tensor that no task has begun
-        for (index, task) in self.tasks.iter().enumerate() {
-            let [Target { tensor, row }] = task.to[..] else {
-                let count = task.to.len();
-                return Err(fault(format!(
-                    "task {index} writes {count} tensors, where this version writes one a task"
-                )));
-            };
+        for task in &self.tasks {
+            let ([Target { tensor, row }], index) = (task.to, task.reading);
             let Some(OutputTensor { name, dtype, shape, .. }) = self.tensors.get(tensor) else {
                 let count = self.tensors.len();
                 return Err(fault(format!("task {index} writes tensor {tensor}, but the plan lists {count}")));

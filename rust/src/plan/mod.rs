@@ -3,6 +3,7 @@ mod check;
 mod digest;
 mod expr;
 mod layout;
+mod reading;
 
 pub use crate::methods::Method;
 pub use expr::{Expr, Fill, Made, Table};
@@ -45,19 +46,21 @@ pub struct Target {
     pub row: usize,
 }
 
-/// One piece of work.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// One piece of work: one result of a reading.
+#[derive(Debug, Serialize)]
 pub struct Task {
     /// What it writes: one tensor, from a row on.
-    pub to: Vec<Target>,
+    pub to: [Target; 1],
     /// What is done.
     pub by: Method,
     /// What it is done to.
     pub of: Vec<Expr>,
     /// What the method reads beside that.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub with: Vec<Expr>,
+    /// The task of the plan whose result it is. Those of one run one after the other, while what they read is in memory.
+    #[serde(skip)]
+    pub reading: usize,
 }
 
 /// Everything that will be done.
@@ -80,6 +83,7 @@ pub struct Plan {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tables: BTreeMap<String, Table>,
     /// What is done, in the order of `tensors`.
+    #[serde(deserialize_with = "reading::tasks")]
     pub tasks: Vec<Task>,
     #[serde(skip)]
     places: Vec<Place>,

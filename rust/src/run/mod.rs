@@ -100,7 +100,8 @@ pub fn execute<'a>(
     };
     let (reads, headers) = pool(options.threads, read)??;
     let writer = Writer::new(plan, lock.partial(), options.sync)?;
-    let order: Vec<usize> = outputs.iter().flat_map(|output| writer.layout(*output).tasks.clone()).collect();
+    let mut order: Vec<usize> = outputs.iter().flat_map(|output| writer.layout(*output).tasks.clone()).collect();
+    order.sort_by_key(|task| plan.tasks[*task].reading);
     let resident = order.iter().map(|task| task::resident(plan, *task, &headers)).collect::<Result<_>>()?;
     let inputs = Inputs::new(plan, headers, &order, options.mmap);
     let total = |(task, bytes): (usize, &usize)| {
@@ -175,8 +176,10 @@ impl Run<'_> {
     fn close_all(&self, finished: Receiver<usize>, order: &[usize], schedule: &Schedule) {
         for output in finished {
             let tasks = self.writer.layout(output).tasks.clone();
-            let last = order.partition_point(|task| *task < tasks.end).saturating_sub(1);
-            self.close(output).unwrap_or_else(|error| schedule.fail(last, error));
+            self.close(output).unwrap_or_else(|error| {
+                let last = order.iter().rposition(|task| tasks.contains(task)).unwrap_or(0);
+                schedule.fail(last, error);
+            });
         }
     }
 
