@@ -24,19 +24,25 @@ pub enum Step {
     },
 }
 
+/// Where the key of a rank, counted from the largest as 1, is among keys whose last place is `last`.
+fn place(rank: f64, last: usize) -> usize {
+    last - (rank.max(1.0) as usize - 1).min(last)
+}
+
 /// The search for the `k`-th largest of `n` keys.
 #[derive(Clone, Debug)]
 pub struct Search {
     k: usize,
-    /// Ascending.
+    /// Ascending, unless `first` is there.
     sample: Vec<i64>,
+    /// The pivot of the first sweep: most often the answer, and found in a tenth of the time that sorting takes.
+    first: Option<i64>,
     /// The answer is above this key, which has `above_low` keys above it.
     low: i64,
     above_low: usize,
     /// The answer is below this key; `from_high` keys are not.
     high: i64,
     from_high: usize,
-    swept: bool,
     done: Option<(i64, usize)>,
 }
 
@@ -44,8 +50,12 @@ impl Search {
     /// `1 <= k <= n`; `top` is [`crate::real::Real::TOP`]; the sample holds keys of the tensor. It may be empty, and where
     /// `n` is at most [`COLLECT`] it is not looked at.
     pub fn new(n: usize, k: usize, top: i64, mut sample: Vec<i64>) -> Self {
-        sample.sort_unstable();
-        Self { k, sample, low: -1, above_low: n, high: top, from_high: 0, swept: false, done: None }
+        let first = sample.len().checked_sub(1).map(|last| {
+            let rank = (sample.len() as f64 * (k as f64 / n as f64)).ceil();
+            let (_, pivot, _) = sample.select_nth_unstable(place(rank, last));
+            (*pivot).min(top - 1)
+        });
+        Self { k, sample, first, low: -1, above_low: n, high: top, from_high: 0, done: None }
     }
 
     /// The next step.
@@ -57,6 +67,9 @@ impl Search {
         if population <= COLLECT {
             return Step::Collect(self.low, self.high);
         }
+        if let Some(pivot) = self.first {
+            return Step::Count(vec![pivot]);
+        }
         let from = self.sample.partition_point(|key| *key <= self.low);
         let to = self.sample.partition_point(|key| *key < self.high);
         let inside = &self.sample[from..to];
@@ -66,9 +79,8 @@ impl Search {
         };
         let fraction = (self.k - self.from_high) as f64 / population as f64;
         let rank = (inside.len() as f64 * fraction).ceil();
-        let spread = if self.swept { 3.0 * (rank * (1.0 - fraction)).max(0.0).sqrt() + 1.0 } else { 0.0 };
-        let pivot = |rank: f64| inside[last - (rank.max(1.0) as usize - 1).min(last)];
-        let mut pivots = vec![pivot(rank - spread), pivot(rank + spread)];
+        let spread = 3.0 * (rank * (1.0 - fraction)).max(0.0).sqrt() + 1.0;
+        let mut pivots = [rank - spread, rank + spread].map(|rank| inside[place(rank, last)]).to_vec();
         pivots.dedup();
         Step::Count(pivots)
     }
@@ -76,7 +88,6 @@ impl Search {
     /// Takes the answer to `Count`: keys above and equal to each pivot. Returns the pivot that is the answer, if one is.
     /// Fails if no set of keys gives all the answers so far: then the data changed between two sweeps.
     pub fn counted(&mut self, pivots: &[i64], counts: &[[usize; 2]]) -> Result<Option<usize>, Inconsistent> {
-        self.swept = true;
         let before = (self.low, self.high);
         for (i, (&pivot, &[above, equal])) in pivots.iter().zip(counts).enumerate() {
             if above < self.k && self.k <= above + equal {
@@ -88,6 +99,9 @@ impl Search {
             } else if above < self.k && pivot < self.high {
                 (self.high, self.from_high) = (pivot, above + equal);
             }
+        }
+        if self.first.take().is_some() {
+            self.sample.sort_unstable();
         }
         // Each sweep narrows the interval, and the answer stays inside: so a search of data that stand still ends.
         let inside = self.from_high < self.k && self.k <= self.above_low && self.high - self.low > 1;
