@@ -1,5 +1,6 @@
 //! What a method may ask of a whole tensor before its elements are combined. Tiles run in parallel, and what they say is
 //! folded in order, so an answer depends neither on tiles nor on threads.
+mod count;
 pub mod gram;
 pub mod search;
 pub mod select;

@@ -1,11 +1,12 @@
 //! The k-th largest of any score of an element, exactly, for several scores at once.
+use super::count::{Count, Counted, count, gather, key_of};
 use super::search::{Inconsistent, Search, Step};
 use super::sums::union;
 use super::{STRIP, Sweep};
 use crate::error::{Error, Result};
-use crate::lanes::{Lanes, W};
+use crate::lanes::Lanes;
 use crate::real::Real;
-use crate::simd::{PREFETCH, Simd, Task, prefetch};
+use std::marker::PhantomData;
 use std::ops::Range;
 
 pub use super::search::COLLECT;
@@ -128,14 +129,12 @@ impl<F: Lanes> Sweep<'_, F> {
         let simd = self.settings.simd;
         let mut answers: Vec<Answer> = asked.iter().map(|_| Answer::default()).collect();
         self.pieces(&chosen, tile, 2 * STRIP, |_, inputs| {
+            let mut counted = Vec::with_capacity(asked.len());
             for (((score, step), reads), answer) in asked.iter().zip(&reads).zip(&mut answers) {
                 let x = reads.map(|read| inputs[chosen.partition_point(|k| *k < read)]);
                 match step {
                     Step::Count(pivots) => {
-                        let counts = count::<F, S, M>(simd, *score, x, pivots);
-                        for (total, count) in answer.counts.as_flattened_mut().iter_mut().zip(counts.as_flattened()) {
-                            *total += count;
-                        }
+                        counted.push(Counted { score: *score, x, pivots, counts: &mut answer.counts })
                     }
                     // More than a search of data that stand still asks for.
                     Step::Collect(..) if answer.keys.len() > COLLECT => {}
@@ -143,6 +142,7 @@ impl<F: Lanes> Sweep<'_, F> {
                     Step::Done { .. } => {}
                 }
             }
+            simd.run(Count::<F, S, M>(&mut counted, PhantomData));
             Ok(())
         })?;
         Ok(answers)
@@ -211,116 +211,4 @@ impl<F: Lanes> Sweep<'_, F> {
         }
         Ok(found.unwrap_or(self.len()))
     }
-}
-
-fn key_of<F: Lanes, S: Score<F::Real, M>, const M: usize>(
-    score: &S,
-    x: [&[u8]; M],
-    i: usize,
-) -> <F::Real as Real>::Key {
-    score.keys::<1>(x.map(|x| [F::get(x, i)]))[0]
-}
-
-/// Counts the keys above and equal to one or two pivots, two vectors at a time.
-struct Count<'a, F: Lanes, S, const M: usize, const P: usize> {
-    score: &'a S,
-    x: [&'a [u8]; M],
-    pivots: [<F::Real as Real>::Key; P],
-}
-
-impl<F: Lanes, S: Score<F::Real, M>, const M: usize, const P: usize> Task for Count<'_, F, S, M, P> {
-    type Output = [[u32; 2]; P];
-    #[inline(always)]
-    fn run(self) -> [[u32; 2]; P] {
-        let [mut low, mut high] = [[[F::Real::default(); W]; M]; 2];
-        let mut counts = [[[0u32; W]; 2]; P];
-        let whole = self.x[0].len() / F::BYTES / (2 * W) * (2 * W);
-        for i in (0..whole).step_by(2 * W) {
-            for k in 0..M {
-                if (i * F::BYTES).is_multiple_of(PREFETCH) {
-                    prefetch(self.x[k], i * F::BYTES);
-                }
-                [low[k], high[k]] = F::load(self.x[k], i);
-            }
-            let (low, high) = (self.score.keys::<W>(low), self.score.keys::<W>(high));
-            for p in 0..P {
-                for j in 0..W {
-                    counts[p][0][j] += u32::from(low[j] > self.pivots[p]) + u32::from(high[j] > self.pivots[p]);
-                    counts[p][1][j] += u32::from(low[j] == self.pivots[p]) + u32::from(high[j] == self.pivots[p]);
-                }
-            }
-        }
-        let mut totals = counts.map(|pair| pair.map(|lanes| lanes.iter().sum::<u32>()));
-        for i in whole..self.x[0].len() / F::BYTES {
-            let key = key_of::<F, S, M>(self.score, self.x, i);
-            for p in 0..P {
-                totals[p][0] += u32::from(key > self.pivots[p]);
-                totals[p][1] += u32::from(key == self.pivots[p]);
-            }
-        }
-        totals
-    }
-}
-
-/// Counts keys above and equal to each of one or two pivots, over fewer than 2^32 elements.
-pub fn count<F: Lanes, S: Score<F::Real, M>, const M: usize>(
-    simd: Simd,
-    score: &S,
-    x: [&[u8]; M],
-    pivots: &[i64],
-) -> [[usize; 2]; 2] {
-    if let [pivot] = *pivots {
-        let [counts] = simd.run(Count::<F, S, M, 1> { score, x, pivots: [F::Real::narrow_key(pivot)] });
-        return [counts.map(|n| n as usize), [0; 2]];
-    }
-    let pivots = [0, 1].map(|i| F::Real::narrow_key(pivots[i]));
-    simd.run(Count::<F, S, M, 2> { score, x, pivots }).map(|pair| pair.map(|n| n as usize))
-}
-
-/// Appends the keys above `low`, up to and with `last`, in order.
-struct Gather<'a, F: Lanes, S, const M: usize> {
-    score: &'a S,
-    x: [&'a [u8]; M],
-    low: <F::Real as Real>::Key,
-    last: <F::Real as Real>::Key,
-    keys: &'a mut Vec<i64>,
-}
-
-impl<F: Lanes, S: Score<F::Real, M>, const M: usize> Task for Gather<'_, F, S, M> {
-    type Output = ();
-    #[inline(always)]
-    fn run(self) {
-        let mut x = [[F::Real::default(); W]; M];
-        let whole = self.x[0].len() / F::BYTES / W * W;
-        for i in (0..whole).step_by(W) {
-            for k in 0..M {
-                x[k] = F::in_order(self.x[k], i);
-            }
-            let keys = self.score.keys::<W>(x);
-            let hits: u32 = keys.iter().map(|key| u32::from(*key > self.low) & u32::from(*key <= self.last)).sum();
-            if hits > 0 {
-                let inside = keys.iter().filter(|key| **key > self.low && **key <= self.last);
-                self.keys.extend(inside.map(|key| (*key).into()));
-            }
-        }
-        for i in whole..self.x[0].len() / F::BYTES {
-            let key = key_of::<F, S, M>(self.score, self.x, i);
-            if key > self.low && key <= self.last {
-                self.keys.push(key.into());
-            }
-        }
-    }
-}
-
-/// Appends the keys strictly between `low` and `high`, in order.
-fn gather<F: Lanes, S: Score<F::Real, M>, const M: usize>(
-    simd: Simd,
-    score: &S,
-    x: [&[u8]; M],
-    low: i64,
-    high: i64,
-    keys: &mut Vec<i64>,
-) {
-    let (low, last) = (F::Real::narrow_key(low), F::Real::narrow_key(high - 1));
-    simd.run(Gather::<F, S, M> { score, x, low, last, keys });
 }
