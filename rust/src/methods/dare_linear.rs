@@ -1,6 +1,6 @@
 //! DARE over task arithmetic (Yu et al., 2024): elements of each task vector are dropped at random. Where mol, like
 //! mergekit, departs from the paper: survivors are rescaled to the L1 norm of the whole, not by 1 / density.
-use super::delta::{Keep, Total, rescaled};
+use super::delta::{Keep, Total, factors};
 use super::{Checked, Merge, finite, numbered, shares, weighs};
 use crate::draw::draw;
 use crate::error::Result;
@@ -63,8 +63,8 @@ impl Merge for DareLinear {
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
         let limits = self.densities.iter().map(|density| (density * f64::from(1_u32 << 31)).round() as u32).collect();
         let keep = Drawn { key: sweep.settings.key, models: self.models.clone(), limits };
-        let Self { ref weights, normalize, lambda, .. } = *self;
-        let factors = if self.rescale { rescaled(sweep, &keep, weights)? } else { weights.clone() };
+        let Self { ref weights, normalize, rescale, lambda, .. } = *self;
+        let factors = factors(sweep, &keep, weights, rescale)?;
         Ok(Total::new(keep, weights, &factors, normalize, lambda).kernel())
     }
 }

@@ -255,9 +255,17 @@ impl<R: Real, K: Keep<R>> Terms<R, 2, 2> for Masses<'_, K> {
     }
 }
 
-/// Weights times what keeps the L1 norm of each task vector through the loss of elements: 1 where either sum is below
-/// 1e-7. One more sweep.
-pub fn rescaled<F: Lanes, K: Keep<F::Real>>(sweep: &Sweep<F>, keep: &K, weights: &[f64]) -> Result<Vec<f64>> {
+/// What survivors are multiplied by: the weights, with `rescale` times what keeps the L1 norm of each task vector through
+/// the loss of elements, which takes one more sweep. That factor is 1 where either sum is below 1e-7.
+pub fn factors<F: Lanes, K: Keep<F::Real>>(
+    sweep: &Sweep<F>,
+    keep: &K,
+    weights: &[f64],
+    rescale: bool,
+) -> Result<Vec<f64>> {
+    if !rescale {
+        return Ok(weights.to_vec());
+    }
     let masses: Vec<_> = (0..weights.len()).map(|model| Masses { keep, model }).collect();
     let factor =
         |(weight, [all, kept]): (&f64, [f64; 2])| weight * if all < 1e-7 || kept < 1e-7 { 1.0 } else { all / kept };

@@ -1,6 +1,6 @@
 //! TIES: trim, elect sign, disjoint mean (Yadav et al., 2023). Where mol, like mergekit, departs from the paper: trimming
 //! is per tensor, and the weighted task vectors vote and are averaged by weight.
-use super::delta::{Elect, Keep, rescaled};
+use super::delta::{Elect, Keep, factors};
 use super::{Checked, Merge, finite, shares, weighs};
 use crate::error::Result;
 use crate::lanes::{At, Kernel, Lanes};
@@ -100,8 +100,8 @@ impl Merge for Ties {
         };
         let wanted = self.densities.iter().enumerate().map(|(model, density)| (Magnitude(model), count(*density)));
         let keep = Largest(sweep.select(&wanted.collect::<Vec<_>>())?);
-        let Self { ref weights, normalize, lambda, .. } = *self;
-        let factors = if self.rescale { rescaled(sweep, &keep, weights)? } else { weights.clone() };
+        let Self { ref weights, normalize, rescale, lambda, .. } = *self;
+        let factors = factors(sweep, &keep, weights, rescale)?;
         Ok(match self.majority_sign_method {
             MajoritySign::Total => Elect::<_, _, false>::new(keep, weights, &factors, normalize, lambda).kernel(),
             MajoritySign::Count => Elect::<_, _, true>::new(keep, weights, &factors, normalize, lambda).kernel(),
