@@ -32,21 +32,25 @@ impl Float {
         with_format!(self, F => F::BYTES)
     }
 
-    /// The largest |x|, as a key of `R`, that does not overflow when it is rounded to this format.
-    pub fn limit<R: Real>(self) -> i64 {
-        let below_infinity = R::INFINITE.into() - 1;
-        let largest: f64 = match self {
+    /// The largest |x| that does not overflow when it is rounded to this format.
+    pub fn largest(self) -> f64 {
+        match self {
             // Halfway to the next power of two rounds to even, that is to infinity.
             Self::F16 => f64::from_bits(65_520.0_f64.to_bits() - 1),
             Self::BF16 => f64::from_bits(f64::from(f32::from_bits(0x7f7f_8000)).to_bits() - 1),
             Self::F32 => f64::from_bits(3.402_823_567_797_336_6e38_f64.to_bits() - 1),
             Self::F64 => f64::MAX,
-        };
-        let rounded = R::from_f64(largest);
-        let key: i64 = rounded.key().into();
-        // `largest` may round up on its way to R: then the value below it is the limit.
-        below_infinity.min(if rounded.to_f64() > largest { key - 1 } else { key })
+        }
     }
+}
+
+/// The key of the largest finite value of `R` that is not above `largest`.
+pub fn limit<R: Real>(largest: f64) -> i64 {
+    let below_infinity = R::INFINITE.into() - 1;
+    let rounded = R::from_f64(largest);
+    let key: i64 = rounded.key().into();
+    // `largest` may round up on its way to R: then the value below it is the limit.
+    below_infinity.min(if rounded.to_f64() > largest { key - 1 } else { key })
 }
 
 /// Runs a body with `$F` bound to the format's type.

@@ -1,7 +1,8 @@
 //! One float tensor on its way: what its method asks of the whole, then its tiles made, checked, summed and written. It
 //! names no method but the copy, which needs no arithmetic.
 use crate::crc::Crc;
-use crate::dtype::{Float, Format, WideF32, transcode, with_format};
+use crate::dtype::{Float, Format, WideF32, limit, with_format};
+use crate::encode::Encode;
 use crate::error::{Error, Result};
 use crate::lanes::{Kernel, Lanes, Peaks, W};
 use crate::methods::Method;
@@ -42,8 +43,8 @@ impl Done {
 pub struct Job<'a> {
     /// Its name, for messages.
     pub name: &'a str,
-    /// Its format.
-    pub output: Float,
+    /// How it is stored.
+    pub encoding: &'a dyn Encode,
     /// What is done.
     pub method: &'a Method,
     /// How.
@@ -62,13 +63,14 @@ impl Job<'_> {
             sources.truncate(1);
         }
         sources.iter_mut().try_for_each(|source| source.prepare(&self.settings))?;
-        let work = common(sources.iter().map(|source| source.float()).chain([self.output]));
+        let output = self.encoding.plain();
+        let work = common(sources.iter().map(|source| source.float()).chain(output));
         let plain = if work == Float::F64 { Float::F64 } else { Float::F32 };
         let job = Settled { job: self, sources: &sources, write, read };
-        match (work, self.output) {
-            _ if copies && sources[0].float() == self.output => with_format!(self.output, F => job.copy::<F>()),
+        match (work, output) {
+            (_, Some(output)) if copies && sources[0].float() == output => with_format!(output, F => job.copy::<F>()),
             // An f32 result shows every rounding on the way, a 16-bit one none.
-            (Float::F32, Float::F32) if self.method.wide() => job.merge::<WideF32>(),
+            (Float::F32, Some(Float::F32)) if self.method.wide() => job.merge::<WideF32>(),
             _ if self.method.direct() => with_format!(work, F => job.merge::<F>()),
             _ => with_format!(plain, F => job.merge::<F>()),
         }
@@ -91,13 +93,24 @@ impl Settled<'_> {
         let sweep = Sweep::<F>::new(self.sources, settings);
         let tiles = sweep.tiles(|tile| {
             let mut done = Done { crc: Crc::EMPTY, finite: true };
-            sweep.pieces(&[0], tile.clone(), tile.len(), |piece, inputs| {
-                let finite = settings.simd.run(Peak::<F>(inputs[0], PhantomData)) < F::Real::INFINITE;
+            let mut store = |bytes: &[u8]| {
+                let finite = settings.simd.run(Peak::<F>(bytes, PhantomData)) < F::Real::INFINITE;
                 if !finite && !self.job.allow_nonfinite {
                     return Err(self.blame_input()?.unwrap_or_else(|| self.nothing_at_fault()));
                 }
-                done = Done { crc: done.crc.join(Crc::of(inputs[0])), finite: done.finite && finite };
-                (self.write)(piece.start * F::BYTES, inputs[0])
+                done = Done { crc: Crc::of(bytes), finite };
+                (self.write)(tile.start * F::BYTES, bytes)
+            };
+            TILE_BUFFER.with_borrow_mut(|[bytes, _]| {
+                sweep.pieces(&[0], tile.clone(), tile.len(), |piece, inputs| {
+                    if piece == tile {
+                        return store(inputs[0]);
+                    }
+                    // One that comes in pieces is written in one all the same: a piece is little for a disk.
+                    bytes.resize(bytes.len().max(tile.len() * F::BYTES), 0);
+                    bytes[(piece.start - tile.start) * F::BYTES..][..inputs[0].len()].copy_from_slice(inputs[0]);
+                    if piece.end == tile.end { store(&bytes[..tile.len() * F::BYTES]) } else { Ok(()) }
+                })
             })?;
             self.count(&tile);
             Ok(done)
@@ -107,7 +120,7 @@ impl Settled<'_> {
 
     fn count(&self, tile: &Range<usize>) {
         self.job.settings.watch.add_read(tile.len() * self.read);
-        self.job.settings.watch.add_written(tile.len() * self.job.output.bytes());
+        self.job.settings.watch.add_written(self.job.encoding.bytes(tile.len()));
     }
 
     /// Asks the tensor what the method must know of it, then makes the result tile by tile.
@@ -117,18 +130,18 @@ impl Settled<'_> {
         // The earlier sweeps count as read only now: a progress bar that waits is better than one that runs backwards.
         self.job.settings.watch.add_read(sweep.len() * self.read * (self.job.method.sweeps() as usize - 1));
         let result = Made { settled: self, all: sweep.all(), kernel, sweep };
-        let size = self.job.output.bytes();
+        let size = |elements| self.job.encoding.bytes(elements);
         let tiles = result.sweep.tiles(|tile| {
             TILE_BUFFER.with_borrow_mut(|[bytes, strip]| {
-                bytes.resize(bytes.len().max(tile.len() * size), 0);
-                let bytes = &mut bytes[..tile.len() * size];
+                bytes.resize(bytes.len().max(size(tile.len())), 0);
+                let bytes = &mut bytes[..size(tile.len())];
                 let peaks = result.make(tile.clone(), bytes, strip)?;
                 let finite = !result.is_bad(peaks);
                 if !finite && !self.job.allow_nonfinite {
                     return Err(result.blame()?);
                 }
                 let crc = Crc::of(bytes);
-                (self.write)(tile.start * size, bytes)?;
+                (self.write)(size(tile.start), bytes)?;
                 self.count(&tile);
                 Ok(Done { crc, finite })
             })
@@ -185,21 +198,21 @@ struct Made<'a, F: Lanes> {
 }
 
 impl<F: Lanes> Made<'_, F> {
-    /// Makes elements `at` in the output's format; `strip` is room to work in.
+    /// Makes elements `at` as they are stored; `strip` is room to work in.
     fn make(&self, at: Range<usize>, bytes: &mut [u8], strip: &mut Vec<u8>) -> Result<Peaks<F::Real>> {
-        let (simd, output) = (self.sweep.settings.simd, self.settled.job.output);
+        let (simd, encoding) = (self.sweep.settings.simd, self.settled.job.encoding);
         let mut peaks = Peaks::default();
-        let step = if output == F::FLOAT { at.len() } else { PIECE };
+        let direct = encoding.plain() == Some(F::FLOAT);
+        let step = if direct { at.len() } else { PIECE };
         self.sweep.pieces(&self.all, at.clone(), step, |piece, inputs| {
-            let size = output.bytes();
-            let to = &mut bytes[(piece.start - at.start) * size..(piece.end - at.start) * size];
-            if output == F::FLOAT {
+            let to = &mut bytes[encoding.bytes(piece.start - at.start)..encoding.bytes(piece.end - at.start)];
+            if direct {
                 peaks = peaks.join(self.kernel.run(simd, piece, inputs, to));
             } else {
                 strip.resize(strip.len().max(piece.len() * F::BYTES), 0);
                 let strip = &mut strip[..piece.len() * F::BYTES];
-                peaks = peaks.join(self.kernel.run(simd, piece, inputs, strip));
-                transcode(simd, F::FLOAT, strip, output, to);
+                peaks = peaks.join(self.kernel.run(simd, piece.clone(), inputs, strip));
+                encoding.encode(simd, piece, F::FLOAT, strip, to);
             }
             Ok(())
         })?;
@@ -207,7 +220,8 @@ impl<F: Lanes> Made<'_, F> {
     }
 
     fn is_bad(&self, peaks: Peaks<F::Real>) -> bool {
-        peaks.witness >= F::Real::INFINITE || peaks.result.into() > self.settled.job.output.limit::<F::Real>()
+        peaks.witness >= F::Real::INFINITE
+            || peaks.result.into() > limit::<F::Real>(self.settled.job.encoding.largest())
     }
 
     /// Which element of which input, or of the result, is at fault. Slow, and always the same answer.
@@ -215,10 +229,10 @@ impl<F: Lanes> Made<'_, F> {
         if let Some(error) = self.settled.blame_input()? {
             return Ok(error);
         }
-        let (len, output) = (self.sweep.len(), self.settled.job.output);
-        let (mut bytes, mut strip) = (vec![0; PIECE * output.bytes()], Vec::new());
+        let (len, encoding) = (self.sweep.len(), self.settled.job.encoding);
+        let (mut bytes, mut strip) = (vec![0; encoding.bytes(PIECE)], Vec::new());
         let mut bad = |at: Range<usize>| {
-            let bytes = &mut bytes[..at.len() * output.bytes()];
+            let bytes = &mut bytes[..encoding.bytes(at.len())];
             Ok(self.is_bad(self.make(at, bytes, &mut strip)?))
         };
         for start in (0..len).step_by(PIECE) {
@@ -226,9 +240,9 @@ impl<F: Lanes> Made<'_, F> {
             if bad(piece.clone())? {
                 for element in piece {
                     if bad(element..element + 1)? {
-                        let name = self.settled.job.name;
+                        let (name, format) = (self.settled.job.name, encoding.name());
                         return Ok(Error::NonFinite(format!(
-                            "tensor `{name}`: the result at element {element} is too large for {output:?}; choose a wider \
+                            "tensor `{name}`: the result at element {element} is too large for {format}; choose a wider \
                              `out_dtype` (bfloat16, float32) or smaller weights, or pass --allow-nonfinite"
                         )));
                     }

@@ -3,14 +3,15 @@
 //! The path of a merge: [`plan`] is the JSON contract with Python; a [`container`] is an input file as a table of tensors,
 //! whose bytes a [`store`] lends; [`run`] checks what can be checked before a byte is written, decides which task runs when,
 //! puts tiles at their offsets and remembers what is finished; [`job`] makes a tensor's tiles: a [`source`] lends elements,
-//! [`sweep`] answers what a method asks of all of them, and one of the [`methods`] combines them in [`lanes`]; [`layout`]
-//! says where each tensor of an output lies.
+//! [`sweep`] answers what a method asks of all of them, one of the [`methods`] combines them in [`lanes`], and [`encode`]
+//! makes bytes of what comes out; [`layout`] says where each tensor of an output lies.
 pub mod audit;
 pub mod codes;
 pub mod container;
 pub mod crc;
 pub mod draw;
 pub mod dtype;
+pub mod encode;
 pub mod error;
 pub mod job;
 pub mod lanes;

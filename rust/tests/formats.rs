@@ -1,6 +1,6 @@
 //! Formats against the crate `half`, bit for bit.
 use half::{bf16, f16};
-use mol_merge::dtype::{BF16, F16, F32, F64, Float, Format, Halves, transcode};
+use mol_merge::dtype::{BF16, F16, F32, F64, Float, Format, Halves, limit, transcode};
 use mol_merge::real::Real;
 use mol_merge::simd::Simd;
 
@@ -97,7 +97,7 @@ fn f64_is_rounded_once() {
 #[test]
 fn the_limit_is_the_last_number_that_does_not_overflow() {
     fn check<F: Format, R: Real>(number: fn(i64) -> R, is_finite: fn(&[u8]) -> bool) {
-        let limit = F::FLOAT.limit::<R>();
+        let limit = limit::<R>(F::FLOAT.largest());
         let mut bytes = vec![0; F::BYTES];
         F::put(number(limit), &mut bytes);
         assert!(is_finite(&bytes), "{:?} at the limit", F::FLOAT);

@@ -4,7 +4,7 @@ use super::{Options, Run, hand_over};
 use crate::container::{Container, Header};
 use crate::crc::Crc;
 use crate::draw;
-use crate::dtype::Float;
+use crate::encode;
 use crate::error::{Error, Result};
 use crate::job::{Done, Job};
 use crate::plan::{Expr, Plan};
@@ -91,7 +91,7 @@ impl Run<'_> {
 
     fn tensor(&self, index: usize) -> Result<Done> {
         let (task, (place, tensor)) = (&self.plan.tasks[index], self.plan.target(index));
-        let Some(output) = Float::of(tensor.dtype) else { return self.copy_bytes(index) };
+        let Some(encoding) = encode::of(tensor.dtype) else { return self.copy_bytes(index) };
         let open = |input: usize| self.inputs.open(input);
         let sources = task.of.iter().map(|expr| Ok(source::build(self.plan, expr, &open)?.0)).collect::<Result<_>>()?;
         let Options { tile, simd, .. } = self.options;
@@ -102,7 +102,7 @@ impl Run<'_> {
         };
         let settings = Settings { tile, simd, watch: self.watch, key: draw::key(self.plan.seed, &drawn) };
         let allow_nonfinite = self.plan.allow_nonfinite;
-        let job = Job { name: &tensor.name, output, method: &task.by, settings, allow_nonfinite };
+        let job = Job { name: &tensor.name, encoding: &*encoding, method: &task.by, settings, allow_nonfinite };
         job.run(sources, &|offset, bytes| self.writer.write(index, offset, bytes))
     }
 

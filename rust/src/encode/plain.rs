@@ -1,0 +1,30 @@
+//! Elements of a float format, one after another.
+use super::Encode;
+use crate::dtype::{Float, transcode};
+use crate::simd::Simd;
+use std::ops::Range;
+
+/// Elements of a float format.
+pub(super) struct Plain(pub Float);
+
+impl Encode for Plain {
+    fn plain(&self) -> Option<Float> {
+        Some(self.0)
+    }
+
+    fn largest(&self) -> f64 {
+        self.0.largest()
+    }
+
+    fn name(&self) -> String {
+        format!("{:?}", self.0)
+    }
+
+    fn bytes(&self, elements: usize) -> usize {
+        elements * self.0.bytes()
+    }
+
+    fn encode(&self, simd: Simd, _: Range<usize>, float: Float, values: &[u8], to: &mut [u8]) {
+        transcode(simd, float, values, self.0, to);
+    }
+}
