@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.dtypes import BYTES, EXACT_DTYPES
-from mol.io.checkpoint import TensorInfo
 from mol.io.layout import shard_names
 from mol.merge.plan import COPY, InputFile, MergePlan, Method, OutputTensor, Source, Task, sources_of, sweeps
 from mol.structure.names import is_buffer
@@ -15,6 +14,7 @@ from mol.structure.names import is_buffer
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from mol.io.checkpoint import TensorInfo
     from mol.merge.combine import Combiner
     from mol.merge.mismatch import Mismatches
     from mol.merge.model import Model
