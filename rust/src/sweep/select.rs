@@ -134,7 +134,7 @@ impl<F: Lanes> Sweep<'_, F> {
                 let x = reads.map(|read| inputs[chosen.partition_point(|k| *k < read)]);
                 match step {
                     Step::Count(pivots) => {
-                        counted.push(Counted { score: *score, x, pivots, counts: &mut answer.counts })
+                        counted.push(Counted { score: *score, x, pivots, counts: &mut answer.counts });
                     }
                     // More than a search of data that stand still asks for.
                     Step::Collect(..) if answer.keys.len() > COLLECT => {}
