@@ -95,7 +95,7 @@ fn what_does_not_hold_together_is_refused() {
         ("\"tensor\": 0, \"row\": 0}]".into(), "\"tensor\": 0, \"row\": 0}], \"as\": {}".into(), "as"),
         ("[{\"tensor\": 0, \"row\": 0}]".into(), "[]".into(), "task 0 writes nothing"),
         ("{\"tensor\": 9, \"row\": 0}".into(), "{\"tensor\": 10, \"row\": 0}".into(), "lists 10"),
-        (", {\"tensor\": 9, \"row\": 0}".into(), "".into(), "task 5 writes 1 tensors by 2 methods"),
+        (", {\"tensor\": 9, \"row\": 0}".into(), String::new(), "task 5 writes 1 tensors by 2 methods"),
         (
             "[{\"tensor\": 0, \"row\": 0}]".into(),
             "[{\"tensor\": 0, \"row\": 0}, {\"tensor\": 9, \"row\": 0}]".into(),
