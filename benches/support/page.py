@@ -41,8 +41,8 @@ Nothing here is about trained weights, about quality, or about other dtypes and 
 A type is text if text is all that it reads; the others read images, video, sound, or more than one of them. Checks 3 to
 6 are of one fused model: up to four blocks of the type, from first to last, each beside a block of GPT-2 of width 48,
 and again beside one of Llama of width 32. A yes stands for both hosts; "gpt2" or "llama" for that one alone; "-" for a
-check that was not run, because the blocks look ahead even with causal masks and are refused beside a host that predicts
-the next token.
+check that was not run, because the blocks attend to later tokens even with causal masks and are refused in a host that
+predicts the next token.
 
 What the numbers do not say:
 
@@ -57,7 +57,7 @@ What the numbers do not say:
   of the host's text but its length, so such blocks cannot tell padding from it.
 - **padded**: the blocks run only at the length that the model gave the hidden states, so that shorter texts are padded
   to it, and texts that are longer than the model takes are refused.
-- **causal**: the blocks look ahead by themselves, and causal masks were put in the place of their own.
+- **causal**: the blocks attend to later tokens by themselves, and their masks were replaced by causal ones.
 - **unpadded** ({unpadded} types): padding before a text would change what the blocks make of it, so it is refused
   beside a host that writes. With all others neither such padding nor another text in the batch moves an output by more
   than 1e-4, or the last column says so, and in checks 5 and 6 one of two texts has it.
@@ -166,7 +166,7 @@ def _notes(row: Row) -> str:
     for check, found in row["checks"].items():
         if not found["holds"]:
             notes.append(f"{check}: {_short(found['note'])}")
-    if "fused" in row and "look ahead" not in row["fused"]:
+    if "fused" in row and "attend to later tokens" not in row["fused"]:
         notes.append(f"fused: {_short(row['fused'])}")
     if "ended" in row:
         notes.append(row["ended"])

@@ -192,7 +192,7 @@ def test_the_hosts_own_block_needs_no_text(make: Make) -> None:
 def test_what_no_fitted_map_can_be_is_refused(make: Make) -> None:
     with pytest.raises(ConfigError, match=r"bert\[1\] is 48 wide and the host 32: 'orthogonal' needs equal widths"):
         make("bert", "orthogonal").add_layer([("host", 0), ("bert", 1)], 0, calibration=TEXT)
-    with pytest.raises(ConfigError, match="a bottleneck adapter is no linear map: set adapter_type='linear'"):
+    with pytest.raises(ConfigError, match="a bottleneck adapter is not a linear map: set adapter_type='linear'"):
         make("bert", adapter_type="bottleneck").add_layer([("bert", 1)], 0, calibration=TEXT)
 
 

@@ -106,7 +106,7 @@ def test_a_later_format_is_named(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"fusion__capacity_factor": 1.5}, "`capacity_factor` is no setting that this mol knows"),
+        ({"fusion__capacity_factor": 1.5}, "`capacity_factor` is no setting of this version of mol"),
         ({"fusion__temperature": "warm"}, "`temperature` is 'warm'"),
         ({"fusion__models": 5}, "`models` is 5"),
         ({"fusion__stacks": {"gpt2": 3}}, "`stacks` is"),

@@ -85,7 +85,7 @@ def test_tokens_padded_to_whole_windows_are_cut_again() -> None:
         assert source.run_block(0, hidden, source.context(tokens_of(5))).shape == hidden.shape
 
 
-def test_what_blocks_see_besides_hidden_states_is_told() -> None:
+def test_what_blocks_see_next_to_hidden_states_is_known() -> None:
     assert Source(body_of("gemma3n_text"), "gemma3n_text").sees_content()
     assert not Source(body_of("llama"), "llama").sees_content()
     assert not Source(body_of("t5"), "t5").sees_content()
@@ -107,7 +107,7 @@ def test_padding_that_blocks_mind_is_noticed(kind: str, *, causal: bool, before:
 
 
 def test_hidden_states_that_are_handed_over_three_times_are_one_input() -> None:
-    """Funnel's blocks take queries, keys and values: to replace the queries alone would hide that they look ahead."""
+    """Funnel's blocks take queries, keys and values: replacing the queries alone would hide what they attend to."""
     sizes = {"d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 64, "vocab_size": 128, "block_sizes": [2, 1]}
     source = source_of("funnel", {**sizes, "architectures": ["FunnelModel"]})
     assert not source.is_causal()

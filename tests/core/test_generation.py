@@ -1,4 +1,4 @@
-"""Laws of a cache in the ways that users of transformers have of it: by hand, kept between calls, copied, in pieces."""
+"""Laws of a cache in the ways that users of transformers have of it: by hand, kept between calls, copied, in chunks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.core.conftest import Fuse
 
 MODELS = ("gpt2+llama", "llama+bert", "mamba+gpt2", "gpt2+mamba", "jamba+t5", "mixture", "mixture of states")
-"""Hosts and experts that go on from a cache, that have none and that go on from a state token by token."""
+"""Hosts and experts that continue from a cache, that have none and that continue from a state token by token."""
 GREEDY: dict[str, Any] = {"do_sample": False, "max_new_tokens": 5, "pad_token_id": 0, "eos_token_id": None}
 
 
@@ -174,7 +174,7 @@ def test_a_host_without_a_cache_runs_all_tokens_again_and_says_so(
         assert torch.equal(model.generate(ids, **GREEDY), wanted)
         assert torch.equal(model.generate(ids, prefill_chunk_size=2, **GREEDY), wanted)
         assert torch.equal(model.generate(ids, num_beams=3, **GREEDY), written(model, ids, num_beams=3))
-    said = [record.message for record in caplog.records if "does not go on from a cache" in record.message]
+    said = [record.message for record in caplog.records if "does not continue from a cache" in record.message]
     assert len(said) == 1
     assert "(OpenAIGPTLMHeadModel)" in said[0]
 
@@ -252,7 +252,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "pieces without a cache": (
         lambda m: m.generate(tokens_of(1, 6), prefill_chunk_size=2, use_cache=False, **GREEDY),
-        "takes a prompt in pieces only with a cache: leave out use_cache=False",
+        "takes a prompt in chunks only with a cache: leave out use_cache=False",
     ),
 }
 

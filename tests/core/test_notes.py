@@ -1,4 +1,4 @@
-"""What a block does not get beside a host is said once: when it is added, and by `print`."""
+"""What a block does without in a host is said once: when it is added, and by `print`."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ def test_max_layers_is_a_limit(fuse: Fuse) -> None:
         fuse("gpt2", layers=(0, 1), max_layers=1)
 
 
-def test_blocks_that_look_ahead_are_refused_unless_allowed(fuse: Fuse) -> None:
-    with pytest.raises(MolError, match=r"(?s)look ahead.*allow_bidirectional=True.*convbert\[0\]"):
+def test_blocks_that_attend_to_later_tokens_are_refused_unless_allowed(fuse: Fuse) -> None:
+    with pytest.raises(MolError, match=r"(?s)attend to later tokens.*allow_bidirectional=True.*convbert\[0\]"):
         fuse("gpt2", "convbert")
     runtime = fuse("gpt2", "convbert", allow_bidirectional=True)
     assert runtime.as_causal_lm()(tokens_of(1, 5)).logits.isfinite().all()
@@ -143,13 +143,13 @@ def test_a_text_longer_than_an_experts_positions_is_refused(fuse: Fuse) -> None:
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
-        ({"position_ids": torch.arange(6)[None]}, "does not take position_ids: every model makes its own from att"),
+        ({"position_ids": torch.arange(6)[None]}, "does not take position_ids: every model computes its own from att"),
         ({"inputs_embeds": torch.zeros(1, 6, 32)}, "does not take inputs_embeds: give input_ids"),
-        ({"output_attentions": True}, "does not take output_attentions: experts do not tell theirs"),
+        ({"output_attentions": True}, "does not take output_attentions: experts do not return theirs"),
         ({"colour": "red"}, "does not take colour, nor does its host gpt2"),
         (
             {"attention_mask": torch.ones(1, 5)},
-            r"attention_mask is \(1, 5\) beside 6 tokens in 1 rows, wanted \(1, 6\)",
+            r"attention_mask is \(1, 5\) for 6 tokens in 1 rows, wanted \(1, 6\)",
         ),
         ({"input_ids": torch.arange(6)}, r"input_ids are \(6,\), wanted \(batch, tokens\)"),
         ({"input_ids": torch.zeros(2, 0).long()}, r"input_ids are \(2, 0\), wanted .*, at least one of each"),
@@ -165,7 +165,7 @@ def test_inputs_that_would_be_ignored_or_do_not_fit_are_refused(inputs: dict, sa
 def test_a_mask_covers_what_is_in_the_cache_too(fuse: Fuse) -> None:
     model, ids = fuse("gpt2", "llama").as_causal_lm(), tokens_of(2, 6)
     cache = model(ids, use_cache=True)[CACHE_NAME]
-    with pytest.raises(MolError, match=r"\(2, 1\) beside 1 tokens after 6 in the cache in 2 rows, wanted \(2, 7\)"):
+    with pytest.raises(MolError, match=r"\(2, 1\) for 1 tokens after 6 in the cache in 2 rows, wanted \(2, 7\)"):
         model(ids[:, :1], attention_mask=torch.ones(2, 1), cache=cache)
 
 
@@ -200,7 +200,7 @@ def test_a_fusion_is_not_copied_and_its_embeddings_are_the_hosts(fuse: Fuse) -> 
 
 
 def test_a_host_without_tokenizer_says_so(fuse: Fuse) -> None:
-    with pytest.raises(FileNotFoundError, match=r"gpt2: no tokenizer beside its config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"gpt2: no tokenizer next to its config\.json"):
         _ = fuse("gpt2").tokenizer
 
 

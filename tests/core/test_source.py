@@ -8,7 +8,7 @@ import torch
 from mol.core.blocks.inputs import Tokens
 from mol.core.blocks.source import Source
 from mol.errors import MolError
-from tests.core.zoo import LOOK_AHEAD, TYPES, body_of, tokens_of
+from tests.core.zoo import BIDIRECTIONAL, TYPES, body_of, tokens_of
 
 
 def inputs_of(kind: str, source: Source) -> dict[str, torch.Tensor]:
@@ -38,8 +38,8 @@ def test_blocks_replayed_one_by_one_give_the_models_own_hidden_states_bit_for_bi
 @pytest.mark.parametrize("kind", TYPES)
 def test_blocks_are_made_causal_where_that_can_be_done(kind: str) -> None:
     source = Source(body_of(kind), kind)
-    assert source.make_causal() is (kind not in LOOK_AHEAD)
-    assert source.is_causal() is (kind not in LOOK_AHEAD)
+    assert source.make_causal() is (kind not in BIDIRECTIONAL)
+    assert source.is_causal() is (kind not in BIDIRECTIONAL)
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5", "vit"])

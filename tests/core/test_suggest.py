@@ -77,7 +77,7 @@ def test_the_table_is_no_wider_than_a_terminal() -> None:
     assert str(found).splitlines() == [
         "layer  score  block",
         *(f"{one.layer:5}  {one.score:5.2f}  bert[{one.block}]" for one in found.best),
-        "scores: R2 of ridge fits, on tokens not fitted on",
+        "scores: R2 of ridge fits, on held-out tokens",
         "on 100 tokens of bert",
     ]
     long = found.best[0]._replace(model="a/directory/" * 9)

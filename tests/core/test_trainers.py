@@ -48,7 +48,7 @@ def test_gradients_reach_routers_and_adapters_through_the_body_and_what_is_left_
         for _ in range(2):
             model.base_model(input_ids=tokens_of(1, 6)).last_hidden_state.square().sum().backward()
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
-    assert [record.getMessage()[:37] for record in caplog.records] == ["the loss is made outside of the model"]
+    assert [record.getMessage()[:41] for record in caplog.records] == ["the loss is computed outside of the model"]
 
 
 @pytest.mark.parametrize("way", ["set_input_embeddings", "set_output_embeddings", "resize_token_embeddings"])

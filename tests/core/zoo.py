@@ -70,7 +70,7 @@ TYPES: Final[dict[str, dict[str, Any]]] = {
         **{f"{name}_groups": 4 for name in _FOURTHS},
     },
     "deberta-v2": _BERT,  # masks itself: made causal where its blocks are handed the mask
-    "convbert": {**_BERT, "embedding_size": 32},  # convolutions look ahead whatever the mask
+    "convbert": {**_BERT, "embedding_size": 32},  # convolutions see later tokens whatever the mask
     "t5": {  # relative bias, carried
         "d_model": 32, "d_ff": 64, "num_layers": 3, "num_decoder_layers": 3, "num_heads": 4, "d_kv": 8,
     },
@@ -85,7 +85,7 @@ TYPES: Final[dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 T5_DECODER: Final = "t5-decoder"
 """The name under which the decoder's blocks of t5 are taken, not the encoder's."""
-LOOK_AHEAD: Final = {"convbert"}
+BIDIRECTIONAL: Final = {"convbert"}
 HOSTS: Final = (
     "gpt2",
     "llama",
@@ -101,7 +101,7 @@ HOSTS: Final = (
     "jamba",
 )
 LANGUAGE_MODELS: Final = {*HOSTS, "qwen3", "gemma3n_text"}
-SOURCES: Final = tuple(kind for kind in TYPES if kind not in LOOK_AHEAD)
+SOURCES: Final = tuple(kind for kind in TYPES if kind not in BIDIRECTIONAL)
 
 
 def config_of(kind: str, **changes: Any) -> Any:  # noqa: ANN401 - a transformers config

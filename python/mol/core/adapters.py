@@ -40,7 +40,7 @@ class BaseAdapter(nn.Module, ABC):
     """
 
     def __init__(self, input_dim: int, output_dim: int) -> None:
-        """Remember the widths.
+        """Store the widths.
 
         Raises:
             ConfigError: a width is below 1.
@@ -55,7 +55,7 @@ class BaseAdapter(nn.Module, ABC):
 
     @property
     def is_exact_identity(self) -> bool:
-        """Whether it returns its input and always will, so that a caller may leave it out."""
+        """Whether it returns its input and always will, so that a caller may skip it."""
         return False
 
     @abstractmethod
@@ -74,10 +74,10 @@ class BaseAdapter(nn.Module, ABC):
 
 
 class IdentityAdapter(BaseAdapter):
-    """Returns its input; has nothing to learn."""
+    """Returns its input; has no parameters."""
 
     def __init__(self, dim: int) -> None:
-        """Stand between equal widths.
+        """Make an adapter between equal widths.
 
         Raises:
             ConfigError: the width is below 1.
@@ -143,7 +143,7 @@ class LinearAdapter(BaseAdapter):
                 of equal states it must make nothing.
 
         Raises:
-            ConfigError: a width is below 1, or the identity is asked for of a form that cannot be it.
+            ConfigError: a width is below 1, or the identity is requested of a form that cannot be it.
         """
         super().__init__(input_dim, output_dim)
         if init_identity and use_layer_norm and not use_residual:
@@ -167,7 +167,7 @@ class LinearAdapter(BaseAdapter):
 
     @classmethod
     def from_map(cls, weight: torch.Tensor, bias: torch.Tensor | None = None) -> LinearAdapter:
-        """Make an adapter that is W x + b and goes on learning from there; see `mol.core.fitting.maps`.
+        """Make an adapter that starts as W x + b; see `mol.core.fitting.maps`.
 
         Args:
             weight: W (output_dim, input_dim).
@@ -185,7 +185,7 @@ class LinearAdapter(BaseAdapter):
 
     @torch.no_grad()
     def set_map_(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        """Become W x + b, exactly but for the rounding of W and b to the dtype of the parameters.
+        """Set the map to W x + b, exact except for the rounding of W and b to the dtype of the parameters.
 
         Args:
             weight: W (output_dim, input_dim).
@@ -214,7 +214,7 @@ class LinearAdapter(BaseAdapter):
             ConfigError: x is of another width.
         """
         self._check(x)
-        # Weights may be kept in float32 beside a stream in bfloat16.
+        # Weights may be kept in float32 for a stream in bfloat16.
         inner = x.to(dtype_of(self.projection, x.dtype))
         branch: torch.Tensor
         if self.layer_norm is not None:
@@ -227,7 +227,7 @@ class LinearAdapter(BaseAdapter):
         return _add(fit_width(x, self.output_dim), branch) if self.use_residual else branch.to(x.dtype)
 
     def _scaled_projection(self, x: torch.Tensor) -> torch.Tensor:
-        """Return s (P x + b), scaled within the product, which saves a pass, and float16 from overflow in P x."""
+        """Return s (P x + b), scaled within the product, which saves a pass and an overflow of P x in float16."""
         bias = self.projection.bias
         start, kept = (x.new_empty(()), 0) if bias is None else (bias * self.scale, 1)
         flat = torch.addmm(start, x.flatten(0, -2), self.projection.weight.t(), beta=kept, alpha=self.scale)
@@ -344,7 +344,7 @@ def create_adapter(
 
 
 def fit_width(x: torch.Tensor, width: int) -> torch.Tensor:
-    """Cut the last axis of x to a width, or pad it with zeros."""
+    """Return x with its last axis cut to a width, or padded with zeros."""
     if x.shape[-1] == width:
         return x
     return x[..., :width] if x.shape[-1] > width else functional.pad(x, (0, width - x.shape[-1]))

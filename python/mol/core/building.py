@@ -1,4 +1,4 @@
-"""Makes a fused layer: checks that the blocks asked for are there and may stand in it, and puts adapters round them."""
+"""Builds a fused layer: checks that the requested blocks exist and may replace one of the host's, and adds adapters."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 
     from mol.core.runtime import Runtime
 
-    Asked = tuple[str, int | Iterable[int]]
+    Requested = tuple[str, int | Iterable[int]]
     """A model, and the number of one of its blocks, or of several that run in a row."""
 
 _log: Final = logging.getLogger("mol")
 
 
-def build_layer(runtime: Runtime, asked: Sequence[Asked], position: int) -> MoLLayer:
-    """Make the layer that is to stand for one of the host's, where the host is; see `MoLRuntime.add_layer`.
+def build_layer(runtime: Runtime, requested: Sequence[Requested], position: int) -> MoLLayer:
+    """Build the layer that is to replace one of the host's, on its device; see `MoLRuntime.add_layer`.
 
     Raises:
-        ConfigError: a model, a block or the place does not exist, or the place is taken.
-        MolError: blocks cannot be run alone, or look ahead in a causal model.
+        ConfigError: a model, a block or the layer does not exist, or the layer was added before.
+        MolError: blocks cannot be run alone, or attend to later tokens in a causal model.
     """
     host, settings = runtime.open_host(), runtime.config
     problems = []
     if len(runtime.layers) == settings.max_layers:
-        problems.append(f"max_layers is {settings.max_layers}, and so many layers were added")
+        problems.append(f"max_layers is {settings.max_layers}, and that many layers were added")
     if not 0 <= position < len(host):
         problems.append(f"layer_idx is {position}, the host {host.name} has layers 0 to {len(host) - 1}")
     if position in runtime.positions:
         problems.append(f"layer_idx {position} was added before")
-    if not asked:
+    if not requested:
         problems.append("no block is named")
     specs = []
-    for one in asked:
+    for one in requested:
         try:
             name, given = one
             blocks = tuple(map(index, given if isinstance(given, Iterable) else [given]))
@@ -55,7 +55,7 @@ def build_layer(runtime: Runtime, asked: Sequence[Asked], position: int) -> MoLL
         raise ConfigError.listing(f"layer {position} cannot be added", problems)
     _make_causal(runtime, specs)
     own = ExpertSpec(host.name, (position,))
-    _say_notes(runtime, specs, own)
+    _warn_of_notes(runtime, specs, own)
     experts = [
         Expert.build(
             spec,
@@ -76,8 +76,8 @@ def build_layer(runtime: Runtime, asked: Sequence[Asked], position: int) -> MoLL
     return layer.to(host.device)
 
 
-def _say_notes(runtime: Runtime, specs: Sequence[ExpertSpec], own: ExpertSpec) -> None:
-    """Warn, once for each model, of what its blocks do not get here; see `mol.core.reports.notes`."""
+def _warn_of_notes(runtime: Runtime, specs: Sequence[ExpertSpec], own: ExpertSpec) -> None:
+    """Warn, once per model, of what its blocks do without here; see `mol.core.reports.notes`."""
     host, settings = runtime.host, runtime.config
     for spec in specs:
         source = runtime.source(spec.model)
@@ -96,17 +96,18 @@ def _say_notes(runtime: Runtime, specs: Sequence[ExpertSpec], own: ExpertSpec) -
 
 
 def _make_causal(runtime: Runtime, specs: Sequence[ExpertSpec]) -> None:
+    """Make the blocks of experts causal if the host is, and refuse those that cannot be."""
     if not runtime.host.is_causal() or runtime.config.allow_bidirectional:
         return
-    looking = [
+    ahead = [
         f"{spec.model}[{block}] ({type(runtime.source(spec.model).blocks[0]).__name__})"
         for spec in specs
         for block in spec.blocks
         if not runtime.source(spec.model).make_causal(block)
     ]
-    if looking:
+    if ahead:
         raise FusionError.listing(
-            f"the host {runtime.host_name} predicts the next token, and these blocks look ahead of it even with causal "
-            "masks; choose others, or pass allow_bidirectional=True if nothing is trained or written",
-            looking,
+            f"the host {runtime.host_name} predicts the next token, and these blocks attend to later tokens even with "
+            "causal masks; choose others, or pass allow_bidirectional=True if nothing is trained or generated",
+            ahead,
         )

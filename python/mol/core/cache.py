@@ -1,4 +1,4 @@
-"""Caches of a fused model: one for each expert of each layer, and the whole that `generate` passes around."""
+"""Caches of a fused model: one for each expert of each layer, and the one around them that `generate` passes on."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mol.core.parts import where_from
 from mol.errors import FusionError
 
 CACHE_NAME: Final = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"
-"""What models call their cache: `past_key_values` before transformers 5.24."""
+"""The models' name for their cache: `past_key_values` before transformers 5.24."""
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
 class ExpertCache(DynamicCache):
-    """The cache of one expert in one layer, in the form its model knows.
+    """The cache of one expert in one layer, of the class that its model uses.
 
     Only the slot of the expert's own block fills, while the model sizes its masks by another slot, so lengths are
     those of the fused sequence.
@@ -55,7 +55,7 @@ class ExpertCache(DynamicCache):
         return sizes
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
-        """Tell whether tokens have been seen."""
+        """Return whether tokens have been seen."""
         return self.seen > 0
 
     def select(self, rows: torch.Tensor) -> None:
@@ -72,7 +72,7 @@ class ExpertCache(DynamicCache):
 
 @dataclass
 class Compacted:
-    """What has gone into a block without a cache of its own, of the tokens that were routed to it.
+    """The input so far of a block without a cache of its own, of the tokens that were routed to it.
 
     Attributes:
         hidden: (B, P, D), the tokens of a row side by side and padding behind them.
@@ -92,26 +92,27 @@ class Compacted:
 
 
 class FusedCache(Cache):
-    """What a fused model remembers between forwards.
+    """The state of a fused model between forwards.
 
     Attributes:
         seen: tokens so far.
         batch: rows; 0 before the first forward.
         ids: (B, seen), the tokens so far, None before the first forward; enough to run all of them again.
-        stale: whether the next forward must do that, because what else is here does not fit it or was never made.
-        prompt: with "sequence" dispatch, rows choose by so many first columns; by `router_prefix` tokens if None.
+        stale: whether the next forward must do that, because the rest of the cache does not fit it or was never made.
+        prompt: with "sequence" dispatch, the number of first columns by which rows choose; `router_prefix` tokens if
+            None.
         host: the host's own cache.
         experts: by (layer, expert), of those whose blocks have a native cache.
         histories: by (layer, expert), hidden states (B, T, D) that went into a block without one.
-        rows: by (layer, expert), the rows of the batch that its cache or history holds; all where it is not named.
-        valid: by (layer, expert), which keys (B, P) of its cache are tokens that were routed to it; all if not named.
-        compacted: by (layer, expert), what went into a block without a cache when only some tokens did.
-        routes: by layer, what its router remembers, or the choice that it pinned.
+        rows: by (layer, expert), the rows of the batch that its cache or history holds; all if it is missing.
+        valid: by (layer, expert), which keys (B, P) of its cache are tokens that were routed to it; all if missing.
+        compacted: by (layer, expert), the input of a block without a cache when only some tokens were routed to it.
+        routes: by layer, the state of its router, or the choice that was pinned.
     """
 
     def __init__(self, host: ExpertCache | None) -> None:
         """Start with no token."""
-        # Not Cache.__init__: it wants the layers of one model.
+        # Not Cache.__init__: it requires the layers of one model.
         self.layers: list[Any] = []
         self.offloading = False
         self.layer_class_to_replicate = None
@@ -133,7 +134,7 @@ class FusedCache(Cache):
         return len(self.experts)
 
     def __bool__(self) -> bool:
-        """Tell that there is a cache, whether or not anything is in it."""
+        """Return True: there is a cache, even if it is empty."""
         return True
 
     def extend(self, ids: torch.Tensor) -> None:
@@ -146,7 +147,7 @@ class FusedCache(Cache):
         self.batch, self.seen = self.ids.shape
 
     def restart(self, fresh: FusedCache) -> None:
-        """Become what an empty cache is, but for the tokens that rows choose by: all tokens are to be run again."""
+        """Become an empty cache, except for the number of columns by which rows choose: all tokens are run again."""
         self.__dict__.update({**vars(fresh), "prompt": self.prompt})
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -166,20 +167,20 @@ class FusedCache(Cache):
         return -1
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Keep these rows of the batch, in this order; a row may be asked for several times, as beams do."""
-        chosen = {place: where_from(kept, beam_idx) for place, kept in self.rows.items()}
-        held = {place: torch.tensor(old) for place, (_, old) in chosen.items()}
-        for place, (new, _) in chosen.items():
+        """Keep these rows of the batch, in this order; a row may be given several times, as beams do."""
+        chosen = {key: where_from(kept, beam_idx) for key, kept in self.rows.items()}
+        held = {key: torch.tensor(old) for key, (_, old) in chosen.items()}
+        for key, (new, _) in chosen.items():
             if new:
-                self.rows[place] = new
+                self.rows[key] = new
             else:  # no row of this expert is left
                 for kind in (self.rows, self.experts, self.histories):
-                    kind.pop(place, None)
-        for place, cache in self.experts.items():
-            cache.select(held.get(place, beam_idx))
+                    kind.pop(key, None)
+        for key, cache in self.experts.items():
+            cache.select(held.get(key, beam_idx))
         for tensors in (self.histories, self.valid):
-            for place, tensor in tensors.items():
-                tensors[place] = tensor.index_select(0, held.get(place, beam_idx).to(tensor.device))
+            for key, tensor in tensors.items():
+                tensors[key] = tensor.index_select(0, held.get(key, beam_idx).to(tensor.device))
         for others in (*self.compacted.values(), *self.routes.values()):
             others.select(beam_idx)
         if self.host is not None:
@@ -196,17 +197,17 @@ class FusedCache(Cache):
         """Repeat every row, for beams.
 
         Raises:
-            FusionError: nothing has been cached, so the number of rows is not known.
+            FusionError: nothing was cached yet, so the number of rows is not known.
         """
         if not self.batch:
             raise FusionError("rows of an empty cache cannot be repeated")
         self.reorder_cache(torch.arange(self.batch).repeat_interleave(repeats))
 
     def crop(self, max_length: int) -> None:
-        """Refuse to forget tokens.
+        """Refuse to remove tokens.
 
         Raises:
-            FusionError: always; what recurrent experts have seen cannot be taken back.
+            FusionError: always; recurrent experts cannot undo tokens.
         """
         raise FusionError(f"a fused cache cannot be cut to {max_length} tokens; assisted generation does not work here")
 
@@ -217,12 +218,12 @@ class FusedCache(Cache):
 
     @property
     def is_croppable(self) -> bool:
-        """Whether tokens can be taken back: they cannot."""
+        """Whether tokens can be removed: they cannot."""
         return False
 
     @property
     def is_sliding(self) -> list[bool]:
-        """Whether it forgets, by layer; each expert's cache knows for itself."""
+        """Whether it has a sliding window, by layer; each expert's own cache knows."""
         return [False]
 
     @property

@@ -1,7 +1,7 @@
-"""Names of what a fusion runs and does not hold, in its module tree, so that tools that want to change it are refused.
+"""Lists the modules of a fusion's models by name, so that tools that would change them are refused.
 
-The models of a fusion are outside of its module tree: `state_dict`, optimizers and FSDP see what is trained. A tool
-that looks for modules by name would miss theirs without a word, as PEFT does with a list that names others too.
+The models of a fusion are outside of its module tree: `state_dict`, optimizers and FSDP see only what is trained. Tools
+that look for modules by name would silently miss theirs, as PEFT does with a list that names others too.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from mol.core.blocks.source import Source
 
 FROZEN: Final = "frozen"
-"""What their names begin with, in a runtime or a mixture."""
+"""The prefix of their names, in a runtime or a mixture."""
 
 
 class FrozenError(FusionError, AttributeError):
-    """A module of a model of the fusion is to be changed, or to call hooks.
+    """A tool tried to change a module of a model of the fusion, or to add hooks to it.
 
-    PEFT skips names without a module by AttributeError where it looks at all of them, to merge its adapters say.
+    PEFT skips names without a module by AttributeError where it visits all of them, to merge its adapters say.
     """
 
 
 class Frozen(nn.Module):
-    """A module of a model of the fusion, by name alone: without parameters, never called, not to be changed."""
+    """A placeholder for a module of a model of the fusion: without parameters, never called, not to be changed."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - whatever it is called with
+    def forward(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - any call
         """Refuse.
 
         Raises:
@@ -43,7 +43,7 @@ class Frozen(nn.Module):
         raise refused("this")
 
     def register_forward_hook(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - as nn.Module has it
-        """Refuse what would never be called.
+        """Refuse a hook, which would never be called.
 
         Raises:
             FrozenError: always.
@@ -55,16 +55,16 @@ class Frozen(nn.Module):
 
 
 class NamesModels:
-    """A module that runs models, and names their modules right after itself; nn.Module comes after this as a base."""
+    """A base, before nn.Module, of modules that run models: their modules are listed by name right after itself."""
 
     @abstractmethod
     def frozen_modules(self) -> Iterator[tuple[str, nn.Module]]:
-        """Name the modules of the models, each with a `Frozen` one in its place."""
+        """Yield the names of the modules of the models, each with a `Frozen` placeholder."""
 
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """Give the modules by name as any module does, those of its models among them."""
+        """Yield the modules by name as any module does, with those of its models."""
         found = super().named_modules(memo, prefix, remove_duplicate)  # type: ignore[misc]
         for own in islice(found, 1):
             yield own
@@ -72,7 +72,7 @@ class NamesModels:
         yield from found
 
     def get_submodule(self, target: str) -> nn.Module:
-        """Give a module by name.
+        """Return a module by name.
 
         Raises:
             FrozenError: it is one of the models'.
@@ -85,9 +85,9 @@ class NamesModels:
 
 
 def names_in(source: Source) -> Iterator[str]:
-    """Give the names of the modules of a model that people look for: its blocks, embeddings and head, and their parts.
+    """Yield the names of the modules of a model that tools look for: its blocks, embeddings and head, and their parts.
 
-    The heads of classifiers are left out: PEFT looks for those by itself, by names that routers have too.
+    The heads of classifiers are left out: PEFT looks for those itself, by names that routers have too.
     """
     model = source.model
     wanted = [*source.blocks, model.get_output_embeddings()]
@@ -99,7 +99,7 @@ def names_in(source: Source) -> Iterator[str]:
 
 
 def refused(name: str) -> FrozenError:
-    """Say why a module cannot be changed, and what can be instead."""
+    """Return the error for a module that cannot be changed, which says what can be instead."""
     return FrozenError(
         f"{name} is a module of a model of the fusion, which is frozen, outside of the module tree and not saved with "
         "it: nothing can be put into its blocks, embeddings or head, and hooks on them would not be called. Name "

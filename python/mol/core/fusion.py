@@ -1,7 +1,7 @@
-"""Runs the host's own forward with fused layers in the place of its blocks.
+"""Runs the host's own forward with fused layers instead of its blocks.
 
-The host drives: embeddings, positions, masks, final norm, head and loss are its own code. Where a layer was added, the
-host's call of its block becomes the layer's; every other block runs as it is.
+Embeddings, positions, masks, final norm, head and loss are the host's own code. Where a layer was added, the host's
+call of its block becomes a call of the layer; every other block runs as it is.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 
 
 class Fusion(NamedTuple):
-    """What a fused model is made of.
+    """The parts of a fused model.
 
     Attributes:
-        host: the source that drives.
-        sources: every model by name, the host among them.
+        host: the model whose own forward runs.
+        sources: every model by name, with the host.
         host_name: the host's name.
         layers: by position in the host.
-        keep_host_layers: run blocks of the host without a layer, instead of passing the stream on.
+        keep_host_layers: run blocks of the host without a layer, instead of skipping them.
         dispatch: what an expert sees, see `MoLConfig`.
-        router_prefix: with "sequence" dispatch, the number of first tokens of a row that its choice goes by.
+        router_prefix: with "sequence" dispatch, the number of first tokens of a row by which it chooses.
     """
 
     host: Source
@@ -50,7 +50,7 @@ class Fusion(NamedTuple):
 
     @property
     def pins(self) -> bool:
-        """Whether rows choose once, so that outputs within the tokens they choose by look ahead."""
+        """Whether a layer pins each row's experts; outputs at the tokens of that choice then depend on later ones."""
         return any(layer.mode(self.dispatch) == "sequence" for layer in self.layers.values())
 
     def host_blocks(self) -> set[int]:
@@ -66,7 +66,7 @@ class Fusion(NamedTuple):
         return experts | kept
 
     def foreign(self) -> list[ExpertSpec]:
-        """List the experts that do not stand in their own place, so that they have a cache of their own."""
+        """Return the experts that run outside of the host's own call of their block, with a cache of their own."""
         return [
             spec
             for position, layer in self.layers.items()
@@ -79,11 +79,11 @@ class HostRun(NamedTuple):
     """A forward of the host with the fused layers in it.
 
     Attributes:
-        forward: calls the host's model, or a part of it that drives the blocks.
+        forward: calls the host's model, or a part of it that calls the blocks.
         mask: (B, P + T) over all tokens so far.
         length: T, the number of new tokens.
-        cache: what earlier forwards left.
-        prompt: the number of first columns that rows choose their experts by, see `Pass`.
+        cache: from earlier forwards.
+        prompt: the number of first columns by which rows choose their experts, see `Pass`.
     """
 
     forward: Callable[[], Any]
@@ -94,12 +94,12 @@ class HostRun(NamedTuple):
 
 
 def choosing(mask: torch.Tensor, prefix: int, prompt: int | None) -> torch.Tensor:
-    """Tell which tokens a row with "sequence" dispatch chooses its experts by.
+    """Return the tokens by which a row with "sequence" dispatch chooses its experts.
 
     Args:
         mask: (B, T) over all tokens, 0 for padding.
-        prefix: the first so many tokens of each row that are no padding.
-        prompt: those in the first so many columns instead, if it is given.
+        prefix: number of first tokens of each row, padding not counted.
+        prompt: number of first columns instead, if it is given.
 
     Returns:
         (B, T), true for these tokens.
@@ -114,7 +114,7 @@ class Pass:
     """One forward of a fused model.
 
     Attributes:
-        routings: by position, what the routers said.
+        routings: by position, the weights and logits of the routers.
         hidden: the stream after the last block (B, T, H), in the host's width and before its final norm.
     """
 
@@ -127,16 +127,17 @@ class Pass:
             fusion: the model.
             mask: (B, P + T) over all tokens so far, 0 for padding.
             length: T, the number of new tokens.
-            cache: what earlier forwards left; it grows by this one, whose tokens the caller adds to it.
+            cache: from earlier forwards; it grows by this one, whose tokens the caller adds to it.
             prompt: with "sequence" dispatch, rows choose by this many first columns; by the first `router_prefix`
-                tokens if None. What they chose stays in the cache.
+                tokens if None. The choice stays in the cache.
 
         Raises:
             FusionError: a model has no positions for so many tokens.
         """
         limits = {name: source.limit for name, source in fusion.sources.items()}
-        if any(most is not None and most < mask.shape[1] for limit in limits.values() for most in limit):
-            check_longest(limits, int(mask.sum(1).max()), written=False)
+        total = mask.shape[1]
+        if [1 for table, announced in limits.values() if (table or total) < total or (announced or total) < total]:
+            check_longest(limits, int(mask.sum(1).max()), generated=False)
         self._fusion = fusion
         self._mask = mask
         self._length = length
@@ -145,14 +146,14 @@ class Pass:
         self._next = 0
         self._experts = ExpertRuns(fusion.sources, mask, length, cache)
         self._shown = mask[:, -length:]
-        # Routers save passes over the stream where nothing is padding.
+        # Without padding routers save passes over the stream.
         self._padding = None if bool(self._shown.all()) else self._shown
         self._first: tuple[torch.Tensor, torch.Tensor] | None = None
         self.routings: dict[int, Routing] = {}
         self.hidden: torch.Tensor | None = None
 
     def run_host(self, forward: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the host returns
-        """Run the host's forward with the fused layers in it, and return what it returned."""
+        """Run the host's forward with the fused layers in it, and return its result."""
         host = self._fusion.host
         with intercepted(host.blocks, self._block):
             result = forward()
@@ -164,7 +165,7 @@ class Pass:
         self._next += 1
         form = host.calls.form_of(index, block)
         layer = self._fusion.layers.get(index)
-        last = index == len(host) - 1
+        last = index == len(host.calls.forms) - 1
         if layer is None:
             if self._fusion.keep_host_layers:
                 result = call_block(block, call)
@@ -208,7 +209,7 @@ class Pass:
         return self._fusion.host.layout.from_block(hidden, self._mask.shape[0])
 
     def _own(self, index: int, call: Arguments, carried: dict[Any, Any]) -> RunBlocks:
-        """Give what runs the host's own block in its own call and cache; what it returns besides is kept."""
+        """Return a function that runs the host's own block in its own call and cache; its other results are kept."""
         host = self._fusion.host
         form = host.calls.forms[index]
 
@@ -222,19 +223,19 @@ class Pass:
     def _run_expert(
         self, own: RunBlocks | None, key: tuple[int, int], spec: ExpertSpec, seen: Part, hidden: torch.Tensor
     ) -> torch.Tensor:
-        # Not where the host's call and cache, which are for all tokens, would show too much.
+        # Not for a part of the tokens: the host's call and cache are for all of them.
         if own is not None and isinstance(seen, Whole):
             return own(hidden)
         return self._experts.run_expert(key, spec, seen, hidden)
 
     @cached_property
     def _alone(self) -> Routing:
-        """Where there is nothing to choose: one answer for all such layers."""
+        """The routing of layers with nothing to choose, the same for all of them."""
         shown = self._mask.new_ones(self._shown.shape) if self._padding is None else self._padding
         return Routing(shown[..., None].to(torch.float32), None)
 
     def _first_tokens(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Give the tokens (B, S, H) that rows choose by, in their order, and their mask (B, S)."""
+        """Return the tokens (B, S, H) by which rows choose, in their order, and their mask (B, S)."""
         mask = self._shown
         if self._prompt is not None:
             return hidden[:, : self._prompt], mask[:, : self._prompt]

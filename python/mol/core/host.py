@@ -1,4 +1,4 @@
-"""The host's side of a fused forward: what goes into it, and its head on a stream that it did not make."""
+"""The host's side of a fused forward: its inputs, and its head on a stream that it did not compute."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
     from mol.core.blocks.source import Source
 
 _log: Final = logging.getLogger("mol")
-_FROM_MASK: Final = "every model makes its own from attention_mask"
+_FROM_MASK: Final = "every model computes its own from attention_mask"
 UNKNOWN_TO_EXPERTS: Final = {
     "inputs_embeds": "give input_ids",
     "position_ids": _FROM_MASK,
     "cache_position": _FROM_MASK,
-    "output_attentions": "experts do not tell theirs",
+    "output_attentions": "experts do not return theirs",
     "output_router_logits": "the host's own routers are frozen, and fused layers run other blocks than theirs",
     **dict.fromkeys(CACHE_NAMES, "MoLForCausalLM keeps a cache for each expert"),
 }
 
 
 def reads_images(host: Source) -> bool:
-    """Tell whether a host takes `pixel_values` instead of tokens."""
+    """Return whether a host takes `pixel_values` instead of tokens."""
     return not takes(host.model, "input_ids") and takes(host.model, "pixel_values")
 
 
-def checked_tokens(input_ids: Any) -> torch.Tensor:  # noqa: ANN401 - whatever was given
-    """Return what was given as input_ids (B, T).
+def checked_tokens(input_ids: Any) -> torch.Tensor:  # noqa: ANN401 - any argument
+    """Return `input_ids` (B, T) after a check.
 
     Raises:
-        FusionError: it is nothing, no tensor, not of integers or of another shape.
+        FusionError: they are None, no tensor, not integers or of another shape.
     """
     wanted = "wanted a tensor (batch, tokens) of integers"
     if input_ids is None:
@@ -58,7 +58,7 @@ def checked_tokens(input_ids: Any) -> torch.Tensor:  # noqa: ANN401 - whatever w
 
 
 def checked_mask(input_ids: torch.Tensor, mask: torch.Tensor | None, seen: int = 0) -> torch.Tensor:
-    """Return the mask (B, P + T) of all tokens, all ones if None, as integers.
+    """Return the mask (B, P + T) of all tokens as integers, all ones if None.
 
     Args:
         input_ids: (B, T).
@@ -76,14 +76,14 @@ def checked_mask(input_ids: torch.Tensor, mask: torch.Tensor | None, seen: int =
     if mask.shape != (batch, seen + length):
         after = f" after {seen} in the cache" if seen else ""
         raise FusionError(
-            f"attention_mask is {tuple(mask.shape)} beside {length} tokens{after} in {batch} rows, wanted "
+            f"attention_mask is {tuple(mask.shape)} for {length} tokens{after} in {batch} rows, wanted "
             f"{(batch, seen + length)}"
         )
     return mask.long()
 
 
-def checked_labels(labels: Any, input_ids: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - whatever was given
-    """Return what was given as labels of these tokens (B, T).
+def checked_labels(labels: Any, input_ids: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - any argument
+    """Return the labels of these tokens (B, T) after a check.
 
     Raises:
         FusionError: it is no tensor or of another shape.
@@ -94,18 +94,18 @@ def checked_labels(labels: Any, input_ids: torch.Tensor) -> torch.Tensor:  # noq
     return labels
 
 
-def asked_for(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out options that are None or false, as those are that nobody set."""
+def set_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop options that are None or False: they were not set."""
     return {name: value for name, value in options.items() if value is not None and value is not False}
 
 
 def host_options(host: Source, model: nn.Module, others: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the host's model, or a part of it, is called with besides; what is None or false is left out.
+    """Return the further options to call the host's model, or a part of it, with; None and False are dropped.
 
     Raises:
-        FusionError: it takes no such thing, or experts would not know of it.
+        FusionError: the host does not take one, or experts would ignore it.
     """
-    given = asked_for(others)
+    given = set_options(others)
     for name in given:
         if name in UNKNOWN_TO_EXPERTS:
             raise FusionError(f"a fused model does not take {name}: {UNKNOWN_TO_EXPERTS[name]}")
@@ -121,18 +121,18 @@ def host_inputs(
     attention_mask: torch.Tensor | None,
     others: Mapping[str, Any],
 ) -> tuple[dict[str, Any], torch.Tensor]:
-    """Give the inputs of a forward of the host without a cache, and the mask of the stream (B, T) that they make.
+    """Return the inputs of a forward of the host without a cache, and the mask (B, T) of its stream.
 
     Args:
         host: the host.
-        model: its model, or the part of it that drives the blocks.
+        model: its model, or the part of it that calls the blocks.
         input_ids: (B, T), of a host that reads tokens.
         attention_mask: (B, T), 0 for padding.
         others: inputs of the model's own, `pixel_values` or `token_type_ids` say; see `host_options`.
 
     Raises:
-        FusionError: the host reads tokens and gets none, or reads images and gets tokens, or the other way round; or an
-            input is not known or of another shape.
+        FusionError: the host reads tokens and is given images or nothing, or the other way round; or an input is
+            unknown or of another shape.
     """
     reads = "pixel_values" if reads_images(host) else "input_ids"
     both = {"input_ids": input_ids, "pixel_values": others.get("pixel_values")}
@@ -147,7 +147,7 @@ def host_inputs(
         input_ids = checked_tokens(input_ids)
         mask = checked_mask(input_ids, attention_mask)
         return {**token_inputs(model, input_ids, mask, positions=host.is_causal()), **given}, mask
-    # How many patches an image of this size has, only its embeddings know.
+    # Only the embeddings know how many patches an image of this size has.
     with torch.no_grad():
         handed, _ = host.calls.capture(lambda: model(**given))
     hidden = argument(handed[0], host.calls.forms[0].hidden_in)
@@ -155,39 +155,39 @@ def host_inputs(
     return given, torch.ones(batch, patches, dtype=torch.long, device=hidden.device)
 
 
-def check_longest(limits: Mapping[str, Limit], length: int, *, written: bool = True) -> None:
-    """Check that models have positions for so many tokens, and warn of those that make some they may not know.
+def check_longest(limits: Mapping[str, Limit], length: int, *, generated: bool = True) -> None:
+    """Check that models have positions for so many tokens, and warn of those that were not made for so many.
 
-    A table of positions ends, so that a longer text cannot be run. Rotary positions and the like do not: transformers
-    runs such models on, as people do who trust them with it, and so does a fusion.
+    A table of positions ends, so a longer text cannot be run. Rotary positions and the like do not end: transformers
+    runs such models on longer texts, and so does a fusion.
 
     Args:
         limits: of each model, by name.
         length: of the text.
-        written: it is still to be written.
+        generated: it is still to be generated.
 
     Raises:
-        FusionError: lists those that have not.
+        FusionError: lists the models that have none.
     """
     short = [f"{name} has positions for {limit.table} tokens" for name, limit in limits.items() if limit.ends(length)]
     if short:
-        said = f"the text would take {length}" if written else f"{length} were given"
+        said = f"the text would take {length}" if generated else f"{length} were given"
         raise FusionError(f"{'; '.join(short)}, and {said}; shorten the text, or leave its blocks out")
     for name, (_, announced) in limits.items():
         if announced and announced < length:
-            _say_once(
+            _warn_once(
                 f"{name}: its config is for {announced} tokens (max_position_embeddings), and longer texts are run: it "
-                "makes positions for them, as in transformers, which it may not have been trained on"
+                "computes positions for them, as in transformers, which it may not have been trained on"
             )
 
 
 def check_noise(host: Source) -> None:
-    """Refuse the noise of Trainer's `neftune_noise_alpha`, which a module of a frozen model never adds.
+    """Refuse Trainer's `neftune_noise_alpha`: a module of a frozen model never adds that noise.
 
     Raises:
         FusionError: it was set.
     """
-    with suppress(NotImplementedError):  # some hosts of images do not tell their embeddings
+    with suppress(NotImplementedError):  # some hosts of images have no such method
         if hasattr(host.model.get_input_embeddings(), "neftune_noise_alpha"):
             raise FusionError(
                 "neftune_noise_alpha adds noise to embeddings in training mode alone, and those of a fusion are its "
@@ -196,12 +196,12 @@ def check_noise(host: Source) -> None:
 
 
 @cache
-def _say_once(line: str) -> None:
+def _warn_once(line: str) -> None:
     _log.warning(line)
 
 
 def most_positions(sources: Mapping[str, Source]) -> int | None:
-    """Return the least of what the configs of models announce as their longest text; None if none does."""
+    """Return the shortest of the longest texts in the configs of models; None if no config has one."""
     return min((source.limit.announced for source in sources.values() if source.limit.announced), default=None)
 
 
@@ -209,16 +209,16 @@ class HostHead(nn.Module):
     """The host's final norm and head, as its own forward applies them."""
 
     def __init__(self, host: Source) -> None:
-        """Apply the head of this host, whose weights are none of this module."""
+        """Use the head of this host; its weights do not belong to this module."""
         super().__init__()
         self._host = host
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Turn the stream after the last layer (B, T, H) into logits: (B, T, V), or (B, C) of C classes.
+        """Return logits for the stream after the last layer (B, T, H): (B, T, V), or (B, C) of C classes.
 
         Args:
             hidden_states: the stream.
-            attention_mask: (B, T), 0 for padding; only heads that sum up a text look at it.
+            attention_mask: (B, T), 0 for padding; only heads that pool a text read it.
         """
         host = self._host
         batch, length, _ = hidden_states.shape
@@ -243,7 +243,7 @@ class OutputEmbeddings(nn.Module):
     """The host's last linear map as a module of the fusion, without parameters of its own; PEFT looks for it there."""
 
     def __init__(self, host: Source) -> None:
-        """Call the output embeddings of this host, which keeps the weights."""
+        """Use the output embeddings of this host, which keeps the weights."""
         super().__init__()
         self._host = host
 
@@ -253,14 +253,14 @@ class OutputEmbeddings(nn.Module):
         module: nn.Module = self._host.model.get_output_embeddings()
         return module
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - what the module has: weight, bias, its widths
-        """Pass on what is not found here."""
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - weight, bias, widths
+        """Return attributes of the host's module that this one does not have."""
         try:
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self.inner, name)
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Turn normalised hidden states (..., H) into what the host's head makes of them, (..., V)."""
+        """Return the logits (..., V) of the host's last linear map for normalised hidden states (..., H)."""
         logits: torch.Tensor = self.inner(hidden_states)
         return logits

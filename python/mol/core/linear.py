@@ -1,4 +1,4 @@
-"""The linear layers of adapters and routers: PEFT, hooks and FSDP2 may wrap them, and nothing quantizes them."""
+"""The linear layers of adapters and routers: PEFT, hooks and FSDP2 may wrap them; quantizing them is refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mol.errors import FusionError
 class TrainedLinear(nn.Linear):
     """A linear layer that is trained, so its parameters stay floats.
 
-    Whoever uses one calls it: what wraps it (LoRA, a hook, FSDP2) acts in its call, and not in its weight.
+    It is used by calling it: wrappers (LoRA, hooks, FSDP2) act in its call, and not in its weight.
     """
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
@@ -33,7 +33,7 @@ class TrainedLinear(nn.Linear):
 
 
 class FloatLinear(TrainedLinear):
-    """The same, computed in float32 whatever dtype its parameters were cast to."""
+    """The same, computed in float32 whatever the dtype of its parameters."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map (..., in_features), float32, to (..., out_features)."""
@@ -42,7 +42,7 @@ class FloatLinear(TrainedLinear):
 
 
 def is_plain(linear: nn.Module) -> bool:
-    """Tell whether calling a linear layer is the product of its weight and nothing besides, so that it may be fused."""
+    """Return whether calling a linear layer is the product with its weight and nothing else, so it may be fused."""
     return (
         type(linear) is TrainedLinear
         and type(linear.weight) is nn.Parameter
@@ -56,6 +56,6 @@ def is_plain(linear: nn.Module) -> bool:
 
 def dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:
     """Return the dtype that a module, wrapped or not, is computed in: that of its first float parameter."""
-    if type(module) is TrainedLinear:  # one of thousands of times that this is called
+    if type(module) is TrainedLinear:  # the common case
         return module.weight.dtype
     return next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), default)

@@ -1,7 +1,7 @@
-"""What a router is trained by besides the task: differentiable, in float32, over the tokens that are no padding.
+"""Losses of routers next to that of the task: differentiable, in float32, over the tokens that are no padding.
 
-All take (..., E) and a mask of the leading axes, 1 for a token that counts; the runtime gives (B, T, E) and (B, T).
-With no token left they are 0. Logits are those that a router returns: their softmax is its choice.
+All take (..., E) and a mask of the leading axes, 1 for a token that counts; the runtime passes (B, T, E) and (B, T).
+Without any token they are 0. Logits are those that a router returns: their softmax is its choice.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def compute_router_entropy(logits: torch.Tensor, attention_mask: torch.Tensor | 
 
 
 def compute_mutual_information(logits: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-    """Return H(mean p) - mean H(p), in nats: what a token tells about its expert, 0 to log E.
+    """Return H(mean p) - mean H(p), in nats: the information of a token about its expert, 0 to log E.
 
-    It is large where each token is sure and all experts are used alike, so subtracting it from a loss asks for both.
+    It is large if each token is sure and all experts are used alike, so subtracting it from a loss favours both.
 
     Args:
         logits: (..., E).
@@ -47,7 +47,7 @@ def compute_mutual_information(logits: torch.Tensor, attention_mask: torch.Tenso
     logits, kept = _masked(logits, attention_mask)
     log_p = logits.log_softmax(-1)
     mean = _mean(log_p.exp(), kept)
-    # With no token left, the mean is 0 in every place; 0 log 0 counts as 0.
+    # Without any token the mean is 0 everywhere; 0 log 0 counts as 0.
     return _entropy(mean.clamp(min=torch.finfo(torch.float32).tiny).log()) - _mean(_entropy(log_p), kept)
 
 
@@ -75,13 +75,13 @@ def compute_load_balancing_loss(
     counts each 1 and so reports k times as much. A token that weighs all of them, in dense routing, has chosen nothing;
     there its heaviest expert counts, as in the paper, so that the loss sees one expert outweighing the others.
 
-    P_e is the mean probability of expert e. It is best given: the weights of a router that keeps one expert do not
-    tell what the others had. Otherwise it is taken from the weights, over their sum. That sum is held constant, for
+    P_e is the mean probability of expert e. It is best passed in: the weights of a router that keeps one expert do not
+    contain those of the others. Otherwise it is taken from the weights, over their sum. That sum is held constant, for
     w/w = 1 would leave the router of one expert without a gradient; so an expert with too many tokens is still made
     less sure of them. A token without any weight was padding to the router, and counts neither here nor there.
 
     Args:
-        weights: (..., E), 0 for what was not chosen.
+        weights: (..., E), 0 for an expert that was not chosen.
         attention_mask: (...), 0 for padding.
         probabilities: (..., E), the softmax of the logits.
 
@@ -112,7 +112,7 @@ def compute_routing_loss(
     load_balancing_coeff: float,
     entropy_penalty_coeff: float,
 ) -> torch.Tensor:
-    """Return what routing adds to the loss of a task, a mean over the layers that have a choice; 0 without any.
+    """Return the loss of routing to add to that of the task, a mean over the layers that have a choice; 0 without any.
 
     For a layer it is load_balancing_coeff * `compute_load_balancing_loss` + entropy_penalty_coeff *
     `compute_router_entropy`.
@@ -155,7 +155,7 @@ def _entropy(log_p: torch.Tensor) -> torch.Tensor:
 
 
 def _mean(values: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """Average (...) or (..., E) over the tokens that are kept; a look at their number would wait for a GPU."""
+    """Average (...) or (..., E) over the kept tokens; branching on their count would force a device sync."""
     rows = values.reshape(kept.numel(), *values.shape[kept.dim() :])
     share = kept.reshape(-1, *[1] * (rows.dim() - 1)).float()
     return (rows * share).sum(0) / share.sum().clamp(min=1.0)

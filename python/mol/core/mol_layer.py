@@ -1,4 +1,4 @@
-"""MoLLayer: one fused layer, which routes the host's stream between experts and mixes what they add to it."""
+"""MoLLayer: one fused layer, which routes the host's stream to experts and mixes what they add to it."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from mol.config.mol_config import Dispatch
 
 RunBlocks = Callable[[torch.Tensor], torch.Tensor]
-"""Runs an expert's blocks on the hidden states (..., D) of the part of a batch that it sees."""
+"""Runs an expert's blocks on the hidden states (..., D) of its part of a batch."""
 
 RunPart = Callable[[Part, torch.Tensor], torch.Tensor]
-"""The same, told which part that is."""
+"""The same, for a given part."""
 
 
 FirstTokens = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""Takes from the stream (B, T, H) the tokens (B, S, H) that rows choose by, and gives their mask (B, S) too."""
+"""Returns the tokens (B, S, H) of the stream (B, T, H) by which rows choose, and their mask (B, S)."""
 
 
 class ExpertSpec(NamedTuple):
-    """Which blocks an expert is: one of a model, or several in a row.
+    """The blocks of an expert: one of a model, or several in a row.
 
     Attributes:
         model: name of the model.
@@ -39,7 +39,7 @@ class ExpertSpec(NamedTuple):
     blocks: tuple[int, ...]
 
     def __str__(self) -> str:
-        """Name it as messages do: `gpt2[3]`, `gpt2[3-5]`, `gpt2[0,2]`."""
+        """Return its name in messages: `gpt2[3]`, `gpt2[3-5]`, `gpt2[0,2]`."""
         first, last = self.blocks[0], self.blocks[-1]
         if len(self.blocks) > 1 and self.blocks == tuple(range(first, last + 1)):
             return f"{self.model}[{first}-{last}]"
@@ -47,11 +47,11 @@ class ExpertSpec(NamedTuple):
 
 
 class Routing(NamedTuple):
-    """What a router said of the tokens of one forward.
+    """The output of a router for the tokens of one forward.
 
     Attributes:
         weights: (B, T, E), float32; 0 for padding.
-        logits: (B, T, E), float32; None where there is nothing to choose.
+        logits: (B, T, E), float32; None if there is nothing to choose.
     """
 
     weights: torch.Tensor
@@ -59,12 +59,12 @@ class Routing(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What each expert of a layer is to do in one forward.
+    """The work of each expert of a layer in one forward.
 
     Attributes:
-        routing: what the router said; its weights are those of the mixture.
-        parts: what each expert sees; None for one that does not run.
-        state: for the tokens that follow: of the router, or the pinned choice.
+        routing: the router's output; its weights are those of the mixture.
+        parts: the tokens of each expert; None for one that does not run.
+        state: for the next tokens: of the router, or the pinned choice.
     """
 
     routing: Routing
@@ -73,7 +73,7 @@ class Choice(NamedTuple):
 
 
 class Expert(nn.Module):
-    """The trained half of an expert: the way to its blocks and back. The blocks belong to their model.
+    """The trained half of an expert: the adapters to its blocks and back. The blocks belong to their model.
 
     Attributes:
         spec: which blocks.
@@ -82,7 +82,7 @@ class Expert(nn.Module):
     """
 
     def __init__(self, spec: ExpertSpec, down: BaseAdapter, up: BaseAdapter) -> None:
-        """Put the parts together."""
+        """Store the parts."""
         super().__init__()
         self.spec = spec
         self.down = down
@@ -92,9 +92,9 @@ class Expert(nn.Module):
     def build(
         cls, spec: ExpertSpec, host_width: int, width: int, adapter_type: str | None, adapter_init: str = "identity"
     ) -> Expert:
-        """Make an expert with fresh adapters; without a type, for a block of the host, they do nothing.
+        """Make an expert with fresh adapters; without a type, for a block of the host, they are identities.
 
-        Those that are to be fitted, any `adapter_init` but "identity", are plain linear maps, which start as it too.
+        Those to be fitted, with any other `adapter_init`, are plain linear maps, which start as the identity too.
         """
         if adapter_type is None:
             return cls(spec, IdentityAdapter(host_width), IdentityAdapter(host_width))
@@ -107,19 +107,19 @@ class Expert(nn.Module):
 
     @property
     def is_exact(self) -> bool:
-        """Whether the adapters return their input as it is and cannot learn otherwise."""
+        """Whether the adapters return their input and have nothing to learn."""
         return self.down.is_exact_identity and self.up.is_exact_identity
 
     def forward(self, hidden: torch.Tensor, run: RunBlocks, *, alone: bool = True) -> torch.Tensor:
-        """Return F(h) = h + U(E(Ah) - Ah): what the expert does not see of h (..., H) passes through.
+        """Return F(h) = h + U(E(Ah) - Ah): the part of h (..., H) that the expert cannot see passes through.
 
         Args:
             hidden: h (..., H).
             run: E.
-            alone: without it, among several experts, return F(h) - h, which a layer weighs.
+            alone: if False, for one of several experts, return F(h) - h, which a layer weighs.
         """
         if alone and self.is_exact:
-            exact: torch.Tensor = self.up(run(self.down(hidden)))  # both do nothing, and whoever hooked them is called
+            exact: torch.Tensor = self.up(run(self.down(hidden)))  # identities, called for the hooks on them
             return exact
         inner: torch.Tensor = self.down(hidden)
         change: torch.Tensor = self.up(run(inner) - inner)
@@ -132,15 +132,15 @@ class MoLLayer(nn.Module):
     Attributes:
         experts: see `Expert`.
         router: None for a single expert, whose weight is 1.
-        specs: which blocks the experts are.
+        specs: the blocks of the experts.
     """
 
     def __init__(self, experts: Sequence[Expert], router: BaseRouter | None) -> None:
-        """Put the parts together."""
+        """Store the parts."""
         super().__init__()
         self.experts = nn.ModuleList(experts)
         self.router = router
-        self.specs = [expert.spec for expert in experts]  # asked for in every step of decoding
+        self.specs = [expert.spec for expert in experts]  # read in every step of decoding
 
     @classmethod
     def build(
@@ -155,11 +155,11 @@ class MoLLayer(nn.Module):
 
     @property
     def built(self) -> list[Expert]:
-        """Its experts, to read what they are; those that are wrapped pass on what they are asked."""
+        """Its experts, typed; a wrapped one passes on the attributes that are read of it."""
         return list(self.experts)  # type: ignore[arg-type]
 
     def mode(self, dispatch: Dispatch) -> Dispatch:
-        """Say how this layer dispatches: as it is told, but densely where every token goes to every expert anyway."""
+        """Return how this layer dispatches: as given, but densely if every token goes to every expert anyway."""
         if self.router is None or (dispatch == "token" and self.router.top_k in (None, len(self.experts))):
             return "dense"
         return dispatch
@@ -169,7 +169,7 @@ class MoLLayer(nn.Module):
         hidden: torch.Tensor,
         mask: torch.Tensor | None,
         runs: Sequence[RunPart],
-        state: Any = None,  # noqa: ANN401 - a RouterState, or what rows have chosen
+        state: Any = None,  # noqa: ANN401 - a RouterState, or the pinned choice of rows
         *,
         mode: Dispatch = "dense",
         skip: bool = True,
@@ -179,16 +179,16 @@ class MoLLayer(nn.Module):
 
         Args:
             hidden: the host's stream (B, T, H).
-            mask: (B, T), 0 for padding; None where there is none.
-            runs: for each expert what runs its blocks.
-            state: what the layer returned for the tokens before.
-            mode: what an expert sees: all tokens, rows that chose it or tokens that did; see `mode`.
-            skip: with "dense", leave out experts that no token chose; a cache that must see every token forbids it.
-            first: with "sequence", the tokens that rows choose by, and their mask; all if None.
+            mask: (B, T), 0 for padding; None if there is none.
+            runs: for each expert the function that runs its blocks.
+            state: from the call for the earlier tokens.
+            mode: what an expert sees: all tokens, the rows that chose it or the tokens that did; see `mode`.
+            skip: with "dense", skip experts that no token chose; not with a cache, which must see every token.
+            first: with "sequence", returns the tokens by which rows choose, and their mask; all if None.
 
         Returns:
-            The stream after the layer (B, T, H); what the router said, None where there is nothing to choose; and its
-            state for the next tokens.
+            The stream after the layer (B, T, H); the router's output, None if there is nothing to choose; and its state
+            for the next tokens.
         """
         if self.router is None:
             return self.experts[0](hidden, partial(runs[0], Whole())), None, None
@@ -212,7 +212,7 @@ class MoLLayer(nn.Module):
                 state = Pinned(*router(*(first(hidden) if first else (hidden, shown)), rows=True))
             pinned: Pinned = state
             weights = pinned.weights[:, None] * shown[..., None].ne(0)
-            logits = pinned.logits[:, None].repeat(1, shown.shape[1], 1)  # what FSDP2 hooks must be no view
+            logits = pinned.logits[:, None].repeat(1, shown.shape[1], 1)  # no view: FSDP2 adds hooks to it
             return Choice(Routing(weights, logits), pinned.parts(), pinned)
         weights, logits, state = router(hidden, mask, state=state, remember=True)
         if mode == "token":

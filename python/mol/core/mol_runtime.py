@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-    from mol.core.fitting.suggest import Likeness, Suggestions
+    from mol.core.fitting.suggest import Similarity, Suggestions
     from mol.core.reports.summary import Summary
 
 __all__ = [
@@ -131,7 +131,7 @@ class MoLRuntime(Runtime):
         texts: Sequence[str],
         *,
         layers: Collection[int] | None = None,
-        by: Likeness = "r2",
+        by: Similarity = "r2",
         max_tokens: int = 4096,
     ) -> Suggestions:
         """Score blocks of the other models for the host's layers; see `mol.core.fitting.suggest.suggest_layers`."""

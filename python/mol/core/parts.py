@@ -1,4 +1,4 @@
-"""Which part of a batch an expert sees, and the way from the batch to that part and back."""
+"""The part of a batch that an expert sees: all tokens, some rows or some tokens, taken from it and added back."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Rows:
 
     @classmethod
     def of(cls, numbers: list[int], device: torch.device) -> Rows:
-        """Name the rows."""
+        """Return these rows as a part."""
         return cls(tuple(numbers), torch.tensor(numbers, device=device))
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
@@ -48,13 +48,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Picked:
-    """Some tokens of the batch, and where each is among those of its row.
+    """Some tokens of the batch, and the number of each among those of its row.
 
     Attributes:
         rows: (N,), ascending.
         columns: (N,), ascending in each row.
         places: (N,), 0 for the first of a row.
-        counts: for each row of the batch, how many.
+        counts: for each row of the batch, how many tokens.
     """
 
     rows: torch.Tensor
@@ -64,9 +64,9 @@ class Picked:
 
     @classmethod
     def each(cls, chosen: torch.Tensor) -> list[Picked | None]:
-        """Read truth values (B, T, E): for each expert the tokens that chose it, None for an expert without any."""
+        """Return for each expert the tokens that chose it, by truth values (B, T, E); None for one without any."""
         counts = chosen.sum(1)
-        numbers: list[list[int]] = counts.T.tolist()  # the one time that a layer waits for its device
+        numbers: list[list[int]] = counts.T.tolist()  # the only device sync of a layer
         total = sum(map(sum, numbers))
         found = torch.nonzero_static(chosen.permute(2, 0, 1), size=total)
         starts = (counts.cumsum(0) - counts).T
@@ -93,7 +93,7 @@ Part = Whole | Rows | Picked
 
 
 class Pinned:
-    """The choice that each row of a batch has made for all of its tokens.
+    """The choice of each row of a batch for all of its tokens.
 
     Attributes:
         weights: (B, E), float32.
@@ -101,16 +101,16 @@ class Pinned:
     """
 
     def __init__(self, weights: torch.Tensor, logits: torch.Tensor) -> None:
-        """Keep a choice, and read which rows chose each expert."""
+        """Store a choice, and read which rows chose each expert."""
         self.weights = weights
         self.logits = logits
         chosen: list[list[bool]] = weights.detach().ne(0).T.tolist()
         self._rows = [[row for row, wanted in enumerate(each) if wanted] for each in chosen]
-        # Once and for all: whether an expert has all rows says where its cache is.
+        # Decided once: an expert with all rows keeps its cache elsewhere than one with some.
         self._all = [all(each) for each in chosen]
 
     def parts(self) -> list[Part | None]:
-        """Give what each expert sees, None for an expert that no row chose."""
+        """Return the part of each expert, None for an expert that no row chose."""
         device = self.weights.device
         return [
             Whole() if whole else Rows.of(rows, device) if rows else None
@@ -118,17 +118,17 @@ class Pinned:
         ]
 
     def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows of the batch, in this order; a row may be asked for several times, as beams do."""
+        """Keep these rows of the batch, in this order; a row may be given several times, as beams do."""
         self.weights = self.weights.index_select(0, rows.to(self.weights.device))
         self.logits = self.logits.index_select(0, rows.to(self.logits.device))
         self._rows = [where_from(each, rows)[0] for each in self._rows]
 
 
 def where_from(kept: list[int], rows: torch.Tensor) -> tuple[list[int], list[int]]:
-    """Say what becomes of some rows of a batch when `rows` of it are kept in that order.
+    """Return the new numbers of some rows of a batch when `rows` of it are kept in that order.
 
     Returns:
-        The new numbers of those that are among `kept`, and for each its place in `kept`.
+        The new numbers of the rows that are in `kept`, and for each its index in `kept`.
     """
     place = {row: number for number, row in enumerate(kept)}
     found = [(number, place[row]) for number, row in enumerate(rows.tolist()) if row in place]

@@ -1,8 +1,8 @@
 """Routers weigh the experts of a layer for each token, from that token and those before it, never from later ones.
 
 Every token is normalised first: streams differ in scale, and a few tokens of most language models are a hundred times
-larger than the rest and would be all that a mean sees. Everything from there on is in float32, also where the stream or
-the parameters are in bfloat16 and under autocast: a choice between near equals does not survive 8 bits.
+larger than the rest and would dominate a mean. Everything from there on is in float32, also if the stream or the
+parameters are in bfloat16 and under autocast: a choice between near equals does not survive 8 bits.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ __all__ = [
 ]
 
 _INIT_STD: Final = 0.1
-"""Of the first logits, whatever the width: a fresh router hardly prefers anything."""
+"""Standard deviation of the first logits at any width: a fresh router hardly prefers any expert."""
 _CAP: Final = 20.0
-"""Of attention scores: their exponentials can then be summed over a prefix as they are, without a look ahead at the
-largest, and neither overflow nor vanish beside each other in float32."""
+"""Of attention scores: their exponentials can then be summed over a prefix without knowing the largest in advance, and
+neither overflow nor vanish in float32."""
 _POOLINGS: Final = ("mean", "max", "attention")
 
 
 @dataclass
 class RouterState:
-    """What a router remembers of the tokens before, so that they need not be seen again.
+    """The state of a router after some tokens, so that they need not be seen again.
 
     Attributes:
-        pooled: running sum, or maximum, of normalised tokens (B, H), float32; (B, 0) where nothing is remembered.
-        total: running sum of what they weigh (B, 1), float32; 0 for a row that has seen padding only.
+        pooled: running sum, or maximum, of normalised tokens (B, H), float32; (B, 0) if there is no state.
+        total: running sum of their weights (B, 1), float32; 0 for a row of padding so far.
     """
 
     pooled: torch.Tensor
     total: torch.Tensor
 
     def select(self, rows: torch.Tensor) -> None:
-        """Keep these rows of the batch, in this order; a row may be asked for several times, as beams do."""
+        """Keep these rows of the batch, in this order; a row may be given several times, as beams do."""
         self.pooled = self.pooled.index_select(0, rows.to(self.pooled.device))
         self.total = self.total.index_select(0, rows.to(self.total.device))
 
 
 class BaseRouter(nn.Module, ABC):
-    """A linear classifier of some features of each token and its prefix; a subclass says which.
+    """A linear classifier of features of each token and its prefix, which a subclass computes.
 
     Attributes:
         hidden_dim: width H of the stream.
@@ -82,7 +82,7 @@ class BaseRouter(nn.Module, ABC):
     """
 
     options: ClassVar[frozenset[str]]
-    """What its constructor takes besides `hidden_dim` and `num_experts`."""
+    """Options of its constructor next to `hidden_dim` and `num_experts`."""
 
     def __init__(
         self,
@@ -132,15 +132,15 @@ class BaseRouter(nn.Module, ABC):
     def features(
         self, tokens: torch.Tensor, mask: torch.Tensor | None, state: RouterState | None
     ) -> tuple[torch.Tensor, RouterState]:
-        """Say what the classifier sees of each token.
+        """Return the features of each token for the classifier.
 
         Args:
             tokens: (B, T, H), normalised, float32; 0 for padding.
-            mask: (B, T, 1), false for padding; None where there is none.
+            mask: (B, T, 1), false for padding; None if there is none.
             state: of the tokens before.
 
         Returns:
-            (B, T, H) and the state for the tokens that follow. Features of a token depend on nothing behind it.
+            (B, T, H) and the state for the next tokens. Features of a token do not depend on later ones.
         """
 
     def forward(
@@ -152,21 +152,21 @@ class BaseRouter(nn.Module, ABC):
         remember: bool = False,
         rows: bool = False,
     ) -> tuple[Any, ...]:
-        """Weigh the experts for each token, or once for each row; whatever uses a router calls it, wrapped or not.
+        """Weigh the experts for each token, or once per row; routers are always called, so wrappers and hooks act.
 
-        A sequence in one piece, and the same in several pieces with the state handed on, get the same weights.
+        A sequence in one call, and in several with the state passed on, gets the same weights.
 
         Args:
             x: (B, T, H), of any floating dtype.
             attention_mask: (B, T), 0 for padding; of these T tokens only.
-            state: from the call for the tokens before, if there were any.
-            remember: return the state for the next tokens too.
+            state: from the call for the earlier tokens, if there are any.
+            remember: also return the state for the next tokens.
             rows: weigh each row by all of these tokens; one of padding alone is weighed as well.
 
         Returns:
             Weights (B, T, E): the softmax of the logits, or its `top_k` largest (see `top_k_weights`); 0 for padding.
-            Logits (B, T, E), already over the temperature. Both are float32, and (B, E) of rows. And the state, where
-            it is asked for.
+            Logits (B, T, E), already over the temperature. Both are float32, and (B, E) with `rows`. And the state, if
+            it is requested.
 
         Raises:
             ConfigError: x or the mask has the wrong shape, or `top_k` was set out of range.
@@ -196,11 +196,11 @@ class BaseRouter(nn.Module, ABC):
         return weights, logits
 
     def of_rows(self, seen: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Say what the classifier sees of a whole row (B, H), from its `features` (B, T, H): their mean.
+        """Return the features of a whole row (B, H), from those of its tokens (B, T, H): their mean.
 
         Args:
             seen: (B, T, H).
-            mask: (B, T, 1), false for padding; None where there is none.
+            mask: (B, T, 1), false for padding; None if there is none.
         """
         if mask is None:
             return seen.mean(1)
@@ -234,19 +234,19 @@ class BaseRouter(nn.Module, ABC):
             return None
         if attention_mask.shape != x.shape[:2]:
             raise ConfigError(
-                f"attention_mask is {tuple(attention_mask.shape)} beside hidden states {tuple(x.shape)}; {name} takes "
+                f"attention_mask is {tuple(attention_mask.shape)} for hidden states {tuple(x.shape)}; {name} takes "
                 "one number for each of these tokens, without those that came before"
             )
         return attention_mask.to(x.device).bool()[..., None]
 
 
 class SimpleRouter(BaseRouter):
-    """Weighs experts by what the sequence has been about so far: mean, maximum or attention over the prefix.
+    """Weighs experts by the sequence so far: mean, maximum or attention over the prefix.
 
     g_t = norm(sum_{s<=t} a_s n_s / sum_{s<=t} a_s) over normalised tokens n_s that are no padding, with a_s = 1 for the
     mean and a_s = exp(v n_s), v learned and the score softly capped, for attention; for the maximum each element of g_t
-    is the largest so far, normalised. A pool of the whole sequence, as in the seed, shows the future to a model that
-    predicts it, and cannot be had when decoding.
+    is the largest so far, normalised. Pooling the whole sequence would show later tokens to
+    a model that predicts them, and is not possible when decoding.
 
     Attributes:
         pooling_type: "mean", "max" or "attention".
@@ -302,17 +302,17 @@ class SimpleRouter(BaseRouter):
             pooled = pooled if state is None else torch.maximum(pooled, state.pooled[:, None])
             prefix = pooled.masked_fill(total == 0.0, 0.0)
         else:
-            # Padding is 0 already; a share of 1 need not be multiplied by.
+            # Padding is 0 already, and a share of 1 needs no product.
             pooled = (tokens if self.attention is None else tokens * share).cumsum(1)
             pooled = pooled if state is None else pooled + state.pooled[:, None]
-            # Padding before the first token: there is nothing to pool, and 0 over anything says so.
+            # Padding before the first token: there is nothing to pool, and 0 over anything is 0.
             prefix = pooled / total.masked_fill(total == 0.0, 1.0)
         # Copies: a view would keep the prefixes of all tokens.
         state = RouterState(pooled[:, -1].clone(), total[:, -1].clone())
         return functional.layer_norm(prefix, (self.hidden_dim,)), state
 
     def of_rows(self, seen: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Show the last prefix, which is the row; padding behind it has added nothing. See `BaseRouter.of_rows`."""
+        """Return the last prefix, which is the row; padding behind it adds nothing. See `BaseRouter.of_rows`."""
         return seen[:, -1]
 
 
@@ -341,7 +341,7 @@ class TokenLevelRouter(BaseRouter):
     def features(
         self, tokens: torch.Tensor, mask: torch.Tensor | None, state: RouterState | None
     ) -> tuple[torch.Tensor, RouterState]:
-        """Show each token as it is, and remember nothing, see `BaseRouter.features`."""
+        """Return each token as it is, without a state, see `BaseRouter.features`."""
         rows = len(tokens)
         return tokens, RouterState(tokens.new_zeros(rows, 0), tokens.new_zeros(rows, 1))
 
@@ -384,7 +384,7 @@ def create_router(router_type: str, hidden_dim: int, num_experts: int, **options
 
 
 def _no_autocast(device: torch.device) -> torch.autocast | nullcontext[None]:
-    """Keep products in float32 under autocast; a device that has none, such as meta, needs nothing."""
+    """Return a context that keeps products in float32 under autocast; a device without autocast needs none."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

@@ -1,4 +1,4 @@
-"""Runs the blocks of experts in one forward: in the context of their models, with their caches, on their parts."""
+"""ExpertRuns: runs the blocks of experts in one forward, in their models' contexts and with their caches."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class ExpertRuns:
-    """The blocks of all models, for the tokens of one forward."""
+    """Runs the blocks of all models on the tokens of one forward."""
 
     def __init__(
         self, sources: Mapping[str, Source], mask: torch.Tensor, length: int, cache: FusedCache | None
@@ -39,7 +39,7 @@ class ExpertRuns:
             sources: every model by name.
             mask: (B, P + T) over all tokens so far, 0 for padding.
             length: T, the number of new tokens.
-            cache: what earlier forwards left.
+            cache: from earlier forwards.
         """
         self._sources = sources
         self._mask = mask
@@ -50,7 +50,7 @@ class ExpertRuns:
         self._positions: torch.Tensor | None = None
 
     def run_expert(self, key: ExpertKey, spec: ExpertSpec, part: Part, hidden: torch.Tensor) -> torch.Tensor:
-        """Run an expert's blocks on the hidden states (..., D) of its part, and return the like in the same dtype."""
+        """Run an expert's blocks on the hidden states (..., D) of its part, and return theirs in the same dtype."""
         source = self._sources[spec.model]
         given = hidden.to(source.dtype)
         if not isinstance(part, Picked):
@@ -72,7 +72,7 @@ class ExpertRuns:
     ) -> torch.Tensor:
         self._refuse_padding(source, spec, **self._padding)
         numbers = part.numbers if isinstance(part, Rows) else None
-        # What blocks carry is as long as what they run on: all tokens, or the new ones.
+        # Carries are as long as the text that blocks run on: all tokens, or the new ones.
         whole = self._cache is None or not self._is_native(source, spec)
         live = self._live.setdefault((spec.model, numbers, whole), {})
         if self._cache is None:
@@ -85,7 +85,7 @@ class ExpertRuns:
                 cache = self._cache.experts[key] = source.new_cache()
             cache.seen = self._cache.seen
             return run_expert_blocks(source, spec, hidden, self._context(spec.model, part, whole=False), cache, live)
-        # Without a cache of its own a block runs on all that has gone into it; only its new outputs count.
+        # Without a cache of its own a block runs on all of its input so far; only its new outputs count.
         before = self._cache.histories.get(key)
         hidden = hidden if before is None else torch.cat([before, hidden], 1)
         self._cache.histories[key] = hidden
@@ -93,7 +93,7 @@ class ExpertRuns:
         return run_expert_blocks(source, spec, hidden, context, None, live)[:, -self._length :]
 
     def _context(self, name: str, part: Whole | Rows, *, whole: bool) -> list[Arguments]:
-        """Give the context of a model for all tokens, or for the new ones after those in a cache."""
+        """Return the context of a model for all tokens, or for the new ones after those in a cache."""
         key = name, whole, part.numbers if isinstance(part, Rows) else None
         context = self._contexts.get(key)
         if context is None:
@@ -109,7 +109,7 @@ class ExpertRuns:
 
     @cached_property
     def _padding(self) -> dict[str, bool]:
-        """Whether any row has padding before a token, and whether any has some behind one."""
+        """Whether any row has padding before a token, and whether any has padding behind one."""
         shown = self._mask.ne(0)
         first, second = shown[:, :-1], shown[:, 1:]
         found = torch.stack([(~first & second).any(), (first & ~second).any()]).tolist()
@@ -117,7 +117,7 @@ class ExpertRuns:
 
     @staticmethod
     def _refuse_padding(source: Source, spec: ExpertSpec, *, before: bool, behind: bool) -> None:
-        """Refuse padding, before or behind tokens, that would change what blocks make of them."""
+        """Refuse padding, before or behind tokens, that would change the outputs of blocks."""
         minding = [
             str(block)
             for block in spec.blocks
@@ -128,11 +128,11 @@ class ExpertRuns:
             other = "pad on the right" if all(map(source.is_causal, spec.blocks)) else "give texts of one length"
             blocks = f"block {', '.join(minding)} of {source.name} ({type(source.model).__name__})"
             raise FusionError(
-                f"padding changes what {blocks} makes of the text beside it; {other}, or run them one by one"
+                f"padding changes what {blocks} computes for the text next to it; {other}, or run them one by one"
             )
 
     def _positions_of(self, part: Picked) -> torch.Tensor:
-        """Give the true positions (N,) of tokens, as though all of their row were there."""
+        """Return the positions (N,) of tokens in their whole row."""
         if self._positions is None:
             self._positions = Tokens.of(self._mask, self._length, torch.float32).positions
         return part.take(self._positions)
@@ -140,7 +140,7 @@ class ExpertRuns:
     def _run_compacted(
         self, source: Source, key: ExpertKey, spec: ExpertSpec, part: Picked, hidden: torch.Tensor
     ) -> torch.Tensor:
-        """Run on all tokens of an expert so far, those of a row side by side and padding behind them."""
+        """Run on all tokens of an expert so far, the tokens of each row side by side and padded on the right."""
         before = None if self._cache is None else self._cache.compacted.get(key)
         if before is None:
             batch = self._mask.shape[0]
@@ -154,7 +154,7 @@ class ExpertRuns:
         positions = functional.pad(before.positions, (0, more)).index_put(put, self._positions_of(part))
         if self._cache is not None:
             self._cache.compacted[key] = Compacted(whole, positions, counts)
-        # Rows without a new token have nothing to say, and a row without any could not even be masked.
+        # Rows without a new token need no output, and a row without any token could not even be masked.
         running = Rows.of([row for row, count in enumerate(part.counts) if count], hidden.device)
         mask = torch.arange(width, device=hidden.device) < part.rows.new_tensor(counts)[:, None]
         self._refuse_padding(source, spec, before=False, behind=any(counts[row] < width for row in running.numbers))
@@ -173,7 +173,7 @@ class ExpertRuns:
         hidden: torch.Tensor,
         fused: FusedCache,
     ) -> torch.Tensor:
-        """Run on the new tokens of an expert with its cache, whose rows have gaps that its mask leaves out."""
+        """Run on the new tokens of an expert with its cache, whose rows have gaps that its mask hides."""
         batch, length = self._mask.shape[0], max(part.counts)
         put = part.rows, part.places
         padded = hidden.new_zeros(batch, length, hidden.shape[-1]).index_put(put, hidden)
@@ -187,7 +187,7 @@ class ExpertRuns:
             cache = fused.experts[key] = source.new_cache()
         measure = source.new_cache()
         cache.seen = measure.seen = valid.shape[1] - length
-        # A row without any token attends to its padding, which nobody reads: to attend to nothing gives NaN.
+        # A row without any token attends to its padding, whose output nobody reads: attending to nothing gives NaN.
         shown = valid.clone()
         shown[:, -length:] |= ~valid.any(1, keepdim=True)
         tokens = Tokens(shown.long(), positions, length, hidden.device, source.dtype)

@@ -8,10 +8,10 @@ from mol.errors import ConfigError
 
 
 def top_k_weights(logits: torch.Tensor, k: int) -> torch.Tensor:
-    """Turn logits (..., E) into weights (..., E) of which the k largest are not 0; among equals, the first.
+    """Return weights (..., E) for logits (..., E), of which the k largest are not 0; among equals, the first.
 
-    With k = E this is the softmax. Of several, the weights sum to 1 (Jiang et al., 2024, "Mixtral"). A single one keeps
-    its probability (Fedus et al., 2021, "Switch Transformers"): over itself it would be 1, and teach a router nothing.
+    With k = E this is the softmax. For k > 1 the weights sum to 1 (Jiang et al., 2024, "Mixtral"). For k = 1 it keeps
+    its probability (Fedus et al., 2021, "Switch Transformers"): normalised it would be 1, and without a gradient.
 
     Raises:
         ConfigError: k is not 1 to E.

@@ -1,4 +1,4 @@
-"""The places of a block's call: where the hidden states go in and come out, and everything that travels beside them."""
+"""Reads and replaces the arguments and results of a block's call: hidden states, and all that is passed with them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def items(call: Arguments) -> Iterator[tuple[Slot, Any]]:
 
 
 def argument(call: Arguments, slot: Slot) -> Any:  # noqa: ANN401 - whatever a model passes
-    """Return the argument in a slot, None where the call has none there."""
+    """Return the argument in a slot, None if the call has none there."""
     args, kwargs = call
     if isinstance(slot, int):
         return args[slot] if slot < len(args) else None
@@ -56,7 +56,7 @@ def part(result: Any, port: Port) -> Any:  # noqa: ANN401 - whatever a block ret
 
 
 def first_hidden(call: Arguments) -> Slot | None:
-    """Return the slot of the first float tensor of two or more axes, None where there is none."""
+    """Return the slot of the first float tensor of two or more axes, None if there is none."""
     for slot, value in items(call):
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() >= 2:
             return slot
@@ -76,10 +76,10 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401 - whatever a 
 
 
 class ResultForm:
-    """The form of a block's result without its tensors, so that one like it can be made around other hidden states."""
+    """The structure of a block's result without its tensors, to build the same around other hidden states."""
 
     def __init__(self, result: object, port: Port) -> None:
-        """Remember the type and the parts of a result whose hidden states are at `port`.
+        """Record the type and the keys of a result whose hidden states are at `port`.
 
         Raises:
             TypeError: the result is no tensor, tuple, list or mapping.

@@ -1,4 +1,4 @@
-"""Makes the blocks of an encoder causal: every mask that its model builds becomes a causal one."""
+"""Makes the blocks of an encoder causal: every mask that its model builds is replaced by a causal one."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """What `prepare` set in a model.
+    """The changes that `prepare` made in a model.
 
     Attributes:
-        holders: modules and configs whose `is_causal` was not set.
+        holders: modules and configs whose `is_causal` was False.
     """
 
     holders: list[object]
 
     def undo(self) -> None:
-        """Put it back."""
+        """Restore the model."""
         for holder in self.holders:
             vars(holder)["is_causal"] = False
 
 
-_asked: ContextVar[bool] = ContextVar("mol_causal_masks", default=False)
+_enabled: ContextVar[bool] = ContextVar("mol_causal_masks", default=False)
 _placing = threading.Lock()
 _CAUSAL: Final = {
     "create_bidirectional_mask": masking_utils.create_causal_mask,
@@ -46,19 +46,19 @@ _CAUSAL: Final = {
 
 @contextmanager
 def causal_masks() -> Iterator[None]:
-    """Let the prepared models build causal masks while this is open, in this thread and context only."""
-    token = _asked.set(True)
+    """Let prepared models build causal masks while the context is open, in this thread and context only."""
+    token = _enabled.set(True)
     try:
         yield
     finally:
-        _asked.reset(token)
+        _enabled.reset(token)
 
 
 def prepare(model: nn.Module) -> Prepared:
-    """Let a model's code ask `causal_masks` each time it builds a bidirectional mask.
+    """Make a model's code check for `causal_masks` each time it builds a bidirectional mask.
 
-    The factories are replaced where the files that define the model imported them to; outside of `causal_masks` they
-    do what they did. Attention that builds no mask but goes by `is_causal` has it set, so give a twin of the model.
+    The factories are replaced in the files that define the model; outside of `causal_masks` they work as before.
+    Attention that builds no mask but reads `is_causal` has that set, so pass a twin of the model.
     """
     files = {type(module).__module__ for module in model.modules()}
     with _placing:
@@ -78,7 +78,7 @@ def prepare(model: nn.Module) -> Prepared:
 
 
 def made_causal(block: nn.Module, call: Arguments) -> Arguments:
-    """Return a block's call with its masks made causal: those that are floats to add, and those that are 1 or 0.
+    """Return a block's call with its masks made causal, whether they are floats to add or 1 and 0.
 
     A mask is an argument with `mask` in its name, of (..., T, S) or (..., 1, S) and three or more axes.
     """
@@ -108,10 +108,10 @@ def _choosing(original: Callable[..., Any], causal: Callable[..., Any]) -> Calla
     @functools.wraps(original)
     def make_mask(*args: object, **kwargs: object) -> Any:  # noqa: ANN401 - whatever the factory returns
         given = signature.bind(*args, **kwargs).arguments
-        if not _asked.get() or given.get("encoder_hidden_states") is not None:
+        if not _enabled.get() or given.get("encoder_hidden_states") is not None:
             return original(*args, **kwargs)
         cache = given.get("cache", given.get("past_key_values"))  # its name before transformers 5.24
-        # A mask is wanted even where attention could be causal by itself: this one was not written to be.
+        # A mask is needed even where attention could be causal by itself: this one was not written to be.
         return causal(
             given["config"],
             given["inputs_embeds"],

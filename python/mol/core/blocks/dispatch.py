@@ -1,4 +1,4 @@
-"""Lets a caller take over the blocks of a model for one forward, in its own thread and context only."""
+"""Lets a caller intercept the calls of a model's blocks in one forward, in its own thread and context only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from mol.core.blocks.calls import Arguments
 
 Handler = Callable[[nn.Module, Arguments], Any]
-"""Answers a block's call in the block's place."""
+"""Handles a block's call instead of the block."""
 
 _handlers: ContextVar[dict[int, Handler] | None] = ContextVar("mol_block_handlers", default=None)
 _M = TypeVar("_M", bound=nn.Module)
@@ -23,24 +23,23 @@ _M = TypeVar("_M", bound=nn.Module)
 def twin(model: _M) -> _M:
     """Return a second set of modules over the same parameters and buffers.
 
-    What is changed on the modules of a twin (their forward, `is_causal`, the mode) does not reach the model, and no
-    weight is copied.
+    Changes of a twin's modules (their forward, `is_causal`, the mode) do not reach the model, and no weight is copied.
     """
     shared = {id(tensor): tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors}
     return copy.deepcopy(model, dict(shared))
 
 
 def make_interceptable(blocks: Iterable[nn.Module]) -> None:
-    """Put a dispatcher before the forward of each block; without handler it calls what was there."""
+    """Replace the forward of each block by a dispatcher, which calls the original one unless there is a handler."""
     for block in blocks:
         if "_mol_forward" not in block.__dict__:
             block.__dict__["_mol_forward"] = block.__dict__.get("forward")
-            # A bound method, and no closure, so that a copy of the block dispatches for itself.
+            # A bound method and no closure: a copy of the block then dispatches its own calls.
             block.__dict__["forward"] = MethodType(_dispatch, block)
 
 
 def call_block(block: nn.Module, call: Arguments) -> Any:  # noqa: ANN401 - as the block returns it
-    """Call what a block's forward was before it was made interceptable."""
+    """Call a block's own forward, past the dispatcher of `make_interceptable`."""
     args, kwargs = call
     placed = block.__dict__["_mol_forward"]  # such as the one of a device hook
     return type(block).forward(block, *args, **kwargs) if placed is None else placed(*args, **kwargs)
@@ -48,7 +47,7 @@ def call_block(block: nn.Module, call: Arguments) -> Any:  # noqa: ANN401 - as t
 
 @contextmanager
 def intercepted(blocks: Iterable[nn.Module], handler: Handler) -> Iterator[None]:
-    """Hand every call of these blocks, and of no others, to `handler` while the context is open."""
+    """Pass every call of these blocks, and of no others, to `handler` while the context is open."""
     token = _handlers.set({id(block): handler for block in blocks})
     try:
         yield

@@ -1,4 +1,4 @@
-"""Drives a stack of blocks: finds the part of a model that calls them, and runs them in what that part hands them."""
+"""Driver: the part of a model that calls a stack of blocks, and the contexts that it gives them."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from mol.core.cache import ExpertCache
 
 Masks = Literal["own", "flags", "causal", "handed"]
-"""How attention is masked: as the model does it; by its `is_causal` flags; by causal masks in the place of its own; by
-its own masks, made causal where blocks are handed them."""
+"""How attention is masked: as the model does it; by its `is_causal` flags; by causal masks that replace its own; by its
+own masks, made causal in each block's call."""
 
 REFUSALS: Final = (
     ArchitectureError,
@@ -38,12 +38,12 @@ REFUSALS: Final = (
     TypeError,
     ValueError,
 )
-"""Whatever a model's code says to an input that it cannot take."""
+"""The exceptions that a model's code raises for an input that it does not accept."""
 Hold = Callable[[int], AbstractContextManager["torch.device | None"]]
-"""Has a block in memory while the context is open, and tells its device where that is not its model's."""
+"""Context manager that loads a block and yields its device if it differs from the model's."""
 
 _BATCH, _LENGTH = 3, 5
-"""Sizes of the traced forward, unlike each other so that axes can be told apart."""
+"""Sizes of the traced forward, different so that axes can be told apart."""
 _LARGEST: Final = 1 << 12
 
 
@@ -55,18 +55,18 @@ class Driver:
         inputs: how it is driven.
         calls: the blocks, as it calls them.
         layout: how its hidden states lie.
-        hold: has a block in memory while it runs.
-        is_fixed: whether blocks run only at the length that their owner gave the hidden states: an image's patches, or
-            tokens padded to whole windows. Shorter texts are padded to it and cut again.
+        hold: loads a block while it runs.
+        is_fixed: whether blocks run only at the length that their owner gives the hidden states: an image's patches, or
+            tokens padded to whole windows. Shorter texts are padded to that length, and the result is cut again.
     """
 
     def __init__(self, found: FoundStack, name: str, masks: Masks = "own") -> None:
-        """Trace with the innermost part around the blocks that runs from embeddings, tokens, an image or a sound.
+        """Trace the innermost part around the blocks that runs from embeddings, tokens, an image or a sound.
 
         Args:
             found: the stack.
-            name: what messages call the model.
-            masks: how attention is masked; `prepare` the model for any but its own.
+            name: the model's name in messages.
+            masks: how attention is masked; for any but its own the model must be prepared by `prepare`.
 
         Raises:
             ArchitectureError: no part runs, or the blocks cannot be run alone.
@@ -81,13 +81,13 @@ class Driver:
                 try:
                     self._trace(found, owner, inputs)
                 except REFUSALS as error:
-                    # All of it is told if nothing works.
+                    # Reported if nothing works.
                     said = " ".join(str(error).split())
                     reasons.append(f"{path or type(owner).__name__} from {inputs.way}: {type(error).__name__}: {said}")
                 else:
                     return
         if not reasons:
-            reasons = [f"{type(owner).__name__} takes nothing that can be made up" for _, owner in found.owners[:1]]
+            reasons = [f"{type(owner).__name__} takes no input that can be made up" for _, owner in found.owners[:1]]
         raise ArchitectureError.listing(f"{name}: its blocks `{found.path}` cannot be run alone", reasons)
 
     def __len__(self) -> int:
@@ -102,23 +102,25 @@ class Driver:
     def context(
         self, tokens: Tokens, cache: ExpertCache | None = None, content: torch.Generator | None = None
     ) -> list[Arguments]:
-        """Run the prelude: what each block is handed for these tokens.
+        """Run the prelude, and return what each block is handed for these tokens.
 
         Args:
             tokens: with a cache only the new ones, under the mask of all.
-            cache: tells how many tokens were before; its contents do not matter.
-            content: draws what the inputs hold; nothing, without.
+            cache: says how many tokens came before; its contents do not matter.
+            content: draws the values of the inputs; they are blank if None.
 
         Raises:
             ArchitectureError: the blocks take fewer tokens at a time.
         """
         handed = self._capture(self.inputs_for(tokens, cache, content))
+        if self._masks != "handed":
+            return handed
         return [self.made(index, call) for index, call in enumerate(handed)]
 
     def inputs_for(
         self, tokens: Tokens, cache: ExpertCache | None = None, content: torch.Generator | None = None
     ) -> dict[str, Any]:
-        """Make inputs of the owner that give at least as many hidden states as there are tokens.
+        """Return inputs of the owner that give at least as many hidden states as there are tokens.
 
         Raises:
             ArchitectureError: none do.
@@ -127,13 +129,13 @@ class Driver:
         return self.inputs.make(tokens, cache, content=content, scale=scale)
 
     def made(self, index: int, call: Arguments) -> Arguments:
-        """Return the call of a block as it is made: with the masks that were asked for, where it is handed them."""
+        """Return the call of a block with the requested masks, if it is handed any."""
         return made_causal(self.calls.forms[index].block, call) if self._masks == "handed" else call
 
     def run_in_layout(
         self, index: int, hidden: torch.Tensor, context: list[Arguments], live: Carries | None = None
     ) -> torch.Tensor:
-        """Run one block on hidden states (B, T, D) in what `context` gave.
+        """Run one block, in its model's layout, on hidden states (B, T, D) and a context from `context`.
 
         Raises:
             ArchitectureError: the context is of fewer tokens.
@@ -152,7 +154,7 @@ class Driver:
         return self.layout.from_block(result, batch)[:, :length]
 
     def random_hidden(self, length: int) -> tuple[torch.Tensor, Tokens]:
-        """Draw hidden states (2, T, D), the same each time, and describe them."""
+        """Return random hidden states (2, T, D), the same each time, and their tokens."""
         weight = next(self.owner.parameters())
         generator = torch.Generator().manual_seed(0)
         hidden = torch.randn(2, length, self.width, generator=generator).to(weight.device, weight.dtype)
@@ -186,7 +188,7 @@ class Driver:
             self._check_padding(tokens)
 
     def _runs_at_any_length(self) -> bool:
-        # Few, and not as many as the traced forward had.
+        # Few, and another number than in the traced forward.
         length = next(count for count in (7, 8) if count != self.layout.length(self.calls.shape, _BATCH))
         hidden, tokens = self.random_hidden(length)
         try:
@@ -199,7 +201,7 @@ class Driver:
         return hidden.shape[1] == tokens.length
 
     def _check_padding(self, tokens: Tokens) -> None:
-        """Check that the hidden states of the tokens come first and that what was added to them is behind."""
+        """Check that the hidden states of the tokens come first, and padding after them."""
         blank, drawn = (self._first_hidden(tokens, content) for content in (None, torch.Generator().manual_seed(0)))
         moved = (blank != drawn).any(-1).any(0).nonzero().flatten().tolist()
         if moved != list(range(tokens.length)):
@@ -213,7 +215,7 @@ class Driver:
         return self.layout.from_block(hidden, tokens.mask.shape[0])
 
     def _scale(self, tokens: Tokens) -> int:
-        """Find the size of signal that is enough for so many tokens."""
+        """Return a size of signal that is enough for so many tokens."""
         if tokens.length not in self._scales:
             scale, before = 1, 0
             while True:
@@ -238,7 +240,7 @@ class Driver:
         return self.layout.length(hidden.shape, batch)
 
     def masking(self) -> AbstractContextManager[None]:
-        """Let the model make the masks that were asked for while this is open."""
+        """Return a context in which the model makes the requested masks."""
         return causal_masks() if self._masks == "causal" else nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""Tells whether blocks take a cache with gaps: rows of unequal length, written side by side under a mask."""
+"""Probes whether blocks accept a cache with gaps: rows of unequal length, padded side by side under a mask."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mol.core.blocks.inputs import Tokens
 if TYPE_CHECKING:
     from mol.core.blocks.runner import BlockRunner
 
-_PIECES: Final = ((3, 2), (1, 0), (1, 2), (1, 1))
+_CHUNKS: Final = ((3, 2), (1, 0), (1, 2), (1, 1))
 """New tokens of two rows, in each of four forwards."""
 _POSITIONS: Final = ((0, 2, 3, 5, 6, 9), (1, 4, 5, 7, 8, 0))
 
 
 def keeps_gaps(runner: BlockRunner, block: int) -> bool:
-    """Tell whether a block that has a native cache does with gaps in it what it does on each row alone.
+    """Return whether a block that has a native cache computes with gaps in it what it does on each row alone.
 
-    A block that counts how far apart its keys lie in the cache does not, such as one with a sliding window. Whether a
-    window is there is asked of the cache: it may be longer than any probe.
+    A block that counts the distance of keys in the cache does not, such as one with a sliding window. The cache says
+    whether there is a window: it may be longer than any probe.
     """
     layers: list[Any] = runner.new_cache().layers
     return not any(getattr(layer, "is_sliding", False) for layer in layers) and _probe(runner, block)
@@ -34,13 +34,13 @@ def _probe(runner: BlockRunner, block: int) -> bool:
     wanted, found = [], []
     with torch.no_grad():
         for row in range(2):
-            total = sum(counts[row] for counts in _PIECES)
+            total = sum(counts[row] for counts in _CHUNKS)
             mask = torch.ones(1, total, dtype=torch.long, device=device)
             tokens = Tokens(mask, positions[row : row + 1, :total], total, device, dtype)
             wanted.append(runner.run_block(block, hidden[row : row + 1, :total], runner.context(tokens), live={})[0])
         cache, valid = runner.new_cache(), positions.new_zeros(2, 0)
         done = [0, 0]
-        for counts in _PIECES:
+        for counts in _CHUNKS:
             length = max(counts)
             new = torch.arange(length, device=device) < positions.new_tensor(counts)[:, None]
             valid = torch.cat([valid, new.long()], 1)
@@ -53,12 +53,12 @@ def _probe(runner: BlockRunner, block: int) -> bool:
             try:
                 result = runner.run_block(block, given, runner.context(tokens, measure), cache=cache, live={})
             except REFUSALS:
-                return False  # a block that fails on gaps is run without a cache
+                return False  # a block that fails on gaps runs without a cache
             found.append([result[row, : counts[row]] for row in range(2)])
             done = [before + count for before, count in zip(done, counts, strict=True)]
     exact = max(2e-4, 8 * torch.finfo(dtype).eps)
     return all(
-        torch.allclose(torch.cat([piece[row] for piece in found]), wanted[row], rtol=0.0, atol=exact * scale)
+        torch.allclose(torch.cat([chunk[row] for chunk in found]), wanted[row], rtol=0.0, atol=exact * scale)
         for row in range(2)
         for scale in [max(1.0, wanted[row].abs().max().item())]
     )

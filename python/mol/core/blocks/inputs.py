@@ -24,11 +24,11 @@ CACHE_NAMES: Final = (CACHE_NAME, "cache_params")
 CacheMask = Literal["whole", "new"]
 """Which mask a model's own forward takes next to a cache: that of all tokens, or that of the new ones."""
 _BLANK, _IDS = 7, (8, 30)
-"""Tokens that no vocabulary is too small for; the first few are special in most."""
+"""Tokens that every vocabulary has; the first few are special in most."""
 
 
 class Tokens(NamedTuple):
-    """What a forward is about.
+    """The tokens of a forward, without their ids.
 
     Attributes:
         mask: attention mask over all tokens so far, (B, P + T), integers.
@@ -46,7 +46,7 @@ class Tokens(NamedTuple):
 
     @classmethod
     def of(cls, mask: torch.Tensor, length: int, dtype: torch.dtype) -> Tokens:
-        """Describe the last `length` tokens under a mask; positions count unmasked tokens, as `generate` does."""
+        """Return the last `length` tokens under a mask; positions count unmasked tokens, as `generate` does."""
         return cls(mask, positions_of(mask, length), length, mask.device, dtype)
 
 
@@ -99,7 +99,7 @@ def token_inputs(
 
 
 class Way(NamedTuple):
-    """An argument that a model can be driven by.
+    """An argument from which a model can run.
 
     Attributes:
         name: of the argument.
@@ -111,11 +111,11 @@ class Way(NamedTuple):
 
     @property
     def is_signal(self) -> bool:
-        """Whether it is an image or sound, which has as many hidden states as its size makes, whatever the tokens."""
+        """Whether it is an image or sound, whose size and not the tokens determines the number of hidden states."""
         return "tokens" not in self.axes
 
     def __str__(self) -> str:
-        """Name it as messages do."""
+        """Return its name in messages."""
         return f"{self.name} ({', '.join(self.axes)})"
 
 
@@ -123,7 +123,7 @@ def _ways(*lines: str) -> tuple[Way, ...]:
     return tuple(Way(name, tuple(axes)) for name, *axes in (line.split() for line in lines))
 
 
-# The arguments that transformers' models share, the best first.
+# The arguments that transformers' models share, the preferred first.
 WAYS: Final = _ways(
     "inputs_embeds batch tokens width",
     "input_ids batch tokens",
@@ -150,16 +150,16 @@ WAYS: Final = _ways(
 
 
 class Inputs:
-    """One way to drive a model.
+    """One way to run a model.
 
     Attributes:
         way: which.
-        cache_name: what the model calls its cache, None where it has none or is driven by a signal.
-        takes_positions: whether it can be told where its tokens are.
+        cache_name: the model's name for its cache, None if it has none or runs from a signal.
+        takes_positions: whether it accepts the positions of its tokens.
     """
 
     def __init__(self, model: PreTrainedModel, way: Way | str) -> None:
-        """Read what the model takes; a name stands for the first way that has it."""
+        """Read which arguments the model takes; a name means the first way that has it."""
         self.way = way if isinstance(way, Way) else next(known for known in WAYS if known.name == way)
         self._model = model
         self._parameters = inspect.signature(model.forward).parameters
@@ -169,7 +169,7 @@ class Inputs:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Iterator[Inputs]:
-        """Yield the ways that a model's forward has an argument for, the best first."""
+        """Yield the ways for which a model's forward has an argument, the preferred first."""
         parameters = inspect.signature(model.forward).parameters
         return (cls(model, way) for way in WAYS if way.name in parameters)
 
@@ -181,16 +181,16 @@ class Inputs:
         content: torch.Generator | None = None,
         scale: int = 1,
     ) -> dict[str, Any]:
-        """Make the inputs of one forward.
+        """Return the inputs of one forward.
 
         Args:
             tokens: how many, where, under which mask.
-            cache: of the model, given on.
-            content: draws what they hold; zeros, or one token over and over, without.
+            cache: of the model, passed to it.
+            content: draws the values; zeros, or one token over and over, if None.
             scale: size of a signal whose size is free.
 
         Raises:
-            LookupError: the model's config does not say a size.
+            LookupError: the model's config has no entry for a size.
         """
         sizes = _Sizes(self._model, tokens, scale)
         shape = sizes.shape(self.way)
@@ -201,7 +201,7 @@ class Inputs:
             drawn = torch.zeros(shape) if content is None else torch.randn(shape, generator=content)
             inputs = {self.way.name: drawn.to(tokens.device, tokens.dtype)}
         if self.way.is_signal:
-            for name, make in _BESIDE_SIGNALS.items():
+            for name, make in _WITH_SIGNALS.items():
                 if name in self._parameters:
                     inputs[name] = make(sizes).to(tokens.device)
             return inputs
@@ -265,7 +265,7 @@ class _Sizes:
             return self.size("patches") * self.size("edge")
         if axis == "patch":
             return self.size("channels") * self.size("frames_in_patch") * self.size("edge") ** 2
-        if axis == "all_steps":  # where they are fixed: convolutions halve those that are given as positions
+        if axis == "all_steps":  # a fixed number: convolutions halve those that are given as positions
             positions = self._read(("max_source_positions",))
             return 2 * positions if positions else self._required(("max_length",), None)
         embedded = self._embedded() if axis == "width" else None
@@ -304,7 +304,7 @@ def _sides(sizes: _Sizes) -> torch.Tensor:
     return torch.tensor([[sizes.side, sizes.side]] * sizes.size("batch"))
 
 
-def _places(sizes: _Sizes) -> torch.Tensor:
+def _patch_positions(sizes: _Sizes) -> torch.Tensor:
     side = torch.arange(sizes.side)
     return torch.cartesian_prod(side, side)[None].expand(sizes.size("batch"), -1, -1)
 
@@ -314,12 +314,12 @@ def _ones(*axes: str) -> Callable[[_Sizes], torch.Tensor]:
 
 
 # What goes with patches and features, by the names that transformers' models share.
-_BESIDE_SIGNALS: Final = {
+_WITH_SIGNALS: Final = {
     "grid_thw": _grid,
     "image_grid_thw": _grid,
     "spatial_shapes": _sides,
     "target_sizes": _sides,
-    "pixel_position_ids": _places,
+    "pixel_position_ids": _patch_positions,
     "pixel_attention_mask": _ones("batch", "patches"),
     "merge_sizes": _ones("batch"),
     "input_features_mask": _ones("batch", "steps"),

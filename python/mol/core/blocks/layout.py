@@ -1,4 +1,4 @@
-"""How a stack lays out its hidden states, and the way there and back from (B, T, D)."""
+"""Layout: the order of axes in a stack's hidden states, and the conversion from and to (B, T, D)."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class Layout:
             self._order = None if order == (0, 1, 2) else order
         else:
             raise ArchitectureError(
-                f"{name}: hidden states of shape {list(shape)} for {batch} sequences of {length} tokens: which axis is "
-                "the sequence cannot be told"
+                f"{name}: hidden states of shape {list(shape)} for {batch} sequences of {length} tokens: it is "
+                "not clear which axis is the sequence"
             )
         self.width = math.prod(self._rest)
 
@@ -54,14 +54,14 @@ class Layout:
             shape: of the hidden states.
             batch: how many images or sounds they are of.
             widths: numbers of channels that the blocks know: D is the last axis, or else the second.
-            name: what messages call the stack.
+            name: the stack's name in messages.
 
         Raises:
             ArchitectureError: the batch is not found in the shape.
         """
         if len(shape) >= 3 and shape[-1] not in widths and shape[1] in widths:
             layout = cls.of_signal((shape[0], *shape[2:], shape[1]), batch, widths, name)
-            # The axis of channels goes to the end and comes back.
+            # The axis of channels goes to the end, and back.
             layout._order = (0, *range(2, len(shape)), 1)
             return layout
         if len(shape) == 3 and shape[1] == batch != shape[0]:
@@ -79,11 +79,11 @@ class Layout:
         return layout
 
     def length(self, shape: tuple[int, ...], batch: int) -> int:
-        """Return T of hidden states that have this shape in a block, for so many sequences."""
+        """Return T of hidden states of this shape in a block, for so many sequences."""
         return math.prod(shape) // (batch * self.width)
 
     def to_block(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Lay (B, T, D) out as the block wants it."""
+        """Return (B, T, D) in the layout of the block."""
         if self._flat:
             return hidden.reshape(*self._lead, -1, self.width)
         if self.is_grid:
@@ -94,7 +94,7 @@ class Layout:
         return hidden.reshape(*hidden.shape[:2], *self._rest).permute(*self._back()).contiguous()
 
     def from_block(self, hidden: torch.Tensor, batch: int) -> torch.Tensor:
-        """Return what a block gave as (B, T, D)."""
+        """Return a block's result as (B, T, D)."""
         if self._order is not None:
             hidden = hidden.permute(*self._order)
         elif not self._flat and not self.is_grid:

@@ -1,4 +1,4 @@
-"""Lengths of a text at which a model ends, or begins to do something else than at the few tokens of a probe."""
+"""Lengths of a text at which a model ends, or computes in another way than at the few tokens of a probe."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _FARTHEST, _WORK = 1 << 12, 1 << 34
 
 
 class Limit(NamedTuple):
-    """For how many tokens a model is made.
+    """The number of tokens that a model is made for.
 
     Attributes:
-        table: for how many it has positions, None if it makes them as it needs them; see `longest`.
-        announced: for how many its config says that it is, None if that says nothing.
+        table: number of its positions, None if it computes them as needed; see `longest`.
+        announced: the number in its config, None if there is none.
     """
 
     table: int | None
@@ -39,24 +39,24 @@ class Limit(NamedTuple):
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Limit:
-        """Find those of a model."""
+        """Return the limits of a model."""
         return cls(longest(model), announced(model))
 
     def ends(self, length: int) -> bool:
-        """Tell whether a text of so many tokens cannot be run."""
+        """Return whether a text of so many tokens cannot be run."""
         return self.table is not None and self.table < length
 
 
 def probe_lengths(driver: Driver, index: int, times: int = 1) -> list[int]:
-    """Return the lengths, some tokens beyond the thresholds in its config, that a block is to be probed at too.
+    """Return the further lengths to probe a block at, some tokens beyond the thresholds in its config.
 
     Args:
         driver: the blocks.
         index: which.
         times: how many such blocks run in a probe.
 
-    Left out is what would take too long, what the model has no positions for, and what only its rotary positions make
-    of a length, see `turns`.
+    Lengths that would take too long, that the model has no positions for, and that change only its rotary positions
+    (see `turns`) are left out.
     """
     if driver.is_fixed:
         return []
@@ -77,16 +77,16 @@ def thresholds(config: PreTrainedConfig) -> list[int]:
 
 
 def announced(model: PreTrainedModel) -> int | None:
-    """Return for how many tokens a model's config says that it is made; None if it says nothing."""
+    """Return the number of tokens that a model's config says it is made for; None if it says nothing."""
     config = model.config.get_text_config()
     most = getattr(config, "max_position_embeddings", None) or getattr(config, "max_target_positions", None)
     return most if isinstance(most, int) and most > 0 else None
 
 
 def longest(model: PreTrainedModel) -> int | None:
-    """Return for how many tokens a model has positions; None if it makes them as it needs them, as rotary ones are."""
+    """Return the number of positions that a model has; None if it computes them as needed, like rotary ones."""
     config = model.config.get_text_config()
-    most = announced(model) or getattr(config, "block_size", None)  # so Bark calls it, and others what they attend to
+    most = announced(model) or getattr(config, "block_size", None)  # Bark's name for it, and others' name for a window
     if not isinstance(most, int):
         return None
     vocabulary = getattr(config, "vocab_size", None)  # models of sounds, images and hashed characters have none
@@ -96,16 +96,16 @@ def longest(model: PreTrainedModel) -> int | None:
         for module in model.modules()
         if isinstance(module, nn.Embedding) and id(module) not in words
     ]
-    # Sinusoids and masks that were made for so many tokens; a cosine is made again where it is too short.
+    # Sinusoids and masks that were made for so many tokens; a cosine is computed again where it is too short.
     tables += [size for name, buffer in model.named_buffers() if "cos" not in name for size in buffer.shape]
     return most if any(most <= size <= most + 8 for size in tables) else None
 
 
 def has_turns(driver: Driver) -> bool:
-    """Tell whether the length of a text changes what blocks are handed for tokens that came before.
+    """Return whether the length of a text changes what blocks are handed for earlier tokens.
 
-    So do rotary positions of the kinds "longrope" and "dynamic": beyond a length in the config what is in a cache does
-    not fit what comes.
+    It does with rotary positions of the kinds "longrope" and "dynamic": beyond a length in the config the contents of a
+    cache do not fit new tokens.
     """
     config = driver.owner.config.get_text_config()
     if driver.is_fixed or not driver.inputs.takes_positions or not getattr(config, "rope_parameters", None):
@@ -116,7 +116,7 @@ def has_turns(driver: Driver) -> bool:
 
 
 def turns(driver: Driver, before: int, after: int) -> bool:
-    """Tell whether blocks are handed something else for the first tokens of a text when it grows.
+    """Return whether blocks are handed something else for the first tokens of a text when it grows.
 
     Args:
         driver: the blocks.
@@ -129,12 +129,12 @@ def turns(driver: Driver, before: int, after: int) -> bool:
 
 
 def forget_lengths(driver: Driver) -> None:
-    """Let a model forget the longest text that it has seen, by which it would go at shorter ones."""
+    """Make a model forget the longest text that it has seen, which it would use for shorter ones too."""
     _early(driver, 0)
 
 
 def _early(driver: Driver, length: int) -> list[torch.Tensor]:
-    """Return what blocks are handed for the first tokens of a text of which all others but the last are left out."""
+    """Return what blocks are handed for the first tokens of a text, of which all others but the last are left out."""
     if length > _FEW:
         forget_lengths(driver)
     weight = next(driver.owner.parameters())

@@ -1,4 +1,4 @@
-"""Which blocks are in memory: they are loaded when they first run, and leave when others need the room."""
+"""Memory: loads blocks when they first run, and evicts the least recently used when there is no room for others."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _Key = tuple[int, str]
 
 
 class Place(NamedTuple):
-    """Where a block goes.
+    """Where a block is kept.
 
     Attributes:
-        device: its device; where its model is if None.
-        stays: keep it after it has run as long as there is room; without it it is read each time.
+        device: its device; its model's if None.
+        stays: keep it after it has run while there is room; otherwise it is read each time.
     """
 
     device: torch.device | None = None
@@ -34,12 +34,12 @@ class Place(NamedTuple):
 
 
 class Memory:
-    """The room that blocks share; the least recently used leave first.
+    """The memory that blocks share; the least recently used are evicted first.
 
-    Only blocks that were let in by `hold` count: what a host keeps for itself does not.
+    Only blocks loaded by `hold` count: what a host keeps for itself does not.
 
     Attributes:
-        limit: most bytes; None for all there is.
+        limit: the most bytes; None for no limit.
         used: bytes in memory now.
         reads: how many times a block was read.
     """
@@ -58,16 +58,16 @@ class Memory:
 
     @contextmanager
     def hold(self, weights: ModelWeights, path: str, place: Place) -> Iterator[None]:
-        """Have a block in memory while the context is open, and read the one that followed it last time meanwhile.
+        """Keep a block in memory while the context is open; meanwhile read ahead the one that followed it last time.
 
         Args:
             weights: of its model.
             path: of the block.
-            place: where it goes.
+            place: where it is kept.
 
         Raises:
             CheckpointError: it cannot be read.
-            FusionError: it is larger than all the room there is.
+            FusionError: it is larger than the limit.
         """
         key = id(weights), path
         self._enter(weights, path, place.device, held=True)
@@ -100,9 +100,9 @@ class Memory:
                 )
             while not self._has_room(size):
                 if not held:
-                    return  # reading ahead is no reason to wait
+                    return  # reading ahead does not wait
                 self._changed.wait()
-                if key in self._inside:  # another thread was quicker
+                if key in self._inside:  # another thread loaded it
                     self._held[key] += 1
                     return
             weights.load(names, device)
@@ -112,7 +112,7 @@ class Memory:
             self._held[key] += held
 
     def _has_room(self, size: int) -> bool:
-        """Let blocks go that nobody holds until there is room, and tell whether there is."""
+        """Evict blocks that nobody holds until there is room, and return whether there is."""
         if self.limit is None:
             return True
         for key in list(self._inside):
@@ -133,21 +133,21 @@ class Memory:
             return
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="mol-read-ahead")
-        # What goes wrong there goes wrong again, and is told, when the block is wanted.
+        # An error there is raised again when the block itself is loaded.
         self._reader.submit(self._enter, *following, held=False)
 
 
 def to_device(call: Arguments, device: torch.device) -> Arguments:
-    """Return a call with its tensors on a device; caches move by themselves, as they grow."""
+    """Return a call with its tensors on a device; caches move by themselves as they grow."""
     args, kwargs = call
     return tuple(_moved(value, device) for value in args), {key: _moved(v, device) for key, v in kwargs.items()}
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device that a setting names.
+    """Return the device of a name in the settings.
 
     Raises:
-        FusionError: there is no such device here.
+        FusionError: this machine has no such device.
     """
     try:
         device = torch.device(name)

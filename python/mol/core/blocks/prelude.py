@@ -1,7 +1,7 @@
-"""Runs a model with its blocks stubbed and captures what each block is handed: masks, positions, caches, all of it.
+"""Runs a model with its blocks stubbed, and captures what each block is handed: masks, positions, caches, all of it.
 
-A stub returns the hidden states as they came in, so everything around the blocks runs as the model itself runs it, and
-no code here knows an architecture.
+A stub returns the hidden states that it was given, so everything around the blocks is the model's own code, and no code
+here depends on an architecture.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from mol.core.blocks.dispatch import call_block, intercepted, make_interceptable
 from mol.errors import ArchitectureError
 
 Forward = Callable[[], object]
-"""Runs the model that drives the blocks."""
+"""Runs the model that calls the blocks."""
 
 Carries = dict[tuple[int, Slot], Any]
-"""Live values of extra results, by the call and the slot that take them."""
+"""Values of extra results in this forward, by the call and the slot that take them."""
 
 
 class Carry(NamedTuple):
@@ -57,9 +57,9 @@ class CallForm:
 
     Attributes:
         block: the module.
-        hidden_in: where hidden states go in.
-        result: the form of what it returns, with the port of the hidden states.
-        also_in: where the same hidden states go in besides: as keys and values, say.
+        hidden_in: the slot of the hidden states.
+        result: the structure of its result, with the port of the hidden states.
+        also_in: further slots of the same hidden states: as keys and values, say.
     """
 
     block: nn.Module
@@ -68,20 +68,20 @@ class CallForm:
     also_in: frozenset[Slot] = frozenset()
 
     def with_hidden(self, call: Arguments, hidden: torch.Tensor | None) -> Arguments:
-        """Return the same call with other hidden states, or without any."""
+        """Return the same call with other hidden states, or with none."""
         for slot in (self.hidden_in, *self.also_in):
             call = with_argument(call, slot, hidden)
         return call
 
 
 class BlockCalls:
-    """The calls of a stack's blocks in one forward of the model that drives them, in order.
+    """The calls of a stack's blocks in one forward of the model around them, in order.
 
     Attributes:
         forms: one for each call.
-        carries: extra results that go from one call to the next.
-        producers: calls that make a carry instead of passing it on, or write into a mapping that all are handed (keys
-            and values for later layers, say); a prelude runs these for real.
+        carries: extra results that one call passes to the next.
+        producers: calls that compute a carry instead of passing it on, or write into a mapping that all are handed
+            (keys and values for later layers, say); a prelude runs these for real.
         writes: whether a block writes into a mapping that others read.
         shape: shape of the hidden states of the first call when the calls were traced.
     """
@@ -91,8 +91,8 @@ class BlockCalls:
 
         Args:
             blocks: the stack; its blocks are made interceptable.
-            forward: one real forward of the model that drives them, on a tiny input.
-            name: what messages call the stack.
+            forward: one real forward of the model around them, on a tiny input.
+            name: the stack's name in messages.
 
         Raises:
             ArchitectureError: the forward calls none of the blocks, or a block's hidden states cannot be followed.
@@ -129,11 +129,11 @@ class BlockCalls:
         return len(self.forms)
 
     def capture(self, forward: Forward, last: torch.Tensor | None = None) -> tuple[list[Arguments], Any]:
-        """Run the prelude: `forward` with stubbed blocks.
+        """Run the prelude, `forward` with stubbed blocks, and return what each block was handed.
 
         Args:
-            forward: a forward of the model that drives the blocks.
-            last: hidden states that the last stub returns, so that what comes after the blocks runs on them.
+            forward: a forward of the model around the blocks.
+            last: hidden states that the last stub returns, so that the final norm and head run on them.
 
         Returns:
             What each call was handed, and what `forward` returned.
@@ -148,7 +148,7 @@ class BlockCalls:
             form = self.form_of(index, block)
             handed.append(call)
             hidden = argument(call, form.hidden_in)
-            if last is not None and index == len(self) - 1:
+            if last is not None and index == len(self.forms) - 1:
                 hidden = last
             return self.stub(index, call, hidden)
 
@@ -158,30 +158,30 @@ class BlockCalls:
         return handed, result
 
     def check_count(self, count: int) -> None:
-        """Check that a forward has called the blocks as often as the traced one.
+        """Check that a forward called the blocks as often as the traced one.
 
         Raises:
             ArchitectureError: it has not.
         """
-        if count != len(self):
+        if count != len(self.forms):
             raise ArchitectureError(
                 f"{self._name}: {count} calls of blocks in this forward, {len(self)} when it was traced"
             )
 
     def form_of(self, index: int, block: nn.Module) -> CallForm:
-        """Return the form of a call, and check that it is the call of this block.
+        """Return the form of a call, after a check that it is the call of this block.
 
         Raises:
             ArchitectureError: it is not.
         """
-        if index >= len(self) or self.forms[index].block is not block:
+        if index >= len(self.forms) or self.forms[index].block is not block:
             raise ArchitectureError(
-                f"{self._name}: call {index} of its blocks is not the one that was traced; its model chooses"
+                f"{self._name}: call {index} of its blocks is not the one that was traced: its model chooses them"
             )
         return self.forms[index]
 
     def stub(self, index: int, call: Arguments, hidden: torch.Tensor) -> Any:  # noqa: ANN401 - as the block returns it
-        """Return what a call would return, with these hidden states and with its carries."""
+        """Return the result of a call without running it: these hidden states, and its carries."""
         form = self.forms[index]
         carried: dict[Port, object] = {}
         mine = [carry for carry in self.carries if carry.call == index + 1]
@@ -194,13 +194,13 @@ class BlockCalls:
         return form.result.make(hidden, carried)
 
     def run_call(self, index: int, hidden: torch.Tensor, call: Arguments, live: Carries | None = None) -> torch.Tensor:
-        """Run the block of a call on hidden states, in what its prelude handed it.
+        """Run the block of a call on hidden states, with the other arguments from its prelude.
 
         Args:
             index: which call.
             hidden: in the block's own layout, see `Layout`.
             call: from `capture`.
-            live: carries of blocks that ran before in this forward; those of this block are put in.
+            live: carries of blocks that ran before in this forward; those of this block are added.
 
         Returns:
             Hidden states in the same layout.
@@ -260,8 +260,8 @@ class BlockCalls:
 
     @staticmethod
     def _taken_besides(calls: list[Arguments], taking: list[Slot]) -> frozenset[Slot]:
-        """Find the slots that in every call get the same hidden states as the one that takes them."""
-        if len(calls) == 1:  # what is handed to all, such as the first hidden states, is the same in the first call
+        """Return the slots that in every call get the same hidden states as the one that takes them."""
+        if len(calls) == 1:  # arguments of all calls, such as the first hidden states, are the same in the first call
             return frozenset()
         return frozenset[Slot].intersection(
             *(
@@ -272,7 +272,7 @@ class BlockCalls:
 
     @staticmethod
     def _same_values(result: object, call: Arguments) -> tuple[Slot, Port] | None:
-        """Find hidden states that were cloned or viewed on their way."""
+        """Return where hidden states go that were cloned or viewed on their way."""
         for port, given in ports(result):
             if isinstance(given, torch.Tensor) and given.is_floating_point():
                 for slot, taken in items(call):
@@ -293,18 +293,18 @@ class BlockCalls:
             if tuple(taken.shape) != self.shape or tuple(given.shape) != self.shape:
                 raise ArchitectureError(
                     f"{self._name}: its blocks change the shape of the hidden states ({list(self.shape)} to "
-                    f"{list(given.shape)}), so a single block cannot stand for another"
+                    f"{list(given.shape)}), so a single block cannot replace another"
                 )
 
 
 def _mappings(call: Arguments) -> dict[Slot, dict[Any, Any]]:
-    """Copy the mappings that a block is handed and may write into."""
+    """Return copies of the mappings that a block is handed and may write into."""
     return {slot: dict(value) for slot, value in items(call) if isinstance(value, MutableMapping)}
 
 
 @contextmanager
 def untouched_caches(call: Arguments) -> Iterator[None]:
-    """Let a block run, and put back what it wrote into the caches it was handed."""
+    """Let a block run, and restore the caches that it was handed."""
     saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
     lists: list[tuple[list[Any], list[Any]]] = []
     waiting = [value for _, value in items(call) if isinstance(value, Cache)]
@@ -318,7 +318,7 @@ def untouched_caches(call: Arguments) -> Iterator[None]:
                 saved.append((value, dict(value)))
         layers = cache.__dict__.get("layers", [])
         lists.append((layers, list(layers)))
-        # Layers replace their tensors when they grow, so what they held is still whole.
+        # Layers replace their tensors when they grow, so the old ones are still whole.
         saved += [(layer.__dict__, dict(layer.__dict__)) for layer in layers]
     try:
         yield

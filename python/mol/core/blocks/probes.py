@@ -1,4 +1,4 @@
-"""Tries out what blocks do alone: whether they look ahead, keep a cache, or see more than their hidden states."""
+"""Probes what blocks do alone: whether they are causal, keep a cache, or see more than their hidden states."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _CACHE_MASKS: Final[tuple[CacheMask, ...]] = ("whole", "new")
 
 
 def is_causal(driver: Driver, index: int) -> bool:
-    """Change the last token at random (LayerNorm would hide a shift) and look at the outputs before it."""
+    """Return whether outputs stay the same when a later token changes, at random since LayerNorm would hide a shift."""
     return _at_lengths(driver, index, 6, lambda length: _is_causal(driver, index, length))
 
 
 def _at_lengths(driver: Driver, index: int, few: int, probe: Callable[[int], bool]) -> bool:
-    """Tell whether a probe succeeds at few tokens, and beyond the thresholds in the config."""
+    """Return whether a probe succeeds at few tokens, and beyond the thresholds in the config."""
     if not probe(few):
         return False
     for length in probe_lengths(driver, index):
@@ -38,7 +38,7 @@ def _at_lengths(driver: Driver, index: int, few: int, probe: Callable[[int], boo
             if not probe(length):
                 return False
         except REFUSALS:
-            continue  # the block does not run at this length, and will say so
+            continue  # the block does not run at this length, and will raise then
     return True
 
 
@@ -53,28 +53,28 @@ def _is_causal(driver: Driver, index: int, length: int) -> bool:
 
 
 def keeps_cache(driver: Driver, index: int) -> bool:
-    """Feed a block bit by bit with a cache, and see whether it does what it does on the whole; with padding too."""
-    # What blocks write for others is of the new tokens, whose prelude has no cache to complete it from.
+    """Return whether a block fed token by token with a cache computes what it does on the whole, with padding too."""
+    # What blocks write for others is of the new tokens alone: their prelude has no cache to complete it from.
     if driver.inputs.cache_name is None or driver.is_fixed or driver.calls.writes:
         return False
 
     def steps(length: int) -> bool:
         first = max(length - 7, 3)  # from below a threshold to beyond it
-        return _goes_on(driver, index, length, ((0, first), *((t, t + 1) for t in range(first, length - 1))))
+        return _continues(driver, index, length, ((0, first), *((t, t + 1) for t in range(first, length - 1))))
 
     return _at_lengths(driver, index, 7, steps)
 
 
 def takes_chunks(driver: Driver, index: int) -> bool:
-    """See whether a block that goes on from its cache token by token does so with several at a time."""
+    """Return whether a block that continues from its cache token by token does so with several at a time."""
     return _at_lengths(
-        driver, index, 7, lambda length: _goes_on(driver, index, length, ((0, length - 4), (length - 4, length - 1)))
+        driver, index, 7, lambda length: _continues(driver, index, length, ((0, length - 4), (length - 4, length - 1)))
     )
 
 
-def _goes_on(driver: Driver, index: int, length: int, cuts: Sequence[tuple[int, int]]) -> bool:
+def _continues(driver: Driver, index: int, length: int, cuts: Sequence[tuple[int, int]]) -> bool:
     hidden, tokens = driver.random_hidden(length)
-    # Many models make no mask where nothing is padding, so that one which does not fit shows here only.
+    # Many models make no mask where nothing is padding, so one that does not fit shows here only.
     padded = tokens.mask.clone()
     padded[-1, :2] = 0
     with torch.no_grad():
@@ -96,16 +96,16 @@ def _is_whole(
         chunk = Tokens.of(mask[:, :end], end - start, dtype)
         try:
             chunks.append(_run_with(driver, index, given, chunk, cache))
-            # Another sequence in between shows state that a block keeps in itself, and not in the cache.
+            # Another sequence in between reveals state that a block keeps in itself instead of in the cache.
             _run_with(driver, index, given.flip(0), chunk, other)
         except REFUSALS:
-            return False  # a block that fails alone with a cache is run without one
+            return False  # a block that fails alone with a cache runs without one
     shown = mask[:, : cuts[-1][1]].bool()
     return agree(torch.cat(chunks, 1)[shown], whole[:, : cuts[-1][1]][shown])
 
 
 def agree(chunks: torch.Tensor, whole: torch.Tensor) -> bool:
-    """Tell whether what was computed in chunks is what was computed at once, but for rounding."""
+    """Return whether results computed in chunks are those computed at once, except for rounding."""
     scale = max(1.0, whole.abs().max().item())
     return torch.allclose(chunks, whole, rtol=0.0, atol=max(2e-4, 4 * torch.finfo(whole.dtype).eps) * scale)
 
@@ -164,7 +164,7 @@ def _model_continues(runner: BlockRunner, cache_mask: CacheMask, length: int, cu
 
 
 def _run_with(driver: Driver, index: int, hidden: torch.Tensor, tokens: Tokens, cache: ExpertCache) -> torch.Tensor:
-    # The prelude's cache is another one, which nothing was written into: so it is in a fused model.
+    # The prelude's cache is another one, which nothing was written into, as in a fused model.
     measure = ExpertCache(driver.owner.config)
     cache.seen = measure.seen = tokens.mask.shape[1] - tokens.length
     context = driver.context(tokens, measure)
@@ -173,14 +173,14 @@ def _run_with(driver: Driver, index: int, hidden: torch.Tensor, tokens: Tokens, 
 
 
 def sees_content(driver: Driver) -> bool:
-    """Run two preludes of unlike content, and see whether blocks are handed anything else besides hidden states."""
+    """Return whether two preludes of different content hand blocks anything different next to hidden states."""
     _, tokens = driver.random_hidden(6)
     first, second = (driver.context(tokens, content=torch.Generator().manual_seed(seed)) for seed in (0, 1))
     return _differ(driver, first, second)
 
 
 def minds_padding(driver: Driver, index: int, *, before: bool) -> bool:
-    """See whether padding before the tokens of a row, or else behind them, changes what a block makes of them."""
+    """Return whether padding before the tokens of a row, or else behind them, changes what a block computes."""
     return not _at_lengths(driver, index, 8, lambda length: not _minds(driver, index, length, before=before))
 
 
@@ -209,7 +209,7 @@ def _differ(driver: Driver, first: list[Arguments], second: list[Arguments]) -> 
 
 
 def kind_of(form: CallForm, call: Arguments) -> tuple[object, ...]:
-    """Describe a block but for its weights and its number: blocks of one kind need one probe."""
+    """Return what a block is apart from its weights and number: blocks of one kind need one probe."""
     settings = [
         (path, name, value)
         for path, module in form.block.named_modules()

@@ -1,4 +1,4 @@
-"""What of one model is in memory: all of it, or the blocks that run and what else was asked for."""
+"""Residence: loads the modules of one model when they are needed, or has all of them in memory."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 class Residence:
-    """The modules of a model, of which those that are not in memory come when they are wanted.
+    """The modules of a model; those that are not in memory are loaded when they are needed.
 
-    Without `weights` the model is whole, and nothing here has anything to do.
+    Without `weights` the model is whole, and nothing is ever loaded.
 
     Attributes:
         weights: of a model that was built without them, else None.
     """
 
     def __init__(self, model: PreTrainedModel, weights: ModelWeights | None, memory: Memory | None) -> None:
-        """Say where modules come from, and which room they share with others; they stay for good if None."""
+        """Load modules from `weights`, into memory that they share with others; they stay for good if that is None."""
         self.weights = weights
         self._model = model
         self._memory = memory
@@ -41,7 +41,7 @@ class Residence:
         return path
 
     def require(self, modules: Iterable[nn.Module]) -> None:
-        """Have modules in memory from now on.
+        """Load modules, and keep them in memory.
 
         Raises:
             CheckpointError: one cannot be read.
@@ -50,7 +50,7 @@ class Residence:
             self.weights.load(self.weights.under(*{self._paths[id(module)] for module in modules}))
 
     def require_around(self, stack: str, owner: nn.Module | None = None, *, skip_missing: bool = False) -> None:
-        """Have all but a stack of blocks in memory from now on, of the model or of a part of it.
+        """Load all but a stack of blocks, of the model or of a part of it, and keep it in memory.
 
         Raises:
             CheckpointError: something cannot be read.
@@ -68,20 +68,20 @@ class Residence:
             self.weights.apply(fn)
 
     def noise(self) -> AbstractContextManager[None]:
-        """Let a forward run on noise where nothing is in memory, to see what goes where."""
+        """Return a context in which weights that are not loaded are noise, to trace which tensor goes where."""
         return nullcontext() if self.weights is None else self.weights.noise()
 
     def visited(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Have a module in memory while this is open, and no longer if it was not before."""
+        """Return a context in which a module is in memory; afterwards it is only if it was before."""
         return nullcontext() if self.weights is None else self.weights.visited(self._paths[id(module)])
 
     @contextmanager
     def held(self, module: nn.Module, place: Place | None) -> Iterator[torch.device | None]:
-        """Have a module in memory while it runs, and afterwards if there is room; yield its device if it has a place.
+        """Keep a module in memory while it runs, and afterwards if there is room; yield its device if it has one.
 
         Raises:
             CheckpointError: it cannot be read.
-            FusionError: it is larger than all the room there is.
+            FusionError: it is larger than the limit.
         """
         if self.weights is None:
             yield None

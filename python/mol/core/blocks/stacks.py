@@ -1,4 +1,4 @@
-"""Finds the stacks of blocks in a model by their structure, and the model part that drives each."""
+"""Finds the stacks of blocks in a model by their structure, and the part of the model that calls each."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class FoundStack(NamedTuple):
     """A list of blocks.
 
     Attributes:
-        path: where the list is in the model, e.g. `transformer.h`.
+        path: of the list in the model, e.g. `transformer.h`.
         blocks: the list.
-        owners: the models around it with their paths, innermost first; one of them drives the blocks.
+        owners: the models around it with their paths, innermost first; one of them calls the blocks.
     """
 
     path: str
@@ -33,13 +33,13 @@ def find_stacks(model: PreTrainedModel) -> list[FoundStack]:
 
 
 def choose_stack(model: PreTrainedModel, name: str, wanted: str | None = None) -> FoundStack:
-    """Return the stack that `wanted` names by its path or a part of it; without it the text stack with most weights.
+    """Return the stack that `wanted` names by its path or a part of it; if None the text stack with most weights.
 
     Of a model with encoder and decoder that is the encoder: its blocks need nothing but hidden states.
 
     Args:
         model: the model.
-        name: what messages call it.
+        name: its name in messages.
         wanted: path of a list of blocks, or a part of one path only.
 
     Raises:
@@ -65,7 +65,7 @@ def choose_stack(model: PreTrainedModel, name: str, wanted: str | None = None) -
         words = stack.path.split(".")
         role = "encoder" in words if encoder_decoder else "language_model" in words or "text_model" in words
         weights = list(stack.blocks.parameters())
-        # Convolutions alone are what sound or an image goes through before the blocks.
+        # Convolutions alone are a feature encoder of sound or images before the blocks.
         return role, textual, any(weight.dim() == 2 for weight in weights), sum(weight.numel() for weight in weights)
 
     return max(stacks, key=rank)

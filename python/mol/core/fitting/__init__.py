@@ -1,1 +1,1 @@
-"""Fits adapters to hidden states of two models on the same text, and finds blocks that fit."""
+"""Fits adapters to hidden states of two models on the same text, and suggests blocks that fit."""

@@ -1,7 +1,7 @@
-"""Fits the adapters of a fused layer on calibration text, so that it starts near what the host's own layer does.
+"""Fits the adapters of a fused layer on calibration text, so that it starts near the host's own layer.
 
-Down adapters A bring the host's stream h_l to the states x_j that the expert's first block knows, token by token. Up
-adapters U bring what the expert then adds, E(Ah) - Ah, to what the host's layer adds, h_{l+1} - h_l.
+Down adapters A map the host's stream h_l to the states x_j that the expert's first block was trained on, token by
+token. Up adapters U map what the expert then adds, E(Ah) - Ah, to what the host's layer adds, h_{l+1} - h_l.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mol.core.adapters import LinearAdapter
 from mol.core.blocks.inputs import Tokens
 from mol.core.blocks.placement import Memory
 from mol.core.fitting.maps import fit_held_out, fit_orthogonal
-from mol.core.fitting.reading import Reader, pair_tokens, pieces
+from mol.core.fitting.reading import Reader, chunks_of, pair_tokens
 from mol.core.models.loading import open_source
 from mol.core.running import run_expert_blocks
 from mol.errors import ConfigError
@@ -31,24 +31,24 @@ if TYPE_CHECKING:
 _log: Final = logging.getLogger("mol")
 
 
-class Piece(NamedTuple):
-    """What one piece of text is at a layer.
+class Chunk(NamedTuple):
+    """The states of one chunk of text at a layer.
 
     Attributes:
-        before: the host's stream where the layer starts (T, H).
-        after: where it ends (T, H).
-        places: for each expert, the P tokens of the host that have a partner.
-        partners: for each expert, their partners' states where its first block starts (P, D).
+        before: the input of the host's layer (T, H).
+        after: its output (T, H).
+        paired: for each expert, the P tokens of the host that have a partner.
+        partners: for each expert, the input of its first block at the partners (P, D).
     """
 
     before: torch.Tensor
     after: torch.Tensor
-    places: list[list[int]]
+    paired: list[list[int]]
     partners: list[torch.Tensor]
 
 
 def checked_texts(texts: Sequence[str]) -> list[str]:
-    """Return calibration text as a list.
+    """Return calibration text as a list, after a check.
 
     Raises:
         ConfigError: it is one string, or empty, or holds something else than text.
@@ -63,20 +63,20 @@ def fit_layer(
 ) -> None:
     """Fit the adapters of the experts of one layer, as `settings.adapter_init` says; "identity" leaves them alone.
 
-    The states of the host are its own, without other fused layers; its blocks up to this layer are loaded for it, and
-    stay. Each expert's model is loaded up to its block, embeddings too, and let go of again. Nothing is random: the
-    same text gives the same adapters.
+    The states of the host are its own, without other fused layers; its blocks up to this layer are loaded and stay.
+    Each expert's model is loaded up to its block, with embeddings, and dropped again. Nothing is random: the same text
+    gives the same adapters.
 
     Args:
         experts: from `Expert.build`; those that are the host's own block are left alone.
-        position: the host's layer that they stand for.
+        position: the host's layer that they replace.
         host: the host.
         settings: of the fusion.
         texts: calibration text, of the kind that the fused model is for.
 
     Raises:
-        ConfigError: there is no text, or too little; the adapters cannot hold a fitted map; or "orthogonal" is asked
-            for between unequal widths.
+        ConfigError: there is no text, or too little; the adapters cannot hold a fitted map; or "orthogonal" is
+            requested between unequal widths.
         ArchitectureError: a model reads no text.
     """
     fitted = [expert for expert in experts if not expert.is_exact]
@@ -88,8 +88,8 @@ def fit_layer(
         down, up = expert.down, expert.up
         assert isinstance(down, LinearAdapter)  # by _check
         assert isinstance(up, LinearAdapter)
-        x = torch.cat([piece.before[piece.places[number]] for piece in read.pieces])
-        y = torch.cat([piece.partners[number] for piece in read.pieces])
+        x = torch.cat([chunk.before[chunk.paired[number]] for chunk in read.chunks])
+        y = torch.cat([chunk.partners[number] for chunk in read.chunks])
         least = max(x.shape[1], y.shape[1])
         if len(x) < least:
             raise ConfigError(
@@ -101,12 +101,12 @@ def fit_layer(
             continue
         there = fit_held_out(x, y)
         down.set_map_(there.weight, there.bias)
-        # Fitted on what will be fed to it. A map fitted from the expert's states to the host's, as stitching does, is
-        # right for states and wrong for their differences: beside layers 5 and 15 of SmolLM2, blocks of MiniLM left a
+        # Fitted on its own input. A map fitted from the expert's states to the host's, as stitching does, is
+        # right for states and wrong for their differences: at layers 5 and 15 of SmolLM2, blocks of MiniLM left a
         # squared error of 3 to 8000 times the host's update itself, where this map explains 10 to 45% of it, all on
         # held-out text. A bias changed that by 2% or less, and without one an expert that adds nothing changes nothing.
-        added = torch.cat([_added(read.sources[number], expert, piece.before) for piece in read.pieces])
-        wanted = torch.cat([piece.after - piece.before for piece in read.pieces])
+        added = torch.cat([_added(read.sources[number], expert, chunk.before) for chunk in read.chunks])
+        wanted = torch.cat([chunk.after - chunk.before for chunk in read.chunks])
         back = fit_held_out(added, wanted, bias=False)
         up.set_map_(back.weight)
         _log.info(
@@ -117,9 +117,9 @@ def fit_layer(
 
 
 class _Read(NamedTuple):
-    """Pieces of text, and for each expert the model that its blocks belong to."""
+    """Chunks of text, and for each expert the model that its blocks belong to."""
 
-    pieces: list[Piece]
+    chunks: list[Chunk]
     sources: list[Source]
 
 
@@ -128,7 +128,7 @@ def _check(experts: Sequence[Expert], settings: MoLConfig, texts: Sequence[str] 
     if texts is None:
         problems.append("there is no text to fit on: pass add_layer(..., calibration=[...]) or call calibrate([...])")
     if settings.adapter_type != "linear":
-        problems.append(f"a {settings.adapter_type} adapter is no linear map: set adapter_type='linear'")
+        problems.append(f"a {settings.adapter_type} adapter is not a linear map: set adapter_type='linear'")
     elif kind == "orthogonal":
         problems += [
             f"{expert.spec} is {expert.down.output_dim} wide and the host {expert.down.input_dim}: 'orthogonal' needs "
@@ -147,7 +147,7 @@ def _read(experts: Sequence[Expert], position: int, host: Source, settings: MoLC
             readers[name] = load_reader(name, host, settings)
     names, found = list(readers), []
     points = {name: {expert.spec.blocks[0] for expert in experts if expert.spec.model == name} for name in names}
-    for readings in pieces(texts, list(readers.values())):
+    for readings in chunks_of(texts, list(readers.values())):
         stream = readers[host.name].states(readings[0].ids, {position, position + 1})
         pairs = [pair_tokens(readings[0], reading) for reading in readings]
         states = [
@@ -156,10 +156,10 @@ def _read(experts: Sequence[Expert], position: int, host: Source, settings: MoLC
         ]
         which = [(names.index(expert.spec.model), expert.spec.blocks[0]) for expert in experts]
         found.append(
-            Piece(
+            Chunk(
                 stream[position],
                 stream[position + 1],
-                [[place for place, _ in pairs[model]] for model, _ in which],
+                [[token for token, _ in pairs[model]] for model, _ in which],
                 [
                     states[model][block][[partner for _, partner in pairs[model]]].to(stream[position].device)
                     for model, block in which
@@ -170,18 +170,18 @@ def _read(experts: Sequence[Expert], position: int, host: Source, settings: MoLC
 
 
 def load_reader(name: str, host: Source, settings: MoLConfig) -> Reader:
-    """Load a model with its embeddings and tokenizer, where the host is, to be let go of again.
+    """Load a model with its embeddings and tokenizer onto the host's device, to be dropped again.
 
     Raises:
         ArchitectureError: see `Reader.of`.
         MolError: its blocks cannot be run alone.
-        OSError: it cannot be had.
+        OSError: it cannot be loaded.
     """
     source = open_source(name, replace(settings, device_map={}), Memory(None))
     reader = Reader.of(source, settings)
     source.apply(lambda tensor: tensor.to(host.device))
     source.require_rest(skip_missing=True)
-    if host.is_causal() and not settings.allow_bidirectional:  # it is read as it will run
+    if host.is_causal() and not settings.allow_bidirectional:  # so that it is read as it will run
         for index in range(len(source)):
             source.make_causal(index)
     return reader

@@ -1,6 +1,6 @@
-"""Fit a map between the hidden states of two models, and say how well one tells the other; all in float64.
+"""Fits linear maps between the hidden states of two models, and scores how well one predicts the other; in float64.
 
-Rows are tokens: row i of x (N, D) and of y (N, H) belong to the same place of the same text. Nothing here is random:
+Rows are tokens: row i of x (N, D) and of y (N, H) belong to the same position of the same text. Nothing here is random:
 the same states give the same map. Work is done on the device of the states; most of it is one product of D x D x N.
 """
 
@@ -15,8 +15,8 @@ from mol.errors import ConfigError
 
 _RIDGE: Final = 1e-3
 _RIDGES: Final = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-9)
-_RUN: Final = 64
-"""Rows in a row that are fitted on, or held out, together."""
+_GROUP: Final = 64
+"""Consecutive rows that are fitted on, or held out, together."""
 _ROUNDING: Final = 1e-13
 
 
@@ -25,10 +25,10 @@ class Fit(NamedTuple):
 
     Attributes:
         weight: W (H, D), float64.
-        bias: b (H,), float64; zero where none was asked for.
-        ridge: what it was fitted with.
-        held_out: share of y that the map explains on rows it was not fitted on, of its variance if there is a b and of
-            its size otherwise; below 0 for a map that does more harm than none.
+        bias: b (H,), float64; zero if none was requested.
+        ridge: of the fit.
+        held_out: share of y that the map explains on held-out rows, of its variance if there is a b and of its size
+            otherwise; below 0 for a map that is worse than none.
     """
 
     weight: torch.Tensor
@@ -65,11 +65,11 @@ def fit_linear(x: torch.Tensor, y: torch.Tensor, *, ridge: float = _RIDGE) -> tu
 
 
 def fit_held_out(x: torch.Tensor, y: torch.Tensor, *, bias: bool = True) -> Fit:
-    """Fit y = W x + b with the ridge, out of some powers of ten, that does best on rows it was not fitted on.
+    """Fit y = W x + b with the ridge, of some powers of ten, that is best on held-out rows.
 
     How much ridge a fit needs depends on the number of tokens, and on single tokens whose states are a hundred times as
-    large as the others (Sun et al., 2024, "Massive Activations in Large Language Models"), which no rule of thumb
-    knows. Every fourth run of rows is held out, for neighbours are alike; the map itself is then fitted on all rows.
+    large as the others (Sun et al., 2024, "Massive Activations in Large Language Models"), so there is no rule of
+    thumb. Every fourth group of rows is held out, since neighbours are alike; the map itself is fitted on all rows.
 
     Args:
         x: (N, D), N >= 4.
@@ -80,7 +80,7 @@ def fit_held_out(x: torch.Tensor, y: torch.Tensor, *, bias: bool = True) -> Fit:
         ConfigError: the rows do not pair, there are fewer than four, or a value is not finite.
     """
     x, y = _paired(x, y, least=4)
-    held = torch.arange(len(x), device=x.device) // min(_RUN, len(x) // 4) % 4 == 3
+    held = torch.arange(len(x), device=x.device) // min(_GROUP, len(x) // 4) % 4 == 3
 
     def products(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         x_rows, y_rows = x[rows], y[rows]
@@ -90,10 +90,10 @@ def fit_held_out(x: torch.Tensor, y: torch.Tensor, *, bias: bool = True) -> Fit:
         return x_rows.T @ x_rows, x_rows.T @ y_rows, x.new_zeros(x.shape[1]), y.new_zeros(y.shape[1])
 
     gram, cross, x_mean, y_mean = products(~held)
-    told, seen = x[held] - x_mean, y[held] - y_mean
-    errors = [(told @ _ridge_map(gram, cross, ridge).T - seen).square().sum() for ridge in _RIDGES]
+    inputs, outputs = x[held] - x_mean, y[held] - y_mean
+    errors = [(inputs @ _ridge_map(gram, cross, ridge).T - outputs).square().sum() for ridge in _RIDGES]
     best = int(torch.stack(errors).argmin())
-    size = seen.square().sum()
+    size = outputs.square().sum()
     gram, cross, x_mean, y_mean = products(torch.ones_like(held))
     weight = _ridge_map(gram, cross, _RIDGES[best])
     held_out = float(1.0 - errors[best] / size) if size > 0.0 else 0.0
@@ -105,7 +105,7 @@ def fit_orthogonal(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
     W = U V^T from the singular value decomposition of y^T x. Where H > D its columns are orthonormal, and this too is
     the best fit; where H < D its rows are, and W aligns the two best, which is not quite the least error. There is no
-    bias: take the mean off both first where one is wanted, it is then mean(y) - W mean(x).
+    bias: for one, subtract the means first, it is then mean(y) - W mean(x).
 
     Args:
         x: (N, D).
@@ -124,7 +124,7 @@ def fit_orthogonal(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def r_squared(x: torch.Tensor, y: torch.Tensor, *, ridge: float = _RIDGE) -> float:
-    """Tell which share of the variance of y a ridge fit explains from x, on rows it was not fitted on.
+    """Return the share of the variance of y that a ridge fit explains from x, on held-out rows.
 
     Fitted on rows 0, 2, 4, ... and measured on rows 1, 3, 5, ..., so that both halves see all of the text.
 
@@ -149,7 +149,7 @@ def r_squared(x: torch.Tensor, y: torch.Tensor, *, ridge: float = _RIDGE) -> flo
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Tell how alike two representations are but for rotation and scale (Kornblith et al., 2019, linear CKA).
+    """Return the similarity of two representations up to rotation and scale (Kornblith et al., 2019, linear CKA).
 
     |y^T x|^2 / (|x^T x| |y^T y|) of the states less their means, in Frobenius norms.
 
@@ -174,7 +174,7 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor) -> float:
 def _ridge_map(gram: torch.Tensor, cross: torch.Tensor, ridge: float) -> torch.Tensor:
     """Return W (H, D) from the products x^T x (D, D) and x^T y (D, H)."""
     penalty = ridge * gram.diagonal().mean()
-    # States that never change have no Gram matrix to speak of; any positive number then gives W = 0.
+    # The Gram matrix of constant states is zero; any positive penalty then gives W = 0.
     penalised = gram + torch.where(penalty > 0, penalty, 1.0) * torch.eye(
         len(gram), dtype=gram.dtype, device=gram.device
     )
@@ -182,7 +182,7 @@ def _ridge_map(gram: torch.Tensor, cross: torch.Tensor, ridge: float) -> torch.T
 
 
 def _less_mean(states: torch.Tensor) -> torch.Tensor:
-    """Take the mean row off; what is rounding, beside the states themselves, becomes 0."""
+    """Return the states minus their mean row; differences that are only rounding become 0."""
     rest = states - states.mean(0)
     noise = _ROUNDING * torch.linalg.matrix_norm(states)
     return torch.where(torch.linalg.matrix_norm(rest) > noise, rest, 0.0)

@@ -1,4 +1,4 @@
-"""Reads the same text with several models: hidden states where blocks start and end, tokens paired by characters."""
+"""Runs several models on the same text: hidden states between blocks, tokens paired by characters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mol.core.blocks.source import Source
 
 _WINDOW: Final = 256
-"""Most tokens that are read at once: enough for context, few enough for every model."""
+"""The most tokens of one chunk: enough for context, few enough for every model."""
 
 
 class Reading(NamedTuple):
@@ -43,7 +43,7 @@ class Reader(NamedTuple):
 
     Attributes:
         source: the model, with its token embeddings.
-        tokenizer: a fast one, which knows where in the text a token stands.
+        tokenizer: a fast one, which returns the offsets of tokens.
     """
 
     source: Source
@@ -54,7 +54,7 @@ class Reader(NamedTuple):
         """Load a model's tokenizer.
 
         Raises:
-            ArchitectureError: the model reads no text, or its tokenizer does not tell where tokens stand.
+            ArchitectureError: the model reads no text, or its tokenizer returns no offsets.
             OSError: there is no tokenizer.
         """
         way_out = "choose another model, or use adapter_init='identity'"
@@ -66,29 +66,29 @@ class Reader(NamedTuple):
         tokenizer = load_tokenizer(source.name, settings)
         if not tokenizer.is_fast:
             raise ArchitectureError(
-                f"the tokenizer of {source.name} ({type(tokenizer).__name__}) does not tell where in a text its tokens "
-                f"stand, so they cannot be paired with those of another; {way_out}"
+                f"the tokenizer of {source.name} ({type(tokenizer).__name__}) returns no offsets of its tokens in a "
+                f"text, so they cannot be paired with those of another; {way_out}"
             )
         return cls(source, tokenizer)
 
     def tokens(self, text: str) -> Reading:
-        """Split a text as the model's own forward gets it, special tokens among the others."""
-        # Without warnings of texts that are too long: they are cut on the grounds of what is said here.
+        """Return the tokens of a text as the model's own forward gets them, with special tokens."""
+        # Without warnings of texts that are too long: they are cut below.
         read = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
         return Reading(read["input_ids"], [(start, end) for start, end in read["offset_mapping"]])
 
     @property
     def limit(self) -> int:
-        """How many tokens the model reads at once, at most `_WINDOW`."""
+        """The most tokens of a chunk for this model, at most `_WINDOW`."""
         most: int | None = getattr(self.source.owner.config, "max_position_embeddings", None)
         return min(_WINDOW, int(self.tokenizer.model_max_length), most or _WINDOW)
 
     def states(self, ids: list[int], points: Collection[int]) -> dict[int, torch.Tensor]:
-        """Run the model on one text and keep its hidden states at some points.
+        """Run the model on one text, and return its hidden states at some points.
 
         Args:
             ids: T tokens.
-            points: j is where block j starts, the number of blocks where the last one ends.
+            points: j is the input of block j, the number of blocks the output of the last one.
 
         Returns:
             For each point (T, D).
@@ -98,7 +98,7 @@ class Reader(NamedTuple):
 
         def keep(point: int, hidden: torch.Tensor) -> None:
             if point in points:
-                # A copy, for some models add to what they were handed.
+                # A copy: some models add to their input in place.
                 kept[point] = source.layout.from_block(hidden, 1)[0, : len(ids)].clone()
 
         def run(block: nn.Module, call: Arguments) -> Any:  # noqa: ANN401 - as the block returns it
@@ -107,7 +107,7 @@ class Reader(NamedTuple):
             count += 1
             hidden = argument(call, form.hidden_in)
             keep(index, hidden)
-            if index >= last:  # nothing is wanted of it and of what follows
+            if index >= last:  # its result, and what follows, is not needed
                 return source.calls.stub(index, call, hidden)
             result = call_block(block, source.driver.made(index, call))
             if index == len(source) - 1:
@@ -123,11 +123,11 @@ class Reader(NamedTuple):
         return kept
 
 
-def pieces(texts: Sequence[str], readers: Sequence[Reader]) -> Iterator[tuple[Reading, ...]]:
-    """Cut texts, at spaces where there are any, until every model can read a piece at once.
+def chunks_of(texts: Sequence[str], readers: Sequence[Reader]) -> Iterator[tuple[Reading, ...]]:
+    """Cut texts, at spaces if there are any, until every model can read a chunk at once.
 
     Yields:
-        The tokens of a piece, as each model reads it.
+        The tokens of a chunk for each model.
     """
     waiting = list(reversed(texts))
     while waiting:
@@ -146,22 +146,22 @@ def pieces(texts: Sequence[str], readers: Sequence[Reader]) -> Iterator[tuple[Re
 
 
 def pair_tokens(host: Reading, other: Reading) -> list[tuple[int, int]]:
-    """Pair the host's tokens with those of another model, by where they stand in the text.
+    """Pair the host's tokens with those of another model, by their offsets in the text.
 
-    A token of the host is paired with the last token of the other model that ends where it ends or before: what has
-    been read by then, and nothing that comes later. Special tokens have no place in the text and no partner, unless
-    both models read the same tokens: then each has its own for partner.
+    A token of the host is paired with the last token of the other model that ends where it ends or before, so with
+    nothing that comes later. Special tokens have no offsets and no partner, unless both models read the same tokens:
+    then each is paired with itself.
 
     Returns:
-        Places in `host` and in `other`; tokens of the host that end before any of the other's have none.
+        Indices in `host` and in `other`; tokens of the host that end before any of the other's are left out.
     """
     if host == other:
-        return [(place, place) for place in range(len(host.ids))]
-    partners = [place for place, (start, end) in enumerate(other.spans) if start < end]
-    ends = [other.spans[place][1] for place in partners]
+        return [(index, index) for index in range(len(host.ids))]
+    partners = [index for index, (start, end) in enumerate(other.spans) if start < end]
+    ends = [other.spans[index][1] for index in partners]
     pairs = []
-    for place, (start, end) in enumerate(host.spans):
+    for index, (start, end) in enumerate(host.spans):
         read = bisect_right(ends, end)
         if start < end and read:
-            pairs.append((place, partners[read - 1]))
+            pairs.append((index, partners[read - 1]))
     return pairs

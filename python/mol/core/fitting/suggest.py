@@ -1,4 +1,4 @@
-"""Suggests which block of which model to put beside each of the host's layers, by how alike their states are."""
+"""Suggests which block of which model to use for each of the host's layers, by the similarity of their states."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from mol.config.mol_config import MoLConfig
 from mol.core.fitting.calibration import checked_texts, load_reader
 from mol.core.fitting.maps import linear_cka, r_squared
-from mol.core.fitting.reading import Reader, pair_tokens, pieces
+from mol.core.fitting.reading import Reader, chunks_of, pair_tokens
 from mol.core.mol_layer import ExpertSpec
 from mol.core.runtime import Runtime
 from mol.errors import ConfigError
@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 
     States = dict[int, torch.Tensor]
 
-Likeness = Literal["r2", "cka"]
+Similarity = Literal["r2", "cka"]
 LayerSpecs = list[tuple[str, int]]
 
 _SCORES: Final[dict[str, Callable[[torch.Tensor, torch.Tensor], float]]] = {
-    # Ridge fits tell more of a narrow model's states than there is to tell where there are few tokens: a firmer ridge
-    # than a map to be used would have.
+    # With few tokens ridge fits overfit the states of a narrow model: a larger ridge than for a map that is used.
     "r2": lambda x, y: r_squared(x, y, ridge=1e-1),
     "cka": linear_cka,
 }
@@ -39,7 +38,7 @@ class Suggestion(NamedTuple):
         layer: the host's layer.
         model: name of the block's model.
         block: number of the block.
-        score: how alike the two are: 1 is the most.
+        score: their similarity, at most 1.
     """
 
     layer: int
@@ -55,22 +54,22 @@ class Suggestions:
     Attributes:
         host: name of the host.
         by: what was scored, "r2" or "cka".
-        tokens: on how many pairs of tokens, by model.
+        tokens: number of pairs of tokens, by model.
         best: the best block for each layer, in the order of layers.
         scores: by model, the score of each block (rows) for each layer (columns), in the order of `best`.
     """
 
     host: str
-    by: Likeness
+    by: Similarity
     tokens: Mapping[str, int]
     best: tuple[Suggestion, ...]
     scores: Mapping[str, torch.Tensor]
 
     def specs(self, count: int | None = None) -> dict[int, LayerSpecs]:
-        """Give what `add_layer` takes: the host's own block and the best other one, for each layer.
+        """Return arguments of `add_layer`: the host's own block and the best other one, for each layer.
 
         Args:
-            count: for so many layers only, those with the best scores; all if None.
+            count: number of layers, those with the best scores; all if None.
 
         Returns:
             By layer, in order: `for layer, specs in ...: runtime.add_layer(specs, layer)`.
@@ -82,7 +81,7 @@ class Suggestions:
         """Show the best block for each layer with its score, at most 80 columns wide."""
         lines = ["layer  score  block"]
         lines += [f"{one.layer:5}  {one.score:5.2f}  {ExpertSpec(one.model, (one.block,))}" for one in self.best]
-        lines += [{"r2": "scores: R2 of ridge fits, on tokens not fitted on", "cka": "scores: linear CKA"}[self.by]]
+        lines += [{"r2": "scores: R2 of ridge fits, on held-out tokens", "cka": "scores: linear CKA"}[self.by]]
         lines += [f"on {count} tokens of {model}" for model, count in self.tokens.items()]
         return "\n".join(line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3]}..." for line in lines)
 
@@ -92,26 +91,26 @@ def suggest_layers(
     texts: Sequence[str],
     *,
     layers: Collection[int] | None = None,
-    by: Likeness = "r2",
+    by: Similarity = "r2",
     max_tokens: int = 4096,
 ) -> Suggestions:
     """Score every block of a fusion's other models for every layer of its host, on text that all of them read.
 
-    A layer that is to do what block j does has to tell it what it starts from, and to be told what it ends with. So the
-    score of block j for layer l is the mean of two: how well the host's stream where l starts tells the states where
-    j starts, and how well the states where j ends tell the stream where l ends. Each is the R2 of a ridge fit on tokens
-    that it was not fitted on, or linear CKA (Kornblith et al., 2019), which is the same both ways. To choose blocks by
-    likeness is due to Yang et al. (2022, "Deep Model Reassembly"). Each model is let go of again.
+    To replace layer l by block j, the input of j must be predictable from that of l, and the output of l from that of
+    j. So the score of block j for layer l is the mean of two: how well the host's stream before l predicts the states
+    before j, and how well the states after j predict the stream after l. Each is the R2 of a ridge fit on held-out
+    tokens, or linear CKA (Kornblith et al., 2019), which is symmetric. To choose blocks by similarity is due to Yang et
+    al. (2022, "Deep Model Reassembly"). Each model is dropped again.
 
-    States are scored at one size each: in trained models a few tokens are a hundred times as large as the others (Sun
-    et al., 2024, "Massive Activations in Large Language Models") and would be all that counts.
+    States are normalised: in trained models a few tokens are a hundred times as large as the others (Sun et al., 2024,
+    "Massive Activations in Large Language Models") and would dominate.
 
     Args:
         models: a runtime, or names of models of which the first is the host; blocks of the others are scored.
-        texts: of the kind that the fused model is for; tokens are paired by where they stand in the text.
+        texts: of the kind that the fused model is for; tokens are paired by their offsets in the text.
         layers: of the host; all if None.
         by: "r2" or "cka".
-        max_tokens: tokens of the text that are used; the states of all chosen layers are held for them.
+        max_tokens: most tokens of the text to use; the states of all chosen layers are kept for them.
 
     Returns:
         The best block for each layer, and all scores.
@@ -163,19 +162,19 @@ def suggest_layers(
 
 
 def _read(host: Reader, other: Reader, texts: Sequence[str], layers: Sequence[int], most: int) -> tuple[States, States]:
-    """Return the states of paired tokens (N, width) where layers and blocks start and end, N at most `most`."""
+    """Return the states of paired tokens (N, width) between layers and between blocks, N at most `most`."""
     points, blocks = {layer + step for layer in layers for step in (0, 1)}, range(len(other.source) + 1)
     streams: list[States] = []
     states: list[States] = []
     count = 0
-    for mine, theirs in pieces(texts, [host, other]):
+    for mine, theirs in chunks_of(texts, [host, other]):
         pairs = pair_tokens(mine, theirs)[: most - count]
         count += len(pairs)
-        for kept, reader, ids, wanted, places in (
-            (streams, host, mine.ids, points, [place for place, _ in pairs]),
-            (states, other, theirs.ids, blocks, [place for _, place in pairs]),
+        for kept, reader, ids, wanted, indices in (
+            (streams, host, mine.ids, points, [index for index, _ in pairs]),
+            (states, other, theirs.ids, blocks, [index for _, index in pairs]),
         ):
-            kept.append({point: _sized(hidden[places]) for point, hidden in reader.states(ids, wanted).items()})
+            kept.append({point: _sized(hidden[indices]) for point, hidden in reader.states(ids, wanted).items()})
         if count >= most:
             break
     least = max(host.source.width, other.source.width)
@@ -191,5 +190,5 @@ def _sized(hidden: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(hidden.float(), dim=-1)
 
 
-def _joined(pieces_of_text: list[States]) -> States:
-    return {point: torch.cat([piece[point] for piece in pieces_of_text]) for point in pieces_of_text[0]}
+def _joined(chunks: list[States]) -> States:
+    return {point: torch.cat([chunk[point] for chunk in chunks]) for point in chunks[0]}

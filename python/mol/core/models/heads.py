@@ -1,4 +1,4 @@
-"""Chooses the head that a host is loaded with: what its checkpoint was saved as, else its language model head."""
+"""Chooses the head that a host is loaded with: that of its checkpoint, else a language model head."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Head(NamedTuple):
-    """What a host is for.
+    """The head of a host.
 
     Attributes:
         auto_class: the Auto class that loads it.
         classes: names of the classes that have it, by model type; some types have several.
-        does: what it can do, as messages say it.
+        does: its task, as messages say it.
     """
 
     auto_class: Any
@@ -54,8 +54,8 @@ HEADS: Final = (MASKED_LM, CAUSAL_LM, SEQUENCE_CLASSIFICATION, TOKEN_CLASSIFICAT
 def head_of(config: PreTrainedConfig) -> Head:
     """Choose the head of a host by its config.
 
-    A checkpoint that names no class with a head, as those of older encoders do, gets its language model head, masked
-    before causal unless it is a decoder; whether its weights are there is seen when it is loaded.
+    A checkpoint that names no class with a head, like those of older encoders, gets a language model head, masked
+    before causal unless it is a decoder; loading it fails if the files lack its weights.
 
     Raises:
         FusionError: the model has an encoder and a decoder, or no head that a host can have.
@@ -63,8 +63,8 @@ def head_of(config: PreTrainedConfig) -> Head:
     name, kind = config.name_or_path or config.model_type, config.model_type
     if config.is_encoder_decoder:
         raise FusionError(
-            f"{name} ({kind}) has an encoder and a decoder and cannot be the host; name it after a model with one "
-            "stack, as a source of blocks it can be used"
+            f"{name} ({kind}) has an encoder and a decoder and cannot be the host; list a single-stack model "
+            "first; this one can still supply blocks"
         )
     heads = [head for head in HEADS if not (getattr(config, "is_decoder", False) and head is MASKED_LM)]
     saved_as = config.architectures or []

@@ -1,4 +1,4 @@
-"""Loads the models of a fusion: the host with its head, the others as bare models, of each the blocks that run."""
+"""Opens the models of a fusion: the host with its head, the others as bare models; of each, the blocks that run."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("mol")
 _offline: Final[set[str]] = set()
-"""Commits and models of which it was said that the Hub was not asked."""
+"""Models that were reported to be used from the cache, offline."""
 
 
 def open_host(name: str, settings: MoLConfig) -> Source:
-    """Open a model with its head; all but its blocks is loaded, and those when they are asked for.
+    """Open a model with its head; all but its blocks is loaded, and blocks when they are needed.
 
     Raises:
         MolError: it cannot be a host; or its files are damaged, or do not fit its config.
-        OSError: it cannot be had.
+        OSError: it cannot be loaded.
     """
     directory, revision = _located(name, settings)
     config = _config(name, directory, settings)
@@ -61,7 +61,7 @@ def open_host(name: str, settings: MoLConfig) -> Source:
             )
     for part in (model.config, model.config.get_text_config()):
         if getattr(part, "output_router_logits", False):
-            # Its loss over them wants those of every block and token, and fused layers run others or some.
+            # Its loss over them needs those of every block and token, and fused layers run others or some.
             part.output_router_logits = False
     host = Source(model, name, stack=settings.stacks.get(name), weights=weights)
     host.revision, host.checkpoint = revision, checkpoint
@@ -74,12 +74,12 @@ def open_source(name: str, settings: MoLConfig, memory: Memory) -> Source:
 
     Args:
         name: the model.
-        settings: what else to go by.
-        memory: the room for blocks.
+        settings: of the fusion.
+        memory: the memory that blocks share.
 
     Raises:
         MolError: its blocks cannot be run alone; or its files are damaged, or do not fit its config.
-        OSError: it cannot be had.
+        OSError: it cannot be loaded.
     """
     directory, revision = _located(name, settings)
     config = _config(name, directory, settings)
@@ -96,27 +96,27 @@ def open_source(name: str, settings: MoLConfig, memory: Memory) -> Source:
 
 
 def load_whole(auto_class: Any, name: str, settings: MoLConfig) -> tuple[PreTrainedModel, Checkpoint]:  # noqa: ANN401 - an Auto class
-    """Load a whole model, and say which files it is from.
+    """Load a whole model, and return it with its files.
 
     Raises:
         MolError: its files are damaged or quantized, or its type is not known.
-        OSError: it cannot be had.
+        OSError: it cannot be loaded.
     """
     directory, revision = _located(name, settings)
-    _config(name, directory, settings)  # refuses what is not known
+    _config(name, directory, settings)  # refuses unknown types
     checkpoint = Checkpoint.open(directory, name=name, revision=revision)
     return _whole(auto_class, checkpoint, settings), checkpoint
 
 
 def load_tokenizer(name: str, settings: MoLConfig) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; padding goes by the end of text where it has no token of its own, as is usual.
+    """Load a tokenizer; if it has no padding token, it pads with the end of text, as is usual.
 
     Raises:
         OSError: there is none.
     """
     directory, _ = _located(name, settings, weights=False)
     if not any(is_tokenizer_file(file.name) for file in directory.iterdir()):
-        raise FileNotFoundError(f"{name}: no tokenizer beside its config.json in {directory}; save one there")
+        raise FileNotFoundError(f"{name}: no tokenizer next to its config.json in {directory}; save one there")
     trusted = settings.trust_remote_code
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory, trust_remote_code=trusted)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
@@ -125,25 +125,25 @@ def load_tokenizer(name: str, settings: MoLConfig) -> PreTrainedTokenizerBase:
 
 
 def read_generation_config(model: Any, directory: Path) -> None:  # noqa: ANN401 - its type says nothing of the config
-    """Give a model that writes the generation config beside its weights, if there is one."""
+    """Load the generation config next to a model's weights into it, if there is one and it can generate."""
     if model.can_generate() and (directory / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(directory)
 
 
 def _located(name: str, settings: MoLConfig, *, weights: bool = True) -> tuple[Path, str | None]:
-    """Find a model's directory, and the commit that it is of if its name is one of the Hub."""
+    """Return a model's directory, and its commit if its name is one of the Hub."""
     path = settings.paths.get(name, name)
     reference = ModelReference(path, settings.revisions.get(name) if path == name else None)
     cache_dir, token, code = settings.cache_dir, settings.token, settings.trust_remote_code
     cached: list[str] = []
     directory, commit = resolve(reference, weights=weights, code=code, cache_dir=cache_dir, token=token, offline=cached)
     if cached:
-        _say_offline(cached[0])
+        _report_offline(cached[0])
     return directory, None if is_local(path) else commit
 
 
-def _say_offline(which: str) -> None:
-    """Warn of the first model that is taken from the Hub's cache without asking; of others the log has a line."""
+def _report_offline(which: str) -> None:
+    """Warn of the first model that is used from the cache offline, and log the others at level INFO."""
     level = logging.INFO if _offline else logging.WARNING
     if which not in _offline:
         _offline.add(which)
@@ -157,7 +157,7 @@ def _opened(
     config: PreTrainedConfig,
     settings: MoLConfig,
 ) -> tuple[PreTrainedModel, ModelWeights | None]:
-    """Open a model without its weights and say where they are, or open it whole."""
+    """Open a model without its weights and return both, or load it whole."""
     if not settings.memory_efficient:
         return _whole(auto_class, checkpoint, settings), None
     weights = _hollow(auto_class, checkpoint, config, settings)
@@ -168,11 +168,11 @@ def _config(name: str, directory: Path, settings: MoLConfig) -> PreTrainedConfig
     document = read_config(directory)
     model_type = str(document.get("model_type"))
     if model_type in ("mol", "mol_mixture"):
-        raise FusionError(f"{name} is a fusion or a mixture itself, which cannot be a part of another: name its models")
+        raise FusionError(f"{name} is a fusion or a mixture itself, which cannot be part of another: name its models")
     if model_type not in CONFIG_MAPPING:
         check_remote_code(name, document, model_type, trust_remote_code=settings.trust_remote_code)
     config: PreTrainedConfig = AutoConfig.from_pretrained(directory, trust_remote_code=settings.trust_remote_code)
-    if "/" in str(config._attn_implementation):  # of the file: nothing else was asked for here
+    if "/" in str(config._attn_implementation):  # from the file: none was passed here
         raise ConfigError(
             f"{name}: its config.json has the attn_implementation {config._attn_implementation}, a kernel of the Hub, "
             "which is run as code: remove it there, and give attn_implementation yourself if you trust it"
@@ -216,7 +216,7 @@ def _hollow(
 
 
 def _dtype(name: str, checkpoint: Checkpoint, config: PreTrainedConfig, settings: MoLConfig) -> torch.dtype:
-    """Choose as `from_pretrained` does: what is asked for, what the config says, what the first tensor is."""
+    """Choose as `from_pretrained` does: the requested dtype, that of the config, that of the first tensor."""
     wanted = settings.dtype_of(name)
     if wanted is None:
         found = [info.dtype for info in checkpoint.tensors.values() if info.dtype in _DTYPES]
@@ -236,7 +236,7 @@ def _attention(settings: MoLConfig) -> dict[str, str]:
 
 
 def _is_placed_whole(name: str, settings: MoLConfig) -> bool:
-    """Tell whether all of a model goes to one device and stays there."""
+    """Return whether all of a model is on one device and stays there."""
     single = any(key.startswith(f"{name}[") for key in settings.devices)
     return not single and settings.devices.get(name) != "disk"
 

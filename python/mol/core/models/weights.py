@@ -1,4 +1,4 @@
-"""A model without its weights, and its parameters read from SafeTensors files: those asked for, and no others."""
+"""ModelWeights: a model that was built without its weights, and reads those of the parameters that are requested."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
 
     from mol.io.checkpoint import Checkpoint
 
-_building: Final = threading.Lock()  # accelerate patches torch while a model is built
+_building: Final = threading.Lock()  # accelerate patches torch while it builds a model
 _reading: Final = threading.RLock()  # transformers' progress bar and a model's state_dict hooks are shared
 
 
 _kept: Final = torch.inference_mode(mode=False)
-"""Weights that are read while somebody is in inference mode are still there, and usable, when he trains."""
+"""Load outside inference mode, so weights read under `torch.inference_mode()` can still be trained with."""
 
 
 class LazyTensor:
-    """A tensor of a file, read when it is indexed: what transformers' loader takes in place of a tensor."""
+    """A tensor of a file, read when it is indexed, which transformers' loader accepts as a tensor."""
 
     def __init__(self, weights: ModelWeights, file: int, name: str) -> None:
-        """Remember where it is."""
+        """Store its location."""
         self._weights = weights
         self._file = file
         self._name = name
@@ -55,10 +55,9 @@ class LazyTensor:
 class ModelWeights:
     """The parameters of a model built by `build_hollow`, of which some are loaded.
 
-    A parameter that is not loaded has its shape, dtype and device and takes no memory: one row stands for all of its
-    rows. That row is NaN, so that what leaks from it is seen, but for the time of a trace, see `fill`. Reading and
-    converting is done by transformers' own loader, so tensors that are renamed or fused on their way come out as
-    `from_pretrained` makes them.
+    A parameter that is not loaded has its shape, dtype and device and takes no memory: all of its rows are the same
+    memory (stride 0). That row is NaN, so that a leak is seen, except during a trace, see `fill`. transformers' own
+    loader reads and converts, so tensors that are renamed or fused come out as `from_pretrained` makes them.
 
     Attributes:
         model: the model.
@@ -74,7 +73,7 @@ class ModelWeights:
         """
         self.model = model
         self.loaded: set[str] = set()
-        # Held while anything of the model is read, let go of or filled: threads that want it wait until it is whole.
+        # Held while weights are read, dropped or filled: other threads wait until the model is consistent.
         self._changing = threading.RLock()
         self._visits: Counter[str] = Counter()
         self._passing: set[str] = set()
@@ -91,12 +90,12 @@ class ModelWeights:
 
     @property
     def name(self) -> str:
-        """What messages call the model."""
+        """The model's name in messages."""
         return self._checkpoint.name
 
     @property
     def staying(self) -> set[str]:
-        """Names of what is loaded for more than visits."""
+        """Names of what is loaded to stay, and not for visits only."""
         return self.loaded - self._passing
 
     def open(self, file: int) -> Any:  # noqa: ANN401 - safetensors' handle has no type
@@ -129,7 +128,7 @@ class ModelWeights:
         Args:
             names: of parameters and buffers, as the model calls them.
             device: where to; where the model is if None.
-            skip_missing: leave what the files lack as it is.
+            skip_missing: leave parameters that the files lack as they are.
 
         Raises:
             CheckpointError: the files lack a parameter, or one has another shape.
@@ -178,7 +177,7 @@ class ModelWeights:
 
     @_kept
     def drop(self, names: Collection[str]) -> None:
-        """Let parameters go, when nobody visits them any more; buffers stay."""
+        """Drop parameters, those that are visited after the last visit; buffers stay."""
         with self._changing:
             self._passing.update(name for name in names if self._visits[name])
             for name, parameter in self._parameters():
@@ -188,7 +187,7 @@ class ModelWeights:
 
     @contextmanager
     def visited(self, path: str) -> Iterator[None]:
-        """Have a module loaded while this is open, and no longer unless somebody else wants it."""
+        """Keep a module loaded while the context is open, and no longer unless it is loaded for another reason."""
         names = self.under(path)
         with self._changing:
             self._passing.update(names - self.loaded)
@@ -205,9 +204,9 @@ class ModelWeights:
 
     @contextmanager
     def noise(self) -> Iterator[None]:
-        """Let a forward run on small noise where nothing is loaded, to see what goes where."""
+        """Fill parameters that are not loaded with small noise while the context is open, to trace a forward."""
         with self._changing:
-            # Kernels for experts of a mixture refuse a weight whose rows are all one.
+            # Grouped kernels for mixtures of experts refuse a weight with stride 0.
             chosen = self.model.get_experts_implementation()
             self.model.set_experts_implementation("eager")
             self.fill(torch.Generator().manual_seed(0))
@@ -220,14 +219,14 @@ class ModelWeights:
 
     @_kept
     def fill(self, noise: torch.Generator | None) -> None:
-        """Fill what is not loaded with a row of small noise, for a trace, or with NaN."""
+        """Fill parameters that are not loaded with a row of small noise, for a trace, or with NaN."""
         for name, parameter in self._parameters():
             if name not in self.loaded:
                 self._set(name, _hollow(parameter, noise))
 
     @_kept
     def apply(self, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Move or cast everything, as `nn.Module.to` does, without making room for what is not loaded."""
+        """Move or cast everything, as `nn.Module.to` does, without memory for parameters that are not loaded."""
         moved: set[int] = set()
         for name, parameter in self._parameters():
             if name not in self.loaded:
@@ -249,7 +248,7 @@ class ModelWeights:
         setattr(self.model.get_submodule(path), key, parameter)
 
     def _convert(self, wanted: frozenset[str], tensors: dict[str, LazyTensor], device: torch.device) -> Any:  # noqa: ANN401
-        """Let transformers' loader take the wanted parameters for the whole of the model."""
+        """Run transformers' loader as if the wanted parameters were the whole model."""
 
         def keep(_module: nn.Module, state: dict[str, Any], _prefix: str, _metadata: object) -> None:
             for name in [name for name in state if name not in wanted]:
@@ -271,7 +270,7 @@ class ModelWeights:
 
 
 class _OneRow(TorchFunctionMode):
-    """Multiplies by a matrix whose rows are all one as by that row."""
+    """Computes `x @ W.T` from a single row when all rows of W are the same (stride 0)."""
 
     def __torch_function__(
         self,
@@ -288,7 +287,7 @@ class _OneRow(TorchFunctionMode):
 
 
 class _NoDraws(TorchFunctionMode):
-    """Leaves tensors without storage as they are where they would be drawn: torch takes half a millisecond for each."""
+    """Skips random initialisation of tensors without storage, which takes torch half a millisecond each."""
 
     def __torch_function__(
         self,
@@ -312,9 +311,9 @@ _DRAWS: Final = frozenset({"normal_", "uniform_", "trunc_normal_", "kaiming_unif
 def build_hollow(
     auto_class: Any,  # noqa: ANN401 - one of the Auto classes
     config: PreTrainedConfig,
-    **options: Any,  # noqa: ANN401 - what `from_config` takes
+    **options: Any,  # noqa: ANN401 - options of `from_config`
 ) -> PreTrainedModel:
-    """Build a model of this config without parameters; buffers are as its constructor makes them."""
+    """Build a model of this config without storage for parameters; buffers are as its constructor makes them."""
     with _building, init_empty_weights(include_buffers=False), _NoDraws():
         model: PreTrainedModel = auto_class.from_config(copy.deepcopy(config), **options)
     model.train(mode=False)

@@ -1,6 +1,6 @@
-"""MoLForCausalLM: a fused model as transformers know models, with logits, loss, cache and `generate`.
+"""MoLForCausalLM: a fused causal language model as a transformers model, with logits, loss, cache and `generate`.
 
-Importing this registers it: AutoConfig and AutoModelForCausalLM then load what `save_pretrained` wrote.
+It is registered with AutoModelForCausalLM, which then loads what `save_pretrained` wrote.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mol.core.models.heads import CAUSAL_LM
 from mol.core.pretrained.fused_model import FusedModel
 from mol.core.pretrained.generating import Generating, Step
 from mol.core.pretrained.model_config import MoLModelConfig
-from mol.core.pretrained.step_loss import share_of, train_beside, weigh
+from mol.core.pretrained.step_loss import share_of, train_with, weigh
 from mol.errors import FusionError
 
 if TYPE_CHECKING:
@@ -49,11 +49,11 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
     choice, in nats; in eval mode it is that of the next token alone. Where Trainer accumulates gradients, each batch
     counts by its labels, so that the batches of a step train like one.
 
-    With `dispatch="sequence"` each row chooses its experts once. By which tokens, is the same with a cache and without:
-    `generate` goes by the whole prompt, as a first forward with a cache does; a forward without goes by the first
-    `router_prefix` tokens, or by the first `prompt_length` columns where it is told so, which `generate` does. So a
-    prompt may be shorter or longer than `router_prefix`. Tokens that a row chooses by see each other's choice: before
-    the last of them outputs may depend on later tokens, and labels among them do not count in the loss.
+    With `dispatch="sequence"` each row chooses its experts once. The choice uses the same tokens with or without a
+    cache: the whole prompt in `generate` and in a first cached forward, otherwise the first `router_prefix` tokens, or
+    the first `prompt_length` columns, which `generate` passes. So a prompt may be shorter or longer than
+    `router_prefix`. Outputs at the tokens of the choice may depend on later ones, up to the last of them, and labels
+    at them do not count in the loss.
     """
 
     head = CAUSAL_LM
@@ -65,20 +65,20 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
         if not host.is_causal():
             raise FusionError(
                 f"the host {runtime.host_name} ({type(host.model).__name__}) does not predict the next token: its "
-                "blocks look ahead, so the fusion cannot write"
+                "blocks attend to later tokens, so the fusion cannot generate"
             )
         self.generation_config = copy.deepcopy(host.model.generation_config)
 
     def generate(
         self,
         inputs: torch.Tensor | None = None,
-        *args: Any,  # noqa: ANN401 - what transformers' generate takes
+        *args: Any,  # noqa: ANN401 - as transformers' generate
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401 - as transformers' generate returns it
-        """Write on from a prompt (B, T), as transformers' `generate` does, and tell each step how long it was.
+        """Generate a continuation of a prompt (B, T), as transformers' `generate`; each step gets the prompt's length.
 
         Raises:
-            MolError: see `Generating.generate`; or rows choose by the whole prompt, and it is to be taken in pieces.
+            MolError: see `Generating.generate`; or rows choose by the whole prompt, and it is given in chunks.
         """
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         kwargs.setdefault("prompt_length", 1 if prompt is None else checked_tokens(prompt).shape[1])  # or it is BOS
@@ -90,28 +90,28 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
         *,
         prompt_length: int | None = None,
         logits_to_keep: int = 0,
-        **kwargs: Any,  # noqa: ANN401 - what generate passes besides; it looks for this name
+        **kwargs: Any,  # noqa: ANN401 - further options; generate looks for this name
     ) -> dict[str, Any]:
-        """Give a step of `generate` its inputs: the tokens that the cache has not seen, and what the host takes."""
+        """Return the inputs of a step of `generate`: the tokens that the cache has not seen, and those of the host."""
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
-        inputs["logits_to_keep"] = logits_to_keep  # generate looks at the last token of a prompt only
+        inputs["logits_to_keep"] = logits_to_keep  # generate uses the last token of a prompt only
         inputs |= {name: value for name, value in kwargs.items() if name not in inputs and self._is_for_host(name)}
-        for name in ("token_type_ids",):  # as long as the text, which generate makes longer
+        for name in ("token_type_ids",):  # as long as the text, which grows
             if inputs.get(name) is not None:
                 inputs[name] = inputs[name][:, -inputs["input_ids"].shape[1] :]
         return inputs if CACHE_NAME in inputs else {**inputs, "prompt_length": prompt_length}
 
     def new_cache(self) -> FusedCache:
-        """Return an empty cache, for `generate` or `forward`; where the host takes none, tokens are run again."""
-        return FusedCache(self.runtime.host.new_cache() if self._goes_on else None)
+        """Return an empty cache, for `generate` or `forward`; if the host takes none, all tokens are run again."""
+        return FusedCache(self.runtime.host.new_cache() if self._continues else None)
 
     @property
-    def _goes_on(self) -> bool:
+    def _continues(self) -> bool:
         host = self.runtime.host
         if host.cache_mask() is None:
-            _say_once(
-                f"{self.runtime.host_name} ({type(host.model).__name__}) does not go on from a cache: as host it runs "
-                "all tokens again at every step"
+            _warn_once(
+                f"{self.runtime.host_name} ({type(host.model).__name__}) does not continue from a cache: as host it "
+                "runs all tokens again at every step"
             )
         return host.cache_mask() is not None
 
@@ -128,7 +128,7 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
         if turning:
             lengths = set(zip(mask[:, :-new].sum(1).tolist(), mask.sum(1).tolist(), strict=True))
             if any(layer.mode(fusion.dispatch) == "token" for layer in fusion.layers.values()):
-                # There positions switch when a token beyond the length is routed to an expert, whenever that is.
+                # There positions switch when a token beyond the length is routed to an expert, however late.
                 lengths = {(0, after) for _, after in lengths}
             drivers = [fusion.sources[name].driver for name in turning]
             if any(turns(driver, before, after) for driver in drivers for before, after in lengths):
@@ -141,7 +141,7 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
         return [(self.runtime.host.model, cache.host)]
 
     def _is_for_host(self, name: str) -> bool:
-        """Tell whether an argument of `generate` is one that the host's forward takes and experts need not know."""
+        """Return whether an argument of `generate` is one that the host's forward takes and experts need not know."""
         host = self.runtime.host
         return name not in UNKNOWN_TO_EXPERTS and takes(host.model, name)
 
@@ -156,12 +156,12 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
         self,
         generation_config: GenerationConfig,
         model_kwargs: dict[str, Any],
-        *args: Any,  # noqa: ANN401 - what transformers passes
+        *args: Any,  # noqa: ANN401 - as in transformers
     ) -> None:
         if generation_config.prefill_chunk_size is not None and self.runtime.fusion().pins:
             raise FusionError(
                 'with dispatch="sequence" rows choose their experts by the whole prompt, so a fused model does not '
-                "take it in pieces: leave out prefill_chunk_size"
+                "take it in chunks: leave out prefill_chunk_size"
             )
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
 
@@ -177,7 +177,7 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
         return_dict: bool | None = None,
         prompt_length: int | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **others: Any,  # noqa: ANN401 - what the host's forward takes besides
+        **others: Any,  # noqa: ANN401 - further inputs of the host's forward
     ) -> CausalLMOutputWithPast:
         """Run the host's forward with the fused layers in it.
 
@@ -186,14 +186,14 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
             attention_mask: (B, P + T) with the P tokens of the cache, 0 for padding.
             labels: (B, T), shifted inside as the host does; -100 does not count.
             cache: from an earlier forward or `new_cache`; grows.
-            past_key_values: the same, as it was called before transformers 5.24.
+            past_key_values: the same, its name before transformers 5.24.
             use_cache: return a cache; as `config.use_cache` says if None, see `Generating`.
             logits_to_keep: logits of so many last tokens only, or of the tokens with these numbers; all if 0.
             return_dict: must not be False.
             prompt_length: without a cache, rows with "sequence" dispatch choose by so many first columns.
             num_items_in_batch: number of labels that count in all batches of an optimiser's step; the loss is then the
-                part of these in the mean over all. Without labels, as Trainer passes it where it smooths them, the
-                losses of the routers are trained with whatever loss is made of the logits.
+                part of these in the mean over all. Without labels, as in Trainer with label smoothing, the losses
+                of the routers are trained with whatever loss is computed from the logits.
             others: `output_hidden_states`, and inputs that only the host knows: `token_type_ids` of some.
 
         Raises:
@@ -235,7 +235,7 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
             added = self._routing_loss(shown)
             loss = loss + (added if share is None else added * share.to(added.device)).to(loss.device)
         elif self.training and num_items_in_batch is not None and self._trains_routers:
-            logits = train_beside(logits, self._routing_loss(shown), shown, num_items_in_batch)
+            logits = train_with(logits, self._routing_loss(shown), shown, num_items_in_batch)
         hidden = output.get("hidden_states")
         return CausalLMOutputWithPast(
             loss=loss,
@@ -250,7 +250,7 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
         return bool(settings.load_balancing_coeff or settings.entropy_penalty_coeff)
 
     def _routing_loss(self, mask: torch.Tensor) -> torch.Tensor:
-        """Return what the routers of the last forward add to the loss; the mask (B, S) is that of its tokens."""
+        """Return the loss of the routers of the last forward; the mask (B, S) is that of its tokens."""
         settings = self.runtime.config
         return compute_routing_loss(
             self.routings.values(),
@@ -260,7 +260,7 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
         )
 
     def _counted(self, labels: torch.Tensor, step: Step, prompt: int | None) -> torch.Tensor:
-        """Leave out the labels of tokens by which rows choose their experts."""
+        """Return the labels without those of tokens by which rows choose their experts."""
         if not self.runtime.fusion().pins or step.mask.shape[1] > step.new:  # they chose in an earlier forward
             return labels
         prefix = self.runtime.config.router_prefix
@@ -276,10 +276,10 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
 
 
 @cache
-def _say_once(line: str) -> None:
+def _warn_once(line: str) -> None:
     _log.warning(line)
 
 
 AutoModelForCausalLM.register(MoLModelConfig, MoLForCausalLM)
-# Where Trainer looks for models whose labels it must shift before it smooths them.
+# Trainer shifts the labels of the models in this table before it smooths them.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[MoLModelConfig.model_type] = MoLForCausalLM.__name__

@@ -1,7 +1,7 @@
-"""Reads what config.json says of a fusion, which may be of a later version, damaged or made to do harm.
+"""Reads the description of a fusion in config.json, which may be of a later version, damaged or malicious.
 
-Only settings of the fusion itself are taken from a file. What belongs to a machine or a person (devices, cache, token,
-trust in code, a kernel from the Hub) is for whoever loads it to give.
+Only settings of the fusion itself are taken from a file. Those of a machine or a person (devices, cache, token, trust
+in code, a kernel from the Hub) must be passed by whoever loads it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
 TORCH_ATTENTION: Final = frozenset({None, "eager", "sdpa"})
-"""Kinds of attention that need neither another package nor code from the Hub."""
+"""Attention implementations that need neither another package nor code from the Hub."""
 _IMPLEMENTATIONS: Final = frozenset({"attn_implementation", "experts_implementation"})
 _REMOTE_CODE: Final = (
-    "models of this fusion bring code of their own, which is run only if whoever loads it says so: read it, and call "
+    "models of this fusion bring code of their own, which is run only if whoever loads it allows it: read it, and call "
     "from_pretrained(..., trust_remote_code=True)"
 )
 
@@ -44,8 +44,8 @@ def config_from(
     read: Callable[..., Any],
     content: dict[str, Any],
     options: dict[str, Any],
-) -> Any:  # noqa: ANN401 - a config, and what transformers leaves of the options
-    """Have transformers make a config of what config.json holds.
+) -> Any:  # noqa: ANN401 - a config, and the unused options
+    """Make a config of the contents of config.json, by transformers.
 
     Raises:
         ConfigError: transformers cannot.
@@ -65,10 +65,10 @@ def read_description(
     """Check the three parts of a description.
 
     Args:
-        fusion: what `MoLConfig.to_dict` gave.
+        fusion: from `MoLConfig.to_dict`.
         host: name of the host.
         layers: `fused_layers` of `MoLModelConfig`.
-        given: names of settings that are given for this call, in the place of those in the file.
+        given: names of settings that are passed in this call and replace those in the file.
         written_by: the version of mol that wrote it.
 
     Raises:
@@ -91,7 +91,7 @@ def read_description(
         problems.append(f"`host` is {host!r}, which is not one of `models`")
     found = [_layer(layer, number, named, problems) for number, layer in enumerate(layers)]
     if problems:
-        raise ConfigError.listing("config.json describes a fusion that cannot be made", problems)
+        raise ConfigError.listing("config.json describes a fusion that cannot be built", problems)
     return Description(settings, host if isinstance(host, str) else None, found)
 
 
@@ -101,11 +101,11 @@ def _wrong_settings(settings: Mapping[str, Any], given: Collection[str], written
     hints = _hints()
     of = f" (it was written by mol {written_by}, and this is {_rust.__version__})" if written_by else ""
     problems = [
-        f"`{name}` is no setting that this mol knows{of}: upgrade mol-merge, or remove it"
+        f"`{name}` is no setting of this version of mol{of}: upgrade mol-merge, or remove it"
         for name in sorted(settings.keys() - hints.keys())
     ]
     problems += [
-        f"`{name}` is {value!r}, which is nothing that it can be"
+        f"`{name}` is {value!r}, which is not a value of its type"
         for name, value in settings.items()
         if name in hints and not _fits(value, hints[name])
     ]
@@ -121,7 +121,7 @@ def _wrong_settings(settings: Mapping[str, Any], given: Collection[str], written
 
 
 def _layer(layer: object, number: int, models: Collection[str], problems: list[str]) -> Any:  # noqa: ANN401 - a layer
-    """Give (position, experts) of a layer, or add what is wrong with it."""
+    """Return (position, experts) of a layer, or None after its problems were added."""
     position = layer.get("position") if isinstance(layer, dict) else None
     experts = layer.get("experts") if isinstance(layer, dict) else None
     if type(position) is not int or position < 0 or not isinstance(experts, list) or not experts:
@@ -141,18 +141,18 @@ def _layer(layer: object, number: int, models: Collection[str], problems: list[s
 @cache
 def _hints() -> dict[str, Any]:
     hints = get_type_hints(MoLConfig)
-    # These have types that JSON does not hold.
+    # JSON has no values of their types.
     hints |= {"dtype": str | dict[str, str] | None, "quantization_config": None}
     return {item.name: hints[item.name] for item in fields(MoLConfig) if item.name not in PERSONAL}
 
 
 def _fits(value: object, hint: Any) -> bool:  # noqa: ANN401 - any type hint
-    """Tell whether a value from JSON is of a type."""
+    """Return whether a value from JSON is of a type."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_fits(value, one) for one in inner)
     if origin is Literal:
-        return isinstance(value, str)  # which one, `MoLConfig` checks
+        return isinstance(value, str)  # `MoLConfig` checks which one
     if origin is list:
         return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
     if origin is dict:

@@ -1,4 +1,4 @@
-"""Tells whether the models of a saved fusion are what they were: where they are, and digests of what is used."""
+"""Finds the models of a saved fusion, and checks by digests that the parts used are those it was saved with."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint
 
 _SPELLING: Final = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
-"""What config.json of a model says that does not change what its blocks do."""
+"""Entries of a model's config.json that do not change its blocks."""
 _log = logging.getLogger("mol")
 
 
 def record_model(checkpoint: Checkpoint, save: Path, source: Source | None, blocks: Iterable[int] | None) -> Any:  # noqa: ANN401 - as JSON holds it
-    """Return what is to be known of a model when the fusion is loaded again.
+    """Return what is recorded of a model, to find and check it when the fusion is loaded again.
 
     Args:
         checkpoint: its files.
@@ -35,12 +35,12 @@ def record_model(checkpoint: Checkpoint, save: Path, source: Source | None, bloc
         blocks: those that are used, all of it if None.
     """
     record: dict[str, Any] = {}
-    if checkpoint.revision is None:  # where it lies in the Hub's cache is of no interest elsewhere
+    if checkpoint.revision is None:  # its directory in the Hub's cache means nothing elsewhere
         directory = os.path.relpath(checkpoint.directory.resolve(), save.resolve())
         record["path"] = Path(directory).as_posix()
     if _changed(checkpoint):
         _log.warning(
-            "%s: its files have changed since it was loaded, so a load of this save cannot tell whether it is the same",
+            "%s: its files have changed since it was loaded, so loading this save cannot check that it is the same",
             checkpoint.name,
         )
         return record
@@ -48,10 +48,10 @@ def record_model(checkpoint: Checkpoint, save: Path, source: Source | None, bloc
 
 
 def check_model(recorded: object, checkpoint: Checkpoint, source: Source | None, blocks: Iterable[int] | None) -> None:
-    """Compare a model with what was recorded of it.
+    """Compare a model with its record.
 
     Raises:
-        CheckpointError: it is another one; the message says in what.
+        CheckpointError: it is another one; the message lists the differences.
     """
     if not isinstance(recorded, dict):
         return
@@ -71,14 +71,14 @@ def check_model(recorded: object, checkpoint: Checkpoint, source: Source | None,
 
 
 def find_models(models: Mapping[str, Any], save: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """Return the directories of models that are no models of the Hub, by name.
+    """Return the directories of models that are not from the Hub, by name.
 
-    A directory is looked for where it was as seen from the save, and then under its name.
+    A directory is looked for at its old path relative to the save, and then under its name.
 
     Args:
         models: what was recorded of each.
         save: the directory of the save.
-        given: directories by name, which come first.
+        given: directories by name, which take precedence.
 
     Raises:
         FileNotFoundError: there is none.
@@ -89,18 +89,18 @@ def find_models(models: Mapping[str, Any], save: Path, given: Mapping[str, str])
         if name in given or not isinstance(path, str):
             continue
         seen = Path(os.path.normpath(save.resolve() / path))
-        places = [place for place in (seen, Path(name).expanduser()) if (place / "config.json").is_file()]
-        if not places:
+        existing = [path for path in (seen, Path(name).expanduser()) if (path / "config.json").is_file()]
+        if not existing:
             raise FileNotFoundError(
                 f"{name}: was in {seen} when the fusion was saved, and is not there; give its directory: "
                 f"from_pretrained(..., paths={{{name!r}: ...}})"
             )
-        found[name] = str(places[0])
+        found[name] = str(existing[0])
     return found
 
 
 def _changed(checkpoint: Checkpoint) -> bool:
-    """Tell whether the files of a model are not those that were opened."""
+    """Return whether the files of a model are not those that were opened."""
     for file in checkpoint.files:
         if not file.path.is_file():
             return True
@@ -130,10 +130,10 @@ def _tensor_digests(checkpoint: Checkpoint, source: Source | None, blocks: Itera
 
 
 def _parts(checkpoint: Checkpoint, source: Source | None, blocks: Iterable[int] | None) -> dict[str, list[str]]:
-    """Name the parts of a model that are used, and the tensors of each."""
+    """Return the parts of a model that are used, with the tensors of each."""
     if source is not None:
         of_blocks = [_tensors_of(source.block_path(number), checkpoint) for number in range(len(source))]
-        if all(of_blocks):  # else its files name tensors in a way of their own
+        if all(of_blocks):  # else its files name tensors in another way
             used = range(len(source)) if blocks is None else sorted({*blocks, *source.calls.producers})
             parts = {f"block {number}": of_blocks[number] for number in used}
             if blocks is None or source.uses_more_than_blocks:
@@ -144,7 +144,7 @@ def _parts(checkpoint: Checkpoint, source: Source | None, blocks: Iterable[int] 
 
 
 def _tensors_of(path: str, checkpoint: Checkpoint) -> list[str]:
-    """Return the tensors of a module by its path, of which files may leave out the beginning."""
+    """Return the tensors of a module by its path, whose beginning may be missing in files."""
     steps = path.split(".")
     for first in range(len(steps) - 1):
         pattern = re.compile(rf"(?:^|\.){re.escape('.'.join(steps[first:]))}\.")
@@ -156,7 +156,7 @@ def _tensors_of(path: str, checkpoint: Checkpoint) -> list[str]:
 
 @lru_cache(maxsize=256)
 def _sums(path: str, size: int, mtime_ns: int, names: Sequence[str]) -> list[str]:
-    """Return the checksums of tensors; those of a file that did not change are not read again for the next save."""
+    """Return the checksums of tensors; a file that did not change is not read again for the next save."""
     return _rust.checksum_tensors(path, list(names)) if names else []
 
 

@@ -14,7 +14,7 @@ from transformers.utils import GENERATION_CONFIG_NAME
 from mol.config.mol_config import MoLConfig
 from mol.core.building import build_layer
 from mol.core.frozen import FROZEN, refused
-from mol.core.host import OutputEmbeddings, asked_for, host_inputs
+from mol.core.host import OutputEmbeddings, host_inputs, set_options
 from mol.core.models.heads import (  # Head at run time: transformers reads the annotations of its subclasses
     Head,
     head_of,
@@ -56,13 +56,13 @@ class FusedModel(OutsideModels):
     Attributes:
         head: the head that its host must have.
         runtime: the fusion.
-        runtime_class: the class of `runtime` where it is built here; `mol.core.mol_runtime` sets it.
+        runtime_class: the class to build a `runtime` of; `mol.core.mol_runtime` sets it.
     """
 
     config_class = MoLModelConfig
     base_model_prefix = "runtime"
     _supports_sdpa = True
-    # Trainer then tells the number of labels in all batches of a step, see `step_loss`.
+    # Trainer then passes the number of labels in all batches of a step, see `step_loss`.
     accepts_loss_kwargs = True
     head: ClassVar[Head]
     runtime_class: ClassVar[type[Runtime] | None] = None
@@ -89,7 +89,7 @@ class FusedModel(OutsideModels):
     def from_pretrained(
         cls: type[_F],
         pretrained_model_name_or_path: str | Path,
-        *args: Any,  # noqa: ANN401 - what transformers passes
+        *args: Any,  # noqa: ANN401 - as in transformers
         **kwargs: Unpack[FusionLoadOptions],
     ) -> _F:
         """Load what `save_pretrained` wrote, and the models that it names.
@@ -97,14 +97,14 @@ class FusedModel(OutsideModels):
         Args:
             pretrained_model_name_or_path: the directory.
             args: none.
-            kwargs: `config`; or these of `MoLConfig`, in the place of what was saved: `attn_implementation`, `dtype`,
-                `max_expert_memory`; and `cache_dir`, `device_map`, `paths`, `token`, `trust_remote_code`, which never
-                are. `paths` are directories, by name, of models that are not where they were. With
-                `allow_changed_models` models may be others than the fusion was saved with.
+            kwargs: `config`; or these of `MoLConfig`, which replace what was saved: `attn_implementation`, `dtype`,
+                `max_expert_memory`; and `cache_dir`, `device_map`, `paths`, `token`, `trust_remote_code`, which are
+                never saved. `paths` are directories, by name, of models that were moved. With
+                `allow_changed_models` models may differ from those that the fusion was saved with.
 
         Raises:
-            MolError: an option is not supported, the save is damaged or of a later mol, a model is not what it was, or
-                brings code of its own and `trust_remote_code` is not given.
+            MolError: an option is not supported, the save is damaged or of a later mol, a model changed, or brings
+                code of its own and `trust_remote_code` is not given.
             OSError: something is missing.
         """
         directory = saved_directory(pretrained_model_name_or_path, "a fused model")
@@ -138,15 +138,15 @@ class FusedModel(OutsideModels):
         self,
         save_directory: str | Path,
         is_main_process: bool = True,
-        *args: Any,  # noqa: ANN401 - what transformers takes
+        *args: Any,  # noqa: ANN401 - as in transformers
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Write the fusion as it is now: layers may have been added, and models moved to another dtype.
+        """Save the fusion as it is now: layers may have been added, and models moved to another dtype.
 
-        Where a save is already, it is replaced, and whatever ends the process meanwhile, the one or the other is there.
+        An existing save is replaced; if the process is killed meanwhile, one of the two is complete.
 
         Args:
-            save_directory: where to; what else is in it stays.
+            save_directory: of the save; other files in it stay.
             is_main_process: whether this is the one of several processes that writes.
             args: as transformers takes them.
             kwargs: the same.
@@ -194,7 +194,7 @@ class FusedModel(OutsideModels):
         if head is not self.head:
             raise FusionError(
                 f"the host {runtime.host_name} ({type(host.model).__name__}) does not {self.head.does}, as that of a "
-                f"{type(self).__name__} must; it was made to {head.does}, and MoLRuntime.as_model() gives what does"
+                f"{type(self).__name__} must; it was made to {head.does}, and MoLRuntime.as_model() returns what does"
             )
         self.runtime = runtime
         self.output_embeddings = OutputEmbeddings(host)
@@ -208,12 +208,12 @@ class FusedModel(OutsideModels):
         """The same model without its host's head; see `MoLModel`."""
         body: FusedModel | None = self.__dict__.get("_body")
         if body is None:
-            body = self.__dict__["_body"] = MoLModel.from_model(self)  # no module of this one, which it would be twice
+            body = self.__dict__["_body"] = MoLModel.from_model(self)  # no submodule: parameters would be listed twice
         return body
 
     @property
     def device(self) -> torch.device:
-        """Where the host is."""
+        """Device of the host."""
         device: torch.device = self.runtime.host.model.device
         return device
 
@@ -223,7 +223,7 @@ class FusedModel(OutsideModels):
         return self.runtime.host.dtype
 
     def get_submodule(self, target: str) -> torch.nn.Module:
-        """Give a module by name.
+        """Return a module by name.
 
         Raises:
             FrozenError: it is one of the models'.
@@ -262,21 +262,21 @@ class FusedModel(OutsideModels):
     def resize_token_embeddings(
         self,
         new_num_tokens: int | None = None,
-        *args: Any,  # noqa: ANN401 - what transformers takes
+        *args: Any,  # noqa: ANN401 - as in transformers
         **kwargs: Any,  # noqa: ANN401
     ) -> torch.nn.Module:
-        """Return the host's embeddings where they have this size.
+        """Return the host's embeddings if they have this size.
 
         Raises:
             FusionError: they have another, and nothing is changed.
         """
         embeddings: Any = self.get_input_embeddings()
-        if (new_num_tokens or len(embeddings.weight)) != len(embeddings.weight) or args or asked_for(kwargs):
+        if (new_num_tokens or len(embeddings.weight)) != len(embeddings.weight) or args or set_options(kwargs):
             raise self._not_ours()
         return self.get_input_embeddings()
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - what transformers takes
-        """Refuse: it is not there yet.
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as in transformers
+        """Refuse: it is not supported yet.
 
         Raises:
             FusionError: always.
@@ -295,8 +295,8 @@ class FusedModel(OutsideModels):
 class MoLModel(FusedModel):
     """A fused model without its host's head: hidden states as the head reads them, after the final norm.
 
-    It keeps no cache and has no loss: a trainer that makes its own of hidden states, as those of TRL do, trains routers
-    without the losses that `MoLForCausalLM` adds where it is given labels.
+    It keeps no cache and has no loss: a trainer that computes its own from hidden states, as those of TRL do, trains
+    routers without the losses that `MoLForCausalLM` adds if it is given labels.
     """
 
     @classmethod
@@ -306,7 +306,7 @@ class MoLModel(FusedModel):
 
     def _adopt(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self._has_said = False
+        self._has_warned = False
         self.train(runtime.training)
 
     @property
@@ -320,7 +320,7 @@ class MoLModel(FusedModel):
         attention_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
-        **others: Any,  # noqa: ANN401 - what the host's forward takes besides
+        **others: Any,  # noqa: ANN401 - further inputs of the host's forward
     ) -> BaseModelOutputWithPast:
         """Run the host's forward, all but its head, with the fused layers in it.
 
@@ -335,7 +335,7 @@ class MoLModel(FusedModel):
             `last_hidden_state` (B, T, H).
 
         Raises:
-            FusionError: an input is not known or of another shape, or the host's body gives no hidden states.
+            FusionError: an input is not known or of another shape, or the host's body returns no hidden states.
         """
         if return_dict is False:
             raise FusionError("a fused model returns its outputs by name: return_dict=False is not supported")
@@ -346,24 +346,24 @@ class MoLModel(FusedModel):
         self.routings = run.routings
         last = output.get("last_hidden_state")
         if last is None:
-            raise FusionError(f"the host {host.name} ({type(body).__name__}) gives no hidden states without its head")
+            raise FusionError(f"the host {host.name} ({type(body).__name__}) returns no hidden states without its head")
         if self.runtime.training:
-            self._say_what_is_not_trained()
+            self._warn_of_untrained_losses()
         return BaseModelOutputWithPast(last_hidden_state=last, hidden_states=output.get("hidden_states"))
 
-    def _say_what_is_not_trained(self) -> None:
+    def _warn_of_untrained_losses(self) -> None:
         settings = self.runtime.config
         chosen = any(logits is not None for _, logits in self.routings.values())
-        if chosen and (settings.load_balancing_coeff or settings.entropy_penalty_coeff) and not self._has_said:
-            self._has_said = True
+        if chosen and (settings.load_balancing_coeff or settings.entropy_penalty_coeff) and not self._has_warned:
+            self._has_warned = True
             _log.warning(
-                "the loss is made outside of the model, so routers are trained without load_balancing_coeff and "
-                "entropy_penalty_coeff, which count only where the model is given labels"
+                "the loss is computed outside of the model, so routers are trained without load_balancing_coeff and "
+                "entropy_penalty_coeff, which apply only if the model is given labels"
             )
 
 
 def _used(runtime: Runtime) -> dict[str, tuple[Source, set[int] | None]]:
-    """Return each model and the blocks of it that are used, None for all of it."""
+    """Return each model with the blocks of it that are used, None for all of it."""
     fusion = runtime.fusion()
     blocks: dict[str, set[int]] = {}
     for layer in fusion.layers.values():

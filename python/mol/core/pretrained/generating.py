@@ -1,4 +1,4 @@
-"""Writing: how a model with a `FusedCache` takes part in transformers' `generate`."""
+"""Generating: the base of models with a `FusedCache` that transformers' `generate` can use."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("mol")
 _CACHE_ARGUMENTS: Final = ("cache", "past_key_values")
-"""What callers name it, whatever the version of transformers."""
+"""Its names in calls, in all versions of transformers."""
 
 
 class Step(NamedTuple):
-    """What a forward runs on.
+    """The inputs of a forward.
 
     Attributes:
         ids: (B, S), the tokens that run: the new ones, or all of them again.
         mask: (B, P + T), of all tokens.
-        new: T, how many of the last are new.
-        cache: what the caller gets back, None for no cache.
-        read: the same if the forward reads it and lets it grow; None to run without.
+        new: T, the number of new tokens, the last ones.
+        cache: to return to the caller, None for no cache.
+        read: the same if the forward uses and extends it; None to run without.
     """
 
     ids: torch.Tensor
@@ -57,59 +57,59 @@ class Step(NamedTuple):
         return x if x.shape[1] <= self.new else x[:, -self.new :]
 
     def done(self) -> FusedCache | None:
-        """Note in the cache that the tokens have run, and return it."""
+        """Add the tokens to the cache, and return it."""
         if self.cache is not None:
             self.cache.extend(self.ids)
         return self.cache
 
 
 class Generating(GenerationMixin):
-    """A model that predicts the next token and remembers what it has seen in a `FusedCache`.
+    """A model that predicts the next token and keeps its state in a `FusedCache`.
 
     As in transformers' models a forward returns a cache unless `use_cache` or `config.use_cache` is false, or the model
-    is in training mode. One that was neither given nor asked for holds the tokens alone, so that scoring a text costs
+    is in training mode. One that was neither given nor requested holds the tokens alone, so that scoring a text costs
     nothing; if it is used all the same, the next forward fills it from them.
 
-    transformers takes a class for one that can `generate` only if GenerationMixin itself is among its bases.
+    transformers accepts a class for `generate` only if GenerationMixin itself is among its bases.
 
     Attributes:
-        called: what messages call it.
+        called: its name in messages.
     """
 
     called: ClassVar[str]
-    _is_stateful = True  # no token can be taken back, so transformers refuses assisted generation
+    _is_stateful = True  # no token can be removed, so transformers refuses assisted generation
 
     @abstractmethod
     def new_cache(self) -> FusedCache:
         """Return an empty cache."""
 
     @property
-    def _goes_on(self) -> bool:
-        """Whether forwards go on from a cache, instead of running all tokens again."""
+    def _continues(self) -> bool:
+        """Whether forwards continue from a cache, instead of running all tokens again."""
         return True
 
     @abstractmethod
     def _takes_chunks(self) -> bool:
-        """Tell whether its models go on from a cache with anything but one token for each row, as most with a state."""
+        """Return whether its models continue from a cache with several tokens per row; most with a state do not."""
 
     @abstractmethod
     def _drivers(self, cache: FusedCache) -> Iterable[tuple[PreTrainedModel, Cache | None]]:
-        """Give the models whose own forward runs, each with its own cache of the tokens that `cache` has seen."""
+        """Return the models whose own forward runs, each with its own cache of the tokens that `cache` has seen."""
 
     @abstractmethod
     def _longest(self) -> Mapping[str, Limit]:
-        """Give for how many tokens each of its models is made, by name."""
+        """Return the number of tokens that each of its models is made for, by name."""
 
     def generate(
         self,
         inputs: torch.Tensor | None = None,
-        *args: Any,  # noqa: ANN401 - what transformers' generate takes
+        *args: Any,  # noqa: ANN401 - as transformers' generate
         **kwargs: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401 - as transformers' generate returns it
-        """Write on from a prompt (B, T), as transformers' `generate` does.
+        """Generate a continuation of a prompt (B, T), as transformers' `generate` does.
 
         Raises:
-            FusionError: the prompt is no tensor of tokens, or a cache of another kind is given or asked for.
+            FusionError: the prompt is no tensor of tokens, or a cache of another kind is given or requested.
         """
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         if kwargs.get("inputs_embeds") is not None:
@@ -124,14 +124,14 @@ class Generating(GenerationMixin):
         return super().generate(inputs, *args, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - what transformers takes
-        """Refuse: generate_batch would give texts without a token.
+        """Refuse: generate_batch would return texts without a token.
 
         Raises:
             FusionError: always.
         """
         raise FusionError(
             f"generate_batch keeps pages of one model's cache, and {self.called} has a cache for each of its models: "
-            "give generate a padded batch"
+            "pass a padded batch to generate"
         )
 
     def prepare_inputs_for_generation(
@@ -142,9 +142,9 @@ class Generating(GenerationMixin):
         attention_mask: torch.Tensor | None = None,
         use_cache: bool = True,
         is_first_iteration: bool = False,
-        **kwargs: Any,  # noqa: ANN401 - what generate passes besides; it looks for this name
+        **kwargs: Any,  # noqa: ANN401 - further options; generate looks for this name
     ) -> dict[str, Any]:
-        """Give a step of `generate` its inputs: the tokens that the cache has not seen.
+        """Return the inputs of a step of `generate`: the tokens that the cache has not seen.
 
         Raises:
             FusionError: it has seen all of them.
@@ -169,7 +169,7 @@ class Generating(GenerationMixin):
     def _is_dropped(
         self, cache: FusedCache, input_ids: torch.Tensor, new: int | None, mask: torch.Tensor | None
     ) -> bool:
-        """Ask the models that drive whether they would drop their caches, as Phi-3 does when its positions switch."""
+        """Return whether one of the models would drop its cache, as Phi-3 does when its positions switch."""
         for model, own in self._drivers(cache):
             if (
                 own is None
@@ -177,13 +177,13 @@ class Generating(GenerationMixin):
             ):
                 continue
             name = next(name for name in CACHE_NAMES if takes(model, name))
-            asked = {"next_sequence_length": new, "attention_mask": mask, "use_cache": True, name: own}
-            if model.prepare_inputs_for_generation(input_ids, **asked).get(name) is None:
+            options = {"next_sequence_length": new, "attention_mask": mask, "use_cache": True, name: own}
+            if model.prepare_inputs_for_generation(input_ids, **options).get(name) is None:
                 return True
         return False
 
     def _must_restart(self, mask: torch.Tensor, new: int) -> bool:
-        """Tell whether so many new tokens cannot go on from a cache, under the mask (B, P + T) of all tokens."""
+        """Return whether so many new tokens cannot continue from a cache, under the mask (B, P + T) of all tokens."""
         return (new > 1 or not bool(mask[:, -1].all())) and not self._takes_chunks()
 
     def _prepare_cache_for_generation(
@@ -194,11 +194,11 @@ class Generating(GenerationMixin):
         batch_size: int,
         max_cache_length: int,
     ) -> None:
-        """Make the cache of a `generate` unless one is given or none is wanted.
+        """Make the cache of a `generate` unless one is given or none is requested.
 
         Raises:
-            FusionError: a cache of another kind is asked for, or a prompt in pieces without a cache; or the text would
-                become longer than its models take.
+            FusionError: a cache of another kind is requested, or a prompt in chunks without a cache; or the text would
+                become longer than its models accept.
         """
         mask = model_kwargs.get("attention_mask")
         check_longest(self._longest(), max_cache_length - (0 if mask is None else int(mask.eq(0).sum(1).min())))
@@ -212,7 +212,7 @@ class Generating(GenerationMixin):
         if generation_config.use_cache is not False:
             model_kwargs[CACHE_NAME] = self.new_cache()
         elif generation_config.prefill_chunk_size is not None:
-            raise FusionError(f"{self.called} takes a prompt in pieces only with a cache: leave out use_cache=False")
+            raise FusionError(f"{self.called} takes a prompt in chunks only with a cache: leave out use_cache=False")
 
     def _refuse_implementation(self, name: str) -> None:
         if name != "dynamic":
@@ -221,11 +221,11 @@ class Generating(GenerationMixin):
                 f"cache_implementation={name!r}"
             )
 
-    def _checked_cache(self, cache: Any) -> FusedCache | None:  # noqa: ANN401 - whatever was given
+    def _checked_cache(self, cache: Any) -> FusedCache | None:  # noqa: ANN401 - any argument
         if cache is not None and not isinstance(cache, FusedCache):
             raise FusionError(
                 f"{self.called} keeps a cache for each of its models, and a {type(cache).__name__} is that of one: "
-                "give what new_cache() returns, or what a forward has returned"
+                "pass one from new_cache() or from a forward"
             )
         return cache
 
@@ -233,11 +233,11 @@ class Generating(GenerationMixin):
         self,
         input_ids: torch.Tensor | None,
         mask: torch.Tensor | None,
-        cache: Any,  # noqa: ANN401 - whatever was given
+        cache: Any,  # noqa: ANN401 - any argument
         use_cache: bool | None,
         return_dict: bool | None,
     ) -> Step:
-        """Check what a forward is given, and say which tokens it runs with which cache.
+        """Check the inputs of a forward, and return the tokens and the cache that it runs with.
 
         Raises:
             FusionError: `return_dict` is False, an input is missing or of another kind or shape, or the cache is not of
@@ -264,25 +264,25 @@ class Generating(GenerationMixin):
             )
         if not cache.seen:
             cache.prompt = new
-        elif cache.stale or not self._goes_on or self._must_restart(mask, new):
+        elif cache.stale or not self._continues or self._must_restart(mask, new):
             assert cache.ids is not None  # it has seen tokens
             ids = torch.cat([cache.ids.to(ids.device), ids], 1)
             cache.restart(self.new_cache())
-        return Step(ids, mask, new, cache, cache if self._goes_on else None)
+        return Step(ids, mask, new, cache, cache if self._continues else None)
 
 
-def with_defaults(model: PreTrainedModel, asked: Mapping[str, Any], config: GenerationConfig | None) -> dict[str, Any]:
-    """Return what `generate` is called with: what was asked for, and mol's defaults for what nobody has set.
+def with_defaults(model: PreTrainedModel, given: Mapping[str, Any], config: GenerationConfig | None) -> dict[str, Any]:
+    """Return the options to call `generate` with: those of the call, and mol's defaults for those that are not set.
 
     Args:
-        model: its `generation_config` comes before the defaults.
-        asked: options of the call.
+        model: its `generation_config` takes precedence over the defaults.
+        given: options of the call.
         config: settings of the call.
     """
     configs = [each for each in (config, model.generation_config) if each is not None]
 
     def found(name: str) -> Any:  # noqa: ANN401 - any setting
-        values = (asked.get(name), *(getattr(each, name) for each in configs))
+        values = (given.get(name), *(getattr(each, name) for each in configs))
         return next((value for value in values if value is not None), None)
 
     defaults: dict[str, Any] = {}
@@ -293,8 +293,8 @@ def with_defaults(model: PreTrainedModel, asked: Mapping[str, Any], config: Gene
     if found("do_sample") is not False and found("top_k") is None:
         defaults["top_k"] = 0  # all, where transformers' own default is 50
     if config is None:
-        return {**defaults, **asked}
-    settings = copy.deepcopy(config)  # which transformers would rather not have mixed with options
+        return {**defaults, **given}
+    settings = copy.deepcopy(config)  # transformers warns of settings mixed with options
     for name, value in defaults.items():
         setattr(settings, name, value)
-    return {**asked, "generation_config": settings}
+    return {**given, "generation_config": settings}

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def load_one(name: str, given: Mapping[str, Any]) -> tuple[PreTrainedModel, Checkpoint]:
-    """Load a model, with these settings, and return it with its files."""
+    """Load a model with these settings, and return it with its files."""
     return load_whole(AutoModelForCausalLM, name, _settings(name, given))
 
 
@@ -30,7 +30,7 @@ def load_all(names: Sequence[str], given: Mapping[str, Any]) -> tuple[list[PreTr
 
 
 def _settings(name: str, given: Mapping[str, Any]) -> MoLConfig:
-    """Return the settings that one model is loaded with; those by model name are for all of them."""
+    """Return the settings to load one model with; those by model name contain all models."""
     mine: dict[str, Any] = {
         key: {name: value[name]} if isinstance(value, dict) and name in value else value
         for key, value in given.items()

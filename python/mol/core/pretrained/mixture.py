@@ -1,4 +1,4 @@
-"""MoLMixture: the next token by several whole language models at once, their probabilities averaged.
+"""MoLMixture: the average of the next-token probabilities of several whole language models.
 
 This is the baseline that a fusion of blocks has to beat: it costs the sum of its models and needs no adapters.
 """
@@ -23,7 +23,7 @@ from mol.core.blocks.inputs import CACHE_NAMES, positions_of, takes
 from mol.core.blocks.lengths import Limit
 from mol.core.cache import CACHE_NAME, ExpertCache, FusedCache
 from mol.core.frozen import FROZEN, Frozen, NamesModels
-from mol.core.host import asked_for, check_longest, checked_labels
+from mol.core.host import check_longest, checked_labels, set_options
 from mol.core.models.loading import read_generation_config
 from mol.core.pretrained.digests import check_model, find_models, record_model
 from mol.core.pretrained.generating import Generating
@@ -59,8 +59,8 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
     The weights w_e(t) are
 
     - "uniform": 1/E;
-    - "posterior": proportional to the probability that model e gave to the tokens up to t (Li et al., 2022,
-      "Branch-Train-Merge"), the first one left out, which none has predicted;
+    - "posterior": proportional to the probability of the tokens up to t by model e (Li et al., 2022,
+      "Branch-Train-Merge"), without the first one, which no model predicts;
     - "router": of a `SimpleRouter` over the first model's last hidden states, the mean of those up to t.
 
     No weight depends on later tokens. The models are frozen and stay outside of `state_dict`; a router can be trained.
@@ -86,15 +86,15 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         """Mix models.
 
         Args:
-            models: names (Hub ids or directories), whose tokenizers are compared; or models, of which the caller knows
-                that they read the same tokens, for only the sizes of their vocabularies can be compared. They are
-                frozen and put into eval mode.
+            models: names (Hub ids or directories), whose tokenizers are compared; or models, of which only the sizes of
+                vocabularies can be compared, so the caller must know that they read the same tokens. They are frozen
+                and put into eval mode.
             weights: "uniform", "posterior" or "router".
 
         Raises:
             ConfigError: no model is given, there is no such kind of weights, or the vocabularies differ.
             MolError: a model does not predict the next token from those before it alone.
-            OSError: a model or its tokenizer cannot be had.
+            OSError: a model or its tokenizer cannot be loaded.
         """
         if not models:
             raise ConfigError("a mixture needs at least one model")
@@ -120,7 +120,7 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | Path,
-        *args: Any,  # noqa: ANN401 - what transformers passes
+        *args: Any,  # noqa: ANN401 - as in transformers
         **kwargs: Unpack[LoadOptions],
     ) -> MoLMixture:
         """Load what `save_pretrained` wrote, the names of the models and the router, and the models.
@@ -129,12 +129,12 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
             pretrained_model_name_or_path: the directory.
             args: none.
             kwargs: `config`; or `attn_implementation`, `cache_dir`, `device_map`, `dtype`, `paths`, `token` and
-                `trust_remote_code`, as `MoLConfig` has them. With `allow_changed_models` models may be others than the
-                mixture was saved with.
+                `trust_remote_code`, as `MoLConfig` has them. With `allow_changed_models` models may differ from
+                those that the mixture was saved with.
 
         Raises:
-            MolError: an option is not supported, the save is damaged or of a later mol, a model is not what it was, or
-                was mixed without a name.
+            MolError: an option is not supported, the save is damaged or of a later mol, a model changed, or was
+                mixed without a name.
             OSError: something is missing.
         """
         directory = saved_directory(pretrained_model_name_or_path, "a mixture")
@@ -160,10 +160,10 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         self,
         save_directory: str | Path,
         is_main_process: bool = True,
-        *args: Any,  # noqa: ANN401 - what transformers takes
+        *args: Any,  # noqa: ANN401 - as in transformers
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Write the router and the names of the models; see `FusedModel.save_pretrained`.
+        """Save the router and the names of the models; see `FusedModel.save_pretrained`.
 
         Raises:
             FusionError: push_to_hub or distributed_checkpoint is requested.
@@ -205,17 +205,17 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         for model in models:
             check_kind(model)
             model.requires_grad_(requires_grad=False).train(mode=False)
-        self.__dict__["models"] = models  # plain, so that state_dict and optimisers see the router only
+        self.__dict__["models"] = models  # no modules, so that state_dict and optimisers see the router only
         self.__dict__["checkpoints"] = list(checkpoints)
         self.router: SimpleRouter | None = None
         if self.config.mixture_weights == "router":
             self.router = SimpleRouter(self.config.hidden_size, len(models)).to(models[0].device)
         self.generation_config = copy.deepcopy(models[0].generation_config)
-        self.loss_type = "ForCausalLM"  # so that Trainer counts labels without the first of each row
+        self.loss_type = "ForCausalLM"  # so that Trainer does not count the first label of each row
         self.train(mode=False)
 
     def frozen_modules(self) -> Iterator[tuple[str, torch.nn.Module]]:
-        """Name the modules of the models, by their numbers."""
+        """Yield the names of the modules of the models, by their numbers."""
         for number, model in enumerate(self.models):
             yield from ((f"{FROZEN}.{number}.{name}", Frozen()) for name, _ in model.named_modules() if name)
 
@@ -224,7 +224,7 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
 
     @property
     def device(self) -> torch.device:
-        """Where the first model is."""
+        """Device of the first model."""
         device: torch.device = self.models[0].device
         return device
 
@@ -270,14 +270,14 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         num_items_in_batch: torch.Tensor | int | None = None,
         **others: Any,  # noqa: ANN401 - refused unless they are None or False
     ) -> CausalLMOutputWithPast:
-        """Run all models and mix.
+        """Run all models, and mix their probabilities.
 
         Args:
             input_ids: (B, T).
             attention_mask: (B, P + T) with the P tokens of the cache, 0 for padding.
             labels: (B, T), shifted inside; -100 does not count.
             cache: from an earlier forward or `new_cache`; grows.
-            past_key_values: the same, as it was called before transformers 5.24.
+            past_key_values: the same, its name before transformers 5.24.
             use_cache: return a cache; as `config.use_cache` says if None, see `Generating`.
             return_dict: must not be False.
             num_items_in_batch: number of labels that count in all batches of an optimiser's step; the loss is then the
@@ -291,7 +291,7 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         Raises:
             FusionError: an input is not known or of another kind or shape, or `return_dict` is False.
         """
-        unknown = asked_for(others)
+        unknown = set_options(others)
         if unknown:
             raise FusionError(f"a mixture does not take {', '.join(sorted(unknown))}")
         step = self._begin(
@@ -299,8 +299,8 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         )
         least = self.config.max_position_embeddings
         if least and step.mask.shape[1] > least:
-            check_longest(self._longest(), int(step.mask.sum(1).max()), written=False)
-        logits, hidden = self._run(step.ids, step.mask, step.read)
+            check_longest(self._longest(), int(step.mask.sum(1).max()), generated=False)
+        logits, hidden = self._run_models(step.ids, step.mask, step.read)
         state = None if step.read is None else step.read.routes.get(0)
         log_weights, state = self._weigh(logits, hidden, step.ids, step.mask[:, -step.ids.shape[1] :], state)
         if step.read is not None and state is not None:
@@ -320,24 +320,24 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=mixed, **{CACHE_NAME: step.done()})
 
     @torch.no_grad()
-    def _run(
+    def _run_models(
         self, input_ids: torch.Tensor, mask: torch.Tensor, cache: FusedCache | None
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """Give each model's logits (B, T, V) and, for a router, the first one's last hidden states (B, T, H)."""
+        """Return each model's logits (B, T, V) and, for a router, the first one's last hidden states (B, T, H)."""
         logits, hidden = [], None
         for number, model in enumerate(self.models):
             ids, shown = input_ids.to(model.device), mask.to(model.device)
             inputs: dict[str, Any] = {"attention_mask": shown, "use_cache": cache is not None}
             if takes(model, "position_ids"):
                 inputs["position_ids"] = positions_of(shown, ids.shape[1])
-            if takes(model, "output_router_logits"):  # of the text alone, which no cache has
+            if takes(model, "output_router_logits"):  # they need the whole text, which a cached step has not
                 inputs["output_router_logits"] = False
             if cache is None:
                 inputs["input_ids"] = ids
             else:
                 own = cache.experts[0, number]
                 own.seen = cache.seen
-                # A model may want something else in a step than in a prompt, as those with a state do of the mask.
+                # Some models take other inputs in a step than in a prompt, like those with a state another mask.
                 name = next(name for name in CACHE_NAMES if takes(model, name))
                 inputs |= {name: own, "is_first_iteration": cache.seen == 0}
                 inputs = {**model.prepare_inputs_for_generation(ids, **inputs), name: own}
@@ -356,7 +356,7 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         mask: torch.Tensor,
         state: Any,  # noqa: ANN401 - an Evidence, or a RouterState
     ) -> tuple[torch.Tensor, Any]:
-        """Give log w_e(t) (B, T, E), and what is to be remembered of these tokens."""
+        """Return log w_e(t) (B, T, E), and the state after these tokens."""
         if self.router is not None and hidden is not None:
             _, scores, state = self.router(hidden, mask, state=state, remember=True)
             return scores.log_softmax(-1), state
@@ -365,7 +365,7 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         return logits[0].new_full((*input_ids.shape, len(logits)), -math.log(len(logits)), dtype=torch.float64), None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> MoLMixture:
-        """Move the models too where the mixture is moved or cast."""
+        """Move or cast the models together with the mixture."""
         for model in self.models:
             model._apply(fn)
         super()._apply(fn, recurse)
@@ -373,5 +373,5 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
 
 
 AutoModelForCausalLM.register(MoLMixtureConfig, MoLMixture)
-# Where Trainer looks for models whose labels it must shift before it smooths them.
+# Trainer shifts the labels of the models in this table before it smooths them.
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[MoLMixtureConfig.model_type] = MoLMixture.__name__

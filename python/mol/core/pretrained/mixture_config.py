@@ -26,7 +26,7 @@ class MoLMixtureConfig(PreTrainedConfig):
     """
 
     model_type = "mol_mixture"
-    auto_map: ClassVar[dict[str, str]] = {}  # TRL looks here for the Auto class of a class that transformers lacks
+    auto_map: ClassVar[dict[str, str]] = {}  # TRL reads the Auto class of unknown classes here
     keys_to_ignore_at_inference: ClassVar = [CACHE_NAME]
 
     def __init__(
@@ -35,7 +35,7 @@ class MoLMixtureConfig(PreTrainedConfig):
         mixture_weights: str = "uniform",
         **others: Any,  # noqa: ANN401 - the fields of PreTrainedConfig
     ) -> None:
-        """Keep the fields."""
+        """Store the fields."""
         self.models = models if isinstance(models, str) else list(models)
         self.mixture_weights = mixture_weights
         self.max_position_embeddings: int | None = others.pop("max_position_embeddings", None)
@@ -43,19 +43,19 @@ class MoLMixtureConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as transformers has it
-        """Make a config of what config.json holds.
+        """Make a config from the contents of config.json.
 
         Raises:
-            ConfigError: it holds what no config can.
+            ConfigError: no config can have them.
         """
         return config_from(super().from_dict, config_dict, kwargs)
 
 
 def check_mixture_config(config: MoLMixtureConfig) -> None:
-    """Check what config.json says of a mixture, which may be of a later version, damaged or made to do harm.
+    """Check the description of a mixture in config.json, which may be of a later version, damaged or malicious.
 
     Raises:
-        ConfigError: it says what cannot be.
+        ConfigError: it is not valid.
     """
     models, weights = config.models, config.mixture_weights
     if not isinstance(models, list) or not models or not all(isinstance(name, str) for name in models):

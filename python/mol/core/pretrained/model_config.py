@@ -8,7 +8,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from mol.config.mol_config import PERSONAL
 from mol.core.cache import CACHE_NAME
-from mol.core.host import asked_for, most_positions
+from mol.core.host import most_positions, set_options
 from mol.core.pretrained.described import TORCH_ATTENTION, config_from
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class MoLModelConfig(PreTrainedConfig):
     """
 
     model_type = "mol"
-    auto_map: ClassVar[dict[str, str]] = {}  # TRL looks here for the Auto class of a class that transformers lacks
+    auto_map: ClassVar[dict[str, str]] = {}  # TRL reads the Auto class of unknown classes here
     keys_to_ignore_at_inference: ClassVar = [CACHE_NAME]
 
     def __init__(
@@ -42,7 +42,7 @@ class MoLModelConfig(PreTrainedConfig):
         fused_layers: list[dict[str, Any]] | None = None,
         **others: Any,  # noqa: ANN401 - the fields of PreTrainedConfig
     ) -> None:
-        """Keep the fields; all are None in the default config that transformers makes to compare with."""
+        """Store the fields; all are None in the default config that transformers makes to compare with."""
         self.fusion = dict(fusion) if isinstance(fusion, dict) else fusion
         self.host = host
         self.fused_layers = fused_layers
@@ -50,10 +50,10 @@ class MoLModelConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as transformers has it
-        """Make a config of what config.json holds.
+        """Make a config from the contents of config.json.
 
         Raises:
-            ConfigError: it holds what no config can.
+            ConfigError: no config can have them.
         """
         return config_from(super().from_dict, config_dict, kwargs)
 
@@ -63,18 +63,18 @@ def config_of(runtime: Runtime) -> MoLModelConfig:
     host = runtime.open_host().model.config
     text = host.get_text_config()
     heads = {name: getattr(text, name) for name in _HEAD_SETTINGS if getattr(text, name, None) is not None}
-    if text.model_type == "hyperclovax":  # which multiplies by what all others divide by
+    if text.model_type == "hyperclovax":  # it multiplies where all others divide
         heads["logit_scale"] = heads.pop("logits_scaling", None)
-    # Layers and heads are the host's: so many hidden states come out, of its width, and what tools compute of the two
-    # (the width of a head, say) is right for the host's blocks; the least of all models would be right for none. Nobody
-    # sizes a cache by them, for the only one that is taken is `FusedCache`, which asks each model.
+    # Layers and heads are the host's: as many hidden states are returned, of its width, and what tools compute from the
+    # two (the width of a head, say) is right for the host's blocks; the least of all models would be right for none. No
+    # cache is sized by them: only a `FusedCache` is accepted, which uses each model's own config.
     return MoLModelConfig(
         **described(runtime),
         num_hidden_layers=len(runtime.host),
         hidden_size=runtime.host.width,
         **heads,
-        **asked_for({"max_position_embeddings": most_positions(runtime.fusion().sources)}),
-        **asked_for({"num_attention_heads": getattr(text, "num_attention_heads", None)}),
+        **set_options({"max_position_embeddings": most_positions(runtime.fusion().sources)}),
+        **set_options({"num_attention_heads": getattr(text, "num_attention_heads", None)}),
         id2label=host.id2label,
         label2id=host.label2id,
         **{key: getattr(text, key, None) for key in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")},

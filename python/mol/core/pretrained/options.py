@@ -1,10 +1,10 @@
-"""What `from_pretrained` of a saved model takes, and how transformers' own words for it are read."""
+"""Options of `from_pretrained` of a saved model, and how transformers' own options are read."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
-from mol.core.host import asked_for
+from mol.core.host import set_options
 from mol.errors import FusionError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ OF_MODELS: Final = (
 )
 """How the models that a save names are loaded: fields of `MoLConfig`."""
 _MEANINGLESS: Final = frozenset({"adapter_kwargs", "_from_auto", "_commit_hash", "low_cpu_mem_usage"})
-"""What the Auto classes add by themselves, and what transformers ignores too."""
+"""Options that the Auto classes add, and that transformers ignores too."""
 _AS_IT_IS: Final = {
     "dtype": "auto", "torch_dtype": "auto", "revision": "main", "use_safetensors": True, "weights_only": True,
 }  # fmt: skip
@@ -58,24 +58,24 @@ _AS_IT_IS: Final = {
 def checked_options(
     called: str, takes: Collection[str], config: PreTrainedConfig, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the settings that `from_pretrained` was called with, without those that request nothing.
+    """Return the options that `from_pretrained` was called with, without those that request nothing.
 
     Args:
-        called: what is loaded, as messages call it.
-        takes: names of the settings that it takes.
+        called: the kind of model in messages.
+        takes: names of the options that it takes.
         config: its config, where the Auto classes put `attn_implementation`.
-        args: what was given without names.
-        kwargs: what was given by name.
+        args: positional ones.
+        kwargs: options by name.
 
     Raises:
-        FusionError: it was called with something else.
+        FusionError: it was called with another option.
     """
     given = {
         name: value
-        for name, value in asked_for(kwargs).items()
+        for name, value in set_options(kwargs).items()
         if name not in _MEANINGLESS and _AS_IT_IS.get(name) != value and not _is_empty(value)
     }
-    if "torch_dtype" in given:  # as transformers called it
+    if "torch_dtype" in given:  # transformers' former name
         given.setdefault("dtype", given.pop("torch_dtype"))
     if config._attn_implementation is not None:
         given.setdefault("attn_implementation", config._attn_implementation)
@@ -93,7 +93,7 @@ def _is_empty(value: object) -> bool:
 
 
 def check_offline(local_files_only: object, hub_models: Collection[str]) -> None:
-    """Refuse to load models of the Hub where only local files are wanted.
+    """Refuse to load models of the Hub with `local_files_only`.
 
     Raises:
         FusionError: there are such models.
@@ -101,5 +101,5 @@ def check_offline(local_files_only: object, hub_models: Collection[str]) -> None
     if local_files_only and hub_models:
         raise FusionError(
             f"local_files_only is given, and {', '.join(sorted(hub_models))} may have to be fetched from the Hub: set "
-            "HF_HUB_OFFLINE=1, with which its cache serves, or leave it out"
+            "HF_HUB_OFFLINE=1, which uses its cache, or leave it out"
         )

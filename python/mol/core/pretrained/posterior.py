@@ -1,4 +1,4 @@
-"""What the tokens so far say of each model of a mixture."""
+"""The posterior over the models of a mixture, given the tokens so far."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch.nn import functional
 
 @dataclass
 class Evidence:
-    """What the tokens so far say of each model.
+    """The state of the posterior after some tokens.
 
     Attributes:
-        total: (B, E), float64, log-probability that each gave to them.
+        total: (B, E), float64, log-probability of the tokens by each model.
         last: (B, E, V), float64, log-probabilities of the token that comes next.
         started: (B, 1), whether the row has a token, before which there is no `last`.
     """
@@ -31,11 +31,11 @@ class Evidence:
 def posterior(
     logits: list[torch.Tensor], input_ids: torch.Tensor, mask: torch.Tensor, state: Evidence | None
 ) -> tuple[torch.Tensor, Evidence]:
-    """Sum up what each model gave to each token: log weights (B, T, E), float64, by the tokens up to each."""
+    """Return log weights (B, T, E), float64, by the probabilities of the tokens so far, and the state after them."""
     rows = torch.arange(len(input_ids), device=mask.device)[:, None]
     columns = torch.arange(mask.shape[1], device=mask.device)
     latest = torch.where(mask, columns, -1).cummax(1).values
-    before = functional.pad(latest, (1, -1), value=-1)  # the token that each was predicted at
+    before = functional.pad(latest, (1, -1), value=-1)  # the token that predicted each
     started = mask.new_zeros(len(mask), 1) if state is None else state.started
     scores, last = [], []
     for number, each in enumerate(logits):

@@ -1,4 +1,4 @@
-"""What transformers' models do that would do nothing, or something else, to the models of a fusion or a mixture."""
+"""Methods of transformers' models that would do nothing, or harm, to the models of a fusion or a mixture."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ NO_PUSH: Final = "push_to_hub comes in a later version of mol: save to a directo
 class OutsideModels(PreTrainedModel):
     """A model that runs others, which are not among its modules."""
 
-    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - what transformers takes
-        """Refuse: it would change a word in the config and no model.
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - as in transformers
+        """Refuse: it would change the config and no model.
 
         Raises:
             FusionError: always.
@@ -25,8 +25,8 @@ class OutsideModels(PreTrainedModel):
             "from_pretrained or MoLConfig"
         )
 
-    def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - what transformers takes
-        """Refuse before a repository is made: it is not there yet.
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - as in transformers
+        """Refuse before a repository is created: it is not supported yet.
 
         Raises:
             FusionError: always.

@@ -1,8 +1,8 @@
-"""Writes a saved model so that a kill leaves the old one or the new one, and reads it with its checksums checked.
+"""Saves a model so that a killed process leaves the old save or the new one, and loads it with checksums checked.
 
-config.json is what decides. A save puts all of its files into a directory of its own beside it, renames config.json
-from there into its place, which is the moment at which the new save is the one that counts, and then the others.
-Whoever reads looks for each file there first, as long as that directory is.
+config.json decides. A save writes all of its files into a staging directory next to it and renames config.json from
+there first: from that moment on the new save is the valid one. Then the other files are moved. Readers look for each
+file in the staging directory first, while it exists.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
 KEY: Final = "mol_save"
-"""Where config.json holds what is needed to check a save."""
+"""The key of the record in config.json to check a save by."""
 _FORMAT: Final = 1
 _STAGED: Final = ".mol-save-"
 _CONFIG: Final = "config.json"
@@ -40,9 +40,9 @@ class Saved(NamedTuple):
     """A save, of which only config.json was read.
 
     Attributes:
-        directory: where it is.
+        directory: of the save.
         content: all of config.json.
-        record: what config.json holds to check it by.
+        record: the part of config.json to check the save by.
     """
 
     directory: Path
@@ -57,12 +57,12 @@ class Saved(NamedTuple):
 
     @property
     def models(self) -> Mapping[str, Any]:
-        """What was recorded of each model, by its name."""
+        """The record of each model, by its name."""
         models = self.record.get("models")
         return models if isinstance(models, dict) else {}
 
     def path(self, name: str) -> Path:
-        """Return where a file of the save is.
+        """Return the path of a file of the save.
 
         Raises:
             FileNotFoundError: it is missing.
@@ -73,15 +73,15 @@ class Saved(NamedTuple):
         return path
 
     def holds(self, name: str) -> Path:
-        """Return the directory where a file of the save is, or would be."""
+        """Return the directory of a file of the save, whether or not it exists."""
         staged = self.directory / f"{_STAGED}{self.record.get('id')}"
         return staged if (staged / name).is_file() else self.directory
 
     def check_description(self, description: object) -> None:
-        """Check that config.json says of the model what it said when it was saved.
+        """Check that the description of the model in config.json is the one that was saved.
 
         Raises:
-            CheckpointError: it does not.
+            CheckpointError: it is not.
         """
         if "described" in self.record and self.record["described"] != digest_of(description):
             raise CheckpointError(
@@ -163,11 +163,11 @@ def saved_directory(name: str | Path, called: str) -> Path:
 
 
 def read_saved(directory: Path) -> Saved:
-    """Read what config.json of a save holds to check it by.
+    """Read config.json of a save, with its record.
 
     Raises:
         ConfigError: a later version of mol wrote it.
-        CheckpointError: config.json is damaged, or something else than mol wrote it.
+        CheckpointError: config.json is damaged, or not written by mol.
         OSError: it is missing.
     """
     content = read_object(directory / _CONFIG)
@@ -192,28 +192,28 @@ def write_save(
     models: Mapping[str, Any],
     extra: Callable[[Path], None],
 ) -> dict[str, Any]:
-    """Write a save, in the place of an older one if there is one.
+    """Write a save, which replaces an older one if there is one.
 
     Args:
-        directory: where to; made if it is not there. Files in it that no save wrote stay.
-        save: writes config.json and weights into the directory that it is given.
-        describe: takes from config.json what describes the model.
-        models: what is to be recorded of each model.
-        extra: writes files that no model needs into the directory that it is given, those of a tokenizer say.
+        directory: of the save; created if it does not exist. Files in it that no save wrote stay.
+        save: writes config.json and weights into a given directory.
+        describe: returns the part of config.json that describes the model.
+        models: the record of each model.
+        extra: writes files that no model needs into a given directory, those of a tokenizer say.
 
     Returns:
-        What config.json holds to check the save by.
+        The record in config.json to check the save by.
 
     Raises:
         NotADirectoryError: there is a file of this name.
-        OSError: something cannot be written; what was there before is as it was.
+        OSError: something cannot be written; the old save is unchanged.
     """
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(f"{directory} is a file; name a directory to save to")
     directory.mkdir(parents=True, exist_ok=True)
     with _alone(directory):
         _finish(directory)
-        for left in directory.glob(f"{_STAGED}*"):  # of a save that was killed before it counted
+        for left in directory.glob(f"{_STAGED}*"):  # of a save that was killed before it became valid
             shutil.rmtree(left)
         old = _record(directory)
         before = _entries(old, "files")
@@ -266,7 +266,7 @@ def _record(directory: Path) -> Mapping[str, Any]:
 
 
 def _finish(directory: Path) -> None:
-    """Move the files of a save that counts, or of one that was killed after it did, into their places."""
+    """Move the files of a valid save out of its staging directory, also of one that was killed meanwhile."""
     token = _record(directory).get("id")
     staged = directory / f"{_STAGED}{token}"
     if isinstance(token, str) and Path(token).name == token and staged.is_dir():
@@ -277,28 +277,28 @@ def _finish(directory: Path) -> None:
 
 
 def _entries(record: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Return what a record says of files, by their names; of none outside of the directory."""
+    """Return the entries of files in a record, without any outside of the directory."""
     entries = record.get(key)
     found = entries.items() if isinstance(entries, dict) else ()
     return {name: entry for name, entry in found if Path(name).name == name}
 
 
 def _keep_theirs(directory: Path, staged: Path, before: Mapping[str, str], own: set[str]) -> None:
-    """Leave a file alone that somebody else has put there, or changed, since the last save: a tokenizer's, say."""
+    """Keep files that somebody else added, or changed, since the last save: a tokenizer's, say."""
     extra = [path for path in staged.iterdir() if path.name not in own]
     theirs = [
         path
         for path in extra
         if (directory / path.name).is_file() and before.get(path.name) != _digest(directory / path.name)
     ]
-    # Files of two tokenizers make none.
+    # Files of two tokenizers do not work together.
     for path in extra if theirs else ():
         path.unlink()
 
 
 @contextlib.contextmanager
 def _alone(directory: Path) -> Iterator[None]:
-    """Have other processes that save here wait."""
+    """Hold a lock, so that other processes that save here wait."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         with contextlib.suppress(OSError):  # some network file systems have no locks
@@ -331,10 +331,10 @@ def _digest(path: Path) -> str:
 
 
 def refuse_other_ways(kwargs: Mapping[str, Any]) -> None:
-    """Refuse what `save_pretrained` of transformers would do besides.
+    """Refuse further options of transformers' `save_pretrained`.
 
     Raises:
-        FusionError: it was asked for.
+        FusionError: one is set.
     """
     if kwargs.get("push_to_hub"):
         raise FusionError(NO_PUSH)

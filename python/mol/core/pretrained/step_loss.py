@@ -1,4 +1,4 @@
-"""The loss of one batch among the several that one step of an optimiser adds up, as transformers' Trainer wants it."""
+"""The loss of one batch of the several that an optimiser step accumulates, as transformers' Trainer expects it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mol.errors import FusionError
 
 
 def share_of(labels: torch.Tensor, num_items: torch.Tensor | int, *, shifted: bool) -> torch.Tensor:
-    """Return which part of the labels of a whole step these are, so that the means of its batches add up to its mean.
+    """Return the share of these labels in those of a whole step, so that the weighted means of its batches add up.
 
     Args:
         labels: (B, ...), -100 for what does not count.
@@ -22,28 +22,28 @@ def share_of(labels: torch.Tensor, num_items: torch.Tensor | int, *, shifted: bo
 
 
 def weigh(loss: torch.Tensor, share: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-    """Weigh the mean loss of a batch by its share; without a label that counts that mean is NaN, and adds nothing."""
+    """Return the mean loss of a batch times its share; without a label that counts the mean is NaN, and adds 0."""
     if not share.any():
         return logits.float().sum() * 0.0
     return loss * share.to(loss.device)
 
 
-def train_beside(
+def train_with(
     logits: torch.Tensor, loss: torch.Tensor, mask: torch.Tensor, num_items: torch.Tensor | int
 ) -> torch.Tensor:
-    """Have a loss trained together with whatever the caller makes of the logits, which stay what they are.
+    """Return logits, unchanged, whose gradient also trains a loss, whatever loss the caller computes from them.
 
-    Trainer smooths labels by itself: it keeps them from the model and looks at the logits alone. As many labels count
-    as there are tokens, as far as a model can know; of rows that are labelled in part each batch counts for more.
+    Trainer smooths labels itself: it keeps them from the model and uses the logits alone. The model has to assume that
+    all tokens are labels; batches of partly labelled rows then count for more.
 
     Args:
         logits: (B, T, V).
-        loss: what is to be trained beside, a scalar.
+        loss: to be trained too, a scalar.
         mask: (B, T), 0 for padding.
         num_items: number of labels of the whole step that count.
 
     Raises:
-        FusionError: gradients are scaled for float16, by a factor that no model knows.
+        FusionError: gradients are scaled for float16, by a factor unknown to the model.
     """
     device = logits.device.type
     if torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16:
@@ -52,12 +52,12 @@ def train_beside(
             "label_smoothing_factor or both load_balancing_coeff and entropy_penalty_coeff"
         )
     share = share_of(mask.masked_fill(mask == 0, -100), num_items, shifted=True).clamp(max=1.0)
-    beside: torch.Tensor = _Beside.apply(logits, loss.to(logits.device) * share.to(logits.device))
-    return beside
+    result: torch.Tensor = _TrainWith.apply(logits, loss.to(logits.device) * share.to(logits.device))
+    return result
 
 
-class _Beside(torch.autograd.Function):
-    """Hands logits on; a gradient that comes back to them goes to a loss too, whose own is 1."""
+class _TrainWith(torch.autograd.Function):
+    """Passes logits on; when a gradient comes back to them the loss gets the gradient 1."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, loss: torch.Tensor) -> torch.Tensor:  # noqa: ANN401 - torch's

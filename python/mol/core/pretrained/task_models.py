@@ -1,7 +1,6 @@
-"""Fused models whose hosts do not write: masked language models and classifiers of texts, tokens and images.
+"""Fused models whose hosts do not generate: masked language models and classifiers of texts, tokens and images.
 
-Importing this registers them and the bare `MoLModel`: AutoModelForMaskedLM and so on then load what `save_pretrained`
-wrote.
+They are registered with AutoModelForMaskedLM and so on, which then load what `save_pretrained` wrote.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class TaskModel(FusedModel):
-    """A fused model that gives what its host gives: logits, and a loss where there are labels."""
+    """A fused model with the output of its host: logits, and a loss if there are labels."""
 
     def forward(
         self,
@@ -37,14 +36,14 @@ class TaskModel(FusedModel):
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        **others: Any,  # noqa: ANN401 - what the host's forward takes besides
+        **others: Any,  # noqa: ANN401 - further inputs of the host's forward
     ) -> ModelOutput:
         """Run the host's forward with the fused layers in it.
 
         Args:
             input_ids: (B, T), of a host that reads tokens.
             attention_mask: (B, T), 0 for padding.
-            token_type_ids: (B, T), of hosts that tell two texts apart.
+            token_type_ids: (B, T), of hosts that read two texts.
             pixel_values: (B, C, height, width), of a host that reads images.
             labels: as the host's own forward takes them.
             return_dict: must not be False.

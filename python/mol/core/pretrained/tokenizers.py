@@ -1,4 +1,4 @@
-"""Copies what turns text or images into a host's inputs beside a saved model, so that a pipeline finds it there."""
+"""Copies the files of a host's tokenizer and image processor next to a saved model, so that a pipeline finds them."""
 
 from __future__ import annotations
 
@@ -27,4 +27,4 @@ def copy_inputs(host: Checkpoint | None, directory: Path) -> None:
             try:
                 shutil.copyfile(find_file(host.directory, name).path, directory / name)
             except CheckpointError as error:  # a tokenizer is no reason to lose what was trained
-                _log.warning("the host's %s is not saved beside the model: %s", name, error)
+                _log.warning("the host's %s is not saved with the model: %s", name, error)

@@ -1,1 +1,1 @@
-"""Shows what a fused model is made of and what its routers say."""
+"""Describes a fused model: its parts, and what its routers choose."""

@@ -1,4 +1,4 @@
-"""Says what of its own model a block does not get beside a host: its input, its tokens, another stack of blocks."""
+"""Notes on what a block does without in a host: its own model's input, its tokens, another stack of blocks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Note(NamedTuple):
-    """Something to know about the blocks of a model.
+    """A fact about the blocks of a model in a host.
 
     Attributes:
         fact: in a few words.
@@ -24,11 +24,11 @@ class Note(NamedTuple):
 
 
 def blank_content(source: Source, where: str) -> Note | None:
-    """Return what there is to know of blocks that are handed more of an input than hidden states, None if they are not.
+    """Return a note on blocks that are handed more of an input than hidden states, None if they are not.
 
     Args:
         source: a model.
-        where: which of its blocks go without.
+        where: which of its blocks get a blank input.
     """
     if not source.sees_content():
         return None
@@ -36,20 +36,20 @@ def blank_content(source: Source, where: str) -> Note | None:
         "blank content",
         f"{source.name} ({type(source.model).__name__}): its model hands its blocks more of its input than hidden "
         "states, such as embeddings of its own for each layer, or the first hidden state; "
-        f"{where} get what a blank input gives",
+        f"{where} get those of a blank input",
     )
 
 
 def foreign_notes(source: Source, host: Source, *, chosen: bool) -> list[Note]:
-    """Return what there is to know of another model's blocks in a host.
+    """Return the notes on another model's blocks in a host.
 
     Args:
         source: the other model.
         host: the host.
-        chosen: whether the user has chosen among its stacks of blocks.
+        chosen: whether the user chose among its stacks of blocks.
     """
     who = f"{source.name} ({type(source.model).__name__})"
-    notes = [note for note in [blank_content(source, "beside a host they")] if note is not None]
+    notes = [note for note in [blank_content(source, "in a host they")] if note is not None]
     own, reads = _reads(source), _reads(host)
     if own != reads or source.made_causal or not source.known_causal or source.model.config.is_encoder_decoder:
         made = ", behind causal masks that they were not trained with" if source.made_causal else ""

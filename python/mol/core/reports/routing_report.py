@@ -1,4 +1,4 @@
-"""Writes what routers said of a text as one HTML page: the text coloured by expert, a row for each fused layer."""
+"""Writes what routers choose for a text as one HTML page: the text coloured by expert, a row for each fused layer."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from mol.core.blocks.source import Source
     from mol.core.runtime import Runtime
 
-_COLOURS: Final = 8  # of the template
+_COLOURS: Final = 8  # in the template
 _UNDERLINES: Final = ("solid", "dashed", "dotted", "double", "wavy")
-# Signs that HTML forbids or changes; each has a picture in Unicode.
+# Characters that HTML forbids or changes; Unicode has a symbol for each.
 _CONTROLS: Final = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n\r"} | {0x7F: 0x2421}
 
 
 class Token(NamedTuple):
-    """A token of a text as it is shown.
+    """A token of a text as the page shows it.
 
     Attributes:
         gap: text before it that belongs to no token.
-        text: its text; empty for a token of the tokenizer's own, and for the second part of one character.
-        mark: what is shown in place of text or before it, no part of the text.
-        name: what its description calls it.
+        text: its text; empty for a special token, and for the second part of one character.
+        mark: shown instead of text or before it, not part of the text.
+        name: in its tooltip.
     """
 
     gap: str
@@ -49,7 +49,7 @@ class Split(NamedTuple):
 
     Attributes:
         ids: the tokens, (1, T).
-        tokens: the same as they are shown.
+        tokens: the same as the page shows them.
         rest: text after the last.
     """
 
@@ -62,9 +62,9 @@ class Layer(NamedTuple):
     """One fused layer over all texts.
 
     Attributes:
-        position: which of the host's layers it stands for.
+        position: which of the host's layers it replaces.
         names: its experts.
-        keys: for each, which entry of the legend it is.
+        keys: for each, its entry in the legend.
         weights: for each text (T, E).
         entropies: for each text the mean over its tokens, in nats.
     """
@@ -159,7 +159,7 @@ def _longest(source: Source) -> float:
 
 
 def _split(tokenizer: PreTrainedTokenizerBase, text: str) -> Split:
-    """Tell which part of a text each token is: by the tokenizer's offsets, else by what it makes of each id."""
+    """Split a text into tokens, by the tokenizer's offsets, else by decoding each id."""
     encoded = tokenizer(text, return_offsets_mapping=tokenizer.is_fast)
     ids: list[int] = encoded["input_ids"]
     names = [str(name) for name in tokenizer.convert_ids_to_tokens(ids)]
@@ -168,16 +168,16 @@ def _split(tokenizer: PreTrainedTokenizerBase, text: str) -> Split:
     if tokenizer.is_fast:
         for name, (start, end) in zip(names, encoded["offset_mapping"], strict=True):
             begin = max(start, shown)
-            piece = text[begin:end]
-            mark = "\u21b5" if "\n" in piece else "" if piece else "\u00b7" if start < end else name
-            tokens.append(Token(text[shown:begin] if piece else "", piece, mark, text[start:end] or name))
+            shown_text = text[begin:end]
+            mark = "\u21b5" if "\n" in shown_text else "" if shown_text else "\u00b7" if start < end else name
+            tokens.append(Token(text[shown:begin] if shown_text else "", shown_text, mark, text[start:end] or name))
             shown = max(shown, end)
     else:
         own = set(tokenizer.all_special_ids)
         for name, number in zip(names, ids, strict=True):
-            piece = "" if number in own else str(tokenizer.decode([number], clean_up_tokenization_spaces=False))
-            mark = name if number in own else "\u21b5" if "\n" in piece else "" if piece else "\u00b7"
-            tokens.append(Token("", piece, mark, piece or name))
+            shown_text = "" if number in own else str(tokenizer.decode([number], clean_up_tokenization_spaces=False))
+            mark = name if number in own else "\u21b5" if "\n" in shown_text else "" if shown_text else "\u00b7"
+            tokens.append(Token("", shown_text, mark, shown_text or name))
     return Split(torch.tensor([ids]), tokens, text[shown:] if tokenizer.is_fast else "")
 
 
@@ -241,10 +241,10 @@ def _swatch(key: int) -> str:
 
 
 def _letter(key: int) -> str:
-    """Count as spreadsheets count their columns: A to Z, AA, AB."""
+    """Return a letter as spreadsheets name their columns: A to Z, AA, AB."""
     return (_letter(key // 26 - 1) if key >= 26 else "") + chr(ord("A") + key % 26)
 
 
 def _escape(text: str) -> str:
-    """Make text safe between tags and in attributes; a lone carriage return would be read as a line feed."""
+    """Return text escaped for tags and attributes; a lone carriage return would be read as a line feed."""
     return html.escape(text.translate(_CONTROLS)).replace("\r", "&#13;")

@@ -1,4 +1,4 @@
-"""Warns in training of experts that a router hardly uses any more: they learn nothing, and may never come back."""
+"""Warns in training of experts that a router hardly uses any more: they learn nothing, and may stay unused."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("mol")
 _STEPS: Final = 50
-"""Forwards between two looks: each waits for the device."""
+"""Forwards between two checks: each is a device sync."""
 _LEAST: Final = 0.05
-"""Of an even share."""
+"""The least share, relative to an even one."""
 
 
 class ShareWatch:
-    """The weight that each expert got over the last forwards of training."""
+    """Sums the weight of each expert over the last forwards of training."""
 
     def __init__(self, settings: MoLConfig) -> None:
-        """Start with none; the settings are what a warning names."""
+        """Start with no forward; a warning names these settings."""
         self._settings = settings
         self._sums: dict[int, torch.Tensor] = {}
         self._count = 0
         self._said: set[tuple[int, int]] = set()
 
     def see(self, routings: Mapping[int, Routing], specs: Mapping[int, Sequence[ExpertSpec]]) -> None:
-        """Take in one forward, and warn once of each expert whose share has come near 0.
+        """Add one forward, and warn once of each expert whose share is near 0.
 
         Args:
-            routings: by position, what the routers said; weights are 0 for padding.
+            routings: by position, the output of the routers; weights are 0 for padding.
             specs: by position, the experts.
         """
         for position, routing in routings.items():

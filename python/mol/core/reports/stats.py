@@ -1,4 +1,4 @@
-"""What the routers said of one forward: plain dictionaries that print as a few lines instead of every weight."""
+"""RouterStats: the output of the routers in one forward, dictionaries that print as a few lines."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class LayerStats(dict[str, Any]):
 
     @classmethod
     def of(cls, routing: Routing, mask: torch.Tensor, specs: Sequence[ExpertSpec]) -> LayerStats:
-        """Sum up what a router said of tokens under a mask (B, T)."""
+        """Summarise the output of a router for tokens under a mask (B, T)."""
         weights = routing.weights.detach()
-        # Where there is nothing to choose, the one expert has it all.
+        # If there is nothing to choose, the one expert has all of the weight.
         logits = torch.zeros_like(weights) if routing.logits is None else routing.logits.detach()
-        probabilities = logits.float().softmax(-1)  # as the loss of training has them
+        probabilities = logits.float().softmax(-1)  # as in the loss of training
         return cls(
             expert_weights=weights.cpu(),
             router_entropy=compute_router_entropy(logits, mask).item(),
@@ -42,7 +42,7 @@ class LayerStats(dict[str, Any]):
         )
 
     def __repr__(self) -> str:
-        """Name each expert with its share of the weight, without the directory or the owner of its model."""
+        """Return each expert with its share of the weight, without the directory or the owner of its model."""
         total = self["expert_weights"].flatten(0, 1).sum(0)
         shares = (total / total.sum().clamp(min=1e-9)).tolist()
         short = [name.rsplit("/", 1)[-1] for name in self["experts"]]
@@ -56,7 +56,7 @@ class RouterStats(dict[str, LayerStats]):
     """The fused layers of one forward, `layer_{position}` each; see `LayerStats`."""
 
     def __repr__(self) -> str:
-        """Put each layer on lines of its own."""
+        """Return each layer on its own lines."""
         layers = (
             textwrap.fill(f"{name}: {layer!r}", _WIDTH, initial_indent="  ", subsequent_indent="    ")
             for name, layer in self.items()

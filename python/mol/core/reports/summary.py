@@ -1,4 +1,4 @@
-"""Describes a runtime in numbers: its models, experts, adapters and routers, parameters, memory and devices."""
+"""Summarises a runtime in numbers: its models, experts, adapters and routers, parameters, memory and devices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _WIDTH: Final = 80
 _LABEL: Final = 9
 _HEADS: Final = ("expert", "width", "frozen", "adapters", "trained", "bytes", "on", "cache")
-_LEFT: Final = frozenset({0, 3, 6, 7})  # columns of words; those of numbers are set to the right
+_LEFT: Final = frozenset({0, 3, 6, 7})  # columns of words; numbers are right-aligned
 _GAP: Final = "  "
 
 
@@ -44,7 +44,7 @@ class ModelLine(NamedTuple):
     notes: Sequence[Note] = ()
 
     def __str__(self) -> str:
-        """Say what it is."""
+        """Return one line about it."""
         who = f"{self.name} (host)" if self.is_host else self.name
         if self.source is None:
             return f"{who}: not loaded yet; its first use loads it"
@@ -69,13 +69,13 @@ class ExpertLine(NamedTuple):
         name: its blocks, as `gpt2[3]`.
         width: D.
         frozen: parameters of its blocks, each counted once.
-        adapters: their kind, "none" where they do nothing.
+        adapters: their kind, "none" if they are identities.
         trained: parameters of its adapters.
         bytes: size of its blocks' parameters.
-        device: where those are, None while they are not in memory.
-        cache: "host" for the block that stands there anyway, "native" where its blocks have a cache of their own,
-            "replay" where they run on all tokens again, "?" while nobody asked, which `generate` does.
-        made_causal: whether its blocks looked ahead until they were given causal masks.
+        device: theirs, None while they are not in memory.
+        cache: "host" for the host's own block in its own layer, "native" if its blocks have a cache of their own,
+            "replay" if they run on all tokens again, "?" before the first `generate`, which probes it.
+        made_causal: whether its blocks attended to later tokens until they were given causal masks.
     """
 
     name: str
@@ -89,7 +89,7 @@ class ExpertLine(NamedTuple):
     made_causal: bool
 
     def cells(self) -> list[str]:
-        """Return what its row shows, in the order of the heads."""
+        """Return the cells of its row, in the order of the heads."""
         numbers = [str(self.width), write_count(self.frozen)]
         return [self.name, *numbers, self.adapters, write_count(self.trained), write_size(self.bytes),
                 self.device or "disk", self.cache]  # fmt: skip
@@ -99,7 +99,7 @@ class LayerLine(NamedTuple):
     """One fused layer.
 
     Attributes:
-        position: which of the host's layers it stands for.
+        position: which of the host's layers it replaces.
         router: its kind, None for a single expert.
         top_k: how many experts get a weight; None for all.
         trained: parameters of the router.
@@ -113,7 +113,7 @@ class LayerLine(NamedTuple):
     experts: tuple[ExpertLine, ...]
 
     def __str__(self) -> str:
-        """Say what chooses."""
+        """Return one line about its router."""
         if self.router is None:
             return f"layer {self.position}: one expert, no router"
         kept = "" if self.top_k is None else f", top {self.top_k}"
@@ -122,17 +122,17 @@ class LayerLine(NamedTuple):
 
 @dataclass(frozen=True)
 class Summary:
-    """What a runtime is made of; prints as a plain table, 80 columns wide.
+    """The parts of a runtime; prints as a plain table, 80 columns wide.
 
     Attributes:
         models: every model of the fusion.
         layers: the fused layers by position.
         unchanged: how many of the host's layers run without experts; None while the host is not loaded.
-        skipped: how many are left out (`keep_host_layers=False`).
+        skipped: how many do not run (`keep_host_layers=False`).
         frozen: parameters that run and are not trained: of the host outside of its blocks, and of all blocks that run,
             each counted once.
         trained: parameters of adapters and routers that are trained.
-        memory: bytes of weights and buffers by device, whatever they are of; two that share memory count once.
+        memory: bytes of all weights and buffers by device; two that share memory count once.
     """
 
     models: tuple[ModelLine, ...]
@@ -144,7 +144,7 @@ class Summary:
     memory: Mapping[str, int]
 
     def __str__(self) -> str:
-        """Lay it out."""
+        """Return the table."""
         lines = [line for model in self.models for line in _field("model", str(model))]
         if self.unchanged is None:
             return "\n".join(lines)
@@ -204,7 +204,7 @@ def summarise(runtime: Runtime) -> Summary:
 
 
 def device_of(blocks: Iterable[nn.Module]) -> str | None:
-    """Tell where the weights of blocks are, None where not all are in memory."""
+    """Return the device of the weights of blocks, None if not all are in memory."""
     parameters = list(_parameters(blocks))
     if any(_is_hollow(parameter) for parameter in parameters):
         return None
@@ -214,7 +214,7 @@ def device_of(blocks: Iterable[nn.Module]) -> str | None:
 def _masks(source: Source) -> list[str]:
     if source.known_causal is None:
         return []
-    return ["made causal" if source.made_causal else "causal" if source.known_causal else "looks ahead"]
+    return ["made causal" if source.made_causal else "causal" if source.known_causal else "bidirectional"]
 
 
 def _layer(position: int, layer: MoLLayer, sources: Mapping[str, Source], host: str) -> LayerLine:
@@ -255,7 +255,7 @@ def _blocks(source: Source, numbers: Iterable[int]) -> list[nn.Module]:
 
 
 def _parameters(modules: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
-    """Yield the parameters of modules, each once; a block that several layers call has them once too."""
+    """Yield the parameters of modules, each once, also those of a block that several layers call."""
     yield from dict.fromkeys(parameter for module in modules for parameter in module.parameters())
 
 
@@ -268,7 +268,7 @@ def _count(parameters: Iterable[torch.Tensor]) -> int:
 
 
 def _is_hollow(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has a shape only: on the meta device, or one row that stands for all until it is read."""
+    """Return whether a tensor has no storage of its size: on the meta device, or with stride 0 until it is loaded."""
     spread = any(size > 1 and step == 0 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.is_meta or spread
 
@@ -290,7 +290,7 @@ def _memory(modules: Iterable[nn.Module]) -> dict[str, int]:
 def _row(cells: Iterable[str], widths: list[int]) -> str:
     laid = []
     for column, (cell, width) in enumerate(zip(cells, widths, strict=True)):
-        # Of a long name the end says more: the model and the block.
+        # The end of a long name is kept: the model and the block.
         shown = cell if len(cell) <= width else "..." + cell[len(cell) - width + 3 :]
         laid.append(shown.ljust(width) if column in _LEFT else shown.rjust(width))
     return (_GAP + _GAP.join(laid)).rstrip()
