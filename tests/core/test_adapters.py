@@ -200,7 +200,7 @@ def test_a_map_can_be_set_again_and_without_bias() -> None:
         LinearAdapter(4, 3, use_layer_norm=False, use_residual=False, bias=False),
     ],
 )
-def test_a_form_that_cannot_hold_a_map_says_so(adapter: LinearAdapter) -> None:
+def test_a_form_that_cannot_hold_a_map_is_refused(adapter: LinearAdapter) -> None:
     with pytest.raises(ConfigError, match=r"cannot hold a given map.*from_map"):
         adapter.set_map_(torch.zeros(3, 4), torch.zeros(3))
 

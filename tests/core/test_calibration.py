@@ -174,7 +174,7 @@ def test_text_given_with_a_layer_goes_before_text_that_is_kept(make: Make) -> No
     assert runtime.positions == [0]
 
 
-def test_without_text_the_error_says_what_to_do(make: Make) -> None:
+def test_without_text_the_error_names_the_way_out(make: Make) -> None:
     with pytest.raises(ConfigError) as caught:
         make("bert").add_layer([("bert", 0)], 0)
     assert str(caught.value) == (

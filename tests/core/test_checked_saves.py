@@ -136,7 +136,7 @@ def test_a_config_that_is_not_as_it_must_be_is_refused_in_words(
         AutoModelForCausalLM.from_pretrained(saved)
 
 
-def test_attention_beside_the_settings_is_not_taken_from_a_file(saved: Path) -> None:
+def test_attention_outside_of_the_settings_is_not_taken_from_a_file(saved: Path) -> None:
     edited(saved, _attn_implementation="org/kernel", attn_implementation="org/kernel")
     assert AutoModelForCausalLM.from_pretrained(saved).runtime.config.attn_implementation is None
 
@@ -225,7 +225,7 @@ def test_a_mixture_is_checked_in_the_same_way(models: Path, tmp_path: Path) -> N
         MoLMixture.from_pretrained(tmp_path / "mix")
 
 
-def test_the_tokenizer_of_the_host_is_saved_beside_the_model_and_a_users_own_is_left_alone(
+def test_the_tokenizer_of_the_host_is_saved_with_the_model_and_a_users_own_is_left_alone(
     saved: Path, tmp_path: Path
 ) -> None:
     word_pieces(["a few words"], 60).save_pretrained(tmp_path / "gpt2")

@@ -130,19 +130,19 @@ def test_a_cache_changes_nothing(host: str, kind: str, dispatch: str, options: d
 
 @pytest.mark.parametrize("dispatch", MODES)
 @pytest.mark.parametrize(("host", "kind"), PAIRS)
-def test_pieces_with_a_cache_give_the_logits_of_the_whole(host: str, kind: str, dispatch: str, fuse: Fuse) -> None:
+def test_chunks_with_a_cache_give_the_logits_of_the_whole(host: str, kind: str, dispatch: str, fuse: Fuse) -> None:
     runtime = scattered(fuse, host, kind, "gpt2" if host == "llama" else "llama", dispatch=dispatch)
     model = runtime.as_causal_lm()
     ids = tokens_of(4, 12)
     mask = torch.ones_like(ids)
     ids[2, :3], mask[2, :3] = 0, 0
-    cache, pieces = model.new_cache(), []
+    cache, chunks = model.new_cache(), []
     with torch.no_grad():
         for start, end in ((0, 5), (5, 6), (6, 7), (7, 10), (10, 11), (11, 12)):
-            pieces.append(model(ids[:, start:end], attention_mask=mask[:, :end], cache=cache).logits)
+            chunks.append(model(ids[:, start:end], attention_mask=mask[:, :end], cache=cache).logits)
     whole = logits_of(runtime, ids, mask, prompt=5)
     seen = mask.bool()
-    torch.testing.assert_close(torch.cat(pieces, 1)[seen], whole[seen], rtol=0, atol=2e-5)
+    torch.testing.assert_close(torch.cat(chunks, 1)[seen], whole[seen], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("dispatch", MODES)

@@ -108,7 +108,7 @@ def test_r_squared_against_numpy() -> None:
     assert r_squared(x, y, ridge=0.01) == r_squared(x.clone(), y.clone(), ridge=0.01)
 
 
-def test_r_squared_of_what_is_told_and_what_is_not() -> None:
+def test_r_squared_of_what_is_predicted_and_what_is_not() -> None:
     x = states(400, 8)
     assert r_squared(x, x @ rotation(8, 8).T + 3.0, ridge=0.0) == pytest.approx(1.0)
     assert r_squared(x, states(400, 4, 5)) == pytest.approx(0.0, abs=0.1)

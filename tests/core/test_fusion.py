@@ -121,7 +121,7 @@ def test_blocks_in_a_row_are_one_expert(host: str, fuse: Fuse) -> None:
     assert torch.equal(runtime.generate(ids, **settings), runtime.generate(ids, use_cache=False, **settings))
 
 
-def test_a_streamer_gets_each_token_as_it_is_written(fuse: Fuse) -> None:
+def test_a_streamer_gets_each_token_as_it_is_generated(fuse: Fuse) -> None:
     class Kept(BaseStreamer):
         def __init__(self) -> None:
             self.tokens: list[int] = []
@@ -149,7 +149,7 @@ def test_sampling_goes_by_the_seed(options: dict[str, float], fuse: Fuse) -> Non
     assert not torch.equal(runtime.generate(ids, max_new_tokens=8, **options), first)
 
 
-def test_a_host_layer_without_fused_layer_runs_or_not_as_asked(fuse: Fuse) -> None:
+def test_a_host_layer_without_fused_layer_runs_unless_it_is_not_kept(fuse: Fuse) -> None:
     ids = tokens_of(2, 7)
     kept = fuse("gpt2", layers=(1,))
     with torch.no_grad():

@@ -96,7 +96,7 @@ def test_turns_of_a_talk_share_a_cache(name: str, model: Any) -> None:  # noqa: 
     assert cache.get_seq_length() == said.shape[1] - 1
 
 
-def test_copies_of_the_cache_of_a_prefix_are_written_on_from(model: Any) -> None:  # noqa: ANN401
+def test_generation_continues_from_copies_of_the_cache_of_a_prefix(model: Any) -> None:  # noqa: ANN401
     prefix = tokens_of(1, 6)
     with torch.no_grad():
         caches = [model(prefix, use_cache=True)[CACHE_NAME], model(prefix)[CACHE_NAME]]
@@ -120,7 +120,7 @@ def test_a_prefix_is_shared_by_many_texts(model: Any) -> None:  # noqa: ANN401
 
 
 @pytest.mark.parametrize("size", [1, 3, 20])
-def test_a_prompt_can_be_taken_in_pieces(size: int, model: Any) -> None:  # noqa: ANN401
+def test_a_prompt_can_be_taken_in_chunks(size: int, model: Any) -> None:  # noqa: ANN401
     ids = tokens_of(2, 7)
     mask = torch.ones_like(ids)
     if not isinstance(model, MoLMixture):
@@ -130,17 +130,17 @@ def test_a_prompt_can_be_taken_in_pieces(size: int, model: Any) -> None:  # noqa
 
 
 @pytest.mark.parametrize("host", ["mamba", "jamba"])
-def test_a_host_with_a_state_goes_on_with_several_tokens_at_a_time(host: str, fuse: Fuse) -> None:
+def test_a_host_with_a_state_continues_with_several_tokens_at_a_time(host: str, fuse: Fuse) -> None:
     model, ids = fuse(host, "gpt2").as_causal_lm(), tokens_of(2, 12)
-    cache, pieces = model.new_cache(), []
+    cache, chunks = model.new_cache(), []
     with torch.no_grad():
         for start, end in ((0, 4), (4, 5), (5, 9), (9, 12)):
             output = model(ids[:, start:end], cache=cache, output_hidden_states=True, logits_to_keep=2)
             assert output.logits.shape[1] == min(2, end - start)
             assert {hidden.shape[1] for hidden in output.hidden_states} == {end - start}
-            pieces.append(output.logits[:, -1])
+            chunks.append(output.logits[:, -1])
         whole = model(ids).logits[:, [3, 4, 8, 11]]
-    torch.testing.assert_close(torch.stack(pieces, 1), whole, rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.stack(chunks, 1), whole, rtol=0, atol=1e-4)
 
 
 def test_labels_of_tokens_that_run_again_do_not_count(fuse: Fuse) -> None:
@@ -164,7 +164,7 @@ def without_cache(fuse: Fuse, tmp_path: Path) -> MoLRuntime:
     return fuse(str(tmp_path / "openai"), "llama")
 
 
-def test_a_host_without_a_cache_runs_all_tokens_again_and_says_so(
+def test_a_host_without_a_cache_runs_all_tokens_again_and_warns_of_it(
     without_cache: MoLRuntime, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, ids = without_cache.as_causal_lm(), tokens_of(2, 6)
@@ -250,7 +250,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda m: m.generate(tokens_of(1, 6), past_key_values=filled(m), **GREEDY),
         "the cache holds 6 tokens, and input_ids are 6: give the whole text with at least one new token",
     ),
-    "pieces without a cache": (
+    "chunks without a cache": (
         lambda m: m.generate(tokens_of(1, 6), prefill_chunk_size=2, use_cache=False, **GREEDY),
         "takes a prompt in chunks only with a cache: leave out use_cache=False",
     ),

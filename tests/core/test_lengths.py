@@ -76,11 +76,11 @@ def test_a_host_whose_positions_switch_writes_what_it_does_alone(kind: str, fuse
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"num_beams": 3}, {"prefill_chunk_size": 3}], ids=["greedy", "beams", "pieces"]
+    "options", [{}, {"num_beams": 3}, {"prefill_chunk_size": 3}], ids=["greedy", "beams", "chunks"]
 )
 @pytest.mark.parametrize("dispatch", ["dense", "sequence", "token"])
 @pytest.mark.parametrize("kind", TURNING)
-def test_a_cache_changes_nothing_beside_experts_whose_positions_switch(
+def test_a_cache_changes_nothing_with_experts_whose_positions_switch(
     kind: str, dispatch: str, options: dict[str, int], fuse: Fuse, tmp_path: Path
 ) -> None:
     if dispatch == "sequence" and "prefill_chunk_size" in options:
@@ -190,7 +190,7 @@ def test_a_text_that_would_grow_too_long_is_refused_before_its_first_token(kind:
 
 
 @pytest.mark.parametrize("way", ["generate", "forward", "mixture"])
-def test_rotary_positions_go_on_as_in_transformers_and_it_is_said_once_before(
+def test_rotary_positions_continue_as_in_transformers_with_one_warning_before(
     way: str, fuse: Fuse, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     host = language_model_of("llama", max_position_embeddings=20)

@@ -127,7 +127,7 @@ def test_each_model_has_the_dtype_that_it_is_given(fuse: Fuse) -> None:
         fuse("gpt2", dtype="int8")
 
 
-def test_attention_is_the_one_asked_for(fuse: Fuse) -> None:
+def test_attention_is_the_requested_one(fuse: Fuse) -> None:
     ids = tokens_of(2, 9)
     eager, usual = fuse("gpt2", "llama", attn_implementation="eager"), fuse("gpt2", "llama")
     assert eager.source("llama").model.config._attn_implementation == "eager"
@@ -169,7 +169,7 @@ def test_files_that_do_not_hold_a_block_are_refused(
         logits_of(runtime, tokens_of(1, 4))
 
 
-def test_code_of_a_model_is_not_run_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_a_model_is_not_run_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "own").mkdir()
     config = {"model_type": "own", "auto_map": {"AutoConfig": "configuration_own.OwnConfig"}}
@@ -190,7 +190,7 @@ def test_quantized_models_are_refused(tmp_path: Path, monkeypatch: pytest.Monkey
             MoLRuntime(MoLConfig(models=["codes"], memory_efficient=efficient)).setup_embeddings()
 
 
-def test_places_that_cannot_be_had_are_refused(fuse: Fuse) -> None:
+def test_devices_that_are_not_available_are_refused(fuse: Fuse) -> None:
     with pytest.raises(MolError, match="'cuda:99', which this machine does not have"):
         fuse("gpt2", "llama", device_map={"llama": "cuda:99"})
     with pytest.raises(ConfigError, match="it is the host, which runs as a whole"):
@@ -203,7 +203,7 @@ def test_places_that_cannot_be_had_are_refused(fuse: Fuse) -> None:
         fuse("gpt2", "llama", device_map={"llama": "disk"}, memory_efficient=False)
 
 
-def test_models_of_the_cache_are_warned_of_once_when_the_hub_is_not_asked(
+def test_models_of_the_cache_are_warned_of_once_when_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -124,18 +124,18 @@ def test_a_cache_changes_nothing(weights: str, options: dict[str, int], parts: l
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_pieces_with_a_cache_give_the_whole(weights: str, parts: list[PreTrainedModel]) -> None:
+def test_chunks_with_a_cache_give_the_whole(weights: str, parts: list[PreTrainedModel]) -> None:
     mixture = mixture_of(parts[:2], weights)
     ids = tokens_of(3, 10)
     mask = torch.ones_like(ids)
-    ids[1, :5], mask[1, :5] = 0, 0  # nothing but padding in the first piece
-    cache, pieces = mixture.new_cache(), []
+    ids[1, :5], mask[1, :5] = 0, 0  # nothing but padding in the first chunk
+    cache, chunks = mixture.new_cache(), []
     with torch.no_grad():
         for start, end in ((0, 4), (4, 5), (5, 6), (6, 10)):
-            pieces.append(mixture(ids[:, start:end], attention_mask=mask[:, :end], cache=cache).logits)
+            chunks.append(mixture(ids[:, start:end], attention_mask=mask[:, :end], cache=cache).logits)
     seen = mask.bool()
     whole = log_p_of(mixture, ids, mask)
-    torch.testing.assert_close(torch.cat(pieces, 1)[seen], whole[seen], rtol=0, atol=1e-4)
+    torch.testing.assert_close(torch.cat(chunks, 1)[seen], whole[seen], rtol=0, atol=1e-4)
 
 
 def test_the_loss_is_that_of_the_labels_and_trains_the_router_alone(parts: list[PreTrainedModel]) -> None:

@@ -26,7 +26,7 @@ def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
         ("gpt2", "gemma3n_text", ["gemma3n_text", "embeddings of its own for each layer"], "blank content"),
     ],
 )
-def test_what_a_block_does_without_is_said(
+def test_what_a_block_does_without_is_warned_of(
     host: str, kind: str, words: list[str], fact: str, fuse: Fuse, said: pytest.LogCaptureFixture
 ) -> None:
     runtime = fuse(host, kind, layers=(0, 1))
@@ -50,7 +50,7 @@ def test_a_stack_that_was_chosen_is_no_news(fuse: Fuse, said: pytest.LogCaptureF
     assert not any("chooses among" in line for line in said.messages)
 
 
-def test_another_vocabulary_is_told(fuse: Fuse, said: pytest.LogCaptureFixture) -> None:
+def test_another_vocabulary_is_reported(fuse: Fuse, said: pytest.LogCaptureFixture) -> None:
     runtime = fuse("gpt2", "llama", layers=())
     runtime.source("llama").model.config.vocab_size = 500
     runtime.add_layer([("llama", 0)], 0)

@@ -1,4 +1,4 @@
-"""Text read by several models: hidden states against their own, pairs against the definition, pieces that fit."""
+"""Text read by several models: hidden states against their own, pairs against the definition, chunks that fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mol.core.blocks.source import Source
-from mol.core.fitting.reading import Reader, Reading, pair_tokens, pieces
+from mol.core.fitting.reading import Reader, Reading, chunks_of, pair_tokens
 from mol.errors import ConfigError
 from tests.core.tokenizers import byte_pairs, word_pieces
 from tests.core.zoo import body_of
@@ -94,22 +94,22 @@ def test_an_encoder_that_was_made_causal_is_read_as_it_will_run() -> None:
     assert not torch.allclose(reader("bert", WORDS, causal=False).states([7, 8, 9, 50], {2})[2][:3], read[:3], atol=0.1)
 
 
-def test_pieces_fit_every_model_and_lose_nothing() -> None:
+def test_chunks_fit_every_model_and_lose_nothing() -> None:
     short = byte_pairs([LICENSE], 257)
     short.model_max_length = 50
     readers = [SMALL._replace(tokenizer=short), ENCODER]
     assert [reader.limit for reader in readers] == [50, 64]
     text = LICENSE[:3000]
-    cut = list(pieces([text, "", "last one"], readers))
+    cut = list(chunks_of([text, "", "last one"], readers))
     assert all(
-        len(reading.ids) <= reader.limit for piece in cut for reading, reader in zip(piece, readers, strict=True)
+        len(reading.ids) <= reader.limit for chunk in cut for reading, reader in zip(chunk, readers, strict=True)
     )
     # Single bytes: however a text is cut, the tokens stay what they were.
-    assert [token for piece in cut for token in piece[0].ids] == short(text + "last one", verbose=False)["input_ids"]
+    assert [token for chunk in cut for token in chunk[0].ids] == short(text + "last one", verbose=False)["input_ids"]
 
 
 def test_a_sign_that_no_model_can_read_at_once_is_refused() -> None:
     tiny = byte_pairs([LICENSE], 257)
     tiny.model_max_length = 3
     with pytest.raises(ConfigError, match="one character of the calibration text, '😀'"):
-        list(pieces(["a 😀"], [SMALL._replace(tokenizer=tiny)]))
+        list(chunks_of(["a 😀"], [SMALL._replace(tokenizer=tiny)]))

@@ -119,7 +119,7 @@ def test_three_families() -> None:
     check_that_experts_run(mol, [("gpt2", 0), ("bert-base-uncased", 0), ("t5-small", 0)])
 
 
-def test_code_of_a_model_is_asked_for_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_code_of_a_model_is_allowed_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "mol"):
         said = run(TRUST)
     assert not said["config"].trust_remote_code

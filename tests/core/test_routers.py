@@ -1,4 +1,4 @@
-"""Routers: causal, blind to padding and batch mates, the same in one piece and token by token."""
+"""Routers: causal, blind to padding and batch mates, the same at once and token by token."""
 
 from __future__ import annotations
 
@@ -145,16 +145,16 @@ def test_padding_and_batch_mates_change_nothing(kind: str, top_k: int | None) ->
     pads=st.lists(st.integers(0, 8), min_size=3, max_size=3),
 )
 @torch.no_grad()
-def test_pieces_with_a_state_are_the_whole(kind: str, top_k: int | None, cuts: set[int], pads: list[int]) -> None:
+def test_chunks_with_a_state_are_the_whole(kind: str, top_k: int | None, cuts: set[int], pads: list[int]) -> None:
     router, x = router_of(kind, top_k), stream(3, 20, seed=1)
     mask = torch.arange(20) >= torch.tensor(pads)[:, None]
     whole, _, end = router.route(x, mask)
     state: RouterState | None = None
-    pieces = []
+    chunks = []
     for begin, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 20], strict=True):
         weights, _, state = router.route(x[:, begin:stop], mask[:, begin:stop], state)
-        pieces.append(weights)
-    assert close(torch.cat(pieces, 1), whole)
+        chunks.append(weights)
+    assert close(torch.cat(chunks, 1), whole)
     assert state is not None
     torch.testing.assert_close(state.pooled, end.pooled)
     torch.testing.assert_close(state.total, end.total)

@@ -199,7 +199,7 @@ def test_a_fusion_is_not_copied_and_its_embeddings_are_the_hosts(fuse: Fuse) -> 
         model.resize_token_embeddings(200)
 
 
-def test_a_host_without_tokenizer_says_so(fuse: Fuse) -> None:
+def test_a_host_without_tokenizer_is_reported(fuse: Fuse) -> None:
     with pytest.raises(FileNotFoundError, match=r"gpt2: no tokenizer next to its config\.json"):
         _ = fuse("gpt2").tokenizer
 

@@ -159,7 +159,7 @@ def test_what_was_saved_does_not_say_that_code_is_trusted(fuse: Fuse, tmp_path: 
     assert trusting.runtime.config.trust_remote_code
 
 
-def test_trainer_trains_adapters_and_routers_and_goes_on_from_its_checkpoints(fuse: Fuse, tmp_path: Path) -> None:
+def test_trainer_trains_adapters_and_routers_and_resumes_from_its_checkpoints(fuse: Fuse, tmp_path: Path) -> None:
     rows = [{"input_ids": row, "labels": row} for row in tokens_of(8, 9)]
 
     def trained(steps: int, *, resume: bool = False) -> MoLForCausalLM:

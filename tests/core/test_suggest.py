@@ -20,7 +20,7 @@ from tests.core.test_calibration import LICENSE, TEXT, pair
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from mol.core.fitting.suggest import Likeness
+    from mol.core.fitting.suggest import Similarity
 
 __all__ = ["pair"]
 
@@ -31,7 +31,7 @@ def there(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("by", ["r2", "cka"])
-def test_a_host_in_other_axes_is_recognised_block_by_block(by: Likeness) -> None:
+def test_a_host_in_other_axes_is_recognised_block_by_block(by: Similarity) -> None:
     found = mol.suggest_layers(["host", "bert", "wider"], TEXT, by=by)
     assert [(one.layer, one.model, one.block) for one in found.best] == [(n, "wider", n) for n in range(3)]
     assert {name: tuple(table.shape) for name, table in found.scores.items()} == {"bert": (3, 3), "wider": (3, 3)}

@@ -91,7 +91,7 @@ def test_frozen_adapters_are_not_trained(fuse: Fuse) -> None:
     assert after.layers[0].trained == 0
 
 
-def test_caches_are_told_once_they_are_known(fuse: Fuse) -> None:
+def test_caches_are_shown_once_they_are_known(fuse: Fuse) -> None:
     runtime = fuse("gpt2", "llama", "bert", layers=(0,))
     assert [expert.cache for expert in runtime.summary().layers[0].experts] == ["host", "?", "?"]
     runtime.generate(tokens_of(1, 4), max_new_tokens=2, do_sample=False, pad_token_id=0)

@@ -43,7 +43,7 @@ def forwarded(runtime: MoLRuntime) -> torch.Tensor:
 
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("settings", SETTINGS, ids=["dense", "little memory", "by token"])
-def test_a_first_generate_beside_a_first_forward(settings: dict[str, object], fuse: Fuse) -> None:
+def test_a_first_generate_at_once_with_a_first_forward(settings: dict[str, object], fuse: Fuse) -> None:
     works = (generated, forwarded)
     wanted = [work(fuse("gpt2", "llama", "bert", layers=(1,), **settings)) for work in works]
     for _ in range(8):

@@ -40,7 +40,7 @@ def test_hidden_states_of_the_body_through_the_hosts_head_are_the_logits(host: s
     assert [*model.base_model.state_dict()] == [*model.state_dict()]
 
 
-def test_gradients_reach_routers_and_adapters_through_the_body_and_what_is_left_out_is_said(
+def test_gradients_reach_routers_and_adapters_through_the_body_and_what_is_left_out_is_reported(
     fuse: Fuse, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = fuse("gpt2", "llama").as_causal_lm().train()

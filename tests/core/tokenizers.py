@@ -25,7 +25,7 @@ def byte_pairs(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
 
 
 def word_pieces(texts: Sequence[str], size: int) -> PreTrainedTokenizerFast:
-    """BERT's kind: lower case pieces of words, a special token at either end."""
+    """BERT's kind: lower case chunks of words, a special token at either end."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     inner = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     inner.normalizer = normalizers.BertNormalizer()
