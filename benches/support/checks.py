@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from mol.config.mol_config import MoLConfig
-from mol.core.blocks.calls import argument, part
+from mol.core.blocks.calls import argument, output_at
 from mol.core.blocks.dispatch import call_block, intercepted
 from mol.core.blocks.inputs import Tokens
 from mol.core.blocks.probes import tensors
@@ -116,7 +116,7 @@ def replay(source: Source) -> str:
         form = source.calls.form_of(len(given), block)
         taken.append(argument(call, form.hidden_in).clone())
         result = call_block(block, call)
-        given.append(part(result, form.result.port).clone())
+        given.append(output_at(result, form.result.port).clone())
         return result
 
     def fresh() -> dict[str, Any]:

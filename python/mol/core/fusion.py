@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from mol.core.blocks.calls import Arguments, argument, part, ports
+from mol.core.blocks.calls import Arguments, argument, output_at, ports
 from mol.core.blocks.dispatch import call_block, intercepted
 from mol.core.host import check_longest
 from mol.core.mol_layer import ExpertSpec, MoLLayer, Routing, RunBlocks, RunPart
@@ -172,7 +172,7 @@ class Pass:
             else:
                 result = host.calls.stub(index, call, argument(call, form.hidden_in))
             if last:
-                self.hidden = self._from_host(part(result, form.result.port))
+                self.hidden = self._from_host(output_at(result, form.result.port))
             return result
         given = argument(call, form.hidden_in)
         hidden = self._from_host(given)
@@ -216,7 +216,7 @@ class Pass:
         def run(hidden: torch.Tensor) -> torch.Tensor:
             result = call_block(form.block, form.with_hidden(call, host.layout.to_block(hidden)))
             carried.update(ports(result))
-            return host.layout.from_block(part(result, form.result.port), hidden.shape[0])
+            return host.layout.from_block(output_at(result, form.result.port), hidden.shape[0])
 
         return run
 

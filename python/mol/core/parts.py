@@ -48,18 +48,18 @@ class Rows:
 
 @dataclass(frozen=True)
 class Picked:
-    """Some tokens of the batch, and the number of each among those of its row.
+    """Some tokens of the batch.
 
     Attributes:
         rows: (N,), ascending.
         columns: (N,), ascending in each row.
-        places: (N,), 0 for the first of a row.
+        ranks: (N,), the number of each among those of its row, from 0.
         counts: for each row of the batch, how many tokens.
     """
 
     rows: torch.Tensor
     columns: torch.Tensor
-    places: torch.Tensor
+    ranks: torch.Tensor
     counts: tuple[int, ...]
 
     @classmethod
@@ -75,8 +75,8 @@ class Picked:
         for expert, each in enumerate(numbers):
             start, end = end, end + sum(each)
             _, rows, columns = found[start:end].unbind(1)
-            places = torch.arange(len(rows), device=rows.device) - starts[expert].index_select(0, rows)
-            parts.append(cls(rows, columns, places, tuple(each)) if len(rows) else None)
+            ranks = torch.arange(len(rows), device=rows.device) - starts[expert].index_select(0, rows)
+            parts.append(cls(rows, columns, ranks, tuple(each)) if len(rows) else None)
         return parts
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
@@ -130,6 +130,6 @@ def where_from(kept: list[int], rows: torch.Tensor) -> tuple[list[int], list[int
     Returns:
         The new numbers of the rows that are in `kept`, and for each its index in `kept`.
     """
-    place = {row: number for number, row in enumerate(kept)}
-    found = [(number, place[row]) for number, row in enumerate(rows.tolist()) if row in place]
+    index = {row: number for number, row in enumerate(kept)}
+    found = [(number, index[row]) for number, row in enumerate(rows.tolist()) if row in index]
     return [number for number, _ in found], [old for _, old in found]

@@ -147,9 +147,9 @@ class ExpertRuns:
             before = Compacted(hidden.new_zeros(batch, 0, hidden.shape[-1]), part.rows.new_zeros(batch, 0), [0] * batch)
         counts = [old + new for old, new in zip(before.counts, part.counts, strict=True)]
         width = max(counts)
-        places = part.places + part.rows.new_tensor(before.counts)[part.rows]
+        ranks = part.ranks + part.rows.new_tensor(before.counts)[part.rows]
         more = width - before.positions.shape[1]
-        put = part.rows, places
+        put = part.rows, ranks
         whole = functional.pad(before.hidden, (0, 0, 0, more)).index_put(put, hidden)
         positions = functional.pad(before.positions, (0, more)).index_put(put, self._positions_of(part))
         if self._cache is not None:
@@ -162,7 +162,7 @@ class ExpertRuns:
         result = run_expert_blocks(source, spec, running.take(whole), source.context(tokens), None, {})
         number = part.rows.new_zeros(len(counts))
         number[running.index] = torch.arange(len(running.numbers), device=hidden.device)
-        return result[number[part.rows], places]
+        return result[number[part.rows], ranks]
 
     def _run_with_gaps(
         self,
@@ -175,7 +175,7 @@ class ExpertRuns:
     ) -> torch.Tensor:
         """Run on the new tokens of an expert with its cache, whose rows have gaps that its mask hides."""
         batch, length = self._mask.shape[0], max(part.counts)
-        put = part.rows, part.places
+        put = part.rows, part.ranks
         padded = hidden.new_zeros(batch, length, hidden.shape[-1]).index_put(put, hidden)
         positions = part.rows.new_zeros(batch, length).index_put(put, self._positions_of(part))
         new = torch.arange(length, device=hidden.device) < part.rows.new_tensor(part.counts)[:, None]

@@ -14,7 +14,7 @@ Slot = int | str
 """An argument: its position, or its keyword."""
 
 Port = int | str | None
-"""A part of a result: its index or key; None where the result is the tensor itself."""
+"""A tensor of a result: its index or key; None if the result is the tensor itself."""
 
 
 def items(call: Arguments) -> Iterator[tuple[Slot, Any]]:
@@ -41,7 +41,7 @@ def with_argument(call: Arguments, slot: Slot, value: object) -> Arguments:
 
 
 def ports(result: object) -> Iterator[tuple[Port, Any]]:
-    """Yield every part of a result with its port."""
+    """Yield every tensor of a result with its port."""
     if isinstance(result, torch.Tensor):
         yield None, result
     elif isinstance(result, Mapping):
@@ -50,8 +50,8 @@ def ports(result: object) -> Iterator[tuple[Port, Any]]:
         yield from enumerate(result)
 
 
-def part(result: Any, port: Port) -> Any:  # noqa: ANN401 - whatever a block returns
-    """Return a part of a result."""
+def output_at(result: Any, port: Port) -> Any:  # noqa: ANN401 - whatever a block returns
+    """Return the tensor at a port of a result."""
     return result if port is None else result[port]
 
 
@@ -68,11 +68,11 @@ def tensors(value: Any) -> Iterator[torch.Tensor]:  # noqa: ANN401 - whatever a 
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, dict):
-        for part in value.values():
-            yield from tensors(part)
+        for item in value.values():
+            yield from tensors(item)
     elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from tensors(part)
+        for item in value:
+            yield from tensors(item)
 
 
 class ResultForm:
@@ -91,12 +91,12 @@ class ResultForm:
             raise TypeError(f"a block returned a {self._type.__name__}, wanted a tensor, a tuple or a mapping of them")
 
     def make(self, hidden: torch.Tensor, others: Mapping[Port, object]) -> Any:  # noqa: ANN401 - as the block returns it
-        """Return a result with these hidden states, the given other parts, and None in all that is left."""
+        """Return a result with these hidden states, the given other tensors, and None at all other ports."""
         if self.port is None:
             return hidden
         values = {key: hidden if key == self.port else others.get(key) for key in self._keys}
         if issubclass(self._type, Mapping):
             return self._type(**{str(key): value for key, value in values.items()})
-        if hasattr(self._type, "_fields"):  # a namedtuple takes its parts one by one
+        if hasattr(self._type, "_fields"):  # a namedtuple takes its fields one by one
             return self._type(*values.values())
         return self._type(values.values())

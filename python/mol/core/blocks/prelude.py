@@ -23,7 +23,7 @@ from mol.core.blocks.calls import (
     argument,
     first_hidden,
     items,
-    part,
+    output_at,
     ports,
     with_argument,
 )
@@ -43,7 +43,7 @@ class Carry(NamedTuple):
     Attributes:
         call: the call that takes it.
         slot: where.
-        port: which part of the result of the call before.
+        port: in the result of the call before.
     """
 
     call: int
@@ -190,7 +190,7 @@ class BlockCalls:
             with untouched_caches(call):
                 made = call_block(form.block, call)
         for carry in mine:
-            carried[carry.port] = argument(call, carry.slot) if made is None else part(made, carry.port)
+            carried[carry.port] = argument(call, carry.slot) if made is None else output_at(made, carry.port)
         return form.result.make(hidden, carried)
 
     def run_call(self, index: int, hidden: torch.Tensor, call: Arguments, live: Carries | None = None) -> torch.Tensor:
@@ -214,8 +214,8 @@ class BlockCalls:
         if live is not None:
             for carry in self.carries:
                 if carry.call == index + 1:
-                    live[carry.call, carry.slot] = part(result, carry.port)
-        hidden_out: torch.Tensor = part(result, form.result.port)
+                    live[carry.call, carry.slot] = output_at(result, carry.port)
+        hidden_out: torch.Tensor = output_at(result, form.result.port)
         return hidden_out
 
     def _follow(self, trace: list[tuple[nn.Module, Arguments, Any]]) -> list[CallForm]:
@@ -230,7 +230,7 @@ class BlockCalls:
                 for slot, taken in items(call)
                 if taken is given
             ]
-            floats = [link for link in links if part(result, link[1]).is_floating_point()]
+            floats = [link for link in links if output_at(result, link[1]).is_floating_point()]
             hidden = floats[0] if floats else self._same_values(result, call)
             if hidden is None:
                 raise ArchitectureError(
@@ -283,13 +283,13 @@ class BlockCalls:
     @staticmethod
     def _is_made(traced: tuple[nn.Module, Arguments, Any], carry: Carry) -> bool:
         _, call, result = traced
-        value = part(result, carry.port)
+        value = output_at(result, carry.port)
         return all(value is not taken for _, taken in items(call))
 
     def _check_shapes(self, trace: list[tuple[nn.Module, Arguments, Any]]) -> None:
         for form, (_, call, result) in zip(self.forms, trace, strict=True):
             taken = argument(call, form.hidden_in)
-            given = part(result, form.result.port)
+            given = output_at(result, form.result.port)
             if tuple(taken.shape) != self.shape or tuple(given.shape) != self.shape:
                 raise ArchitectureError(
                     f"{self._name}: its blocks change the shape of the hidden states ({list(self.shape)} to "

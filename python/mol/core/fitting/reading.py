@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import torch
 from torch import nn
 
-from mol.core.blocks.calls import Arguments, argument, part
+from mol.core.blocks.calls import Arguments, argument, output_at
 from mol.core.blocks.dispatch import call_block, intercepted
 from mol.core.blocks.inputs import takes, token_inputs
 from mol.core.models.loading import load_tokenizer
@@ -111,7 +111,7 @@ class Reader(NamedTuple):
                 return source.calls.stub(index, call, hidden)
             result = call_block(block, source.driver.made(index, call))
             if index == len(source) - 1:
-                keep(len(source), part(result, form.result.port))
+                keep(len(source), output_at(result, form.result.port))
             return result
 
         source.require(range(last))

@@ -28,7 +28,7 @@ from mol.core.pretrained.refused import OutsideModels
 from mol.core.pretrained.saving import KEY, read_saved, refuse_other_ways, saved_directory, write_save
 from mol.core.pretrained.tokenizers import copy_inputs
 from mol.core.runtime import Runtime  # noqa: TC001 - at run time for the same reason
-from mol.errors import FusionError, InternalError
+from mol.errors import FusionError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -174,7 +174,7 @@ class FusedModel(OutsideModels):
     def _build_runtime(cls, description: Description, given: Mapping[str, Any]) -> Runtime:
         """Build the fusion of a description, with these settings in place of those that it has."""
         if cls.runtime_class is None:
-            raise InternalError(f"{cls.__name__} is imported without mol.core.mol_runtime: import it from mol.core")
+            raise FusionError(f"{cls.__name__} was imported from a module inside of mol.core: import it from mol.core")
         runtime = cls.runtime_class(MoLConfig(**{**description.settings, **given}))
         runtime.choose_host(description.host or runtime.config.models[0])
         for position, specs in description.layers:
