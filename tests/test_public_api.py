@@ -120,8 +120,14 @@ def test_a_module_that_nobody_has_planned_is_an_ordinary_error() -> None:
 
 
 @pytest.mark.fusion
-@pytest.mark.parametrize("line", ["from mol import MoLForCausalLM as kind", "from mol.core import MoLForMaskedLM as kind",
-                                  "from mol.auto import MoLModel as kind"])  # fmt: skip
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from mol import MoLForCausalLM as kind",
+        "from mol.core import MoLForMaskedLM as kind",
+        "from mol.auto import MoLModel as kind",
+    ],
+)
 def test_a_fused_model_is_built_around_a_runtime_whichever_is_imported_first(line: str) -> None:
     said = subprocess.run([sys.executable, "-c", f"{line}\nprint(kind.runtime_class)"], capture_output=True, text=True)
     assert said.stdout == "<class 'mol.core.mol_runtime.MoLRuntime'>\n"
