@@ -12,6 +12,7 @@ import filecmp
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,38 +133,23 @@ def mixed(bench: Bench) -> None:
     """Three inputs of unequal weights: f32, bf16 and f16 against bf16 alone, by seconds per byte read."""
     bench.make("--mixed")
     cases = ("bf16_3", "mixed_to_bf16", "mixed_to_f32")
-    taken: dict[str, list[Taken]] = {case: [] for case in cases}
-    bench.settle()
-    bench.mol(cases[-1])  # not counted, as above
-    for _ in range(bench.rounds):
-        for case in cases:
-            warm(bench.weights(recipes.models(case)))
-            taken[case].append(bench.mol(case))
-    bench.discard("mol")
-    pace = {}
-    for case in cases:
-        size = sum(file.stat().st_size for file in bench.weights(recipes.models(case)))
-        pace[case] = bench.keep(f"{case}: mol", taken[case]) / size
-    for case in cases[1:]:
-        bench.add(Line(f"{case}: seconds per byte read against bf16", pace[case] / pace["bf16_3"], "x", 2, 1.2))
+    alone, *others = bench.in_turns({f"{case}: mol": (case, partial(bench.mol, case)) for case in cases})
+    sizes = [sum(file.stat().st_size for file in bench.weights(recipes.models(case))) for case in cases]
+    for case, taken, size in zip(cases[1:], others, sizes[1:], strict=True):
+        what = f"{case}: seconds per byte read against bf16"
+        bench.add(bench.compare(what, taken, alone, "x", 2, 1.2, per=size / sizes[0]))
 
 
 def wide(bench: Bench) -> None:
     """Two f32 models to f32, computed in f64, against `cp` of the output."""
     bench.make("--mixed")
-    files = bench.weights(recipes.models("f32_2"))
-    taken: dict[str, list[Taken]] = {"cp": [], "mol": []}
-    bench.settle()
-    warm(files)
-    bench.mol("f32_2")  # not counted, as above
-    for _ in range(bench.rounds):
-        warm(files)
-        taken["cp"].append(bench.cp("base_f32"))
-        taken["mol"].append(bench.mol("f32_2"))
-    bench.discard("cp", "mol")
-    for who, runs in taken.items():
-        bench.keep(f"f32_2: {who}", runs)
-    bench.add(bench.compare("f32_2: mol against cp of one output", taken["mol"], taken["cp"], "x cp", 1.4, 1.0))
+    copied, merged = bench.in_turns(
+        {
+            "f32_2: cp": ("f32_2", lambda: bench.cp("base_f32")),
+            "f32_2: mol": ("f32_2", lambda: bench.mol("f32_2")),
+        }
+    )
+    bench.add(bench.compare("f32_2: mol against cp of one output", merged, copied, "x cp", 1.4, 1.0))
 
 
 def start(bench: Bench) -> None:

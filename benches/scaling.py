@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import statistics
+from functools import partial
 from typing import TYPE_CHECKING
 
 import recipes
-from measure import Taken, run, warm
+from measure import Taken, run
 from table import MB, MOL, Bench, Line
 
 if TYPE_CHECKING:
@@ -17,19 +18,10 @@ def beside_ties(bench: Bench, name: str, *limits: float, per_input: bool = False
     """A recipe in the same rounds as TIES of a base and three."""
     inputs = len(recipes.models(name))
     bench.make("--many", str(inputs))
-    taken: dict[str, list[Taken]] = {"ties3": [], name: []}
-    bench.settle()
-    bench.mol(name)  # not counted: the first run of a program
-    for _ in range(bench.rounds):
-        for case, runs in taken.items():
-            warm(bench.weights(recipes.models(case)))
-            runs.append(bench.mol(case))
-    bench.discard("mol")
-    for case, runs in taken.items():
-        bench.keep(f"{case}: mol", runs)
+    few, many = bench.in_turns({f"{case}: mol": (case, partial(bench.mol, case)) for case in ("ties3", name)})
     per = inputs / len(recipes.models("ties3")) if per_input else 1
     what = f"{name}: against ties of base + 3{', per input' if per_input else ''}"
-    bench.add(bench.compare(what, taken[name], taken["ties3"], "x", *limits, per=per))
+    bench.add(bench.compare(what, many, few, "x", *limits, per=per))
 
 
 def twenty(bench: Bench) -> None:
@@ -37,19 +29,14 @@ def twenty(bench: Bench) -> None:
     bench.make("--many", "20")
     files = bench.weights(recipes.models("linear20"))
     command = ["sh", "-c", 'cat "$@" > /dev/null', "sh", *map(str, files)]
-    taken: dict[str, list[Taken]] = {"cat": [], "mol": []}
-    bench.settle()
-    warm(files)
-    bench.mol("linear20")  # not counted, as above
-    for _ in range(bench.rounds):
-        warm(files)
-        bench.fresh("mol")
-        taken["cat"].append(run(command, log=bench.directory / "log-cat"))
-        taken["mol"].append(bench.mol("linear20"))
-    bench.discard("mol")
-    for who, runs in taken.items():
-        bench.keep(f"linear20: {who}", runs)
-    bench.add(bench.compare("linear20: against cat of 20 files", taken["mol"], taken["cat"], "x cat", 1.3, 1.05))
+
+    def cat() -> Taken:
+        bench.fresh("mol")  # its pages
+        return run(command, log=bench.directory / "log-cat")
+
+    taken = {"linear20: cat": ("linear20", cat), "linear20: mol": ("linear20", lambda: bench.mol("linear20"))}
+    read, merged = bench.in_turns(taken)
+    bench.add(bench.compare("linear20: against cat of 20 files", merged, read, "x cat", 1.3, 1.05))
 
 
 def cold(bench: Bench, name: str, *limits: float) -> None:

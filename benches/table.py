@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import recipes
-from measure import Taken, cool, populate, run
+from measure import Taken, cool, populate, run, warm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 MAKE_FAMILY = Path(__file__).with_name("make_family.py")
 MOL = str(Path(sys.executable).with_name("mol-merge"))
@@ -117,6 +117,21 @@ class Bench:
         command = ["sh", "-c", 'cp "$0" "$1" && sync "$1" "$(dirname "$1")"']
         files = [str(self.weights([source])[0]), str(self.fresh("cp"))]
         return run([*command, *files], log=self.directory / "log-cp")
+
+    def in_turns(self, runs: Mapping[str, tuple[str, Callable[[], Taken]]]) -> list[list[Taken]]:
+        """Note runs by their names, in rounds: before each the inputs of its recipe are read into the page cache."""
+        taken: dict[str, list[Taken]] = {what: [] for what in runs}
+        self.settle()
+        # Not counted: the first run of a program reads it from the disk and writes Python's compiled modules.
+        self.mol(next(iter(runs.values()))[0])
+        for _ in range(self.rounds):
+            for what, (recipe, start) in runs.items():
+                warm(self.weights(recipes.models(recipe)))
+                taken[what].append(start())
+        self.discard("cp", "mol")
+        for what, each in taken.items():
+            self.keep(what, each)
+        return list(taken.values())
 
     def keep(self, what: str, taken: list[Taken]) -> float:
         """Note runs for the table of runs and give the median of their wall time."""
