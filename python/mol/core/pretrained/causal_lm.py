@@ -103,9 +103,8 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
 
     def new_cache(self) -> FusedCache:
         """Return an empty cache, for `generate` or `forward`; if the host takes none, all tokens are run again."""
-        return FusedCache(self.runtime.host.new_cache() if self._continues else None)
+        return FusedCache(self.runtime.host.new_cache() if self._continues() else None)
 
-    @property
     def _continues(self) -> bool:
         host = self.runtime.host
         if host.cache_mask() is None:

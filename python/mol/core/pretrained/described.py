@@ -11,6 +11,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from mol import _rust
 from mol.config.mol_config import PERSONAL, MoLConfig
 from mol.errors import ConfigError, MolError
 
@@ -96,8 +97,6 @@ def read_description(
 
 
 def _wrong_settings(settings: Mapping[str, Any], given: Collection[str], written_by: str | None) -> list[str]:
-    from mol import _rust
-
     hints = _hints()
     of = f" (it was written by mol {written_by}, and this is {_rust.__version__})" if written_by else ""
     problems = [

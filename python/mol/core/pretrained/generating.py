@@ -83,9 +83,8 @@ class Generating(GenerationMixin):
     def new_cache(self) -> FusedCache:
         """Return an empty cache."""
 
-    @property
     def _continues(self) -> bool:
-        """Whether forwards continue from a cache, instead of running all tokens again."""
+        """Return whether forwards continue from a cache, instead of running all tokens again."""
         return True
 
     @abstractmethod
@@ -264,11 +263,11 @@ class Generating(GenerationMixin):
             )
         if not cache.seen:
             cache.prompt = new
-        elif cache.stale or not self._continues or self._must_restart(mask, new):
+        elif cache.stale or not self._continues() or self._must_restart(mask, new):
             assert cache.ids is not None  # it has seen tokens
             ids = torch.cat([cache.ids.to(ids.device), ids], 1)
             cache.restart(self.new_cache())
-        return Step(ids, mask, new, cache, cache if self._continues else None)
+        return Step(ids, mask, new, cache, cache if self._continues() else None)
 
 
 def with_defaults(model: PreTrainedModel, given: Mapping[str, Any], config: GenerationConfig | None) -> dict[str, Any]:

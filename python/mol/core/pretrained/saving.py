@@ -17,6 +17,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from safetensors.torch import load_file
+
 from mol import _rust
 from mol.core.pretrained.digests import digest_of
 from mol.core.pretrained.refused import NO_PUSH
@@ -133,8 +135,6 @@ class Saved(NamedTuple):
             CheckpointError: a file is not the one that was saved.
             OSError: a file is missing.
         """
-        from safetensors.torch import load_file
-
         weights: dict[str, torch.Tensor] = {}
         for name in self.weights():
             path = self.path(name)
