@@ -211,9 +211,7 @@ def filled(model: Any) -> FusedCache:  # noqa: ANN401
     return cache
 
 
-ONE_OF_EACH = (
-    r"keeps a cache for each of its models, and a DynamicCache is that of one: give what new_cache\(\) returns"
-)
+ONE_OF_EACH = r"keeps a cache for each of its models, and a DynamicCache is that of one: pass one from new_cache\(\)"
 REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "cache of one model": (lambda m: m(tokens_of(1, 4), past_key_values=DynamicCache()), ONE_OF_EACH),
     "the same to generate": (lambda m: m.generate(tokens_of(1, 4), past_key_values=DynamicCache()), ONE_OF_EACH),

@@ -11,6 +11,8 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+from huggingface_hub.errors import StrictDataclassError
+
 from mol import _rust
 from mol.config.mol_config import PERSONAL, MoLConfig
 from mol.errors import ConfigError, MolError
@@ -56,7 +58,7 @@ def config_from(
         return read(mine, **options)
     except MolError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
         raise ConfigError(f"config.json holds what no config can: {type(error).__name__}: {error}") from error
 
 
