@@ -136,7 +136,7 @@ assert torch.equal(MoLForCausalLM.from_pretrained({str(tmp_path / "fused")!r})(i
     [
         ({"force_download": True}, "does not take force_download; it takes attn_implementation, cache_dir, dev"),
         ({"use_safetensors": False, "colour": "red"}, "does not take colour"),
-        ({"device_map": "auto"}, "mol places nothing by itself"),
+        ({"device_map": "auto"}, "mol chooses no devices by itself"),
         ({"device_map": 99}, "device_map names 'cuda:99', which this machine does not have"),
     ],
 )

@@ -68,10 +68,10 @@ def at_work(work: Work, partial: Path, outputs: Sequence[int] | None = None) -> 
     """The process while it is at work, for as long as the block takes; then it goes on."""
     import signal
 
-    with start(work, partial, "--announce", outputs=outputs) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        child.stdout.readline()  # the first report of progress
+    before = claimed(partial)
+    with start(work, partial, outputs=outputs) as child:
+        while claimed(partial) == before and child.poll() is None:  # until its first tensor
+            time.sleep(0.001)
         child.send_signal(signal.SIGSTOP)
         try:
             yield child
