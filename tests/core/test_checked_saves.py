@@ -126,6 +126,7 @@ def test_a_later_format_is_named(saved: Path) -> None:
         ({"mol_save__weights": {"../model.safetensors": {}}}, "does not name the weight files"),
         ({"mol_save": None}, "was not written by save_pretrained of mol"),
         ({"id2label": 5}, "holds what no config can"),
+        ({"dtype": [1]}, "holds what no config can"),
     ],
 )
 def test_a_config_that_is_not_as_it_must_be_is_refused_in_words(

@@ -86,7 +86,9 @@ def test_tokens_padded_to_whole_windows_are_cut_again() -> None:
 
 
 def test_what_blocks_see_next_to_hidden_states_is_known() -> None:
-    assert Source(body_of("gemma3n_text"), "gemma3n_text").sees_content()
+    seeing = Source(body_of("gemma3n_text"), "gemma3n_text")
+    assert seeing.sees_content()
+    assert seeing.content_dependent
     assert not Source(body_of("llama"), "llama").sees_content()
     assert not Source(body_of("t5"), "t5").sees_content()
 

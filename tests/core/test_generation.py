@@ -183,7 +183,7 @@ def test_a_host_with_output_router_logits_has_its_cache_and_its_head(fuse: Fuse,
     language_model_of("mixtral", **MIXTRAL, output_router_logits=True).save_pretrained(tmp_path / "mixtral")
     runtime = fuse(str(tmp_path / "mixtral"), "llama", layers=(0, 1, 2), dispatch="sequence", router_prefix=2)
     runtime.setup_lm_head()
-    assert runtime.host.cache_mask() == "whole"
+    assert runtime.host.cache_mask() == runtime.host.cache_way == "whole"
     model, ids = runtime.as_causal_lm(), tokens_of(2, 6)
     mask = torch.ones_like(ids)
     mask[1, :2] = 0

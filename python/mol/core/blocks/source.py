@@ -164,6 +164,16 @@ class Source(BlockRunner):
                 self._cache_mask, self._knows_cache_mask = find_cache_mask(self), True
             return self._cache_mask
 
+    @property
+    def content_dependent(self) -> bool:
+        """The answer of `sees_content`, under the name that programs know it by."""
+        return self.sees_content()
+
+    @property
+    def cache_way(self) -> CacheMask | None:
+        """The answer of `cache_mask`, under the name that programs know it by."""
+        return self.cache_mask()
+
     def takes_chunks(self) -> bool:
         """Return whether the model's own forward continues from a cache with several tokens at a time."""
         mask = self.cache_mask()

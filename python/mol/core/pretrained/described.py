@@ -58,7 +58,7 @@ def config_from(
         return read(mine, **options)
     except MolError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError, StrictDataclassError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, StrictDataclassError) as error:
         raise ConfigError(f"config.json holds what no config can: {type(error).__name__}: {error}") from error
 
 
