@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tests.fenced import fenced
+
 if TYPE_CHECKING:
     from types import ModuleType
 
@@ -130,13 +132,13 @@ def shape(line: str) -> str:
 def test_the_guide_shows_what_its_commands_print(family: Path) -> None:
     guide = GUIDE.read_text(encoding="utf-8")
     shutil.copytree(EXAMPLE, family / "examples" / "rxnfp")
-    for text in re.findall(r"^```console\n\$ mol-merge (.*?)^```", guide, re.DOTALL | re.MULTILINE):
-        command, *shown = text.splitlines()
+    for text in fenced(guide, "console"):
+        command, *shown = text.removeprefix("$ mol-merge ").splitlines()
         done = run_command(family, *command.split())
         printed = iter([shape(line) for line in done.splitlines()])
         for line in shown:
             assert line == "..." or shape(line) in printed, f"mol-merge {command} does not print, or not there: {line}"
-    recipes = re.findall(r"^```yaml\n(.*?)^```", guide, re.DOTALL | re.MULTILINE)
+    recipes = fenced(guide, "yaml")
     assert len(recipes) >= 3
     for number, recipe in enumerate(recipes):
         (family / f"{number}.yml").write_text(recipe, encoding="utf-8")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from tests.fenced import fenced
 from tests.seed_models import WIDE, write_seed_models
 
 if TYPE_CHECKING:
@@ -19,9 +19,8 @@ GUIDE: Final = Path(__file__).parents[2] / "docs" / "fusion.md"
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(write_seed_models(tmp_path))
     (tmp_path / "corpus.txt").write_text("\n\n".join(WIDE * 3), encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     said: dict[str, Any] = {}
-    for block in blocks:
+    for block in fenced(GUIDE.read_text(encoding="utf-8"), "python"):
         exec(compile(block, str(GUIDE), "exec"), said)
     printed = capsys.readouterr().out
     assert "layer_4: gpt2[4]" in printed

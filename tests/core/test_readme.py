@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.core.zoo import tokens_of
+from tests.fenced import fenced
 from tests.seed_models import write_seed_models
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 README: Final = Path(__file__).parents[2] / "README.md"
 SECTION: Final = README.read_text(encoding="utf-8").split("\n## Fusion\n")[1].split("\n## ")[0]
-BLOCKS: Final = [match[1] for match in re.finditer(r"^```python\n(.*?)^```", SECTION, re.DOTALL | re.MULTILINE)]
+BLOCKS: Final = fenced(SECTION, "python")
 CHAT, CODE, SCIENCE = "microsoft/DialoGPT-small", "Salesforce/codet5-small", "allenai/scibert_scivocab_uncased"
 KEYS: Final = {"expert_weights", "router_entropy", "load_balancing_loss", "num_experts", "experts"}
 FIRST, DOMAINS, CHATS, FAMILIES = "./fused", "# Conversational expert", "mol.core.mol_runtime", "# Encoder-decoder"

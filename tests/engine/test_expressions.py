@@ -10,26 +10,24 @@ import pytest
 
 from mol.errors import MolError
 from tests.engine.toolkit import (
+    COPY,
     Plan,
     Stored,
     decode,
     encode,
     execute,
-    input_entry,
     linear,
-    outputs,
+    made_by,
+    plan_of_tasks,
     preflight,
     read_shard,
-    shard_bytes,
     slerp,
     ties,
-    write_shard,
 )
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-COPY: dict[str, Any] = {"copy": {}}
 RANDOM = np.random.default_rng(13)
 W, V = (RANDOM.normal(0, 0.02, (37, 53)) for _ in range(2))
 A, B = RANDOM.normal(0, 0.1, (5, 53)), RANDOM.normal(0, 0.1, (37, 5))
@@ -50,27 +48,13 @@ def plan_for(
     values: dict[str, Any] = VALUES,
 ) -> Plan:
     """Plan one tensor from the values above, stored as `dtype`; a task is a row and what it reads."""
-    directory.mkdir(parents=True, exist_ok=True)
-    path = write_shard(directory / "in.safetensors", {name: encode(value, dtype) for name, value in values.items()})
-    return {
-        "plan": 2,
-        "seed": 0,
-        "allow_nonfinite": False,
-        "inputs": [input_entry(path)],
-        "outputs": outputs("model.safetensors"),
-        "tensors": [{"name": "t", "dtype": out, "shape": list(shape), "output": 0}],
-        "tables": tables or {},
-        "tasks": [{"to": [{"tensor": 0, "row": row}], "by": by, "of": list(of)} for row, *of in tasks],
-    }
+    stored = {name: encode(value, dtype) for name, value in values.items()}
+    return plan_of_tasks(directory, stored, *tasks, shape=shape, out=out, by=by, tables=tables or {})
 
 
 def made(directory: Path, expr: Any, **options: Any) -> Stored:  # noqa: ANN401
     """The tensor that a copy of an expression gives."""
-    plan = plan_for(directory, (0, expr), **options)
-    execute(plan, directory / "out.partial", mmap=True)
-    execute(plan, directory / "read.partial", mmap=False)
-    assert shard_bytes(directory / "read.partial") == shard_bytes(directory / "out.partial")
-    return read_shard(directory / "out.partial" / "model.safetensors")["t"]
+    return made_by(plan_for(directory, (0, expr), **options), directory)
 
 
 def t(name: str) -> list[Any]:

@@ -31,11 +31,6 @@ def plan(tmp_path: Path) -> Plan:
 
 
 @pytest.fixture
-def partial(tmp_path: Path) -> Path:
-    return tmp_path / "out.partial"
-
-
-@pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 

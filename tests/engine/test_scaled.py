@@ -13,12 +13,10 @@ from tests.engine.toolkit import (
     decode,
     encode,
     execute,
-    input_entry,
     linear,
-    outputs,
+    made_by,
+    plan_of_tasks,
     preflight,
-    read_shard,
-    write_shard,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 
 FORMATS = {"F8_E4M3": (4, 7), "F8_E5M2": (5, 15)}  # bits of exponent, bias
 RANDOM = np.random.default_rng(8)
-COPY: dict[str, Any] = {"copy": {}}
 
 
 def values_of(codes: Any, dtype: str) -> Any:  # noqa: ANN401
@@ -65,22 +62,11 @@ def plan_for(
     out: str = "F32",
     **more: Any,  # noqa: ANN401
 ) -> Plan:
-    directory.mkdir(parents=True, exist_ok=True)
-    return {
-        "plan": 2,
-        "seed": 0,
-        "allow_nonfinite": False,
-        "inputs": [input_entry(write_shard(directory / "in.safetensors", stored))],
-        "outputs": outputs("model.safetensors"),
-        "tensors": [{"name": "t", "dtype": out, "shape": list(shape), "output": 0}],
-        "tasks": [{"to": [{"tensor": 0, "row": 0}], "by": COPY, "of": [expr]}],
-        **more,
-    }
+    return plan_of_tasks(directory, stored, (0, expr), shape=shape, out=out, **more)
 
 
 def made(directory: Path, *arguments: Any, **more: Any) -> Stored:  # noqa: ANN401
-    execute(plan_for(directory, *arguments, **more), directory / "out.partial")
-    return read_shard(directory / "out.partial" / "model.safetensors")["t"]
+    return made_by(plan_for(directory, *arguments, **more), directory)
 
 
 def scaled(*block: int) -> dict[str, Any]:

@@ -35,11 +35,6 @@ def plan(tmp_path: Path) -> Plan:
     return plan_of(tmp_path / "in", {f"w{i}": Case(linear(0.25, 0.75), sources, "F32") for i in range(8)}, shards=8)
 
 
-@pytest.fixture
-def partial(tmp_path: Path) -> Path:
-    return tmp_path / "out.partial"
-
-
 def other_weights(plan: Plan, task: int = 3) -> Plan:
     edited: Plan = json.loads(json.dumps(plan))
     (numbers,) = edited["tasks"][task]["by"].values()

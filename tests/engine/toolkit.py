@@ -31,6 +31,9 @@ SIGNIFICAND_BITS = {"F64": 53, "F32": 24, "F16": 11, "BF16": 8}
 SMALLEST = {"F64": 2.0**-1074, "F32": 2.0**-149, "F16": 2.0**-24, "BF16": 2.0**-133}
 
 
+COPY: Method = {"copy": {}}
+
+
 class Stored(NamedTuple):
     """A tensor as a file holds it. BF16 is kept as its bits in uint16, which numpy has no type for."""
 
@@ -210,6 +213,37 @@ def plan_of(directory: Path, cases: Mapping[str, Case], *, shards: int = 1, **ch
         "tasks": tasks,
         **changes,
     }
+
+
+def plan_of_tasks(
+    directory: Path,
+    stored: Mapping[str, Stored],
+    *tasks: tuple[Any, ...],
+    shape: tuple[int, ...],
+    out: str = "F32",
+    by: Method = COPY,
+    **changes: Any,  # noqa: ANN401
+) -> Plan:
+    """A plan of one tensor `t` from a file of those given; a task is its first row and the expressions it reads."""
+    directory.mkdir(parents=True, exist_ok=True)
+    return {
+        "plan": 2,
+        "seed": 0,
+        "allow_nonfinite": False,
+        "inputs": [input_entry(write_shard(directory / "in.safetensors", stored))],
+        "outputs": outputs("model.safetensors"),
+        "tensors": [{"name": "t", "dtype": out, "shape": list(shape), "output": 0}],
+        "tasks": [{"to": [{"tensor": 0, "row": row}], "by": by, "of": list(of)} for row, *of in tasks],
+        **changes,
+    }
+
+
+def made_by(plan: Plan, directory: Path) -> Stored:
+    """The tensor `t` of a plan, which is the same from mapped inputs and from those that are read."""
+    execute(plan, directory / "out.partial", mmap=True)
+    execute(plan, directory / "read.partial", mmap=False)
+    assert shard_bytes(directory / "read.partial") == shard_bytes(directory / "out.partial")
+    return read_shard(directory / "out.partial" / "model.safetensors")["t"]
 
 
 def outputs(*names: str) -> list[dict[str, str]]:
