@@ -17,9 +17,6 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-/// Bytes that are read at a time.
-const PIECE: usize = 1 << 20;
-
 /// A cryptographic digest, on request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Digest {
@@ -42,7 +39,7 @@ impl Digest {
     fn of(self, file: &Container, tensor: &Entry, watch: &Watch) -> Result<DigestOf> {
         let mut room = Vec::new();
         let mut all = |take: &mut dyn FnMut(&[u8])| {
-            pieces(tensor).into_iter().try_for_each(|piece| {
+            tensor.pieces().into_iter().try_for_each(|piece| {
                 watch.check()?;
                 take(file.lend(tensor, piece, &mut room)?);
                 Ok(())
@@ -120,18 +117,13 @@ pub fn sum_tensors(path: &Path, names: &[String], watch: &Watch) -> Result<Vec<S
     names.par_iter().map(|name| Ok(crc_of(&file, file.header.tensor(name)?, watch)?.hex())).collect()
 }
 
-fn pieces(tensor: &Entry) -> Vec<Range<usize>> {
-    let bytes = tensor.bytes.len();
-    (0..bytes).step_by(PIECE).map(|start| start..bytes.min(start + PIECE)).collect()
-}
-
 fn crc_of(file: &Container, tensor: &Entry, watch: &Watch) -> Result<Crc> {
     let of_piece = |room: &mut Vec<u8>, piece: Range<usize>| {
         watch.check()?;
         watch.add_read(piece.len());
         Ok(Crc::of(file.lend(tensor, piece, room)?))
     };
-    let crcs: Vec<Crc> = pieces(tensor).into_par_iter().map_init(Vec::new, of_piece).collect::<Result<_>>()?;
+    let crcs: Vec<Crc> = tensor.pieces().into_par_iter().map_init(Vec::new, of_piece).collect::<Result<_>>()?;
     Ok(crcs.into_iter().fold(Crc::EMPTY, Crc::join))
 }
 

@@ -216,10 +216,10 @@ class Runtime(NamesModels, nn.Module):
             The stream after the last layer (B, T, H), before the host's final norm, for `lm_head`; and for each fused
             layer `layer_{position}` what `LayerStats` lists, `expert_weights` (B, T, E) first; None unless requested.
         """
-        if host_run is not None:
-            done: tuple[Any, Any] = self._run_pass(self.fusion(), host_run)
-            return done
         fusion = self.fusion()
+        if host_run is not None:
+            done: tuple[Any, Any] = self._run_pass(fusion, host_run)
+            return done
         host = fusion.host
         body = host.model.base_model
         inputs, mask = host_inputs(host, body, input_ids, attention_mask, others)

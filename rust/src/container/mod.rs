@@ -9,6 +9,9 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// Bytes of a piece of a tensor that is read as it is.
+const PIECE: usize = 1 << 20;
+
 /// One tensor of a file.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -20,6 +23,14 @@ pub struct Entry {
     pub shape: Vec<usize>,
     /// Its bytes in the file.
     pub bytes: Range<usize>,
+}
+
+impl Entry {
+    /// Its bytes in pieces that a reader takes one after another, or several threads at once: ranges for [`Container::lend`].
+    pub fn pieces(&self) -> Vec<Range<usize>> {
+        let bytes = self.bytes.len();
+        (0..bytes).step_by(PIECE).map(|start| start..bytes.min(start + PIECE)).collect()
+    }
 }
 
 /// What a file says of itself, checked. The file is not open.

@@ -6,6 +6,7 @@ use super::place::remove;
 use super::writer::{INDEX, holds_outputs_alone};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
+use std::collections::HashMap;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -67,19 +68,22 @@ fn look(lock: &mut Lock, plan: &Plan, wanted: &Head) -> Result<(Found, Contents)
 
 /// How many tasks of a plan are claimed in a directory, and how many there are of whatever plan.
 fn count(plan: &Plan, head: &Head, partial: &Path) -> Result<(usize, usize)> {
-    let mut all = 0;
-    for output in head.outputs() {
-        all += claims::Contents::read(partial, output)?.claims.len();
-    }
+    let read = |output| Ok((output, claims::Contents::read(partial, output)?.claims));
+    let mut claimed: HashMap<&str, _> = head.outputs().map(read).collect::<Result<_>>()?;
+    let all = claimed.values().map(HashMap::len).sum();
     if all == 0 {
         return Ok((0, 0));
     }
     let mut ours = 0;
     let (tasks, keys) = (crate::layout::safetensors::tasks_of_outputs(plan), claims::keys(plan)?);
     for (output, tasks) in plan.outputs.iter().zip(tasks) {
-        let found = claims::Contents::read(partial, &output.name)?;
+        // The journal may be that of a plan with other outputs.
+        let found = match claimed.remove(&*output.name) {
+            Some(found) => found,
+            None => read(&output.name)?.1,
+        };
         for key in &keys[tasks] {
-            let claim = found.claims.get(key);
+            let claim = found.get(key);
             ours += usize::from(claim.is_some_and(|claim| claim.finite || plan.allow_nonfinite));
         }
     }

@@ -10,11 +10,9 @@ use crate::watch::{Watch, pool};
 use rayon::prelude::*;
 use serde::Serialize;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-
-/// Bytes that are compared at a time.
-const PIECE: usize = 1 << 20;
 
 /// What preflight found.
 #[derive(Debug, Serialize)]
@@ -133,16 +131,15 @@ fn differences(plan: &Plan, inputs: &Inputs, task: usize, watch: &Watch) -> Resu
     for (input, name) in &tensors[1..] {
         let file = inputs.open(*input)?;
         let tensor = file.header.tensor(name)?;
-        let equal = |rooms: &mut [Vec<u8>; 2], piece: usize| {
+        let equal = |rooms: &mut [Vec<u8>; 2], at: Range<usize>| {
             watch.check()?;
-            let at = piece * PIECE..tensor.bytes.len().min((piece + 1) * PIECE);
             let [a, b] = rooms;
             let (a, b) = (mine.lend(first, at.clone(), a)?, file.lend(tensor, at, b)?);
             watch.add_read(a.len() + b.len());
             Ok(a == b)
         };
         let alike = (&tensor.dtype, &tensor.shape) == (&first.dtype, &first.shape);
-        let pieces = (0..tensor.bytes.len().div_ceil(PIECE)).into_par_iter();
+        let pieces = tensor.pieces().into_par_iter();
         if !(alike && pieces.map_init(Default::default, equal).try_reduce(|| true, |a, b| Ok(a && b))?) {
             let (path, other) = (file.header.path.display(), mine.header.path.display());
             let Entry { name, dtype, .. } = tensor;

@@ -114,10 +114,10 @@ impl Run<'_> {
         let file = self.inputs.open(*input)?;
         let tensor = file.header.tensor(name)?;
         let (mut crc, mut room) = (Crc::EMPTY, Vec::new());
-        for start in (0..tensor.bytes.len()).step_by(CHUNK) {
+        for piece in tensor.pieces() {
             self.watch.check()?;
-            let chunk = file.lend(tensor, start..tensor.bytes.len().min(start + CHUNK), &mut room)?;
-            self.writer.write(index, start, chunk)?;
+            let chunk = file.lend(tensor, piece.clone(), &mut room)?;
+            self.writer.write(index, piece.start, chunk)?;
             crc = crc.join(Crc::of(chunk));
             self.watch.add_written(chunk.len());
         }

@@ -9,16 +9,18 @@ from __future__ import annotations
 from dataclasses import fields
 from functools import cache
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
 
 from mol import _rust
 from mol.config.mol_config import PERSONAL, MoLConfig
+from mol.core.cache import CACHE_NAME
 from mol.errors import ConfigError, MolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Collection, Mapping
 
 TORCH_ATTENTION: Final = frozenset({None, "eager", "sdpa"})
 """Attention implementations that need neither another package nor code from the Hub."""
@@ -43,23 +45,26 @@ class Description(NamedTuple):
     layers: list[tuple[int, list[tuple[str, list[int]]]]]
 
 
-def config_from(
-    read: Callable[..., Any],
-    content: dict[str, Any],
-    options: dict[str, Any],
-) -> Any:  # noqa: ANN401 - a config, and the unused options
-    """Make a config of the contents of config.json, by transformers.
+class DescribedConfig(PreTrainedConfig):
+    """A config.json that describes what mol makes of other models."""
 
-    Raises:
-        ConfigError: transformers cannot.
-    """
-    mine = {name: value for name, value in content.items() if name.removeprefix("_") not in _IMPLEMENTATIONS}
-    try:
-        return read(mine, **options)
-    except MolError:
-        raise
-    except (AttributeError, LookupError, TypeError, ValueError, StrictDataclassError) as error:
-        raise ConfigError(f"config.json holds what no config can: {type(error).__name__}: {error}") from error
+    auto_map: ClassVar[dict[str, str]] = {}  # TRL reads the Auto class of unknown classes here
+    keys_to_ignore_at_inference: ClassVar = [CACHE_NAME]
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as transformers has it
+        """Make a config from the contents of config.json.
+
+        Raises:
+            ConfigError: no config can have them.
+        """
+        mine = {name: value for name, value in config_dict.items() if name.removeprefix("_") not in _IMPLEMENTATIONS}
+        try:
+            return super().from_dict(mine, **kwargs)
+        except MolError:
+            raise
+        except (AttributeError, LookupError, TypeError, ValueError, StrictDataclassError) as error:
+            raise ConfigError(f"config.json holds what no config can: {type(error).__name__}: {error}") from error
 
 
 def read_description(

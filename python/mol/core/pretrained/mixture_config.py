@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 
-from mol.core.cache import CACHE_NAME
-from mol.core.pretrained.described import config_from
+from mol.core.pretrained.described import DescribedConfig
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ MixtureWeights = Literal["uniform", "posterior", "router"]
 WEIGHTS: Final[tuple[str, ...]] = get_args(MixtureWeights)
 
 
-class MoLMixtureConfig(PreTrainedConfig):
+class MoLMixtureConfig(DescribedConfig):
     """config.json of a mixture.
 
     Attributes:
@@ -26,8 +25,6 @@ class MoLMixtureConfig(PreTrainedConfig):
     """
 
     model_type = "mol_mixture"
-    auto_map: ClassVar[dict[str, str]] = {}  # TRL reads the Auto class of unknown classes here
-    keys_to_ignore_at_inference: ClassVar = [CACHE_NAME]
 
     def __init__(
         self,
@@ -40,15 +37,6 @@ class MoLMixtureConfig(PreTrainedConfig):
         self.mixture_weights = mixture_weights
         self.max_position_embeddings: int | None = others.pop("max_position_embeddings", None)
         super().__init__(**others)
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as transformers has it
-        """Make a config from the contents of config.json.
-
-        Raises:
-            ConfigError: no config can have them.
-        """
-        return config_from(super().from_dict, config_dict, kwargs)
 
 
 def check_mixture_config(config: MoLMixtureConfig) -> None:

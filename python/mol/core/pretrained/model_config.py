@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig
 
 from mol.config.mol_config import PERSONAL
-from mol.core.cache import CACHE_NAME
 from mol.core.host import most_positions, set_options
-from mol.core.pretrained.described import TORCH_ATTENTION, config_from
+from mol.core.pretrained.described import TORCH_ATTENTION, DescribedConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,7 +21,7 @@ _HEAD_SETTINGS: Final = (
 """What a host's head does next to multiplying, which trainers that apply it themselves read in the config."""
 
 
-class MoLModelConfig(PreTrainedConfig):
+class MoLModelConfig(DescribedConfig):
     """config.json of a fused model.
 
     Attributes:
@@ -32,8 +31,6 @@ class MoLModelConfig(PreTrainedConfig):
     """
 
     model_type = "mol"
-    auto_map: ClassVar[dict[str, str]] = {}  # TRL reads the Auto class of unknown classes here
-    keys_to_ignore_at_inference: ClassVar = [CACHE_NAME]
 
     def __init__(
         self,
@@ -47,15 +44,6 @@ class MoLModelConfig(PreTrainedConfig):
         self.host = host
         self.fused_layers = fused_layers
         super().__init__(**others)
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as transformers has it
-        """Make a config from the contents of config.json.
-
-        Raises:
-            ConfigError: no config can have them.
-        """
-        return config_from(super().from_dict, config_dict, kwargs)
 
 
 def config_of(runtime: Runtime) -> MoLModelConfig:
