@@ -1,8 +1,8 @@
 """The merge engine: runs plans made in Python, in bounded memory, with the GIL released.
 
-Every function raises the classes of `mol.errors`; what the operating system refuses raises the built-in subclass of
-`OSError`. Calls that take `on_progress` run it on the calling thread about every 100 ms; an exception from it, or a
-signal, stops the work within a tile and is raised once it has stopped.
+Every function raises the classes of `mol.errors`; errors of the operating system raise the built-in subclass of
+`OSError`, and a panic of the engine raises `InternalError`. Calls that take `on_progress` run it on the calling thread
+about every 100 ms; an exception from it, or a signal, stops the work within a tile and is raised once it has stopped.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,11 +33,11 @@ def read_header(path: str | PathLike[str]) -> tuple[int, int, str, list[tuple[st
         path: The file.
 
     Returns:
-        Its size in bytes, its time of last change in nanoseconds since 1970, the BLAKE3 digest of its header in
+        Its size in bytes, its modification time in nanoseconds since 1970, the BLAKE3 digest of its header in
         hexadecimal, and its tensors in file order as (name, dtype, shape, bytes); dtypes are SafeTensors names.
 
     Raises:
-        CheckpointError: The header is cut, overlaps, leaves holes, overflows, or names a tensor twice.
+        CheckpointError: The header is truncated, or its tensors overlap, leave holes, overflow or have duplicate names.
         OSError: The file cannot be read.
     """
 
@@ -45,63 +45,63 @@ def methods() -> list[tuple[str, list[str], int]]:
     """List the methods of the engine.
 
     Returns:
-        Of each its name in a plan, the names of its numbers, and how often it reads its sources, extra sweeps of a
-        search for a threshold not counted.
+        For each method its name in a plan, the names of its parameters, and how often it reads its sources, not
+        counting extra sweeps of a threshold search.
     """
 
 def plan_digest(plan: str) -> str:
-    """Name the work of a plan: BLAKE3 of its canonical form, which holds no path and no time.
+    """Compute the digest of a plan: BLAKE3 of its canonical form, which contains no path and no time.
 
     Raises:
-        MergeError: The plan is not a plan of this engine's version.
+        MergeError: The plan is not valid for this version of the engine.
     """
 
 def plan_cost(
     plan: str, *, threads: int | None = None, tile: int | None = None, memory: int | None = None
 ) -> tuple[int, int]:
-    """Tell what running a plan takes.
+    """Compute the disk space and memory that running a plan takes.
 
     Args:
         plan: The plan as JSON.
-        threads: Size of the pool; all cores by default.
-        tile: Elements of a tile.
+        threads: Number of worker threads; all cores by default.
+        tile: Elements per tile.
         memory: Bytes that tensors being merged may hold together, as `execute` takes it.
 
     Returns:
-        Bytes of the weight files with their headers, and bytes of heap that `execute` takes at most.
+        Bytes of the weight files with their headers, and the maximum heap of `execute` in bytes.
 
     Raises:
-        MergeError: The plan is not a plan of this engine's version, or a source made of others does not fit.
-        CheckpointError: An input that such a source is made of is damaged or has changed.
-        OSError: It cannot be read.
+        MergeError: The plan is not valid for this version of the engine, or an expression does not fit.
+        CheckpointError: An input that an expression reads is damaged or has changed.
+        OSError: An input cannot be read.
     """
 
 @final
 class PartialLock:
-    """The place of a merge, kept for this process from the first look at it until it is closed.
+    """The output of a merge, reserved for this process from the first check until it is closed.
 
-    A lock on the journal of the partial directory, which goes with it through the rename. Where nothing is there yet,
-    nothing is made: `execute` makes it. What a commit left that was cut short after its rename is cleaned up.
+    A lock on the journal of the partial directory, which stays with it through the rename. Nothing is created if the
+    directory does not exist: `execute` creates it. A commit that was interrupted after its rename is completed.
     """
 
     def __new__(cls, partial: str | PathLike[str], out: str | PathLike[str]) -> PartialLock:
-        """Look at a place.
+        """Check and lock a partial directory.
 
         Args:
             partial: The directory that `execute` will fill.
-            out: Where the checkpoint goes.
+            out: Path of the checkpoint.
 
         Raises:
-            MergeError: Another process is at work there, or no rename can put a directory there.
-            OSError: The system refused.
+            MergeError: Another process is working there, or no rename can put a directory there.
+            OSError: The operating system reported an error.
         """
 
     @property
     def warning(self) -> str | None:
-        """Why processes of other machines are not kept out; None where they are."""
+        """A warning if processes of other machines are not kept out; None if they are."""
 
     def close(self) -> None:
-        """Give the place up; an unfinished merge stays there for a resume."""
+        """Release the lock; an unfinished merge stays there for a resume."""
 
 def preflight(
     plan: str,
@@ -114,23 +114,23 @@ def preflight(
 ) -> str:
     """Check everything that can be checked before the first byte is written.
 
-    Inputs are what the plan was made from, every task fits them, integer and bool tensors that must be equal are, the
-    disk has room, and `partial` is free or holds unfinished work of the same plan.
+    Inputs are unchanged since the plan was made, every task fits them, integer and bool tensors that must be equal are
+    equal, the disk has room, and `partial` is free or contains unfinished work of the same plan.
 
     Args:
         plan: The plan as JSON.
         partial: The directory that `execute` will fill.
         discard_partial: Remove other work found there instead of refusing it.
         threads: Number of worker threads; all cores by default.
-        mmap: Map the inputs, or do not; by default as `execute` takes it.
-        lock: What holds the place; by default it is held during the call.
+        mmap: Whether to map the inputs; the default is that of `execute`.
+        lock: The lock on `partial`; by default it is locked during the call.
 
     Returns:
         JSON: `bytes_needed`, `bytes_free`, and `resumable`, the number of tensors that an earlier run has finished.
 
     Raises:
         CheckpointError: An input is damaged, has changed, or does not fit.
-        MergeError: The plan is unsound, other work is in the way, or the disk is too small.
+        MergeError: The plan is invalid, `partial` contains other work, or the disk is too small.
         OSError: Reading failed.
     """
 
@@ -152,39 +152,39 @@ def execute(
 ) -> str:
     """Run a plan: write its shards, index and journals into `partial`, or finish what an earlier run left there.
 
-    Tensors start in the order of the output. After a failure none starts that comes after the one that failed, so the
-    error raised is always that of the first. What is finished stays in `partial`, whatever happens.
+    Tensors start in output order. After a failure no later tensor starts, so the error raised is always that of the
+    first one that fails. Finished work stays in `partial`, whatever happens.
 
     Processes that are each given `outputs` of their own, and no `lock`, work in `partial` at the same time, on one
     machine or on several that share the file system; then `commit` follows. Where the file system has no locks (flock)
-    only those of this machine know of each other, and only if one had begun when the next did; the report says so.
+    only processes of this machine notice each other, and only if one had started when the next did; the report says so.
 
     Args:
         plan: The plan as JSON.
         partial: The directory to fill.
-        outputs: Indices of the output files to write, each of which keeps a file open; all by default, which takes that
-            no other process is at work in `partial`.
-        threads: Number of worker threads; all cores by default. They have ended when this returns.
-        memory: Bytes that tensors being merged may hold together, beside the strips of each thread; a quarter of what
-            is available by default. A tensor that needs more runs alone.
-        mmap: Map the inputs into memory, or read them; by default they are mapped but for those on network file systems
-            and FUSE, where a server that fails would end the process.
-        tile: Elements of a tile, a multiple of 65,536; the bytes written do not depend on it.
+        outputs: Indices of the output files to write, each of which keeps a file open; all by default, which requires
+            that no other process is working in `partial`.
+        threads: Number of worker threads; all cores by default. They have exited when this returns.
+        memory: Bytes that tensors being merged may hold together, in addition to the strips of each thread; by default
+            a quarter of the available memory. A tensor that needs more runs alone.
+        mmap: Map the inputs into memory instead of reading them; by default all are mapped except those on network file
+            systems and FUSE, where a failing server would kill the process.
+        tile: Elements per tile, a multiple of 65,536; the bytes written do not depend on it.
         simd: "auto", "off", "avx2" or "avx512"; the bytes written do not depend on it.
-        digest: Add a cryptographic digest of each tensor: "blake3" or "sha256"; the finished files are read again.
-        sync: Let the system write to the disk what is finished while the rest is computed, and wait at the end of each
-            output file until all of it is there. On network file systems that is always waited for.
+        digest: Add a cryptographic digest of each tensor: "blake3" or "sha256"; the finished files are read back.
+        sync: Start writing finished tiles to disk while the rest is computed, and sync each output file when it is
+            complete. On network file systems files are always synced.
         on_progress: Called with bytes read, bytes to read, bytes written, bytes to write.
         on_output: Called with the name of each output file that is complete and closed.
-        lock: What holds the place; by default it is held during the call.
+        lock: The lock on `partial`; by default it is locked during the call.
 
     Returns:
         JSON: `plan_digest`, `files` and `tensors` of the outputs with their CRC-64/NVME, `bytes_read`, `bytes_written`,
-        `resumed`, the number of tensors that an earlier run had finished, and `warning` where nothing can be locked.
+        `resumed`, the number of tensors that an earlier run had finished, and `warning` if locks are not supported.
 
     Raises:
-        MergeError: NaN, infinity or overflow was met, other work is in the way, another process is at work on all of
-            `partial` or on one of these outputs, or the plan is unsound.
+        MergeError: The data contain NaN, infinity or overflow, `partial` contains other work, another process is
+            writing it or one of these outputs, or the plan is invalid.
         CheckpointError: An input is damaged, does not fit, or has changed since planning or during the run.
         OSError: Reading or writing failed; `partial` stays, and the same call resumes.
     """
@@ -197,21 +197,22 @@ def commit(
     sync: bool = True,
     lock: PartialLock | None = None,
 ) -> str | None:
-    """Turn a finished partial directory into `out` by one rename.
+    """Rename a finished partial directory to `out`.
 
     Args:
         partial: The directory, with every output file complete; the journals are removed.
-        out: Where the checkpoint goes; an empty directory there is replaced.
-        overwrite: Replace a directory that is not empty, which is removed once the new one is in its place.
-        sync: Wait until everything is on the disk before the rename, and the rename before anything is removed.
-        lock: What holds the place; by default it is held during the call.
+        out: Path of the checkpoint; an empty directory there is replaced.
+        overwrite: Replace a directory that is not empty; the old one is removed after the rename.
+        sync: Sync everything before the rename, and the rename before anything is removed.
+        lock: The lock on `partial`; by default it is locked during the call.
 
     Returns:
-        Why what was at `out` could not be removed, and where it is now; None where nothing is left of it.
+        Why the old `out` could not be removed, and where it is now; None if nothing is left of it.
 
     Raises:
-        MergeError: `out` is not empty, and `overwrite` was not given; an output is not complete; a process is at work.
-        OSError: The system refused.
+        MergeError: `out` is not empty and `overwrite` was not given, an output is incomplete, or another process is
+            working there.
+        OSError: The operating system reported an error.
     """
 
 def checksum(
@@ -226,11 +227,11 @@ def checksum(
     Args:
         path: The file.
         digest: Add a cryptographic digest of each tensor: "blake3" or "sha256".
-        threads: Size of the pool; all cores by default.
+        threads: Number of worker threads; all cores by default.
         on_progress: Called with bytes read and bytes to read.
 
     Returns:
-        JSON: `size`, `crc64nvme` of the file, and `tensors` with `name`, `crc64nvme` and the digest asked for.
+        JSON: `size`, `crc64nvme` of the file, and `tensors` with `name`, `crc64nvme` and the requested digest.
 
     Raises:
         CheckpointError: The header is damaged.
@@ -238,12 +239,12 @@ def checksum(
     """
 
 def checksum_tensors(path: str | PathLike[str], tensors: Sequence[str], *, threads: int | None = None) -> list[str]:
-    """Compute the checksums of some tensors of a SafeTensors file; of the others no byte is read.
+    """Compute the checksums of some tensors of a SafeTensors file, without reading the others.
 
     Args:
         path: The file.
         tensors: Their names.
-        threads: Size of the pool; all cores by default.
+        threads: Number of worker threads; all cores by default.
 
     Returns:
         CRC-64/NVME of each, in hexadecimal, in the order of the names.
@@ -260,12 +261,12 @@ def compare(
     mmap: bool | None = None,
     on_progress: Callable[[int, int], object] | None = None,
 ) -> list[tuple[float, float, float, float, float, int]]:
-    """Measure how far tensors are apart, streamed.
+    """Compute the distances between pairs of tensors, streamed.
 
     Args:
         pairs: (file a, tensor a, file b, tensor b), of float dtypes and equal shapes.
-        threads: Size of the pool; all cores by default.
-        mmap: Map the files, or do not; by default as `execute` takes it.
+        threads: Number of worker threads; all cores by default.
+        mmap: Whether to map the files; the default is that of `execute`.
         on_progress: Called with bytes read and bytes to read.
 
     Returns:

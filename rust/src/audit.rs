@@ -1,4 +1,4 @@
-//! Reads finished checkpoints again: checksums of tensors and files, and how far two tensors are apart.
+//! Reads finished checkpoints back: checksums of tensors and files, and the distance between two tensors.
 use crate::container::{Container, Entry, Header};
 use crate::crc::Crc;
 use crate::dtype::with_format;
@@ -27,7 +27,7 @@ pub enum Digest {
 }
 
 impl Digest {
-    /// Reads `blake3` or `sha256`.
+    /// Parses `blake3` or `sha256`.
     pub fn parse(text: &str) -> Result<Self> {
         match text {
             "blake3" => Ok(Self::Blake3),
@@ -80,7 +80,7 @@ pub struct TensorSum {
     pub name: String,
     /// CRC-64/NVME, hexadecimal.
     pub crc64nvme: String,
-    /// Under its name, where one was asked for.
+    /// The cryptographic digest, under its algorithm's name, if one was requested.
     #[serde(flatten)]
     pub digest: Option<DigestOf>,
 }
@@ -96,7 +96,7 @@ pub struct FileSum {
     pub tensors: Vec<TensorSum>,
 }
 
-/// Reads a file, mapped or not as [`Container::open`] takes it, and returns its checksums.
+/// Computes the checksums of a file, mapped or read as in [`Container::open`].
 pub fn sum_file(path: &Path, digest: Option<Digest>, mmap: Option<bool>, watch: &Watch) -> Result<FileSum> {
     let file = Container::open(&Arc::new(Header::read(path)?), mmap)?;
     let sum_tensor = |tensor: &Entry| {
@@ -111,7 +111,7 @@ pub fn sum_file(path: &Path, digest: Option<Digest>, mmap: Option<bool>, watch: 
     Ok(FileSum { size: file.header.stamp.size(), crc64nvme: crc.hex(), tensors })
 }
 
-/// Returns the CRC-64/NVME of some tensors of a file, hexadecimal, in the order of `names`; nothing else is read.
+/// Computes the CRC-64/NVME of some tensors of a file, hexadecimal, in the order of `names`; reads nothing else.
 pub fn sum_tensors(path: &Path, names: &[String], watch: &Watch) -> Result<Vec<String>> {
     let file = Container::open(&Arc::new(Header::read(path)?), None)?;
     names.par_iter().map(|name| Ok(crc_of(&file, file.header.tensor(name)?, watch)?.hex())).collect()
@@ -127,7 +127,7 @@ fn crc_of(file: &Container, tensor: &Entry, watch: &Watch) -> Result<Crc> {
     Ok(crcs.into_iter().fold(Crc::EMPTY, Crc::join))
 }
 
-/// How far two tensors are apart.
+/// The distance between two tensors.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Distance {
     /// Norm of the first.
@@ -140,11 +140,11 @@ pub struct Distance {
     pub dot: f64,
     /// The largest |second - first|.
     pub max_difference: f64,
-    /// The first element where it is reached.
+    /// Index of the first element that reaches it.
     pub index: usize,
 }
 
-/// Sums of squares and products.
+/// Accumulated sums of squares and products.
 struct Squares;
 
 impl<R: Real> Terms<R, 2, 4> for Squares {
@@ -173,7 +173,7 @@ impl<R: Real> Terms<R, 2, 4> for Squares {
     }
 }
 
-/// The key of the largest |b - a| in f64.
+/// Computes the largest |b - a| in f64, as a key.
 struct Largest<'a, F>([&'a [u8]; 2], PhantomData<F>);
 
 impl<F: Lanes> Task for Largest<'_, F> {
@@ -195,12 +195,12 @@ impl<F: Lanes> Task for Largest<'_, F> {
     }
 }
 
-/// A key, with every NaN as one: it counts as larger than anything.
+/// Returns a key in which every NaN is equal and larger than any number.
 fn rank(key: i64) -> i64 {
     key.min(f64::INFINITE + 1)
 }
 
-/// Compares two float tensors of one shape.
+/// Compares two float tensors of the same shape.
 pub fn compare(pair: &[Tensor; 2], simd: Simd, watch: &Watch) -> Result<Distance> {
     let [a, b] = pair;
     if a.entry().shape != b.entry().shape {

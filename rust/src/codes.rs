@@ -1,15 +1,15 @@
-//! 8-bit floats: the number that each code stands for. They are stored with scales, which make them weights.
+//! 8-bit float formats: the value of each code. They are stored with scales, which turn them into weights.
 use safetensors::Dtype;
 
-/// The number of each code.
+/// The value of each code.
 pub type Codes = [f32; 256];
 
-/// No infinities; the last code of either sign is no number.
+/// E4M3: no infinities; the last code of either sign is NaN.
 static E4M3: Codes = numbers(4, false);
-/// As IEEE would have it.
+/// E5M2, with IEEE infinities and NaNs.
 static E5M2: Codes = numbers(5, true);
 
-/// What the codes of a dtype stand for, or `None` where it is no 8-bit float.
+/// Returns the values of an 8-bit float dtype's codes, or `None` for other dtypes.
 pub fn codes(dtype: Dtype) -> Option<&'static Codes> {
     match dtype {
         Dtype::F8_E4M3 => Some(&E4M3),
@@ -18,7 +18,7 @@ pub fn codes(dtype: Dtype) -> Option<&'static Codes> {
     }
 }
 
-/// The numbers of a format of a sign, `bits` of exponent, and the rest.
+/// Computes the values of a format with a sign bit, `bits` exponent bits, and the rest significand.
 const fn numbers(bits: u32, infinities: bool) -> Codes {
     let (rest, bias) = (7 - bits, (1 << (bits - 1)) - 1);
     let (last_exponent, last_rest) = ((1 << bits) - 1, (1 << rest) - 1);

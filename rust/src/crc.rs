@@ -1,14 +1,14 @@
-//! CRC-64/NVME of data that come in pieces: `crc-fast` sums a piece, and pieces are joined here, because its own joining
-//! squares bit matrices and takes as long as summing 600 KB does.
+//! CRC-64/NVME of data in chunks. `crc-fast` checksums a chunk; chunks are combined here, because its own combine
+//! squares bit matrices and takes as long as checksumming 600 KB.
 use crc_fast::CrcAlgorithm::Crc64Nvme;
 
-/// The polynomial, the coefficient of x^0 in the highest bit.
+/// The generator polynomial, the coefficient of x^0 in the highest bit.
 const POLYNOMIAL: u64 = 0x9a6c_9329_ac4b_c9b5;
-/// x^0 and x^8 in that order of bits.
+/// x^0 and x^8 in that bit order.
 const ONE: u64 = 1 << 63;
 const BYTE: u64 = 1 << 55;
 
-/// The checksum of some bytes, and how many they are.
+/// The checksum of some bytes, and their number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Crc {
     /// CRC-64/NVME.
@@ -16,7 +16,7 @@ pub struct Crc {
     bytes: u64,
 }
 
-/// The product of two polynomials, modulo the polynomial.
+/// Multiplies two polynomials modulo the generator.
 fn multiply(a: u64, mut b: u64) -> u64 {
     let mut product = 0;
     for bit in (0..u64::BITS).rev() {
@@ -27,20 +27,20 @@ fn multiply(a: u64, mut b: u64) -> u64 {
 }
 
 impl Crc {
-    /// Of nothing.
+    /// The checksum of no bytes.
     pub const EMPTY: Self = Self { value: 0, bytes: 0 };
 
-    /// Of some bytes.
+    /// Computes the checksum of some bytes.
     pub fn of(bytes: &[u8]) -> Self {
         Self { value: crc_fast::checksum(Crc64Nvme, bytes), bytes: bytes.len() as u64 }
     }
 
-    /// Of `bytes` bytes that are known to have this checksum.
+    /// Builds the checksum of `bytes` bytes from a known value.
     pub fn known(value: u64, bytes: usize) -> Self {
         Self { value, bytes: bytes as u64 }
     }
 
-    /// Of these bytes followed by those of `next`.
+    /// Returns the checksum of these bytes followed by those of `next`.
     #[must_use]
     pub fn join(self, next: Self) -> Self {
         let (mut shift, mut power, mut count) = (ONE, BYTE, next.bytes);
@@ -54,7 +54,7 @@ impl Crc {
         Self { value: multiply(self.value, shift) ^ next.value, bytes: self.bytes + next.bytes }
     }
 
-    /// Sixteen hexadecimal digits.
+    /// Returns the value as sixteen hexadecimal digits.
     pub fn hex(self) -> String {
         format!("{:016x}", self.value)
     }

@@ -1,15 +1,16 @@
-//! Random numbers that depend on the seed, the tensor, the model and the element alone: Philox4x32-10 (Salmon et al.,
-//! 2011), a function of a key and a counter, not a stream.
+//! Random numbers that depend only on seed, tensor, model and element: Philox4x32-10 (Salmon et al., 2011), a function
+//! of a key and a counter rather than a stream.
 use crate::lanes::{At, W};
 use sha2::{Digest, Sha256};
 
-/// The key of a tensor: the first eight bytes of SHA-256 of the seed, in eight bytes, and the name, all little-endian.
+/// Computes the key of a tensor: the first eight bytes of SHA-256 over the seed (eight bytes) and the name; all
+/// little-endian.
 pub fn key(seed: u64, tensor: &str) -> [u32; 2] {
     let digest = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(tensor).finalize();
     [0, 4].map(|i| u32::from_le_bytes([digest[i], digest[i + 1], digest[i + 2], digest[i + 3]]))
 }
 
-/// Four numbers of each of `N` counters.
+/// Computes four random words for each of `N` counters.
 #[inline(always)]
 pub fn philox<const N: usize>(mut key: [u32; 2], mut counter: [[u32; N]; 4]) -> [[u32; N]; 4] {
     for _ in 0..10 {
@@ -28,12 +29,12 @@ pub fn philox<const N: usize>(mut key: [u32; 2], mut counter: [[u32; N]; 4]) -> 
     counter
 }
 
-/// What elements draw for a model: word `i % 4` of counter `[i / 4 (two words), model, 0]` for element `i`.
+/// Draws one word per element for a model: element `i` gets word `i % 4` of counter `[i / 4 (two words), model, 0]`.
 #[inline(always)]
 pub fn draw<const N: usize>(key: [u32; 2], model: u32, at: At) -> [u32; N] {
     let mut drawn = [0; N];
     if N == W && at.step == 1 && at.first.is_multiple_of(4) {
-        // Four counters give sixteen elements theirs.
+        // Four counters cover sixteen elements.
         let blocks: [u64; W / 4] = std::array::from_fn(|j| (at.first / 4 + j) as u64);
         let words =
             philox(key, [blocks.map(|b| b as u32), blocks.map(|b| (b >> 32) as u32), [model; W / 4], [0; W / 4]]);

@@ -1,8 +1,8 @@
-//! The float formats: little-endian bytes to and from numbers. The only `match` on a dtype.
+//! The float formats: little-endian bytes to numbers and back. The only `match` on a dtype.
 use crate::real::Real;
 use safetensors::Dtype;
 
-/// A format that kernels can compute on.
+/// A float format that kernels compute on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Float {
     /// IEEE half precision.
@@ -16,7 +16,7 @@ pub enum Float {
 }
 
 impl Float {
-    /// The float format of a SafeTensors dtype, or `None` for integers, bools and packed formats.
+    /// Returns the float format of a SafeTensors dtype, or `None` for integers, bools and packed formats.
     pub fn of(dtype: Dtype) -> Option<Self> {
         match dtype {
             Dtype::F16 => Some(Self::F16),
@@ -27,15 +27,15 @@ impl Float {
         }
     }
 
-    /// Bytes an element.
+    /// Bytes per element.
     pub fn bytes(self) -> usize {
         with_format!(self, F => F::BYTES)
     }
 
-    /// The largest |x| that does not overflow when it is rounded to this format.
+    /// Returns the largest |x| that does not overflow when rounded to this format.
     pub fn largest(self) -> f64 {
         match self {
-            // Halfway to the next power of two rounds to even, that is to infinity.
+            // Halfway to the next power of two rounds to even, which is infinity.
             Self::F16 => f64::from_bits(65_520.0_f64.to_bits() - 1),
             Self::BF16 => f64::from_bits(f64::from(f32::from_bits(0x7f7f_8000)).to_bits() - 1),
             Self::F32 => f64::from_bits(3.402_823_567_797_336_6e38_f64.to_bits() - 1),
@@ -44,12 +44,12 @@ impl Float {
     }
 }
 
-/// The key of the largest finite value of `R` that is not above `largest`.
+/// Returns the key of the largest finite value of `R` that is at most `largest`.
 pub fn limit<R: Real>(largest: f64) -> i64 {
     let below_infinity = R::INFINITE.into() - 1;
     let rounded = R::from_f64(largest);
     let key: i64 = rounded.key().into();
-    // `largest` may round up on its way to R: then the value below it is the limit.
+    // `largest` may round up when converted to R; then the value below it is the limit.
     below_infinity.min(if rounded.to_f64() > largest { key - 1 } else { key })
 }
 
@@ -79,20 +79,21 @@ macro_rules! with_format {
 }
 pub(crate) use with_format;
 
-/// How a format's lanes are loaded and stored. Every method is inlined into its caller's instruction set.
+/// How elements of a format are loaded and stored. Every method is inlined into its caller's instruction set.
 pub trait Format: Copy + Send + Sync + 'static {
-    /// What it is computed in.
+    /// The type of its arithmetic.
     type Real: Real;
-    /// Which format it is.
+    /// The format.
     const FLOAT: Float;
-    /// Bytes an element.
+    /// Bytes per element.
     const BYTES: usize;
-    /// Whether it is computed in a wider format than it is stored in, though that one has the precision of arithmetic.
+    /// Whether arithmetic is wider than the stored type although that type has a precision of its own (f32 stored, f64
+    /// computed).
     const WIDE: bool = false;
 
-    /// Element `i` as a number.
+    /// Loads element `i`.
     fn get(bytes: &[u8], i: usize) -> Self::Real;
-    /// Writes a number of either precision as one element, rounded once.
+    /// Stores a number of either precision as one element, rounded once.
     fn put<R: Real>(x: R, bytes: &mut [u8]);
 }
 
@@ -123,7 +124,7 @@ plain_format!(
     F32, F32, f32, f32, 4, to_f32
 );
 plain_format!(
-    /// f32 in memory, computed in f64: the result is the exact one, rounded once.
+    /// f32 in memory, computed in f64, so the result is rounded once.
     WideF32, F32, f32, f64, 4, to_f32, WIDE
 );
 plain_format!(
@@ -131,15 +132,15 @@ plain_format!(
     F64, F64, f64, f64, 8, to_f64
 );
 
-/// A 16-bit float inside a 32-bit word.
+/// A 16-bit float within a 32-bit word.
 pub trait Half: Copy + Send + Sync + 'static {
-    /// Which format it is.
+    /// The format.
     const FLOAT: Float;
-    /// The lower half of a word.
+    /// Widens the lower half of a word.
     fn low(word: u32) -> f32;
-    /// The upper half of a word.
+    /// Widens the upper half of a word.
     fn high(word: u32) -> f32;
-    /// Rounds two numbers to nearest even and packs them; every NaN becomes the same one.
+    /// Rounds two numbers to nearest even and packs them; every NaN gets the same bits.
     fn pack(low: f32, high: f32) -> u32;
 }
 
@@ -147,14 +148,14 @@ pub trait Half: Copy + Send + Sync + 'static {
 #[derive(Clone, Copy, Debug)]
 pub struct BF16;
 
-/// `a` where `condition`, else `b`, as bits.
+/// Returns `a` if `condition`, else `b`, as bits and without a branch.
 #[inline(always)]
 fn select(condition: bool, a: u32, b: u32) -> u32 {
     let mask = u32::from(condition).wrapping_neg();
     (a & mask) | (b & !mask)
 }
 
-/// The rounded number in the upper 16 bits; the lower ones are junk.
+/// Rounds to bf16 in the upper 16 bits; the lower bits are undefined.
 #[inline(always)]
 fn round_bf16(x: f32) -> u32 {
     let bits = x.to_bits();
@@ -182,25 +183,25 @@ impl Half for BF16 {
 #[derive(Clone, Copy, Debug)]
 pub struct F16;
 
-/// Widens the half in the lower 16 bits; the upper ones must be zero.
+/// Widens the half in the lower 16 bits; the upper bits must be zero.
 #[inline(always)]
 fn widen_f16(half: u32) -> f32 {
     let shifted = (half & 0x7fff) << 13;
     let exponent = shifted & 0x0f80_0000;
     let normal = shifted + 0x3800_0000;
     let special = shifted + 0x7000_0000;
-    // A subnormal half: place it under an implicit one, then subtract that one. Exact, and no subnormal operand.
+    // A subnormal half: add an implicit leading one, then subtract it. Exact, and no operand is subnormal.
     let subnormal = (f32::from_bits(normal + 0x0080_0000) - f32::from_bits(0x3880_0000)).to_bits();
     let magnitude = select(exponent == 0x0f80_0000, special, select(exponent == 0, subnormal, normal));
     f32::from_bits(magnitude | (half & 0x8000) << 16)
 }
 
-/// Rounds to the nearest half, ties to even, in the lower 16 bits.
+/// Rounds to the nearest half, ties to even, into the lower 16 bits.
 #[inline(always)]
 fn round_f16(x: f32) -> u32 {
     let bits = x.to_bits();
     let magnitude = bits & 0x7fff_ffff;
-    // Adding 0.5 lines the last bit of a subnormal half up with the last bit of an f32, which then does the rounding.
+    // Adding 0.5 aligns the last bit of a subnormal half with the last bit of an f32, which then does the rounding.
     let subnormal = (f32::from_bits(magnitude) + 0.5).to_bits().wrapping_sub(0x3f00_0000);
     let normal = magnitude.wrapping_sub(0x3800_0000 - 0xfff).wrapping_add((magnitude >> 13) & 1) >> 13;
     let finite = select(magnitude < 0x3880_0000, subnormal, normal);
@@ -224,7 +225,7 @@ impl Half for F16 {
     }
 }
 
-/// A 16-bit format, taken two elements a word: no lane has to cross to widen or to narrow.
+/// A 16-bit format processed two elements per word, so widening and narrowing need no cross-lane moves.
 #[derive(Clone, Copy, Debug)]
 pub struct Halves<H>(std::marker::PhantomData<H>);
 
@@ -243,7 +244,7 @@ impl<H: Half> Format for Halves<H> {
     }
 }
 
-/// Rewrites elements of one format in another, rounded once.
+/// Converts elements from one format to another, rounded once.
 struct Transcode<'a, A, B> {
     from: &'a [u8],
     to: &'a mut [u8],
@@ -260,7 +261,7 @@ impl<A: Format, B: Format> crate::simd::Task for Transcode<'_, A, B> {
     }
 }
 
-/// Rewrites `from` (format `a`) as format `b`; both slices hold the same count of elements.
+/// Converts `from` (format `a`) to format `b`; both slices hold the same number of elements.
 pub fn transcode(simd: crate::simd::Simd, a: Float, from: &[u8], b: Float, to: &mut [u8]) {
     with_format!(a, A => with_format!(b, B => {
         simd.run(Transcode::<A, B> { from, to, formats: std::marker::PhantomData });

@@ -1,5 +1,5 @@
-//! One float tensor on its way: what its method asks of the whole, then its tiles made, checked, summed and written. It
-//! names no method but the copy, which needs no arithmetic.
+//! Runs the method of one float tensor: the sweeps over the whole tensor, then its tiles, which are computed, checked,
+//! checksummed and written. Names no method except the copy, which needs no arithmetic.
 use crate::crc::Crc;
 use crate::dtype::{Float, Format, WideF32, limit, with_format};
 use crate::encode::Encode;
@@ -15,48 +15,50 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 thread_local! {
-    /// The tile that this thread writes next, and room for a piece of it in another format.
+    /// The tile that this thread writes next, and scratch for a strip of it in another format.
     static TILE_BUFFER: RefCell<[Vec<u8>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
-/// Takes bytes of the result, from an offset on: `write(offset, bytes)`.
+/// Writes bytes of the result at an offset: `write(offset, bytes)`.
 pub type Write<'a> = &'a (dyn Fn(usize, &[u8]) -> Result<()> + Sync);
 
-/// A finished tensor, or a part of one.
+/// A finished tensor, or a range of one.
 #[derive(Clone, Copy, Debug)]
 pub struct Done {
-    /// Of its bytes.
+    /// CRC of its bytes.
     pub crc: Crc,
-    /// Whether all its elements, and all that they are made of, are finite.
+    /// Whether all its elements, and all their inputs, are finite.
     pub finite: bool,
 }
 
 impl Done {
-    /// Parts that follow one another.
+    /// Joins two consecutive ranges.
     fn joined(parts: Vec<Self>) -> Self {
         let join = |a: Self, b: Self| Self { crc: a.crc.join(b.crc), finite: a.finite && b.finite };
         parts.into_iter().fold(Self { crc: Crc::EMPTY, finite: true }, join)
     }
 }
 
-/// One float tensor on its way.
+/// The job of one float tensor.
 pub struct Job<'a> {
-    /// Its name, for messages.
+    /// The tensor's name, for messages.
     pub name: &'a str,
-    /// How it is stored.
+    /// How results are stored.
     pub encoding: &'a dyn Encode,
-    /// What is done.
+    /// The method.
     pub method: &'a Method,
-    /// How.
+    /// Run settings.
     pub settings: Settings<'a>,
-    /// Whether NaN, infinities and overflow pass.
+    /// Whether NaN, infinities and overflow are allowed.
     pub allow_nonfinite: bool,
 }
 
 impl Job<'_> {
-    /// Makes and writes every tile; returns the tensor's checksum, and whether it is finite. The sources have the shape of the tensor.
+    /// Computes and writes every tile; returns the tensor's checksum and whether it is finite. The sources have the
+    /// tensor's shape.
     pub fn run(&self, mut sources: Vec<Box<dyn Source>>, write: Write) -> Result<Done> {
-        // Bytes read of all sources an element, as progress counts them: copies that must be equal are compared.
+        // Bytes read per element over all sources, as progress counts them; copies that must be equal are compared, so
+        // they count.
         let read = sources.iter().map(|source| source.float().bytes()).sum();
         let copies = matches!(self.method, Method::Copy(_));
         if copies {
@@ -69,7 +71,7 @@ impl Job<'_> {
         let job = Settled { job: self, sources: &sources, write, read };
         match (work, output) {
             (_, Some(output)) if copies && sources[0].float() == output => with_format!(output, F => job.copy::<F>()),
-            // An f32 result shows every rounding on the way, a 16-bit one none.
+            // An f32 result shows every intermediate rounding, a 16-bit one does not.
             (Float::F32, Some(Float::F32)) if self.method.wide() => job.merge::<WideF32>(),
             _ if self.method.direct() => with_format!(work, F => job.merge::<F>()),
             _ => with_format!(plain, F => job.merge::<F>()),
@@ -77,17 +79,17 @@ impl Job<'_> {
     }
 }
 
-/// A job with its sources ready.
+/// A job whose sources are prepared.
 struct Settled<'a> {
     job: &'a Job<'a>,
     sources: &'a [Box<dyn Source>],
     write: Write<'a>,
-    /// Bytes read an element.
+    /// Bytes read per element.
     read: usize,
 }
 
 impl Settled<'_> {
-    /// Moves the bytes of the only source: arithmetic would change NaNs, and subnormals where they are flushed.
+    /// Copies the bytes of the only source: arithmetic would change NaNs, and subnormals if the thread flushes them.
     fn copy<F: Lanes>(&self) -> Result<Done> {
         let settings = self.job.settings;
         let sweep = Sweep::<F>::new(self.sources, settings);
@@ -106,7 +108,7 @@ impl Settled<'_> {
                     if piece == tile {
                         return store(inputs[0]);
                     }
-                    // One that comes in pieces is written in one all the same: a piece is little for a disk.
+                    // A tile that is made strip by strip is still written at once: a strip is a small write.
                     bytes.resize(bytes.len().max(tile.len() * F::BYTES), 0);
                     bytes[(piece.start - tile.start) * F::BYTES..][..inputs[0].len()].copy_from_slice(inputs[0]);
                     if piece.end == tile.end { store(&bytes[..tile.len() * F::BYTES]) } else { Ok(()) }
@@ -123,11 +125,11 @@ impl Settled<'_> {
         self.job.settings.watch.add_written(self.job.encoding.bytes(tile.len()));
     }
 
-    /// Asks the tensor what the method must know of it, then makes the result tile by tile.
+    /// Runs the method's sweeps, then computes the result tile by tile.
     fn merge<F: Lanes>(&self) -> Result<Done> {
         let sweep = Sweep::<F>::new(self.sources, self.job.settings);
         let kernel = self.job.method.prepare(&sweep)?;
-        // The earlier sweeps count as read only now: a progress bar that waits is better than one that runs backwards.
+        // Count the sweeps as read only now: a progress bar that waits is better than one that runs backwards.
         self.job.settings.watch.add_read(sweep.len() * self.read * (self.job.method.sweeps() as usize - 1));
         let result = Made { settled: self, all: sweep.all(), kernel, sweep };
         let size = |elements| self.job.encoding.bytes(elements);
@@ -149,8 +151,7 @@ impl Settled<'_> {
         Ok(Done::joined(tiles))
     }
 
-    /// The first element that is not finite of the first tensor below the sources that has one. Slow, and always the same
-    /// answer.
+    /// Finds the first non-finite element of the first tensor below the sources that has one. Slow and deterministic.
     fn blame_input(&self) -> Result<Option<Error>> {
         let mut leaves = Vec::new();
         self.sources.iter().for_each(|source| source.leaves(&mut |leaf| leaves.push(leaf)));
@@ -188,17 +189,17 @@ impl Settled<'_> {
     }
 }
 
-/// The result of a kernel, element by element.
+/// Computes the result with a kernel, tile by tile.
 struct Made<'a, F: Lanes> {
     settled: &'a Settled<'a>,
     sweep: Sweep<'a, F>,
     kernel: Box<dyn Kernel<F>>,
-    /// Every source.
+    /// Indices of all sources.
     all: Vec<usize>,
 }
 
 impl<F: Lanes> Made<'_, F> {
-    /// Makes elements `at` as they are stored; `strip` is room to work in.
+    /// Computes elements `at` as stored bytes; `strip` is scratch.
     fn make(&self, at: Range<usize>, bytes: &mut [u8], strip: &mut Vec<u8>) -> Result<Peaks<F::Real>> {
         let (simd, encoding) = (self.sweep.settings.simd, self.settled.job.encoding);
         let mut peaks = Peaks::default();
@@ -224,7 +225,7 @@ impl<F: Lanes> Made<'_, F> {
             || peaks.result.into() > limit::<F::Real>(self.settled.job.encoding.largest())
     }
 
-    /// Which element of which input, or of the result, is at fault. Slow, and always the same answer.
+    /// Finds which element of which input, or of the result, is not finite or overflows. Slow and deterministic.
     fn blame(&self) -> Result<Error> {
         if let Some(error) = self.settled.blame_input()? {
             return Ok(error);
@@ -253,7 +254,7 @@ impl<F: Lanes> Made<'_, F> {
     }
 }
 
-/// The largest magnitude of some elements, as a key.
+/// Returns the largest magnitude of some elements, as a key.
 struct Peak<'a, F>(&'a [u8], PhantomData<F>);
 
 impl<F: Lanes> Task for Peak<'_, F> {

@@ -1,37 +1,37 @@
-//! Sixteen elements at a time: a method's formula is written once, for any number of inputs and any format.
+//! Vectors of sixteen elements: a method's formula is written once, for any number of inputs and any format.
 use crate::dtype::{F32, F64, Format, Half, Halves, WideF32};
 use crate::real::Real;
 use crate::simd::{PREFETCH, Simd, Task, prefetch};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Lanes of a vector.
+/// Lanes per vector.
 pub const W: usize = 16;
-/// Bytes of a line of the cache.
+/// Bytes per cache line.
 const LINE: usize = 64;
 
-/// Which elements the lanes hold: lane j is element `first + j * step` of the tensor.
+/// Which elements a vector holds: lane j is element `first + j * step` of the tensor.
 #[derive(Clone, Copy, Debug)]
 pub struct At {
-    /// Element of lane 0.
+    /// Index of the element in lane 0.
     pub first: usize,
-    /// 2 where two 16-bit elements share a word, else 1.
+    /// 2 if two 16-bit elements share a word, else 1.
     pub step: usize,
 }
 
-/// How lanes are loaded and stored: two vectors at a time, so that two halves of a word need not cross lanes.
+/// How vectors are loaded and stored: two at a time, so that the halves of a word need no cross-lane moves.
 pub trait Lanes: Format {
-    /// Elements between two lanes of a vector.
+    /// Distance in elements between two lanes of a vector.
     const STEP: usize;
-    /// Whether methods are compiled for it that are not [`crate::methods::Merge::DIRECT`].
+    /// Whether methods that are not [`crate::methods::Merge::DIRECT`] are compiled for this format.
     const PLAIN: bool;
-    /// Elements `i..i + 2 * N`.
+    /// Loads elements `i..i + 2 * N`.
     fn load<const N: usize>(bytes: &[u8], i: usize) -> [[Self::Real; N]; 2];
-    /// Writes them, rounded once, every NaN as the same one.
+    /// Stores two vectors, rounded once, every NaN with the same bits.
     fn store<const N: usize>(y: [[Self::Real; N]; 2], bytes: &mut [u8], i: usize);
-    /// Elements `i..i + N` in their order.
+    /// Loads elements `i..i + N` in order.
     fn in_order<const N: usize>(bytes: &[u8], i: usize) -> [Self::Real; N];
-    /// Writes element `i`, as `store` does.
+    /// Stores element `i`, rounded as in `store`.
     fn put_at(y: Self::Real, bytes: &mut [u8], i: usize);
 }
 
@@ -99,24 +99,24 @@ impl<H: Half> Lanes for Halves<H> {
     }
 }
 
-/// The largest magnitudes met, as keys: they tell a NaN, an infinity and an overflow from good numbers.
+/// The largest magnitudes seen, as keys, which separate NaN, infinity and overflow from other numbers.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Peaks<R: Real> {
-    /// Of the results, before rounding to the output format.
+    /// Maximum over the results, before rounding to the output format.
     pub result: R::Key,
-    /// Of the witnesses.
+    /// Maximum over the witnesses.
     pub witness: R::Key,
 }
 
 impl<R: Real> Peaks<R> {
-    /// Takes one element.
+    /// Includes one element.
     #[inline(always)]
     #[must_use]
     pub fn see(self, result: R, witness: R) -> Self {
         Self { result: self.result.max(result.key()), witness: self.witness.max(witness.key()) }
     }
 
-    /// The larger of both.
+    /// Returns the maximum of both.
     #[must_use]
     #[inline(always)]
     pub fn join(self, other: Self) -> Self {
@@ -124,26 +124,27 @@ impl<R: Real> Peaks<R> {
     }
 }
 
-/// What one element becomes. Constants hold for a stretch: a row, or up to where equal magnitudes stop surviving.
+/// A method's formula for one element. Constants hold for a stretch: a row, or up to where keys equal to the threshold
+/// no longer survive.
 pub trait Combine<R: Real>: Send + Sync {
     /// Constants of a stretch.
     type Stretch;
-    /// Whether the code is repeated for two to five inputs, which then stay in registers.
+    /// Whether the loop is compiled separately for two to five inputs, which then stay in registers.
     const UNROLLED: bool = false;
-    /// Whether a witness tells more than the result itself.
+    /// Whether the witness carries more information than the result.
     const WITNESS: bool = true;
 
-    /// The constants from element `from` on, and the element where they end.
+    /// Returns the constants that hold from element `from` on, and the element where they end.
     fn stretch(&self, from: usize) -> (Self::Stretch, usize);
 
-    /// The results, and witnesses that are not finite wherever an input is not. `x` holds one vector an input, and may be
-    /// overwritten. `#[inline(always)]`, without branches on an element.
+    /// Computes the results, and witnesses that are non-finite wherever an input is. `x` holds one vector per input and
+    /// may be overwritten. `#[inline(always)]`, without branches on an element.
     fn lanes<const N: usize>(&self, stretch: &Self::Stretch, at: At, x: &mut [[R; N]]) -> ([R; N], [R; N]);
 }
 
-/// A method settled for one tensor.
+/// A method prepared for one tensor.
 pub trait Kernel<F: Lanes>: Send + Sync {
-    /// Makes elements `at` of the result. All slices hold as many, in format `F`.
+    /// Computes elements `at` of the result. All slices hold that many elements in format `F`.
     fn run(&self, simd: Simd, at: Range<usize>, inputs: &[&[u8]], output: &mut [u8]) -> Peaks<F::Real>;
 }
 
@@ -167,7 +168,7 @@ impl<F: Lanes, C: Combine<F::Real>> Kernel<F> for Each<C> {
     }
 }
 
-/// A formula over one stretch.
+/// One stretch and its inputs and output.
 struct Run<'a, C, S> {
     combine: &'a C,
     stretch: &'a S,
@@ -181,7 +182,7 @@ impl<C, S> Run<'_, C, S> {
     where
         C: Combine<F::Real, Stretch = S>,
     {
-        // Unrolled, inputs stay in registers. It costs as many copies of the code.
+        // Unrolled, inputs stay in registers, at the cost of one copy of the code per number of inputs.
         if C::UNROLLED {
             match self.inputs.len() {
                 2 => return simd.run(Unrolled::<F, C, S, 2>(self, PhantomData)),
@@ -194,8 +195,7 @@ impl<C, S> Run<'_, C, S> {
         simd.run(Any::<F, C, S>(self, PhantomData))
     }
 
-    /// Combines elements `piece` of the stretch, a multiple of two vectors; `low` and `high` have room for a vector of
-    /// each input.
+    /// Combines elements `piece` of the stretch, a multiple of two vectors; `low` and `high` hold one vector per input.
     #[inline(always)]
     fn vectors<F: Lanes, const N: usize>(
         &mut self,
@@ -227,7 +227,7 @@ impl<C, S> Run<'_, C, S> {
         }
     }
 
-    /// Combines what is left after element `from` of the stretch.
+    /// Combines the remaining elements from `from` on, one by one.
     fn rest<F: Lanes, const N: usize>(self, from: usize, vectors: [[<F::Real as Real>::Key; N]; 2]) -> Peaks<F::Real>
     where
         C: Combine<F::Real, Stretch = S>,
@@ -253,7 +253,7 @@ impl<F: Lanes, C: Combine<F::Real, Stretch = S>, S, const I: usize> Task for Unr
     type Output = Peaks<F::Real>;
     #[inline(always)]
     fn run(self) -> Peaks<F::Real> {
-        // As many bytes of either precision.
+        // The same number of bytes in either precision.
         if size_of::<F::Real>() == 8 { self.vectors::<{ W / 2 }>() } else { self.vectors::<W>() }
     }
 }
@@ -293,7 +293,7 @@ impl<F: Lanes, C: Combine<F::Real, Stretch = S>, S> Any<'_, F, C, S> {
     fn vectors<const N: usize>(self) -> Peaks<F::Real> {
         let Self(mut run, _) = self;
         let count = run.inputs.len();
-        // Vectors that begin at lines of the cache: one that crosses two of them is slow to store and load again.
+        // Align vectors to cache lines: one that crosses two lines is slow to store and load.
         let mut room = vec![F::Real::default(); (2 * count + 1) * N];
         let skip = room.as_ptr().align_offset(LINE).min(N);
         let (low, high) = room[skip..].as_chunks_mut::<N>().0.split_at_mut(count);

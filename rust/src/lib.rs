@@ -1,10 +1,10 @@
 //! The engine of `mol`: one merge, streamed from its inputs to a new checkpoint in bounded memory.
 //!
-//! The path of a merge: [`plan`] is the JSON contract with Python; a [`container`] is an input file as a table of tensors,
-//! whose bytes a [`store`] lends; [`run`] checks what can be checked before a byte is written, decides which task runs when,
-//! puts tiles at their offsets and remembers what is finished; [`job`] makes a tensor's tiles: a [`source`] lends elements,
-//! [`sweep`] answers what a method asks of all of them, one of the [`methods`] combines them in [`lanes`], and [`encode`]
-//! makes bytes of what comes out; [`layout`] says where each tensor of an output lies.
+//! The path of a merge: [`plan`] parses and checks the JSON contract with Python; a [`container`] is an input file as a
+//! table of tensors, whose bytes a [`store`] provides; [`run`] checks everything that can be checked before writing,
+//! schedules tasks, writes tiles at their offsets and records what is finished; [`job`] computes one tensor: a
+//! [`source`] provides elements, [`sweep`] computes statistics of the whole tensor, one of the [`methods`] combines the
+//! elements in [`lanes`], and [`encode`] converts results to bytes; [`layout`] places each tensor in an output file.
 pub mod audit;
 pub mod codes;
 pub mod container;

@@ -1,4 +1,4 @@
-//! The numbers of arithmetic, f32 and f64, and the branch-free bit operations that keep kernels in vector registers.
+//! The types of arithmetic, f32 and f64, and branch-free bit operations that keep kernels in vector registers.
 use std::fmt::Debug;
 use std::ops::{Add, Div, Mul, Sub};
 
@@ -20,34 +20,34 @@ pub trait Real:
     type Key: Copy + Debug + Default + Ord + Send + Sync + Into<i64> + TryFrom<i64> + 'static;
     /// One.
     const ONE: Self;
-    /// The distance from one to the next number.
+    /// The distance from one to the next larger number.
     const EPSILON: f64;
     /// The smallest key that is not finite.
     const INFINITE: Self::Key;
-    /// Above every key (of f64, at the largest key, which only one NaN has).
+    /// An upper bound of all keys (in f64 it is the largest key, which only one NaN has).
     const TOP: i64;
 
     /// Rounds a scalar to this precision.
     fn from_f64(x: f64) -> Self;
-    /// Widens.
+    /// Widens to f64.
     fn to_f64(self) -> f64;
     /// Rounds to nearest even.
     fn to_f32(self) -> f32;
-    /// Rounds so that a second rounding to a 16-bit format gives what one rounding would.
+    /// Rounds to odd, so that a second rounding to a 16-bit format is correct.
     fn to_f32_odd(self) -> f32;
-    /// The ordered magnitude.
+    /// Returns the magnitude as an ordered integer.
     fn key(self) -> Self::Key;
-    /// `self` where `keep`, else +0, without a branch.
+    /// Returns `self` if `keep`, else +0, without a branch.
     fn keep_if(self, keep: bool) -> Self;
-    /// Without its sign.
+    /// Returns the absolute value.
     fn magnitude(self) -> Self;
-    /// `self` with its sign flipped where `other` is negative (by sign bit).
+    /// Returns `self` with its sign flipped if the sign bit of `other` is set.
     fn flip_by(self, other: Self) -> Self;
-    /// -1, 0 or +1 (0 for NaN).
+    /// Returns -1, 0 or +1 (0 for NaN).
     fn signum_or_zero(self) -> Self;
-    /// Itself, and the one NaN that is written for any: which one arithmetic makes depends on the processor.
+    /// Returns `self`, with any NaN replaced by one fixed NaN: which NaN arithmetic produces depends on the processor.
     fn canonical(self) -> Self;
-    /// Narrows a key that came from `key`.
+    /// Converts a key back to the type returned by `key`.
     fn narrow_key(key: i64) -> Self::Key;
 }
 

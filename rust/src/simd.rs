@@ -1,16 +1,17 @@
-//! Run-time choice of the instruction set, and the floating-point mode of a thread. One of the two places with `unsafe`.
+//! Run-time choice of the instruction set, and the floating-point mode of a thread. One of the two modules with
+//! `unsafe`.
 #![allow(unsafe_code)]
 
 use crate::error::{Error, Result};
 
-/// An instruction set level that this processor has. Results are the same bytes on every level: no operation is fused
-/// or reordered.
+/// An instruction set level that this processor has. Every level gives the same bytes: no operation is fused or
+/// reordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Simd(Level);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Level {
-    /// What the crate was compiled for.
+    /// What the crate is compiled for.
     Baseline,
     /// 256-bit vectors.
     Avx2,
@@ -18,16 +19,16 @@ enum Level {
     Avx512,
 }
 
-/// A piece of work that is compiled once per level. `run` must be `#[inline(always)]`.
+/// Work that is compiled once per level. `run` must be `#[inline(always)]`.
 pub trait Task {
-    /// What the work returns.
+    /// The result.
     type Output;
     /// Does the work.
     fn run(self) -> Self::Output;
 }
 
 impl Simd {
-    /// The highest level that this processor has.
+    /// Returns the highest level that this processor has.
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
         {
@@ -45,7 +46,7 @@ impl Simd {
         Self(Level::Baseline)
     }
 
-    /// Reads `auto`, `off`, `avx2` or `avx512`; a level that this processor lacks is refused.
+    /// Parses `auto`, `off`, `avx2` or `avx512`; refuses a level that this processor lacks.
     pub fn parse(text: &str) -> Result<Self> {
         let level = match text {
             "auto" => Self::detect(),
@@ -65,7 +66,8 @@ impl Simd {
     pub fn run<T: Task>(self, task: T) -> T::Output {
         #[cfg(target_arch = "x86_64")]
         match self.0 {
-            // SAFETY: such a `Simd` comes from `detect` or `parse`, which found all the features that `avx512` enables.
+            // SAFETY: only `detect` and `parse` create this `Simd`, after finding all the features that `avx512`
+            // enables.
             Level::Avx512 => return unsafe { avx512(task) },
             // SAFETY: as above, for `avx2`.
             Level::Avx2 => return unsafe { avx2(task) },
@@ -75,31 +77,31 @@ impl Simd {
     }
 }
 
-/// Gives this thread the mode in which bytes do not depend on its caller's: to nearest even, subnormals kept. A thread
-/// starts in the mode of the one that starts it, and a caller may have told its own to flush subnormals, as
-/// `torch.set_flush_denormal` does.
+/// Sets the thread's floating-point mode to round to nearest even and keep subnormals, so that bytes do not depend on
+/// the caller. A thread inherits the mode of the one that starts it, and that one may flush subnormals, as after
+/// `torch.set_flush_denormal`.
 pub fn default_float_mode() {
     #[cfg(target_arch = "x86_64")]
     {
-        // All exceptions masked, nothing flushed.
+        // All exceptions masked, no flushing.
         let mode: u32 = 0x1f80;
-        // SAFETY: loads the register from four bytes that are there, with the state that the compiler takes every thread
-        // to be in. No safe function sets it.
+        // SAFETY: loads the register from four initialised bytes, with the state that the compiler assumes for every
+        // thread. No safe function sets it.
         unsafe { std::arch::asm!("ldmxcsr [{}]", in(reg) &raw const mode, options(nostack, readonly)) }
     }
     #[cfg(target_arch = "aarch64")]
     {
-        // SAFETY: as above; the register has no reserved bit that zero would change.
+        // SAFETY: as above; zero is valid for every bit of the register.
         unsafe { std::arch::asm!("msr fpcr, {}", in(reg) 0_u64, options(nostack, nomem)) }
     }
 }
 
-/// Bytes that a loop takes between two calls of [`prefetch`].
+/// Bytes that a loop processes between two calls of [`prefetch`].
 pub const PREFETCH: usize = 512;
 
-/// Asks for the piece that is two kilobytes ahead of `bytes[start..]`: a hint that changes no result. The processor's own
-/// prefetching stops at each page, and every page of a mapped file is a new one: this took slerp's sweep from 0.78 to
-/// 0.3 s of CPU.
+/// Prefetches the block that lies two kilobytes ahead of `bytes[start..]`; a hint that changes no result. The hardware
+/// prefetcher stops at page boundaries, which mapped files have many of: this took slerp's sweep from 0.78 to 0.3 s of
+/// CPU time.
 #[inline(always)]
 pub fn prefetch(bytes: &[u8], start: usize) {
     #[cfg(target_arch = "x86_64")]
@@ -107,7 +109,7 @@ pub fn prefetch(bytes: &[u8], start: usize) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         for line in (0..PREFETCH).step_by(64) {
             let address = bytes.as_ptr().wrapping_add(start + 2048 + line);
-            // SAFETY: a prefetch reads nothing and faults on no address.
+            // SAFETY: a prefetch has no architectural effect and faults on no address.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) }
         }
     }

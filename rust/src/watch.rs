@@ -1,10 +1,10 @@
-//! Progress and cancel, shared between the workers and whoever waits for them; and the workers.
+//! Progress and cancellation, shared between worker threads and the thread that waits for them; and the worker threads.
 use crate::error::{Error, Result};
 use crate::simd::default_float_mode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-/// How far the work is, and whether it shall go on.
+/// Progress of a run, and whether it was cancelled.
 #[derive(Debug, Default)]
 pub struct Watch {
     cancelled: AtomicBool,
@@ -15,32 +15,32 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Stops the run within a tile.
+    /// Requests cancellation; workers stop within a tile.
     pub fn cancel(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Bytes read and written so far.
+    /// Returns the bytes read and written so far.
     pub fn progress(&self) -> (u64, u64) {
         (self.read.load(Ordering::Relaxed), self.written.load(Ordering::Relaxed))
     }
 
-    /// Bytes to read and to write, once the inputs have been opened.
+    /// Returns the bytes to read and to write, once the inputs are open.
     pub fn totals(&self) -> Option<(u64, u64)> {
         self.totals.get().copied()
     }
 
-    /// Tells what `totals` returns.
+    /// Sets the totals, once.
     pub(crate) fn expect(&self, read: u64, written: u64) {
         self.totals.get_or_init(|| (read, written));
     }
 
-    /// Fails once cancelled.
+    /// Returns an error if cancelled.
     pub fn check(&self) -> Result<()> {
         if self.cancelled.load(Ordering::Relaxed) { Err(Error::Cancelled) } else { Ok(()) }
     }
 
-    /// Names of the output files that were finished since the last call.
+    /// Returns the names of the output files finished since the last call.
     pub fn finished_outputs(&self) -> Vec<String> {
         std::mem::take(&mut *self.outputs.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -58,7 +58,7 @@ impl Watch {
     }
 }
 
-/// Runs `work` with worker threads of its own, all cores where `threads` is `None`; they have ended when it returns.
+/// Runs `work` on its own worker threads, one per core if `threads` is `None`; they have ended when it returns.
 pub fn pool<T: Send>(threads: Option<usize>, work: impl FnOnce() -> T + Send) -> Result<T> {
     std::thread::scope(|scope| {
         let mut workers = Vec::new();
@@ -74,7 +74,7 @@ pub fn pool<T: Send>(threads: Option<usize>, work: impl FnOnce() -> T + Send) ->
         let pool = builder.build().map_err(|e| Error::Merge(format!("cannot start the worker threads: {e}")))?;
         let done = pool.install(work);
         drop(pool);
-        // A scope waits for what they do, and not for their end.
+        // `scope` waits for their work, not for the threads to exit.
         for worker in workers {
             drop(worker.join());
         }
