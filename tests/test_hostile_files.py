@@ -38,7 +38,7 @@ TWICE = b'{"w": %b, "w": %b}' % ((json.dumps(GOOD).encode(),) * 2)
 HOSTILE: dict[str, tuple[bytes, list[str]]] = {
     "empty": (b"", ["0 bytes"]),
     "shorter than a length": (b"\x10\0\0\0", ["4 bytes"]),
-    "header longer than the file": (raw({"w": GOOD}, length=5000), ["5000", "cut"]),
+    "header longer than the file": (raw({"w": GOOD}, length=5000), ["5000", "truncated"]),
     "header as long as memory": (raw({"w": GOOD}, length=2**63), [str(2**63)]),
     "a length of all ones": (raw({"w": GOOD}, length=2**64 - 1), []),
     "no JSON": (raw(b"{not json"), ["header"]),

@@ -191,10 +191,10 @@ def test_a_place_is_kept_from_the_first_look_until_the_commit(plan: Plan, partia
             lambda: execute(plan, partial),
             lambda: _rust.commit(str(partial), str(out)),
         ):
-            with pytest.raises(MergeError, match=r"out\.partial: another mol-merge is at work"):
+            with pytest.raises(MergeError, match=r"out\.partial: another mol-merge is working"):
                 attempt()
         _rust.commit(str(partial), str(out), lock=lock)
-        with pytest.raises(MergeError, match=r"other: the lock given is of another place"):
+        with pytest.raises(MergeError, match=r"other: the lock is of another directory"):
             _rust.commit(str(partial.with_name("other")), str(out), lock=lock)
     assert sorted(path.name for path in out.iterdir()) == sorted(
         [*(output["name"] for output in plan["outputs"]), "model.safetensors.index.json"]
@@ -207,7 +207,7 @@ def test_the_second_of_two_that_found_nothing_is_refused(plan: Plan, partial: Pa
     text = json.dumps(plan)
     _rust.execute(text, str(partial), lock=first)
     for attempt in (_rust.preflight, _rust.execute):
-        with pytest.raises(MergeError, match="another mol-merge is at work"):
+        with pytest.raises(MergeError, match="another mol-merge is working"):
             attempt(text, str(partial), lock=second)
     first.close()
     assert json.loads(_rust.preflight(text, str(partial), lock=second))["resumable"] == 4
@@ -221,7 +221,7 @@ def test_another_process_is_kept_out_and_a_killed_one_keeps_nobody_out(plan: Pla
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as child:
         assert child.stdout is not None
         child.stdout.read(1)
-        with pytest.raises(MergeError, match="another mol-merge is at work"):
+        with pytest.raises(MergeError, match="another mol-merge is working"):
             preflight(plan, partial)
         child.kill()
     assert preflight(plan, partial)["resumable"] == 4
@@ -329,7 +329,7 @@ HARMS = {
     overwrite: "written to",
     replace: "another file",
     Path.unlink: "No such file",
-    cut: "tensor `w0` cannot be read: the file has become shorter",
+    cut: "tensor `w0` cannot be read: the file was truncated",
 }
 
 

@@ -1,4 +1,4 @@
-//! The header of a `.safetensors` file that is read: everything that it can lie about is checked.
+//! Reads the header of a `.safetensors` file and checks everything in it that could be wrong.
 use super::Entry;
 use crate::error::{Error, Result};
 use crate::store::Store;
@@ -9,10 +9,10 @@ use std::path::Path;
 
 /// The length field in front of the header.
 const PREFIX: usize = 8;
-/// The format's own bound on headers.
+/// The format's own limit on the size of a header.
 const MAX_HEADER: usize = 100_000_000;
 
-/// A tensor as the header states it; unknown keys are refused.
+/// A tensor as the header describes it; unknown keys are refused.
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Stated {
@@ -21,7 +21,7 @@ struct Stated {
     data_offsets: (usize, usize),
 }
 
-/// The header's entries in the order written, so that a name that is written twice is seen.
+/// The header's entries in file order, so that duplicate names are detected.
 struct Entries(Vec<(String, Stated)>);
 
 impl<'de> serde::Deserialize<'de> for Entries {
@@ -37,7 +37,7 @@ impl<'de> serde::Deserialize<'de> for Entries {
                 let mut metadata = false;
                 while let Some(name) = map.next_key::<String>()? {
                     if name == "__metadata__" {
-                        // Held to its form like the rest: other readers refuse such a file.
+                        // Checked like the rest, since other readers refuse such a file.
                         map.next_value::<Option<HashMap<String, String>>>()?;
                         if std::mem::replace(&mut metadata, true) {
                             return Err(serde::de::Error::duplicate_field("__metadata__"));
@@ -53,7 +53,7 @@ impl<'de> serde::Deserialize<'de> for Entries {
     }
 }
 
-/// Checks everything that a header can lie about; returns the tensors by offset.
+/// Checks everything in a header that could be wrong; returns the tensors by offset.
 fn check(header: &[u8], data: usize) -> std::result::Result<Vec<Entry>, String> {
     let Entries(mut entries) =
         serde_json::from_slice(header).map_err(|e| format!("the header is not a SafeTensors header: {e}"))?;
@@ -85,7 +85,7 @@ fn check(header: &[u8], data: usize) -> std::result::Result<Vec<Entry>, String> 
         }
         if to > data {
             return Err(format!(
-                "tensor `{name}` ends at {to}, but the file holds {data} bytes of data: the file is cut"
+                "tensor `{name}` ends at {to}, but the file holds {data} bytes of data: the file is truncated"
             ));
         }
         end = to;
@@ -97,9 +97,9 @@ fn check(header: &[u8], data: usize) -> std::result::Result<Vec<Entry>, String> 
     Ok(tensors)
 }
 
-/// Reads the header of a file of `size` bytes: its tensors by offset, and BLAKE3 of the header.
+/// Reads the header of a file of `size` bytes: its tensors by offset, and the BLAKE3 digest of the header.
 pub(super) fn read(path: &Path, store: &dyn Store, size: u64) -> Result<(Vec<Entry>, String)> {
-    let fault = |reason: String| Error::checkpoint(path, reason + "; the file is damaged: fetch or save it again");
+    let fault = |reason: String| Error::checkpoint(path, reason + "; the file is damaged: download or save it again");
     let size = usize::try_from(size).map_err(|_| fault("too large for this machine".into()))?;
     if size < PREFIX {
         return Err(fault(format!("{size} bytes are too few for a SafeTensors file")));
@@ -110,7 +110,7 @@ pub(super) fn read(path: &Path, store: &dyn Store, size: u64) -> Result<(Vec<Ent
     let length = usize::try_from(length).unwrap_or(usize::MAX);
     if length > size - PREFIX {
         return Err(fault(format!(
-            "its header claims {length} bytes, but the file holds {} after the length: cut, or not SafeTensors",
+            "its header claims {length} bytes, but the file holds {} after the length: truncated, or not SafeTensors",
             size - PREFIX
         )));
     }

@@ -1,4 +1,4 @@
-//! How the results of a task become bytes of its target.
+//! How the results of a task are stored as bytes.
 mod plain;
 
 use crate::dtype::Float;
@@ -7,27 +7,27 @@ use plain::Plain;
 use safetensors::Dtype;
 use std::ops::Range;
 
-/// A way to store results. A format of its own (codes and scales) is another of these, and [`of`] names it: a job asks
-/// nothing else about its target.
+/// An encoding of results. A new one (such as codes and scales) implements this trait and is returned by [`of`]: a job
+/// needs nothing else of its target.
 pub trait Encode: Send + Sync {
-    /// The float format whose elements the bytes are, if they are no more than that: kernels store those themselves, and
-    /// equal ones are copied.
+    /// The float format, if the bytes are plain elements of one: then kernels store them directly, and equal formats
+    /// are copied.
     fn plain(&self) -> Option<Float>;
 
-    /// The largest magnitude that does not overflow when it is stored.
+    /// The largest magnitude that does not overflow when stored.
     fn largest(&self) -> f64;
 
-    /// What messages call it.
+    /// Its name, for messages.
     fn name(&self) -> String;
 
-    /// Bytes of some elements.
+    /// Bytes needed for a number of elements.
     fn bytes(&self, elements: usize) -> usize;
 
-    /// Makes the bytes of elements `at` from their values in format `float`.
+    /// Encodes elements `at` from their values in format `float`.
     fn encode(&self, simd: Simd, at: Range<usize>, float: Float, values: &[u8], to: &mut [u8]);
 }
 
-/// How a tensor of this element type is stored, if that takes results of arithmetic.
+/// Returns the encoding of a dtype, or `None` if it cannot hold results of arithmetic.
 pub fn of(dtype: Dtype) -> Option<Box<dyn Encode>> {
     Some(Box::new(Plain(Float::of(dtype)?)))
 }

@@ -1,10 +1,10 @@
-//! Elements of a float format, one after another.
+//! Plain elements of a float format.
 use super::Encode;
 use crate::dtype::{Float, transcode};
 use crate::simd::Simd;
 use std::ops::Range;
 
-/// Elements of a float format.
+/// Plain elements of a float format.
 pub(super) struct Plain(pub Float);
 
 impl Encode for Plain {

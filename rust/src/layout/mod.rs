@@ -1,2 +1,2 @@
-//! Where each tensor of an output file lies, and the bytes before the first.
+//! Places each tensor in an output file, after the header.
 pub mod safetensors;

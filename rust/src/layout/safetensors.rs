@@ -1,22 +1,22 @@
-//! The header of a `.safetensors` file that is to be written, and where each of its tensors lies.
+//! Builds the header of a `.safetensors` file to be written, and the offset of each tensor.
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use ::safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// One output file: its tensors and tasks, and where they lie.
+/// One output file: its tensors, its tasks, and their offsets.
 #[derive(Debug)]
 pub struct Layout {
     /// Its tensors.
     pub tensors: Range<usize>,
     /// The tasks that write them.
     pub tasks: Range<usize>,
-    /// Length and header.
+    /// Length field and header.
     pub prefix: Vec<u8>,
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     pub size: u64,
-    /// Where each tensor begins.
+    /// Offset of each tensor.
     offsets: Vec<u64>,
 }
 
@@ -30,7 +30,7 @@ impl Layout {
             let info = TensorInfo { dtype: tensor.dtype, shape: tensor.shape.clone(), data_offsets };
             infos.push((tensor.name.clone(), info));
         }
-        // transformers before 5 refuse a file whose metadata lack the format.
+        // transformers before version 5 refuses a file whose metadata lack the format.
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         let begins: Vec<usize> = infos.iter().map(|(_, info)| info.data_offsets.0).collect();
         let header = Metadata::new(Some(metadata), infos).map_err(|e| fault(e.to_string()))?;
@@ -42,20 +42,20 @@ impl Layout {
         Ok(Self { tensors, tasks, size: (prefix.len() + end) as u64, prefix, offsets })
     }
 
-    /// Where the bytes of a task begin.
+    /// Returns the offset of a task's bytes.
     pub fn offset(&self, plan: &Plan, task: usize) -> u64 {
         let place = &plan.written()[task];
         self.offsets[place.tensor - self.tensors.start] + place.bytes.start as u64
     }
 }
 
-/// The tasks of each output file: a plan lists them in the order of the files.
+/// Returns the tasks of each output file; a plan lists them in the order of the files.
 pub fn tasks_of_outputs(plan: &Plan) -> Vec<Range<usize>> {
     let end = |output| plan.written().partition_point(|place| plan.tensors[place.tensor].output <= output);
     (0..plan.outputs.len()).map(|output| output.checked_sub(1).map_or(0, end)..end(output)).collect()
 }
 
-/// All output files of a plan.
+/// Builds the layout of every output file of a plan.
 pub fn layouts(plan: &Plan) -> Result<Vec<Layout>> {
     let end = |output| plan.tensors.partition_point(|tensor| tensor.output <= output);
     let tensors = |output: usize| output.checked_sub(1).map_or(0, end)..end(output);

@@ -1,4 +1,4 @@
-//! A mapped file, whose bytes are lent in place. One of the two places with `unsafe`.
+//! A memory-mapped file, whose bytes are returned in place. One of the two modules with `unsafe`.
 #![allow(unsafe_code)]
 
 use super::Store;
@@ -8,36 +8,36 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 
-/// A mapped file. What another process cuts off it under the map, or the disk cannot give, ends this one with SIGBUS.
+/// A memory-mapped file. Truncation by another process, or a failing disk, ends this process with SIGBUS.
 #[derive(Debug)]
 pub(super) struct Mapped {
     map: Mmap,
-    /// Whether the system tells which pages are cached. Of a file of somebody else it says that all are.
+    /// Whether `mincore` reports which pages are cached. For a file of another user it reports all as cached.
     told: bool,
 }
 
-/// Bytes of a page, most often. Where they are more the system refuses to tell.
+/// The usual page size. With larger pages `mincore` refuses the unaligned address.
 const PAGE: usize = 4096;
 
 impl Mapped {
     pub fn new(file: &File) -> io::Result<Self> {
-        // SAFETY: the mapping is read-only and private, and lives as long as `self`. Another process may still change or
-        // cut the file under it: then values are wrong (size, times and inode are looked at again before anything made of
-        // them counts) or the kernel stops us with SIGBUS; the documentation says so, and the partial output stays
-        // resumable. `Read` does without.
+        // SAFETY: the mapping is read-only and private, and lives as long as `self`. Another process may still change
+        // or truncate the file: then values are wrong (size, times and inode are checked again before any result based
+        // on them counts) or the kernel stops the process with SIGBUS; the documentation says so, and the partial
+        // output can still be resumed. `Read` avoids both.
         let map = unsafe { MmapOptions::new().map_copy_read_only(file) }?;
         let told = cfg!(target_os = "linux") && file.metadata()?.uid() == rustix::process::geteuid().as_raw();
         Ok(Self { map, told })
     }
 
-    /// Whether the byte before `end` is in memory, as far as that can be told.
+    /// Returns whether the byte before `end` is in memory, as far as the system reports it.
     fn is_cached(&self, end: usize) -> bool {
         if !self.told || end == 0 {
             return false;
         }
         let page = self.map[(end - 1) / PAGE * PAGE..].as_ptr().cast_mut().cast();
         let mut found = 0;
-        // SAFETY: it asks about one page of this map, and there is room for the one byte of the answer.
+        // SAFETY: it asks about one page of this map, and the buffer holds the one byte of the answer.
         let asked = unsafe { nix::libc::mincore(page, 1, &raw mut found) };
         asked == 0 && found & 1 == 1
     }
@@ -52,8 +52,8 @@ impl Store for Mapped {
         Ok(&self.map[at])
     }
 
-    /// A refusal by the system changes nothing. What ends in memory is there most likely: then the system would look each
-    /// page up, in every sweep, for a tenth of the CPU time of a merge.
+    /// An error of the system changes nothing. A range whose end is in memory most likely is all in memory: then skip
+    /// the advice, for which the system would look up every page in every sweep, a tenth of a merge's CPU time.
     fn fetch(&self, at: Range<usize>) {
         if self.is_cached(at.end) {
             return;
@@ -81,7 +81,7 @@ mod tests {
     fn pages_in_memory_are_told_from_others() {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(&[1; 5000]).unwrap();
-        // A hole, which nobody has read.
+        // A hole, which nothing has read.
         file.as_file().set_len(1 << 22).unwrap();
         let mapped = Mapped::new(file.as_file()).unwrap();
         assert_eq!([0, 1, 4096, 5000, 1 << 22].map(|end| mapped.is_cached(end)), [false, true, true, true, false]);

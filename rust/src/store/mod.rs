@@ -1,4 +1,4 @@
-//! Where the bytes of an input come from, by range: a file that is mapped, or one that is read.
+//! Provides the bytes of an input by range: from a mapped file, or from one that is read.
 mod mapped;
 mod read;
 
@@ -12,24 +12,25 @@ use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// Bytes of one file by range. What cannot be had is an error, and never a signal but where a store says so.
+/// Bytes of one file by range. Failures are errors, never signals, unless a store says otherwise.
 ///
-/// Nothing here needs a file: a store of objects behind a network fits as well. Its `fetch` begins to get the blocks that
-/// hold a range, its `lend` waits for them and copies what is asked for into `room`, and calls come from several threads.
+/// Nothing here requires a file, so a store of remote objects can be added. Its `fetch` starts downloading the blocks
+/// that hold a range, its `lend` waits for them and copies the requested bytes into `room`; calls come from several
+/// threads.
 pub trait Store: Debug + Send + Sync {
-    /// Whether any number of bytes is lent in place, at no cost.
+    /// Whether any range is available in place, at no cost.
     fn in_place(&self) -> bool {
         false
     }
 
-    /// Bytes `at`, in place or in `room`.
+    /// Returns bytes `at`, in place or copied into `room`.
     fn lend<'s>(&'s self, at: Range<usize>, room: &'s mut Vec<u8>) -> io::Result<&'s [u8]>;
 
-    /// Asks for bytes ahead of their use. Advice only.
+    /// Prefetches bytes. A hint only.
     fn fetch(&self, at: Range<usize>);
 }
 
-/// A store that is not opened, of files whose headers are all that is asked about.
+/// A store that is never opened, for files of which only the header is used.
 #[derive(Debug)]
 pub(crate) struct Unopened;
 
@@ -41,8 +42,8 @@ impl Store for Unopened {
     fn fetch(&self, _: Range<usize>) {}
 }
 
-/// What tells a file that was written to, or replaced, from the one that was opened. The time of the last change of its
-/// status cannot be set back, unlike that of its content.
+/// Identifies a file's state, to detect that it was written to or replaced. Its ctime cannot be set back, unlike its
+/// mtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
     inode: (u64, u64),
@@ -61,30 +62,30 @@ impl Stamp {
         }
     }
 
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// Time of last change, nanoseconds since 1970.
+    /// Time of last modification, nanoseconds since 1970.
     pub fn mtime_ns(&self) -> i64 {
         self.content.0.saturating_mul(1_000_000_000).saturating_add(self.content.1)
     }
 
-    /// Why what is at a path is not the file any more that has this stamp, if it is not. An error where the system does not
-    /// tell.
+    /// Returns why the file at a path no longer matches this stamp, or `None` if it does. Fails if the system does not
+    /// report the status.
     pub fn changed(&self, path: &Path) -> Result<Option<Error>> {
         match std::fs::metadata(path) {
             Ok(meta) if Self::of(&meta) == *self => Ok(None),
-            Ok(meta) if meta.ino() != self.inode.1 => Ok(Some(Error::checkpoint(path, "another file is in its place"))),
-            Ok(_) => Ok(Some(Error::checkpoint(path, "it was written to, or its times or rights were changed"))),
+            Ok(meta) if meta.ino() != self.inode.1 => Ok(Some(Error::checkpoint(path, "it was replaced by another file"))),
+            Ok(_) => Ok(Some(Error::checkpoint(path, "it was written to, or its times or permissions were changed"))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Some(Error::io(path)(e))),
             Err(e) => Err(Error::io(path)(e)),
         }
     }
 }
 
-/// File systems that keep files on another machine, or by a program that may: their `f_type`, in 32 bits.
+/// File systems whose files are kept by another machine or a user-space program: their `f_type`, in 32 bits.
 #[cfg(target_os = "linux")]
 const REMOTE: [(&str, u32); 24] = [
     ("9p", 0x0102_1997),
@@ -118,12 +119,13 @@ fn is_type_of_remote(f_type: u32) -> bool {
     REMOTE.iter().any(|(_, known)| *known == f_type)
 }
 
-/// Whether a file is kept by another machine, or by a program that may be. There a server that fails raises SIGBUS in whoever
-/// mapped the file, and only a sync or a close says whether what was written is kept. `None` where the system does not tell.
+/// Returns whether a file is kept by another machine or a user-space program. There a failing server raises SIGBUS in
+/// processes that mapped the file, and only a sync or close reports whether writes were kept. `None` if the system does
+/// not report it.
 pub(crate) fn is_remote(file: &File) -> Option<bool> {
     #[cfg(target_os = "linux")]
     {
-        // Its type has other widths and signs on other processors.
+        // The type has another width and signedness on other processors.
         rustix::fs::fstatfs(file).ok().map(|found| is_type_of_remote(found.f_type as u32))
     }
     #[cfg(not(target_os = "linux"))]
@@ -133,9 +135,9 @@ pub(crate) fn is_remote(file: &File) -> Option<bool> {
     }
 }
 
-/// Opens a file: mapped or to be read, as is asked, else mapped unless the file is remote.
+/// Opens a file: mapped or read as requested, otherwise mapped unless it is remote.
 pub(crate) fn open(path: &Path, mmap: Option<bool>) -> Result<(Box<dyn Store>, Stamp)> {
-    // Asked before it is opened, which for a pipe would wait for whoever writes into it.
+    // Checked before opening, which would block on a pipe without a writer.
     if !std::fs::metadata(path).map_err(Error::io(path))?.is_file() {
         return Err(Error::checkpoint(path, "not a file"));
     }
@@ -199,7 +201,7 @@ mod tests {
         file.as_file().set_len(95).unwrap();
         assert_eq!(store.lend(85..95, &mut room).unwrap(), [5; 10]);
         let error = store.lend(90..100, &mut room).unwrap_err();
-        assert_eq!(error.to_string(), "the file has become shorter");
+        assert_eq!(error.to_string(), "the file was truncated");
         assert!(stamp.changed(file.path()).unwrap().unwrap().to_string().contains("written to"));
     }
 }

@@ -1,11 +1,11 @@
-//! A file that is read where it is asked for, so that a server or a disk that fails is an error.
+//! A file that is read on demand, so that a failing server or disk is an error.
 use super::Store;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
-/// A file that is read into the room of whoever asks.
+/// A file that is read into the caller's buffer.
 #[derive(Debug)]
 pub(super) struct Read(File);
 
@@ -24,13 +24,13 @@ impl Store for Read {
         match self.0.read_exact_at(room, at.start as u64) {
             Ok(()) => Ok(room),
             Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
-                Err(io::Error::new(e.kind(), "the file has become shorter"))
+                Err(io::Error::new(e.kind(), "the file was truncated"))
             }
             Err(e) => Err(e),
         }
     }
 
-    /// A refusal by the system changes nothing.
+    /// An error of the system changes nothing.
     fn fetch(&self, at: Range<usize>) {
         #[cfg(target_os = "linux")]
         {
