@@ -1,4 +1,4 @@
-//! The plan contract, from the fixture that the Python tests write the same plan to.
+//! The plan contract, checked on the fixture that the Python tests write as well.
 use mol_merge::methods::linear::Linear;
 use mol_merge::methods::scale::Scale;
 use mol_merge::methods::slerp::Slerp;
@@ -41,7 +41,7 @@ fn every_expression_of_the_fixture_is_read_and_written_as_it_was() {
     let again = serde_json::to_string(&plan).unwrap();
     let (mut read, written): (serde_json::Value, serde_json::Value) =
         (serde_json::from_str(FIXTURE).unwrap(), serde_json::from_str(&again).unwrap());
-    // Of the task with two results, two are made.
+    // The task with two results becomes two tasks.
     let tasks = read["tasks"].as_array_mut().unwrap();
     let mut second = tasks[5].clone();
     for (result, task) in [&mut tasks[5], &mut second].into_iter().enumerate() {
@@ -151,7 +151,7 @@ fn a_digest_names_the_work_not_its_place_or_time() {
 fn a_tasks_digest_changes_with_that_task_alone() {
     let digests = |json: &str| Plan::parse(json).unwrap().task_digests().unwrap().to_vec();
     let first = digests(FIXTURE);
-    // The third input comes first: numbers of inputs are no part of the work.
+    // The third input comes first: input numbers are not part of the work.
     let shifted = FIXTURE.replacen(
         "\"inputs\": [",
         "\"inputs\": [{\"path\": \"/c\", \"size\": 1, \"mtime_ns\": 1, \"header\": \"c\"}, ",

@@ -1,4 +1,4 @@
-//! Holds the tasks of a plan against each other and against the input files.
+//! Checks the tasks of a plan against each other and against the input files.
 use super::{Expr, Fill, Method, OutputTensor, Plan, Table, Task};
 use crate::container::{Container, Header};
 use crate::dtype::Float;
@@ -7,11 +7,11 @@ use crate::source;
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// Tasks that a worker checks at a time: one by one they would cost more to hand out.
+/// Tasks that a worker thread checks at a time: handing them out one by one would cost more than the checks.
 const TASKS: usize = 64;
 
 impl Expr {
-    /// The table that a gather goes by.
+    /// Returns the table of a gather, `None` for any other expression.
     pub(crate) fn table(&self) -> Option<&str> {
         match self {
             Self::Made(made) => match &**made {
@@ -24,18 +24,18 @@ impl Expr {
 }
 
 impl Task {
-    /// The tensors that it reads, where all it reads are whole tensors: inputs and names.
+    /// Returns the tensors that the task reads, as inputs and names; fails if it reads anything but whole tensors.
     pub fn tensors(&self) -> Result<Vec<(usize, &str)>> {
         let tensors = self.of.iter().map(|expr| match expr {
             Expr::Tensor(input, name) => Ok((*input, name.as_str())),
-            Expr::Made(_) => Err(Error::Panic(format!("`{}` is read as a tensor", expr.kind()))),
+            Expr::Made(_) => Err(Error::Panic(format!("`{}` is used as a plain tensor", expr.kind()))),
         });
         tensors.collect()
     }
 }
 
 impl Plan {
-    /// Checks that every input and table that is named is listed, so that nothing that follows a number can miss.
+    /// Checks that every input and table referred to exists, so that later lookups cannot fail.
     pub(super) fn check_references(&self) -> Result<()> {
         for (index, task) in self.tasks.iter().enumerate() {
             let fault =
@@ -54,7 +54,7 @@ impl Plan {
                 let mut nested = false;
                 expr.visit(&mut |expr| nested |= expr.table().is_some());
                 if nested {
-                    return Err(fault("a mean is of rows of a gather, which may need this table".into()));
+                    return Err(fault("a mean reads rows of a `gather`, which may need this table itself".into()));
                 }
             }
         }
@@ -70,7 +70,7 @@ impl Plan {
                 }
                 _ => {
                     let table = expr.table().filter(|table| !self.tables.contains_key(*table));
-                    table.map(|table| format!("`gather` by table `{table}`, which the plan lacks"))
+                    table.map(|table| format!("`gather` uses table `{table}`, which is not in the plan"))
                 }
             };
             problem = problem.take().or(missing);
@@ -78,8 +78,8 @@ impl Plan {
         problem.map_or(Ok(()), Err)
     }
 
-    /// Checks every task against the input files, on the workers of the pool that this is called in; returns the bytes that
-    /// one sweep of each reads, as progress counts them. Of several problems the first is reported.
+    /// Checks every task against the input files, on the current worker threads. Returns the bytes that one sweep of
+    /// each task reads, as progress counts them. Of several problems the first is reported.
     pub fn check(&self, headers: &[Arc<Header>]) -> Result<Vec<usize>> {
         let reads =
             (0..self.tasks.len()).into_par_iter().with_min_len(TASKS).map(|task| self.check_task(task, headers));
@@ -92,7 +92,7 @@ impl Plan {
         let fault = |reason: String| Error::Merge(format!("plan, tensor `{name}`: {reason}"));
         task.by.check(task.of.len()).map_err(fault)?;
         if !task.with.is_empty() {
-            return Err(fault(format!("the method takes nothing in `with`, here are {}", task.with.len())));
+            return Err(fault(format!("the method takes nothing in `with`, but {} are given", task.with.len())));
         }
         let copies = matches!(task.by, Method::Copy(_));
         let whole = place.elements.len() == self.target(index).1.len();
@@ -125,7 +125,7 @@ impl Plan {
                 }
                 if Float::of(*dtype).is_none() || copies && task.of.len() > 1 {
                     return Err(fault(format!(
-                        "`{}` makes floats, which are not compared and no {dtype}",
+                        "`{}` makes floats, which cannot be compared with a copy or stored as {dtype}",
                         expr.kind()
                     )));
                 }
@@ -137,7 +137,7 @@ impl Plan {
 }
 
 impl Table {
-    /// Checks that every row of the result comes from one place.
+    /// Checks that every row of the result has exactly one origin.
     fn check(&self) -> std::result::Result<(), String> {
         let runs = self.runs.iter().map(|(to, from, count)| (*to, *count, format!("run [{to}, {from}, {count}]")));
         let fills = self.fills.iter().map(|(row, _)| (*row, 1, format!("the fill of row {row}")));
@@ -147,7 +147,7 @@ impl Table {
         for (to, count, what) in pieces {
             if to != end || count == 0 {
                 return Err(format!(
-                    "{what} begins at row {to} and has {count} rows, but row {end} is the next to be made"
+                    "{what} begins at row {to} and has {count} rows, but the next row to make is {end}"
                 ));
             }
             end = to.checked_add(count).ok_or_else(|| format!("{what} overflows"))?;

@@ -1,11 +1,12 @@
-//! What names work, wherever it is done and whenever: inputs count by size and header, not by place and time.
+//! Digests that identify work independently of where and when it runs: inputs count by size and header, not by path and
+//! time.
 use super::{Expr, Fill, OutputTensor, Plan, Table};
 use crate::error::{Error, Result};
 use blake3::{Hash, Hasher};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// An expression with the inputs numbered as they come up. Most are tensors, which are not copied to be numbered.
+/// An expression whose inputs are numbered in order of first use. Plain tensors, the most common case, are not cloned.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Numbered<'a> {
@@ -13,14 +14,14 @@ enum Numbered<'a> {
     Made(Expr),
 }
 
-/// What is numbered, and what the inputs are.
+/// Numbered expressions or a table, with the size and header of each input.
 #[derive(Serialize)]
 struct Reading<'a, T> {
     what: T,
     inputs: Vec<(u64, &'a str)>,
 }
 
-/// One task: all that its bytes depend on.
+/// One task: everything that its bytes depend on.
 #[derive(Serialize)]
 struct OneTask<'a> {
     plan: u32,
@@ -32,7 +33,7 @@ struct OneTask<'a> {
     tables: BTreeMap<&'a str, &'a str>,
 }
 
-/// One output file, without what its tensors hold.
+/// One output file: names, dtypes and shapes, without the contents.
 #[derive(Serialize)]
 struct OneOutput<'a> {
     plan: u32,
@@ -40,14 +41,14 @@ struct OneOutput<'a> {
     tensors: Vec<(&'a str, safetensors::Dtype, &'a [usize])>,
 }
 
-/// BLAKE3 of a value's JSON. Piece by piece the hasher would take several times as long, so `text` is room for it.
+/// Computes BLAKE3 of a value's JSON. `text` is scratch: feeding the hasher token by token takes several times as long.
 fn hash(value: &impl Serialize, text: &mut Vec<u8>) -> Result<Hash> {
     text.clear();
     serde_json::to_writer(&mut *text, value).map_err(|e| Error::Panic(format!("digest: {e}")))?;
     Ok(blake3::hash(text))
 }
 
-/// Numbers inputs as they come up.
+/// Numbers inputs in order of first use.
 struct Numbering<'a> {
     plan: &'a Plan,
     found: Vec<usize>,
@@ -89,7 +90,8 @@ fn tensor(tensor: &OutputTensor) -> (&str, safetensors::Dtype, &[usize]) {
 }
 
 impl Plan {
-    /// What names each task: tensor and rows, method, sources and seed. It stays the same when the rest of the plan changes.
+    /// Returns the digest of each task: tensor and rows, method, sources and seed. It does not depend on the rest of
+    /// the plan.
     pub fn task_digests(&self) -> Result<&[Hash]> {
         if let Some(known) = self.digests.get() {
             return Ok(known);
@@ -140,7 +142,7 @@ impl Plan {
         hash(&inputs.reading(table), text)
     }
 
-    /// What names each output file: its name and its tensors, whatever they hold.
+    /// Computes the digest of each output file: its name and tensors, whatever they contain.
     pub fn layout_digests(&self) -> Result<Vec<Hash>> {
         let mut outputs: Vec<OneOutput> = Vec::new();
         outputs.extend(self.outputs.iter().map(|file| OneOutput { plan: self.plan, file, tensors: Vec::new() }));
@@ -151,7 +153,7 @@ impl Plan {
         outputs.iter().map(|output| hash(output, &mut text)).collect()
     }
 
-    /// What names the work: BLAKE3 of the digests of layout and tasks.
+    /// Computes the digest of the plan: BLAKE3 of the digests of layout and tasks.
     pub fn digest(&self) -> Result<String> {
         let mut hasher = Hasher::new();
         for hash in self.layout_digests()?.iter().chain(self.task_digests()?) {

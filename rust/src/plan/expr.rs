@@ -1,4 +1,4 @@
-//! What a task reads: a tensor of an input file, or what is made of other expressions; and the tables of row gathers.
+//! What a task reads: a tensor of an input file or an expression over others; and the tables of row gathers.
 use crate::methods::Method;
 use safetensors::Dtype;
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
@@ -6,111 +6,111 @@ use serde::de::{MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
-/// Something that has a shape and elements. A row is what lies along the last axis; of a vector, one element.
+/// Something with a shape and elements. A row lies along the last axis; in a vector, each element is a row.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Expr {
     /// A tensor of an input file, `[input, "name"]`.
     Tensor(usize, String),
-    /// What is made of others, `{"rows": {...}}`.
+    /// An expression over others, `{"rows": {...}}`.
     Made(Box<Made>),
 }
 
-/// What is made of other expressions.
+/// An expression over other expressions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Made {
-    /// Some rows: an expert of a fused tensor, q of qkv.
+    /// A range of rows: one expert of a fused tensor, q of qkv.
     Rows {
-        /// Of what.
+        /// The source.
         of: Expr,
-        /// The first.
+        /// First row.
         from: usize,
-        /// The one after the last.
+        /// End row, exclusive.
         to: usize,
     },
-    /// Some columns of a matrix.
+    /// A range of columns of a matrix.
     Columns {
-        /// Of what.
+        /// The source.
         of: Expr,
-        /// The first.
+        /// First column.
         from: usize,
-        /// The one after the last.
+        /// End column, exclusive.
         to: usize,
     },
-    /// Rows of several, one after the other: experts into a fused tensor.
+    /// Rows of several expressions, concatenated: experts into a fused tensor.
     Stack(Vec<Expr>),
-    /// A matrix with rows and columns exchanged.
+    /// A transposed matrix.
     Transpose(Expr),
-    /// Rows in another order, and some that are made: a vocabulary indexed anew.
+    /// Rows in another order, some of them filled: a re-indexed vocabulary.
     Gather {
-        /// Of what.
+        /// The source.
         of: Expr,
-        /// Which of `tables`.
+        /// Key in `tables`.
         table: String,
     },
     /// Rounded to another float dtype.
     Cast {
-        /// Of what.
+        /// The source.
         of: Expr,
-        /// The dtype.
+        /// The target dtype.
         to: Dtype,
     },
-    /// `W + scale * B A`; with a magnitude, each row scaled to that norm (`DoRA`).
+    /// `W + scale * B A`; with a magnitude, each row is then scaled to that norm (`DoRA`).
     Lora {
-        /// W, of any number of rows and columns.
+        /// W, a matrix of any shape.
         of: Expr,
-        /// A: rank rows, W's columns.
+        /// A, [rank, columns of W].
         a: Expr,
-        /// B: W's rows, rank columns.
+        /// B, [rows of W, rank].
         b: Expr,
-        /// Factor on B A.
+        /// Factor of B A.
         scale: f64,
-        /// One for each row.
+        /// Norm of each row of the result (`DoRA`).
         magnitude: Option<Expr>,
     },
-    /// Codes times scales: the weights behind 8-bit floats.
+    /// Codes times scales: weights stored as 8-bit floats.
     Scaled {
         /// The codes: a tensor of a file.
         of: Expr,
-        /// The scales: one for each block of each matrix of the last two axes.
+        /// The scales: one per block of each matrix of the last two axes.
         by: Expr,
-        /// Rows and columns that one scale covers; at the ends of a matrix they may be fewer.
+        /// Rows and columns that one scale covers; blocks at the edges may be smaller.
         block: [usize; 2],
     },
-    /// The result of a method: a stage.
+    /// The result of a method: a stage of a recipe.
     Merged {
         /// The method.
         by: Method,
-        /// What it is done to.
+        /// Its sources.
         of: Vec<Expr>,
     },
 }
 
-/// Where each row of a gather comes from: every row is in one run or is one fill.
+/// The origin of each row of a gather: every row is in exactly one run or fill.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Table {
     /// Rows of the result.
     pub rows: usize,
-    /// First row of the result, first row of the source, how many.
+    /// First row of the result, first row of the source, number of rows.
     pub runs: Vec<(usize, usize, usize)>,
-    /// Row of the result, and how it is made.
+    /// Row of the result, and how it is filled.
     #[serde(default)]
     pub fills: Vec<(usize, Fill)>,
 }
 
-/// How a row is made that the source lacks.
+/// How a row that the source lacks is filled.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fill {
     /// Zeros.
     Zero,
-    /// The mean of rows of expressions.
+    /// The mean of rows of other expressions.
     Mean(Vec<(Expr, usize)>),
 }
 
 impl Expr {
-    /// The expressions that this one is made of.
+    /// Returns the expressions directly below this one.
     pub fn parts(&self) -> Vec<&Self> {
         let Self::Made(made) = self else { return Vec::new() };
         match &**made {
@@ -124,7 +124,7 @@ impl Expr {
         }
     }
 
-    /// The same, to change them.
+    /// Returns the expressions directly below this one, mutably.
     fn parts_mut(&mut self) -> Vec<&mut Self> {
         let Self::Made(made) = self else { return Vec::new() };
         match &mut **made {
@@ -138,13 +138,13 @@ impl Expr {
         }
     }
 
-    /// Visits this expression and all below it.
+    /// Visits this expression and everything below it.
     pub fn visit<'e>(&'e self, see: &mut impl FnMut(&'e Self)) {
         see(self);
         self.parts().into_iter().for_each(|part| part.visit(see));
     }
 
-    /// Replaces the number of every input.
+    /// Replaces every input number.
     pub(super) fn renumber(&mut self, number: &mut impl FnMut(usize) -> usize) {
         if let Self::Tensor(input, _) = self {
             *input = number(*input);
@@ -152,7 +152,7 @@ impl Expr {
         self.parts_mut().into_iter().for_each(|part| part.renumber(number));
     }
 
-    /// What it is called in the plan.
+    /// Returns its name in the plan.
     pub fn kind(&self) -> &'static str {
         let Self::Made(made) = self else { return "tensor" };
         match &**made {
@@ -178,7 +178,7 @@ impl Serialize for Expr {
     }
 }
 
-// Not `untagged`: that would only say that nothing fits, and not which field is unknown.
+// Not `untagged`, which would only report that no variant matches, not which field is unknown.
 impl<'de> Deserialize<'de> for Expr {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either;

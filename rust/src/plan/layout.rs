@@ -1,4 +1,4 @@
-//! What the output files hold: their names, their tensors in order, and which rows of them each task writes.
+//! What the output files contain: their names, their tensors in order, and the rows of them that each task writes.
 use super::{Plan, Target};
 use crate::error::{Error, Result};
 use safetensors::Dtype;
@@ -7,17 +7,17 @@ use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 
-/// A file that is written.
+/// An output file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutputFile {
-    /// Its name.
+    /// File name.
     pub name: String,
-    /// What kind of file it is.
+    /// File format.
     pub format: FileFormat,
 }
 
-/// A kind of file.
+/// A file format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FileFormat {
@@ -29,17 +29,17 @@ pub enum FileFormat {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutputTensor {
-    /// Its name.
+    /// The tensor's name.
     pub name: String,
-    /// Its element type.
+    /// The dtype.
     pub dtype: Dtype,
-    /// Its shape.
+    /// The shape.
     pub shape: Vec<usize>,
     /// Index into `outputs`; never decreases from tensor to tensor.
     pub output: usize,
 }
 
-/// Rows and columns of a shape: a row is what lies along the last axis; of a vector, one element.
+/// Returns rows and columns of a shape: a row lies along the last axis; in a vector, each element is a row.
 pub fn matrix(shape: &[usize]) -> (usize, usize) {
     match shape {
         [] => (1, 1),
@@ -49,37 +49,37 @@ pub fn matrix(shape: &[usize]) -> (usize, usize) {
 }
 
 impl OutputTensor {
-    /// Elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
     }
 
-    /// Whether it has no elements.
+    /// Returns whether it has no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Bytes.
+    /// Returns the number of bytes.
     pub fn bytes(&self) -> usize {
         self.len() * self.dtype.bitsize() / 8
     }
 }
 
-/// What a task writes.
+/// The part of an output tensor that a task writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// Index into `tensors`.
     pub tensor: usize,
-    /// Elements of the tensor.
+    /// Range of elements in the tensor.
     pub elements: Range<usize>,
-    /// Bytes of the tensor.
+    /// Range of bytes in the tensor.
     pub bytes: Range<usize>,
-    /// Elements of a row, as methods see it: a vector is one row.
+    /// Elements per row, as methods see it: a vector is one row.
     columns: usize,
 }
 
 impl Place {
-    /// Whether something of a shape can be written here, into a tensor of shape `tensor`.
+    /// Returns whether a result of a shape fits here, in a tensor of shape `tensor`.
     pub(super) fn fits(&self, shape: &[usize], tensor: &[usize]) -> bool {
         let (_, columns) = matrix(tensor);
         let rows = self.elements.len().checked_div(columns);
@@ -87,21 +87,21 @@ impl Place {
         rows.map_or(found.0 * found.1 == 0, |rows| found == (rows, columns))
     }
 
-    /// What would fit, in words.
+    /// Describes what would fit.
     pub(super) fn wanted(&self, tensor: &[usize]) -> String {
         let (_, columns) = matrix(tensor);
         let rows = self.elements.len().checked_div(columns).unwrap_or(0);
-        format!("{rows} rows of {columns} for a place in {tensor:?}")
+        format!("{rows} rows of {columns} as a part of {tensor:?}")
     }
 
-    /// Rows and columns, as methods see them.
+    /// Returns rows and columns, as methods see them.
     pub fn shape(&self) -> (usize, usize) {
         (self.elements.len().checked_div(self.columns).unwrap_or(0), self.columns)
     }
 }
 
 impl Plan {
-    /// Checks the files and tensors, and finds what each task writes: rows from its own on, up to those of the next task.
+    /// Checks files and tensors, and finds what each task writes: from its first row up to the next task's.
     pub(super) fn lay_out(&self) -> Result<Vec<Place>> {
         let fault = |reason: String| Error::Merge(format!("plan: {reason}"));
         self.check_sizes()?;
@@ -123,14 +123,15 @@ impl Plan {
                 return Err(fault(format!("tensor `{}` is written twice", tensor.name)));
             }
             if tensor.output < output || tensor.output >= self.outputs.len() {
-                return Err(fault(format!("tensor `{}` is out of the order of the output files", tensor.name)));
+                return Err(fault(format!("tensor `{}` is not in the order of the output files", tensor.name)));
             }
             output = tensor.output;
         }
         self.places()
     }
 
-    /// What each task writes: tasks come in the order of the tensors, those of one tensor in the order of its rows.
+    /// Finds what each task writes: tasks are in the order of the tensors, those of one tensor in the order of its
+    /// rows.
     fn places(&self) -> Result<Vec<Place>> {
         let fault = |reason: String| Error::Merge(format!("plan: {reason}"));
         let mut places: Vec<Place> = Vec::with_capacity(self.tasks.len());
@@ -183,7 +184,7 @@ impl Plan {
         }
     }
 
-    /// Checks that all sizes together fit into 64 bits, so that nothing that adds them up can overflow.
+    /// Checks that all sizes together fit into 64 bits, so that later sums cannot overflow.
     fn check_sizes(&self) -> Result<()> {
         let mut total: u64 = 0;
         for OutputTensor { name, dtype, shape, .. } in &self.tensors {

@@ -1,4 +1,4 @@
-//! The JSON contract with Python, version 2: layout and work, and the checks that trust nothing.
+//! The JSON contract with Python, version 2: layout and tasks, and checks that trust nothing.
 mod check;
 mod digest;
 mod expr;
@@ -19,70 +19,71 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
-/// The version of the contract; it rises with every new kind of expression and every new field.
+/// The version of the contract; raised for every new kind of expression and every new field.
 pub const VERSION: u32 = 2;
 
-/// An input file, and what it was when the plan was made.
+/// An input file, and its state when the plan was made.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct InputFile {
     /// Absolute path.
     pub path: PathBuf,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// Time of last change, nanoseconds since 1970.
+    /// Time of last modification, nanoseconds since 1970.
     pub mtime_ns: i64,
     /// BLAKE3 of the header, hexadecimal.
     pub header: String,
 }
 
-/// Where a task's result goes.
+/// Where a task's result is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
     /// Index into `tensors`.
     pub tensor: usize,
-    /// Its first row there.
+    /// First row in that tensor.
     pub row: usize,
 }
 
-/// One piece of work: one result of a reading.
+/// One unit of work: one result of a reading.
 #[derive(Debug, Serialize)]
 pub struct Task {
-    /// What it writes: one tensor, from a row on.
+    /// The tensor that it writes, and from which row on.
     pub to: [Target; 1],
-    /// What is done.
+    /// The method.
     pub by: Method,
-    /// What it is done to.
+    /// The sources.
     pub of: Vec<Expr>,
-    /// What the method reads beside that.
+    /// Further tensors that the method reads.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub with: Vec<Expr>,
-    /// The task of the plan whose result it is. Those of one run one after the other, while what they read is in memory.
+    /// Index of the plan's task that this result belongs to. Results of one task run one after the other, while their
+    /// inputs are in memory.
     #[serde(skip)]
     pub reading: usize,
 }
 
-/// Everything that will be done.
+/// A whole merge.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
     /// `VERSION`.
     pub plan: u32,
-    /// For methods that draw random numbers.
+    /// Seed of methods that draw random numbers.
     pub seed: u64,
-    /// Whether NaN, infinities and overflow pass.
+    /// Whether NaN, infinities and overflow are allowed.
     pub allow_nonfinite: bool,
-    /// Files read.
+    /// Input files.
     pub inputs: Vec<InputFile>,
-    /// Files written.
+    /// Output files.
     pub outputs: Vec<OutputFile>,
-    /// What they hold, in order.
+    /// Output tensors, in file order.
     pub tensors: Vec<OutputTensor>,
-    /// Of row gathers, by name.
+    /// Tables of row gathers, by name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tables: BTreeMap<String, Table>,
-    /// What is done, in the order of `tensors`.
+    /// Tasks, in the order of `tensors`.
     #[serde(deserialize_with = "reading::tasks")]
     pub tasks: Vec<Task>,
     #[serde(skip)]
@@ -92,7 +93,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Reads a plan; unknown fields and other versions are refused, and a layout that does not hold together.
+    /// Parses a plan; refuses unknown fields, other versions and an inconsistent layout.
     pub fn parse(json: &str) -> Result<Self> {
         #[derive(Deserialize)]
         struct Versioned {
@@ -100,7 +101,7 @@ impl Plan {
         }
         let fault = |e: serde_json::Error| Error::Merge(format!("plan: {e}"));
         let parsed = serde_json::from_str::<Self>(json);
-        // The version first: what else is wrong with a plan of another version is beside the point.
+        // The version first: other problems of a plan of another version do not matter.
         if let Ok(Versioned { plan }) =
             parsed.as_ref().map_or_else(|_| serde_json::from_str(json), |parsed| Ok(Versioned { plan: parsed.plan }))
             && plan != VERSION
@@ -113,19 +114,19 @@ impl Plan {
         Ok(plan)
     }
 
-    /// What each task writes.
+    /// Returns what each task writes.
     pub fn written(&self) -> &[Place] {
         &self.places
     }
 
-    /// What a task writes, and the tensor that it belongs to.
+    /// Returns what a task writes, and the output tensor it belongs to.
     pub fn target(&self, task: usize) -> (&Place, &OutputTensor) {
         let place = &self.places[task];
         (place, &self.tensors[place.tensor])
     }
 
-    /// Reads the headers of the inputs on the workers of the pool that this is called in, and checks that they are what they
-    /// were when the plan was made. Of several problems the first is reported.
+    /// Reads the headers of all inputs on the current worker threads, and checks that they are unchanged since the plan
+    /// was made. Of several problems the first is reported.
     pub fn read_headers(&self, watch: &Watch) -> Result<Vec<Arc<Header>>> {
         let read = |file: &InputFile| {
             watch.check()?;
@@ -140,7 +141,7 @@ impl Plan {
     }
 }
 
-/// An input is not what the plan was made from.
+/// An input differs from what the plan was made from.
 fn changed(path: &Path) -> Error {
-    Error::checkpoint(path, "the file has changed since the merge was planned; run the command again to plan anew")
+    Error::checkpoint(path, "the file has changed since the merge was planned; run the command again to make a new plan")
 }

@@ -1,12 +1,13 @@
-//! Tasks as the plan has them: of one reading several results, each by a method of its own. A run has a task for each
-//! result, which is named and claimed by itself: so a sweep that grows or shrinks keeps what is finished of it.
+//! Reads the tasks of a plan, which may have several results of one reading, each by its own method. A run has one task
+//! per result, with its own digest and claim, so a sweep of parameters that grows or shrinks keeps its finished
+//! results.
 use super::{Expr, Method, Target, Task};
 use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
 use serde::de::{Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::fmt;
 
-/// A task as the plan has it.
+/// A task in the plan's JSON.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Reading {
@@ -17,20 +18,20 @@ struct Reading {
     with: Vec<Expr>,
 }
 
-/// A method, or one for each result.
+/// One method, or one per result.
 enum By {
     One(Method),
     Each(Vec<Method>),
 }
 
-// Not `untagged`, for the same reason as an expression.
+// Not `untagged`, for the same reason as `Expr`.
 impl<'de> Deserialize<'de> for By {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either;
         impl<'de> Visitor<'de> for Either {
             type Value = By;
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object with the name of a method, or a list of such")
+                f.write_str("an object with the name of a method, or a list of such objects")
             }
             fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<By, A::Error> {
                 Vec::deserialize(SeqAccessDeserializer::new(seq)).map(By::Each)
@@ -43,7 +44,7 @@ impl<'de> Deserialize<'de> for By {
     }
 }
 
-/// Reads the tasks of a plan, a task for each result, in the order of what they write.
+/// Reads the tasks of a plan, one per result, in the order of what they write.
 pub(super) fn tasks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Task>, D::Error> {
     struct Tasks;
     impl<'de> Visitor<'de> for Tasks {
@@ -58,7 +59,7 @@ pub(super) fn tasks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Ta
                     .map_err(|why| A::Error::custom(format!("task {readings} {why}")))?;
                 readings += 1;
             }
-            // Tasks of one result each have to be in order, which is checked; the further results find their places.
+            // Tasks with one result must already be in order, which is checked later; further results are sorted in.
             if tasks.len() > readings {
                 tasks.sort_by_key(|task: &Task| (task.to[0].tensor, task.to[0].row));
             }
@@ -82,7 +83,7 @@ fn split(Reading { to, by, of, with }: Reading, reading: usize, tasks: &mut Vec<
     let (last, further) = (to.len() - 1, to.into_iter().zip(by));
     let (mut of, mut with) = (of, with);
     for (result, (to, by)) in further.enumerate() {
-        // The last takes the expressions, which are seldom for more than one.
+        // The last result takes the expressions: cloning them is rarely needed.
         let of = if result < last { of.clone() } else { std::mem::take(&mut of) };
         let with = if result < last { with.clone() } else { std::mem::take(&mut with) };
         tasks.push(Task { to: [to], by, of, with, reading });
