@@ -183,8 +183,8 @@ print(_rust.execute(open(sys.argv[1]).read(), sys.argv[2], outputs=json.loads(sy
     claims = partial / f"{name}.journal"
     this = {"host": os.uname().nodename, "pid": os.getpid()}
     claims.write_text(json.dumps({"owner": this}) + "\n" + '{"task":"cut sh')
-    assert f"{name}: another process is at work on this output" in run([1]).stderr
-    assert "another mol-merge is at work" in run(None).stderr
+    assert f"{name}: another process is writing this output" in run([1]).stderr
+    assert "another mol-merge is working" in run(None).stderr
     assert json.loads(run([0]).stdout)["resumed"] == 2
     with claims.open("a") as file:
         file.write("ort\n" + json.dumps({"left": this}) + "\n")
@@ -194,7 +194,7 @@ print(_rust.execute(open(sys.argv[1]).read(), sys.argv[2], outputs=json.loads(sy
     with (partial / "journal").open("a") as file:
         file.write(json.dumps({"owner": this}) + "\n")
     for outputs in ([1], None):
-        assert "another mol-merge is at work" in run(outputs).stderr
+        assert "another mol-merge is working" in run(outputs).stderr
     assert shard_bytes(partial) == shard_bytes(tmp_path / "wanted")
 
 

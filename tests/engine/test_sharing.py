@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # A busy machine lets the slow merges of other processes take long.
 pytestmark = pytest.mark.timeout(240)
 
-BUSY = r"out\.partial: another mol-merge is at work"
+BUSY = r"out\.partial: another mol-merge is working"
 
 
 @pytest.fixture
@@ -99,9 +99,9 @@ def test_while_one_is_at_work(work: Work, partial: Path) -> None:
                 attempt()
         for taken in ([0], [1, 2], [2, 1]):
             name = names[1 if 1 in taken else 0]
-            with pytest.raises(MergeError, match=rf"out\.partial/{name}: another process is at work on this output"):
+            with pytest.raises(MergeError, match=rf"out\.partial/{name}: another process is writing this output"):
                 execute(work.plan, partial, outputs=taken)
-        with pytest.raises(MergeError, match=r"out\.partial: another plan is at work there"):
+        with pytest.raises(MergeError, match=r"out\.partial: another plan is being run there"):
             execute(other_weights(work.plan), partial, outputs=[2])
         done = execute(work.plan, partial, outputs=[2])
         assert [file["name"] for file in done["files"]] == names[2:]

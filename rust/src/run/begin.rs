@@ -1,4 +1,5 @@
-//! Begins the work of a plan in a place, or goes on with what is there; alone, or beside processes that do the same.
+//! Starts or resumes the work of a plan in a partial directory, alone or together with other processes of the same
+//! plan.
 use super::claims;
 use super::head::{Contents, Head, Line, MARK, NAME, json};
 use super::lock::Lock;
@@ -11,23 +12,23 @@ use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// What stands in a partial directory.
+/// What a partial directory contains.
 #[derive(Debug)]
 pub enum Found {
     /// Nothing to resume: no directory, an empty one, or one in which nothing was finished.
     Nothing,
-    /// Work of this plan, or of another that has some of its tensors: how many are claimed. Inputs may have been written
-    /// anew since, and then nothing is claimed that was made of them.
+    /// Work of this plan, or of another one with some of its tensors: the number of claims. Claims made from inputs
+    /// that have been written since do not count.
     Claims(usize),
-    /// Work of a plan that has nothing in common with this one.
+    /// Work of a plan that shares no task with this one.
     OtherPlan,
-    /// A directory of mol's, whose journal was damaged or is of another version.
+    /// A partial directory of mol's whose journal is damaged or of another version.
     Unreadable,
-    /// Something that mol did not make.
+    /// Files that mol did not write.
     Foreign,
 }
 
-/// What a place holds, of the view of a plan. A last line that a crash cut short is dropped.
+/// Determines what a directory contains, with respect to a plan. A last line truncated by a crash is dropped.
 pub fn inspect(lock: &mut Lock, plan: &Plan) -> Result<Found> {
     Ok(look(lock, plan, &Head::of(plan)?)?.0)
 }
@@ -38,7 +39,7 @@ fn look(lock: &mut Lock, plan: &Plan, wanted: &Head) -> Result<(Found, Contents)
     let mut text = lock.journal_bytes()?;
     let vacant = text.is_none() && lock.is_vacant()?;
     if text.is_none() && !vacant {
-        // Another process may have begun there since.
+        // Another process may have started there since.
         lock.find()?;
         text = lock.journal_bytes()?;
     }
@@ -47,8 +48,8 @@ fn look(lock: &mut Lock, plan: &Plan, wanted: &Head) -> Result<(Found, Contents)
     };
     let begun = text.contains(&b'\n');
     if !text.starts_with(MARK) {
-        // Killed before its first line was whole, before anything else was made. An empty file could be anybody's: after a
-        // power cut without `sync` shards may be there, which are known by their headers.
+        // Killed before its first line was complete, so nothing else exists. An empty file could be anyone's: after a
+        // power cut without `sync` there may be shards, recognised by their headers.
         let torn = !begun && MARK.starts_with(&text);
         let torn = torn && (!text.is_empty() || lock.is_vacant()? || holds_outputs_alone(plan, lock.partial())?);
         return Ok((if torn { Found::Nothing } else { Found::Foreign }, nothing));
@@ -66,7 +67,7 @@ fn look(lock: &mut Lock, plan: &Plan, wanted: &Head) -> Result<(Found, Contents)
     Ok((found, contents))
 }
 
-/// How many tasks of a plan are claimed in a directory, and how many there are of whatever plan.
+/// Counts the claims for tasks of a plan in a directory, and the claims for tasks of any plan.
 fn count(plan: &Plan, head: &Head, partial: &Path) -> Result<(usize, usize)> {
     let read = |output| Ok((output, claims::Contents::read(partial, output)?.claims));
     let mut claimed: HashMap<&str, _> = head.outputs().map(read).collect::<Result<_>>()?;
@@ -90,8 +91,8 @@ fn count(plan: &Plan, head: &Head, partial: &Path) -> Result<(usize, usize)> {
     Ok((ours, all))
 }
 
-/// Begins a plan in a place that this process has alone, or goes on with it. With `sync` the mark is on the disk before
-/// anything else is made there.
+/// Starts or resumes a plan in a directory held exclusively. With `sync` the journal's first line is on disk before
+/// anything else is created there.
 pub(crate) fn begin(lock: &mut Lock, plan: &Plan, head: &Head, sync: bool) -> Result<()> {
     write_head(lock, plan, head, sync)?;
     if let Some(owner) = lock.owner() {
@@ -106,17 +107,17 @@ pub(super) fn write_head(lock: &mut Lock, plan: &Plan, head: &Head, sync: bool) 
     match found {
         Found::Nothing | Found::Claims(_) => {}
         Found::OtherPlan => {
-            return Err(Error::Merge(format!("{place}: holds the unfinished work of another plan")));
+            return Err(Error::Merge(format!("{place}: contains unfinished work of another plan")));
         }
-        Found::Unreadable => return Err(Error::Merge(format!("{place}: holds a journal that cannot be read"))),
-        Found::Foreign => return Err(Error::Merge(format!("{place}: holds files that are not mol's"))),
+        Found::Unreadable => return Err(Error::Merge(format!("{place}: contains a journal that cannot be parsed"))),
+        Found::Foreign => return Err(Error::Merge(format!("{place}: contains files that are not mol's"))),
     }
     let mut file = lock.hold(sync)?;
     let path = lock.partial().join(NAME);
     let first = json(head)?;
     let mut set = || {
         if contents.head.is_none() {
-            // Over what a crash left of it, so that the mark is there at every moment.
+            // Written over the remains of a crash, so that the mark exists at every moment.
             file.write_all_at(first.as_bytes(), 0)?;
         }
         file.set_len(contents.head.as_ref().map_or(first.len() as u64, |_| contents.end))?;
@@ -130,7 +131,7 @@ pub(super) fn write_head(lock: &mut Lock, plan: &Plan, head: &Head, sync: bool) 
     Ok(())
 }
 
-/// Removes the output files of earlier work that this one does not have.
+/// Removes output files of earlier work that this plan does not have.
 fn drop_stale(partial: &Path, before: &Head, now: &Head) -> Result<()> {
     for output in before.outputs().filter(|output| !now.outputs.iter().any(|name| name == output)) {
         remove(&partial.join(output))?;

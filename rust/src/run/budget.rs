@@ -2,16 +2,18 @@
 use std::fs;
 use std::path::Path;
 
-/// The share of the available memory that tasks may hold where nothing else is asked.
+/// The fraction of available memory that tasks may hold by default.
 const SHARE: u64 = 4;
 
-/// Bytes that tasks may hold together beside their strips: what is asked, else a quarter of what is available.
+/// Returns the bytes that tasks may hold together in addition to their strips: as requested, else a quarter of the
+/// available memory.
 pub(crate) fn budget(asked: Option<u64>) -> usize {
     let bytes = asked.unwrap_or_else(|| available().map_or(u64::MAX, |available| available / SHARE));
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 
-/// Bytes that a process can still take, where the system says so: what the machine has left, or the control group.
+/// Returns the bytes that the process can still allocate, if the system reports it: by the machine or by the control
+/// group.
 fn available() -> Option<u64> {
     let meminfo = fs::read_to_string("/proc/meminfo").ok();
     let machine = meminfo.as_deref().and_then(|text| field(text, "MemAvailable:")).map(|kib| kib << 10);
@@ -22,14 +24,14 @@ fn available() -> Option<u64> {
     machine.into_iter().chain(limits.flatten()).min()
 }
 
-/// What is left of the memory of a control group; its page cache can be reclaimed.
+/// Returns the remaining memory of a control group; its page cache can be reclaimed.
 fn left(group: &Path) -> Option<u64> {
     let limit: u64 = fs::read_to_string(group.join("memory.max")).ok()?.trim().parse().ok()?;
     let used = fs::read_to_string(group.join("memory.stat")).ok().and_then(|text| field(&text, "anon"));
     Some(limit.saturating_sub(used.unwrap_or(0)))
 }
 
-/// The number behind a word at the beginning of a line.
+/// Parses the number after a key at the start of a line.
 fn field(text: &str, word: &str) -> Option<u64> {
     let mut lines = text.lines().map(str::split_whitespace);
     lines.find_map(|mut words| words.next().filter(|first| *first == word).and(words.next())?.parse().ok())

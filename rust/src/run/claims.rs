@@ -1,5 +1,5 @@
-//! What is finished of one output file: `OUTPUT.journal` beside it, a line per task, so that the same command resumes where
-//! a crash left it. It is only ever appended to, so a kill at any moment loses nothing that was there before.
+//! Records what is finished of one output file: `OUTPUT.journal` next to it, one line per task, so that the same
+//! command resumes after a crash. Only ever appended to, so a kill at any moment loses nothing recorded before.
 use super::flock::Owner;
 use super::writer::{make_way, open_own};
 use crate::error::{Error, Result};
@@ -12,13 +12,13 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-/// The name of the file that holds the claims of an output.
+/// Returns the name of the file that holds the claims of an output.
 pub(crate) fn name(output: &str) -> String {
     format!("{output}.journal")
 }
 
-/// What names each task of a plan: its digest, and when its inputs were last changed. It holds no index and no place, so a
-/// claim outlives an edit of the rest of the recipe.
+/// The keys of a plan's tasks: digest, and time of the inputs' last change. They contain no index or path, so a claim
+/// survives edits of the rest of the recipe.
 pub(crate) fn keys(plan: &Plan) -> Result<Vec<Hash>> {
     let key = |(task, digest): (usize, &Hash)| {
         let mut hasher = Hasher::new_derive_key("mol claim 1");
@@ -31,12 +31,12 @@ pub(crate) fn keys(plan: &Plan) -> Result<Vec<Hash>> {
     Ok(plan.task_digests()?.iter().enumerate().map(key).collect())
 }
 
-/// What is known of a finished task.
+/// A finished task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Claim {
     /// CRC-64/NVME of its bytes.
     pub crc64nvme: u64,
-    /// Whether all its elements, and all that they are made of, are finite.
+    /// Whether all its elements, and all their inputs, are finite.
     pub finite: bool,
 }
 
@@ -49,36 +49,36 @@ enum Line {
         crc64nvme: u64,
         finite: bool,
     },
-    /// A claim that did not hold.
+    /// A claim that turned out wrong.
     Void {
         void: String,
     },
-    /// The work as whose part the file is whole.
+    /// The plan for which the file is complete.
     Complete {
         complete: String,
     },
-    /// Who is at work, where the file system has no locks.
+    /// A process that works here, if the file system has no locks.
     Owner {
         owner: Owner,
     },
-    /// Who was, and is no more.
+    /// A process that has stopped working here.
     Left {
         left: Owner,
     },
 }
 
-/// What a file of claims says.
+/// The contents of a claims file.
 #[derive(Debug, Default)]
 pub(crate) struct Contents {
     pub claims: HashMap<Hash, Claim>,
-    /// The work as whose part the output is whole.
+    /// The plan for which the output is complete.
     pub complete: Option<String>,
-    /// Who works here without a lock.
+    /// The process that works here without a lock.
     pub owner: Option<Owner>,
 }
 
 impl Contents {
-    /// Lines that cannot be read, as a crash leaves them, say nothing.
+    /// Parses the lines; those truncated by a crash are ignored.
     pub fn of(text: &[u8]) -> Self {
         let mut contents = Self::default();
         for line in text.split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")) {
@@ -103,7 +103,7 @@ impl Contents {
         contents
     }
 
-    /// What is claimed in a directory for an output; nothing where no file of ours says so.
+    /// Reads the claims for an output in a directory; none if there is no such file of ours.
     pub fn read(directory: &Path, output: &str) -> Result<Self> {
         let path = directory.join(name(output));
         match fs::symlink_metadata(&path) {
@@ -115,7 +115,7 @@ impl Contents {
     }
 }
 
-/// The open file of an output's claims.
+/// The open claims file of an output.
 #[derive(Debug)]
 pub(crate) struct Claims {
     path: PathBuf,
@@ -125,7 +125,7 @@ pub(crate) struct Claims {
 }
 
 impl Claims {
-    /// Opens the claims of an output, or begins them.
+    /// Opens or creates the claims file of an output.
     pub fn open(directory: &Path, output: &str) -> Result<Self> {
         let path = directory.join(name(output));
         make_way(&path)?;
@@ -138,18 +138,18 @@ impl Claims {
         let text = read().map_err(Error::io(&path))?;
         let mut claims = Self { path, file, end: text.len() as u64, found: Contents::of(&text) };
         if text.last().is_some_and(|byte| *byte != b'\n') {
-            // A line that a crash cut short is ended, so that the next is one of its own.
+            // End a line truncated by a crash, so that the next one starts on its own line.
             claims.append(b"\n")?;
         }
         Ok(claims)
     }
 
-    /// What is claimed for a task.
+    /// Returns the claim for a task.
     pub fn get(&self, task: &Hash) -> Option<Claim> {
         self.found.claims.get(task).copied()
     }
 
-    /// Records a tensor whose bytes are all written.
+    /// Records a task whose bytes are all written.
     pub fn claim(&mut self, task: &Hash, claim: Claim) -> Result<()> {
         let Claim { crc64nvme, finite } = claim;
         self.line(&Line::Claim { task: task.to_hex().to_string(), crc64nvme, finite })?;
@@ -157,7 +157,7 @@ impl Claims {
         Ok(())
     }
 
-    /// Takes a claim back whose bytes are not what it says.
+    /// Retracts a claim that does not match the bytes.
     pub fn void(&mut self, task: &Hash) -> Result<()> {
         self.line(&Line::Void { void: task.to_hex().to_string() })?;
         self.found.complete = None;
@@ -165,7 +165,7 @@ impl Claims {
         Ok(())
     }
 
-    /// Records that the file is whole as a part of this work.
+    /// Records that the file is complete for this plan.
     pub fn complete(&mut self, work: &str) -> Result<()> {
         if self.found.complete.as_deref() != Some(work) {
             self.line(&Line::Complete { complete: work.to_owned() })?;

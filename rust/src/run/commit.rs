@@ -1,4 +1,4 @@
-//! The end of a merge: a finished `OUT.partial` is on the disk, becomes OUT by one rename, and leaves nothing behind.
+//! Ends a merge: syncs a finished `OUT.partial`, renames it to OUT, and removes what is left over.
 use super::head::Line;
 use super::lock::Lock;
 use super::place::{above, inode};
@@ -9,11 +9,11 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Syncs a directory, where the file system can: that what was made or renamed in it is on the disk.
+/// Syncs a directory if the file system can, so that files created or renamed in it are on disk.
 pub(crate) fn sync_directory(path: &Path) -> Result<()> {
     match File::open(path).and_then(|directory| directory.sync_all()) {
         Err(e) if matches!(Errno::from_io_error(&e), Some(Errno::INVAL | Errno::OPNOTSUPP | Errno::BADF)) => Ok(()),
-        // A directory that may be written in, and not read: all is synced instead of it.
+        // A directory with write but no read permission cannot be opened: sync everything instead.
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             rustix::fs::sync();
             Ok(())
@@ -22,7 +22,7 @@ pub(crate) fn sync_directory(path: &Path) -> Result<()> {
     }
 }
 
-/// Syncs everything under a directory.
+/// Syncs everything below a directory.
 fn sync_tree(directory: &Path) -> Result<()> {
     for entry in fs::read_dir(directory).map_err(Error::io(directory))? {
         let entry = entry.map_err(Error::io(directory))?;
@@ -36,7 +36,7 @@ fn sync_tree(directory: &Path) -> Result<()> {
     sync_directory(directory)
 }
 
-/// Whether a directory is there and holds anything.
+/// Returns whether a directory exists and is not empty.
 pub(crate) fn is_occupied(directory: &Path) -> Result<bool> {
     match fs::read_dir(directory) {
         Ok(mut entries) => Ok(entries.next().is_some()),
@@ -45,7 +45,7 @@ pub(crate) fn is_occupied(directory: &Path) -> Result<bool> {
     }
 }
 
-/// Why OUT cannot be replaced, and the way out.
+/// Explains why OUT cannot be replaced, and the way out.
 pub(crate) fn cannot_rename(out: &Path, why: &io::Error) -> Error {
     let (out, why) = (out.display(), why.to_string());
     let why = why.split(" (os error").next().unwrap_or_default();
@@ -55,7 +55,7 @@ pub(crate) fn cannot_rename(out: &Path, why: &io::Error) -> Error {
     ))
 }
 
-/// What the system said to a rename.
+/// Describes the system's error from a rename.
 fn refused(out: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
     move |e| match Errno::from_io_error(&e) {
         Some(Errno::XDEV | Errno::BUSY) => cannot_rename(out, &e),
@@ -63,22 +63,22 @@ fn refused(out: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
     }
 }
 
-/// Turns a finished partial directory into `out` by one rename. With `overwrite` an earlier `out` is exchanged for it and
-/// then removed; without it, it is refused. With `sync` all of it is on the disk before the rename, and the rename before
-/// the earlier `out` is removed. Returns what could not be cleaned up and why: the new one is in its place all the same.
+/// Renames a finished partial directory to `out`. With `overwrite` an existing `out` is exchanged for it and then
+/// removed; without, it is refused. With `sync` everything is on disk before the rename, and the rename before the old
+/// `out` is removed. Returns what could not be cleaned up and why: the new `out` is complete all the same.
 pub fn commit(lock: &mut Lock, out: &Path, overwrite: bool, sync: bool) -> Result<Option<(PathBuf, Error)>> {
     let partial = lock.partial().to_path_buf();
     let contents = lock.contents()?;
     if !contents.is_complete(&partial)? {
         let partial = partial.display();
         return Err(Error::Merge(format!(
-            "{partial}: holds no finished merge; run the same command again to finish it"
+            "{partial}: contains no finished merge; run the same command again to finish it"
         )));
     }
     let occupied = is_occupied(out)?;
     if occupied && !overwrite {
         let out = out.display();
-        return Err(Error::Merge(format!("{out}: exists and is not empty; choose another place or pass --overwrite")));
+        return Err(Error::Merge(format!("{out}: exists and is not empty; choose another OUT or pass --overwrite")));
     }
     lock.append(&Line::Finished { finished: true })?;
     if occupied {
@@ -96,10 +96,10 @@ pub fn commit(lock: &mut Lock, out: &Path, overwrite: bool, sync: bool) -> Resul
         None
     };
     if sync && let Err(e) = sync_directory(above(out)) {
-        // An earlier one is kept until it is known: the next merge to this OUT removes it.
+        // If it cannot be removed now, the next merge to this OUT removes it.
         let out = out.display();
         return Err(Error::Merge(format!(
-            "{out}: the new model is in its place, but whether it is on the disk is not known: {e}"
+            "{out}: the new model is complete, but may not be on disk yet: {e}"
         )));
     }
     let mut left = replaced.and_then(|old| discard(old, &partial));
@@ -107,15 +107,15 @@ pub fn commit(lock: &mut Lock, out: &Path, overwrite: bool, sync: bool) -> Resul
         left = left.or_else(|| Some((out.to_owned(), e)));
     }
     if sync {
-        // Only that things are gone: after a power cut the next merge to this OUT would remove them again.
+        // Only removals are unsynced: after a power cut the next merge to this OUT would repeat them.
         let gone = sync_directory(out).and_then(|()| sync_directory(above(out)));
         left = left.or_else(|| gone.err().map(|e| (out.to_owned(), e)));
     }
     Ok(left)
 }
 
-/// Removes an earlier OUT, or returns where it is and why it could not be removed: that is never the place of the next
-/// unfinished work.
+/// Removes an old OUT, or returns where it is and why it could not be removed: never at the path of the next partial
+/// directory.
 fn discard(old: PathBuf, partial: &Path) -> Option<(PathBuf, Error)> {
     let error = fs::remove_dir_all(&old).map_err(Error::io(&old)).err()?;
     let aside = aside(partial);
@@ -125,7 +125,7 @@ fn discard(old: PathBuf, partial: &Path) -> Option<(PathBuf, Error)> {
     }
 }
 
-/// Where an earlier OUT is put that cannot stay at `OUT.partial`.
+/// Returns where an old OUT is moved if it cannot stay at `OUT.partial`.
 fn numbered(partial: &Path) -> impl Iterator<Item = PathBuf> {
     (0..).map(|n| partial.with_extension(if n == 0 { "replaced".into() } else { format!("replaced-{n}") }))
 }
@@ -134,14 +134,14 @@ fn aside(partial: &Path) -> PathBuf {
     numbered(partial).find(|place| inode(place).is_none()).unwrap_or_else(|| partial.to_owned())
 }
 
-/// Where an earlier OUT may be when a commit was cut short.
+/// Returns the paths at which an old OUT may be after an interrupted commit.
 pub(crate) fn places_of_the_replaced(partial: &Path) -> impl Iterator<Item = PathBuf> {
     let aside = numbered(partial).take_while(|place| inode(place).is_some());
     std::iter::once(partial.to_owned()).chain(aside)
 }
 
-/// Puts `partial` in the place of `out`: at once where the system can, else with a moment in between where `out` is
-/// missing. Returns where the earlier `out` is.
+/// Moves `partial` to `out`: atomically if the system can exchange directories, else with a moment in between in which
+/// `out` is missing. Returns where the old `out` is.
 fn swap(partial: &Path, out: &Path) -> Result<PathBuf> {
     #[cfg(target_os = "linux")]
     {

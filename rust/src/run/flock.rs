@@ -1,4 +1,4 @@
-//! Locks a file for this process, or, where the file system has no locks, lets the file say whose it is.
+//! Locks a file for this process, or records its owner in the file if the file system has no locks.
 use crate::error::{Error, Result};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// A process, told apart from others of this and of other machines.
+/// A process, identified across this and other machines.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     host: String,
@@ -21,7 +21,7 @@ impl Owner {
         Self { host, pid: std::process::id() }
     }
 
-    /// Whether it is another process of this machine that still runs.
+    /// Returns whether it is another process of this machine that is still running.
     pub fn is_at_work(&self) -> bool {
         let this = Self::this();
         let pid = i32::try_from(self.pid).ok().and_then(rustix::process::Pid::from_raw);
@@ -30,7 +30,7 @@ impl Owner {
     }
 }
 
-/// Opens a journal that is there, if it is a file of its own: no link, and no second name of another file.
+/// Opens an existing journal if it is a regular file with a single name: no symbolic link, no second hard link.
 pub(super) fn open_journal(path: &Path) -> Result<Option<File>> {
     let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
     match OpenOptions::new().read(true).write(true).custom_flags(flags).open(path) {
@@ -56,13 +56,13 @@ pub(super) fn read(file: &File, path: &Path) -> Result<Vec<u8>> {
     read().map_err(Error::io(path))
 }
 
-/// Writes a line at the end of a file.
+/// Appends a line to a file.
 pub(super) fn append(file: &File, path: &Path, line: &str) -> Result<()> {
     let write = || file.write_all_at(line.as_bytes(), file.metadata()?.len());
     write().map_err(Error::io(path))
 }
 
-/// Locks a file: whether it did, or `None` where another process has it. Never waits.
+/// Locks a file without waiting: returns whether the file system could, or `None` if another process holds the lock.
 pub(super) fn flock_now(file: &File, path: &Path, how: FlockOperation) -> Result<Option<bool>> {
     match rustix::io::retry_on_intr(|| flock(file, how)) {
         Ok(()) => Ok(Some(true)),

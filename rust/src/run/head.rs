@@ -1,5 +1,5 @@
-//! The lines of `journal`: what work a directory holds, who is at work in it, and how far its commit came. They are only ever
-//! appended to: no moment leaves the directory without the first.
+//! The lines of `journal`: which work a directory holds, who is working in it, and how far its commit got. Only ever
+//! appended to, so the first line is there at every moment.
 use super::claims;
 use super::flock::Owner;
 use super::place::remove;
@@ -8,14 +8,14 @@ use crate::plan::Plan;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-/// The file's name in the partial directory.
+/// Name of the file in the partial directory.
 pub const NAME: &str = "journal";
-/// The version of the format.
+/// Version of the format.
 const VERSION: u32 = 2;
-/// How every journal begins.
+/// How every journal starts.
 pub(crate) const MARK: &[u8] = br#"{"journal":"#;
 
-/// What the work is, what it admits, and when its inputs were last changed. A later one replaces it.
+/// The work, what it allows, and when its inputs were last modified. A later one replaces it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Head {
     journal: u32,
@@ -33,12 +33,12 @@ impl Head {
         Ok(Self { journal: VERSION, plan: digest, allow_nonfinite, mtimes_ns, outputs })
     }
 
-    /// Names all of it.
+    /// Digest of the plan.
     pub fn work(&self) -> Result<String> {
         Ok(blake3::hash(json(self)?.as_bytes()).to_hex().to_string())
     }
 
-    /// The output files, as far as their names are names of files.
+    /// Returns the output files whose names are plain file names.
     pub fn outputs(&self) -> impl Iterator<Item = &str> {
         self.outputs.iter().map(String::as_str).filter(|name| Path::new(name).file_name() == Some(name.as_ref()))
     }
@@ -49,34 +49,34 @@ impl Head {
 #[serde(untagged)]
 pub(crate) enum Line {
     Head(Head),
-    /// All output files are whole, and the directory is to become OUT.
+    /// All output files are complete, and the directory is about to become OUT.
     Finished {
         finished: bool,
     },
-    /// The inode of the directory that is exchanged for this one, and then removed.
+    /// Inode of the directory that is exchanged for this one and then removed.
     Replaces {
         replaces: u64,
     },
-    /// Who is at work, where the file system has no locks.
+    /// A process that works here, if the file system has no locks.
     Owner {
         owner: Owner,
     },
-    /// Who was, and is no more.
+    /// A process that has stopped working here.
     Left {
         left: Owner,
     },
 }
 
-/// The whole lines of a journal, up to the first that cannot be read.
+/// The complete lines of a journal, up to the first that cannot be parsed.
 #[derive(Default)]
 pub(crate) struct Contents {
     pub head: Option<Head>,
     finished: bool,
-    /// The inode of the directory that is exchanged for this one.
+    /// Inode of the directory that is exchanged for this one.
     pub replaces: Option<u64>,
-    /// Who works here without a lock.
+    /// The process that works here without a lock.
     pub owner: Option<Owner>,
-    /// Bytes that could be read.
+    /// Number of bytes that could be parsed.
     pub end: u64,
 }
 
@@ -104,7 +104,8 @@ impl Contents {
         contents
     }
 
-    /// Who says without a lock to be at work in the directory of this journal: on all of it, or on an output.
+    /// Returns the process that claims, without a lock, to work in this journal's directory: on all of it, or on one
+    /// output.
     pub fn owners(&self, directory: &Path) -> Result<Vec<Owner>> {
         let mut owners: Vec<_> = self.owner.clone().into_iter().collect();
         for output in self.head.iter().flat_map(Head::outputs) {
@@ -113,7 +114,7 @@ impl Contents {
         Ok(owners)
     }
 
-    /// Whether every output file in the directory of this journal is whole.
+    /// Returns whether every output file in this journal's directory is complete.
     pub fn is_complete(&self, directory: &Path) -> Result<bool> {
         let Some(head) = &self.head else { return Ok(false) };
         let work = head.work()?;
@@ -125,12 +126,12 @@ impl Contents {
         Ok(true)
     }
 
-    /// Whether this is the journal of a directory that became OUT.
+    /// Returns whether this is the journal of a directory that became OUT.
     pub fn is_committed(&self, out: &Path) -> Result<bool> {
         Ok(self.finished || self.is_complete(out)?)
     }
 
-    /// Removes the journals from a directory that became OUT; this one last, since it says that they may go.
+    /// Removes the journals from a directory that became OUT; this one last, since it allows the removal.
     pub fn remove_journals(&self, out: &Path) -> Result<()> {
         for output in self.head.iter().flat_map(Head::outputs) {
             remove(&out.join(claims::name(output)))?;
@@ -139,7 +140,7 @@ impl Contents {
     }
 }
 
-/// A line of a journal.
+/// Formats a line of a journal.
 pub(crate) fn json(line: &impl Serialize) -> Result<String> {
     let text = serde_json::to_string(line).map_err(|e| Error::Panic(format!("journal: {e}")))?;
     Ok(text + "\n")

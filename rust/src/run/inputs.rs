@@ -1,5 +1,5 @@
-//! The input files of a run: each is opened when the first task that reads it starts, and closed when the last has ended, so
-//! that neither open files, maps nor page tables grow with their number.
+//! The input files of a run: each is opened when the first task that reads it starts and closed when the last one has
+//! ended, so that open files, maps and page tables do not grow with the number of inputs.
 use crate::container::{Container, Header};
 use crate::error::{Error, Result};
 use crate::plan::{Expr, Fill, Plan};
@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex};
 
 #[derive(Debug)]
 struct Input {
-    /// What the file was when it was checked.
+    /// State of the file when it was checked.
     header: Arc<Header>,
-    /// Readings still to come.
+    /// Reads still to come.
     readings: AtomicUsize,
     opened: Mutex<Option<Arc<Container>>>,
 }
 
-/// The inputs that a task reads.
+/// Returns the inputs that a task reads.
 pub(crate) fn inputs_of(plan: &Plan, task: usize) -> BTreeSet<usize> {
     let mut inputs = BTreeSet::new();
     let mut tables = BTreeSet::new();
@@ -45,12 +45,12 @@ pub(crate) fn inputs_of(plan: &Plan, task: usize) -> BTreeSet<usize> {
 pub(crate) struct Inputs<'a> {
     plan: &'a Plan,
     files: Vec<Input>,
-    /// Whether files are mapped, where that is asked for or ruled out.
+    /// Whether to map files, if requested either way.
     mmap: Option<bool>,
 }
 
 impl<'a> Inputs<'a> {
-    /// Those that were checked, for the tasks given.
+    /// Builds the table from checked headers, for the given tasks.
     pub fn new(plan: &'a Plan, checked: Vec<Arc<Header>>, tasks: &[usize], mmap: Option<bool>) -> Self {
         let input = |header| Input { header, readings: AtomicUsize::new(0), opened: Mutex::new(None) };
         let inputs = Self { plan, files: checked.into_iter().map(input).collect(), mmap };
@@ -60,7 +60,7 @@ impl<'a> Inputs<'a> {
         inputs
     }
 
-    /// An input, opened.
+    /// Returns an input, opened.
     pub fn open(&self, input: usize) -> Result<Arc<Container>> {
         let Input { header, opened, .. } = &self.files[input];
         let mut opened = opened.lock().map_err(|_| Error::Panic("an input's lock is poisoned".into()))?;
@@ -68,12 +68,12 @@ impl<'a> Inputs<'a> {
             return Ok(file.clone());
         }
         let file = Container::open(header, self.mmap).map(Arc::new);
-        // What a file that changed looks like now is beside the point.
+        // What a changed file looks like now does not matter.
         self.unchanged([input])?;
         Ok(opened.insert(file?).clone())
     }
 
-    /// Closes what the task was the last to read, after a look whether it is still what it was.
+    /// Closes the inputs for which this task was the last, after checking that they are unchanged.
     pub fn leave(&self, task: usize) -> Result<()> {
         let mut last = Vec::new();
         for input in inputs_of(self.plan, task) {
@@ -86,13 +86,13 @@ impl<'a> Inputs<'a> {
         self.unchanged(last)
     }
 
-    /// Those of the tasks given.
+    /// Returns the inputs of the given tasks.
     pub fn read_by(&self, tasks: impl IntoIterator<Item = usize>) -> BTreeSet<usize> {
         tasks.into_iter().flat_map(|task| inputs_of(self.plan, task)).collect()
     }
 
-    /// Why each that is not the file any more that was checked, or was written to since, is not; and what the system said of
-    /// the first of which it does not tell.
+    /// Returns why each changed input no longer matches what was checked, and the system's error for the first whose
+    /// status it does not report.
     pub fn changes(&self, inputs: impl IntoIterator<Item = usize>) -> (Vec<(usize, String)>, Result<()>) {
         let (mut changes, mut told) = (Vec::new(), Ok(()));
         for input in inputs {

@@ -1,5 +1,5 @@
-//! What a run writes down as it goes: `journal`, which marks `OUT.partial` as mol's and says whose work it holds, and beside
-//! each output file its claims, which say what of it is finished. They are only ever appended to.
+//! The records of a run: `journal`, which marks `OUT.partial` as mol's and identifies its work, and next to each output
+//! file its claims, which record what is finished. Only ever appended to.
 use super::begin::begin;
 use super::claims::{self, Claim, Claims};
 use super::head::Head;
@@ -13,22 +13,22 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// The open journal of a plan, and those of its output files that are at work.
+/// The open journal of a plan, and the claims of the output files in progress.
 #[derive(Debug)]
 pub struct Journal<'a> {
     plan: &'a Plan,
     plan_digest: String,
-    /// What names the plan, what it admits and when its inputs were changed.
+    /// Identifies the plan, what it allows and when its inputs were modified.
     work: String,
     partial: PathBuf,
-    /// What names each task.
+    /// Keys of the tasks.
     keys: Vec<Hash>,
     claims: Vec<Mutex<Option<Claims>>>,
 }
 
 impl<'a> Journal<'a> {
-    /// Opens or begins the journal of a plan in a place: one that this process has alone, or one that it shares, where it
-    /// keeps `outputs` for itself. With `sync` the mark is on the disk before anything else is made there.
+    /// Opens or creates the journal of a plan in a directory, held exclusively or shared; if shared, locks `outputs`
+    /// for this process. With `sync` its first line is on disk before anything else is created there.
     pub fn open(lock: &mut Lock, plan: &'a Plan, outputs: &BTreeSet<usize>, sync: bool, watch: &Watch) -> Result<Self> {
         let head = Head::of(plan)?;
         if lock.is_shared() {
@@ -42,12 +42,12 @@ impl<'a> Journal<'a> {
         Ok(Self { plan, work, plan_digest: head.plan, partial: lock.partial().into(), keys, claims })
     }
 
-    /// What names the plan.
+    /// Returns the digest of the plan.
     pub fn plan_digest(&self) -> &str {
         &self.plan_digest
     }
 
-    /// The claims of an output file, opened when they are first asked for.
+    /// Returns the claims of an output file, opened at first use.
     fn with<T>(&self, output: usize, then: impl FnOnce(&mut Claims) -> Result<T>) -> Result<T> {
         let mut held: MutexGuard<Option<Claims>> = self.claims[output].lock().unwrap_or_else(PoisonError::into_inner);
         if held.is_none() {
@@ -56,19 +56,19 @@ impl<'a> Journal<'a> {
         held.as_mut().map_or_else(|| Err(Error::Panic("no claims".into())), then)
     }
 
-    /// What an earlier run claims for a task, if it may be taken.
+    /// Returns what an earlier run claims for a task, if it is acceptable.
     pub(crate) fn claimed(&self, task: usize) -> Result<Option<Claim>> {
         let output = self.plan.target(task).1.output;
         let claim = self.with(output, |claims| Ok(claims.get(&self.keys[task])))?;
         Ok(claim.filter(|claim| claim.finite || self.plan.allow_nonfinite))
     }
 
-    /// Records a tensor whose bytes are all written.
+    /// Records a task whose bytes are all written.
     pub(crate) fn claim(&self, task: usize, claim: Claim) -> Result<()> {
         self.with(self.plan.target(task).1.output, |claims| claims.claim(&self.keys[task], claim))
     }
 
-    /// Takes claims back whose bytes are not what they say.
+    /// Retracts claims that do not match the bytes.
     pub fn void(&self, tasks: impl IntoIterator<Item = usize>) -> Result<()> {
         tasks.into_iter().try_for_each(|task| {
             let key = &self.keys[task];
@@ -79,7 +79,7 @@ impl<'a> Journal<'a> {
         })
     }
 
-    /// Records that an output file is whole.
+    /// Records that an output file is complete.
     pub fn complete(&self, output: usize) -> Result<()> {
         self.with(output, |claims| claims.complete(&self.work))
     }

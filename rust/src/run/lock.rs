@@ -1,6 +1,6 @@
-//! Who works in `OUT.partial`: the directory is mol's by the journal in it, and one process's at a time by a lock on that
-//! file, from the first look until the commit is done. The lock goes with the journal through the rename. Processes that
-//! write some outputs each share it.
+//! Ownership of `OUT.partial`: the journal in it marks it as mol's, and a lock on that file reserves it for one process
+//! from the first check until the commit is done. The lock stays with the journal through the rename. Processes that
+//! write disjoint outputs share it.
 use super::flock::{Owner, append, flock_now, open_journal, read};
 use super::head::{Contents, Line, NAME, json};
 use super::place::{above, create_directories, inode, is_mount_point, remove};
@@ -12,7 +12,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// What is held of a place: its journal, locked, once there is one.
+/// Exclusive or shared ownership of a directory: its journal, locked, once there is one.
 #[derive(Debug)]
 pub struct Lock {
     pub(super) partial: PathBuf,
@@ -20,22 +20,23 @@ pub struct Lock {
     /// Whether other processes may write other outputs there meanwhile.
     shared: bool,
     pub(super) journal: Option<File>,
-    /// The claims of outputs that are kept for this process in a shared place.
+    /// The locked claims of this process's outputs in a shared directory.
     pub(super) kept: Vec<(PathBuf, File)>,
-    /// Whether the file system refuses to lock.
+    /// Whether the file system does not support locks.
     pub(super) unlocked: bool,
 }
 
 impl Lock {
-    /// Looks at a place for the first time: locks what an earlier run left there, and ends a commit that was cut short.
-    /// Where there is nothing, nothing is made: that is [`Lock::hold`]'s.
+    /// Checks a directory for the first time: locks what an earlier run left there, and completes an interrupted
+    /// commit. Creates nothing; [`Lock::hold`] does.
     pub fn look(partial: &Path, out: Option<&Path>) -> Result<Self> {
         let mut lock = Self::of(partial, out, false)?;
         lock.find()?;
         Ok(lock)
     }
 
-    /// A place in which this process is to write some outputs while others write others. Nothing is held of it yet.
+    /// Creates the lock of a directory in which this process writes some outputs while others write others. Nothing is
+    /// locked yet.
     pub fn shared(partial: &Path) -> Result<Self> {
         Self::of(partial, None, true)
     }
@@ -54,7 +55,7 @@ impl Lock {
         Ok(Self { partial, out, shared, journal: None, kept: Vec::new(), unlocked: false })
     }
 
-    /// Locks the journal that is there, if none is held yet; ends a commit that was cut short.
+    /// Locks an existing journal unless it is locked already; completes an interrupted commit.
     pub(crate) fn find(&mut self) -> Result<()> {
         if self.journal.is_some() {
             return Ok(());
@@ -85,37 +86,37 @@ impl Lock {
         self.partial.join(NAME)
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub fn partial(&self) -> &Path {
         &self.partial
     }
 
-    /// Why nothing keeps another process out, where nothing does.
+    /// Returns a warning if nothing keeps other processes out.
     pub fn warning(&self) -> Option<String> {
         self.unlocked.then(|| {
             format!(
-                "{}: this file system has no locks (flock), so only a merge on this machine is kept from working there \
+                "{}: this file system has no locks (flock), so only merges on this machine are kept from working there \
                  at the same time",
                 self.partial.display()
             )
         })
     }
 
-    /// This process, where the journal must say so because nothing can be locked.
+    /// Returns this process, if the journal must name it because locks are not supported.
     pub(crate) fn owner(&self) -> Option<Owner> {
         self.unlocked.then(Owner::this)
     }
 
-    /// Why this process may not work there now.
+    /// Returns an error that says why this process may not work there now.
     pub(crate) fn busy(&self, why: &str) -> Error {
         Error::Busy(format!("{}: {why}; wait for it, or choose another OUT", self.partial.display()))
     }
 
     pub(crate) fn busy_with_a_merge(&self) -> Error {
-        self.busy("another mol-merge is at work there")
+        self.busy("another mol-merge is working there")
     }
 
-    /// Locks a journal; false where the path names another file by now.
+    /// Locks a journal; returns false if the path names another file by now.
     pub(super) fn locks(&mut self, file: &File, path: &Path, how: FlockOperation) -> Result<bool> {
         let Some(locked) = flock_now(file, path, how)? else { return Err(self.busy_with_a_merge()) };
         if !locked {
@@ -133,13 +134,13 @@ impl Lock {
         Ok(inode(path) == Some(file.metadata().map_err(Error::io(path))?.ino()))
     }
 
-    /// Whether other processes may write other outputs meanwhile.
+    /// Returns whether other processes may write other outputs meanwhile.
     pub(crate) fn is_shared(&self) -> bool {
         self.shared
     }
 
-    /// Ends a commit that was cut short after its rename: a finished journal is in OUT, and what OUT was exchanged for may
-    /// still be there.
+    /// Completes a commit that was interrupted after its rename: a finished journal is in OUT, and the directory
+    /// exchanged for it may still exist.
     fn end_commit(&mut self) -> Result<()> {
         let Some(out) = &self.out.clone() else { return Ok(()) };
         let path = out.join(NAME);
@@ -160,7 +161,7 @@ impl Lock {
         contents.remove_journals(out)
     }
 
-    /// The bytes of the journal, if there is one of mol's own making or that may be.
+    /// Returns the bytes of the journal, if there is one that mol wrote or may have written.
     pub(crate) fn journal_bytes(&self) -> Result<Option<Vec<u8>>> {
         self.journal.as_ref().map(|file| read(file, &self.path())).transpose()
     }
@@ -169,7 +170,7 @@ impl Lock {
         Ok(Contents::of(&self.journal_bytes()?.unwrap_or_default()))
     }
 
-    /// Whether nothing is in the directory but perhaps the journal that is held.
+    /// Returns whether the directory contains nothing but, perhaps, the locked journal.
     pub(crate) fn is_vacant(&self) -> Result<bool> {
         match fs::read_dir(&self.partial) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
@@ -181,7 +182,7 @@ impl Lock {
         }
     }
 
-    /// Makes the directory and its journal where they are not there, and locks it.
+    /// Creates the directory and its journal if needed, and locks it.
     pub(crate) fn hold(&mut self, sync: bool) -> Result<File> {
         if self.journal.is_none() {
             let path = self.path();
@@ -189,7 +190,7 @@ impl Lock {
             let flags = OFlags::NOFOLLOW.bits() as i32;
             let made = OpenOptions::new().read(true).write(true).create_new(true).custom_flags(flags).open(&path);
             let file = match made {
-                // Begun by another process since the first look.
+                // Created by another process since the first check.
                 Err(e) if matches!(e.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {
                     return Err(self.busy_with_a_merge());
                 }
@@ -206,8 +207,8 @@ impl Lock {
         file.unwrap_or_else(|| Err(io::Error::other("no journal"))).map_err(Error::io(&self.path()))
     }
 
-    /// Refuses an OUT of an overlay's lower layer before the run: it cannot be renamed. Nothing moves by this, since a
-    /// rename never replaces a directory that is not empty, and the journal is in ours.
+    /// Refuses, before the run, an OUT in the lower layer of an overlay, which cannot be renamed. The attempt moves
+    /// nothing: a rename never replaces a non-empty directory, and ours holds the journal.
     fn probe(&self) -> Result<()> {
         #[cfg(target_os = "linux")]
         if let Some(out) = &self.out
@@ -221,7 +222,8 @@ impl Lock {
         Ok(())
     }
 
-    /// Removes all that is in the directory but the journal, which then is empty: the place is held, and nothing in it.
+    /// Removes everything in the directory except the journal, which is truncated: the directory stays locked and is
+    /// empty.
     pub(crate) fn clear(&mut self) -> Result<()> {
         for entry in fs::read_dir(&self.partial).map_err(Error::io(&self.partial))? {
             let entry = entry.map_err(Error::io(&self.partial))?;
@@ -232,7 +234,7 @@ impl Lock {
         self.journal.as_ref().map_or(Ok(()), |file| file.set_len(0)).map_err(Error::io(&self.path()))
     }
 
-    /// Waits until the journal, and that it is there, are on the disk.
+    /// Syncs the journal and its directory entry.
     pub(crate) fn sync_journal(&self) -> Result<()> {
         self.journal.as_ref().map_or(Ok(()), File::sync_all).map_err(Error::io(&self.path()))?;
         super::commit::sync_directory(&self.partial)
@@ -243,12 +245,12 @@ impl Lock {
         self.journal.as_ref().map_or(Ok(()), |file| append(file, &self.path(), &json(line)?))
     }
 
-    /// Lets go of the journal, which others may be looking at.
+    /// Releases the journal; other threads may still use it.
     pub(crate) fn leave(&mut self) {
         self.journal = None;
     }
 
-    /// Says where nothing can be locked that this process is at work no more. Its end says so as well.
+    /// Records, if locks are not supported, that this process has stopped working there. Its exit implies the same.
     fn sign_off(&self) -> Result<()> {
         let Some(left) = self.owner() else { return Ok(()) };
         let is_owner = self.journal.is_some() && self.contents()?.owner.as_ref() == Some(&left);
@@ -259,7 +261,7 @@ impl Lock {
         if is_owner { self.append(&line) } else { Ok(()) }
     }
 
-    /// Gives the place up; a journal that was never begun goes, and the directory with it.
+    /// Releases the directory; a journal that was never written is removed, and the directory with it.
     pub fn release(&mut self) {
         let _ = self.sign_off();
         let begun = |file: &File| file.metadata().map_or(true, |meta| meta.len() > 0 || meta.nlink() == 0);
@@ -267,7 +269,7 @@ impl Lock {
             && !begun(file)
             && self.is_vacant().unwrap_or(false)
         {
-            // What cannot be removed is an empty directory, and no run minds one.
+            // What cannot be removed is an empty directory, which no run objects to.
             let _ = fs::remove_file(self.path()).and_then(|()| fs::remove_dir(&self.partial));
         }
         self.kept.clear();

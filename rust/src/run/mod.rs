@@ -1,4 +1,4 @@
-//! Runs a plan: tasks in the order of the output, each file open only while it is at work, what is finished remembered.
+//! Runs a plan: tasks in output order, each file open only while in use, finished work recorded.
 mod begin;
 mod budget;
 pub(crate) mod claims;
@@ -34,32 +34,32 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use writer::Writer;
 
-/// Finished output files that may wait to be synced and closed before a worker waits for them.
+/// Finished output files that may queue to be synced and closed before a worker thread waits for them.
 const CLOSING: usize = 4;
 
-/// Elements of a tile where nothing else is asked: small enough for the second-level cache.
+/// Default elements per tile: small enough for the second-level cache.
 pub const TILE: usize = 1 << 18;
 
-/// How a plan is run; none of it changes the bytes written.
+/// How a plan is run; no option changes the bytes written.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Worker threads; all cores where `None`.
+    /// Worker threads; one per core if `None`.
     pub threads: Option<usize>,
-    /// Elements of a tile, a multiple of 65,536.
+    /// Elements per tile, a multiple of 65,536.
     pub tile: usize,
     /// Instruction set.
     pub simd: Simd,
-    /// A cryptographic digest of each tensor, from a reading of the finished files.
+    /// A cryptographic digest of each tensor, computed by reading the finished files back.
     pub digest: Option<Digest>,
-    /// Whether the result shall be on the disk at the end.
+    /// Whether the result must be on disk at the end.
     pub sync: bool,
-    /// Bytes that tasks may hold together beside their strips; a quarter of what is available where `None`.
+    /// Bytes that tasks may hold together in addition to their strips; a quarter of the available memory if `None`.
     pub memory: Option<u64>,
-    /// Whether inputs are mapped; where `None`, all but those of remote file systems.
+    /// Whether inputs are mapped; if `None`, all except those on remote file systems.
     pub mmap: Option<bool>,
 }
 
-/// A plan on its way: what all its tasks share.
+/// A plan in execution: what its tasks share.
 pub(crate) struct Run<'a> {
     pub plan: &'a Plan,
     pub options: Options,
@@ -69,7 +69,7 @@ pub(crate) struct Run<'a> {
     inputs: &'a Inputs<'a>,
     /// Bytes that each task reads and writes.
     totals: Vec<(u64, u64)>,
-    /// Checksums of what the finished tasks wrote.
+    /// Checksums of what finished tasks wrote.
     done: Vec<OnceLock<Crc>>,
     resumed: Resumed,
 }
@@ -82,8 +82,8 @@ struct Resumed {
     written: AtomicU64,
 }
 
-/// Runs a plan in a place: shards, index and journals; of its output files all, or those given. In a place that is shared,
-/// other processes may write the others meanwhile. Whatever fails, what is finished stays there for a resume.
+/// Runs a plan in a directory and writes shards, index and journals; all output files, or the given ones. In a shared
+/// directory other processes may write the others meanwhile. If it fails, finished work stays there for a resume.
 pub fn execute<'a>(
     plan: &'a Plan,
     lock: &mut Lock,
@@ -111,27 +111,27 @@ pub fn execute<'a>(
     let sum = |of: fn(&(u64, u64)) -> u64| order.iter().map(|task| of(&totals[*task])).sum();
     watch.expect(sum(|total| total.0), sum(|total| total.1));
     let journal = Journal::open(lock, plan, &outputs, options.sync, watch)?;
-    // First, so that it is there when the last output is complete, whichever process completes it.
+    // First, so that it exists when the last output is complete, whichever process completes it.
     writer.write_index(lock.partial())?;
     let done = plan.tasks.iter().map(|_| OnceLock::new()).collect();
     let resumed = Resumed::default();
     let run = Run { plan, options, watch, writer: &writer, journal: &journal, inputs: &inputs, totals, done, resumed };
     let ran = run.all(&order, &outputs, resident);
     if !matches!(ran, Err(Error::Io { .. } | Error::Cancelled)) {
-        // What was found wrong with data that changed under the run is wrong itself, and so are the claims.
+        // Data that changed during the run make the reported problem, and the claims, unreliable.
         run.check_inputs(&order, &outputs, ran.as_ref().err())?;
     }
     ran.map_err(|error| match error {
         Error::NonFinite(why) => {
             let place = lock.partial().display();
-            Error::NonFinite(format!("{why}; what is finished is kept in {place} for the same merge"))
+            Error::NonFinite(format!("{why}; finished work is kept in {place} for the same merge"))
         }
         error => error,
     })?;
     run.report(plan, &outputs, lock)
 }
 
-/// Checks what a run is asked for.
+/// Checks the requested options.
 fn check(plan: &Plan, outputs: Option<&[usize]>, options: Options) -> Result<()> {
     let fault = |reason: String| Err(Error::Merge(reason));
     if options.tile == 0 || !options.tile.is_multiple_of(BLOCK) || options.tile > 1 << 30 {
@@ -147,21 +147,21 @@ fn check(plan: &Plan, outputs: Option<&[usize]>, options: Options) -> Result<()>
     }
 }
 
-/// Has a finished output file closed.
+/// Queues a finished output file to be closed.
 fn hand_over(output: usize, finished: &SyncSender<usize>) {
-    // It is received until all senders are gone.
+    // Ends when all senders are dropped.
     let _ = finished.send(output);
 }
 
 impl Run<'_> {
-    /// Runs the tasks of some output files, and closes each file when its last task has ended.
+    /// Runs the tasks of some output files, and closes each file after its last task.
     fn all(&self, order: &[usize], outputs: &BTreeSet<usize>, resident: Vec<usize>) -> Result<()> {
         let schedule = Schedule::new(resident, budget::budget(self.options.memory));
         let (send, finished) = sync_channel(CLOSING);
         std::thread::scope(|scope| {
-            // The disk is waited for beside the work.
+            // Sync in a thread of its own, so that workers do not wait for the disk.
             let closer = scope.spawn(|| self.close_all(finished, order, &schedule));
-            // A file without tensors has no task that would end it.
+            // A file without tensors has no last task to end it.
             let empty = outputs.iter().filter(|output| self.writer.layout(**output).tasks.is_empty());
             empty.for_each(|output| hand_over(*output, &send));
             let work = |position: usize| self.task(order[position], &send);
@@ -172,7 +172,7 @@ impl Run<'_> {
         })
     }
 
-    /// Syncs and closes finished output files, one after another, and reports each.
+    /// Syncs and closes finished output files one by one, and reports each.
     fn close_all(&self, finished: Receiver<usize>, order: &[usize], schedule: &Schedule) {
         for output in finished {
             let tasks = self.writer.layout(output).tasks.clone();
@@ -187,7 +187,7 @@ impl Run<'_> {
         let tasks = self.writer.layout(output).tasks.clone();
         self.inputs.unchanged(self.inputs.read_by(tasks.clone()))?;
         if let Err(error) = self.writer.close(output) {
-            // What the system could not keep may still look whole as long as it is cached.
+            // Data that the system failed to write may still look complete while cached.
             self.journal.void(tasks)?;
             return Err(error);
         }
@@ -197,13 +197,13 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Fails if an input changed since it was checked, and takes back all that is claimed to be made of it. `failed` is what
+    /// Fails if an input changed since it was checked, and retracts all claims made from it. `failed` is the error that
     /// ended the run.
     fn check_inputs(&self, order: &[usize], outputs: &BTreeSet<usize>, failed: Option<&Error>) -> Result<()> {
         let (changes, told) = self.inputs.changes(self.inputs.read_by(order.iter().copied()));
         let changed: BTreeSet<usize> = changes.into_iter().map(|(input, _)| input).collect();
         if changed.is_empty() {
-            // A run that failed has a reason of its own.
+            // A failed run reports its own error.
             return if failed.is_some() { Ok(()) } else { told };
         }
         for output in outputs {
@@ -217,7 +217,7 @@ impl Run<'_> {
         })
     }
 
-    /// The checksum of each tensor of an output file, joined from those of its tasks.
+    /// Returns the checksum of each tensor of an output file, joined from those of its tasks.
     fn checksums(&self, output: usize) -> Vec<Crc> {
         let layout = self.writer.layout(output);
         let mut crcs = vec![Crc::EMPTY; layout.tensors.len()];
@@ -228,7 +228,7 @@ impl Run<'_> {
         crcs
     }
 
-    /// What was done; with a digest asked for, the finished files are read again.
+    /// Builds the report; if a digest was requested, the finished files are read back.
     fn report<'a>(&self, plan: &'a Plan, outputs: &BTreeSet<usize>, lock: &Lock) -> Result<Report<'a>> {
         let mut digests = HashMap::new();
         if self.options.digest.is_some() {
@@ -258,9 +258,9 @@ impl Run<'_> {
     }
 }
 
-/// Heap that a run takes at most beside the plan itself, in bytes: for each thread a tile of the output, a piece of it and
-/// two of each source, and what methods and sources hold, as far as `memory` lets several tasks hold it at once. Headers
-/// of the inputs are read where a source is made of others.
+/// Returns the maximum heap use of a run in addition to the plan, in bytes: per thread an output tile, a strip of it
+/// and two of each source, and what methods and sources hold, as far as `memory` lets several tasks hold it at once.
+/// Headers of the inputs are read if a source is an expression over others.
 pub fn heap(plan: &Plan, threads: Option<usize>, tile: usize, memory: Option<u64>) -> Result<usize> {
     let of_task = |(task, place): (&Task, &Place)| {
         let (sources, elements) = (task.of.len(), place.elements.len());

@@ -1,16 +1,16 @@
-//! What stands at a path, and makes way there: what the run asks of directories beside their names.
+//! Directory operations of a run that go beyond file names: inodes, mount points, creation and removal.
 use crate::error::{Error, Result};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// The inode of what stands at a path itself, no link followed; `None` where nothing does.
+/// Returns the inode of what is at a path, without following a link; `None` if nothing is.
 pub(crate) fn inode(path: &Path) -> Option<u64> {
     fs::symlink_metadata(path).ok().map(|meta| meta.ino())
 }
 
-/// Whether a path is the root of a mount, which no rename replaces.
+/// Returns whether a path is the root of a mount, which no rename replaces.
 pub(crate) fn is_mount_point(path: &Path) -> bool {
     #[cfg(target_os = "linux")]
     {
@@ -28,7 +28,7 @@ pub(crate) fn is_mount_point(path: &Path) -> bool {
     }
 }
 
-/// Makes a directory and those above it; with `sync` each is on the disk under its name.
+/// Creates a directory and its parents; with `sync` each directory entry is on disk.
 pub(crate) fn create_directories(directory: &Path, sync: bool) -> Result<()> {
     let missing: Vec<&Path> = directory.ancestors().take_while(|place| !place.exists()).collect();
     fs::create_dir_all(directory).map_err(Error::io(directory))?;
@@ -38,12 +38,12 @@ pub(crate) fn create_directories(directory: &Path, sync: bool) -> Result<()> {
     Ok(())
 }
 
-/// The directory that holds a path.
+/// Returns the parent directory of a path.
 pub(crate) fn above(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Removes what stands at a path, whatever it is; a link, not what it leads to.
+/// Removes whatever is at a path; of a link, the link and not its target.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_dir() => fs::remove_dir_all(path).map_err(Error::io(path)),

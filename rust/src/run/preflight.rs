@@ -1,4 +1,4 @@
-//! Everything that can be checked before a byte is written.
+//! Checks everything that can be checked before a byte is written.
 use super::begin::{Found, inspect};
 use super::inputs::Inputs;
 use super::lock::Lock;
@@ -14,10 +14,10 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-/// What preflight found.
+/// The result of preflight.
 #[derive(Debug, Serialize)]
 pub struct Preflight {
-    /// Bytes still to be claimed on the disk.
+    /// Bytes still to be allocated on the disk.
     pub bytes_needed: u64,
     /// Bytes free there.
     pub bytes_free: u64,
@@ -25,9 +25,9 @@ pub struct Preflight {
     pub resumable: usize,
 }
 
-/// Checks everything that can be checked before a byte is written: inputs, plan, copies that must be equal, an earlier
-/// partial directory, disk space. With `discard` a partial directory of other work is removed. `threads` and `mmap` are as
-/// in [`super::Options`].
+/// Checks everything that can be checked before a byte is written: inputs, plan, copies that must be equal, an existing
+/// partial directory, disk space. With `discard` a partial directory of other work is removed. `threads` and `mmap` are
+/// as in [`super::Options`].
 pub fn preflight(
     plan: &Plan,
     lock: &mut Lock,
@@ -53,19 +53,19 @@ pub fn preflight(
         }
         Found::OtherPlan => {
             return Err(Error::Merge(format!(
-                "{place}: holds the unfinished work of another merge; finish that one, remove the directory, or pass \
+                "{place}: contains unfinished work of another merge; finish that one, remove the directory, or pass \
                  --discard-partial"
             )));
         }
         Found::Unreadable => {
             return Err(Error::Merge(format!(
-                "{place}: holds unfinished work whose journal is damaged or of another version of mol, so nothing of it \
+                "{place}: contains unfinished work whose journal is damaged or of another version of mol, so nothing of it \
                  can be used; pass --discard-partial, or remove the directory"
             )));
         }
         Found::Foreign => {
             return Err(Error::Merge(format!(
-                "{place}: is needed for the unfinished work, but holds files that are not mol's; remove it, or choose \
+                "{place}: is needed for the unfinished work, but contains files that are not mol's; remove it, or choose \
                  another OUT"
             )));
         }
@@ -85,18 +85,18 @@ pub fn preflight(
     Ok(Preflight { bytes_needed: needed, bytes_free: free, resumable })
 }
 
-/// Bytes for people.
+/// Formats a size for people.
 fn size(bytes: u64) -> String {
     if bytes < 1_000_000 { format!("{bytes} bytes") } else { format!("{:.3} GB", bytes as f64 / 1e9) }
 }
 
-/// Bytes that a file holds on the disk; a file that is not there holds none.
+/// Returns the bytes that a file occupies on disk; 0 if it does not exist.
 fn claimed_bytes(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
     fs::symlink_metadata(path).map_or(0, |meta| meta.blocks() * 512)
 }
 
-/// Compares what is to be copied and must be equal, piece by piece on all cores.
+/// Compares tensors that are copied and must be equal, chunk by chunk on all cores.
 fn check_equal_copies(plan: &Plan, headers: Vec<Arc<Header>>, mmap: Option<bool>, watch: &Watch) -> Result<()> {
     let copies = |task: &usize| matches!(plan.tasks[*task].by, Method::Copy(_)) && plan.tasks[*task].of.len() > 1;
     let copies: Vec<usize> = (0..plan.tasks.len()).filter(copies).collect();
@@ -122,7 +122,7 @@ fn check_equal_copies(plan: &Plan, headers: Vec<Arc<Header>>, mmap: Option<bool>
     Err(Error::Merge(format!("{rule}:\n- {}", problems.join("\n- "))))
 }
 
-/// Which of the tensors that a copy reads are not the first of them.
+/// Returns which of the tensors that a copy reads differ in origin from the first.
 fn differences(plan: &Plan, inputs: &Inputs, task: usize, watch: &Watch) -> Result<Vec<String>> {
     let tensors = plan.tasks[task].tensors()?;
     let mut problems = Vec::new();

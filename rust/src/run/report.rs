@@ -1,4 +1,4 @@
-//! What a run did.
+//! The report of a run.
 use super::writer::Writer;
 use crate::audit::DigestOf;
 use crate::crc::Crc;
@@ -11,40 +11,40 @@ use std::collections::HashMap;
 pub struct Written<'a> {
     /// Its name.
     pub name: &'a str,
-    /// The file that holds it, of a tensor.
+    /// The file that contains it (tensors only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<&'a str>,
-    /// Bytes, of a file.
+    /// Size in bytes (files only).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
     /// CRC-64/NVME, hexadecimal.
     pub crc64nvme: String,
-    /// Under its name, of a tensor, where one was asked for.
+    /// The cryptographic digest, under its algorithm's name, if one was requested (tensors only).
     #[serde(flatten)]
     pub digest: Option<DigestOf>,
 }
 
-/// What a run did.
+/// The report of a run.
 #[derive(Debug, Serialize)]
 pub struct Report<'a> {
-    /// Names the work.
+    /// Digest of the plan.
     pub plan_digest: String,
-    /// The files that it wrote.
+    /// The files written.
     pub files: Vec<Written<'a>>,
     /// Their tensors.
     pub tensors: Vec<Written<'a>>,
-    /// Bytes read from the inputs by this run, each sweep counted but the extra ones of a threshold search.
+    /// Bytes read from the inputs by this run; every sweep counts except the extra ones of a threshold search.
     pub bytes_read: u64,
     /// Bytes of tensors written by this run.
     pub bytes_written: u64,
     /// Tensors that an earlier run had finished.
     pub resumed: usize,
-    /// Why nothing kept processes of other machines out, where nothing did.
+    /// A warning if nothing kept processes of other machines out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warning: Option<String>,
 }
 
-/// A file whose tensors have these checksums; its own is joined from that of its header and theirs.
+/// Builds the entry of a file from its tensors' checksums; its own is joined from those and its header's.
 pub(crate) fn file<'a>(plan: &'a Plan, writer: &Writer, output: usize, tensors: &[Crc]) -> Written<'a> {
     let layout = writer.layout(output);
     let crc = tensors.iter().fold(Crc::of(&layout.prefix), |crc, tensor| crc.join(*tensor));
@@ -52,7 +52,7 @@ pub(crate) fn file<'a>(plan: &'a Plan, writer: &Writer, output: usize, tensors: 
     Written { name, file: None, size: Some(layout.size), crc64nvme: crc.hex(), digest: None }
 }
 
-/// The tensors of a file.
+/// Builds the entries of a file's tensors.
 pub(crate) fn tensors<'a>(
     plan: &'a Plan,
     writer: &Writer,

@@ -1,31 +1,32 @@
-//! Which task runs when: every worker takes the next one in the order of the output, as far as memory allows, and helps
-//! with tiles when none is left.
+//! Schedules tasks: each worker thread takes the next one in output order, as far as memory allows, and helps with
+//! tiles of running tasks when none is left.
 use crate::error::{Error, Result};
 use rayon::Yield;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How long a worker that waits for memory sleeps before it looks for tiles again.
+/// How long a worker thread that waits for memory sleeps before it looks for tiles again.
 const PAUSE: Duration = Duration::from_millis(1);
 
 #[derive(Debug, Default)]
 struct State {
-    /// The task that starts next.
+    /// The next task to start.
     next: usize,
     running: usize,
-    /// Bytes that running tasks hold.
+    /// Bytes held by running tasks.
     held: usize,
-    /// The lowest task that failed. None above it starts, and those below it end, so it is always the same one.
+    /// The lowest task that failed. None above it starts and those below it complete, so the reported task is always
+    /// the same.
     failed: Option<(usize, Error)>,
     stopped: bool,
 }
 
-/// The tasks of a run, in the order in which they start.
+/// The tasks of a run, in starting order.
 #[derive(Debug)]
 pub(crate) struct Schedule {
     /// Bytes that each task holds until it ends.
     resident: Vec<usize>,
-    /// Bytes that all may hold together. A task that needs more runs alone.
+    /// Bytes that all tasks may hold together. A task that needs more runs alone.
     budget: usize,
     state: Mutex<State>,
     ended: Condvar,
@@ -42,9 +43,9 @@ impl Schedule {
         Self { resident, budget, state: Mutex::default(), ended: Condvar::new() }
     }
 
-    /// Runs all tasks on the workers of the pool that this is called in.
+    /// Runs all tasks on the current worker threads.
     pub fn run(&self, work: impl Fn(usize) -> Result<()> + Sync) {
-        // A worker that waits for the tiles of its task takes up other tiles, and never another task.
+        // A worker thread that waits for the tiles of its task takes other tiles, never another task.
         rayon::broadcast(|_| {
             loop {
                 match self.next() {
@@ -60,12 +61,12 @@ impl Schedule {
         });
     }
 
-    /// The error of the lowest task that failed.
+    /// Returns the error of the lowest task that failed.
     pub fn result(&self) -> Result<()> {
         self.state().failed.take().map_or(Ok(()), |(_, error)| Err(error))
     }
 
-    /// Lets no further task start, because of what failed at `task`.
+    /// Stops starting tasks, because of a failure at `task`.
     pub fn fail(&self, task: usize, error: Error) {
         let mut state = self.state();
         if state.failed.as_ref().is_none_or(|(lowest, _)| task < *lowest) {
@@ -91,7 +92,7 @@ impl Schedule {
     }
 }
 
-/// A task on its way; gives back what it holds however it ends.
+/// A running task; releases the memory it holds however it ends.
 struct Running<'a> {
     schedule: &'a Schedule,
     task: usize,

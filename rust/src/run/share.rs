@@ -1,5 +1,5 @@
-//! Several processes in one place, each with outputs of its own: they share the lock of the journal, and each keeps the claims
-//! of its outputs by a lock on them. A whole merge and a commit want the place alone, and are refused meanwhile.
+//! Several processes in one directory, each writing its own outputs: they share the lock of the journal, and each locks
+//! the claims of its outputs. A whole merge or a commit needs the directory exclusively, and is refused meanwhile.
 use super::begin::write_head;
 use super::claims;
 use super::flock::{append, flock_now, open_journal, read};
@@ -12,14 +12,14 @@ use crate::watch::Watch;
 use rustix::fs::FlockOperation;
 use std::time::{Duration, Instant};
 
-/// How long a process that shares a place waits for one that has it alone: for as long as another takes to begin there, or
-/// a look at it, and not for a merge.
+/// How long to wait for a process that holds the directory exclusively: long enough for another one to start or to
+/// check there, not for a whole merge.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often it tries.
+/// Interval between attempts.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Begins a plan in a place together with other processes that write other outputs of it, and keeps `outputs` for this one.
-/// The first of them has the place alone for a moment, to say in the journal whose work it is.
+/// Starts a plan in a directory together with other processes that write other outputs, and locks `outputs` for this
+/// one. The first of them holds the directory exclusively for a moment, to record in the journal whose work it is.
 pub(crate) fn join<'a>(
     lock: &mut Lock,
     plan: &Plan,
@@ -38,7 +38,7 @@ pub(crate) fn join<'a>(
         let busy = match lock.share() {
             Ok(()) => match lock.contents()?.head {
                 Some(theirs) if theirs == *head => break,
-                Some(_) => lock.busy("another plan is at work there"),
+                Some(_) => lock.busy("another plan is being run there"),
                 None => lock.busy_with_a_merge(),
             },
             Err(busy @ Error::Busy(_)) => busy,
@@ -58,14 +58,14 @@ pub(crate) fn join<'a>(
 }
 
 impl Lock {
-    /// Lets other processes work there too, on other outputs; or enters where they do.
+    /// Lets other processes work there too, on other outputs; or joins those that do.
     pub(crate) fn share(&mut self) -> Result<()> {
         let path = self.path();
         let file = match self.journal.take() {
             None => open_journal(&path)?,
             held => held,
         };
-        // No system changes one lock for another in one step, so it is looked at anew what is there.
+        // No system converts one lock into another atomically, so the directory is checked again.
         match file {
             Some(file) if self.locks(&file, &path, FlockOperation::NonBlockingLockShared)? => self.journal = Some(file),
             _ => return Err(self.busy_with_a_merge()),
@@ -73,7 +73,7 @@ impl Lock {
         Ok(())
     }
 
-    /// Keeps an output for this process in a shared place.
+    /// Locks an output for this process in a shared directory.
     pub(crate) fn keep(&mut self, output: &str) -> Result<()> {
         let path = self.partial.join(claims::name(output));
         make_way(&path)?;
@@ -83,12 +83,12 @@ impl Lock {
         if locked.is_none() || owner.is_some_and(|owner| owner.is_at_work()) {
             let output = self.partial.join(output);
             return Err(Error::Busy(format!(
-                "{}: another process is at work on this output; give each output to one",
+                "{}: another process is writing this output; give each output to one process",
                 output.display()
             )));
         }
         if let Some(owner) = self.owner() {
-            // A line that a crash cut short is ended by the first byte.
+            // The first byte ends a line truncated by a crash.
             append(&file, &path, &format!("\n{}", json(&Line::Owner { owner })?))?;
         }
         self.kept.push((path, file));

@@ -1,4 +1,4 @@
-//! One task of a run: taken as an earlier run left it if that holds, else done; then its inputs are let go.
+//! Runs one task: accepts an earlier run's result if it holds, else computes it; then releases its inputs.
 use super::claims::Claim;
 use super::{Options, Run, hand_over};
 use crate::container::{Container, Header};
@@ -15,15 +15,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
 
-/// Bytes that are read back or copied at a time.
+/// Bytes per chunk when reading back or copying.
 const CHUNK: usize = 1 << 20;
 
 thread_local! {
-    /// What this thread reads back.
+    /// Buffer in which this thread reads back.
     static READ_BACK: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Bytes that a task holds from its start to its end, beside its pieces: what its method holds, and what its sources do.
+/// Returns the bytes that a task holds from start to end, in addition to its strips: by its method and its sources.
 pub(super) fn resident(plan: &Plan, index: usize, headers: &[Arc<Header>]) -> Result<usize> {
     let (task, (rows, columns)) = (&plan.tasks[index], plan.written()[index].shape());
     let of_source = |expr: &Expr| match expr {
@@ -38,7 +38,7 @@ pub(super) fn resident(plan: &Plan, index: usize, headers: &[Arc<Header>]) -> Re
 }
 
 impl Run<'_> {
-    /// Has one task done, and its output file closed if it was the last of it.
+    /// Runs one task, and closes its output file if it was the last.
     pub(super) fn task(&self, index: usize, finished: &SyncSender<usize>) -> Result<()> {
         self.watch.check()?;
         let crc = if let Some(crc) = self.resume(index)? {
@@ -56,7 +56,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// The checksum of a tensor that an earlier run finished; what is claimed and does not hold is taken back.
+    /// Returns the checksum of a task that an earlier run finished; retracts a claim that does not hold.
     fn resume(&self, index: usize) -> Result<Option<Crc>> {
         let Some(claim) = self.journal.claimed(index)? else { return Ok(None) };
         let bytes = self.plan.written()[index].bytes.len();
@@ -73,7 +73,7 @@ impl Run<'_> {
         Ok(Some(Crc::known(claim.crc64nvme, bytes)))
     }
 
-    /// The checksum of what the output file holds for a task.
+    /// Computes the checksum of the bytes that the output file holds for a task.
     fn read_back(&self, index: usize) -> Result<Crc> {
         let bytes = self.plan.written()[index].bytes.len();
         let chunk = |i: usize| {
@@ -95,7 +95,8 @@ impl Run<'_> {
         let open = |input: usize| self.inputs.open(input);
         let sources = task.of.iter().map(|expr| Ok(source::build(self.plan, expr, &open)?.0)).collect::<Result<_>>()?;
         let Options { tile, simd, .. } = self.options;
-        // Elements are counted from a task's first row: without that row in the key its tasks would draw the same numbers.
+        // Elements are counted from a task's first row, so the row is part of the key: otherwise tasks of one tensor
+        // would draw the same numbers.
         let drawn = match place.elements.start {
             0 => tensor.name.clone(),
             start => format!("{}[{start}]", tensor.name),
@@ -106,7 +107,7 @@ impl Run<'_> {
         job.run(sources, &|offset, bytes| self.writer.write(index, offset, bytes))
     }
 
-    /// Integers and bools, byte for byte.
+    /// Copies integers and bools byte for byte.
     fn copy_bytes(&self, index: usize) -> Result<Done> {
         let Some(Expr::Tensor(input, name)) = self.plan.tasks[index].of.first() else {
             return Err(Error::Panic("integers that are not copied".into()));

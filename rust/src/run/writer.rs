@@ -1,5 +1,5 @@
-//! The output files: each is made when the first task of it starts, and closed when the last has ended. Tiles are written
-//! at their offsets.
+//! The output files: each is created when its first task starts and closed when its last one has ended. Tiles are
+//! written at their offsets.
 use super::place::remove;
 use super::{claims, head};
 use crate::error::{Error, Result};
@@ -15,10 +15,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The index that tells which file holds which tensor.
+/// The index that maps tensors to files.
 pub const INDEX: &str = "model.safetensors.index.json";
 
-/// One output file, open only while tensors of it are on their way: a checkpoint may have more than a process may open.
+/// One output file, open only while its tensors are in progress: a checkpoint may have more files than a process may
+/// open.
 #[derive(Debug)]
 struct Output {
     path: PathBuf,
@@ -33,18 +34,18 @@ struct Output {
 pub struct Writer<'a> {
     plan: &'a Plan,
     outputs: Vec<Output>,
-    /// Whether what is written shall be on its way to the disk at once, and be there when its file is closed.
+    /// Whether writeback starts immediately, and a file is synced when it is closed.
     sync: bool,
 }
 
-/// Opens a file of ours to read and write, making it where it is not there; no link is followed.
+/// Opens one of our files for reading and writing, creating it if needed; follows no link.
 pub(crate) fn open_own(path: &Path) -> io::Result<File> {
     let flags = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
     OpenOptions::new().read(true).write(true).create(true).truncate(false).custom_flags(flags).open(path)
 }
 
-/// Takes away what stands in the place of a file of ours and is no file of its own: a link would lead out of the
-/// directory, and so would a second name of another file.
+/// Removes whatever is at the path of one of our files but is not a regular file with a single name: a link, or a
+/// second name, would make us write to another file.
 pub(crate) fn make_way(path: &Path) -> Result<()> {
     match fs::symlink_metadata(path) {
         Ok(meta) if meta.is_file() && meta.nlink() <= 1 => Ok(()),
@@ -52,7 +53,7 @@ pub(crate) fn make_way(path: &Path) -> Result<()> {
     }
 }
 
-/// Claims the disk space of a file where the file system can, which also keeps its blocks together.
+/// Allocates the disk space of a file if the file system can, which also keeps its blocks together.
 fn allocate(file: &File, size: u64) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
@@ -67,10 +68,10 @@ fn allocate(file: &File, size: u64) -> io::Result<()> {
     file.set_len(size)
 }
 
-/// Closes a file; what an earlier write could not say is said now.
+/// Closes a file and returns errors of earlier writes that are only reported now.
 fn close(file: File) -> io::Result<()> {
     match nix::unistd::close(OwnedFd::from(file)) {
-        // It is closed all the same.
+        // It is closed in any case.
         Ok(()) | Err(nix::Error::EINTR) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
@@ -81,7 +82,7 @@ impl Output {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The file: made with its header and in its size, or taken as an earlier run left it.
+    /// Returns the file: created with its header and final size, or as an earlier run left it.
     fn open(&self) -> Result<Arc<File>> {
         let mut held = self.held();
         if let Some(file) = &*held {
@@ -99,8 +100,8 @@ impl Output {
 }
 
 impl<'a> Writer<'a> {
-    /// The files of a plan in `partial`; none is made yet. With `sync` the system begins to write each tile to the disk as
-    /// soon as it is there, so that little is left to wait for at the end.
+    /// Describes the files of a plan in `partial`; creates none yet. With `sync` writeback of each tile starts
+    /// immediately, so that little remains for the end.
     pub fn new(plan: &'a Plan, partial: &Path, sync: bool) -> Result<Self> {
         let output = |(layout, file): (Layout, &OutputFile)| Output {
             path: partial.join(&file.name),
@@ -116,7 +117,7 @@ impl<'a> Writer<'a> {
         &self.outputs[self.plan.target(task).1.output]
     }
 
-    /// Where an output file is, its header and its tasks.
+    /// Returns an output file's path, header and tasks.
     pub fn layout(&self, output: usize) -> &Layout {
         &self.outputs[output].layout
     }
@@ -129,7 +130,7 @@ impl<'a> Writer<'a> {
         file.write_all_at(bytes, at).map_err(Error::io(&output.path))?;
         #[cfg(target_os = "linux")]
         if self.sync {
-            // Linux begins to write dirty pages out on this advice, and does not wait. Advice only.
+            // On this call Linux starts to write dirty pages and does not wait. A hint only.
             let length = std::num::NonZeroU64::new(bytes.len() as u64);
             let _advice = rustix::fs::fadvise(&*file, at, length, rustix::fs::Advice::DontNeed);
         }
@@ -143,23 +144,23 @@ impl<'a> Writer<'a> {
         output.open()?.read_exact_at(bytes, at).map_err(Error::io(&output.path))
     }
 
-    /// Counts a task as done; true if that was the last of its file.
+    /// Counts a task as done; returns true if it was the last of its file.
     pub fn finish(&self, task: usize) -> bool {
         self.output(task).left.fetch_sub(1, Ordering::AcqRel) == 1
     }
 
-    /// Waits until a finished file is on the disk, where that is asked for or where nothing else tells whether it is kept,
-    /// and closes it.
+    /// Syncs a finished file, if requested or if only a sync reports failed writes, and closes it.
     pub fn close(&self, output: usize) -> Result<()> {
         let output = &self.outputs[output];
-        // One that has no elements is made here.
+        // A file without elements is created here.
         drop(output.open()?);
         let Some(file) = output.held().take().and_then(Arc::into_inner) else { return Ok(()) };
         let synced = if self.sync || is_remote(&file).unwrap_or(true) { file.sync_data() } else { Ok(()) };
         synced.and(close(file)).map_err(Error::io(&output.path))
     }
 
-    /// Writes the index of a checkpoint in several files. It depends on the plan alone, so several processes may.
+    /// Writes the index of a checkpoint in several files. It depends only on the plan, so several processes may write
+    /// it.
     pub fn write_index(&self, partial: &Path) -> Result<()> {
         if self.plan.outputs.len() < 2 {
             return Ok(());
@@ -177,7 +178,7 @@ impl<'a> Writer<'a> {
             return Ok(());
         }
         let write = |file: File| {
-            // Over what is there: what another process has written of it stays as it is.
+            // Overwritten in place: what another process has written of it stays valid.
             file.write_all_at(text.as_bytes(), 0)?;
             file.set_len(text.len() as u64)?;
             if self.sync {
@@ -189,7 +190,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Whether all that is in a directory, but for journals and index, are outputs of this plan by their size and header.
+/// Returns whether everything in a directory, except journals and index, is an output of this plan by size and header.
 pub(crate) fn holds_outputs_alone(plan: &Plan, partial: &Path) -> Result<bool> {
     let mut some = false;
     let layouts = layouts(plan)?;
@@ -217,7 +218,7 @@ pub(crate) fn holds_outputs_alone(plan: &Plan, partial: &Path) -> Result<bool> {
     Ok(some)
 }
 
-/// Bytes that the files of a plan take.
+/// Returns the total size of a plan's files.
 pub fn bytes_needed(plan: &Plan) -> Result<u64> {
     Ok(layouts(plan)?.iter().map(|layout| layout.size).sum())
 }
