@@ -1,4 +1,4 @@
-//! Makes the source that an expression describes, and refuses what does not fit; nothing of a tensor is read yet.
+//! Builds the source that an expression describes and refuses what does not fit; reads no tensor data yet.
 use super::gather::{Cast, From, Gather, Piece};
 use super::lora::Lora;
 use super::merged::Merged;
@@ -15,14 +15,14 @@ use std::sync::Arc;
 /// Opens an input of the plan.
 pub type Open<'a> = &'a dyn Fn(usize) -> Result<Arc<Container>>;
 
-/// A source, and the shape of what it gives.
+/// A source, and the shape of its result.
 type Built = (Box<dyn Source>, Vec<usize>);
 
 fn fault(expr: &Expr, reason: impl AsRef<str>) -> Error {
     Error::Merge(format!("`{}`: {}", expr.kind(), reason.as_ref()))
 }
 
-/// Makes the source of an expression, and tells its shape.
+/// Builds the source of an expression; returns it with its shape.
 pub fn build(plan: &Plan, expr: &Expr, open: Open) -> Result<Built> {
     let made = match expr {
         Expr::Tensor(input, name) => {
@@ -43,9 +43,9 @@ pub fn build(plan: &Plan, expr: &Expr, open: Open) -> Result<Built> {
         }
         Made::Columns { of, from, to } => {
             let (of, shape) = build(of)?;
-            let [.., columns] = shape[..] else { return Err(fault(expr, "of a number")) };
+            let [.., columns] = shape[..] else { return Err(fault(expr, "of a scalar, wanted a matrix")) };
             if shape.len() < 2 {
-                return Err(fault(expr, "a vector has rows alone, one an element"));
+                return Err(fault(expr, "of a vector, which has no columns: each element is a row"));
             }
             within(expr, "columns", *from, *to, columns)?;
             let shape = vec![matrix(&shape).0, to - from];
@@ -83,7 +83,7 @@ pub fn build(plan: &Plan, expr: &Expr, open: Open) -> Result<Built> {
     }
 }
 
-/// The shape with another number of rows.
+/// Returns the shape with another number of rows.
 fn with_rows(shape: &[usize], rows: usize) -> Vec<usize> {
     if shape.len() < 2 { vec![rows] } else { vec![rows, matrix(shape).1] }
 }
@@ -97,14 +97,14 @@ fn within(expr: &Expr, what: &str, from: usize, to: usize, all: usize) -> Result
 }
 
 fn stack(expr: &Expr, parts: Vec<Built>) -> Result<Built> {
-    let Some((first, shape)) = parts.first() else { return Err(fault(expr, "of nothing")) };
+    let Some((first, shape)) = parts.first() else { return Err(fault(expr, "has no sources")) };
     let (float, shape, mut rows) = (first.float(), shape.clone(), 0usize);
     for (part, theirs) in &parts {
         if (theirs.len() < 2, matrix(theirs).1) != (shape.len() < 2, matrix(&shape).1) {
             return Err(fault(expr, format!("shapes {shape:?} and {theirs:?} differ in more than rows")));
         }
         if part.float() != float {
-            return Err(fault(expr, format!("of {float:?} and {:?}; a `cast` makes them one", part.float())));
+            return Err(fault(expr, format!("of {float:?} and {:?}; `cast` one to the other", part.float())));
         }
         rows += matrix(theirs).0;
     }
@@ -180,7 +180,7 @@ fn scaled(expr: &Expr, codes: Tensor, (scales, of_scales): Built, block: [usize;
         return Err(fault(expr, format!("blocks of {block:?}, wanted at least one row and one column")));
     }
     let wanted = [leading, &[rows.div_ceil(high), columns.div_ceil(wide)]].concat();
-    // Axes of one element are left out as often as not: [rows] for [rows, 1], [] or [1] for one scale of all.
+    // Axes of length one are often left out: [rows] for [rows, 1], [] or [1] for a single scale.
     let longer = |shape: &[usize]| shape.iter().copied().filter(|n| *n != 1).collect::<Vec<_>>();
     if longer(&of_scales) != longer(&wanted) {
         let reason = format!("scales of shape {of_scales:?}; blocks of {block:?} in {shape:?} want {wanted:?}");
@@ -197,7 +197,7 @@ fn merged(expr: &Expr, by: &Method, of: Vec<Built>) -> Result<Built> {
     if matches!(by, Method::Copy(_)) && of.len() > 1 {
         return Err(fault(expr, "copies that must be equal are not compared in a stage; copy one"));
     }
-    let Some((_, shape)) = of.first() else { return Err(fault(expr, "of nothing")) };
+    let Some((_, shape)) = of.first() else { return Err(fault(expr, "has no sources")) };
     let shape = shape.clone();
     if let Some((_, theirs)) = of.iter().find(|(_, theirs)| *theirs != shape) {
         return Err(fault(expr, format!("of shapes {shape:?} and {theirs:?}")));

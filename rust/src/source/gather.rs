@@ -1,4 +1,4 @@
-//! Rows in another order, and rows that are made: a vocabulary indexed anew.
+//! Rows in another order, some of them filled: a re-indexed vocabulary.
 use super::{Settings, Slot, Source, Tensor, lease_as};
 use crate::dtype::{F64, Float, Format, transcode};
 use crate::error::Result;
@@ -6,31 +6,31 @@ use crate::simd::Simd;
 use std::ops::Range;
 use std::slice;
 
-/// Where rows of a gather come from.
+/// The origin of rows of a gather.
 pub(super) enum From {
-    /// Rows of the source, from one on.
+    /// Consecutive rows of the source, from this one on.
     Run(usize),
     /// Zeros.
     Zero,
-    /// The mean of rows of sources; made when the task begins.
+    /// The mean of rows of other sources; computed when the task starts.
     Mean(Vec<(Box<dyn Source>, usize)>, Vec<u8>),
 }
 
-/// Some rows of the result: the first, how many, and where they come from.
+/// Some rows of the result: the first, their number, and their origin.
 pub(super) type Piece = (usize, usize, From);
 
 /// Rows of a source in another order.
 pub(super) struct Gather {
     pub of: Box<dyn Source>,
-    /// In the order of the rows, all of them.
+    /// All rows of the result, in order.
     pub pieces: Vec<Piece>,
-    /// Elements of a row.
+    /// Elements per row.
     pub row: usize,
     pub shape: (usize, usize),
 }
 
 impl Gather {
-    /// Calls `take(elements, where from)` for all that `at` touches, in order.
+    /// Calls `take(elements, piece)` for each piece that `at` overlaps, in order.
     fn split(&self, at: &Range<usize>, mut take: impl FnMut(Range<usize>, &Piece) -> Result<()>) -> Result<()> {
         let first = self.pieces.partition_point(|(to, rows, _)| (to + rows) * self.row <= at.start);
         for piece in self.pieces[first..].iter().take_while(|(to, ..)| to * self.row < at.end) {
@@ -39,7 +39,7 @@ impl Gather {
         Ok(())
     }
 
-    /// Elements of the source behind elements of a run.
+    /// Returns the source's elements for elements of a run.
     fn behind(&self, elements: &Range<usize>, to: usize, from: usize) -> Range<usize> {
         let shift = |element: usize| element - to * self.row + from * self.row;
         shift(elements.start)..shift(elements.end)
@@ -131,7 +131,7 @@ impl Source for Gather {
     }
 }
 
-/// Rounded to another format.
+/// A source rounded to another format.
 pub(super) struct Cast {
     pub of: Box<dyn Source>,
     pub to: Float,

@@ -1,4 +1,4 @@
-//! W + scale * B A, made element by element; `DoRA` needs the norms of its rows first, which is a sweep of its own.
+//! W + scale * B A, computed element by element; `DoRA` needs the norms of its rows first, in a sweep of its own.
 use super::{Settings, Slot, Source, Tensor, lease_as};
 use crate::dtype::{F64, Float, Format};
 use crate::error::{Error, Result};
@@ -7,13 +7,13 @@ use crate::sweep::{PIECE, sums::Sum};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Elements of a row that are summed at once, in registers and the first-level cache.
+/// Elements of a row that are summed together, in registers and the first-level cache.
 const STRIP: usize = 256;
 
-/// W + scale * B A. Sums are f64, so an element is rounded once, to what is lent.
+/// W + scale * B A. Sums are f64, so an element is rounded once, to the format returned.
 pub(super) struct Lora {
     pub of: Box<dyn Source>,
-    /// A (rank, columns), B (rows, rank), and of `DoRA` the magnitude of each row.
+    /// A (rank, columns), B (rows, rank), and for `DoRA` the magnitude of each row.
     pub factors: [Box<dyn Source>; 2],
     pub magnitude: Option<Box<dyn Source>>,
     pub scale: f64,
@@ -25,11 +25,11 @@ pub(super) struct Lora {
 pub(super) struct Numbers {
     a: Vec<f64>,
     b: Vec<f64>,
-    /// What each row is multiplied by at the end.
+    /// Factor of each row.
     rows: Option<Vec<f64>>,
 }
 
-/// All elements of a source.
+/// Reads all elements of a source.
 pub(super) fn whole(source: &mut dyn Source, settings: &Settings) -> Result<Vec<f64>> {
     source.prepare(settings)?;
     let (mut values, mut slot) = (Vec::with_capacity(source.len()), Slot::default());
@@ -42,10 +42,10 @@ pub(super) fn whole(source: &mut dyn Source, settings: &Settings) -> Result<Vec<
     Ok(values)
 }
 
-/// A stretch of one row: `y = (w + s * sum_k b_k a_k) * m`, k in order.
+/// A stretch of one row: `y = (w + s * sum_k b_k a_k) * m`, in order of k.
 struct Stretch<'a> {
     w: &'a [[u8; 8]],
-    /// From the stretch's first column of the first row on.
+    /// The first row of A, from the stretch's first column on.
     a: &'a [f64],
     columns: usize,
     b: &'a [f64],
@@ -75,7 +75,7 @@ impl Task for Stretch<'_> {
 }
 
 impl Lora {
-    /// Elements `at` in f64.
+    /// Computes elements `at` in f64.
     fn make<'s>(&self, numbers: &Numbers, simd: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]> {
         let (_, columns) = self.shape();
         let (inner, bytes) = slot.split(1, at.len() * 8);
@@ -99,7 +99,7 @@ impl Lora {
         Ok(bytes)
     }
 
-    /// The norm of a row of W + scale * B A.
+    /// Computes the norm of a row of W + scale * B A.
     fn norm(&self, numbers: &Numbers, settings: &Settings, row: usize) -> Result<f64> {
         settings.watch.check()?;
         let (_, columns) = self.shape();

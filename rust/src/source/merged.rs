@@ -15,7 +15,7 @@ pub(super) struct Merged {
     kernel: Option<Either>,
 }
 
-/// A kernel of either precision.
+/// A kernel in either precision.
 enum Either {
     Single(Box<dyn Kernel<F32>>),
     Double(Box<dyn Kernel<F64>>),
@@ -45,7 +45,7 @@ impl Source for Merged {
         for (source, slot) in self.of.iter().zip(inner) {
             inputs.push(lease_as(&**source, float, simd, at.clone(), slot)?);
         }
-        // A value that is not finite comes through to the result of the task, which is looked at.
+        // A non-finite value propagates to the result of the task, which is checked.
         match kernel {
             Either::Single(kernel) => drop(kernel.run(simd, at, &inputs, bytes)),
             Either::Double(kernel) => drop(kernel.run(simd, at, &inputs, bytes)),

@@ -1,4 +1,4 @@
-//! What stands behind the elements of a task: a tensor of a file, or what is made of other sources.
+//! Provides the elements that a task reads: a tensor of a file, or an expression over other sources.
 mod build;
 mod gather;
 mod lora;
@@ -16,20 +16,20 @@ use crate::simd::Simd;
 use crate::watch::Watch;
 use std::ops::Range;
 
-/// How a task is run.
+/// Settings of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings<'a> {
-    /// Elements of a tile, a multiple of 65,536.
+    /// Elements per tile, a multiple of 65,536.
     pub tile: usize,
     /// Instruction set.
     pub simd: Simd,
-    /// Progress and cancel.
+    /// Progress and cancellation.
     pub watch: &'a Watch,
-    /// Key of what is drawn, from the seed and the tensor's name.
+    /// Key of the random numbers, from the seed and the tensor's name.
     pub key: [u32; 2],
 }
 
-/// Room for what a source makes before it can lend it, as deep as the sources are nested. Kept and used again.
+/// Reusable buffers of a source that computes what it returns, nested as its sources are.
 #[derive(Debug, Default)]
 pub struct Slot {
     bytes: Vec<u8>,
@@ -37,7 +37,7 @@ pub struct Slot {
 }
 
 impl Slot {
-    /// Slots for `inner` sources below, and room for `bytes`.
+    /// Returns `inner` slots for nested sources, and a buffer of `bytes`.
     pub fn split(&mut self, inner: usize, bytes: usize) -> (&mut [Slot], &mut [u8]) {
         if self.inner.len() < inner {
             self.inner.resize_with(inner, Slot::default);
@@ -49,68 +49,69 @@ impl Slot {
     }
 }
 
-/// Something that gives its elements a piece at a time, in row order.
+/// A source of elements, read strip by strip in row order.
 pub trait Source: Send + Sync {
-    /// The format of what is lent.
+    /// Returns the format of its elements.
     fn float(&self) -> Float;
 
-    /// Rows (of all leading axes) and columns.
+    /// Returns rows (the product of all leading axes) and columns.
     fn shape(&self) -> (usize, usize);
 
-    /// Elements.
+    /// Returns the number of elements.
     fn len(&self) -> usize {
         let (rows, columns) = self.shape();
         rows * columns
     }
 
-    /// Whether it has no elements.
+    /// Returns whether it has no elements.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Whether any number of elements can be lent in place at no cost; others make them, so are asked for small pieces.
+    /// Returns whether any range is available in place at no cost; other sources compute elements, so small strips are
+    /// requested.
     fn ready(&self) -> bool {
         false
     }
 
-    /// Pieces begin and end at multiples of this, or at the last element; [`lease_as`] sees to it.
+    /// Ranges start and end at multiples of this, or at the last element; [`lease_as`] takes care of it.
     fn unit(&self) -> usize {
         1
     }
 
-    /// Elements `at` as bytes in format `float()`, in place or made in the slot.
+    /// Returns elements `at` as bytes in format `float()`, in place or computed in the slot.
     fn lease<'s>(&'s self, simd: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]>;
 
-    /// Asks for elements ahead of their use. Advice only.
+    /// Prefetches elements. A hint only.
     fn fetch(&self, _at: Range<usize>) {}
 
-    /// The sources that it is made of. A source with more than one list of them has its own of the three methods below.
+    /// Returns the sources directly below. A source with more than one list of them overrides the three methods below.
     fn parts(&self) -> &[Box<dyn Source>] {
         &[]
     }
 
-    /// The same, to prepare them.
+    /// Returns the sources directly below, mutably, to prepare them.
     fn parts_mut(&mut self) -> &mut [Box<dyn Source>] {
         &mut []
     }
 
-    /// Bytes of heap held for the whole task, those of its parts included.
+    /// Returns the bytes of heap held for the whole task, nested sources included.
     fn resident(&self) -> usize {
         self.parts().iter().map(|part| part.resident()).sum()
     }
 
-    /// Finds what must be known of the whole before an element can be had; its parts first.
+    /// Computes what is needed of the whole tensor before elements can be returned; nested sources first.
     fn prepare(&mut self, settings: &Settings) -> Result<()> {
         self.parts_mut().iter_mut().try_for_each(|part| part.prepare(settings))
     }
 
-    /// Visits every tensor of a file below it, to tell which one holds a value that is not finite.
+    /// Visits every file tensor below it, to find the one that holds a non-finite value.
     fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
         self.parts().iter().for_each(|part| part.leaves(visit));
     }
 }
 
-/// Rows (of all leading axes) and columns of a shape.
+/// Returns rows (the product of all leading axes) and columns of a shape.
 pub fn two(shape: &[usize]) -> (usize, usize) {
     match shape.split_last() {
         Some((columns, rows)) => (rows.iter().product(), *columns),
@@ -118,7 +119,7 @@ pub fn two(shape: &[usize]) -> (usize, usize) {
     }
 }
 
-/// Elements `at` of a source in format `float`, wherever they begin and end.
+/// Returns elements `at` of a source in format `float`, whatever the source's unit.
 pub fn lease_as<'s>(
     source: &'s dyn Source,
     float: Float,
@@ -134,7 +135,7 @@ pub fn lease_as<'s>(
     Ok(bytes)
 }
 
-/// Leases whole units around `at`, and gives what was asked for of them.
+/// Requests whole units around `at` and returns the requested part.
 fn lease_any<'s>(source: &'s dyn Source, simd: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]> {
     let unit = source.unit();
     if unit == 1 {

@@ -1,4 +1,4 @@
-//! Codes times scales: the weights behind 8-bit floats.
+//! Codes times scales: weights stored as 8-bit floats.
 use super::lora::whole;
 use super::{Settings, Slot, Source, lease_any};
 use crate::dtype::Float;
@@ -6,13 +6,13 @@ use crate::error::Result;
 use crate::simd::Simd;
 use std::ops::Range;
 
-/// Codes times scales, each of which covers a block of a matrix; with leading axes, of each of their matrices.
+/// Codes times scales, each covering a block of a matrix; with leading axes, of each of their matrices.
 pub(super) struct Scaled {
     /// Codes and scales.
     parts: [Box<dyn Source>; 2],
     /// Rows of one matrix.
     rows: usize,
-    /// Rows and columns that one scale covers.
+    /// Rows and columns covered by one scale.
     block: [usize; 2],
     scales: Vec<f32>,
 }
@@ -22,7 +22,7 @@ impl Scaled {
         Self { parts: [codes, scales], rows, block, scales: Vec::new() }
     }
 
-    /// The scales of the blocks that a row crosses.
+    /// Returns the scales of the blocks that a row crosses.
     fn scales(&self, row: usize) -> &[f32] {
         let [high, wide] = self.block;
         let across = self.shape().1.div_ceil(wide);
@@ -32,7 +32,7 @@ impl Scaled {
 }
 
 impl Source for Scaled {
-    /// A product of a code and a scale of up to 24 bits is rounded once to this.
+    /// The product of a code and a scale of up to 24 bits is rounded once, to this format.
     fn float(&self) -> Float {
         Float::F32
     }

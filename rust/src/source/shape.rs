@@ -1,4 +1,4 @@
-//! Sources that only say where elements come from: rows, columns, stacks, transposes.
+//! Sources that only rearrange elements: rows, columns, stacks, transposes.
 use super::{Slot, Source, lease_any};
 use crate::dtype::Float;
 use crate::error::Result;
@@ -6,10 +6,10 @@ use crate::simd::Simd;
 use std::ops::Range;
 use std::slice;
 
-/// Elements of a source from one on: whole rows of it.
+/// A range of whole rows of a source.
 pub(super) struct Rows {
     pub of: Box<dyn Source>,
-    /// The first element.
+    /// First element.
     pub from: usize,
     pub shape: (usize, usize),
 }
@@ -50,10 +50,10 @@ impl Source for Rows {
     }
 }
 
-/// Some columns of a source.
+/// A range of columns of a source.
 pub(super) struct Columns {
     pub of: Box<dyn Source>,
-    /// The first column.
+    /// First column.
     pub from: usize,
     pub shape: (usize, usize),
 }
@@ -95,8 +95,8 @@ impl Source for Columns {
     }
 }
 
-/// Makes elements `at` stretch by stretch: `stretch(element)` says where the stretch ends and which element of a source it
-/// begins with; `take` writes elements of that source.
+/// Fills elements `at` stretch by stretch: `stretch(element)` returns where the stretch ends and the source element it
+/// starts with; `take` writes elements of that source.
 fn fill(
     at: Range<usize>,
     bytes: &mut [u8],
@@ -114,10 +114,10 @@ fn fill(
     Ok(())
 }
 
-/// Rows of several sources, one after the other.
+/// Rows of several sources, concatenated.
 pub(super) struct Stack {
     parts: Vec<Box<dyn Source>>,
-    /// The first element of each, and the number of all.
+    /// First element of each source, and the total.
     edges: Vec<usize>,
     shape: (usize, usize),
 }
@@ -131,7 +131,7 @@ impl Stack {
         Self { parts, edges, shape }
     }
 
-    /// Calls `take(part, elements of it)` for all that `at` touches.
+    /// Calls `take(part, elements)` for each source that `at` overlaps.
     fn split(&self, at: Range<usize>, mut take: impl FnMut(usize, Range<usize>) -> Result<()>) -> Result<()> {
         for (part, edge) in self.edges.windows(2).enumerate() {
             let (start, end) = (at.start.max(edge[0]), at.end.min(edge[1]));
@@ -181,7 +181,7 @@ impl Source for Stack {
     }
 }
 
-/// A matrix with rows and columns exchanged.
+/// A matrix transposed.
 pub(super) struct Transpose {
     pub of: Box<dyn Source>,
 }
@@ -196,13 +196,13 @@ impl Source for Transpose {
         (columns, rows)
     }
 
-    /// Row by row of what is transposed: from each the columns that are rows of the piece.
+    /// Reads the source row by row: from each row, the columns that are rows of the requested range.
     fn lease<'s>(&'s self, simd: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]> {
         let ((rows, columns), size) = (self.of.shape(), self.float().bytes());
         let (inner, bytes) = slot.split(1, at.len() * size);
         let (first, last) = (at.start / rows, (at.end.max(at.start + 1) - 1) / rows);
         for row in 0..rows {
-            // The first and the last row of a piece may be there in part.
+            // The first and the last row of the range may be incomplete.
             let from = first + usize::from(first * rows + row < at.start);
             let to = last + usize::from(last * rows + row < at.end);
             if from >= to {

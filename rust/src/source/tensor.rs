@@ -1,4 +1,4 @@
-//! A float tensor of a file, or one of codes.
+//! A tensor of a file, of floats or of codes.
 use super::{Slot, Source, two};
 use crate::codes::{Codes, codes};
 use crate::container::{Container, Entry};
@@ -9,18 +9,18 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-/// A float tensor of a file. It keeps the file open, so a file is closed when the last task that reads it ends.
+/// A tensor of a file. It keeps the file open, so a file is closed when the last task that reads it ends.
 #[derive(Clone, Debug)]
 pub struct Tensor {
     file: Arc<Container>,
     index: usize,
     float: Float,
-    /// Of a tensor that stores codes: what they stand for.
+    /// The values of its codes, if it stores codes.
     codes: Option<&'static Codes>,
 }
 
 impl Tensor {
-    /// A tensor by name; one that is not of a float format is refused.
+    /// Finds a float tensor by name; refuses other dtypes.
     pub fn new(file: &Arc<Container>, name: &str) -> Result<Self> {
         let index = file.header.index(name)?;
         let dtype = file.header.tensors[index].dtype;
@@ -31,7 +31,7 @@ impl Tensor {
         Ok(Self { file: file.clone(), index, float, codes: None })
     }
 
-    /// A tensor of codes by name; one that stores anything else is refused.
+    /// Finds a tensor of codes by name; refuses other dtypes.
     pub fn coded(file: &Arc<Container>, name: &str) -> Result<Self> {
         let index = file.header.index(name)?;
         let dtype = file.header.tensors[index].dtype;
@@ -42,18 +42,18 @@ impl Tensor {
         Ok(Self { file: file.clone(), index, float: Float::F32, codes: Some(codes) })
     }
 
-    /// Where elements are among the tensor's bytes.
+    /// Returns the byte range of elements in the tensor.
     fn stored(&self, at: &Range<usize>) -> Range<usize> {
         let size = if self.codes.is_some() { 1 } else { self.float.bytes() };
         at.start * size..at.end * size
     }
 
-    /// Name, dtype, shape and place, as the header states them.
+    /// Returns name, dtype, shape and byte range, from the header.
     pub fn entry(&self) -> &Entry {
         &self.file.header.tensors[self.index]
     }
 
-    /// The file.
+    /// Returns the path of the file.
     pub fn path(&self) -> &Path {
         &self.file.header.path
     }

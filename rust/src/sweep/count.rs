@@ -1,4 +1,4 @@
-//! Counts and collects the keys of a piece of a tensor.
+//! Counts and collects the keys of a strip of a tensor.
 use super::select::Score;
 use crate::lanes::{Lanes, W};
 use crate::real::Real;
@@ -6,7 +6,7 @@ use crate::simd::{PREFETCH, Simd, Task, prefetch};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// The key of element `i`.
+/// Returns the key of element `i`.
 pub(super) fn key_of<F: Lanes, S: Score<F::Real, M>, const M: usize>(
     score: &S,
     x: [&[u8]; M],
@@ -15,20 +15,19 @@ pub(super) fn key_of<F: Lanes, S: Score<F::Real, M>, const M: usize>(
     score.keys::<1>(x.map(|x| [F::get(x, i)]))[0]
 }
 
-/// What is counted for one score: the keys above and equal to each of one or two pivots.
+/// Counts for one score: the keys above and equal to each of one or two pivots.
 pub(super) struct Counted<'a, S, const M: usize> {
     pub score: &'a S,
     pub x: [&'a [u8]; M],
-    /// One or two.
+    /// One or two pivots.
     pub pivots: &'a [i64],
     pub counts: &'a mut [[usize; 2]; 2],
 }
 
-/// Counts for several scores, by turns: so what all of them read is on its way from memory at once. Fewer than 2^32
-/// elements.
+/// Counts for several scores in turns, so that memory reads of all of them overlap. Fewer than 2^32 elements.
 pub(super) struct Count<'a, 'b, F, S, const M: usize>(pub &'a mut [Counted<'b, S, M>], pub PhantomData<F>);
 
-/// Lanes of keys above and equal to each pivot.
+/// Per lane, the keys above and equal to each pivot.
 type Lanewise = [[[u32; W]; 2]; 2];
 
 impl<F: Lanes, S: Score<F::Real, M>, const M: usize> Task for Count<'_, '_, F, S, M> {
@@ -106,7 +105,7 @@ pub(super) fn count<F: Lanes, S: Score<F::Real, M>, const M: usize>(
     counts
 }
 
-/// Appends the keys above `low`, up to and with `last`, in order.
+/// Appends the keys above `low` and up to `last` inclusive, in order.
 struct Gather<'a, F: Lanes, S, const M: usize> {
     score: &'a S,
     x: [&'a [u8]; M],

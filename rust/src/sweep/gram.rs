@@ -1,4 +1,4 @@
-//! Dot products of two models, or of their task vectors: what angles are made of.
+//! Dot products of two models, or of their task vectors: the basis of angles.
 use super::sums::add;
 use super::{BLOCK, STRIP, Sweep, Terms};
 use crate::error::Result;
@@ -9,13 +9,13 @@ use rayon::prelude::*;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Columns whose sums are taken side by side.
+/// Columns that are summed side by side.
 const PANEL: usize = 1024;
 
-/// What is taken as one vector.
+/// What counts as one vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Over {
-    /// Every element.
+    /// All elements.
     Tensor,
     /// Each row.
     Row,
@@ -23,7 +23,7 @@ pub enum Over {
     Column,
 }
 
-/// `a.b`, `a.a` and `b.b` of the last two of `M` sources, each less the first where there are three.
+/// Computes `a.b`, `a.a` and `b.b` of the last two of `M` sources, minus the first if there are three.
 struct Products<const M: usize>;
 
 impl<R: Real, const M: usize> Terms<R, M, 3> for Products<M> {
@@ -58,7 +58,7 @@ impl<R: Real, const M: usize> Terms<R, M, 3> for Products<M> {
 }
 
 impl<F: Lanes> Sweep<'_, F> {
-    /// `a.b`, `a.a` and `b.b` of two sources, or of what two are more than the first of three: for each vector.
+    /// Computes `a.b`, `a.a` and `b.b` of two sources, or of the last two of three minus the first, for each vector.
     pub fn products(&self, over: Over) -> Result<Vec<[f64; 3]>> {
         if self.sources.len() == 3 { self.over(over, &Products::<3>) } else { self.over(over, &Products::<2>) }
     }
@@ -89,7 +89,7 @@ impl<F: Lanes> Sweep<'_, F> {
         (0..self.rows).into_par_iter().with_min_len(group).map(of_row).collect()
     }
 
-    /// Panel by panel, each over all rows in their order.
+    /// Sums panel by panel, each over all rows in order.
     fn of_columns<T: Terms<F::Real, M, K>, const M: usize, const K: usize>(&self, terms: &T) -> Result<Vec<[f64; K]>> {
         let chosen = terms.reads();
         let of_panel = |panel: usize| {
@@ -117,7 +117,7 @@ impl<F: Lanes> Sweep<'_, F> {
     }
 }
 
-/// Adds a row's terms, each to the sums of its column.
+/// Adds the terms of a row, each to the sums of its column.
 struct AddRow<'a, F, T, const M: usize, const K: usize> {
     terms: &'a T,
     x: [&'a [u8]; M],

@@ -1,5 +1,5 @@
-//! What a method may ask of a whole tensor before its elements are combined. Tiles run in parallel, and what they say is
-//! folded in order, so an answer depends neither on tiles nor on threads.
+//! Statistics that a method may need of a whole tensor before its elements are combined. Tiles run in parallel and
+//! their results are folded in order, so a statistic depends neither on tile size nor on threads.
 mod count;
 pub mod gram;
 pub mod search;
@@ -17,57 +17,57 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Elements of a block: sums of blocks are folded in order, so they do not depend on tiles or threads.
+/// Elements per block: sums of blocks are folded in order, so they do not depend on tiles or threads.
 pub const BLOCK: usize = 65_536;
-/// Elements that are made at once where sources do not lie ready: with a handful of inputs they stay in the second-level
+/// Elements per strip when sources compute their elements: with a handful of inputs they stay in the second-level
 /// cache.
 pub const PIECE: usize = 8192;
-/// Elements after which a sweep with several questions goes on to the next one: what they share stays in the first-level
-/// cache.
+/// Elements after which a sweep over several terms moves on to the next one: their shared inputs stay in the
+/// first-level cache.
 const STRIP: usize = 4096;
 
 thread_local! {
-    /// Room for the pieces that this thread makes next.
+    /// Buffers for the strips that this thread makes next.
     static SLOTS: RefCell<Vec<Slot>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The sources of a method, and how they are swept in format `F`.
+/// The sources of a method, swept in format `F`.
 pub struct Sweep<'a, F> {
     sources: &'a [Box<dyn Source>],
-    /// Rows, of all leading axes.
+    /// Rows (the product of all leading axes).
     pub rows: usize,
-    /// Elements of a row.
+    /// Elements per row.
     pub columns: usize,
-    /// How the task is run.
+    /// Run settings.
     pub settings: Settings<'a>,
     ready: bool,
     format: PhantomData<F>,
 }
 
 impl<'a, F: Lanes> Sweep<'a, F> {
-    /// Sources of one shape, prepared; there is at least one.
+    /// Creates a sweep over prepared sources of the same shape, at least one.
     pub fn new(sources: &'a [Box<dyn Source>], settings: Settings<'a>) -> Self {
         let (rows, columns) = sources[0].shape();
         let ready = sources.iter().all(|source| source.ready() && source.float() == F::FLOAT);
         Self { sources, rows, columns, settings, ready, format: PhantomData }
     }
 
-    /// Elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.rows * self.columns
     }
 
-    /// Whether there are no elements.
+    /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The sources.
+    /// Returns the sources.
     pub fn sources(&self) -> &[Box<dyn Source>] {
         self.sources
     }
 
-    /// Every source, as `pieces` takes them.
+    /// Returns the indices of all sources, as `pieces` expects them.
     pub fn all(&self) -> Vec<usize> {
         (0..self.sources.len()).collect()
     }
@@ -77,7 +77,7 @@ impl<'a, F: Lanes> Sweep<'a, F> {
         len.min(index.saturating_mul(tile))..len.min((index + 1).saturating_mul(tile))
     }
 
-    /// Runs `visit` for every tile in parallel; the results come in order.
+    /// Runs `visit` for every tile in parallel; returns the results in order.
     pub fn tiles<T: Send>(&self, visit: impl Fn(Range<usize>) -> Result<T> + Sync) -> Result<Vec<T>> {
         let of_tile = |index| {
             self.settings.watch.check()?;
@@ -88,7 +88,7 @@ impl<'a, F: Lanes> Sweep<'a, F> {
         (0..self.len().div_ceil(self.settings.tile)).into_par_iter().map(of_tile).collect()
     }
 
-    /// Runs `visit` for every block of every tile; the results come in block order.
+    /// Runs `visit` for every block of every tile; returns the results in block order.
     fn blocks<T: Send>(&self, visit: impl Fn(Range<usize>) -> Result<T> + Sync) -> Result<Vec<T>> {
         let of_tile = |tile: Range<usize>| {
             let starts = tile.clone().step_by(BLOCK);
@@ -97,7 +97,8 @@ impl<'a, F: Lanes> Sweep<'a, F> {
         Ok(self.tiles(of_tile)?.into_iter().flatten().collect())
     }
 
-    /// Hands out elements `at` of the `chosen` sources in format `F`, at most `step` a call: `take(elements, inputs)`.
+    /// Calls `take(elements, inputs)` for elements `at` of the `chosen` sources in format `F`, at most `step` elements
+    /// a call.
     pub fn pieces(
         &self,
         chosen: &[usize],
@@ -106,7 +107,7 @@ impl<'a, F: Lanes> Sweep<'a, F> {
         mut take: impl FnMut(Range<usize>, &[&[u8]]) -> Result<()>,
     ) -> Result<()> {
         let step = if self.ready { step } else { step.min(PIECE) };
-        // Taken and given back: what `take` does may want pieces of its own.
+        // Taken out and put back, since `take` may need strips of its own.
         let mut slots = SLOTS.take();
         if slots.len() < chosen.len() {
             slots.resize_with(chosen.len(), Slot::default);
@@ -128,7 +129,8 @@ impl<'a, F: Lanes> Sweep<'a, F> {
     }
 }
 
-/// The format in which several can be taken together: their own where they agree, else f64 where one is f64, else f32.
+/// Returns the format in which several sources are computed: their own if equal, else f64 if one of them is f64, else
+/// f32.
 pub fn common(mut floats: impl Iterator<Item = Float> + Clone) -> Float {
     let wide = if floats.clone().any(|f| f == Float::F64) { Float::F64 } else { Float::F32 };
     match floats.next() {

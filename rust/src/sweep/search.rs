@@ -1,21 +1,21 @@
 //! The exact k-th largest key of a tensor in bounded memory, without a sort.
 //!
-//! Quickselect whose pivots come from a sample and whose ranks come from counting sweeps over the whole tensor: every
-//! sweep narrows an interval of keys that holds the answer, until a pivot is the answer or the interval is small enough
-//! to collect. Integer keys make it exact; the path taken never changes the answer. Deltas of 16-bit checkpoints lie on
-//! a grid, so the first pivot is often the answer.
+//! Quickselect with pivots from a sample and ranks from counting sweeps over the whole tensor: every sweep narrows an
+//! interval of keys that contains the answer, until a pivot is the answer or the interval is small enough to collect.
+//! Integer keys make it exact; the path taken never changes the answer. Deltas of 16-bit checkpoints lie on a grid, so
+//! the first pivot is often the answer.
 
-/// Keys that one search may collect.
+/// Maximum number of keys that one search collects.
 pub const COLLECT: usize = 1 << 17;
 
-/// What the search needs to know next.
+/// What the search needs next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// How many keys are above, and how many equal to, each pivot.
+    /// The number of keys above, and of keys equal to, each pivot.
     Count(Vec<i64>),
     /// Every key strictly between the two.
     Collect(i64, i64),
-    /// Survivors are the keys above `key` and the first `equal` of those equal to it.
+    /// Done: survivors are the keys above `key` and the first `equal` of those equal to it.
     Done {
         /// The k-th largest key.
         key: i64,
@@ -24,7 +24,7 @@ pub enum Step {
     },
 }
 
-/// Where the key of a rank, counted from the largest as 1, is among keys whose last place is `last`.
+/// Returns the index of the key of a rank, counted from the largest as 1, among sorted keys whose last index is `last`.
 fn place(rank: f64, last: usize) -> usize {
     last - (rank.max(1.0) as usize - 1).min(last)
 }
@@ -33,22 +33,22 @@ fn place(rank: f64, last: usize) -> usize {
 #[derive(Clone, Debug)]
 pub struct Search {
     k: usize,
-    /// Ascending, unless `first` is there.
+    /// Pivots in ascending order, unused while `first` is set.
     sample: Vec<i64>,
-    /// The pivot of the first sweep: most often the answer, and found in a tenth of the time that sorting takes.
+    /// The pivot of the first sweep: most often the answer, and found in a tenth of the time of a sort.
     first: Option<i64>,
     /// The answer is above this key, which has `above_low` keys above it.
     low: i64,
     above_low: usize,
-    /// The answer is below this key; `from_high` keys are not.
+    /// The answer is below this key; `from_high` keys are at or above it.
     high: i64,
     from_high: usize,
     done: Option<(i64, usize)>,
 }
 
 impl Search {
-    /// `1 <= k <= n`; `top` is [`crate::real::Real::TOP`]; the sample holds keys of the tensor. It may be empty, and where
-    /// `n` is at most [`COLLECT`] it is not looked at.
+    /// Starts a search with `1 <= k <= n`; `top` is [`crate::real::Real::TOP`]; the sample holds keys of the tensor. It
+    /// may be empty, and is not used if `n` is at most [`COLLECT`].
     pub fn new(n: usize, k: usize, top: i64, mut sample: Vec<i64>) -> Self {
         let first = sample.len().checked_sub(1).map(|last| {
             let rank = (sample.len() as f64 * (k as f64 / n as f64)).ceil();
@@ -58,7 +58,7 @@ impl Search {
         Self { k, sample, first, low: -1, above_low: n, high: top, from_high: 0, done: None }
     }
 
-    /// The next step.
+    /// Returns the next step.
     pub fn step(&self) -> Step {
         if let Some((key, equal)) = self.done {
             return Step::Done { key, equal };
@@ -74,7 +74,7 @@ impl Search {
         let to = self.sample.partition_point(|key| *key < self.high);
         let inside = &self.sample[from..to];
         let Some(last) = inside.len().checked_sub(1) else {
-            // No sample between: halve the interval of keys.
+            // No sample in between: halve the interval of keys.
             return Step::Count(vec![i64::midpoint(self.low, self.high)]);
         };
         let fraction = (self.k - self.from_high) as f64 / population as f64;
@@ -85,8 +85,8 @@ impl Search {
         Step::Count(pivots)
     }
 
-    /// Takes the answer to `Count`: keys above and equal to each pivot. Returns the pivot that is the answer, if one is.
-    /// Fails if no set of keys gives all the answers so far: then the data changed between two sweeps.
+    /// Processes the answer to `Count`: keys above and equal to each pivot. Returns the pivot that is the answer, if
+    /// one is. Fails if no set of keys is consistent with all answers so far: then the data changed between two sweeps.
     pub fn counted(&mut self, pivots: &[i64], counts: &[[usize; 2]]) -> Result<Option<usize>, Inconsistent> {
         let before = (self.low, self.high);
         for (i, (&pivot, &[above, equal])) in pivots.iter().zip(counts).enumerate() {
@@ -103,12 +103,12 @@ impl Search {
         if self.first.take().is_some() {
             self.sample.sort_unstable();
         }
-        // Each sweep narrows the interval, and the answer stays inside: so a search of data that stand still ends.
+        // Each sweep narrows the interval, and the answer stays inside, so a search over unchanged data ends.
         let inside = self.from_high < self.k && self.k <= self.above_low && self.high - self.low > 1;
         if inside && before != (self.low, self.high) { Ok(None) } else { Err(Inconsistent) }
     }
 
-    /// Takes the answer to `Collect`; fails as `counted` does.
+    /// Processes the answer to `Collect`; fails as `counted` does.
     pub fn collected(&mut self, mut keys: Vec<i64>) -> Result<(), Inconsistent> {
         if keys.len() != self.above_low - self.from_high {
             return Err(Inconsistent);
@@ -122,6 +122,6 @@ impl Search {
     }
 }
 
-/// The data of a search changed under it.
+/// The data of a search changed while it ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inconsistent;

@@ -1,4 +1,4 @@
-//! The k-th largest of any score of an element, exactly, for several scores at once.
+//! The exact k-th largest value of any score of the elements, for several scores at once.
 use super::count::{Count, Counted, count, gather, key_of};
 use super::search::{Inconsistent, Search, Step};
 use super::sums::union;
@@ -11,17 +11,18 @@ use std::ops::Range;
 
 pub use super::search::COLLECT;
 
-/// Elements of a sample at most, and the share of a tensor that it is of smaller ones.
+/// Maximum number of elements in a sample, and the fraction of a smaller tensor that is sampled.
 const SAMPLE: usize = 1 << 16;
 const SHARE: usize = 32;
-/// Places from which neighbouring elements are sampled: not more, or a cold file is read page by page.
+/// Positions from which runs of neighbouring elements are sampled; with more of them a cold file would be read page by
+/// page.
 const PLACES: usize = 64;
 
-/// A number of each element of `M` sources, never negative, as an ordered key.
+/// A non-negative number for each element of `M` sources, as an ordered key.
 pub trait Score<R: Real, const M: usize>: Sync {
-    /// The sources it looks at.
+    /// Indices of the sources it reads.
     fn reads(&self) -> [usize; M];
-    /// The keys. `#[inline(always)]`, without branches on an element.
+    /// Computes the keys. `#[inline(always)]`, without branches on an element.
     fn keys<const N: usize>(&self, x: [[R; N]; M]) -> [R::Key; N];
 }
 
@@ -30,18 +31,18 @@ pub trait Score<R: Real, const M: usize>: Sync {
 pub struct Threshold {
     /// The smallest surviving key.
     pub key: i64,
-    /// The element after the last survivor with that key.
+    /// End of the range in which elements with that key survive.
     pub cut: usize,
 }
 
-/// What one tile says to one search: counts for its pivots, or the keys it collects.
+/// The answer of one tile to one search: counts for its pivots, or the keys it collects.
 #[derive(Default)]
 struct Answer {
     counts: [[usize; 2]; 2],
     keys: Vec<i64>,
 }
 
-/// Tells a search what the tiles said. Once that settles it, returns how many keys of each tile equal the answer.
+/// Passes the answers of the tiles to a search. Once it is done, returns how many keys of each tile equal the result.
 fn learn(
     search: &mut Search,
     step: &Step,
@@ -59,8 +60,8 @@ fn learn(
 }
 
 impl<F: Lanes> Sweep<'_, F> {
-    /// For each score and rank which elements are among the `rank` largest, equal ones lowest index first. Every search
-    /// goes on at once: what they read of a tensor is read once for all.
+    /// Finds, for each score and rank, which elements are among the `rank` largest, equal ones lowest index first. All
+    /// searches run together, so a tensor is read once for all of them.
     pub fn select<S: Score<F::Real, M>, const M: usize>(&self, wanted: &[(S, usize)]) -> Result<Vec<Threshold>> {
         let none = Threshold { key: F::Real::TOP - 1, cut: 0 };
         let all = Threshold { key: -1, cut: 0 };
@@ -78,7 +79,7 @@ impl<F: Lanes> Sweep<'_, F> {
                 open.iter().map(|(which, search)| (&wanted[*which].0, search.step())).collect();
             let mut tiles = self.tiles(|tile| self.ask(&asked, tile))?;
             for ((which, mut search), (score, step)) in std::mem::take(&mut open).into_iter().zip(&asked).rev() {
-                // A tile answers in the order asked, so what it says last belongs to the last search.
+                // Tiles answer in the order of the searches, so pop from the last.
                 let answers: Vec<Answer> = tiles.iter_mut().filter_map(Vec::pop).collect();
                 let learned = learn(&mut search, step, &answers).map_err(|Inconsistent| self.changed(*score))?;
                 match (learned, search.step()) {
@@ -92,7 +93,7 @@ impl<F: Lanes> Sweep<'_, F> {
         Ok(found)
     }
 
-    /// What a search found that cannot end.
+    /// Returns the cuts of a search that has ended.
     fn changed<S: Score<F::Real, M>, const M: usize>(&self, score: &S) -> Error {
         let mut names = Vec::new();
         for read in score.reads() {
@@ -100,10 +101,10 @@ impl<F: Lanes> Sweep<'_, F> {
                 names.push(format!("tensor `{}` of {}", tensor.entry().name, tensor.path().display()));
             });
         }
-        Error::Changed(format!("{} changed while it was read", names.join(" or ")))
+        Error::Changed(format!("{} changed while being read", names.join(" or ")))
     }
 
-    /// Hands out what one score reads of some elements.
+    /// Reads the sources of one score for some elements.
     fn scored<S: Score<F::Real, M>, const M: usize>(
         &self,
         score: &S,
@@ -136,7 +137,7 @@ impl<F: Lanes> Sweep<'_, F> {
                     Step::Count(pivots) => {
                         counted.push(Counted { score: *score, x, pivots, counts: &mut answer.counts });
                     }
-                    // More than a search of data that stand still asks for.
+                    // More than a search over unchanged data requests.
                     Step::Collect(..) if answer.keys.len() > COLLECT => {}
                     Step::Collect(low, high) => gather::<F, S, M>(simd, *score, x, *low, *high, &mut answer.keys),
                     Step::Done { .. } => {}
@@ -148,7 +149,7 @@ impl<F: Lanes> Sweep<'_, F> {
         Ok(answers)
     }
 
-    /// Keys at fixed places of the tensor; none where all of them will be collected.
+    /// Samples keys at fixed positions of the tensor; none if all of them will be collected.
     fn sample<S: Score<F::Real, M>, const M: usize>(&self, score: &S) -> Result<Vec<i64>> {
         let mut keys = Vec::new();
         if self.len() <= COLLECT {
@@ -156,7 +157,7 @@ impl<F: Lanes> Sweep<'_, F> {
         }
         let (run, stride) = (SAMPLE.min(self.len() / SHARE) / PLACES, self.len() / PLACES);
         for place in 0..PLACES as u64 {
-            // A fixed jitter, so that a pattern in the rows does not line up with the stride.
+            // A fixed jitter, so that patterns in the rows do not align with the stride.
             let jitter = (place.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as usize % (stride - run + 1);
             let start = place as usize * stride + jitter;
             self.scored(score, start..start + run, |_, x| {
@@ -166,7 +167,8 @@ impl<F: Lanes> Sweep<'_, F> {
         Ok(keys)
     }
 
-    /// The element after the `r`-th whose key equals `key`, from the counts of each tile.
+    /// Returns the end of the range that holds the first `r` elements whose key equals `key`, from the counts of each
+    /// tile.
     fn cut<S: Score<F::Real, M>, const M: usize>(
         &self,
         score: &S,
@@ -187,7 +189,7 @@ impl<F: Lanes> Sweep<'_, F> {
         Ok(self.len())
     }
 
-    /// The same, by looking from element `start` on.
+    /// Returns the same by scanning from element `start` on.
     fn nth_equal<S: Score<F::Real, M>, const M: usize>(
         &self,
         score: &S,

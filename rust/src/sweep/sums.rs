@@ -1,4 +1,4 @@
-//! Sums over a tensor in f64, the same on every instruction set, tile and number of threads.
+//! Sums over a tensor in f64, identical on every instruction set, tile size and number of threads.
 use super::{STRIP, Sweep};
 use crate::error::Result;
 use crate::lanes::{At, Lanes, W};
@@ -7,8 +7,8 @@ use crate::simd::{PREFETCH, Simd, Task, prefetch};
 use std::marker::PhantomData;
 use std::ops::Range;
 
-/// Sixteen f64 accumulators: element `i` of a block goes to accumulator `i % 16` on every instruction set, so a sum does
-/// not depend on vector width.
+/// Sixteen f64 accumulators: element `i` of a block is added to accumulator `i % 16` on every instruction set, so a sum
+/// does not depend on the vector width.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sum([f64; W]);
 
@@ -27,7 +27,7 @@ impl Sum {
         self.0[i % W] += x;
     }
 
-    /// The total, in one fixed order.
+    /// Returns the total, in one fixed order.
     pub fn total(&self) -> f64 {
         let mut sums = self.0;
         let mut width = W / 2;
@@ -41,19 +41,19 @@ impl Sum {
     }
 }
 
-/// `K` terms to be summed, of each element of `M` sources.
+/// `K` terms to sum for each element of `M` sources.
 pub trait Terms<R: Real, const M: usize, const K: usize>: Sync {
     /// Constants of a stretch of elements.
     type Stretch;
-    /// The sources it looks at.
+    /// Indices of the sources it reads.
     fn reads(&self) -> [usize; M];
     /// See [`crate::lanes::Combine::stretch`].
     fn stretch(&self, from: usize) -> (Self::Stretch, usize);
-    /// The terms. `#[inline(always)]`, without branches on an element.
+    /// Computes the terms. `#[inline(always)]`, without branches on an element.
     fn terms<const N: usize>(&self, stretch: &Self::Stretch, at: At, x: [[R; N]; M]) -> [[f64; N]; K];
 }
 
-/// Adds the terms of a stretch of one block, which begins with element `block`.
+/// Adds the terms of a stretch of one block, which starts with element `block`.
 struct Add<'a, F, T, S, const M: usize, const K: usize> {
     terms: &'a T,
     stretch: &'a S,
@@ -65,7 +65,7 @@ struct Add<'a, F, T, S, const M: usize, const K: usize> {
 }
 
 impl<F: Lanes, T: Terms<F::Real, M, K, Stretch = S>, S, const M: usize, const K: usize> Add<'_, F, T, S, M, K> {
-    /// Sixteen at a time from where an accumulator's turn begins, what is before and after one by one.
+    /// Sixteen at a time from an element whose accumulator is 0; the elements before and after one by one.
     fn all(&mut self, simd: Simd) {
         let elements = self.x[0].len() / F::BYTES;
         let offset = self.first - self.block;
@@ -115,7 +115,7 @@ impl<F: Lanes, T: Terms<F::Real, M, K, Stretch = S>, S, const M: usize, const K:
 }
 
 impl<F: Lanes> Sweep<'_, F> {
-    /// The sums of each of `terms`; all of them share one reading.
+    /// Computes the sums of each of `terms`; all of them share one sweep.
     pub fn sums<T: Terms<F::Real, M, K>, const M: usize, const K: usize>(&self, terms: &[T]) -> Result<Vec<[f64; K]>> {
         let blocks = self.blocks(|block| self.sums_of(terms, block))?;
         let mut totals = vec![[0.0; K]; terms.len()];
@@ -125,7 +125,7 @@ impl<F: Lanes> Sweep<'_, F> {
         Ok(totals)
     }
 
-    /// The sums of one block.
+    /// Computes the sums of one block.
     pub(crate) fn sums_of<T: Terms<F::Real, M, K>, const M: usize, const K: usize>(
         &self,
         terms: &[T],
@@ -162,7 +162,7 @@ pub(super) fn add<const K: usize>(totals: &mut [[f64; K]], sums: &[[f64; K]]) {
     }
 }
 
-/// Which sources several questions look at, in ascending order.
+/// Returns the sources that several terms read, in ascending order.
 pub(super) fn union(reads: &[usize]) -> Vec<usize> {
     let mut chosen = reads.to_vec();
     chosen.sort_unstable();
