@@ -97,7 +97,7 @@ LIES: dict[str, tuple[Change, list[str]]] = {
         task(0, by=dare([2, 2], of=3), of=[*ONE * 3]),
         ["layer.w", "two models", "number 2"],
     ),
-    "a number of a model too few": (task(0, by=dare([], of=2)), ["layer.w", "0 numbers of models, wanted 1"]),
+    "a number of a model too few": (task(0, by=dare([], of=2)), ["layer.w", "0 model numbers, wanted 1"]),
     "weights that cancel": (task(0, by=linear(1.0, -1.0)), ["layer.w", "zero"]),
     "arithmetic on integers": (task(1, by=linear(1.0, 1.0)), ["ids", "I64"]),
     "integers to floats": (tensor(1, dtype="F32"), ["ids", "I64", "F32"]),

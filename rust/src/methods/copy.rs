@@ -1,12 +1,12 @@
-//! One source as it is.
+//! Copies one source.
 use super::scale::Scale;
 use super::{Checked, Merge};
 use crate::error::Result;
 use crate::lanes::{Kernel, Lanes};
 use crate::sweep::Sweep;
 
-/// The first source, cast where the dtypes differ; further sources must be byte-equal to it. Of equal dtypes the bytes are
-/// moved, and no kernel is asked for.
+/// Copies the first source, cast if the dtypes differ; further sources must be byte-equal to it. If dtypes are equal
+/// the bytes are copied and no kernel is used.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Copy {}

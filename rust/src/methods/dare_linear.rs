@@ -1,5 +1,5 @@
 //! DARE over task arithmetic (Yu et al., 2024): elements of each task vector are dropped at random. Where mol, like
-//! mergekit, departs from the paper: survivors are rescaled to the L1 norm of the whole, not by 1 / density.
+//! mergekit, differs from the paper: survivors are rescaled to the L1 norm of the whole, not by 1 / density.
 use super::delta::{Keep, Total, factors};
 use super::{Checked, Merge, finite, numbered, shares, weighs};
 use crate::draw::draw;
@@ -8,25 +8,25 @@ use crate::lanes::{At, Kernel, Lanes};
 use crate::real::Real;
 use crate::sweep::Sweep;
 
-/// Base (the first source) plus weighted task vectors, thinned out at random.
+/// Base (the first source) plus weighted task vectors, randomly thinned.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DareLinear {
-    /// One a model, the base excluded.
+    /// One per model, base excluded.
     pub weights: Vec<f64>,
-    /// Share of elements kept, one a model.
+    /// Fraction of elements kept, one per model.
     pub densities: Vec<f64>,
-    /// By which its random numbers go, one a model: so they stay the same when another model leaves.
+    /// Number of each model in its random counters, so that its draws stay the same when another model is removed.
     pub models: Vec<u32>,
     /// Divide by the sum of the weights.
     pub normalize: bool,
-    /// Keep the L1 norm of a task vector through the loss of elements.
+    /// Rescale survivors so that each task vector keeps its L1 norm.
     pub rescale: bool,
     /// Factor on the sum.
     pub lambda: f64,
 }
 
-/// An element survives where the upper 31 bits of what it draws are below a limit, one a model.
+/// An element survives if the upper 31 bits of its random word are below a limit, one per model.
 struct Drawn {
     key: [u32; 2],
     models: Vec<u32>,

@@ -1,5 +1,5 @@
-//! Base plus task vectors of which some elements survive, summed or averaged after an election of signs: what a method of
-//! this family adds is which elements survive.
+//! Base plus task vectors of which some elements survive, summed, or averaged after a sign election. A method of this
+//! family defines which elements survive.
 use crate::error::Result;
 use crate::lanes::{At, Combine, Each, Kernel, Lanes};
 use crate::real::Real;
@@ -9,7 +9,7 @@ use crate::sweep::{Sweep, Terms};
 pub trait Keep<R: Real>: Send + Sync {
     /// Constants of a stretch of elements.
     type Stretch;
-    /// Whether any is dropped.
+    /// Whether any element is dropped.
     const DROPS: bool = true;
     /// See [`Combine::UNROLLED`].
     const UNROLLED: bool = false;
@@ -17,11 +17,11 @@ pub trait Keep<R: Real>: Send + Sync {
     /// See [`Combine::stretch`].
     fn stretch(&self, from: usize) -> (Self::Stretch, usize);
 
-    /// `v` where the delta `d` of a model (0 is the first after the base) survives, else +0.
+    /// Returns `v` if the delta `d` of a model (0 is the first after the base) survives, else +0.
     fn apply<const N: usize>(&self, stretch: &Self::Stretch, at: At, model: usize, d: [R; N], v: [R; N]) -> [R; N];
 }
 
-/// Everything survives.
+/// All elements survive.
 pub struct All;
 
 impl<R: Real> Keep<R> for All {
@@ -39,7 +39,7 @@ impl<R: Real> Keep<R> for All {
     }
 }
 
-/// `x - base`.
+/// Computes `x - base`.
 #[inline(always)]
 fn delta<R: Real, const N: usize>(x: &[R; N], base: &[R; N]) -> [R; N] {
     let mut d = *x;
@@ -49,7 +49,7 @@ fn delta<R: Real, const N: usize>(x: &[R; N], base: &[R; N]) -> [R; N] {
     d
 }
 
-/// The survivors of model `k - 1`, times its factor.
+/// Computes the survivors of model `k - 1`, times its factor.
 #[inline(always)]
 fn survivors<R: Real, K: Keep<R>, const N: usize>(
     keep: &K,
@@ -75,15 +75,15 @@ pub struct Total<R, K> {
 }
 
 impl<R: Real, K: Keep<R> + 'static> Total<R, K> {
-    /// With `normalize` the sum is divided by the sum of `weights` (by 1 where that is below 1e-8), then multiplied by
-    /// `lambda`. Factors are weights, rescaled where that is asked for.
+    /// Builds the formula. With `normalize` the sum is divided by the sum of `weights` (by 1 if that is below 1e-8),
+    /// then multiplied by `lambda`. `factors` are the weights, possibly rescaled.
     pub fn new(keep: K, weights: &[f64], factors: &[f64], normalize: bool, lambda: f64) -> Self {
         let sum: f64 = weights.iter().sum();
         let divisor = if normalize && sum.abs() >= 1e-8 { sum } else { 1.0 };
         Self { keep, factors: list(factors), scale: R::from_f64(lambda / divisor) }
     }
 
-    /// As a kernel.
+    /// Converts it to a kernel.
     pub fn kernel<F: Lanes<Real = R>>(self) -> Box<dyn Kernel<F>> {
         Box::new(Each(self))
     }
@@ -102,7 +102,7 @@ impl<R: Real, K: Keep<R>> Combine<R> for Total<R, K> {
     fn lanes<const N: usize>(&self, stretch: &K::Stretch, at: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
         let factors = &self.factors[..x.len() - 1];
         let mut mix = [R::default(); N];
-        // The first is not taken out of the loop: then the inputs leave the registers, at twice the time.
+        // The first model is not peeled off the loop: then the inputs would leave the registers, at twice the time.
         for k in 1..x.len() {
             let v = survivors(&self.keep, stretch, at, k, x, factors[k - 1]);
             for j in 0..N {
@@ -117,7 +117,7 @@ impl<R: Real, K: Keep<R>> Combine<R> for Total<R, K> {
         if K::DROPS {
             for x in &x[1..] {
                 for j in 0..N {
-                    // NaN of an infinity or a NaN, else zero: so one that is dropped is seen.
+                    // NaN if the input is infinite or NaN, else zero: so a dropped one is detected.
                     witness[j] = witness[j] + x[j] * R::default();
                 }
             }
@@ -126,20 +126,20 @@ impl<R: Real, K: Keep<R>> Combine<R> for Total<R, K> {
     }
 }
 
-/// Of a sum and the sum of its terms' magnitudes: what is smaller than this ratio is rounding noise. Weights like 0.5, 0.3
-/// and 0.2 are not exact in binary, so terms that cancel in decimals leave a residue of either sign.
+/// Ratio of a sum to the sum of its terms' magnitudes below which it is rounding noise. Weights like 0.5, 0.3 and 0.2
+/// are not exact in binary, so terms that cancel in decimals leave a residue of either sign.
 const NOISE: f64 = 1.0 / (1 << 20) as f64;
 
-/// The sum of votes, or +0 where it is a draw: no larger than the noise of `mass`, the sum of their magnitudes. Infinities
-/// are no draw.
+/// Returns the sum of votes, or +0 for a draw: no larger than the noise of `mass`, the sum of their magnitudes.
+/// Infinities are no draw.
 #[inline(always)]
 fn settled<R: Real>(sum: R, mass: R) -> R {
-    // The next number after NOISE with >=, so that a sum of exactly NOISE is a draw and infinity over infinity is none.
+    // The next number after NOISE with >=: then a sum of exactly NOISE is a draw, and infinity over infinity is not.
     sum.keep_if(sum.magnitude() >= mass * R::from_f64(NOISE * (1.0 + R::EPSILON)))
 }
 
-/// The largest divisor that is a sum of weights which cancel: noise where weights have both signs, and always less than
-/// any weight by itself.
+/// Returns the largest divisor that is a sum of cancelling weights: noise if weights have both signs, and always less
+/// than any single weight.
 fn cancelled(weights: &[f64]) -> f64 {
     let mixed = weights.iter().any(|w| *w < 0.0) && weights.iter().any(|w| *w > 0.0);
     let mass: f64 = weights.iter().map(|w| w.abs()).sum();
@@ -147,21 +147,21 @@ fn cancelled(weights: &[f64]) -> f64 {
     if mixed { (mass * NOISE).min(least / 2.0) } else { 0.0 }
 }
 
-/// `base + sign * lambda * agreeing / divisor`: the mean over the survivors that have the elected sign. `COUNT` elects the
-/// sign that more of them have instead of the sign of their sum; plus where it is a draw.
+/// `base + sign * lambda * agreeing / divisor`: the mean over the survivors that have the elected sign. `COUNT` elects
+/// the sign of the majority instead of the sign of their sum; plus in a draw.
 pub struct Elect<R: Real, K, const COUNT: bool> {
     keep: K,
     weights: Vec<R>,
     factors: Vec<R>,
     normalize: bool,
-    /// A divisor up to this counts as one; see [`cancelled`].
+    /// A divisor up to this is replaced by one; see [`cancelled`].
     cancelled: R::Key,
     lambda: R,
 }
 
 impl<R: Real, K: Keep<R> + 'static, const COUNT: bool> Elect<R, K, COUNT> {
-    /// With `normalize` the agreeing survivors are divided by the sum of their weights. Factors are weights, rescaled where
-    /// that is asked for.
+    /// Builds the formula. With `normalize` the agreeing survivors are divided by the sum of their weights. `factors`
+    /// are the weights, possibly rescaled.
     pub fn new(keep: K, weights: &[f64], factors: &[f64], normalize: bool, lambda: f64) -> Self {
         Self {
             keep,
@@ -173,7 +173,7 @@ impl<R: Real, K: Keep<R> + 'static, const COUNT: bool> Elect<R, K, COUNT> {
         }
     }
 
-    /// As a kernel.
+    /// Converts it to a kernel.
     pub fn kernel<F: Lanes<Real = R>>(self) -> Box<dyn Kernel<F>> {
         Box::new(Each(self))
     }
@@ -205,7 +205,7 @@ impl<R: Real, K: Keep<R>, const COUNT: bool> Combine<R> for Elect<R, K, COUNT> {
                 votes[j] = settled(sum[j], votes[j]);
             }
         }
-        // With the elected sign flipped in, agreeing deltas are the positive ones; zeros never agree.
+        // With the elected sign flipped in, agreeing deltas are positive; zeros never agree.
         let (mut agreeing, mut divisor) = ([zero; N], [zero; N]);
         for k in 1..x.len() {
             for j in 0..N {
@@ -230,7 +230,7 @@ impl<R: Real, K: Keep<R>, const COUNT: bool> Combine<R> for Elect<R, K, COUNT> {
     }
 }
 
-/// `sum |d|` of all elements and of the survivors of one model.
+/// Sums `|d|` over all elements and over the survivors of one model.
 struct Masses<'a, K> {
     keep: &'a K,
     model: usize,
@@ -255,8 +255,8 @@ impl<R: Real, K: Keep<R>> Terms<R, 2, 2> for Masses<'_, K> {
     }
 }
 
-/// What survivors are multiplied by: the weights, with `rescale` times what keeps the L1 norm of each task vector through
-/// the loss of elements, which takes one more sweep. That factor is 1 where either sum is below 1e-7.
+/// Computes the factors of the survivors: the weights, with `rescale` multiplied so that each task vector keeps its L1
+/// norm, which takes one more sweep. That factor is 1 if either norm is below 1e-7.
 pub fn factors<F: Lanes, K: Keep<F::Real>>(
     sweep: &Sweep<F>,
     keep: &K,

@@ -1,4 +1,4 @@
-//! Weighted sum of models, divided by the sum of weights where asked (model soups, Wortsman et al., 2022).
+//! Weighted sum of models, optionally divided by the sum of weights (model soups, Wortsman et al., 2022).
 use super::weighted::weighted;
 use super::{Checked, Merge, weighs};
 use crate::error::Result;
@@ -9,7 +9,7 @@ use crate::sweep::Sweep;
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Linear {
-    /// One a source.
+    /// One per source.
     pub weights: Vec<f64>,
     /// Divide by their sum.
     pub normalize: bool,

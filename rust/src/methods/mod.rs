@@ -1,4 +1,4 @@
-//! The methods, one file each, and one word each in the list below. A method never sees a file, a thread or a name.
+//! The methods: one file each, and one word each in the list below. A method knows no files, threads or tensor names.
 pub mod copy;
 pub mod dare_linear;
 pub mod delta;
@@ -18,31 +18,31 @@ use serde::{Deserialize, Serialize};
 use std::result::Result as Checked;
 use words::words;
 
-/// A method of the plan: the numbers of one tensor, resolved.
+/// A method of the plan, with its parameters for one tensor.
 pub trait Merge {
-    /// How often the sources are read, extra sweeps of a search not counted.
+    /// How often the sources are read, not counting extra sweeps of a search.
     const SWEEPS: u64;
-    /// Whether it is compiled for 16-bit inputs; others get those as f32 pieces, which costs a third more time and far less
-    /// code.
+    /// Whether it is compiled for 16-bit inputs; otherwise they are converted to f32 strips, which costs a third more
+    /// time and saves much code.
     const DIRECT: bool = false;
-    /// Whether an f32 result is computed in f64, so that it is rounded once.
+    /// Whether f32 results are computed in f64, so that they are rounded once.
     const WIDE: bool = true;
 
-    /// How many sources it takes, and its numbers, checked.
+    /// Checks the parameters and the number of sources.
     fn check(&self, sources: usize) -> Checked<(), String>;
 
-    /// Bytes of heap that a task holds beside its pieces, at most.
+    /// Returns the maximum heap, in bytes, that a task holds in addition to its strips.
     fn resident(&self, _rows: usize, _columns: usize, _sources: usize) -> usize {
         0
     }
 
-    /// Asks the tensor what must be known of the whole, and settles how an element is made.
+    /// Computes the statistics it needs of the whole tensor, and returns the kernel.
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>>;
 }
 
 macro_rules! methods {
     ($($name:ident = $method:ty),+ $(,)?) => {
-        /// What is done to a tensor, every number resolved: `{"slerp": {"t": 0.3}}`.
+        /// A method with all parameters resolved: `{"slerp": {"t": 0.3}}`.
         #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
         #[serde(rename_all = "snake_case", deny_unknown_fields)]
         pub enum Method {
@@ -50,7 +50,7 @@ macro_rules! methods {
         }
 
         impl Method {
-            /// Every method: its name, the names of its numbers, and [`Merge::SWEEPS`].
+            /// Lists every method: its name, the names of its parameters, and [`Merge::SWEEPS`].
             pub fn all() -> impl Iterator<Item = (&'static str, &'static [&'static str], u64)> {
                 let of_each = [$((words::<$method>(), <$method>::SWEEPS)),+];
                 words::<Self>().iter().zip(of_each).map(|(name, (numbers, sweeps))| (*name, numbers, sweeps))
@@ -85,7 +85,7 @@ macro_rules! methods {
             pub fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
                 match self {
                     $(Self::$name(method) => {
-                        // Constants: what a method is not compiled for takes no code.
+                        // Constants: methods that are not compiled for a format take no code.
                         if F::PLAIN || <$method>::DIRECT {
                             if !F::WIDE || <$method>::WIDE {
                                 return method.prepare(sweep);
@@ -117,12 +117,12 @@ fn finite(what: &str, numbers: &[f64]) -> Checked<(), String> {
     }
 }
 
-/// Checks how many sources there are.
+/// Checks the number of sources.
 fn expect(sources: usize, wanted: usize) -> Checked<(), String> {
     if sources == wanted { Ok(()) } else { Err(format!("{sources} sources, wanted {wanted}")) }
 }
 
-/// Checks that there is a weight for each source but the first `bases`.
+/// Checks that there is one weight for each source after the first `bases`.
 fn weighs(weights: &[f64], bases: usize, sources: usize) -> Checked<(), String> {
     if weights.is_empty() {
         return Err("no weights".into());
@@ -131,20 +131,20 @@ fn weighs(weights: &[f64], bases: usize, sources: usize) -> Checked<(), String> 
     finite("weight", weights)
 }
 
-/// Checks the numbers of models by which they draw: two with the same would draw the same.
+/// Checks the numbers by which models draw: two models with the same number would draw the same.
 fn numbered(numbers: &[u32], models: usize) -> Checked<(), String> {
     if numbers.len() != models {
-        return Err(format!("{} numbers of models, wanted {models}", numbers.len()));
+        return Err(format!("{} model numbers, wanted {models}", numbers.len()));
     }
     let mut sorted = numbers.to_vec();
     sorted.sort_unstable();
     match sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(format!("two models have the number {}, and would draw the same", pair[0])),
+        Some(pair) => Err(format!("two models have the number {} and would draw the same random numbers", pair[0])),
         None => Ok(()),
     }
 }
 
-/// Checks shares of elements kept, one a model; the base is the first source.
+/// Checks the fractions of elements kept, one per model; the base is the first source.
 fn shares(densities: &[f64], sources: usize) -> Checked<(), String> {
     expect(sources, densities.len() + 1)?;
     match densities.iter().find(|d| !(0.0..=1.0).contains(*d)) {

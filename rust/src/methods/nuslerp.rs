@@ -1,6 +1,6 @@
-//! Spherical interpolation by weights, of task vectors where there is a base; one angle for the tensor, or one for each of
-//! its rows or columns. Where mol departs from mergekit: vectors that are parallel or opposite within |cos| > 1 - 1e-8 are
-//! interpolated linearly, and tensors of one row are taken whole.
+//! Spherical interpolation by weights, of task vectors if there is a base; one angle for the tensor, or one per row or
+//! column. Where mol differs from mergekit: vectors that are parallel or opposite within |cos| > 1 - 1e-8 are
+//! interpolated linearly, and tensors of one row are treated as a whole.
 use super::slerp::arc;
 use super::{Checked, Merge, expect, finite};
 use crate::error::Result;
@@ -9,15 +9,15 @@ use crate::real::Real;
 use crate::sweep::Sweep;
 use crate::sweep::gram::Over;
 
-/// From one model to another, by their weights; the first of three sources is a base.
+/// Interpolates between two models by their weights; the first of three sources is a base.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Nuslerp {
     /// Of the two models.
     pub weights: Vec<f64>,
-    /// One angle for the tensor.
+    /// One angle for the whole tensor.
     pub nuslerp_flatten: bool,
-    /// Otherwise one for each column, not for each row.
+    /// Otherwise: one angle per column instead of per row.
     pub nuslerp_row_wise: bool,
 }
 
@@ -25,14 +25,14 @@ impl Nuslerp {
     fn over(&self, rows: usize) -> Over {
         match self {
             _ if self.nuslerp_flatten || rows == 1 => Over::Tensor,
-            // mergekit's word for it.
+            // mergekit's name for it.
             _ if self.nuslerp_row_wise => Over::Column,
             _ => Over::Row,
         }
     }
 }
 
-/// Two weights, of the tensor or of each row or column.
+/// Two weights for the tensor, or for each row or column.
 struct Arcs<R> {
     weights: Vec<[R; 2]>,
     over: Over,

@@ -1,4 +1,4 @@
-//! Spherical linear interpolation of two tensors taken as vectors (Shoemake, 1985): a sweep for the angle, then a
+//! Spherical linear interpolation of two tensors treated as vectors (Shoemake, 1985): a sweep for the angle, then a
 //! weighted sum.
 use super::weighted::weighted;
 use super::{Checked, Merge, expect, finite};
@@ -7,11 +7,11 @@ use crate::lanes::{Kernel, Lanes};
 use crate::sweep::Sweep;
 use crate::sweep::gram::Over;
 
-/// From the first source (t = 0) to the second (t = 1).
+/// Interpolates from the first source (t = 0) to the second (t = 1).
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Slerp {
-    /// Where between them.
+    /// Position between them.
     pub t: f64,
 }
 
@@ -24,13 +24,13 @@ impl Merge for Slerp {
     }
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
-        // As mergekit does: vectors that are parallel or opposite within this are interpolated linearly.
+        // As in mergekit: vectors that are parallel or opposite within this are interpolated linearly.
         Ok(weighted(&arc(sweep.products(Over::Tensor)?[0], self.t, 0.9995), None))
     }
 }
 
-/// The weights of `a` and `b` at `t` from `a.b`, `a.a` and `b.b`. Where |cos| is above `parallel` they are those of the
-/// straight line; a norm up to 1e-8 counts as 1.
+/// Computes the weights of `a` and `b` at `t` from `a.b`, `a.a` and `b.b`. If |cos| is above `parallel` they are the
+/// weights of linear interpolation; a norm up to 1e-8 is replaced by 1.
 pub fn arc([ab, aa, bb]: [f64; 3], t: f64, parallel: f64) -> [f64; 2] {
     let norm = |square: f64| if square.sqrt() <= 1e-8 { 1.0 } else { square.sqrt() };
     let cosine = (ab / norm(aa) / norm(bb)).clamp(-1.0, 1.0);

@@ -9,9 +9,9 @@ use crate::sweep::Sweep;
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TaskArithmetic {
-    /// One a model, the base excluded.
+    /// One per model, base excluded.
     pub weights: Vec<f64>,
-    /// Divide by their sum.
+    /// Divide by the sum of the weights.
     pub normalize: bool,
     /// Factor on the sum.
     pub lambda: f64,

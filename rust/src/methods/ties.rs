@@ -1,5 +1,5 @@
-//! TIES: trim, elect sign, disjoint mean (Yadav et al., 2023). Where mol, like mergekit, departs from the paper: trimming
-//! is per tensor, and the weighted task vectors vote and are averaged by weight.
+//! TIES: trim, elect sign, disjoint mean (Yadav et al., 2023). Where mol, like mergekit, differs from the paper:
+//! trimming is per tensor, and the weighted task vectors vote and are averaged by weight.
 use super::delta::{Elect, Keep, factors};
 use super::{Checked, Merge, finite, shares, weighs};
 use crate::error::Result;
@@ -12,9 +12,9 @@ use crate::sweep::select::{COLLECT, Score, Threshold};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum MajoritySign {
-    /// The sign of the sum of the weighted deltas, plus where they cancel.
+    /// The sign of the sum of the weighted deltas; plus if they cancel.
     Total,
-    /// The sign that more of the weighted deltas have, plus in a draw.
+    /// The sign of the majority of the weighted deltas; plus in a draw.
     Count,
 }
 
@@ -22,13 +22,13 @@ pub enum MajoritySign {
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ties {
-    /// One a model, the base excluded.
+    /// One per model, base excluded.
     pub weights: Vec<f64>,
-    /// Share of elements kept, one a model.
+    /// Fraction of elements kept, one per model.
     pub densities: Vec<f64>,
-    /// Divide by the weights that agree.
+    /// Divide by the sum of the agreeing weights.
     pub normalize: bool,
-    /// Keep the L1 norm of a task vector through trimming.
+    /// Rescale survivors so that each task vector keeps its L1 norm.
     pub rescale: bool,
     /// Factor on the mean.
     pub lambda: f64,
@@ -54,14 +54,15 @@ impl<R: Real> Score<R, 2> for Magnitude {
     }
 }
 
-/// The largest magnitudes survive, one threshold a model.
+/// The largest magnitudes survive, with one threshold per model.
 struct Largest(Vec<Threshold>);
 
 impl<R: Real> Keep<R> for Largest {
     type Stretch = Vec<R::Key>;
     const UNROLLED: bool = true;
 
-    // A stretch ends where the equal magnitudes of a model stop surviving: then one compare decides for each element.
+    // A stretch ends where elements equal to a model's threshold stop surviving, so one comparison decides for each
+    // element.
     fn stretch(&self, from: usize) -> (Vec<R::Key>, usize) {
         let keys = self.0.iter().map(|t| R::narrow_key(t.key - i64::from(from < t.cut))).collect();
         (keys, self.0.iter().map(|t| t.cut).filter(|cut| *cut > from).min().unwrap_or(usize::MAX))
@@ -80,7 +81,7 @@ impl<R: Real> Keep<R> for Largest {
 impl Merge for Ties {
     const SWEEPS: u64 = 2;
     const DIRECT: bool = true;
-    // Magnitudes are ranked as f32, so that a density means the same whatever the dtype of the result.
+    // Magnitudes are ranked as f32, so that a density means the same for every output dtype.
     const WIDE: bool = false;
 
     fn check(&self, sources: usize) -> Checked<(), String> {

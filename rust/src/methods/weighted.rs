@@ -1,4 +1,4 @@
-//! What sums and interpolations end in: `sum(w_i x_i) / divisor`, in the order of the models.
+//! The formula shared by sums and interpolations: `sum(w_i x_i) / divisor`, in the order of the models.
 use crate::lanes::{At, Combine, Each, Kernel, Lanes};
 use crate::real::Real;
 
@@ -8,7 +8,7 @@ pub struct Weighted<R, const DIVIDE: bool> {
     divisor: R,
 }
 
-/// The kernel of one weight a source.
+/// Returns the kernel of one weight per source.
 pub fn weighted<F: Lanes>(weights: &[f64], divisor: Option<f64>) -> Box<dyn Kernel<F>> {
     let weights = weights.iter().map(|w| F::Real::from_f64(*w)).collect();
     match divisor.map(F::Real::from_f64) {

@@ -1,8 +1,8 @@
-//! The words of the list of methods, as serde knows them: names of methods, and of the numbers that each takes.
+//! Extracts from serde the names of methods and of their parameters.
 use serde::de::value::Error;
 use serde::de::{Deserialize, Deserializer, Error as _, Visitor};
 
-/// Keeps the words that a type asks for, and gives it nothing.
+/// A deserializer that records the names a type asks for, and provides no values.
 struct Asked<'a>(&'a mut &'static [&'static str]);
 
 impl<'de> Deserializer<'de> for Asked<'_> {
@@ -15,7 +15,7 @@ impl<'de> Deserializer<'de> for Asked<'_> {
         _: V,
     ) -> Result<V::Value, Error> {
         *self.0 = fields;
-        Err(Error::custom("only the words are wanted"))
+        Err(Error::custom("only names are read"))
     }
 
     fn deserialize_enum<V: Visitor<'de>>(
@@ -37,10 +37,10 @@ impl<'de> Deserializer<'de> for Asked<'_> {
     }
 }
 
-/// The fields of a struct, or the variants of an enum, in the order of their declaration.
+/// Returns the fields of a struct, or the variants of an enum, in the order of declaration.
 pub fn words<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
     let mut words: &'static [&'static str] = &[];
-    // It always fails: nothing was given.
+    // Always an error, since no value is provided.
     let _ = T::deserialize(Asked(&mut words));
     words
 }
