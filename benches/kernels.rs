@@ -1,5 +1,5 @@
-//! Methods on tiles in cache, in bytes per second, per format and instruction set: `run` is the kernel that makes the
-//! elements, `prepare` what is asked of the whole before.
+//! Methods on tiles in cache, in bytes per second, per format and instruction set: `run` is the kernel, `prepare` the
+//! sweeps before it.
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use mol_merge::dtype::{BF16, F16, F32, Float, Halves, WideF32, transcode};
 use mol_merge::error::Result;
@@ -12,12 +12,12 @@ use mol_merge::watch::Watch;
 use std::hint::black_box;
 use std::ops::Range;
 
-/// More than a search collects at once, and in the second-level cache for a few inputs.
+/// More than a search collects at once, and small enough for the second-level cache with a few inputs.
 const COUNT: usize = 1 << 18;
 /// Elements of the kernels' tile.
 const TILE: usize = 1 << 15;
 
-/// Values of a weight matrix: a fixed hash of the index, in [-0.05, 0.05).
+/// Values like those of a weight matrix: a fixed hash of the index, in [-0.05, 0.05).
 struct Values {
     float: Float,
     bytes: Vec<u8>,

@@ -1,4 +1,5 @@
-//! Any bytes as a SafeTensors file: refused in words, or every tensor lies inside it and has the bytes of its shape.
+//! Any bytes as a SafeTensors file: refused with a message, or every tensor lies inside it and has the bytes of its
+//! shape.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use mol_merge::container::{Container, Header};
@@ -7,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 
-/// The file that every input is written to: `make fuzz` has it in build/fuzz.
+/// The file that every input is written to: `make fuzz` puts it in build/fuzz.
 static PLACE: LazyLock<(File, PathBuf)> =
     LazyLock::new(|| tempfile::NamedTempFile::new().expect("a file").keep().expect("its name"));
 

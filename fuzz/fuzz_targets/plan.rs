@@ -1,4 +1,4 @@
-//! Any bytes as a plan: refused in words or taken, and what is taken names its work, and is read again as it is.
+//! Any bytes as a plan: refused with a message or accepted; an accepted plan has a digest, and survives a round trip.
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use mol_merge::container::Header;
@@ -6,7 +6,7 @@ use mol_merge::plan::Plan;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
-/// The two files whose tensors the fixture of the contract names.
+/// The two files whose tensors the contract's fixture names.
 static HEADERS: LazyLock<Vec<Arc<Header>>> = LazyLock::new(|| {
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds/header");
     let read = |name| Arc::new(Header::read(&seeds.join(name)).expect("a SafeTensors file"));

@@ -1,4 +1,5 @@
-//! What is drawn: the published numbers of Philox4x32-10, and one number an element however elements are grouped.
+//! Random numbers: the published test vectors of Philox4x32-10, and the same word per element however elements are
+//! grouped.
 use mol_merge::draw::{draw, philox};
 use mol_merge::lanes::At;
 

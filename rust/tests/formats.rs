@@ -1,10 +1,10 @@
-//! Formats against the crate `half`, bit for bit.
+//! Float formats compared with the crate `half`, bit for bit.
 use half::{bf16, f16};
 use mol_merge::dtype::{BF16, F16, F32, F64, Float, Format, Halves, limit, transcode};
 use mol_merge::real::Real;
 use mol_merge::simd::Simd;
 
-/// Bit patterns of f32: every exponent, values around halves of the last place of both 16-bit formats, and a hash.
+/// Bit patterns of f32: every exponent, values around ties of both 16-bit formats, and a hash.
 fn patterns() -> Vec<u32> {
     let mut bits = Vec::new();
     for exponent in 0..=255_u32 {
@@ -70,7 +70,7 @@ fn rounding_is_to_nearest_even_and_nan_stays_nan() {
     }
 }
 
-/// The half nearest to `x`, the even one of two, by trying all near `guess`. (`half` itself drops the low bits of f64.)
+/// Finds the half nearest to `x`, ties to even, by trying all near `guess`. (`half` itself drops the low bits of f64.)
 fn nearest(x: f64, guess: u16, widen: fn(u16) -> f64) -> u16 {
     let near = (guess.saturating_sub(2)..=guess.saturating_add(2)).filter(|h| widen(*h).is_finite());
     let distance = |h: &u16| (widen(*h) - x).abs();
@@ -80,7 +80,7 @@ fn nearest(x: f64, guess: u16, widen: fn(u16) -> f64) -> u16 {
 #[test]
 fn f64_is_rounded_once() {
     let simd = Simd::detect();
-    // Halves of the last place of a 16-bit format, and a hair beside them: rounding twice gets these wrong.
+    // Ties of a 16-bit format, and values just beside them, which double rounding gets wrong.
     for base in patterns().into_iter().map(|bits| f32::from_bits(bits & 0x7fff_ffff)).filter(|x| *x < 6e4) {
         for x in [f64::from(base), f64::from(base) * (1.0 + 1e-12), f64::from(base) * (1.0 - 1e-12)] {
             let bytes = x.to_le_bytes();

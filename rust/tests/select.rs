@@ -1,9 +1,9 @@
-//! The search for the k-th largest key against a sort, whatever the sample says.
+//! The search for the k-th largest key compared with a sort, for any sample.
 use mol_merge::sweep::search::{COLLECT, Search, Step};
 
 const TOP: i64 = 1 << 31;
 
-/// Answers a search's questions from all keys until it is done.
+/// Answers a search from all keys until it is done.
 fn solve(keys: &[i64], k: usize, sample: Vec<i64>) -> (i64, usize, usize) {
     let mut search = Search::new(keys.len(), k, TOP, sample);
     for sweeps in 0.. {
@@ -102,7 +102,7 @@ fn answers_of_data_that_change_end_a_search() {
                 break false;
             }
         };
-        // That no set of keys answers so is found, or the search ends with some key.
+        // Either the inconsistency is detected, or the search ends with some key.
         assert!(!ended || matches!(search.step(), Step::Done { .. }));
     }
 }
