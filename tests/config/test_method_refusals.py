@@ -16,6 +16,7 @@ from tests.config.toolkit import LINEAR, PASSTHROUGH, SLERP, TIES, refusal
         ("t: .inf", "`t` is inf; it must be a finite number"),
         ("t: 1e999", "`t` is '1e999'; it must be a finite number"),
         ("t: [0, .nan]", "`t` is nan; it must be a finite number"),
+        ("t: [-1.7e308, 1.7e308]", "`t` goes from -1.7e+308 to 1.7e+308, a step too large to interpolate"),
         ("t:", "`t` is empty; it must be a finite number"),
         ("t: []", "`t` is an empty list"),
         ("t: {filter: mlp}", "a value of `t` in map form needs `value`"),

@@ -265,10 +265,7 @@ class MergeConfig:
         Raises:
             ConfigError: the recipe gives no value for this tensor, and the parameter has no default.
         """
-        key = (name, slice_index, source)
-        chain = self._chains.get(key)
-        if chain is None:
-            chain = self._chains[key] = self._chain(name, slice_index, source)
+        chain = self._chain(name, slice_index, source)
         if chain.constant is not None:
             return chain.constant
         spec = METHODS[self.method].parameters[name]
@@ -282,7 +279,19 @@ class MergeConfig:
             )
         return spec.default
 
+    def is_constant(self, name: str, *, slice_index: int, source: int | None) -> bool:
+        """Return whether `resolve` returns the same value, or raises the same error, for every tensor."""
+        chain = self._chain(name, slice_index, source)
+        return chain.constant is not None or not chain.links
+
     def _chain(self, name: str, slice_index: int, source: int | None) -> Chain:
+        key = (name, slice_index, source)
+        chain = self._chains.get(key)
+        if chain is None:
+            chain = self._chains[key] = self._build_chain(name, slice_index, source)
+        return chain
+
+    def _build_chain(self, name: str, slice_index: int, source: int | None) -> Chain:
         spec = METHODS[self.method].parameters[name]
         levels = [self.parameters]
         sources = self.models or ()

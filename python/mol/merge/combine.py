@@ -1,8 +1,7 @@
-"""Which method, with which numbers, makes a tensor: parameters resolved, then the work simplified."""
+"""Decide by which method and parameters a tensor is made: parameters resolved, then the method simplified."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mol.config.methods import METHODS, weights_cancel
@@ -16,20 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from mol.config.merge_config import MergeConfig
-    from mol.config.parameters import ParameterMap
     from mol.merge.plan import MergePlan, Method
 
 
 class Combination(NamedTuple):
-    """What is done to one tensor.
+    """The method and inputs of one tensor.
 
     Attributes:
-        method: with its numbers.
-        lanes: the inputs it reads, in the order the method wants; inputs without influence are left out.
+        method: the method with its parameters.
+        inputs: indices of the inputs it reads, in the method's order; inputs without influence are left out.
     """
 
     method: Method
-    lanes: tuple[int, ...]
+    inputs: tuple[int, ...]
 
 
 class Combiner:
@@ -48,18 +46,20 @@ class Combiner:
         self._slice = slice_index
         self._spec = METHODS[config.method]
         self._base = base if self._spec.starts_from(base) else None
-        self._lanes = tuple(range(len(sources)))
-        self._others = tuple(lane for lane in self._lanes if lane != self._base)
-        # (parameter, lane it belongs to, position of the lane in the recipe)
+        self._others = tuple(index for index in range(len(sources)) if index != self._base)
+        # (parameter, index of the input it belongs to, position of that input in the recipe)
         self._wanted = [
-            (parameter, lane, None if lane is None else sources[lane])
+            (parameter, index, None if index is None else sources[index])
             for parameter in self._spec.parameters.values()
-            for lane in (self._others if parameter.per_model else (None,))
+            for index in (self._others if parameter.per_model else (None,))
         ]
         self._memo: dict[tuple[object, ...], Combination | str] = {}
-        constant = all(self._is_constant(parameter.name, source) for parameter, _, source in self._wanted)
+        constant = all(
+            config.is_constant(parameter.name, slice_index=slice_index, source=source)
+            for parameter, _, source in self._wanted
+        )
         self.fixed: Combination | str | None = None
-        """The answer, or why there is none, where it is the same for every tensor."""
+        """The combination, or why there is none, if it is the same for every tensor."""
         if constant:
             self.fixed = self._decide([""] * len(sources), "", 0.0)
 
@@ -76,20 +76,6 @@ class Combiner:
         """
         return self._decide(names, output, position) if self.fixed is None else self.fixed
 
-    def _is_constant(self, name: str, source: int | None) -> bool:
-        levels: list[ParameterMap] = []
-        config = self._config
-        if config.slices is not None:
-            piece = config.slices[self._slice]
-            levels += [piece.parameters] if source is None else [piece.sources[source].parameters, piece.parameters]
-        elif config.models is not None and source is not None:
-            levels.append(config.models[source].parameters)
-        levels.append(config.parameters)
-        for level in levels:
-            for rule in level.get(name, ()):
-                return rule.filter is None and not isinstance(rule.value, tuple)
-        return True
-
     def _decide(self, names: Sequence[str | None], output: str, position: float) -> Combination | str:
         try:
             values = tuple(
@@ -97,69 +83,57 @@ class Combiner:
                     parameter.name,
                     slice_index=self._slice,
                     source=source,
-                    source_tensor=(None if lane is None else names[lane]) or output,
+                    source_tensor=(None if index is None else names[index]) or output,
                     output_tensor=output,
                     position=position,
                 )
-                for parameter, lane, source in self._wanted
+                for parameter, index, source in self._wanted
             )
-        except ConfigError as error:  # no filter fits this tensor; listed with what else is wrong
+        except ConfigError as error:  # no filter fits this tensor; reported with the other problems
             return str(error)
         found = self._memo.get(values)
         if found is None:
-            found = self._memo[values] = self._check(values) or self._combine(values)
+            found = self._memo[values] = self._combine(values)
         return found
-
-    def _check(self, values: Sequence[object]) -> str:
-        problems = []
-        for (parameter, _, _), value in zip(self._wanted, values, strict=True):
-            if parameter.kind != "float":
-                continue
-            assert isinstance(value, (int, float))  # what `kind` says, held by MergeConfig
-            if not math.isfinite(value):
-                problems.append(f"{parameter.name} is {value}, wanted a finite number")
-            elif not parameter.low <= value <= parameter.high:
-                problems.append(f"{parameter.name} is {value}, wanted {parameter.low} to {parameter.high}")
-        return "; ".join(problems)
 
     def _combine(self, values: Sequence[Any]) -> Combination | str:
         shared: dict[str, Any] = {}
         of_models: dict[str, dict[int, Any]] = {}
-        for (parameter, lane, _), value in zip(self._wanted, values, strict=True):
+        for (parameter, index, _), value in zip(self._wanted, values, strict=True):
             typed = float(value) if parameter.kind == "float" else value
-            if lane is None:
+            if index is None:
                 shared[parameter.name] = typed
             else:
-                of_models.setdefault(parameter.name, {})[lane] = typed
+                of_models.setdefault(parameter.name, {})[index] = typed
         divides = self._spec.divides and shared.get("normalize", True)
         if divides and (problem := _cancelling(of_models["weight"].values(), optional="normalize" in shared)):
             return problem
         parameters = self._spec.parameters
         dropped = {
-            lane
+            index
             for name, numbers in of_models.items()
             if parameters[name].drops
-            for lane, number in numbers.items()
+            for index, number in numbers.items()
             if number == 0.0
         }
-        kept = [lane for lane in self._others if lane not in dropped]
-        # Without a model there is nothing to add: the base is left, or zeros of the right shape.
+        kept = [index for index in self._others if index not in dropped]
+        # Without a model there is nothing to add: the result is the base, or zeros of the right shape.
         if not kept and self._base is not None:
             return Combination(plan.COPY, (self._base,))
         kept = kept or list(self._others[:1])
-        lanes = tuple(kept if self._base is None else (self._base, *kept))
+        inputs = tuple(kept if self._base is None else (self._base, *kept))
         for name, value in shared.items():
             if (source := parameters[name].copy_at.get(value)) is not None:
-                return Combination(plan.COPY, (lanes[source],))
+                return Combination(plan.COPY, (inputs[source],))
         if len(kept) == 1 and self._is_copied(kept[0], of_models, divides=divides):
             return Combination(plan.COPY, (kept[0],))
-        return Combination({self._spec.in_plan: self._numbers(shared, of_models, kept)}, lanes)
+        return Combination({self._spec.in_plan: self._numbers(shared, of_models, kept)}, inputs)
 
-    def _is_copied(self, lane: int, of_models: Mapping[str, Mapping[int, Any]], *, divides: bool) -> bool:
-        """Whether the only model that is left is the result as it is."""
+    def _is_copied(self, index: int, of_models: Mapping[str, Mapping[int, Any]], *, divides: bool) -> bool:
+        """Return whether the only model that is left is the result, unchanged."""
         copying = {name: parameter.copy_at for name, parameter in self._spec.parameters.items() if name in of_models}
         return any(copying.values()) and all(
-            (divides and name == "weight") or of_models[name][lane] in values
+            (divides and name == "weight") or of_models[name][index] in values
             for name, values in copying.items()
             if values
         )
@@ -167,7 +141,7 @@ class Combiner:
     def _numbers(
         self, shared: Mapping[str, Any], of_models: Mapping[str, Mapping[int, Any]], kept: Sequence[int]
     ) -> dict[str, Any]:
-        """Give the parameters as the plan has them: a list where each model has one, in the order of the sources."""
+        """Return the parameters in the plan's form: a list if each model has one, in the order of the sources."""
         numbers: dict[str, Any] = {}
         for name, parameter in self._spec.parameters.items():
             word = parameter.plan or name
@@ -176,28 +150,28 @@ class Combiner:
             elif self._spec.max_models == 1:
                 numbers[word] = of_models[name][kept[0]]
             else:
-                numbers[word] = [of_models[name][lane] for lane in kept]
+                numbers[word] = [of_models[name][index] for index in kept]
         if self._spec.draws:
-            # Places among all models but the base, so neither a model that leaves nor a base that is listed changes
-            # what the others draw.
-            numbers["models"] = [self._others.index(lane) for lane in kept]
+            # Positions among all models except the base: removing a model, or listing the base, does not change what
+            # the others draw.
+            numbers["models"] = [self._others.index(index) for index in kept]
         return numbers
 
 
 def _cancelling(weights: Iterable[float], *, optional: bool) -> str | None:
-    """Say why weights cannot be divided by their sum, None where they can; `optional` if a parameter asks for that."""
+    """Return why weights cannot be divided by their sum, None if they can; `optional` if a parameter requests it."""
     values = list(weights)
     if not weights_cancel(values):
         return None
     listed = ", ".join(f"{weight:g}" for weight in values)
     if not optional:
         return f"the weights ({listed}) sum to zero, and they are divided by their sum; change them"
-    told = f"the weights ({listed}) sum to zero, and `normalize: true` divides by their sum"
-    return f"{told}; change them or say `normalize: false`"
+    reason = f"the weights ({listed}) sum to zero, and `normalize: true` divides by their sum"
+    return f"{reason}; change them or set `normalize: false`"
 
 
 def idle_filters(config: MergeConfig, plan: MergePlan) -> Iterator[str]:
-    """Tell of each filter of a recipe that fits no tensor of the plan."""
+    """Report each filter of a recipe that fits no tensor of the plan."""
     filters = dict.fromkeys(config.filters())
     if not filters:
         return

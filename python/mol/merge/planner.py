@@ -16,7 +16,7 @@ from mol.merge.mismatch import Mismatches
 from mol.merge.options import MergeOptions
 from mol.merge.planned import PlannedMerge
 from mol.merge.settings import compare_settings
-from mol.merge.tasks import Cell, TaskBuilder, Want
+from mol.merge.tasks import ModelLayer, OutputSpec, TaskBuilder
 from mol.merge.tied import Tying, find_tying, own_head, own_head_note, state_untied
 from mol.structure.layers import in_side_tower, is_side_tower
 from mol.structure.model_config import LayerOrigin, broken_cycles, restack, set_dtype, tie_flag
@@ -177,10 +177,12 @@ class _Planner:
             if found is not None:
                 model.used.add(found)
         info = donor.checkpoint.tensors[name]
-        self._tasks.add(Want(name, info, donor, name, position, name, None), models, names, slice_.combine, decide_as)
+        self._tasks.add(
+            OutputSpec(name, info, donor, name, position, name, None), models, names, slice_.combine, decide_as
+        )
 
     def _finish_head(self, tying: Tying) -> None:
-        """Write the head that a tied donor lacks, and say which heads on disk count for nothing."""
+        """Write the head that a tied donor lacks, and report heads on disk that are ignored."""
         if not tying.in_donor and not tying.as_embedding:
             slice_ = self._slices[-1]
             models = slice_.models
@@ -189,8 +191,8 @@ class _Planner:
                 if found is not None:
                     model.used.add(found)
             info = self._donor.checkpoint.tensors[tying.embedding]
-            want = Want(tying.head, info, self._donor, tying.embedding, 1.0, tying.head, None)
-            self._tasks.add(want, models, names, slice_.combine)
+            spec = OutputSpec(tying.head, info, self._donor, tying.embedding, 1.0, tying.head, None)
+            self._tasks.add(spec, models, names, slice_.combine)
         for index, name in tying.unused.items():
             model = self._models[index]
             if name not in model.used:
@@ -216,12 +218,14 @@ class _Planner:
             return
         last = len(stack) - 1
         for layer in range(len(stack)):
-            cells = [
-                Cell(model, theirs, mapping[layer])
+            inputs = [
+                ModelLayer(model, theirs, mapping[layer])
                 for model, (theirs, mapping) in zip(slice_.models, mapped, strict=True)
             ]
             position = layer / last if last else 1.0
-            self._tasks.add_layer(stack.start(layer), Cell(donor, stack, layer), cells, slice_.combine, position, layer)
+            self._tasks.add_layer(
+                stack.start(layer), ModelLayer(donor, stack, layer), inputs, slice_.combine, position, layer
+            )
 
     def _carry(self, stack: Stack, lacking: str) -> None:
         """Copy a tower from the donor that some inputs lack, such as one for images that a fine-tune on texts lacks."""
@@ -256,24 +260,26 @@ class _Planner:
                 info = self._donor.checkpoint.tensors[name]
                 dtypes.setdefault(suffix, info.dtype)
                 shapes.setdefault(suffix, set()).add(info.shape)
-        leads: list[Cell] = []
+        leads: list[ModelLayer] = []
         for slice_ in self._slices:
             last = slice_.length - 1
             for i in range(slice_.length):
-                cells = []
+                inputs = []
                 for source in slice_.sources:
                     theirs = source.model.structure.main
                     assert theirs is not None  # make_slices refuses ranges of a model without
-                    cells.append(Cell(source.model, theirs, source.start + i))
+                    inputs.append(ModelLayer(source.model, theirs, source.start + i))
                 out_layer = len(leads)
-                lead = cells[slice_.lead]
+                lead = inputs[slice_.lead]
                 self._check_fits(lead, stack, shapes, out_layer)
                 position = i / last if last else 1.0
-                self._tasks.add_layer(stack.start(out_layer), lead, cells, slice_.combine, position, out_layer, dtypes)
+                self._tasks.add_layer(stack.start(out_layer), lead, inputs, slice_.combine, position, out_layer, dtypes)
                 leads.append(lead)
         self._restack(stack, leads)
 
-    def _check_fits(self, lead: Cell, stack: Stack, shapes: Mapping[str, set[tuple[int, ...]]], out_layer: int) -> None:
+    def _check_fits(
+        self, lead: ModelLayer, stack: Stack, shapes: Mapping[str, set[tuple[int, ...]]], out_layer: int
+    ) -> None:
         """Check that a layer of another model can stand among the donor's."""
         if lead.model is self._donor:
             return
@@ -289,10 +295,10 @@ class _Planner:
                 shape = min(wanted)
                 self._problems.add_shape(self._donor, lead.model, pattern, out_layer, info.shape, shape)
 
-    def _restack(self, stack: Stack, leads: list[Cell]) -> None:
+    def _restack(self, stack: Stack, leads: list[ModelLayer]) -> None:
         """Make config.json describe the sliced layers, and check that it does."""
-        origins = [LayerOrigin(cell.model.checkpoint.config, cell.layer, len(cell.stack)) for cell in leads]
-        unchanged = [cell.layer for cell in leads] == list(range(len(stack))) and leads[0].model is self._donor
+        origins = [LayerOrigin(lead.model.checkpoint.config, lead.layer, len(lead.stack)) for lead in leads]
+        unchanged = [lead.layer for lead in leads] == list(range(len(stack))) and leads[0].model is self._donor
         if not unchanged:
             notes, problems = restack(self._model_config, self._donor.structure, origins)
             self._notes.update(dict.fromkeys(notes))
@@ -303,8 +309,8 @@ class _Planner:
             if not notes and len({frozenset(layer) for layer in stack.layers}) > 1:
                 odd = [
                     i
-                    for i, cell in enumerate(leads[: len(stack)])
-                    if frozenset(cell.stack.layers[cell.layer]) != frozenset(stack.layers[i])
+                    for i, lead in enumerate(leads[: len(stack)])
+                    if frozenset(lead.stack.layers[lead.layer]) != frozenset(stack.layers[i])
                 ]
                 if odd:
                     self._problems.add(

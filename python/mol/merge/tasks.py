@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _WAY_OUT: Final = "all must have it, or leave one model out"
 
 
-class Cell(NamedTuple):
+class ModelLayer(NamedTuple):
     """One layer of one model."""
 
     model: Model
@@ -31,7 +31,7 @@ class Cell(NamedTuple):
     layer: int
 
 
-class Want(NamedTuple):
+class OutputSpec(NamedTuple):
     """An output tensor to be made.
 
     Attributes:
@@ -82,8 +82,8 @@ class TaskBuilder:
     def add_layer(
         self,
         out_start: str,
-        lead: Cell,
-        cells: Sequence[Cell],
+        lead: ModelLayer,
+        inputs: Sequence[ModelLayer],
         combine: Combiner,
         position: float,
         out_layer: int,
@@ -94,7 +94,7 @@ class TaskBuilder:
         Args:
             out_start: what the names of its tensors start with.
             lead: the layer that says which tensors there are, their shapes and dtypes.
-            cells: the layer that each input gives.
+            inputs: the layer of each input.
             combine: decides how each tensor is made.
             position: from 0 (first layer) to 1 (last layer).
             out_layer: its number in the output.
@@ -103,15 +103,15 @@ class TaskBuilder:
         suffixes = lead.stack.layers[lead.layer]
         tensors = lead.model.checkpoint.tensors
         lead_start = lead.stack.start(lead.layer)
-        starts = [cell.stack.start(cell.layer) for cell in cells]
-        models = [cell.model for cell in cells]
+        starts = [given.stack.start(given.layer) for given in inputs]
+        models = [given.model for given in inputs]
         pattern_start = lead.stack.prefix + ".*." if lead.stack.prefix else "*."
-        for cell in cells:
-            theirs = cell.stack.layers[cell.layer]
+        for given in inputs:
+            theirs = given.stack.layers[given.layer]
             if theirs == suffixes:
-                cell.model.used.update(cell.stack.names(cell.layer))
+                given.model.used.update(given.stack.names(given.layer))
             else:
-                self._compare(cell, lead, out_layer, pattern_start)
+                self._compare(given, lead, out_layer, pattern_start)
         for suffix in suffixes:
             names = [start + suffix if suffix else start[:-1] for start in starts]
             source = lead_start + suffix if suffix else lead_start[:-1]
@@ -119,8 +119,8 @@ class TaskBuilder:
             if donor_dtypes is not None:
                 info = info._replace(dtype=donor_dtypes.get(suffix, info.dtype))
             name = out_start + suffix if suffix else out_start[:-1]
-            want = Want(name, info, lead.model, source, position, pattern_start + suffix, out_layer)
-            self.add(want, models, names, combine)
+            spec = OutputSpec(name, info, lead.model, source, position, pattern_start + suffix, out_layer)
+            self.add(spec, models, names, combine)
 
     def add_copies(self, stack: Stack, owner: Model, first: int) -> int:
         """Copy all layers of a stack of one model, numbered from `first` on; return the number of tensors."""
@@ -134,23 +134,23 @@ class TaskBuilder:
                 count += 1
         return count
 
-    def _compare(self, cell: Cell, lead: Cell, out_layer: int, pattern_start: str) -> None:
+    def _compare(self, given: ModelLayer, lead: ModelLayer, out_layer: int, pattern_start: str) -> None:
         """Report tensors of a layer that the leading model's layer lacks."""
         wanted = frozenset(lead.stack.layers[lead.layer])
-        for suffix, name in zip(cell.stack.layers[cell.layer], cell.stack.names(cell.layer), strict=True):
+        for suffix, name in zip(given.stack.layers[given.layer], given.stack.names(given.layer), strict=True):
             if suffix in wanted:
-                cell.model.used.add(name)
-            elif not is_buffer(name, cell.model.checkpoint.tensors[name].shape):
-                cell.model.used.add(name)
+                given.model.used.add(name)
+            elif not is_buffer(name, given.model.checkpoint.tensors[name].shape):
+                given.model.used.add(name)
                 self._problems.add_tensor(
                     pattern_start + suffix,
                     out_layer,
-                    f"is in {cell.model.label}, and {lead.model.label} lacks it; {_WAY_OUT}",
+                    f"is in {given.model.label}, and {lead.model.label} lacks it; {_WAY_OUT}",
                 )
 
     def add(
         self,
-        want: Want,
+        spec: OutputSpec,
         models: Sequence[Model],
         names: Sequence[str | None],
         combine: Combiner,
@@ -159,67 +159,67 @@ class TaskBuilder:
         """Make one tensor of the output.
 
         Args:
-            want: the tensor.
-            models: the inputs.
+            spec: the tensor.
+            models: the models of the inputs.
             names: its name in each, None where the input has no such tensor.
             combine: decides how it is made.
             decide_as: the name by which parameters are found, if not its own.
         """
-        output = want.name if decide_as is None else decide_as
+        output = spec.name if decide_as is None else decide_as
         combination = combine.fixed
         if combination is None:
-            combination = combine(names, output, want.position)
+            combination = combine(names, output, spec.position)
             if isinstance(combination, str):
-                self._problems.add_tensor(want.pattern, want.layer, f"cannot be made: {combination}")
+                self._problems.add_tensor(spec.pattern, spec.layer, f"cannot be made: {combination}")
         if isinstance(combination, str):
             return
-        info = want.info
+        info = spec.info
         shape = info.shape
         exact = info.dtype in EXACT_DTYPES
         sources = []
         read = 0
         lacking = None
-        for lane in combination.lanes:
-            model, name = models[lane], names[lane]
+        for index in combination.inputs:
+            model, name = models[index], names[index]
             found = None if name is None else model.checkpoint.tensors.get(name)
             if name is None or found is None:
                 lacking = [*(lacking or ()), model.label]
                 continue
             if found.shape != shape:
-                self._problems.add_shape(want.owner, model, want.pattern, want.layer, found.shape, shape)
+                self._problems.add_shape(spec.owner, model, spec.pattern, spec.layer, found.shape, shape)
             if found.dtype != info.dtype and (exact or found.dtype in EXACT_DTYPES):
                 self._problems.add_tensor(
-                    want.pattern,
-                    want.layer,
-                    f"is {found.dtype} in {model.label} and {info.dtype} in {want.owner.label}; integer and bool "
+                    spec.pattern,
+                    spec.layer,
+                    f"is {found.dtype} in {model.label} and {info.dtype} in {spec.owner.label}; integer and bool "
                     "tensors are copied when they are equal, never cast",
                 )
             sources.append(Source(model.first_file + found.file, name))
             read += found.bytes
         method = combination.method
         if lacking is not None:
-            self._copy(want, lacking)
+            self._copy(spec, lacking)
             return
         if exact and method is not COPY:
             method = COPY
-            self.copied.append(f"{want.name}: {info.dtype}, copied as it is and not merged")
-        self._append(want.name, info, method, tuple(sources), read)
+            self.copied.append(f"{spec.name}: {info.dtype}, copied as it is and not merged")
+        self._append(spec.name, info, method, tuple(sources), read)
 
-    def _copy(self, want: Want, lacking: Sequence[str]) -> None:
+    def _copy(self, spec: OutputSpec, lacking: Sequence[str]) -> None:
         """Copy a tensor that some inputs lack, or refuse where that would mix up a layer."""
         who = ", ".join(dict.fromkeys(lacking))
-        problem = f"is lacking in {who}, and {want.owner.label} has it"
-        if want.layer is not None and not is_buffer(want.source, want.info.shape):
-            self._problems.add_tensor(want.pattern, want.layer, f"{problem}; {_WAY_OUT}")
+        problem = f"is lacking in {who}, and {spec.owner.label} has it"
+        if spec.layer is not None and not is_buffer(spec.source, spec.info.shape):
+            self._problems.add_tensor(spec.pattern, spec.layer, f"{problem}; {_WAY_OUT}")
             return
         if self._strict:
-            self._problems.add_tensor(want.pattern, want.layer, f"{problem} (--strict-tensors)")
+            self._problems.add_tensor(spec.pattern, spec.layer, f"{problem} (--strict-tensors)")
             return
-        found = want.owner.checkpoint.tensors[want.source]
-        want.owner.used.add(want.source)
-        self.copied.append(f"{want.name}: copied from {want.owner.label}, lacking in {who}")
-        source = Source(want.owner.first_file + found.file, want.source)
-        self._append(want.name, want.info, COPY, (source,), found.bytes)
+        found = spec.owner.checkpoint.tensors[spec.source]
+        spec.owner.used.add(spec.source)
+        self.copied.append(f"{spec.name}: copied from {spec.owner.label}, lacking in {who}")
+        source = Source(spec.owner.first_file + found.file, spec.source)
+        self._append(spec.name, spec.info, COPY, (source,), found.bytes)
 
     def _append(self, name: str, info: TensorInfo, method: Method, sources: tuple[Source, ...], read: int) -> None:
         dtype = info.dtype
