@@ -36,7 +36,7 @@ ALLOWED = {
 }
 # The floors of `core` from the ground up, each a list of packages and files; the longest name that fits counts.
 FLOORS_OF_CORE = (
-    ("linear", "losses", "parts", "top_k", "models.heads", "models.weights"),
+    ("linear", "losses", "selection", "top_k", "models.heads", "models.weights"),
     ("adapters", "routers", "cache"),
     ("blocks", "mol_layer"),  # any block of any model, run alone; and the layer that mixes some
     ("models", "frozen", "running", "reports.notes", "reports.stats", "reports.starved"),

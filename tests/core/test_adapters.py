@@ -18,7 +18,7 @@ from mol.core.adapters import (
     fit_width,
     token_size,
 )
-from mol.core.parts import Whole
+from mol.core.selection import Whole
 from mol.errors import ConfigError
 
 Make = Callable[[int, int], BaseAdapter]

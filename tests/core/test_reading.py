@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mol.core.blocks.source import Source
-from mol.core.fitting.reading import Reader, Reading, chunks_of, pair_tokens
+from mol.core.fitting.reading import TextModel, TokenizedText, chunks_of, pair_tokens
 from mol.errors import ConfigError
 from tests.core.tokenizers import byte_pairs, word_pieces
 from tests.core.zoo import body_of
@@ -24,18 +24,18 @@ BYTES, WORDS = byte_pairs([LICENSE], 300), word_pieces([LICENSE], 300)
 OTHER_BYTES = byte_pairs([LICENSE[5000:]], 400)
 
 
-def reader(kind: str, tokenizer: PreTrainedTokenizerBase, *, causal: bool = True) -> Reader:
+def text_model(kind: str, tokenizer: PreTrainedTokenizerBase, *, causal: bool = True) -> TextModel:
     source = Source(body_of(kind, vocab_size=400), kind)
     if causal:
         source.make_causal()
-    return Reader(source, tokenizer)
+    return TextModel(source, tokenizer)
 
 
-SMALL = reader("gpt2", BYTES)
-ENCODER = reader("bert", WORDS)
+SMALL = text_model("gpt2", BYTES)
+ENCODER = text_model("bert", WORDS)
 
 
-def partner(host: Reading, other: Reading, place: int) -> int | None:
+def partner(host: TokenizedText, other: TokenizedText, place: int) -> int | None:
     """The definition, token by token."""
     start, end = host.spans[place]
     read = [there for there, (a, b) in enumerate(other.spans) if a < b <= end]
@@ -74,7 +74,7 @@ def test_states_are_the_models_own(kind: str) -> None:
     model = body_of(kind, vocab_size=400)
     ids = [7, 8, 9, 50, 60]
     count = 3
-    read = Reader(Source(model, kind), BYTES)
+    read = TextModel(Source(model, kind), BYTES)
     states = read.states(ids, range(count + 1))
     given = torch.tensor([ids])
     with torch.no_grad():
@@ -91,18 +91,22 @@ def test_an_encoder_that_was_made_causal_is_read_as_it_will_run() -> None:
     read = ENCODER.states([7, 8, 9, 50], {2})[2]
     other = ENCODER.states([7, 8, 9, 51], {2})[2]
     torch.testing.assert_close(read[:3], other[:3], rtol=0, atol=1e-6)
-    assert not torch.allclose(reader("bert", WORDS, causal=False).states([7, 8, 9, 50], {2})[2][:3], read[:3], atol=0.1)
+    assert not torch.allclose(
+        text_model("bert", WORDS, causal=False).states([7, 8, 9, 50], {2})[2][:3], read[:3], atol=0.1
+    )
 
 
 def test_chunks_fit_every_model_and_lose_nothing() -> None:
     short = byte_pairs([LICENSE], 257)
     short.model_max_length = 50
-    readers = [SMALL._replace(tokenizer=short), ENCODER]
-    assert [reader.limit for reader in readers] == [50, 64]
+    text_models = [SMALL._replace(tokenizer=short), ENCODER]
+    assert [text_model.limit for text_model in text_models] == [50, 64]
     text = LICENSE[:3000]
-    cut = list(chunks_of([text, "", "last one"], readers))
+    cut = list(chunks_of([text, "", "last one"], text_models))
     assert all(
-        len(reading.ids) <= reader.limit for chunk in cut for reading, reader in zip(chunk, readers, strict=True)
+        len(reading.ids) <= text_model.limit
+        for chunk in cut
+        for reading, text_model in zip(chunk, text_models, strict=True)
     )
     # Single bytes: however a text is cut, the tokens stay what they were.
     assert [token for chunk in cut for token in chunk[0].ids] == short(text + "last one", verbose=False)["input_ids"]

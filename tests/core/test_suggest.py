@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import mol
 from mol.config.mol_config import MoLConfig
-from mol.core.fitting.calibration import load_reader
+from mol.core.fitting.calibration import load_text_model
 from mol.core.fitting.maps import linear_cka
-from mol.core.fitting.reading import Reader
+from mol.core.fitting.reading import TextModel
 from mol.core.mol_runtime import MoLRuntime
 from mol.errors import ArchitectureError, ConfigError
 from tests.core.test_calibration import LICENSE, TEXT, pair
@@ -44,7 +44,7 @@ def test_a_score_is_the_mean_of_both_ends() -> None:
     runtime = MoLRuntime(MoLConfig(models=["host", "turned"]))
     text = LICENSE[:110]
     found = runtime.suggest_layers([text], by="cka", layers=[1])
-    host, other = Reader.of(runtime.host, runtime.config), load_reader("turned", runtime.host, runtime.config)
+    host, other = TextModel.of(runtime.host, runtime.config), load_text_model("turned", runtime.host, runtime.config)
     ids = host.tokens(text).ids
     assert len(ids) > 32
     assert found.tokens == {"turned": len(ids)}

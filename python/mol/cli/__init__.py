@@ -122,7 +122,7 @@ def _run(console: Console, args: list[str]) -> int:
 def refuse(console: Console, error: MolError | OSError | click.ClickException) -> None:
     """Report why the command did not do what was requested; with `--json` as the document too."""
     text = describe(error)
-    if isinstance(error, InternalError) or type(error) is MolError:  # none of its kinds: the engine panicked
+    if isinstance(error, InternalError):
         text += f"\n{_where_to_report()}"
         if console.verbose:
             _trace(error)

@@ -9,7 +9,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from mol.core.parts import where_from
+from mol.core.selection import where_from
 from mol.errors import FusionError
 
 CACHE_NAME: Final = "cache" if "cache" in CausalLMOutputWithPast.__annotations__ else "past_key_values"

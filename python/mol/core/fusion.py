@@ -15,9 +15,9 @@ from torch import nn
 from mol.core.blocks.calls import Arguments, argument, output_at, ports
 from mol.core.blocks.dispatch import call_block, intercepted
 from mol.core.host import check_longest
-from mol.core.mol_layer import ExpertSpec, MoLLayer, Routing, RunBlocks, RunPart
-from mol.core.parts import Part, Whole
+from mol.core.mol_layer import ExpertSpec, MoLLayer, Routing, RunBlocks, RunSelection
 from mol.core.running import ExpertRuns
+from mol.core.selection import Selection, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -180,7 +180,7 @@ class Pass:
         specs, mine = layer.specs, ExpertSpec(self._fusion.host_name, (index,))
         first = specs.index(mine) if mine in specs else None
         own = self._own(index, call, carried)
-        runs: list[RunPart] = [
+        runs: list[RunSelection] = [
             partial(self._run_expert, own if number == first else None, (index, number), spec)
             for number, spec in enumerate(specs)
         ]
@@ -221,7 +221,7 @@ class Pass:
         return run
 
     def _run_expert(
-        self, own: RunBlocks | None, key: tuple[int, int], spec: ExpertSpec, seen: Part, hidden: torch.Tensor
+        self, own: RunBlocks | None, key: tuple[int, int], spec: ExpertSpec, seen: Selection, hidden: torch.Tensor
     ) -> torch.Tensor:
         # Not for a part of the tokens: the host's call and cache are for all of them.
         if own is not None and isinstance(seen, Whole):

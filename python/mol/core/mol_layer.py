@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from mol.core.adapters import AdapterOptions, BaseAdapter, IdentityAdapter, create_adapter
-from mol.core.parts import Part, Picked, Pinned, Whole
 from mol.core.routers import BaseRouter, create_router
+from mol.core.selection import Picked, Pinned, Selection, Whole
 
 if TYPE_CHECKING:
     from mol.config.mol_config import Dispatch
 
 RunBlocks = Callable[[torch.Tensor], torch.Tensor]
-"""Runs an expert's blocks on the hidden states (..., D) of its part of a batch."""
+"""Runs an expert's blocks on the hidden states (..., D) of its selection of a batch."""
 
-RunPart = Callable[[Part, torch.Tensor], torch.Tensor]
-"""The same, for a given part."""
+RunSelection = Callable[[Selection, torch.Tensor], torch.Tensor]
+"""The same, for a given selection."""
 
 
 FirstTokens = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -63,12 +63,12 @@ class Choice(NamedTuple):
 
     Attributes:
         routing: the router's output; its weights are those of the mixture.
-        parts: the tokens of each expert; None for one that does not run.
+        selections: the tokens of each expert; None for one that does not run.
         state: for the next tokens: of the router, or the pinned choice.
     """
 
     routing: Routing
-    parts: Sequence[Part | None]
+    selections: Sequence[Selection | None]
     state: Any
 
 
@@ -168,7 +168,7 @@ class MoLLayer(nn.Module):
         self,
         hidden: torch.Tensor,
         mask: torch.Tensor | None,
-        runs: Sequence[RunPart],
+        runs: Sequence[RunSelection],
         state: Any = None,  # noqa: ANN401 - a RouterState, or the pinned choice of rows
         *,
         mode: Dispatch = "dense",
@@ -213,7 +213,7 @@ class MoLLayer(nn.Module):
             pinned: Pinned = state
             weights = pinned.weights[:, None] * shown[..., None].ne(0)
             logits = pinned.logits[:, None].repeat(1, shown.shape[1], 1)  # no view: FSDP2 adds hooks to it
-            return Choice(Routing(weights, logits), pinned.parts(), pinned)
+            return Choice(Routing(weights, logits), pinned.selections(), pinned)
         weights, logits, state = router(hidden, mask, state=state, remember=True)
         if mode == "token":
             # This is routing by tokens, which is causal, around whole blocks as in Raposo et al. (2024,
@@ -224,12 +224,12 @@ class MoLLayer(nn.Module):
         chosen = weights.flatten(0, 1).ne(0).any(0).tolist() if skip else [True] * count
         return Choice(Routing(weights, logits), [Whole() if wanted else None for wanted in chosen], state)
 
-    def _mix(self, hidden: torch.Tensor, choice: Choice, runs: Sequence[RunPart]) -> torch.Tensor:
+    def _mix(self, hidden: torch.Tensor, choice: Choice, runs: Sequence[RunSelection]) -> torch.Tensor:
         mixed = hidden.clone(memory_format=torch.contiguous_format)
         weights = choice.routing.weights.unbind(-1)
-        for expert, run, weight, part in zip(self.experts, runs, weights, choice.parts, strict=True):
-            if part is None:
+        for expert, run, weight, selection in zip(self.experts, runs, weights, choice.selections, strict=True):
+            if selection is None:
                 continue
-            change = expert(part.take(hidden), partial(run, part), alone=False)
-            part.add_(mixed, change.to(mixed.dtype), part.take(weight)[..., None].to(mixed.dtype))
+            change = expert(selection.take(hidden), partial(run, selection), alone=False)
+            selection.add_(mixed, change.to(mixed.dtype), selection.take(weight)[..., None].to(mixed.dtype))
         return mixed

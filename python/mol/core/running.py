@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from mol.core.blocks.inputs import Tokens
 from mol.core.cache import Compacted
-from mol.core.parts import Picked, Rows, Whole
+from mol.core.selection import Picked, Rows, Whole
 from mol.errors import FusionError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mol.core.blocks.source import Source
     from mol.core.cache import ExpertCache, FusedCache
     from mol.core.mol_layer import ExpertSpec
-    from mol.core.parts import Part
+    from mol.core.selection import Selection
 
     ExpertKey = tuple[int, int]
     """Position of a layer, and number of an expert in it."""
@@ -49,18 +49,18 @@ class ExpertRuns:
         self._live: dict[tuple[str, tuple[int, ...] | None, bool], Carries] = {}
         self._positions: torch.Tensor | None = None
 
-    def run_expert(self, key: ExpertKey, spec: ExpertSpec, part: Part, hidden: torch.Tensor) -> torch.Tensor:
-        """Run an expert's blocks on the hidden states (..., D) of its part, and return theirs in the same dtype."""
+    def run_expert(self, key: ExpertKey, spec: ExpertSpec, chosen: Selection, hidden: torch.Tensor) -> torch.Tensor:
+        """Run an expert's blocks on the hidden states (..., D) of what it sees, and return theirs in the same dtype."""
         source = self._sources[spec.model]
         given = hidden.to(source.dtype)
-        if not isinstance(part, Picked):
-            result = self._run_rows(source, key, spec, part, given)
+        if not isinstance(chosen, Picked):
+            result = self._run_rows(source, key, spec, chosen, given)
         elif self._cache is not None and all(
             source.has_native_cache(block) and source.keeps_gaps(block) for block in spec.blocks
         ):
-            result = self._run_with_gaps(source, key, spec, part, given, self._cache)
+            result = self._run_with_gaps(source, key, spec, chosen, given, self._cache)
         else:
-            result = self._run_compacted(source, key, spec, part, given)
+            result = self._run_compacted(source, key, spec, chosen, given)
         return result.to(hidden.dtype)
 
     @staticmethod
@@ -68,15 +68,15 @@ class ExpertRuns:
         return all(source.has_native_cache(block) for block in spec.blocks)
 
     def _run_rows(
-        self, source: Source, key: ExpertKey, spec: ExpertSpec, part: Whole | Rows, hidden: torch.Tensor
+        self, source: Source, key: ExpertKey, spec: ExpertSpec, chosen: Whole | Rows, hidden: torch.Tensor
     ) -> torch.Tensor:
         self._refuse_padding(source, spec, **self._padding)
-        numbers = part.numbers if isinstance(part, Rows) else None
+        numbers = chosen.numbers if isinstance(chosen, Rows) else None
         # Carries are as long as the text that blocks run on: all tokens, or the new ones.
         whole = self._cache is None or not self._is_native(source, spec)
         live = self._live.setdefault((spec.model, numbers, whole), {})
         if self._cache is None:
-            return run_expert_blocks(source, spec, hidden, self._context(spec.model, part, whole=True), None, live)
+            return run_expert_blocks(source, spec, hidden, self._context(spec.model, chosen, whole=True), None, live)
         if numbers is not None:
             self._cache.rows[key] = list(numbers)
         if not whole:
@@ -84,17 +84,17 @@ class ExpertRuns:
             if cache is None:
                 cache = self._cache.experts[key] = source.new_cache()
             cache.seen = self._cache.seen
-            return run_expert_blocks(source, spec, hidden, self._context(spec.model, part, whole=False), cache, live)
+            return run_expert_blocks(source, spec, hidden, self._context(spec.model, chosen, whole=False), cache, live)
         # Without a cache of its own a block runs on all of its input so far; only its new outputs count.
         before = self._cache.histories.get(key)
         hidden = hidden if before is None else torch.cat([before, hidden], 1)
         self._cache.histories[key] = hidden
-        context = self._context(spec.model, part, whole=True)
+        context = self._context(spec.model, chosen, whole=True)
         return run_expert_blocks(source, spec, hidden, context, None, live)[:, -self._length :]
 
-    def _context(self, name: str, part: Whole | Rows, *, whole: bool) -> list[Arguments]:
+    def _context(self, name: str, chosen: Whole | Rows, *, whole: bool) -> list[Arguments]:
         """Return the context of a model for all tokens, or for the new ones after those in a cache."""
-        key = name, whole, part.numbers if isinstance(part, Rows) else None
+        key = name, whole, chosen.numbers if isinstance(chosen, Rows) else None
         context = self._contexts.get(key)
         if context is None:
             source = self._sources[name]
@@ -103,7 +103,7 @@ class ExpertRuns:
                 cache = source.new_cache()
                 cache.seen = self._cache.seen
             length = self._mask.shape[1] if whole else self._length
-            tokens = Tokens.of(part.take(self._mask), length, source.dtype)
+            tokens = Tokens.of(chosen.take(self._mask), length, source.dtype)
             context = self._contexts[key] = source.context(tokens, cache)
         return context
 
@@ -131,54 +131,56 @@ class ExpertRuns:
                 f"padding changes what {blocks} computes for the text next to it; {other}, or run them one by one"
             )
 
-    def _positions_of(self, part: Picked) -> torch.Tensor:
+    def _positions_of(self, chosen: Picked) -> torch.Tensor:
         """Return the positions (N,) of tokens in their whole row."""
         if self._positions is None:
             self._positions = Tokens.of(self._mask, self._length, torch.float32).positions
-        return part.take(self._positions)
+        return chosen.take(self._positions)
 
     def _run_compacted(
-        self, source: Source, key: ExpertKey, spec: ExpertSpec, part: Picked, hidden: torch.Tensor
+        self, source: Source, key: ExpertKey, spec: ExpertSpec, chosen: Picked, hidden: torch.Tensor
     ) -> torch.Tensor:
         """Run on all tokens of an expert so far, the tokens of each row side by side and padded on the right."""
         before = None if self._cache is None else self._cache.compacted.get(key)
         if before is None:
             batch = self._mask.shape[0]
-            before = Compacted(hidden.new_zeros(batch, 0, hidden.shape[-1]), part.rows.new_zeros(batch, 0), [0] * batch)
-        counts = [old + new for old, new in zip(before.counts, part.counts, strict=True)]
+            before = Compacted(
+                hidden.new_zeros(batch, 0, hidden.shape[-1]), chosen.rows.new_zeros(batch, 0), [0] * batch
+            )
+        counts = [old + new for old, new in zip(before.counts, chosen.counts, strict=True)]
         width = max(counts)
-        ranks = part.ranks + part.rows.new_tensor(before.counts)[part.rows]
+        ranks = chosen.ranks + chosen.rows.new_tensor(before.counts)[chosen.rows]
         more = width - before.positions.shape[1]
-        put = part.rows, ranks
+        put = chosen.rows, ranks
         whole = functional.pad(before.hidden, (0, 0, 0, more)).index_put(put, hidden)
-        positions = functional.pad(before.positions, (0, more)).index_put(put, self._positions_of(part))
+        positions = functional.pad(before.positions, (0, more)).index_put(put, self._positions_of(chosen))
         if self._cache is not None:
             self._cache.compacted[key] = Compacted(whole, positions, counts)
         # Rows without a new token need no output, and a row without any token could not even be masked.
-        running = Rows.of([row for row, count in enumerate(part.counts) if count], hidden.device)
-        mask = torch.arange(width, device=hidden.device) < part.rows.new_tensor(counts)[:, None]
+        running = Rows.of([row for row, count in enumerate(chosen.counts) if count], hidden.device)
+        mask = torch.arange(width, device=hidden.device) < chosen.rows.new_tensor(counts)[:, None]
         self._refuse_padding(source, spec, before=False, behind=any(counts[row] < width for row in running.numbers))
         tokens = Tokens(running.take(mask.long()), running.take(positions), width, hidden.device, source.dtype)
         result = run_expert_blocks(source, spec, running.take(whole), source.context(tokens), None, {})
-        number = part.rows.new_zeros(len(counts))
+        number = chosen.rows.new_zeros(len(counts))
         number[running.index] = torch.arange(len(running.numbers), device=hidden.device)
-        return result[number[part.rows], ranks]
+        return result[number[chosen.rows], ranks]
 
     def _run_with_gaps(
         self,
         source: Source,
         key: ExpertKey,
         spec: ExpertSpec,
-        part: Picked,
+        chosen: Picked,
         hidden: torch.Tensor,
         fused: FusedCache,
     ) -> torch.Tensor:
         """Run on the new tokens of an expert with its cache, whose rows have gaps that its mask hides."""
-        batch, length = self._mask.shape[0], max(part.counts)
-        put = part.rows, part.ranks
+        batch, length = self._mask.shape[0], max(chosen.counts)
+        put = chosen.rows, chosen.ranks
         padded = hidden.new_zeros(batch, length, hidden.shape[-1]).index_put(put, hidden)
-        positions = part.rows.new_zeros(batch, length).index_put(put, self._positions_of(part))
-        new = torch.arange(length, device=hidden.device) < part.rows.new_tensor(part.counts)[:, None]
+        positions = chosen.rows.new_zeros(batch, length).index_put(put, self._positions_of(chosen))
+        new = torch.arange(length, device=hidden.device) < chosen.rows.new_tensor(chosen.counts)[:, None]
         before = fused.valid.get(key)
         valid = new if before is None else torch.cat([before, new], 1)
         fused.valid[key] = valid

@@ -1,4 +1,4 @@
-"""The part of a batch that an expert sees: all tokens, some rows or some tokens, taken from it and added back."""
+"""The selection of a batch that an expert sees: all tokens, some rows or some tokens, taken from it and added back."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Rows:
 
     @classmethod
     def of(cls, numbers: list[int], device: torch.device) -> Rows:
-        """Return these rows as a part."""
+        """Return these rows as a selection."""
         return cls(tuple(numbers), torch.tensor(numbers, device=device))
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
@@ -70,14 +70,14 @@ class Picked:
         total = sum(map(sum, numbers))
         found = torch.nonzero_static(chosen.permute(2, 0, 1), size=total)
         starts = (counts.cumsum(0) - counts).T
-        parts: list[Picked | None] = []
+        selections: list[Picked | None] = []
         end = 0
         for expert, each in enumerate(numbers):
             start, end = end, end + sum(each)
             _, rows, columns = found[start:end].unbind(1)
             ranks = torch.arange(len(rows), device=rows.device) - starts[expert].index_select(0, rows)
-            parts.append(cls(rows, columns, ranks, tuple(each)) if len(rows) else None)
-        return parts
+            selections.append(cls(rows, columns, ranks, tuple(each)) if len(rows) else None)
+        return selections
 
     def take(self, x: torch.Tensor) -> torch.Tensor:
         """Return these tokens (N, ...) of x (B, T, ...)."""
@@ -89,7 +89,7 @@ class Picked:
         x.view(-1, x.shape[-1]).index_add_(0, flat, share * change)
 
 
-Part = Whole | Rows | Picked
+Selection = Whole | Rows | Picked
 
 
 class Pinned:
@@ -109,8 +109,8 @@ class Pinned:
         # Decided once: an expert with all rows keeps its cache elsewhere than one with some.
         self._all = [all(each) for each in chosen]
 
-    def parts(self) -> list[Part | None]:
-        """Return the part of each expert, None for an expert that no row chose."""
+    def selections(self) -> list[Selection | None]:
+        """Return the selection of each expert, None for an expert that no row chose."""
         device = self.weights.device
         return [
             Whole() if whole else Rows.of(rows, device) if rows else None

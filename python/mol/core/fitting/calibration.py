@@ -16,7 +16,7 @@ from mol.core.adapters import LinearAdapter
 from mol.core.blocks.inputs import Tokens
 from mol.core.blocks.placement import Memory
 from mol.core.fitting.maps import fit_held_out, fit_orthogonal
-from mol.core.fitting.reading import Reader, chunks_of, pair_tokens
+from mol.core.fitting.reading import TextModel, chunks_of, pair_tokens
 from mol.core.models.loading import open_source
 from mol.core.running import run_expert_blocks
 from mol.errors import ConfigError
@@ -141,17 +141,17 @@ def _check(experts: Sequence[Expert], settings: MoLConfig, texts: Sequence[str] 
 
 
 def _read(experts: Sequence[Expert], position: int, host: Source, settings: MoLConfig, texts: Sequence[str]) -> _Read:
-    readers = {host.name: Reader.of(host, settings)}
+    text_models = {host.name: TextModel.of(host, settings)}
     for name in {expert.spec.model: None for expert in experts}:
-        if name not in readers:
-            readers[name] = load_reader(name, host, settings)
-    names, found = list(readers), []
+        if name not in text_models:
+            text_models[name] = load_text_model(name, host, settings)
+    names, found = list(text_models), []
     points = {name: {expert.spec.blocks[0] for expert in experts if expert.spec.model == name} for name in names}
-    for readings in chunks_of(texts, list(readers.values())):
-        stream = readers[host.name].states(readings[0].ids, {position, position + 1})
+    for readings in chunks_of(texts, list(text_models.values())):
+        stream = text_models[host.name].states(readings[0].ids, {position, position + 1})
         pairs = [pair_tokens(readings[0], reading) for reading in readings]
         states = [
-            readers[name].states(reading.ids, points[name]) if points[name] else {}
+            text_models[name].states(reading.ids, points[name]) if points[name] else {}
             for name, reading in zip(names, readings, strict=True)
         ]
         which = [(names.index(expert.spec.model), expert.spec.blocks[0]) for expert in experts]
@@ -166,25 +166,25 @@ def _read(experts: Sequence[Expert], position: int, host: Source, settings: MoLC
                 ],
             )
         )
-    return _Read(found, [readers[expert.spec.model].source for expert in experts])
+    return _Read(found, [text_models[expert.spec.model].source for expert in experts])
 
 
-def load_reader(name: str, host: Source, settings: MoLConfig) -> Reader:
+def load_text_model(name: str, host: Source, settings: MoLConfig) -> TextModel:
     """Load a model with its embeddings and tokenizer onto the host's device, to be dropped again.
 
     Raises:
-        ArchitectureError: see `Reader.of`.
+        ArchitectureError: see `TextModel.of`.
         MolError: its blocks cannot be run alone.
         OSError: it cannot be loaded.
     """
     source = open_source(name, replace(settings, device_map={}), Memory(None))
-    reader = Reader.of(source, settings)
+    text_model = TextModel.of(source, settings)
     source.apply(lambda tensor: tensor.to(host.device))
     source.require_rest(skip_missing=True)
     if host.is_causal() and not settings.allow_bidirectional:  # so that it is read as it will run
         for index in range(len(source)):
             source.make_causal(index)
-    return reader
+    return text_model
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ _WINDOW: Final = 256
 """The most tokens of one chunk: enough for context, few enough for every model."""
 
 
-class Reading(NamedTuple):
+class TokenizedText(NamedTuple):
     """The tokens of one text.
 
     Attributes:
@@ -38,7 +38,7 @@ class Reading(NamedTuple):
     spans: list[tuple[int, int]]
 
 
-class Reader(NamedTuple):
+class TextModel(NamedTuple):
     """A model with its tokenizer.
 
     Attributes:
@@ -50,7 +50,7 @@ class Reader(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
     @classmethod
-    def of(cls, source: Source, settings: MoLConfig) -> Reader:
+    def of(cls, source: Source, settings: MoLConfig) -> TextModel:
         """Load a model's tokenizer.
 
         Raises:
@@ -71,11 +71,11 @@ class Reader(NamedTuple):
             )
         return cls(source, tokenizer)
 
-    def tokens(self, text: str) -> Reading:
+    def tokens(self, text: str) -> TokenizedText:
         """Return the tokens of a text as the model's own forward gets them, with special tokens."""
         # Without warnings of texts that are too long: they are cut below.
         read = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
-        return Reading(read["input_ids"], [(start, end) for start, end in read["offset_mapping"]])
+        return TokenizedText(read["input_ids"], [(start, end) for start, end in read["offset_mapping"]])
 
     @property
     def limit(self) -> int:
@@ -123,7 +123,7 @@ class Reader(NamedTuple):
         return kept
 
 
-def chunks_of(texts: Sequence[str], readers: Sequence[Reader]) -> Iterator[tuple[Reading, ...]]:
+def chunks_of(texts: Sequence[str], text_models: Sequence[TextModel]) -> Iterator[tuple[TokenizedText, ...]]:
     """Cut texts, at spaces if there are any, until every model can read a chunk at once.
 
     Yields:
@@ -132,8 +132,8 @@ def chunks_of(texts: Sequence[str], readers: Sequence[Reader]) -> Iterator[tuple
     waiting = list(reversed(texts))
     while waiting:
         text = waiting.pop()
-        readings = tuple(reader.tokens(text) for reader in readers)
-        if all(len(reading.ids) <= reader.limit for reading, reader in zip(readings, readers, strict=True)):
+        readings = tuple(text_model.tokens(text) for text_model in text_models)
+        if all(len(reading.ids) <= text_model.limit for reading, text_model in zip(readings, text_models, strict=True)):
             if all(reading.ids for reading in readings):
                 yield readings
         elif len(text) > 1:
@@ -145,7 +145,7 @@ def chunks_of(texts: Sequence[str], readers: Sequence[Reader]) -> Iterator[tuple
             raise ConfigError(f"one character of the calibration text, {text!r}, is more tokens than a model can read")
 
 
-def pair_tokens(host: Reading, other: Reading) -> list[tuple[int, int]]:
+def pair_tokens(host: TokenizedText, other: TokenizedText) -> list[tuple[int, int]]:
     """Pair the host's tokens with those of another model, by their offsets in the text.
 
     A token of the host is paired with the last token of the other model that ends where it ends or before, so with

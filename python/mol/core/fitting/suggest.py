@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 import torch
 
 from mol.config.mol_config import MoLConfig
-from mol.core.fitting.calibration import checked_texts, load_reader
+from mol.core.fitting.calibration import checked_texts, load_text_model
 from mol.core.fitting.maps import linear_cka, r_squared
-from mol.core.fitting.reading import Reader, chunks_of, pair_tokens
+from mol.core.fitting.reading import TextModel, chunks_of, pair_tokens
 from mol.core.mol_layer import ExpertSpec
 from mol.core.runtime import Runtime
 from mol.errors import ConfigError
@@ -132,9 +132,9 @@ def suggest_layers(
         problems.append(f"by is {by!r}, wanted one of {', '.join(_SCORES)}")
     if problems:
         raise ConfigError.listing("layers cannot be suggested", problems)
-    reading, scores, tokens = Reader.of(host, runtime.config), {}, {}
+    reading, scores, tokens = TextModel.of(host, runtime.config), {}, {}
     for name in others:
-        other = load_reader(name, host, runtime.config)
+        other = load_text_model(name, host, runtime.config)
         stream, states = _read(reading, other, texts, chosen, max_tokens)
         tokens[name] = len(states[0])
         score = _SCORES[by]
@@ -161,7 +161,9 @@ def suggest_layers(
     return Suggestions(host.name, by, tokens, best, scores)
 
 
-def _read(host: Reader, other: Reader, texts: Sequence[str], layers: Sequence[int], most: int) -> tuple[States, States]:
+def _read(
+    host: TextModel, other: TextModel, texts: Sequence[str], layers: Sequence[int], most: int
+) -> tuple[States, States]:
     """Return the states of paired tokens (N, width) between layers and between blocks, N at most `most`."""
     points, blocks = {layer + step for layer in layers for step in (0, 1)}, range(len(other.source) + 1)
     streams: list[States] = []
@@ -170,11 +172,11 @@ def _read(host: Reader, other: Reader, texts: Sequence[str], layers: Sequence[in
     for mine, theirs in chunks_of(texts, [host, other]):
         pairs = pair_tokens(mine, theirs)[: most - count]
         count += len(pairs)
-        for kept, reader, ids, wanted, indices in (
+        for kept, text_model, ids, wanted, indices in (
             (streams, host, mine.ids, points, [index for index, _ in pairs]),
             (states, other, theirs.ids, blocks, [index for _, index in pairs]),
         ):
-            kept.append({point: _sized(hidden[indices]) for point, hidden in reader.states(ids, wanted).items()})
+            kept.append({point: _sized(hidden[indices]) for point, hidden in text_model.states(ids, wanted).items()})
         if count >= most:
             break
     least = max(host.source.width, other.source.width)

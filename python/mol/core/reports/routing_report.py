@@ -58,7 +58,7 @@ class Split(NamedTuple):
     rest: str
 
 
-class Layer(NamedTuple):
+class LayerRouting(NamedTuple):
     """One fused layer over all texts.
 
     Attributes:
@@ -133,7 +133,7 @@ def write_routing_report(runtime: Runtime, text: str | Sequence[str], path: str 
     return path
 
 
-def _route(runtime: Runtime, splits: Sequence[Split]) -> tuple[list[str], list[Layer]]:
+def _route(runtime: Runtime, splits: Sequence[Split]) -> tuple[list[str], list[LayerRouting]]:
     """Run the texts one by one; experts of one model share an entry of the legend unless one layer has several."""
     keys: dict[tuple[str, int], int] = {}
     layers = []
@@ -141,7 +141,7 @@ def _route(runtime: Runtime, splits: Sequence[Split]) -> tuple[list[str], list[L
         models = [spec.model for spec in layer.specs]
         numbers = [(model, models[:at].count(model)) for at, model in enumerate(models)]
         mine = [keys.setdefault(number, len(keys)) for number in numbers]
-        layers.append(Layer(position, list(map(str, layer.specs)), mine, [], []))
+        layers.append(LayerRouting(position, list(map(str, layer.specs)), mine, [], []))
     for split in splits:
         with torch.no_grad():
             _, stats = runtime(split.ids.to(runtime.host.model.device), return_router_stats=True)
@@ -181,12 +181,12 @@ def _split(tokenizer: PreTrainedTokenizerBase, text: str) -> Split:
     return Split(torch.tensor([ids]), tokens, text[shown:] if tokenizer.is_fast else "")
 
 
-def _text(number: int, split: Split, layers: Sequence[Layer]) -> str:
+def _text(number: int, split: Split, layers: Sequence[LayerRouting]) -> str:
     rows = "\n".join(_row(split, layer, layer.weights[number].tolist()) for layer in layers)
     return f"<section>\n<h2>Text {number + 1}</h2>\n{rows}\n</section>"
 
 
-def _row(split: Split, layer: Layer, weights: Sequence[Sequence[float]]) -> str:
+def _row(split: Split, layer: LayerRouting, weights: Sequence[Sequence[float]]) -> str:
     spans = []
     before = None
     for at, (token, weighed) in enumerate(zip(split.tokens, weights, strict=True)):
@@ -209,13 +209,13 @@ def _row(split: Split, layer: Layer, weights: Sequence[Sequence[float]]) -> str:
     )
 
 
-def _layer_shares(layer: Layer) -> str:
+def _layer_shares(layer: LayerRouting) -> str:
     highest = math.log(len(layer.names))
     entropy = f"{layer.entropy:.2f} of {highest:.2f}" if len(layer.names) > 1 else "no choice"
     return _shares(f"Layer {layer.position}", layer.names, layer.keys, layer.totals, entropy)
 
 
-def _overall(legend: Sequence[str], layers: Sequence[Layer]) -> str:
+def _overall(legend: Sequence[str], layers: Sequence[LayerRouting]) -> str:
     totals = [0.0] * len(legend)
     for layer in layers:
         for key, total in zip(layer.keys, layer.totals, strict=True):
