@@ -39,7 +39,7 @@ impl Digest {
     fn of(self, file: &Container, tensor: &Entry, watch: &Watch) -> Result<DigestOf> {
         let mut room = Vec::new();
         let mut all = |take: &mut dyn FnMut(&[u8])| {
-            tensor.pieces().into_iter().try_for_each(|piece| {
+            tensor.chunks().into_iter().try_for_each(|piece| {
                 watch.check()?;
                 take(file.lend(tensor, piece, &mut room)?);
                 Ok(())
@@ -123,7 +123,7 @@ fn crc_of(file: &Container, tensor: &Entry, watch: &Watch) -> Result<Crc> {
         watch.add_read(piece.len());
         Ok(Crc::of(file.lend(tensor, piece, room)?))
     };
-    let crcs: Vec<Crc> = tensor.pieces().into_par_iter().map_init(Vec::new, of_piece).collect::<Result<_>>()?;
+    let crcs: Vec<Crc> = tensor.chunks().into_par_iter().map_init(Vec::new, of_piece).collect::<Result<_>>()?;
     Ok(crcs.into_iter().fold(Crc::EMPTY, Crc::join))
 }
 
@@ -219,7 +219,7 @@ fn distance<F: Lanes>(sweep: &Sweep<F>) -> Result<Distance> {
     let blocks = sweep.tiles(|block| {
         let [sums] = sweep.sums_of(&[Squares], block.clone())?[..] else { return Err(Error::Panic("one sum".into())) };
         let mut largest = 0;
-        sweep.pieces(&[0, 1], block.clone(), BLOCK, |_, x| {
+        sweep.strips(&[0, 1], block.clone(), BLOCK, |_, x| {
             largest = largest.max(rank(simd.run(Largest::<F>([x[0], x[1]], PhantomData))));
             Ok(())
         })?;
@@ -238,7 +238,7 @@ fn distance<F: Lanes>(sweep: &Sweep<F>) -> Result<Distance> {
     }
     let mut found = None;
     let block = most.0 * BLOCK..sweep.len().min((most.0 + 1) * BLOCK);
-    sweep.pieces(&[0, 1], block, BLOCK, |piece, x| {
+    sweep.strips(&[0, 1], block, BLOCK, |piece, x| {
         let difference = |i: usize| (F::get(x[1], i).to_f64() - F::get(x[0], i).to_f64()).magnitude();
         let first = (0..piece.len()).find(|i| rank(difference(*i).key()) == most.1);
         found = found.or(first.map(|i| (piece.start + i, difference(i))));

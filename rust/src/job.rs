@@ -9,7 +9,7 @@ use crate::methods::Method;
 use crate::real::Real;
 use crate::simd::{PREFETCH, Task, prefetch};
 use crate::source::{Settings, Slot, Source, Tensor};
-use crate::sweep::{BLOCK, PIECE, Sweep, common};
+use crate::sweep::{BLOCK, STRIP, Sweep, common};
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -104,14 +104,14 @@ impl Settled<'_> {
                 (self.write)(tile.start * F::BYTES, bytes)
             };
             TILE_BUFFER.with_borrow_mut(|[bytes, _]| {
-                sweep.pieces(&[0], tile.clone(), tile.len(), |piece, inputs| {
-                    if piece == tile {
+                sweep.strips(&[0], tile.clone(), tile.len(), |strip, inputs| {
+                    if strip == tile {
                         return store(inputs[0]);
                     }
                     // A tile that is made strip by strip is still written at once: a strip is a small write.
                     bytes.resize(bytes.len().max(tile.len() * F::BYTES), 0);
-                    bytes[(piece.start - tile.start) * F::BYTES..][..inputs[0].len()].copy_from_slice(inputs[0]);
-                    if piece.end == tile.end { store(&bytes[..tile.len() * F::BYTES]) } else { Ok(()) }
+                    bytes[(strip.start - tile.start) * F::BYTES..][..inputs[0].len()].copy_from_slice(inputs[0]);
+                    if strip.end == tile.end { store(&bytes[..tile.len() * F::BYTES]) } else { Ok(()) }
                 })
             })?;
             self.count(&tile);
@@ -134,10 +134,10 @@ impl Settled<'_> {
         let result = Made { settled: self, all: sweep.all(), kernel, sweep };
         let size = |elements| self.job.encoding.bytes(elements);
         let tiles = result.sweep.tiles(|tile| {
-            TILE_BUFFER.with_borrow_mut(|[bytes, strip]| {
+            TILE_BUFFER.with_borrow_mut(|[bytes, scratch]| {
                 bytes.resize(bytes.len().max(size(tile.len())), 0);
                 let bytes = &mut bytes[..size(tile.len())];
-                let peaks = result.make(tile.clone(), bytes, strip)?;
+                let peaks = result.make(tile.clone(), bytes, scratch)?;
                 let finite = !result.is_bad(peaks);
                 if !finite && !self.job.allow_nonfinite {
                     return Err(result.blame()?);
@@ -199,21 +199,21 @@ struct Made<'a, F: Lanes> {
 }
 
 impl<F: Lanes> Made<'_, F> {
-    /// Computes elements `at` as stored bytes; `strip` is scratch.
-    fn make(&self, at: Range<usize>, bytes: &mut [u8], strip: &mut Vec<u8>) -> Result<Peaks<F::Real>> {
+    /// Computes elements `at` as stored bytes; `scratch` holds a strip in the kernel's format.
+    fn make(&self, at: Range<usize>, bytes: &mut [u8], scratch: &mut Vec<u8>) -> Result<Peaks<F::Real>> {
         let (simd, encoding) = (self.sweep.settings.simd, self.settled.job.encoding);
         let mut peaks = Peaks::default();
         let direct = encoding.plain() == Some(F::FLOAT);
-        let step = if direct { at.len() } else { PIECE };
-        self.sweep.pieces(&self.all, at.clone(), step, |piece, inputs| {
-            let to = &mut bytes[encoding.bytes(piece.start - at.start)..encoding.bytes(piece.end - at.start)];
+        let step = if direct { at.len() } else { STRIP };
+        self.sweep.strips(&self.all, at.clone(), step, |strip, inputs| {
+            let to = &mut bytes[encoding.bytes(strip.start - at.start)..encoding.bytes(strip.end - at.start)];
             if direct {
-                peaks = peaks.join(self.kernel.run(simd, piece, inputs, to));
+                peaks = peaks.join(self.kernel.run(simd, strip, inputs, to));
             } else {
-                strip.resize(strip.len().max(piece.len() * F::BYTES), 0);
-                let strip = &mut strip[..piece.len() * F::BYTES];
-                peaks = peaks.join(self.kernel.run(simd, piece.clone(), inputs, strip));
-                encoding.encode(simd, piece, F::FLOAT, strip, to);
+                scratch.resize(scratch.len().max(strip.len() * F::BYTES), 0);
+                let scratch = &mut scratch[..strip.len() * F::BYTES];
+                peaks = peaks.join(self.kernel.run(simd, strip.clone(), inputs, scratch));
+                encoding.encode(simd, strip, F::FLOAT, scratch, to);
             }
             Ok(())
         })?;
@@ -231,15 +231,15 @@ impl<F: Lanes> Made<'_, F> {
             return Ok(error);
         }
         let (len, encoding) = (self.sweep.len(), self.settled.job.encoding);
-        let (mut bytes, mut strip) = (vec![0; encoding.bytes(PIECE)], Vec::new());
+        let (mut bytes, mut scratch) = (vec![0; encoding.bytes(STRIP)], Vec::new());
         let mut bad = |at: Range<usize>| {
             let bytes = &mut bytes[..encoding.bytes(at.len())];
-            Ok(self.is_bad(self.make(at, bytes, &mut strip)?))
+            Ok(self.is_bad(self.make(at, bytes, &mut scratch)?))
         };
-        for start in (0..len).step_by(PIECE) {
-            let piece = start..len.min(start + PIECE);
-            if bad(piece.clone())? {
-                for element in piece {
+        for start in (0..len).step_by(STRIP) {
+            let strip = start..len.min(start + STRIP);
+            if bad(strip.clone())? {
+                for element in strip {
                     if bad(element..element + 1)? {
                         let (name, format) = (self.settled.job.name, encoding.name());
                         return Ok(Error::NonFinite(format!(

@@ -195,23 +195,23 @@ impl<C, S> Run<'_, C, S> {
         simd.run(Any::<F, C, S>(self, PhantomData))
     }
 
-    /// Combines elements `piece` of the stretch, a multiple of two vectors; `low` and `high` hold one vector per input.
+    /// Combines elements `span` of the stretch, a multiple of two vectors; `low` and `high` hold one vector per input.
     #[inline(always)]
     fn vectors<F: Lanes, const N: usize>(
         &mut self,
-        piece: Range<usize>,
+        span: Range<usize>,
         inputs: &[&[u8]],
         [low, high]: [&mut [[F::Real; N]]; 2],
         peaks: &mut [[<F::Real as Real>::Key; N]; 2],
     ) where
         C: Combine<F::Real, Stretch = S>,
     {
-        let output = &mut self.output[piece.start * F::BYTES..piece.end * F::BYTES];
-        for i in (0..piece.len()).step_by(2 * N) {
+        let output = &mut self.output[span.start * F::BYTES..span.end * F::BYTES];
+        for i in (0..span.len()).step_by(2 * N) {
             for k in 0..inputs.len() {
                 [low[k], high[k]] = F::load(inputs[k], i);
             }
-            let first = self.first + piece.start + i;
+            let first = self.first + span.start + i;
             let (a, a_witness) = self.combine.lanes::<N>(self.stretch, At { first, step: F::STEP }, low);
             let first = first + if F::STEP == 2 { 1 } else { N };
             let (b, b_witness) = self.combine.lanes::<N>(self.stretch, At { first, step: F::STEP }, high);
@@ -266,14 +266,14 @@ impl<F: Lanes, C: Combine<F::Real, Stretch = S>, S, const I: usize> Unrolled<'_,
         let whole = run.output.len() / F::BYTES / (2 * N) * (2 * N);
         let mut peaks = [[Default::default(); N]; 2];
         for start in (0..whole).step_by(PREFETCH / F::BYTES) {
-            let piece = start..whole.min(start + PREFETCH / F::BYTES);
+            let span = start..whole.min(start + PREFETCH / F::BYTES);
             let mut part = inputs;
             for k in 0..I {
-                prefetch(inputs[k], piece.start * F::BYTES);
-                part[k] = &inputs[k][piece.start * F::BYTES..piece.end * F::BYTES];
+                prefetch(inputs[k], span.start * F::BYTES);
+                part[k] = &inputs[k][span.start * F::BYTES..span.end * F::BYTES];
             }
             let [mut low, mut high] = [[[F::Real::default(); N]; I]; 2];
-            run.vectors::<F, N>(piece, &part, [&mut low, &mut high], &mut peaks);
+            run.vectors::<F, N>(span, &part, [&mut low, &mut high], &mut peaks);
         }
         run.rest::<F, N>(whole, peaks)
     }
@@ -301,12 +301,12 @@ impl<F: Lanes, C: Combine<F::Real, Stretch = S>, S> Any<'_, F, C, S> {
         let whole = run.output.len() / F::BYTES / (2 * N) * (2 * N);
         let mut peaks = [[Default::default(); N]; 2];
         for start in (0..whole).step_by(PREFETCH / F::BYTES) {
-            let piece = start..whole.min(start + PREFETCH / F::BYTES);
+            let span = start..whole.min(start + PREFETCH / F::BYTES);
             for (part, x) in part.iter_mut().zip(run.inputs) {
-                prefetch(x, piece.start * F::BYTES);
-                *part = &x[piece.start * F::BYTES..piece.end * F::BYTES];
+                prefetch(x, span.start * F::BYTES);
+                *part = &x[span.start * F::BYTES..span.end * F::BYTES];
             }
-            run.vectors::<F, N>(piece, &part, [low, &mut high[..count]], &mut peaks);
+            run.vectors::<F, N>(span, &part, [low, &mut high[..count]], &mut peaks);
         }
         run.rest::<F, N>(whole, peaks)
     }

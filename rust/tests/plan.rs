@@ -65,8 +65,8 @@ fn results_of_one_reading_are_tasks_of_their_own_in_the_order_of_the_tensors() {
 #[test]
 fn a_task_writes_rows_up_to_those_of_the_next() {
     let plan = Plan::parse(FIXTURE).unwrap();
-    let places: Vec<_> = plan.written().iter().map(|place| (place.tensor, place.elements.clone())).collect();
-    assert_eq!(places[6..], [(6, 0..4), (7, 0..15), (7, 15..30), (8, 0..30), (9, 0..4)]);
+    let regions: Vec<_> = plan.written().iter().map(|region| (region.tensor, region.elements.clone())).collect();
+    assert_eq!(regions[6..], [(6, 0..4), (7, 0..15), (7, 15..30), (8, 0..30), (9, 0..4)]);
     assert_eq!(plan.written()[8].bytes, 30..60);
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Bytes per chunk when a tensor's stored bytes are read as they are.
-const PIECE: usize = 1 << 20;
+const CHUNK: usize = 1 << 20;
 
 /// One tensor of a file.
 #[derive(Clone, Debug)]
@@ -27,9 +27,9 @@ pub struct Entry {
 
 impl Entry {
     /// Splits its bytes into chunks for sequential or parallel reading: ranges for [`Container::lend`].
-    pub fn pieces(&self) -> Vec<Range<usize>> {
+    pub fn chunks(&self) -> Vec<Range<usize>> {
         let bytes = self.bytes.len();
-        (0..bytes).step_by(PIECE).map(|start| start..bytes.min(start + PIECE)).collect()
+        (0..bytes).step_by(CHUNK).map(|start| start..bytes.min(start + CHUNK)).collect()
     }
 }
 

@@ -44,14 +44,14 @@ impl Layout {
 
     /// Returns the offset of a task's bytes.
     pub fn offset(&self, plan: &Plan, task: usize) -> u64 {
-        let place = &plan.written()[task];
-        self.offsets[place.tensor - self.tensors.start] + place.bytes.start as u64
+        let region = &plan.written()[task];
+        self.offsets[region.tensor - self.tensors.start] + region.bytes.start as u64
     }
 }
 
 /// Returns the tasks of each output file; a plan lists them in the order of the files.
 pub fn tasks_of_outputs(plan: &Plan) -> Vec<Range<usize>> {
-    let end = |output| plan.written().partition_point(|place| plan.tensors[place.tensor].output <= output);
+    let end = |output| plan.written().partition_point(|region| plan.tensors[region.tensor].output <= output);
     (0..plan.outputs.len()).map(|output| output.checked_sub(1).map_or(0, end)..end(output)).collect()
 }
 

@@ -3,9 +3,9 @@ use serde::de::value::Error;
 use serde::de::{Deserialize, Deserializer, Error as _, Visitor};
 
 /// A deserializer that records the names a type asks for, and provides no values.
-struct Asked<'a>(&'a mut &'static [&'static str]);
+struct Names<'a>(&'a mut &'static [&'static str]);
 
-impl<'de> Deserializer<'de> for Asked<'_> {
+impl<'de> Deserializer<'de> for Names<'_> {
     type Error = Error;
 
     fn deserialize_struct<V: Visitor<'de>>(
@@ -41,6 +41,6 @@ impl<'de> Deserializer<'de> for Asked<'_> {
 pub fn words<'de, T: Deserialize<'de>>() -> &'static [&'static str] {
     let mut words: &'static [&'static str] = &[];
     // Always an error, since no value is provided.
-    let _ = T::deserialize(Asked(&mut words));
+    let _ = T::deserialize(Names(&mut words));
     words
 }

@@ -88,22 +88,22 @@ impl Plan {
 
     fn check_task(&self, index: usize, headers: &[Arc<Header>]) -> Result<usize> {
         let task = &self.tasks[index];
-        let (place, OutputTensor { name, dtype, shape, .. }) = self.target(index);
+        let (region, OutputTensor { name, dtype, shape, .. }) = self.target(index);
         let fault = |reason: String| Error::Merge(format!("plan, tensor `{name}`: {reason}"));
         task.by.check(task.of.len()).map_err(fault)?;
         if !task.with.is_empty() {
             return Err(fault(format!("the method takes nothing in `with`, but {} are given", task.with.len())));
         }
         let copies = matches!(task.by, Method::Copy(_));
-        let whole = place.elements.len() == self.target(index).1.len();
+        let whole = region.elements.len() == self.target(index).1.len();
         let mut read = 0;
         for expr in &task.of {
             read += if let Expr::Tensor(input, tensor) = expr {
                 let header = &headers[*input];
                 let tensor = header.tensor(tensor)?;
                 let found = &tensor.shape;
-                if if whole { found != shape } else { !place.fits(found, shape) } {
-                    let wanted = if whole { format!("{shape:?}") } else { place.wanted(shape) };
+                if if whole { found != shape } else { !region.fits(found, shape) } {
+                    let wanted = if whole { format!("{shape:?}") } else { region.wanted(shape) };
                     let reason = format!("tensor `{}` has shape {found:?}, the plan wants {wanted}", tensor.name);
                     return Err(Error::checkpoint(&header.path, reason));
                 }
@@ -119,8 +119,8 @@ impl Plan {
                     Error::Merge(reason) => fault(reason),
                     error => error,
                 })?;
-                if !place.fits(&found, shape) {
-                    let wanted = place.wanted(shape);
+                if !region.fits(&found, shape) {
+                    let wanted = region.wanted(shape);
                     return Err(fault(format!("`{}` makes shape {found:?}, the plan wants {wanted}", expr.kind())));
                 }
                 if Float::of(*dtype).is_none() || copies && task.of.len() > 1 {
@@ -141,10 +141,10 @@ impl Table {
     fn check(&self) -> std::result::Result<(), String> {
         let runs = self.runs.iter().map(|(to, from, count)| (*to, *count, format!("run [{to}, {from}, {count}]")));
         let fills = self.fills.iter().map(|(row, _)| (*row, 1, format!("the fill of row {row}")));
-        let mut pieces: Vec<(usize, usize, String)> = runs.chain(fills).collect();
-        pieces.sort();
+        let mut segments: Vec<(usize, usize, String)> = runs.chain(fills).collect();
+        segments.sort();
         let mut end = 0;
-        for (to, count, what) in pieces {
+        for (to, count, what) in segments {
             if to != end || count == 0 {
                 return Err(format!(
                     "{what} begins at row {to} and has {count} rows, but the next row to make is {end}"

@@ -106,7 +106,7 @@ impl Plan {
         for (id, table) in &self.tables {
             tables.insert(id.as_str(), self.table_digest(table, &mut text)?.to_hex().to_string());
         }
-        let one = |(task, place): (&super::Task, &super::Place)| {
+        let one = |(task, region): (&super::Task, &super::Region)| {
             let mut used = BTreeSet::new();
             let gathers = &mut |expr: &'_ Expr| used.extend(expr.table().map(str::to_owned));
             task.of.iter().chain(&task.with).for_each(|expr| expr.visit(gathers));
@@ -115,8 +115,8 @@ impl Plan {
             let one = OneTask {
                 plan: self.plan,
                 seed: self.seed,
-                tensor: tensor(&self.tensors[place.tensor]),
-                elements: (place.elements.start, place.elements.end),
+                tensor: tensor(&self.tensors[region.tensor]),
+                elements: (region.elements.start, region.elements.end),
                 by: &task.by,
                 of: inputs.reading(reading),
                 tables: tables

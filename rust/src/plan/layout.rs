@@ -67,7 +67,7 @@ impl OutputTensor {
 
 /// The part of an output tensor that a task writes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct Region {
     /// Index into `tensors`.
     pub tensor: usize,
     /// Range of elements in the tensor.
@@ -78,7 +78,7 @@ pub struct Place {
     columns: usize,
 }
 
-impl Place {
+impl Region {
     /// Returns whether a result of a shape fits here, in a tensor of shape `tensor`.
     pub(super) fn fits(&self, shape: &[usize], tensor: &[usize]) -> bool {
         let (_, columns) = matrix(tensor);
@@ -102,7 +102,7 @@ impl Place {
 
 impl Plan {
     /// Checks files and tensors, and finds what each task writes: from its first row up to the next task's.
-    pub(super) fn lay_out(&self) -> Result<Vec<Place>> {
+    pub(super) fn lay_out(&self) -> Result<Vec<Region>> {
         let fault = |reason: String| Error::Merge(format!("plan: {reason}"));
         self.check_sizes()?;
         let mut names = HashSet::new();
@@ -127,14 +127,14 @@ impl Plan {
             }
             output = tensor.output;
         }
-        self.places()
+        self.regions()
     }
 
     /// Finds what each task writes: tasks are in the order of the tensors, those of one tensor in the order of its
     /// rows.
-    fn places(&self) -> Result<Vec<Place>> {
+    fn regions(&self) -> Result<Vec<Region>> {
         let fault = |reason: String| Error::Merge(format!("plan: {reason}"));
-        let mut places: Vec<Place> = Vec::with_capacity(self.tasks.len());
+        let mut regions: Vec<Region> = Vec::with_capacity(self.tasks.len());
         let mut due = 0; // the first tensor that no task has begun
         for task in &self.tasks {
             let ([Target { tensor, row }], index) = (task.to, task.reading);
@@ -156,7 +156,7 @@ impl Plan {
                 due += 1;
                 row == 0
             } else {
-                let before = places.last_mut().filter(|before| before.tensor == tensor);
+                let before = regions.last_mut().filter(|before| before.tensor == tensor);
                 before.is_some_and(|before| {
                     before.elements.end = row.saturating_mul(columns);
                     before.columns = if shape.len() < 2 { before.elements.len() } else { columns };
@@ -170,17 +170,17 @@ impl Plan {
                      tensors and rows, each tensor from row 0 on; next is tensor `{next}`"
                 )));
             }
-            if let Some(before) = places.last_mut().filter(|before| before.tensor == tensor) {
+            if let Some(before) = regions.last_mut().filter(|before| before.tensor == tensor) {
                 before.bytes.end = size(before.elements.end)?;
             }
             let elements = row * columns..rows * columns;
             let bytes = size(elements.start)?..size(elements.end)?;
             let columns = if shape.len() < 2 { elements.len() } else { columns };
-            places.push(Place { tensor, elements, bytes, columns });
+            regions.push(Region { tensor, elements, bytes, columns });
         }
         match self.tensors.get(due) {
             Some(tensor) => Err(fault(format!("no task writes tensor `{}`", tensor.name))),
-            None => Ok(places),
+            None => Ok(regions),
         }
     }
 

@@ -7,7 +7,7 @@ mod reading;
 
 pub use crate::methods::Method;
 pub use expr::{Expr, Fill, Made, Table};
-pub use layout::{FileFormat, OutputFile, OutputTensor, Place, matrix};
+pub use layout::{FileFormat, OutputFile, OutputTensor, Region, matrix};
 
 use crate::container::Header;
 use crate::error::{Error, Result};
@@ -87,7 +87,7 @@ pub struct Plan {
     #[serde(deserialize_with = "reading::tasks")]
     pub tasks: Vec<Task>,
     #[serde(skip)]
-    places: Vec<Place>,
+    regions: Vec<Region>,
     #[serde(skip)]
     digests: OnceLock<Vec<Hash>>,
 }
@@ -109,20 +109,20 @@ impl Plan {
             return Err(Error::Merge(format!("plan has version {plan}, this engine runs version {VERSION}")));
         }
         let mut plan = parsed.map_err(fault)?;
-        plan.places = plan.lay_out()?;
+        plan.regions = plan.lay_out()?;
         plan.check_references()?;
         Ok(plan)
     }
 
     /// Returns what each task writes.
-    pub fn written(&self) -> &[Place] {
-        &self.places
+    pub fn written(&self) -> &[Region] {
+        &self.regions
     }
 
     /// Returns what a task writes, and the output tensor it belongs to.
-    pub fn target(&self, task: usize) -> (&Place, &OutputTensor) {
-        let place = &self.places[task];
-        (place, &self.tensors[place.tensor])
+    pub fn target(&self, task: usize) -> (&Region, &OutputTensor) {
+        let region = &self.regions[task];
+        (region, &self.tensors[region.tensor])
     }
 
     /// Reads the headers of all inputs on the current worker threads, and checks that they are unchanged since the plan
@@ -143,5 +143,8 @@ impl Plan {
 
 /// An input differs from what the plan was made from.
 fn changed(path: &Path) -> Error {
-    Error::checkpoint(path, "the file has changed since the merge was planned; run the command again to make a new plan")
+    Error::checkpoint(
+        path,
+        "the file has changed since the merge was planned; run the command again to make a new plan",
+    )
 }

@@ -1,4 +1,4 @@
-//! Functions of `mol._rust` that read finished files: checksums, and the distance between tensors.
+//! Functions of `mol._rust` that read finished files: checksums, and distances between tensors.
 use super::boundary::{enter, json, watched};
 use crate::audit::{self, Digest, Distance};
 use crate::container::{Container, Header};
@@ -43,12 +43,8 @@ pub(super) fn checksum_tensors(
     watched(py, &watch, || pool(threads, || audit::sum_tensors(&path, &tensors, &watch))?, |_| Ok(()))
 }
 
-/// An opened file, which is held for whoever asks for it next: all of a checkpoint at once may be more than may be open.
-fn opened(
-    held: &mut Option<Arc<Container>>,
-    header: &Arc<Header>,
-    mmap: Option<bool>,
-) -> Result<Arc<Container>> {
+/// Returns an opened file, kept open until another one is requested: a checkpoint may have more files than may be open.
+fn opened(held: &mut Option<Arc<Container>>, header: &Arc<Header>, mmap: Option<bool>) -> Result<Arc<Container>> {
     if let Some(file) = held.as_ref().filter(|file| Arc::ptr_eq(&file.header, header)) {
         return Ok(file.clone());
     }

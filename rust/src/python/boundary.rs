@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// How often the waiting Python thread looks at signals and reports progress.
+/// How often the waiting Python thread checks signals and reports progress.
 const TICK: Duration = Duration::from_millis(100);
 
 impl From<Error> for PyErr {
@@ -18,14 +18,14 @@ impl From<Error> for PyErr {
             Error::Io { path, source } => {
                 let path = path.display().to_string();
                 return match source.raw_os_error() {
-                    Some(number) => PyOSError::new_err((number, said(source), path)),
+                    Some(number) => PyOSError::new_err((number, system_message(source), path)),
                     None => PyOSError::new_err(error.to_string()),
                 };
             }
             Error::Read { path, tensor, source } => {
-                let (path, said) = (path.display().to_string(), said(source));
+                let (path, message) = (path.display().to_string(), system_message(source));
                 return match source.raw_os_error() {
-                    Some(number) => PyOSError::new_err((number, format!("{said}, reading tensor `{tensor}`"), path)),
+                    Some(number) => PyOSError::new_err((number, format!("{message}, reading tensor `{tensor}`"), path)),
                     None => PyOSError::new_err(error.to_string()),
                 };
             }
@@ -42,8 +42,8 @@ impl From<Error> for PyErr {
     }
 }
 
-/// What the system said, without the number that Python shows by itself.
-fn said(error: &std::io::Error) -> String {
+/// Returns the system's message without the error number, which Python shows by itself.
+fn system_message(error: &std::io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
@@ -61,8 +61,8 @@ fn guard<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     })
 }
 
-/// Runs `work` on another thread while this one checks signals and calls `tick` every 100 ms; a signal or an exception
-/// there cancels the work and is raised after it has stopped.
+/// Runs `work` on another thread while this one checks signals and calls `tick` every 100 ms. A signal, or an exception
+/// from `tick`, cancels the work and is raised once it has stopped.
 pub(super) fn watched<T: Send>(
     py: Python<'_>,
     watch: &Watch,

@@ -68,12 +68,12 @@ fn plan_cost(
     })
 }
 
-/// The place of a merge, held from the first look at it until `close`.
+/// Exclusive ownership of a partial directory, from the first check until `close`.
 #[pyclass(frozen, module = "mol._rust")]
 struct PartialLock(Mutex<Option<Lock>>);
 
 impl PartialLock {
-    /// Runs `work` with the lock given, or with one that lasts as long as the call.
+    /// Runs `work` with the given lock, or with one that is held for this call.
     fn with<T>(
         lock: Option<&Self>,
         partial: &Path,
@@ -129,7 +129,7 @@ fn preflight(
 }
 
 #[pyfunction]
-// Keyword arguments of Python.
+// Keyword arguments of the Python function.
 #[allow(clippy::too_many_arguments)]
 #[pyo3(signature = (
     plan, partial, *, outputs = None, threads = None, memory = None, mmap = None, tile = None, simd = "auto",
@@ -190,10 +190,7 @@ fn commit(
     let lock = lock.map(Bound::get);
     let left = enter(py, || PartialLock::with(lock, &partial, Some(&out), |lock| rename(lock, &out, overwrite, sync)))?;
     Ok(left.map(|(left, error)| {
-        format!(
-            "the model is complete, but the one it replaces could not be removed from {}: {error}",
-            left.display()
-        )
+        format!("the model is complete, but the one it replaces could not be removed from {}: {error}", left.display())
     }))
 }
 

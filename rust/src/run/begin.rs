@@ -3,7 +3,7 @@
 use super::claims;
 use super::head::{Contents, Head, Line, MARK, NAME, json};
 use super::lock::Lock;
-use super::place::remove;
+use super::paths::remove;
 use super::writer::{INDEX, holds_outputs_alone};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
@@ -102,15 +102,15 @@ pub(crate) fn begin(lock: &mut Lock, plan: &Plan, head: &Head, sync: bool) -> Re
 }
 
 pub(super) fn write_head(lock: &mut Lock, plan: &Plan, head: &Head, sync: bool) -> Result<()> {
-    let place = lock.partial().display().to_string();
+    let partial = lock.partial().display().to_string();
     let (found, contents) = look(lock, plan, head)?;
     match found {
         Found::Nothing | Found::Claims(_) => {}
         Found::OtherPlan => {
-            return Err(Error::Merge(format!("{place}: contains unfinished work of another plan")));
+            return Err(Error::Merge(format!("{partial}: contains unfinished work of another plan")));
         }
-        Found::Unreadable => return Err(Error::Merge(format!("{place}: contains a journal that cannot be parsed"))),
-        Found::Foreign => return Err(Error::Merge(format!("{place}: contains files that are not mol's"))),
+        Found::Unreadable => return Err(Error::Merge(format!("{partial}: contains a journal that cannot be parsed"))),
+        Found::Foreign => return Err(Error::Merge(format!("{partial}: contains files that are not mol's"))),
     }
     let mut file = lock.hold(sync)?;
     let path = lock.partial().join(NAME);

@@ -7,8 +7,8 @@ const SHARE: u64 = 4;
 
 /// Returns the bytes that tasks may hold together in addition to their strips: as requested, else a quarter of the
 /// available memory.
-pub(crate) fn budget(asked: Option<u64>) -> usize {
-    let bytes = asked.unwrap_or_else(|| available().map_or(u64::MAX, |available| available / SHARE));
+pub(crate) fn budget(requested: Option<u64>) -> usize {
+    let bytes = requested.unwrap_or_else(|| available().map_or(u64::MAX, |available| available / SHARE));
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
 

@@ -1,7 +1,7 @@
 //! Ends a merge: syncs a finished `OUT.partial`, renames it to OUT, and removes what is left over.
 use super::head::Line;
 use super::lock::Lock;
-use super::place::{above, inode};
+use super::paths::{above, inode};
 use crate::error::{Error, Result};
 use rustix::io::Errno;
 use std::fs::{self, File};
@@ -98,9 +98,7 @@ pub fn commit(lock: &mut Lock, out: &Path, overwrite: bool, sync: bool) -> Resul
     if sync && let Err(e) = sync_directory(above(out)) {
         // If it cannot be removed now, the next merge to this OUT removes it.
         let out = out.display();
-        return Err(Error::Merge(format!(
-            "{out}: the new model is complete, but may not be on disk yet: {e}"
-        )));
+        return Err(Error::Merge(format!("{out}: the new model is complete, but may not be on disk yet: {e}")));
     }
     let mut left = replaced.and_then(|old| discard(old, &partial));
     if let Err(e) = contents.remove_journals(out) {
@@ -131,12 +129,12 @@ fn numbered(partial: &Path) -> impl Iterator<Item = PathBuf> {
 }
 
 fn aside(partial: &Path) -> PathBuf {
-    numbered(partial).find(|place| inode(place).is_none()).unwrap_or_else(|| partial.to_owned())
+    numbered(partial).find(|path| inode(path).is_none()).unwrap_or_else(|| partial.to_owned())
 }
 
 /// Returns the paths at which an old OUT may be after an interrupted commit.
-pub(crate) fn places_of_the_replaced(partial: &Path) -> impl Iterator<Item = PathBuf> {
-    let aside = numbered(partial).take_while(|place| inode(place).is_some());
+pub(crate) fn paths_of_the_replaced(partial: &Path) -> impl Iterator<Item = PathBuf> {
+    let aside = numbered(partial).take_while(|path| inode(path).is_some());
     std::iter::once(partial.to_owned()).chain(aside)
 }
 

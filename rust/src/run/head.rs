@@ -2,7 +2,7 @@
 //! appended to, so the first line is there at every moment.
 use super::claims;
 use super::flock::Owner;
-use super::place::remove;
+use super::paths::remove;
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use serde::{Deserialize, Serialize};

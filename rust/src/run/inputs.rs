@@ -94,22 +94,22 @@ impl<'a> Inputs<'a> {
     /// Returns why each changed input no longer matches what was checked, and the system's error for the first whose
     /// status it does not report.
     pub fn changes(&self, inputs: impl IntoIterator<Item = usize>) -> (Vec<(usize, String)>, Result<()>) {
-        let (mut changes, mut told) = (Vec::new(), Ok(()));
+        let (mut changes, mut reported) = (Vec::new(), Ok(()));
         for input in inputs {
             let Header { stamp, path, .. } = &*self.files[input].header;
             match stamp.changed(path) {
                 Ok(why) => changes.extend(why.map(|why| (input, why.to_string()))),
-                Err(error) => told = told.and(Err(error)),
+                Err(error) => reported = reported.and(Err(error)),
             }
         }
-        (changes, told)
+        (changes, reported)
     }
 
     /// Fails if one of these inputs changed.
     pub fn unchanged(&self, inputs: impl IntoIterator<Item = usize>) -> Result<()> {
-        let (changes, told) = self.changes(inputs);
+        let (changes, reported) = self.changes(inputs);
         if changes.is_empty() {
-            return told;
+            return reported;
         }
         let problems: Vec<String> = changes.into_iter().map(|(_, why)| why).collect();
         Err(Error::Changed(format!(

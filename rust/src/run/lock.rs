@@ -3,7 +3,7 @@
 //! write disjoint outputs share it.
 use super::flock::{Owner, append, flock_now, open_journal, read};
 use super::head::{Contents, Line, NAME, json};
-use super::place::{above, create_directories, inode, is_mount_point, remove};
+use super::paths::{above, create_directories, inode, is_mount_point, remove};
 use crate::error::{Error, Result};
 use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
@@ -42,12 +42,12 @@ impl Lock {
     }
 
     fn of(partial: &Path, out: Option<&Path>, shared: bool) -> Result<Self> {
-        for place in out.into_iter().chain([partial]) {
-            if is_mount_point(place) {
-                let place = place.display();
+        for path in out.into_iter().chain([partial]) {
+            if is_mount_point(path) {
+                let path = path.display();
                 return Err(Error::Merge(format!(
-                    "{place}: is a mount point, and a merge appears by a rename, which cannot replace one; name a \
-                     directory below it, such as {place}/merged"
+                    "{path}: is a mount point, and a merge appears by a rename, which cannot replace one; name a \
+                     directory below it, such as {path}/merged"
                 )));
             }
         }
@@ -65,9 +65,9 @@ impl Lock {
             Err(e) => return Err(Error::io(&self.partial)(e)),
             Ok(meta) if meta.is_dir() => {}
             Ok(meta) => {
-                let (place, what) = (self.partial.display(), if meta.is_symlink() { "a link" } else { "a file" });
+                let (path, what) = (self.partial.display(), if meta.is_symlink() { "a link" } else { "a file" });
                 return Err(Error::Merge(format!(
-                    "{place}: is needed for the unfinished work, but is {what}; remove it, or choose another OUT"
+                    "{path}: is needed for the unfinished work, but is {what}; remove it, or choose another OUT"
                 )));
             }
         }
@@ -152,9 +152,9 @@ impl Lock {
         }
         if let Some(old) = contents.replaces {
             super::commit::sync_directory(above(out))?;
-            for place in super::commit::places_of_the_replaced(&self.partial) {
-                if inode(&place) == Some(old) {
-                    fs::remove_dir_all(&place).map_err(Error::io(&place))?;
+            for path in super::commit::paths_of_the_replaced(&self.partial) {
+                if inode(&path) == Some(old) {
+                    fs::remove_dir_all(&path).map_err(Error::io(&path))?;
                 }
             }
         }

@@ -8,7 +8,7 @@ mod head;
 mod inputs;
 pub mod journal;
 pub mod lock;
-mod place;
+mod paths;
 pub mod preflight;
 pub mod report;
 mod schedule;
@@ -19,9 +19,9 @@ pub mod writer;
 use crate::audit::{self, Digest};
 use crate::crc::Crc;
 use crate::error::{Error, Result};
-use crate::plan::{Expr, Place, Plan, Task};
+use crate::plan::{Expr, Plan, Region, Task};
 use crate::simd::Simd;
-use crate::sweep::{BLOCK, PIECE};
+use crate::sweep::{BLOCK, STRIP};
 use crate::watch::{Watch, pool};
 use inputs::Inputs;
 use journal::Journal;
@@ -123,8 +123,8 @@ pub fn execute<'a>(
     }
     ran.map_err(|error| match error {
         Error::NonFinite(why) => {
-            let place = lock.partial().display();
-            Error::NonFinite(format!("{why}; finished work is kept in {place} for the same merge"))
+            let partial = lock.partial().display();
+            Error::NonFinite(format!("{why}; finished work is kept in {partial} for the same merge"))
         }
         error => error,
     })?;
@@ -200,11 +200,11 @@ impl Run<'_> {
     /// Fails if an input changed since it was checked, and retracts all claims made from it. `failed` is the error that
     /// ended the run.
     fn check_inputs(&self, order: &[usize], outputs: &BTreeSet<usize>, failed: Option<&Error>) -> Result<()> {
-        let (changes, told) = self.inputs.changes(self.inputs.read_by(order.iter().copied()));
+        let (changes, reported) = self.inputs.changes(self.inputs.read_by(order.iter().copied()));
         let changed: BTreeSet<usize> = changes.into_iter().map(|(input, _)| input).collect();
         if changed.is_empty() {
             // A failed run reports its own error.
-            return if failed.is_some() { Ok(()) } else { told };
+            return if failed.is_some() { Ok(()) } else { reported };
         }
         for output in outputs {
             let of_changed = |task: &usize| !inputs::inputs_of(self.plan, *task).is_disjoint(&changed);
@@ -262,9 +262,9 @@ impl Run<'_> {
 /// and two of each source, and what methods and sources hold, as far as `memory` lets several tasks hold it at once.
 /// Headers of the inputs are read if a source is an expression over others.
 pub fn heap(plan: &Plan, threads: Option<usize>, tile: usize, memory: Option<u64>) -> Result<usize> {
-    let of_task = |(task, place): (&Task, &Place)| {
-        let (sources, elements) = (task.of.len(), place.elements.len());
-        (tile.min(elements) + (1 + 2 * sources) * PIECE.min(elements)) * size_of::<f64>()
+    let of_task = |(task, region): (&Task, &Region)| {
+        let (sources, elements) = (task.of.len(), region.elements.len());
+        (tile.min(elements) + (1 + 2 * sources) * STRIP.min(elements)) * size_of::<f64>()
     };
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let threads = threads.unwrap_or_else(cores);

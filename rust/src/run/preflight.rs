@@ -43,7 +43,7 @@ pub fn preflight(
     };
     pool(threads, read)??;
     let partial = lock.partial().to_path_buf();
-    let place = partial.display();
+    let shown = partial.display();
     let resumable = match inspect(lock, plan)? {
         Found::Nothing => 0,
         Found::Claims(claimed) => claimed,
@@ -53,25 +53,25 @@ pub fn preflight(
         }
         Found::OtherPlan => {
             return Err(Error::Merge(format!(
-                "{place}: contains unfinished work of another merge; finish that one, remove the directory, or pass \
+                "{shown}: contains unfinished work of another merge; finish that one, remove the directory, or pass \
                  --discard-partial"
             )));
         }
         Found::Unreadable => {
             return Err(Error::Merge(format!(
-                "{place}: contains unfinished work whose journal is damaged or of another version of mol, so nothing of it \
+                "{shown}: contains unfinished work whose journal is damaged or of another version of mol, so nothing of it \
                  can be used; pass --discard-partial, or remove the directory"
             )));
         }
         Found::Foreign => {
             return Err(Error::Merge(format!(
-                "{place}: is needed for the unfinished work, but contains files that are not mol's; remove it, or choose \
+                "{shown}: is needed for the unfinished work, but contains files that are not mol's; remove it, or choose \
                  another OUT"
             )));
         }
     };
     let parent = partial.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let existing = parent.ancestors().find(|place| place.exists()).unwrap_or(Path::new("."));
+    let existing = parent.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
     let space = rustix::fs::statvfs(existing).map_err(|e| Error::io(existing)(e.into()))?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
     let claimed: u64 = plan.outputs.iter().map(|output| claimed_bytes(&partial.join(&output.name))).sum();
@@ -139,8 +139,8 @@ fn differences(plan: &Plan, inputs: &Inputs, task: usize, watch: &Watch) -> Resu
             Ok(a == b)
         };
         let alike = (&tensor.dtype, &tensor.shape) == (&first.dtype, &first.shape);
-        let pieces = tensor.pieces().into_par_iter();
-        if !(alike && pieces.map_init(Default::default, equal).try_reduce(|| true, |a, b| Ok(a && b))?) {
+        let chunks = tensor.chunks().into_par_iter();
+        if !(alike && chunks.map_init(Default::default, equal).try_reduce(|| true, |a, b| Ok(a && b))?) {
             let (path, other) = (file.header.path.display(), mine.header.path.display());
             let Entry { name, dtype, .. } = tensor;
             problems.push(format!("{path}: tensor `{name}` ({dtype}) differs from `{of_mine}` in {other}"));

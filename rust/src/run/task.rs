@@ -90,14 +90,14 @@ impl Run<'_> {
     }
 
     fn tensor(&self, index: usize) -> Result<Done> {
-        let (task, (place, tensor)) = (&self.plan.tasks[index], self.plan.target(index));
+        let (task, (region, tensor)) = (&self.plan.tasks[index], self.plan.target(index));
         let Some(encoding) = encode::of(tensor.dtype) else { return self.copy_bytes(index) };
         let open = |input: usize| self.inputs.open(input);
         let sources = task.of.iter().map(|expr| Ok(source::build(self.plan, expr, &open)?.0)).collect::<Result<_>>()?;
         let Options { tile, simd, .. } = self.options;
         // Elements are counted from a task's first row, so the row is part of the key: otherwise tasks of one tensor
         // would draw the same numbers.
-        let drawn = match place.elements.start {
+        let drawn = match region.elements.start {
             0 => tensor.name.clone(),
             start => format!("{}[{start}]", tensor.name),
         };
@@ -115,10 +115,10 @@ impl Run<'_> {
         let file = self.inputs.open(*input)?;
         let tensor = file.header.tensor(name)?;
         let (mut crc, mut room) = (Crc::EMPTY, Vec::new());
-        for piece in tensor.pieces() {
+        for at in tensor.chunks() {
             self.watch.check()?;
-            let chunk = file.lend(tensor, piece.clone(), &mut room)?;
-            self.writer.write(index, piece.start, chunk)?;
+            let chunk = file.lend(tensor, at.clone(), &mut room)?;
+            self.writer.write(index, at.start, chunk)?;
             crc = crc.join(Crc::of(chunk));
             self.watch.add_written(chunk.len());
         }

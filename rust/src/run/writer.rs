@@ -1,6 +1,6 @@
 //! The output files: each is created when its first task starts and closed when its last one has ended. Tiles are
 //! written at their offsets.
-use super::place::remove;
+use super::paths::remove;
 use super::{claims, head};
 use crate::error::{Error, Result};
 use crate::layout::safetensors::{Layout, layouts};

@@ -1,5 +1,5 @@
 //! Builds the source that an expression describes and refuses what does not fit; reads no tensor data yet.
-use super::gather::{Cast, From, Gather, Piece};
+use super::gather::{Cast, From, Gather, Segment};
 use super::lora::Lora;
 use super::merged::Merged;
 use super::scaled::Scaled;
@@ -115,11 +115,11 @@ fn stack(expr: &Expr, parts: Vec<Built>) -> Result<Built> {
 
 fn gather(expr: &Expr, (of, shape): Built, table: &Table, build: &dyn Fn(&Expr) -> Result<Built>) -> Result<Built> {
     let (rows, row) = matrix(&shape);
-    let mut pieces: Vec<Piece> = Vec::new();
+    let mut segments: Vec<Segment> = Vec::new();
     for (to, from, count) in &table.runs {
         let end = from.checked_add(*count).unwrap_or(usize::MAX);
         within(expr, "takes rows", *from, end, rows)?;
-        pieces.push((*to, *count, From::Run(*from)));
+        segments.push((*to, *count, From::Run(*from)));
     }
     for (to, fill) in &table.fills {
         let from = match fill {
@@ -139,14 +139,14 @@ fn gather(expr: &Expr, (of, shape): Built, table: &Table, build: &dyn Fn(&Expr) 
                 From::Mean(sources.iter().map(one).collect::<Result<_>>()?, Vec::new())
             }
         };
-        pieces.push((*to, 1, from));
+        segments.push((*to, 1, from));
     }
-    pieces.sort_by_key(|(to, ..)| *to);
+    segments.sort_by_key(|(to, ..)| *to);
     let shape = with_rows(&shape, table.rows);
     if shape.iter().try_fold(8usize, |bits, n| bits.checked_mul(*n)).is_none() {
         return Err(fault(expr, format!("makes {shape:?}, which is more than memory holds")));
     }
-    Ok((Box::new(Gather { of, pieces, row, shape: two(&shape) }), shape))
+    Ok((Box::new(Gather { of, segments, row, shape: two(&shape) }), shape))
 }
 
 fn lora(expr: &Expr, parts: [Built; 3], scale: f64, magnitude: Option<Built>) -> Result<Built> {

@@ -17,24 +17,24 @@ pub(super) enum From {
 }
 
 /// Some rows of the result: the first, their number, and their origin.
-pub(super) type Piece = (usize, usize, From);
+pub(super) type Segment = (usize, usize, From);
 
 /// Rows of a source in another order.
 pub(super) struct Gather {
     pub of: Box<dyn Source>,
     /// All rows of the result, in order.
-    pub pieces: Vec<Piece>,
+    pub segments: Vec<Segment>,
     /// Elements per row.
     pub row: usize,
     pub shape: (usize, usize),
 }
 
 impl Gather {
-    /// Calls `take(elements, piece)` for each piece that `at` overlaps, in order.
-    fn split(&self, at: &Range<usize>, mut take: impl FnMut(Range<usize>, &Piece) -> Result<()>) -> Result<()> {
-        let first = self.pieces.partition_point(|(to, rows, _)| (to + rows) * self.row <= at.start);
-        for piece in self.pieces[first..].iter().take_while(|(to, ..)| to * self.row < at.end) {
-            take(at.start.max(piece.0 * self.row)..at.end.min((piece.0 + piece.1) * self.row), piece)?;
+    /// Calls `take(elements, segment)` for each segment that `at` overlaps, in order.
+    fn split(&self, at: &Range<usize>, mut take: impl FnMut(Range<usize>, &Segment) -> Result<()>) -> Result<()> {
+        let first = self.segments.partition_point(|(to, rows, _)| (to + rows) * self.row <= at.start);
+        for segment in self.segments[first..].iter().take_while(|(to, ..)| to * self.row < at.end) {
+            take(at.start.max(segment.0 * self.row)..at.end.min((segment.0 + segment.1) * self.row), segment)?;
         }
         Ok(())
     }
@@ -49,7 +49,7 @@ impl Gather {
 impl Source for Gather {
     /// A mean is not rounded to a 16-bit format before it is merged.
     fn float(&self) -> Float {
-        let made = self.pieces.iter().any(|(.., from)| matches!(from, From::Mean(..)));
+        let made = self.segments.iter().any(|(.., from)| matches!(from, From::Mean(..)));
         if made && self.of.float() != Float::F64 { Float::F32 } else { self.of.float() }
     }
 
@@ -88,19 +88,19 @@ impl Source for Gather {
     }
 
     fn resident(&self) -> usize {
-        let of_piece = |(.., from): &Piece| match from {
+        let of_segment = |(.., from): &Segment| match from {
             From::Mean(rows, _) => {
                 self.row * size_of::<f64>() + rows.iter().map(|(source, _)| source.resident()).sum::<usize>()
             }
             _ => 0,
         };
-        self.of.resident() + self.pieces.iter().map(of_piece).sum::<usize>()
+        self.of.resident() + self.segments.iter().map(of_segment).sum::<usize>()
     }
 
     fn prepare(&mut self, settings: &Settings) -> Result<()> {
         self.of.prepare(settings)?;
         let (float, row) = (self.float(), self.row);
-        for (.., from) in &mut self.pieces {
+        for (.., from) in &mut self.segments {
             let From::Mean(rows, mean) = from else { continue };
             settings.watch.check()?;
             let (mut sums, mut slot) = (vec![0.0; row], Slot::default());
@@ -121,7 +121,7 @@ impl Source for Gather {
 
     fn leaves<'s>(&'s self, visit: &mut dyn FnMut(&'s Tensor)) {
         self.of.leaves(visit);
-        for (.., from) in &self.pieces {
+        for (.., from) in &self.segments {
             if let From::Mean(rows, _) = from {
                 for (source, _) in rows {
                     source.leaves(visit);

@@ -3,12 +3,12 @@ use super::{Settings, Slot, Source, Tensor, lease_as};
 use crate::dtype::{F64, Float, Format};
 use crate::error::{Error, Result};
 use crate::simd::{Simd, Task};
-use crate::sweep::{PIECE, sums::Sum};
+use crate::sweep::{STRIP, sums::Sum};
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// Elements of a row that are summed together, in registers and the first-level cache.
-const STRIP: usize = 256;
+const CHUNK: usize = 256;
 
 /// W + scale * B A. Sums are f64, so an element is rounded once, to the format returned.
 pub(super) struct Lora {
@@ -33,11 +33,11 @@ pub(super) struct Numbers {
 pub(super) fn whole(source: &mut dyn Source, settings: &Settings) -> Result<Vec<f64>> {
     source.prepare(settings)?;
     let (mut values, mut slot) = (Vec::with_capacity(source.len()), Slot::default());
-    for start in (0..source.len()).step_by(PIECE) {
+    for start in (0..source.len()).step_by(STRIP) {
         settings.watch.check()?;
-        let piece = start..source.len().min(start + PIECE);
-        let bytes = lease_as(source, Float::F64, settings.simd, piece.clone(), &mut slot)?;
-        values.extend((0..piece.len()).map(|i| F64::get(bytes, i)));
+        let strip = start..source.len().min(start + STRIP);
+        let bytes = lease_as(source, Float::F64, settings.simd, strip.clone(), &mut slot)?;
+        values.extend((0..strip.len()).map(|i| F64::get(bytes, i)));
     }
     Ok(values)
 }
@@ -58,8 +58,8 @@ impl Task for Stretch<'_> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        for (start, y) in (0..).step_by(STRIP).zip(self.y.chunks_mut(STRIP)) {
-            let mut sums = [0.0; STRIP];
+        for (start, y) in (0..).step_by(CHUNK).zip(self.y.chunks_mut(CHUNK)) {
+            let mut sums = [0.0; CHUNK];
             for (k, b) in self.b.iter().enumerate() {
                 let a = &self.a[k * self.columns + start..][..y.len()];
                 for (sum, a) in sums.iter_mut().zip(a) {
@@ -104,8 +104,8 @@ impl Lora {
         settings.watch.check()?;
         let (_, columns) = self.shape();
         let (mut sum, mut slot) = (Sum::default(), Slot::default());
-        for start in (0..columns).step_by(PIECE) {
-            let end = columns.min(start + PIECE);
+        for start in (0..columns).step_by(STRIP) {
+            let end = columns.min(start + STRIP);
             let values = self.make(numbers, settings.simd, row * columns + start..row * columns + end, &mut slot)?;
             for i in 0..end - start {
                 let value = F64::get(values, i);

@@ -210,8 +210,8 @@ impl Source for Transpose {
             }
             let line = lease_any(&*self.of, simd, row * columns + from..row * columns + to, &mut inner[0])?;
             for (column, element) in (from..to).zip(line.chunks_exact(size)) {
-                let place = (column * rows + row - at.start) * size;
-                bytes[place..place + size].copy_from_slice(element);
+                let offset = (column * rows + row - at.start) * size;
+                bytes[offset..offset + size].copy_from_slice(element);
             }
         }
         Ok(bytes)

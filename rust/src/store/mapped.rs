@@ -13,7 +13,7 @@ use std::os::unix::fs::MetadataExt;
 pub(super) struct Mapped {
     map: Mmap,
     /// Whether `mincore` reports which pages are cached. For a file of another user it reports all as cached.
-    told: bool,
+    reports: bool,
 }
 
 /// The usual page size. With larger pages `mincore` refuses the unaligned address.
@@ -26,20 +26,20 @@ impl Mapped {
         // on them counts) or the kernel stops the process with SIGBUS; the documentation says so, and the partial
         // output can still be resumed. `Read` avoids both.
         let map = unsafe { MmapOptions::new().map_copy_read_only(file) }?;
-        let told = cfg!(target_os = "linux") && file.metadata()?.uid() == rustix::process::geteuid().as_raw();
-        Ok(Self { map, told })
+        let reports = cfg!(target_os = "linux") && file.metadata()?.uid() == rustix::process::geteuid().as_raw();
+        Ok(Self { map, reports })
     }
 
     /// Returns whether the byte before `end` is in memory, as far as the system reports it.
     fn is_cached(&self, end: usize) -> bool {
-        if !self.told || end == 0 {
+        if !self.reports || end == 0 {
             return false;
         }
         let page = self.map[(end - 1) / PAGE * PAGE..].as_ptr().cast_mut().cast();
         let mut found = 0;
         // SAFETY: it asks about one page of this map, and the buffer holds the one byte of the answer.
-        let asked = unsafe { nix::libc::mincore(page, 1, &raw mut found) };
-        asked == 0 && found & 1 == 1
+        let status = unsafe { nix::libc::mincore(page, 1, &raw mut found) };
+        status == 0 && found & 1 == 1
     }
 }
 
@@ -86,7 +86,7 @@ mod tests {
         let mapped = Mapped::new(file.as_file()).unwrap();
         assert_eq!([0, 1, 4096, 5000, 1 << 22].map(|end| mapped.is_cached(end)), [false, true, true, true, false]);
         mapped.fetch(0..1 << 22);
-        let other = Mapped { told: false, ..mapped };
+        let other = Mapped { reports: false, ..mapped };
         assert!(!other.is_cached(1), "of a file of somebody else nothing is believed");
     }
 }

@@ -77,7 +77,9 @@ impl Stamp {
     pub fn changed(&self, path: &Path) -> Result<Option<Error>> {
         match std::fs::metadata(path) {
             Ok(meta) if Self::of(&meta) == *self => Ok(None),
-            Ok(meta) if meta.ino() != self.inode.1 => Ok(Some(Error::checkpoint(path, "it was replaced by another file"))),
+            Ok(meta) if meta.ino() != self.inode.1 => {
+                Ok(Some(Error::checkpoint(path, "it was replaced by another file")))
+            }
             Ok(_) => Ok(Some(Error::checkpoint(path, "it was written to, or its times or permissions were changed"))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Some(Error::io(path)(e))),
             Err(e) => Err(Error::io(path)(e)),

@@ -1,6 +1,6 @@
 //! Dot products of two models, or of their task vectors: the basis of angles.
 use super::sums::add;
-use super::{BLOCK, STRIP, Sweep, Terms};
+use super::{BLOCK, Sweep, TURN, Terms};
 use crate::error::Result;
 use crate::lanes::{At, Lanes, W};
 use crate::real::Real;
@@ -98,12 +98,12 @@ impl<F: Lanes> Sweep<'_, F> {
             for row in 0..self.rows {
                 self.settings.watch.check()?;
                 let start = row * self.columns;
-                self.pieces(&chosen, start + columns.start..start + columns.end, STRIP, |piece, inputs| {
+                self.strips(&chosen, start + columns.start..start + columns.end, TURN, |strip, inputs| {
                     let x = std::array::from_fn(|k| inputs[k]);
                     self.settings.simd.run(AddRow::<F, T, M, K> {
                         terms,
                         x,
-                        piece,
+                        strip,
                         sums: &mut sums,
                         format: PhantomData,
                     });
@@ -121,7 +121,7 @@ impl<F: Lanes> Sweep<'_, F> {
 struct AddRow<'a, F, T, const M: usize, const K: usize> {
     terms: &'a T,
     x: [&'a [u8]; M],
-    piece: Range<usize>,
+    strip: Range<usize>,
     sums: &'a mut [[f64; K]],
     format: PhantomData<F>,
 }
@@ -130,22 +130,22 @@ impl<F: Lanes, T: Terms<F::Real, M, K>, const M: usize, const K: usize> Task for
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let (stretch, _) = self.terms.stretch(self.piece.start);
-        let whole = self.piece.len() / W * W;
+        let (stretch, _) = self.terms.stretch(self.strip.start);
+        let whole = self.strip.len() / W * W;
         let mut x = [[F::Real::default(); W]; M];
         for i in (0..whole).step_by(W) {
             for k in 0..M {
                 x[k] = F::in_order(self.x[k], i);
             }
-            let terms = self.terms.terms::<W>(&stretch, At { first: self.piece.start + i, step: 1 }, x);
+            let terms = self.terms.terms::<W>(&stretch, At { first: self.strip.start + i, step: 1 }, x);
             for (j, sums) in self.sums[i..i + W].iter_mut().enumerate() {
                 for k in 0..K {
                     sums[k] += terms[k][j];
                 }
             }
         }
-        for i in whole..self.piece.len() {
-            let at = At { first: self.piece.start + i, step: 1 };
+        for i in whole..self.strip.len() {
+            let at = At { first: self.strip.start + i, step: 1 };
             let terms = self.terms.terms::<1>(&stretch, at, self.x.map(|x| [F::get(x, i)]));
             for k in 0..K {
                 self.sums[i][k] += terms[k][0];

@@ -21,10 +21,10 @@ use std::ops::Range;
 pub const BLOCK: usize = 65_536;
 /// Elements per strip when sources compute their elements: with a handful of inputs they stay in the second-level
 /// cache.
-pub const PIECE: usize = 8192;
+pub const STRIP: usize = 8192;
 /// Elements after which a sweep over several terms moves on to the next one: their shared inputs stay in the
 /// first-level cache.
-const STRIP: usize = 4096;
+const TURN: usize = 4096;
 
 thread_local! {
     /// Buffers for the strips that this thread makes next.
@@ -67,7 +67,7 @@ impl<'a, F: Lanes> Sweep<'a, F> {
         self.sources
     }
 
-    /// Returns the indices of all sources, as `pieces` expects them.
+    /// Returns the indices of all sources, as `strips` expects them.
     pub fn all(&self) -> Vec<usize> {
         (0..self.sources.len()).collect()
     }
@@ -99,14 +99,14 @@ impl<'a, F: Lanes> Sweep<'a, F> {
 
     /// Calls `take(elements, inputs)` for elements `at` of the `chosen` sources in format `F`, at most `step` elements
     /// a call.
-    pub fn pieces(
+    pub fn strips(
         &self,
         chosen: &[usize],
         at: Range<usize>,
         step: usize,
         mut take: impl FnMut(Range<usize>, &[&[u8]]) -> Result<()>,
     ) -> Result<()> {
-        let step = if self.ready { step } else { step.min(PIECE) };
+        let step = if self.ready { step } else { step.min(STRIP) };
         // Taken out and put back, since `take` may need strips of its own.
         let mut slots = SLOTS.take();
         if slots.len() < chosen.len() {
@@ -115,14 +115,14 @@ impl<'a, F: Lanes> Sweep<'a, F> {
         let mut done = Ok(());
         let mut start = at.start;
         while start < at.end && done.is_ok() {
-            let piece = start..at.end.min(start.saturating_add(step));
+            let strip = start..at.end.min(start.saturating_add(step));
             let lease = |(source, slot): (&usize, _)| {
                 let source: &dyn Source = &*self.sources[*source];
-                lease_as(source, F::FLOAT, self.settings.simd, piece.clone(), slot)
+                lease_as(source, F::FLOAT, self.settings.simd, strip.clone(), slot)
             };
             let inputs: Result<Vec<_>> = chosen.iter().zip(&mut slots).map(lease).collect();
-            done = inputs.and_then(|inputs: Vec<&[u8]>| take(piece.clone(), &inputs));
-            start = piece.end;
+            done = inputs.and_then(|inputs: Vec<&[u8]>| take(strip.clone(), &inputs));
+            start = strip.end;
         }
         SLOTS.set(slots);
         done

@@ -25,7 +25,7 @@ pub enum Step {
 }
 
 /// Returns the index of the key of a rank, counted from the largest as 1, among sorted keys whose last index is `last`.
-fn place(rank: f64, last: usize) -> usize {
+fn index_of(rank: f64, last: usize) -> usize {
     last - (rank.max(1.0) as usize - 1).min(last)
 }
 
@@ -52,7 +52,7 @@ impl Search {
     pub fn new(n: usize, k: usize, top: i64, mut sample: Vec<i64>) -> Self {
         let first = sample.len().checked_sub(1).map(|last| {
             let rank = (sample.len() as f64 * (k as f64 / n as f64)).ceil();
-            let (_, pivot, _) = sample.select_nth_unstable(place(rank, last));
+            let (_, pivot, _) = sample.select_nth_unstable(index_of(rank, last));
             (*pivot).min(top - 1)
         });
         Self { k, sample, first, low: -1, above_low: n, high: top, from_high: 0, done: None }
@@ -80,7 +80,7 @@ impl Search {
         let fraction = (self.k - self.from_high) as f64 / population as f64;
         let rank = (inside.len() as f64 * fraction).ceil();
         let spread = 3.0 * (rank * (1.0 - fraction)).max(0.0).sqrt() + 1.0;
-        let mut pivots = [rank - spread, rank + spread].map(|rank| inside[place(rank, last)]).to_vec();
+        let mut pivots = [rank - spread, rank + spread].map(|rank| inside[index_of(rank, last)]).to_vec();
         pivots.dedup();
         Step::Count(pivots)
     }

@@ -2,7 +2,7 @@
 use super::count::{Count, Counted, count, gather, key_of};
 use super::search::{Inconsistent, Search, Step};
 use super::sums::union;
-use super::{STRIP, Sweep};
+use super::{Sweep, TURN};
 use crate::error::{Error, Result};
 use crate::lanes::Lanes;
 use crate::real::Real;
@@ -16,7 +16,7 @@ const SAMPLE: usize = 1 << 16;
 const SHARE: usize = 32;
 /// Positions from which runs of neighbouring elements are sampled; with more of them a cold file would be read page by
 /// page.
-const PLACES: usize = 64;
+const POSITIONS: usize = 64;
 
 /// A non-negative number for each element of `M` sources, as an ordered key.
 pub trait Score<R: Real, const M: usize>: Sync {
@@ -75,10 +75,10 @@ impl<F: Lanes> Sweep<'_, F> {
             }
         }
         while !open.is_empty() {
-            let asked: Vec<(&S, Step)> =
+            let steps: Vec<(&S, Step)> =
                 open.iter().map(|(which, search)| (&wanted[*which].0, search.step())).collect();
-            let mut tiles = self.tiles(|tile| self.ask(&asked, tile))?;
-            for ((which, mut search), (score, step)) in std::mem::take(&mut open).into_iter().zip(&asked).rev() {
+            let mut tiles = self.tiles(|tile| self.ask(&steps, tile))?;
+            for ((which, mut search), (score, step)) in std::mem::take(&mut open).into_iter().zip(&steps).rev() {
                 // Tiles answer in the order of the searches, so pop from the last.
                 let answers: Vec<Answer> = tiles.iter_mut().filter_map(Vec::pop).collect();
                 let learned = learn(&mut search, step, &answers).map_err(|Inconsistent| self.changed(*score))?;
@@ -113,8 +113,8 @@ impl<F: Lanes> Sweep<'_, F> {
     ) -> Result<()> {
         let reads = score.reads();
         let chosen = union(&reads);
-        self.pieces(&chosen, at, STRIP, |piece, inputs| {
-            take(piece, reads.map(|read| inputs[chosen.partition_point(|k| *k < read)]));
+        self.strips(&chosen, at, TURN, |strip, inputs| {
+            take(strip, reads.map(|read| inputs[chosen.partition_point(|k| *k < read)]));
             Ok(())
         })
     }
@@ -122,16 +122,16 @@ impl<F: Lanes> Sweep<'_, F> {
     /// Answers every search for one tile.
     fn ask<S: Score<F::Real, M>, const M: usize>(
         &self,
-        asked: &[(&S, Step)],
+        steps: &[(&S, Step)],
         tile: Range<usize>,
     ) -> Result<Vec<Answer>> {
-        let reads: Vec<[usize; M]> = asked.iter().map(|(score, _)| score.reads()).collect();
+        let reads: Vec<[usize; M]> = steps.iter().map(|(score, _)| score.reads()).collect();
         let chosen = union(reads.as_flattened());
         let simd = self.settings.simd;
-        let mut answers: Vec<Answer> = asked.iter().map(|_| Answer::default()).collect();
-        self.pieces(&chosen, tile, 2 * STRIP, |_, inputs| {
-            let mut counted = Vec::with_capacity(asked.len());
-            for (((score, step), reads), answer) in asked.iter().zip(&reads).zip(&mut answers) {
+        let mut answers: Vec<Answer> = steps.iter().map(|_| Answer::default()).collect();
+        self.strips(&chosen, tile, 2 * TURN, |_, inputs| {
+            let mut counted = Vec::with_capacity(steps.len());
+            for (((score, step), reads), answer) in steps.iter().zip(&reads).zip(&mut answers) {
                 let x = reads.map(|read| inputs[chosen.partition_point(|k| *k < read)]);
                 match step {
                     Step::Count(pivots) => {
@@ -155,11 +155,11 @@ impl<F: Lanes> Sweep<'_, F> {
         if self.len() <= COLLECT {
             return Ok(keys);
         }
-        let (run, stride) = (SAMPLE.min(self.len() / SHARE) / PLACES, self.len() / PLACES);
-        for place in 0..PLACES as u64 {
+        let (run, stride) = (SAMPLE.min(self.len() / SHARE) / POSITIONS, self.len() / POSITIONS);
+        for position in 0..POSITIONS as u64 {
             // A fixed jitter, so that patterns in the rows do not align with the stride.
-            let jitter = (place.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as usize % (stride - run + 1);
-            let start = place as usize * stride + jitter;
+            let jitter = (position.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as usize % (stride - run + 1);
+            let start = position as usize * stride + jitter;
             self.scored(score, start..start + run, |_, x| {
                 gather::<F, S, M>(self.settings.simd, score, x, -1, F::Real::TOP, &mut keys);
             })?;
@@ -198,12 +198,12 @@ impl<F: Lanes> Sweep<'_, F> {
         r: usize,
     ) -> Result<usize> {
         let (mut before, mut found) = (0, None);
-        for from in (start..self.len()).step_by(STRIP) {
-            self.scored(score, from..self.len().min(from + STRIP), |piece, x| {
+        for from in (start..self.len()).step_by(TURN) {
+            self.scored(score, from..self.len().min(from + TURN), |strip, x| {
                 let equal = count::<F, S, M>(self.settings.simd, score, x, &[key])[0][1];
                 if found.is_none() && before + equal >= r {
                     let is_equal = |i: &usize| key_of::<F, S, M>(score, x, *i).into() == key;
-                    found = (0..piece.len()).filter(is_equal).nth(r - before - 1).map(|i| piece.start + i + 1);
+                    found = (0..strip.len()).filter(is_equal).nth(r - before - 1).map(|i| strip.start + i + 1);
                 }
                 before += equal;
             })?;

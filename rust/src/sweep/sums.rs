@@ -1,5 +1,5 @@
 //! Sums over a tensor in f64, identical on every instruction set, tile size and number of threads.
-use super::{STRIP, Sweep};
+use super::{Sweep, TURN};
 use crate::error::Result;
 use crate::lanes::{At, Lanes, W};
 use crate::real::Real;
@@ -135,14 +135,14 @@ impl<F: Lanes> Sweep<'_, F> {
         let chosen = union(reads.as_flattened());
         let mut sums = vec![[Sum::default(); K]; terms.len()];
         let start = block.start;
-        self.pieces(&chosen, block, STRIP, |piece, inputs| {
+        self.strips(&chosen, block, TURN, |strip, inputs| {
             for ((terms, reads), sums) in terms.iter().zip(&reads).zip(&mut sums) {
                 let x = reads.map(|read| inputs[chosen.partition_point(|k| *k < read)]);
-                let mut first = piece.start;
-                while first < piece.end {
+                let mut first = strip.start;
+                while first < strip.end {
                     let (stretch, end) = terms.stretch(first);
-                    let end = end.min(piece.end);
-                    let x = x.map(|x| &x[(first - piece.start) * F::BYTES..(end - piece.start) * F::BYTES]);
+                    let end = end.min(strip.end);
+                    let x = x.map(|x| &x[(first - strip.start) * F::BYTES..(end - strip.start) * F::BYTES]);
                     let stretch = &stretch;
                     Add { terms, stretch, block: start, first, x, sums, format: PhantomData::<F> }
                         .all(self.settings.simd);

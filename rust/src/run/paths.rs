@@ -30,7 +30,7 @@ pub(crate) fn is_mount_point(path: &Path) -> bool {
 
 /// Creates a directory and its parents; with `sync` each directory entry is on disk.
 pub(crate) fn create_directories(directory: &Path, sync: bool) -> Result<()> {
-    let missing: Vec<&Path> = directory.ancestors().take_while(|place| !place.exists()).collect();
+    let missing: Vec<&Path> = directory.ancestors().take_while(|path| !path.exists()).collect();
     fs::create_dir_all(directory).map_err(Error::io(directory))?;
     for made in missing.iter().filter(|_| sync) {
         super::commit::sync_directory(above(made))?;
