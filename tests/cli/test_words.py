@@ -100,6 +100,15 @@ def test_json_has_one_document_and_no_nan(capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(capsys.readouterr().out) == {"cosine": None, "list": [1.5, None]}
 
 
+def test_a_large_entry_of_a_document_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.configure(quiet=False, verbose=0, json=True)
+    console.document({"bytes": 1, "name": "a\x7f"}, plan='{"tasks": [0.10]}')
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == {"bytes": 1, "name": "a\x7f", "plan": {"tasks": [0.1]}}
+    assert printed.endswith(',\n  "plan": {"tasks": [0.10]}\n}\n')
+
+
 def test_quiet_says_errors_only(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     console.configure(quiet=True, verbose=0, json=False)

@@ -64,14 +64,25 @@ class Console:
         if not self.quiet:
             self.result(text)
 
-    def document(self, value: object) -> None:
-        """Print the one JSON document of `--json`; numbers that JSON lacks (NaN, infinities) are null."""
+    def document(self, value: object, **large: str) -> None:
+        """Print the one JSON document of `--json`; numbers that JSON lacks (NaN, infinities) are null.
+
+        Args:
+            value: the document; a non-empty mapping if `large` is given.
+            large: further entries of it, each as JSON in ASCII, printed as they are: they may be tens of megabytes.
+        """
         if self.json and not self.json_written:
             from json import dumps
 
             self.json_written = True
-            text = dumps(_finite(value), indent=2, ensure_ascii=False)
-            self._write(json_printable(text, sys.stdout), sys.stdout)
+            text = json_printable(dumps(_finite(value), indent=2, ensure_ascii=False), sys.stdout)
+            if large:
+                sys.stdout.write(text.removesuffix("\n}"))
+                for key, entry in large.items():
+                    sys.stdout.write(f',\n  "{key}": ')
+                    sys.stdout.write(entry)
+                text = "\n}"
+            self._write(text, sys.stdout)
 
     def note(self, text: str) -> None:
         """Print something worth knowing on stderr."""

@@ -38,7 +38,7 @@ def command(console: Console, config: Path, out: Path | None, **given: Any) -> N
         refuse_swapped(config, out)
     from dataclasses import replace
 
-    from mol.cli.report import plan_document, plan_text
+    from mol.cli.report import plan_document, plan_lines
     from mol.merge.run import plan_recipe
 
     recipe = read_recipe(config)
@@ -48,10 +48,12 @@ def command(console: Console, config: Path, out: Path | None, **given: Any) -> N
         out = Path(recipe.output_path)
     if out is not None and (problem := _trouble(planned, out, options)):
         planned = replace(planned, warnings=(*planned.warnings, problem))
+    text = planned.plan.to_json()
     if console.json:
-        console.document(plan_document(planned, config, out, options))
+        # `plan` is exactly what the engine gets.
+        console.document(plan_document(planned, text, config, out, options), plan=text)
         return
-    for line in plan_text(console, planned, config, out, options):
+    for line in plan_lines(console, planned, text, config, out, options):
         console.result(line)
 
 

@@ -25,14 +25,14 @@ SHOWN = 6
 _DONE = {"copy": "copied", "scale": "scaled"}
 
 
-def plan_text(
-    console: Console, planned: PlannedMerge, recipe: Path, out: Path | None, options: MergeOptions
+def plan_lines(
+    console: Console, planned: PlannedMerge, text: str, recipe: Path, out: Path | None, options: MergeOptions
 ) -> list[str]:
-    """Describe a plan for people: everything that a merge would do, and what it would cost."""
+    """Describe a plan, and its JSON `text`, for people: everything that a merge would do, and what it would cost."""
     plan = planned.plan
     dtypes = ", ".join(dtype for dtype, _ in Counter(tensor.dtype for tensor in plan.tensors).most_common())
     where = f"{out}: " if out is not None else ""
-    cost = _cost(planned, planned.plan.to_json(), out, options)
+    cost = _cost(planned, text, out, options)
     lines = [
         field("recipe", f"{recipe} ({planned.config.method})"),
         *listing("inputs", [_input(planned, i) for i in range(len(planned.sources))], limit=None),
@@ -51,13 +51,12 @@ def plan_text(
     return lines
 
 
-def plan_document(planned: PlannedMerge, recipe: Path, out: Path | None, options: MergeOptions) -> dict[str, object]:
-    """Return a plan for programs: its account, and under `plan` exactly what the engine gets."""
-    import json
-
+def plan_document(
+    planned: PlannedMerge, text: str, recipe: Path, out: Path | None, options: MergeOptions
+) -> dict[str, object]:
+    """Return a plan for programs: its account, without its JSON `text`."""
     from mol import _rust
 
-    text = planned.plan.to_json()
     return {
         "recipe": str(recipe),
         "out": None if out is None else str(out),
@@ -70,7 +69,6 @@ def plan_document(planned: PlannedMerge, recipe: Path, out: Path | None, options
         "side_files": [{"name": file.name, "bytes": file.size, "source": file.source} for file in planned.side_files],
         **_cost(planned, text, out, options),
         "config": planned.model_config,
-        "plan": json.loads(text),
     }
 
 
