@@ -10,7 +10,7 @@ import pytest
 from mol.architecture import ArchitectureFamily, ArchitectureInfo, UniversalArchitectureHandler
 from mol.architecture.names import guess_paths
 from tests.architecture.toolkit import write_config
-from tests.conftest import bert, gpt2, llama, write_file
+from tests.tiny import bert, gpt2, llama, write_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mol.cli import main
+from tests import tiny
 
 WIDTH, VOCABULARY, LAYERS = 8, 16, 2
 
@@ -34,12 +35,7 @@ def tensors_of(seed: int, *, base: int = 7, spread: float = 0.1) -> dict[str, np
 
 def write_checkpoint(directory: Path, tensors: Mapping[str, np.ndarray]) -> Path:
     directory.mkdir(parents=True)
-    config = {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": WIDTH,
-        "intermediate_size": 2 * WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
-        "vocab_size": VOCABULARY, "tie_word_embeddings": False,
-    }  # fmt: skip
-    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(json.dumps(tiny.llama_config(LAYERS)))
     save_file(dict(tensors), directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 

@@ -64,9 +64,9 @@ def decode(tensor: Stored) -> reference.Tensor:
         return flat.astype(np.float64)
 
 
-def write_shard(path: Path, tensors: Mapping[str, Stored]) -> Path:
+def write_shard(path: Path, tensors: Mapping[str, Stored], *, metadata: Mapping[str, str] | None = None) -> Path:
     """A SafeTensors file that holds the tensors in the order given."""
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
     end = 0
     for name, (dtype, data) in tensors.items():
         header[name] = {"dtype": dtype, "shape": list(data.shape), "data_offsets": [end, end + data.nbytes]}

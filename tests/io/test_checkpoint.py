@@ -8,7 +8,7 @@ import pytest
 
 from mol.errors import CheckpointError
 from mol.io.checkpoint import Checkpoint, TensorInfo
-from tests.conftest import gpt2, gpt2_config, llama, llama_config, write_checkpoint, write_file
+from tests.tiny import gpt2, gpt2_config, llama, llama_config, write_checkpoint, write_file
 
 if TYPE_CHECKING:
     from pathlib import Path

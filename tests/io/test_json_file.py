@@ -14,7 +14,7 @@ from mol.io import json_file
 from mol.io.checkpoint import Checkpoint
 from mol.io.json_file import read_object
 from mol.io.vocabulary import Vocabulary
-from tests.conftest import llama, llama_config, write_checkpoint
+from tests.tiny import llama, llama_config, write_checkpoint
 
 INDEX = "model.safetensors.index.json"
 

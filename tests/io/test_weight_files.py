@@ -10,7 +10,7 @@ import pytest
 
 from mol.errors import CheckpointError
 from mol.io.checkpoint import Checkpoint
-from tests.conftest import llama, llama_config, write_checkpoint, write_file
+from tests.tiny import llama, llama_config, write_checkpoint, write_file
 
 INDEX = "model.safetensors.index.json"
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d" * 32 + b"\nsize 4976698672\n"

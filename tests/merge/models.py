@@ -8,41 +8,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from tests import tiny
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-HIDDEN, ROWS = 8, 12
+ROWS = 12
 TOKENIZER = {"model": {"vocab": {f"token{i}": i for i in range(ROWS)}}, "added_tokens": []}
 
 
 def llama_tensors(seed: int, *, layers: int = 2, dtype: str = "float32") -> dict[str, np.ndarray[Any, Any]]:
     """Weights of a Llama with an untied head."""
-    shapes = {"model.embed_tokens.weight": (ROWS, HIDDEN)}
-    for i in range(layers):
-        layer = f"model.layers.{i}"
-        shapes |= {f"{layer}.self_attn.{p}_proj.weight": (HIDDEN, HIDDEN) for p in "qkvo"}
-        shapes |= {f"{layer}.mlp.{p}_proj.weight": (16, HIDDEN) for p in ("gate", "up")}
-        shapes |= {f"{layer}.mlp.down_proj.weight": (HIDDEN, 16), f"{layer}.input_layernorm.weight": (HIDDEN,)}
-        shapes |= {f"{layer}.post_attention_layernorm.weight": (HIDDEN,)}
-    shapes |= {"model.norm.weight": (HIDDEN,), "lm_head.weight": (ROWS, HIDDEN)}
     random = np.random.default_rng(seed)
-    return {name: random.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    return {name: random.standard_normal(shape).astype(dtype) for name, shape in tiny.llama(layers, vocab=ROWS).items()}
 
 
 def llama_config(layers: int = 2) -> dict[str, Any]:
     """The config.json that goes with them."""
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": HIDDEN,
-        "intermediate_size": 16,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "num_hidden_layers": layers,
-        "vocab_size": ROWS,
-        "tie_word_embeddings": False,
-        "torch_dtype": "float32",
-    }
+    return tiny.llama_config(layers, vocab=ROWS) | {"num_key_value_heads": 2, "torch_dtype": "float32"}
 
 
 def make_llama(directory: Path, seed: int, *, layers: int = 2, dtype: str = "float32", **files: object) -> Path:

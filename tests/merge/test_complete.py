@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.conftest import bert, bert_config, gpt2, gpt2_config, headers, llama, llama_config
 from tests.merge.toolkit import based, linear, plan, problems, sliced, task
+from tests.tiny import bert, bert_config, gpt2, gpt2_config, headers, llama, llama_config
 
 if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint
-    from tests.conftest import Shapes
+    from tests.tiny import Shapes
 
 PASS = {"merge_method": "passthrough", "models": [{"model": "a"}]}
 

@@ -8,9 +8,9 @@ torch = pytest.importorskip("torch", reason="needs the extra: pip install 'mol-m
 transformers = pytest.importorskip("transformers", reason="needs the extra: pip install 'mol-merge[fusion]'")
 
 from mol.errors import MergeError  # noqa: E402
-from tests.conftest import Shapes, headers  # noqa: E402
 from tests.core.zoo import TYPES, config_of  # noqa: E402
 from tests.merge.toolkit import plan  # noqa: E402
+from tests.tiny import Shapes, headers  # noqa: E402
 
 pytestmark = pytest.mark.fusion
 

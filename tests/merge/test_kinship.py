@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.conftest import headers, llama, llama_config
 from tests.merge.toolkit import based, linear, llamas, plan, problems, sliced, task
+from tests.tiny import headers, llama, llama_config
 
 if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint
-    from tests.conftest import Shapes
+    from tests.tiny import Shapes
 
 # Where a vision-language model has its language model, its tower, and its head: as transformers 4 saved it, and 5.
 OLD, NEW = ("language_model.model.", "", "language_model."), ("model.language_model.", "model.", "")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mol.config import MergeConfig
-from tests.conftest import bert, bert_config, gpt2, gpt2_config, headers, llama, llama_config
 from tests.merge.toolkit import based, linear, llamas, plan, problems, sliced, task, tensors
+from tests.tiny import bert, bert_config, gpt2, gpt2_config, headers, llama, llama_config
 
 if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.conftest import gpt2, gpt2_config, headers, llama, llama_config
 from tests.merge.toolkit import linear, plan, problems
+from tests.tiny import gpt2, gpt2_config, headers, llama, llama_config
 
 if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ from mol.errors import MergeError
 from mol.merge.options import MergeOptions
 from mol.merge.plan import Method, Source, sources_of
 from mol.merge.planner import plan_merge
-from tests.conftest import headers, llama, llama_config
+from tests.tiny import headers, llama, llama_config
 
 if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint

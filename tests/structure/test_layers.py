@@ -5,7 +5,7 @@ import pytest
 from mol.structure.alignment import align
 from mol.structure.layers import Structure, find_structure, is_layer_count_key, map_layers
 from mol.structure.names import is_buffer, natural_key, side_of
-from tests.conftest import bert, gpt2, headers, llama
+from tests.tiny import bert, gpt2, headers, llama
 
 
 def structure(shapes: dict[str, tuple[int, ...]], **config: object) -> Structure:
