@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mol.config import ModelReference
-from mol.config.model_reference import nearby
+from mol.config.model_reference import may_be_one, nearby, whole_model
 from mol.errors import ConfigError
 
 
@@ -29,6 +29,40 @@ def test_forms(value: object, name: str, revision: str | None) -> None:
     assert reference == ModelReference(name, revision)
     assert str(reference) == (name if revision is None else f"{name}@{revision}")
     assert ModelReference.parse(reference.to_plain()) == reference
+
+
+@pytest.mark.parametrize(
+    ("value", "model", "adapter"),
+    [
+        ("org/model+org/lora", ("org/model", None), ("org/lora", None)),
+        ("org/model@v1+org/lora@v2", ("org/model", "v1"), ("org/lora", "v2")),
+        ({"model": {"path": "a+b"}, "lora": {"path": "c@d", "revision": "e"}}, ("a+b", None), ("c@d", "e")),
+        ({"model": "org/model", "lora": "org/lora@v2"}, ("org/model", None), ("org/lora", "v2")),
+    ],
+)
+def test_a_model_with_an_adapter(value: object, model: tuple[str, str | None], adapter: tuple[str, str | None]) -> None:
+    reference = ModelReference.parse(value)
+    assert reference == ModelReference(*model, ModelReference(*adapter))
+    assert reference.model == ModelReference(*model)
+    assert str(reference) == f"{ModelReference(*model)}+{ModelReference(*adapter)}"
+    assert ModelReference.parse(reference.to_plain()) == reference
+    with pytest.raises(ConfigError, match="which only a merge applies"):
+        whole_model(value)
+
+
+def test_of_several_signs_the_one_between_two_paths_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a+b", "c+d"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert ModelReference.parse("a+b+c+d") == ModelReference("a+b", None, ModelReference("c+d"))
+    assert ModelReference.parse("a+b+org/lora") == ModelReference("a+b", None, ModelReference("org/lora"))
+
+
+def test_revisions_of_one_repository_may_be_one_adapter() -> None:
+    with_adapter, other = ModelReference.parse("m+org/l"), ModelReference.parse("m+org/l@v1")
+    assert may_be_one(with_adapter, other)
+    assert not may_be_one(with_adapter, ModelReference.parse("m"))
+    assert not may_be_one(with_adapter, ModelReference.parse("m+org/k"))
 
 
 @pytest.mark.parametrize("name", ["a+b", "model@home", "a b", "größe/模型", "a+b@c"])
@@ -61,14 +95,19 @@ def test_a_path_that_resembles_another(tmp_path: Path) -> None:
     ("value", "message"),
     [
         ("", "the name of a model is empty"),
-        ("base+adapter", "`+` then names an adapter (LoRA): adapters come later"),
+        ("a+b+c", "more than one `+`"),
+        ("+adapter", "not `model+adapter` either: a part is empty"),
+        ("model+", "not `model+adapter` either: a part is empty"),
+        ("model@+adapter", "a part is empty"),
         ("org/model@", "a part is empty"),
         ("@main", "a part is empty"),
         ("a@b@c", "more than one `@`"),
         (7, "a model is named by text, not by 7"),
         ({"path": "a", "revision": 7}, "the revision of `a` must be text, not 7; put it in quotes"),
         ({"revision": "main"}, "needs `path`"),
-        ({"model": {"path": "a"}, "lora": {"path": "b"}}, "`lora` in a model reference: adapters (LoRA) come later"),
+        ({"path": "a", "lora": {"path": "b"}}, "`lora` in a model reference stands beside `model`"),
+        ({"model": "a+b", "lora": "c"}, "a model takes one adapter"),
+        ({"model": "a", "lora": "b+c"}, "a model takes one adapter"),
         ({"model": "a", "override_architecture": "B"}, "`override_architecture` in a model reference"),
         ({"path": "a", "revison": "b"}, "unknown key `revison` in a model reference, which has `path` and `revision`"),
         ({"model": {"model": {"path": "a"}}}, "nested twice"),

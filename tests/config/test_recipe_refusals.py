@@ -203,9 +203,9 @@ def test_shapes_of_entries(text: str, problem: str) -> None:
     assert problem in (caught.value.problems or (str(caught.value),))
 
 
-def test_adapters_are_refused_by_name() -> None:
-    (problem,) = refusal(LINEAR.replace("model: b", "model: base+adapter"))
-    assert problem.startswith("config.yml:4: `base+adapter` is no local path, and `+` then names an adapter (LoRA)")
+def test_an_adapter_is_named_after_its_model() -> None:
+    (problem,) = refusal(LINEAR.replace("model: b", "{model: base, lora: adapter}"))
+    assert problem.startswith("config.yml:4: unknown key `lora` in an entry of `models`: write `model: NAME+ADAPTER`")
 
 
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from mol import _rust
 from mol.errors import MergeError
-from mol.merge.plan import COPY, InputFile, MergePlan, OutputTensor, Result, Source, Task, sources_of
+from mol.io.expressions import Source, sources_of
+from mol.merge.plan import COPY, InputFile, MergePlan, OutputTensor, Result, Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import yaml
 
 from mol import run_merge
+from mol.io.layout import ADAPTER, ADAPTER_CONFIG
 from tests.io.hub_server import COMMIT, serving
 from tests.merge.models import contents_of, make_llama, weights_of
+from tests.merge.test_adapters import PLAIN, merged, save_adapter
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,3 +56,30 @@ def test_models_come_from_the_hub_and_the_card_names_their_revisions(tmp_path: P
     assert {name: array.tobytes() for name, array in weights_of(tmp_path / "local").items()} == {
         name: array.tobytes() for name, array in weights_of(tmp_path / "out").items()
     }
+
+
+def test_an_adapter_comes_from_the_hub_and_once_more_from_its_cache(tmp_path: Path) -> None:
+    make_llama(tmp_path / "model", 1)
+    save_adapter(tmp_path / "lora", PLAIN, base_model_name_or_path="org/model")
+    contents = {f"org/{name}": contents_of(tmp_path / name) for name in ("model", "lora")}
+    contents["org/lora"] |= {"optimizer.pt": b"", "spiece.model": b""}
+    recipe = {"merge_method": "passthrough", "models": [{"model": "org/model+org/lora@main"}]}
+    code = f"import mol, sys; print(mol.run_merge({recipe!r}, sys.argv[1]).planned.warnings)"
+    wanted = merged(tmp_path / "model", tmp_path / "lora", tmp_path / "local")
+    with serving(contents) as hub:
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
+        for out, offline in (("first", "0"), ("second", "1")):
+            command = [sys.executable, "-c", code, str(tmp_path / out)]
+            done = subprocess.run(
+                command, env=environment | {"HF_HUB_OFFLINE": offline}, check=True, capture_output=True, text=True
+            )
+            assert done.stdout == "()\n"
+            assert {name: array.tobytes() for name, array in weights_of(tmp_path / out).items()} == {
+                name: array.tobytes() for name, array in wanted.items()
+            }
+        assert {ADAPTER_CONFIG, ADAPTER} <= set(hub.fetched)
+        assert not {"optimizer.pt", "spiece.model"} & set(hub.fetched)
+    card = (tmp_path / "first" / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["org/model", "org/lora"]
+    assert f"- `org/lora` at revision `{COMMIT}` (adapter), SHA-256 `" in card

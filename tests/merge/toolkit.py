@@ -8,13 +8,14 @@ import pytest
 
 from mol.config import MergeConfig, ModelReference
 from mol.errors import MergeError
+from mol.io.expressions import Source, sources_of
 from mol.merge.options import MergeOptions
-from mol.merge.plan import Method, Source, sources_of
 from mol.merge.planner import plan_merge
 from tests.tiny import headers, llama, llama_config
 
 if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint
+    from mol.merge.plan import Method
     from mol.merge.planned import PlannedMerge
 
 

@@ -13,7 +13,7 @@ from mol.architecture.names import guess_paths
 from mol.architecture.sizes import most_layers, read_rope, read_sizes
 from mol.architecture.skeleton import Paths, read_paths
 from mol.architecture.source import tensor_names
-from mol.config.model_reference import ModelReference
+from mol.config.model_reference import whole_model
 from mol.errors import ArchitectureError
 from mol.text import closest
 
@@ -163,7 +163,7 @@ def _run_remote_code(name: str, auto_map: dict[str, Any], hub: Hub) -> tuple[Pre
     from transformers import AutoConfig
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    reference = ModelReference.parse(name)
+    reference = whole_model(name)
     revision = reference.revision or "main"  # which a local directory does not look at
     config = AutoConfig.from_pretrained(reference.name, trust_remote_code=True, revision=revision, **hub._asdict())
     written = next((auto_map[auto] for auto in _REMOTE_CLASSES if auto in auto_map), None)

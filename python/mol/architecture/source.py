@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mol.config.model_reference import ModelReference, is_local
+from mol.config.model_reference import is_local, whole_model
 from mol.io.hub import resolve
 from mol.io.json_file import read_object
 from mol.io.layout import CONFIG, INDEX, SINGLE, read_weight_map
@@ -26,7 +26,7 @@ def find_directory(name: str, *, hub_cache_dir: Path | str | None = None, token:
         PermissionError: the repository is gated or the token may not read it.
         CheckpointError: no such revision, or neither connection nor cached file.
     """
-    reference = ModelReference.parse(name)
+    reference = whole_model(name)
     if is_local(reference.name):
         return resolve(reference)[0]
     from huggingface_hub import errors, hf_hub_download

@@ -26,7 +26,9 @@ def find(reference: ModelReference, cache_dir: Path | None = None) -> Checkpoint
     from mol.io.hub import cached_snapshot, resolve
     from mol.io.weight_files import missing_files
 
-    if Path(reference.name).expanduser().exists() or reference.name.startswith(("/", ".", "~")):
+    if reference.adapter is not None:
+        return _find_adapted(reference.model, reference.adapter, cache_dir)
+    if _is_here(reference):
         directory, commit = resolve(reference)
         return Checkpoint.open(directory, name=str(reference), revision=commit)
     snapshot = cached_snapshot(reference, cache_dir)
@@ -38,6 +40,28 @@ def find(reference: ModelReference, cache_dir: Path | None = None) -> Checkpoint
     except CheckpointError:  # a damaged index: opening the checkpoint says what is wrong with it
         pass
     return Checkpoint.open(snapshot, name=str(reference), revision=snapshot.name)
+
+
+def _find_adapted(model: ModelReference, adapter: ModelReference, cache_dir: Path | None) -> Checkpoint | None:
+    from mol.io.adapter import Adapter
+    from mol.io.hub import cached_snapshot, resolve
+    from mol.io.layout import ADAPTER
+    from mol.merge.adapters import with_adapter
+
+    base = find(model, cache_dir)
+    if _is_here(adapter):
+        directory, commit = resolve(adapter, adapter=True)
+    else:
+        snapshot = cached_snapshot(adapter, cache_dir)
+        if snapshot is None or not (snapshot / ADAPTER).exists():
+            return None
+        directory, commit = snapshot, snapshot.name
+    found = Adapter.open(directory, name=str(adapter), revision=commit)
+    return None if base is None else with_adapter(base, found)
+
+
+def _is_here(reference: ModelReference) -> bool:
+    return Path(reference.name).expanduser().exists() or reference.name.startswith(("/", ".", "~"))
 
 
 def open_named(text: str, cache_dir: Path | None = None) -> Checkpoint:

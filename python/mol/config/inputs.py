@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mol.config.values import ValueReader
 
 _HINTS = {
-    "lora": "adapters come later",
+    "lora": "write `model: NAME+ADAPTER`",
 }
 
 

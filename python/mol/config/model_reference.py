@@ -1,10 +1,10 @@
-"""ModelReference: the name of a model in a recipe, a local directory or a hub id with an optional revision."""
+"""ModelReference: the name of a model in a recipe, a directory or a hub id, revision and adapter with it."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from mol.errors import ConfigError
 from mol.text import closest
 
 _MAX_NAME = 4095
-_LATER = {"lora": "adapters (LoRA) come later", "override_architecture": "overriding the architecture comes later"}
+_LATER = {"override_architecture": "overriding the architecture comes later"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,28 +22,36 @@ class ModelReference:
     Attributes:
         name: local directory, or hub id such as `org/model`.
         revision: branch, tag or commit of a hub id; None means the default branch.
+        adapter: the adapter (LoRA) that is applied to the model, named like a model; it has none itself.
     """
 
     name: str
     revision: str | None = None
+    adapter: ModelReference | None = None
 
     def __str__(self) -> str:
-        """Return `name` or `name@revision`, as a recipe writes it."""
-        return self.name if self.revision is None else f"{self.name}@{self.revision}"
+        """Return `name`, `name@revision` or either with `+adapter`, as a recipe writes it."""
+        text = self.name if self.revision is None else f"{self.name}@{self.revision}"
+        return text if self.adapter is None else f"{text}+{self.adapter}"
+
+    @property
+    def model(self) -> ModelReference:
+        """The model without its adapter."""
+        return self if self.adapter is None else ModelReference(self.name, self.revision)
 
     @classmethod
     def parse(cls, value: object) -> ModelReference:
         """Read a reference in any form a recipe may use.
 
-        A text that names an existing local path is that path, whatever signs it holds. Otherwise `@` separates a
-        revision from a hub id.
+        A text that names an existing local path is that path, whatever signs it holds. Otherwise `+` separates an
+        adapter from its model, and `@` a revision from a hub id.
 
         Args:
-            value: `name[@revision]`, a path, a ModelReference, or a mapping `{path, revision}` or
-                `{model: {path, revision}}`.
+            value: `name[@revision]`, with `+adapter[@revision]` after it if wanted, a path, a ModelReference, or a
+                mapping `{path, revision}` or `{model: {path, revision}, lora: {path, revision}}`.
 
         Raises:
-            ConfigError: the value is none of these, is empty, or names an adapter (`+`), which comes later.
+            ConfigError: the value is none of these, or is empty.
         """
         if isinstance(value, ModelReference):
             return value
@@ -66,10 +74,8 @@ class ModelReference:
         if is_local(text):
             return cls(text)
         if "+" in text:
-            raise ConfigError(
-                f"`{text}` is no local path, and `+` then names an adapter (LoRA): adapters come later; "
-                "merge the adapter into its model first"
-            )
+            model, adapter = _split_adapter(text)
+            return replace(cls._parse_text(model), adapter=cls._parse_text(adapter))
         name, at, revision = text.rpartition("@")
         if not at:
             return cls(text)
@@ -84,7 +90,7 @@ class ModelReference:
         for key, why in _LATER.items():
             if value.get(key) is not None:
                 raise ConfigError(f"`{key}` in a model reference: {why}")
-        unknown = [str(key) for key in value if key not in {"model", "path", "revision", *_LATER}]
+        unknown = [str(key) for key in value if key not in {"model", "lora", "path", "revision", *_LATER}]
         if unknown:
             raise ConfigError(f"unknown key `{unknown[0]}` in a model reference, which has `path` and `revision`")
         if "model" in value:
@@ -93,7 +99,10 @@ class ModelReference:
                 raise ConfigError("a model reference is `{model: {path, revision}}`; here `model` is given with them")
             if isinstance(inner, Mapping) and "model" in inner:
                 raise ConfigError("a model reference is `{model: {path, revision}}`; here `model` is nested twice")
-            return cls.parse(inner)
+            model = cls.parse(inner)
+            return model if value.get("lora") is None else model._with_adapter(value["lora"])
+        if value.get("lora") is not None:
+            raise ConfigError("`lora` in a model reference stands beside `model`: `{model: {path}, lora: {path}}`")
         path, revision = value.get("path"), value.get("revision")
         if not isinstance(path, (str, Path)) or not str(path).strip():
             raise ConfigError("a model reference in map form needs `path`, a directory or a hub id (a text)")
@@ -101,11 +110,21 @@ class ModelReference:
             raise ConfigError(f"the revision of `{path}` must be text, not {revision!r}; put it in quotes")
         return cls(str(path), revision)
 
+    def _with_adapter(self, value: object) -> ModelReference:
+        adapter = ModelReference.parse(value)
+        if self.adapter is not None or adapter.adapter is not None:
+            raise ConfigError(
+                f"`{self}` and `{adapter}`: a model takes one adapter; merge the others in a stage before"
+            )
+        return replace(self, adapter=adapter)
+
     def identity(self) -> tuple[object, ...]:
         """Return what the name means here, equal for every spelling: a directory, or a repository's revision.
 
         Which commit a branch or tag points to is known only once it is resolved, so `name@COMMIT` differs from `name`.
         """
+        if self.adapter is not None:
+            return self.model.identity(), self.adapter.identity()
         if self.revision is None:
             found = _stat(self.name)
             if found is not None:
@@ -121,17 +140,56 @@ class ModelReference:
 
     def to_plain(self) -> str | dict[str, dict[str, str]]:
         """Return the form that YAML holds, which `parse` reads back to this reference on any machine."""
-        if not any(sign in self.name for sign in "+@"):
+        named = [self] if self.adapter is None else [self, self.adapter]
+        if not any(sign in reference.name for reference in named for sign in "+@"):
             return str(self)
-        parts = {"path": self.name}
-        if self.revision is not None:
-            parts["revision"] = self.revision
-        return {"model": parts}
+        return {key: reference._parts() for key, reference in zip(("model", "lora"), named, strict=False)}
+
+    def _parts(self) -> dict[str, str]:
+        return {"path": self.name} | ({} if self.revision is None else {"revision": self.revision})
+
+
+def whole_model(value: object) -> ModelReference:
+    """Read a reference to a model as it lies in its directory, where no adapter can be applied.
+
+    Raises:
+        ConfigError: as `ModelReference.parse`, or it names an adapter.
+    """
+    reference = ModelReference.parse(value)
+    if reference.adapter is not None:
+        raise ConfigError(
+            f"`{reference}` is a model with an adapter, which only a merge applies; "
+            "merge the two (`merge_method: passthrough`) and name the result"
+        )
+    return reference
 
 
 def may_be_one(a: ModelReference, b: ModelReference) -> bool:
     """Return whether two references that differ may turn out to be one model: revisions of one repository."""
+    if a.adapter is not None or b.adapter is not None:
+        pairs = ((a.model, b.model), (a.adapter, b.adapter))
+        return all(x == y or (x is not None and y is not None and may_be_one(x, y)) for x, y in pairs)
     return a.name == b.name and not is_local(a.name)
+
+
+def _split_adapter(text: str) -> tuple[str, str]:
+    """Split `model+adapter` at its one `+`, or at that which makes one part or both names of what exists.
+
+    Raises:
+        ConfigError: a part is empty, or several places would do.
+    """
+    places = [place for place, sign in enumerate(text) if sign == "+"]
+    parts = [(text[:place], text[place + 1 :]) for place in places]
+    if len(parts) > 1:
+        found = [[is_local(part) or "+" not in part for part in pair] for pair in parts]
+        parts = [pair for pair, sound in zip(parts, found, strict=True) if all(sound)]
+    if len(parts) != 1:
+        raise ConfigError(
+            f"`{text}` is no local path and has more than one `+`: write `{{model: {{path: ...}}, lora: ...}}`"
+        )
+    if not all(part.strip() for part in parts[0]):
+        raise ConfigError(f"`{text}` is no local path, and not `model+adapter` either: a part is empty")
+    return parts[0]
 
 
 def is_local(text: str) -> bool:

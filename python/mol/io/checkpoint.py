@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -16,6 +16,8 @@ from mol.io.weight_files import WeightFiles, find_weights, no_config, refuse_unf
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from mol.io.expressions import Expr
 
 _HEAD: Final = 1024
 _FAILURES_SHOWN: Final = 4
@@ -73,18 +75,54 @@ class CheckpointFile:
     header: str
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model directory.
+class Made(NamedTuple):
+    """A tensor that is no tensor of a file.
 
     Attributes:
-        name: what the user called the model.
+        of: the expression; where there are several, which are no floats, all must be equal.
+        bytes: what a sweep over it reads, as the engine counts.
+    """
+
+    of: tuple[Expr, ...]
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A directory that a model is put together from.
+
+    Attributes:
+        name: what the user called it.
         directory: where it lies.
         revision: commit hash when it came from the Hub.
         files: its weight files.
-        tensors: every tensor by name, in the order of the files.
+        digests: SHA-256 of files by name, where they were read as a whole.
+        role: what it is, e.g. "adapter"; empty for a model.
+    """
+
+    name: str
+    directory: Path
+    revision: str | None
+    files: tuple[CheckpointFile, ...]
+    digests: Mapping[str, str] = field(default_factory=dict)
+    role: str = ""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model: what a directory holds, or what is made of several.
+
+    Attributes:
+        name: what the user called the model.
+        directory: where it lies; of a model that is made, where the files next to its weights do.
+        revision: commit hash when it came from the Hub.
+        files: its weight files.
+        tensors: every tensor by name, in the order of the files; what is made of several comes last.
         config: its config.json.
         warnings: what may well surprise about its files, one line each.
+        notes: what else there is to say of how it is made, one line each.
+        made: how tensors are made that are not what a file holds under that name.
+        parts: the directories that it is made of; empty where it is one.
     """
 
     name: str
@@ -94,6 +132,9 @@ class Checkpoint:
     tensors: dict[str, TensorInfo]
     config: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    made: Mapping[str, Made] = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
     @classmethod
     def open(cls, directory: Path | str, *, name: str | None = None, revision: str | None = None) -> Checkpoint:
@@ -124,6 +165,10 @@ class Checkpoint:
         _refuse_adapter(directory, config, tensors)
         warnings = tuple(f"{label} {line}" for line in weights.warnings)
         return cls(label, directory, revision, files, tensors, config, warnings)
+
+    def directories(self) -> tuple[Part, ...]:
+        """Return the directories that it is made of: its own, where it is one."""
+        return self.parts or (Part(self.name, self.directory, self.revision, self.files),)
 
 
 def _check_directory(directory: Path) -> None:
@@ -159,7 +204,7 @@ def _read_shards(directory: Path, weights: WeightFiles) -> tuple[tuple[Checkpoin
     homes = {tensor: file for file, listed in (weights.listed or {}).items() for tensor in listed}
     for name in weights.names:
         try:
-            checked, found = _read_shard(directory / name, len(files))
+            checked, found = read_shard(directory / name, len(files))
             if weights.listed is not None:
                 _check_shard(directory, name, found, weights.listed[name], homes)
             elif twice := tensors.keys() & found.keys():
@@ -179,7 +224,17 @@ def _read_shards(directory: Path, weights: WeightFiles) -> tuple[tuple[Checkpoin
     return tuple(files), tensors
 
 
-def _read_shard(path: Path, index: int) -> tuple[CheckpointFile, dict[str, TensorInfo]]:
+def read_shard(path: Path, index: int) -> tuple[CheckpointFile, dict[str, TensorInfo]]:
+    """Read the header of a weight file.
+
+    Args:
+        path: the file.
+        index: its number among the files of its model.
+
+    Raises:
+        CheckpointError: it is damaged or something else.
+        OSError: it cannot be read.
+    """
     from mol import _rust  # not above, so that the types of this module do not need the built extension
 
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve would follow the links of the Hub's cache

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from mol.config.model_reference import nearby
 from mol.errors import CheckpointError
-from mol.io.layout import CARD, CONFIG, INDEX, SINGLE, read_shard_names
+from mol.io.layout import ADAPTER, ADAPTER_CONFIG, CARD, CONFIG, INDEX, SINGLE, read_shard_names
 from mol.io.side_files import sort_side_files
 from mol.io.weight_files import counted_shards, missing_files
 
@@ -37,6 +37,7 @@ def resolve(
     endpoint: str | None = None,
     weights: bool = True,
     code: bool = False,
+    adapter: bool = False,
     offline: list[str] | None = None,
 ) -> tuple[Path, str | None]:
     """Find the directory of a model, downloading what the merge needs of it and nothing else.
@@ -52,6 +53,7 @@ def resolve(
         endpoint: the address of the Hub, huggingface_hub's own if None.
         weights: fetch SafeTensors too, not just the files next to them.
         code: fetch Python files too.
+        adapter: it is an adapter: fetch its settings, its weights and its card, and nothing else.
         offline: takes what is to be said of a model that came from the cache because the Hub is unreachable, for a
             caller that says it of several models at once; None logs it as a warning.
 
@@ -76,14 +78,15 @@ def resolve(
         origin = hub_origin(path, cache_dir)
         return path, origin[1] if origin else None
     if path.exists():
-        raise NotADirectoryError(f"{path} is a file; name the directory that holds the model's config.json")
+        holds = f"the adapter's {ADAPTER_CONFIG}" if adapter else f"the model's {CONFIG}"
+        raise NotADirectoryError(f"{path} is a file; name the directory that holds {holds}")
     if not _HUB_ID.fullmatch(reference.name) or path.is_absolute():
         hint = nearby(reference.name)
         raise FileNotFoundError(
             f"{reference.name}: no such directory (and it cannot be the id of a Hub repository){hint}"
         )
-    hub = _Hub(reference, cache_dir=cache_dir, token=token, endpoint=endpoint, offline=offline)
-    return hub.fetch(weights=weights, code=code)
+    hub = _Hub(reference, cache_dir=cache_dir, token=token, endpoint=endpoint, offline=offline, adapter=adapter)
+    return hub.fetch(weights=weights and not adapter, code=code)
 
 
 def hub_origin(directory: Path, cache_dir: Path | str | None = None) -> tuple[str, str] | None:
@@ -141,7 +144,9 @@ class _Hub:
         token: str | None,
         endpoint: str | None,
         offline: list[str] | None,
+        adapter: bool,
     ) -> None:
+        self._adapter = adapter
         self._reference = reference
         self._cache_dir = cache_dir
         self._token = token
@@ -201,6 +206,8 @@ class _Hub:
 
     def _wanted(self, listed: Sequence[str], *, weights: bool, code: bool) -> list[str]:
         """Choose from the files of a repository: its config, side files and the index or the one file of weights."""
+        if self._adapter:
+            return [name for name in (ADAPTER_CONFIG, ADAPTER, CARD) if name in listed]
         side = sort_side_files(listed)
         wanted = [name for name in (CONFIG, CARD) if name in listed]
         wanted += [*side.tokenizer, *side.other, *(side.code if code else ())]
@@ -250,8 +257,13 @@ class _Hub:
     def _from_cache(self, cause: Exception, *, weights: bool) -> tuple[Path, str]:
         """Return the cached snapshot of the revision, if all that the merge needs is there."""
         snapshot = cached_snapshot(self._reference, self._cache_dir)
-        nothing = [CONFIG, *([SINGLE] if weights else ())]
-        missing = nothing if snapshot is None else missing_files(snapshot, weights=weights)
+        nothing = [ADAPTER_CONFIG, ADAPTER] if self._adapter else [CONFIG, *([SINGLE] if weights else ())]
+        if snapshot is None:
+            missing = nothing
+        elif self._adapter:
+            missing = [name for name in nothing if not (snapshot / name).exists()]
+        else:
+            missing = missing_files(snapshot, weights=weights)
         if snapshot is None or missing:
             raise CheckpointError(
                 f"{self._reference}: no such directory, the Hub is unreachable ({_first_line(cause)}), and its cache "

@@ -20,6 +20,9 @@ CHAT_TEMPLATE: Final = "chat_template.jinja"
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 
+ADAPTER_CONFIG: Final = "adapter_config.json"
+ADAPTER: Final = "adapter_model.safetensors"
+
 MANIFEST: Final = "mol_manifest.json"
 RECIPE: Final = "mergekit_config.yml"
 JOURNAL: Final = "journal"

@@ -41,6 +41,7 @@ class CardSource:
         revision: commit hash, if known.
         license: `license`, and `license_name` and `license_link` where they are given.
         role: e.g. "base", empty for a plain input.
+        digest: SHA-256 of its weights, if they were read as a whole.
     """
 
     name: str
@@ -48,6 +49,7 @@ class CardSource:
     revision: str | None
     license: Mapping[str, str]
     role: str = ""
+    digest: str | None = None
 
 
 def read_license(directory: Path) -> dict[str, str]:
@@ -167,7 +169,8 @@ def _stated(source: CardSource) -> str:
 
 def _source_line(source: CardSource) -> str:
     revision = f" at revision {_code(source.revision)}" if source.revision else ""
-    return f"- {_code(source.name)}{revision}{f' ({source.role})' if source.role else ''}"
+    digest = f", SHA-256 {_code(source.digest)}" if source.digest else ""
+    return f"- {_code(source.name)}{revision}{f' ({source.role})' if source.role else ''}{digest}"
 
 
 def _joined(names: Sequence[str]) -> str:

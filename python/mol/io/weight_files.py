@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 # What the weights of a format that is not read look like, and the way out of each.
 _FOREIGN_FILES: Final = (
-    ("*.gguf", "GGUF files", "use the SafeTensors release of the model"),
-    ("adapter_model.*", "an adapter (LoRA)", "merge it into its base model first; adapters come later"),
-    ("*.bin", "pickled PyTorch weights", "convert them once with safetensors, or use the SafeTensors release"),
-    ("*.pt", "pickled PyTorch weights", "convert them once with safetensors, or use the SafeTensors release"),
-    ("*.pth", "pickled PyTorch weights", "convert them once with safetensors, or use the SafeTensors release"),
-    ("*.h5", "TensorFlow weights", "use the SafeTensors release of the model"),
-    ("*.msgpack", "Flax weights", "use the SafeTensors release of the model"),
-    ("*.safetensors", "SafeTensors files of another name", f"name the weights {SINGLE}, or write {INDEX}"),
+    ("*.gguf", "GGUF files", "; use the SafeTensors release of the model"),
+    ("adapter_model.*", "an adapter (LoRA)", " as a model of its own; write it as MODEL+ADAPTER"),
+    ("*.bin", "pickled PyTorch weights", "; convert them once with safetensors, or use the SafeTensors release"),
+    ("*.pt", "pickled PyTorch weights", "; convert them once with safetensors, or use the SafeTensors release"),
+    ("*.pth", "pickled PyTorch weights", "; convert them once with safetensors, or use the SafeTensors release"),
+    ("*.h5", "TensorFlow weights", "; use the SafeTensors release of the model"),
+    ("*.msgpack", "Flax weights", "; use the SafeTensors release of the model"),
+    ("*.safetensors", "SafeTensors files of another name", f"; name the weights {SINGLE}, or write {INDEX}"),
 )
 _COUNTED: Final = re.compile(r"(?P<stem>[^/]+)-(?P<number>\d{1,9})-of-(?P<count>\d{1,9})\.safetensors")
 # Files of tensors that no loader takes for the model: the publisher's own format, adapters, optimizers.
@@ -113,13 +113,20 @@ def no_config(directory: Path) -> CheckpointError | FileNotFoundError:
     inside = _no_model(directory)
     if inside is not None:
         return CheckpointError(f"{directory} {inside}")
-    for pattern, what, way_out in _FOREIGN_FILES[:2]:
-        found = next(iter(sorted(directory.glob(pattern))), None)
-        if found is not None:
-            return CheckpointError(f"{directory} holds {what} ({found.name}), which is not supported; {way_out}")
+    foreign = _foreign(directory, _FOREIGN_FILES[:2])
+    if foreign is not None:
+        return foreign
     below = sorted(path.parent.name for path in directory.glob("*/config.json"))
     hint = f"; there is one in {directory / below[-1]}" if below else ""
     return FileNotFoundError(f"{directory}: no config.json; a model directory has one next to its weights{hint}")
+
+
+def _foreign(directory: Path, known: Iterable[tuple[str, str, str]]) -> CheckpointError | None:
+    for pattern, what, way_out in known:
+        found = next(iter(sorted(directory.glob(pattern))), None)
+        if found is not None:
+            return CheckpointError(f"{directory} holds {what} ({found.name}), which is not supported{way_out}")
+    return None
 
 
 def refuse_unfinished(directory: Path) -> None:
@@ -216,10 +223,9 @@ def _by_their_names(directory: Path, present: list[str]) -> tuple[str, ...]:
     inside = _no_model(directory)
     if inside is not None:
         raise CheckpointError(f"{directory} {inside}")
-    for pattern, what, way_out in _FOREIGN_FILES:
-        found = next(iter(sorted(directory.glob(pattern))), None)
-        if found is not None:
-            raise CheckpointError(f"{directory} holds {what} ({found.name}), which is not supported; {way_out}")
+    foreign = _foreign(directory, _FOREIGN_FILES)
+    if foreign is not None:
+        raise foreign
     raise FileNotFoundError(f"{directory}: neither {SINGLE} nor {INDEX}; a model directory holds one of them")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from mol.config.methods import METHODS
 from mol.errors import MolError
 from mol.io.hub import hub_origin
+from mol.io.layout import ADAPTER
 from mol.io.model_card import LISTED, CardSource, model_card, read_license
 from mol.merge.labels import Labels
 
@@ -42,9 +43,10 @@ def prepare_card(planned: PlannedMerge, options: MergeOptions) -> Card:
     """Read what the card quotes. That is optional: where it cannot be read it is left out, with a note."""
     config = planned.config
     places = [str(place) for place in (config.output_path, config.tokenizer_source) if place is not None]
-    labels = Labels(planned.sources, places, cache_dir=options.cache_dir)
+    parts = planned.parts()
+    labels = Labels(parts, places, cache_dir=options.cache_dir)
     sources, notes = [], []
-    for source in planned.sources:
+    for source in parts:
         license_ = {}
         if options.write_model_card:
             try:
@@ -57,7 +59,8 @@ def prepare_card(planned: PlannedMerge, options: MergeOptions) -> Card:
                 on_hub=hub_origin(source.directory, options.cache_dir) is not None,
                 revision=source.revision,
                 license=license_,
-                role=_role(config, source.name),
+                role=source.role or _role(config, source.name),
+                digest=source.digests.get(ADAPTER),
             )
         )
     recipe = config.source_text if config.source_text is not None else config.to_yaml()

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from mol.config.methods import METHODS, weights_cancel
 from mol.config.parameters import compile_filter
 from mol.errors import ConfigError
+from mol.io.expressions import sources_of
 from mol.merge import plan
-from mol.merge.plan import sources_of
 from mol.text import suggestion
 
 if TYPE_CHECKING:

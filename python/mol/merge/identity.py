@@ -22,17 +22,21 @@ def spelled_twice(checkpoints: Mapping[ModelReference, Checkpoint]) -> dict[Mode
     first: dict[object, ModelReference] = {}
     same: dict[ModelReference, ModelReference] = {}
     for reference, checkpoint in checkpoints.items():
-        keys: list[object] = [checkpoint.directory]
+        adapters = [part.digests for part in checkpoint.parts if part.role == "adapter"]
+        adapter = tuple(sorted((name, digest) for digests in adapters for name, digest in digests.items()))
+        keys: list[object] = [(checkpoint.directory, adapter)]
         try:
             found = checkpoint.directory.stat()
         except OSError:
             pass  # opened from elsewhere: its path is all that is known
         else:
-            keys = [(found.st_dev, found.st_ino)]
+            keys = [(found.st_dev, found.st_ino, adapter)]
             if checkpoint.revision is not None and not reference.is_directory():
-                keys.append((reference.name.lower(), checkpoint.revision))  # the Hub takes names in any case
+                keys.append((reference.name.lower(), checkpoint.revision, adapter))  # the Hub takes names in any case
                 if blobs := _blobs(checkpoint):
-                    keys.append((blobs, checkpoint.revision))  # and the old name of a repository that was renamed
+                    keys.append(
+                        (blobs, checkpoint.revision, adapter)
+                    )  # and the old name of a repository that was renamed
         earlier = next((first[key] for key in keys if key in first), None)
         if earlier is not None:
             same[reference] = earlier
@@ -46,7 +50,8 @@ def _blobs(checkpoint: Checkpoint) -> frozenset[str]:
 
     The hash of a commit alone says too little: servers other than the Hub give several repositories one.
     """
-    names = frozenset(file.path.resolve().name for file in checkpoint.files)
+    files = checkpoint.directories()[0].files
+    names = frozenset(file.path.resolve().name for file in files)
     return names if all(map(_SHA256.fullmatch, names)) else frozenset()
 
 

@@ -12,7 +12,7 @@ from mol.io.hub import hub_origin
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from mol.io.checkpoint import Checkpoint
+    from mol.io.checkpoint import Part
 
 # A path of this machine that is no input, e.g. in a comment of the recipe; its last part is the group.
 _PATH: Final = re.compile(r"(?<![^\s'\"`(\[{,;=:])~?/(?:[\w.+@%-]+/)+([\w.+@%-]+)/?(?![^\s'\"`)\]},;:])")
@@ -26,16 +26,16 @@ class Labels:
     """
 
     def __init__(
-        self, checkpoints: Iterable[Checkpoint], places: Iterable[str] = (), *, cache_dir: Path | str | None = None
+        self, parts: Iterable[Part], places: Iterable[str] = (), *, cache_dir: Path | str | None = None
     ) -> None:
         """Name the inputs.
 
         Args:
-            checkpoints: the inputs.
+            parts: the inputs' directories.
             places: further paths that texts may mention, e.g. the output path in the recipe.
             cache_dir: the Hub cache in use, huggingface_hub's own if None.
         """
-        directories = {checkpoint.directory: checkpoint.name for checkpoint in checkpoints}
+        directories = {part.directory: part.name for part in parts}
         origins = {directory: hub_origin(directory, cache_dir) for directory in directories}
         local = [directory.resolve() for directory in dict.fromkeys(directories) if origins[directory] is None]
         short = _shortest(list(dict.fromkeys(local)))
@@ -54,9 +54,9 @@ class Labels:
             key=lambda pair: (-len(pair[0]), pair[0]),
         )
 
-    def of(self, checkpoint: Checkpoint) -> str:
+    def of(self, part: Part) -> str:
         """Return the short name of an input."""
-        return self._labels[checkpoint.directory]
+        return self._labels[part.directory]
 
     def clean(self, text: str) -> str:
         """Replace the absolute paths of inputs in a text by their short names, and other ones by their last part."""

@@ -48,13 +48,15 @@ def build_manifest(
         "recipe": card.recipe,
         "sources": [
             {
-                "name": labels.of(source),
-                "revision": source.revision,
+                "name": labels.of(part),
+                **({"role": part.role} if part.role else {}),
+                "revision": part.revision,
                 "files": [
-                    {"name": file.path.name, "size": file.size, "header_blake3": file.header} for file in source.files
+                    {"name": file.path.name, "size": file.size, "header_blake3": file.header} for file in part.files
                 ],
+                **({"sha256": dict(part.digests)} if part.digests else {}),
             }
-            for source in planned.sources
+            for part in planned.parts()
         ],
         "files": list(executed["files"]),
         "side_files": [{"name": name, **entry} for name, entry in sorted(side_files.items())],
@@ -77,7 +79,7 @@ def manifest_size(planned: PlannedMerge, side_files: Iterable[str]) -> int:
     """Return the most bytes that manifest and index of a merge take, for the account of the disk."""
     # An entry holds the name, a shape, a checksum and perhaps a digest; the index the name and that of its file.
     tensors = sum(2 * len(tensor.name.encode("utf-8", "replace")) + 360 for tensor in planned.plan.tensors)
-    files = sum(len(source.files) for source in planned.sources) + len(planned.plan.outputs)
+    files = sum(len(part.files) + len(part.digests) for part in planned.parts()) + len(planned.plan.outputs)
     lines = (*planned.copied, *planned.dropped, *planned.warnings, *planned.notes)
     texts = sum(len(line.encode("utf-8", "replace")) + 10 for line in (*lines, *side_files))
     recipe = len((planned.config.source_text or planned.config.to_yaml()).encode("utf-8", "replace"))

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mol.io.expressions import Source, renumbered
+
 if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint
+    from mol.io.expressions import Expr
     from mol.merge.combine import Combiner
     from mol.structure.alignment import Alignment
     from mol.structure.layers import Structure
@@ -35,6 +38,14 @@ class Model:
     first_file: int
     used: set[str]
     own_head: bool = False
+
+    def read(self, name: str) -> tuple[tuple[Expr, ...], int]:
+        """Return what gives one of its tensors (several only where these must be equal), and the bytes of a sweep."""
+        made = self.checkpoint.made.get(name) if self.checkpoint.made else None
+        if made is None:
+            info = self.checkpoint.tensors[name]
+            return (Source(self.first_file + info.file, name),), info.bytes
+        return tuple(renumbered(expr, self.first_file.__add__) for expr in made.of), made.bytes
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 from mol._rust import methods
+from mol.io.expressions import Expr, Source
 
 PLAN_VERSION: Final = 2
 
@@ -32,32 +33,6 @@ class InputFile:
     size: int
     mtime_ns: int
     header: str
-
-
-class Source(NamedTuple):
-    """A tensor in an input file: the expression that most tasks read.
-
-    Attributes:
-        input: index into `MergePlan.inputs`.
-        tensor: its name there.
-    """
-
-    input: int
-    tensor: str
-
-
-Expr: TypeAlias = Source | Mapping[str, Any]
-"""What a task reads: a tensor, or one entry, name of an expression to what it is made of, such as
-`{"rows": {"of": Source(0, "qkv"), "from": 0, "to": 512}}`. rust/src/plan/expr.rs lists them."""
-
-
-def sources_of(expr: object) -> Iterator[Source]:
-    """Yield every tensor that an expression, or each of several, is made of."""
-    if isinstance(expr, Source):
-        yield expr
-    elif isinstance(expr, (Mapping, Sequence)) and not isinstance(expr, str):
-        for part in expr.values() if isinstance(expr, Mapping) else expr:
-            yield from sources_of(part)
 
 
 class OutputTensor(NamedTuple):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from mol.config.merge_config import MergeConfig
-    from mol.io.checkpoint import Checkpoint
+    from mol.io.checkpoint import Checkpoint, Part
     from mol.merge.plan import MergePlan
 
 
@@ -61,3 +61,8 @@ class PlannedMerge:
     bytes_read: int
     bytes_written: int
     side_files: tuple[OutputFile, ...] = ()
+
+    def parts(self) -> tuple[Part, ...]:
+        """Return every directory that the sources are made of, once, in their order."""
+        found = {part.directory: part for source in reversed(self.sources) for part in reversed(source.directories())}
+        return tuple(reversed(found.values()))

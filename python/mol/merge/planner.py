@@ -81,6 +81,7 @@ class _Planner:
         self._models = list(models.values())
         self._problems = Mismatches()
         self._notes: dict[str, None] = dict.fromkeys(config.notes)
+        self._notes.update((line, None) for model in self._models for line in model.checkpoint.notes)
         self._warnings = dict.fromkeys(line for model in self._models for line in model.checkpoint.warnings)
         self._slices = make_slices(config, models, self._problems)
         self._dtype = output_dtype(config, options)
@@ -338,9 +339,8 @@ class _Planner:
         if main is not None:
             set_dtype(self._model_config, main)
         plan = self._tasks.build(self._models, seed=options.seed, allow_nonfinite=options.allow_nonfinite)
-        read = {file.path for file in plan.inputs}
         for model in self._taking_part():
-            if read.isdisjoint(str(file.path) for file in model.checkpoint.files):
+            if not self._tasks.reads(model):
                 note = f"{model.label} has no effect: the recipe gives it no weight in any tensor"
                 self._notes[note] = None
         self._warnings.update(dict.fromkeys(idle_filters(self._config, plan)))

@@ -62,16 +62,26 @@ def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None
         MolError: a model cannot be had or is damaged; where several are, a MergeError lists them.
         OSError: a model is missing or may not be read.
     """
+    from mol.io.adapter import Adapter
     from mol.io.checkpoint import Checkpoint
+    from mol.merge.adapters import with_adapter
 
     options = options or MergeOptions()
     found: dict[ModelReference, Checkpoint] = {}
+    models: dict[ModelReference, Checkpoint] = {}  # without adapters: several may be on one
     failures: dict[ModelReference, MolError | OSError] = {}
     offline: list[str] = []
     for reference in config.model_references():
         try:
-            directory, revision = _resolve(reference, config, options, weights=True, offline=offline)
-            found[reference] = Checkpoint.open(directory, name=str(reference), revision=revision)
+            model = models.get(reference.model)
+            if model is None:
+                directory, revision = _resolve(reference.model, config, options, offline=offline)
+                model = Checkpoint.open(directory, name=str(reference.model), revision=revision)
+                models[reference.model] = model
+            if reference.adapter is not None:
+                directory, revision = _resolve(reference.adapter, config, options, adapter=True, offline=offline)
+                model = with_adapter(model, Adapter.open(directory, name=str(reference.adapter), revision=revision))
+            found[reference] = model
         except FileNotFoundError as error:
             location = config.locations.get(reference)
             failures[reference] = FileNotFoundError(f"{location}: {error}" if location else str(error))
@@ -149,7 +159,9 @@ def run_merge(
     options = replace(options or MergeOptions(), **read_options(option_fields))
     config = load_recipe(recipe)
     target = _target(out, out_path, config)
-    local = (Path(reference.name).expanduser() for reference in config.model_references())
+    named = config.model_references()
+    names = [reference.name for pair in named for reference in (pair, pair.adapter) if reference is not None]
+    local = (Path(name).expanduser() for name in names)
     place = find_place(Path(target), inputs=filter(Path.is_dir, local))
     # Kept from the first look at what is there until the new model is in its place.
     with closing(_rust.PartialLock(partial_of(place), place)) as lock:
@@ -354,7 +366,7 @@ def _tokenizer_directory(
         return planned.donor.directory
     if source in checkpoints:
         return checkpoints[source].directory
-    return _resolve(source, planned.config, options, weights=False)[0]
+    return _resolve(source.model, planned.config, options, weights=False)[0]
 
 
 def _resolve(
@@ -362,7 +374,8 @@ def _resolve(
     config: MergeConfig,
     options: MergeOptions,
     *,
-    weights: bool,
+    weights: bool = True,
+    adapter: bool = False,
     offline: list[str] | None = None,
 ) -> tuple[Path, str | None]:
     from mol.io.hub import resolve
@@ -372,6 +385,7 @@ def _resolve(
         cache_dir=options.cache_dir,
         token=options.token,
         weights=weights,
+        adapter=adapter,
         code=options.trust_remote_code or config.trust_remote_code,
         offline=offline,
     )

@@ -7,14 +7,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.dtypes import BYTES, EXACT_DTYPES
+from mol.io.expressions import Source, renumbered, sources_of
 from mol.io.layout import shard_names
-from mol.merge.plan import COPY, InputFile, MergePlan, Method, OutputTensor, Source, Task, sources_of, sweeps
+from mol.merge.plan import COPY, InputFile, MergePlan, Method, OutputTensor, Task, sweeps
 from mol.structure.names import is_buffer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mol.io.checkpoint import TensorInfo
+    from mol.io.expressions import Expr
     from mol.merge.combine import Combiner
     from mol.merge.mismatch import Mismatches
     from mol.merge.model import Model
@@ -130,7 +132,7 @@ class TaskBuilder:
             for name, source in zip(moved.names(layer), stack.names(layer), strict=True):
                 info = owner.checkpoint.tensors[source]
                 owner.used.add(source)
-                self._append(name, info, COPY, (Source(owner.first_file + info.file, source),), info.bytes)
+                self._append(name, info, COPY, *owner.read(source))
                 count += 1
         return count
 
@@ -176,7 +178,7 @@ class TaskBuilder:
         info = spec.info
         shape = info.shape
         exact = info.dtype in EXACT_DTYPES
-        sources = []
+        sources: list[Expr] = []
         read = 0
         lacking = None
         for index in combination.inputs:
@@ -194,8 +196,9 @@ class TaskBuilder:
                     f"is {found.dtype} in {model.label} and {info.dtype} in {spec.owner.label}; integer and bool "
                     "tensors are copied when they are equal, never cast",
                 )
-            sources.append(Source(model.first_file + found.file, name))
-            read += found.bytes
+            of, size = model.read(name)
+            sources += of
+            read += size
         method = combination.method
         if lacking is not None:
             self._copy(spec, lacking)
@@ -215,13 +218,11 @@ class TaskBuilder:
         if self._strict:
             self._problems.add_tensor(spec.pattern, spec.layer, f"{problem} (--strict-tensors)")
             return
-        found = spec.owner.checkpoint.tensors[spec.source]
         spec.owner.used.add(spec.source)
         self.copied.append(f"{spec.name}: copied from {spec.owner.label}, lacking in {who}")
-        source = Source(spec.owner.first_file + found.file, spec.source)
-        self._append(spec.name, spec.info, COPY, (source,), found.bytes)
+        self._append(spec.name, spec.info, COPY, *spec.owner.read(spec.source))
 
-    def _append(self, name: str, info: TensorInfo, method: Method, sources: tuple[Source, ...], read: int) -> None:
+    def _append(self, name: str, info: TensorInfo, method: Method, sources: tuple[Expr, ...], read: int) -> None:
         dtype = info.dtype
         size = info.bytes
         wanted = self._dtype
@@ -234,11 +235,16 @@ class TaskBuilder:
         self._filled += size
         self._tasks.append(Task(len(self._tensors), method, sources))
         self._tensors.append(OutputTensor(name, dtype, info.shape, self._output))
-        self._read.update([source.input for source in sources])
+        self._read.update([source.input for source in sources_of(sources)])
         self._bytes_by_dtype[dtype] += size
         for kind in method:
             self.bytes_read += read * sweeps(kind)
             self.methods[kind] += 1
+
+    def reads(self, model: Model) -> bool:
+        """Return whether some task reads a file of a model."""
+        first = model.first_file
+        return not self._read.isdisjoint(range(first, first + len(model.checkpoint.files)))
 
     @property
     def bytes_written(self) -> int:
@@ -257,12 +263,23 @@ class TaskBuilder:
             for model in models
             for file in model.checkpoint.files
         ]
-        read = sorted(self._read)
+        # Models that share files, as one with an adapter and without it, read them as one input.
+        first: dict[str, int] = {}
+        same = [first.setdefault(file.path, number) for number, file in enumerate(files)]
+        read = sorted({same[number] for number in self._read})
         tasks = self._tasks
         if len(read) < len(files):
-            renumbered = {old: new for new, old in enumerate(read)}
+            places = {old: new for new, old in enumerate(read)}
+            numbers = [places.get(number, -1) for number in same]
             tasks = [
-                task._replace(of=tuple(Source(renumbered[file], name) for file, name in sources_of(task.of)))
+                task._replace(
+                    of=tuple(
+                        Source(numbers[expr.input], expr.tensor)
+                        if isinstance(expr, Source)
+                        else renumbered(expr, numbers.__getitem__)
+                        for expr in task.of
+                    )
+                )
                 for task in tasks
             ]
         return MergePlan(

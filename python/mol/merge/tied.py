@@ -10,7 +10,7 @@ from mol.structure.model_config import set_tie, tie_flag
 from mol.structure.names import head_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mol.merge.model import Model
 
@@ -137,13 +137,13 @@ def _ends(model: Model) -> _Ends:
     flag = False if model.own_head else tie_flag(model.checkpoint.config)
     if head is not None:
         return _Ends(embedding, head, flag, flag is True)
-    tied = embedding is not None and (flag is True or (flag is None and _has_scores(model)))
+    tied = embedding is not None and (flag is True or (flag is None and has_scores(model.checkpoint.config)))
     return _Ends(embedding, None, flag, tied)
 
 
-def _has_scores(model: Model) -> bool:
+def has_scores(config: Mapping[str, Any]) -> bool:
     """Return whether the saved class has a language model's head, which then can only be the embedding."""
-    architectures = model.checkpoint.config.get("architectures")
+    architectures = config.get("architectures")
     words = ("ForCausalLM", "LMHead", "ForConditionalGeneration", "ForMaskedLM", "ForPreTraining")
     return isinstance(architectures, list) and any(
         isinstance(name, str) and word in name for name in architectures for word in words

@@ -48,7 +48,9 @@ def _has_own_head(checkpoint: Checkpoint) -> bool:
     if tie_flag(checkpoint.config) is False or not any(map(HEAD.search, checkpoint.tensors)):
         return False
     embedding, head = ends_of(checkpoint, find_structure(checkpoint.tensors, checkpoint.config))
-    return embedding is not None and head is not None and not _are_equal(checkpoint, embedding, head)
+    if embedding is None or head is None or head in checkpoint.made:  # config.json was written with what is made
+        return False
+    return not _are_equal(checkpoint, embedding, head)
 
 
 def _are_equal(checkpoint: Checkpoint, a: str, b: str) -> bool:

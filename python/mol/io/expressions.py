@@ -1,0 +1,48 @@
+"""What is read of the files of a model: a tensor, or what is made of tensors; the twin of rust/src/plan/expr.rs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+
+class Source(NamedTuple):
+    """A tensor in an input file: the expression that most tasks read.
+
+    Attributes:
+        input: index into a list of files: those of a checkpoint, or `MergePlan.inputs`.
+        tensor: its name there.
+    """
+
+    input: int
+    tensor: str
+
+
+Expr: TypeAlias = Source | Mapping[str, Any]
+"""A tensor, or one entry, name of an expression to what it is made of, such as
+`{"rows": {"of": Source(0, "qkv"), "from": 0, "to": 512}}`. rust/src/plan/expr.rs lists them."""
+
+
+def sources_of(expr: object) -> Iterator[Source]:
+    """Yield every tensor that an expression, or each of several, is made of."""
+    if isinstance(expr, Source):
+        yield expr
+    elif isinstance(expr, (Mapping, Sequence)) and not isinstance(expr, str):
+        for part in expr.values() if isinstance(expr, Mapping) else expr:
+            yield from sources_of(part)
+
+
+def renumbered(expr: Expr, number: Callable[[int], int]) -> Expr:
+    """Return an expression with other numbers of files."""
+    changed: Expr = _renumbered(expr, number)
+    return changed
+
+
+def _renumbered(part: Any, number: Callable[[int], int]) -> Any:  # noqa: ANN401 - any part of an expression
+    if isinstance(part, Source):
+        return Source(number(part.input), part.tensor)
+    if isinstance(part, Mapping):
+        return {key: _renumbered(value, number) for key, value in part.items()}
+    if isinstance(part, (list, tuple)):
+        return [_renumbered(value, number) for value in part]
+    return part
