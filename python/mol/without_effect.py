@@ -19,7 +19,7 @@ WITHOUT_EFFECT: Final[dict[str, str]] = {
     "write_threads": "the same threads read, compute and write; --threads sets their number",
     "clone_tensors": "each tensor of the output is written on its own",
     "cleanup": "a merge leaves nothing behind but its output",
-    "unsafe_truncate_embeddings": "vocabularies that differ are refused, never cut",
+    "unsafe_truncate_embeddings": "rows of vocabularies that differ are paired by token, never cut",
     "lora_merge_cache": _ADAPTERS,
     "lora_merge_dtype": _ADAPTERS,
 }

@@ -162,17 +162,18 @@ def test_a_pointer_in_place_of_a_tokenizer_is_refused_and_not_copied(tmp_path: P
 def test_the_union_of_equal_vocabularies_is_the_bases_tokenizer(tmp_path: Path) -> None:
     models(tmp_path, {}, {"tokenizer__json": json.dumps(TOKENIZER, indent=4)})
     planned = plan(2, tokenizer_source="union")
-    assert "`tokenizer_source: union`: all vocabularies are equal, so the tokenizer is that of a" in planned.notes
+    assert "`tokenizer_source: union`: a has all tokens, so its tokenizer is taken" in planned.notes
     assert planned.plan.to_json() == plan(2, tokenizer_source="base").plan.to_json()
 
 
-def test_the_union_of_other_vocabularies_is_refused(tmp_path: Path) -> None:
+def test_a_union_needs_the_tokens_of_every_model(tmp_path: Path) -> None:
     longer = TOKENIZER | {"added_tokens": [{"id": 12, "content": "<new>"}]}
-    models(tmp_path, {}, {"tokenizer__json": longer}, {"tokenizer__json": None})
-    text = refusal(3, tokenizer_source="union")
-    assert "b: 1 token that a lacks, e.g. '<new>'" in text
-    assert "c: its ids were not compared with those of a: it has no tokenizer" in text
-    assert "joining vocabularies comes later" in text
+    models(tmp_path, {}, {"tokenizer__json": longer}, {"tokenizer__json": None}, BINARY)
+    text = refusal(4, tokenizer_source="union")
+    assert (
+        "c has no tokenizer; `union` needs one, which transformers writes: AutoTokenizer.from_pretrained(DIR)" in text
+    )
+    assert "d has tokenizer.model, whose format is not read here; `union` needs one" in text
 
 
 def test_the_rows_of_a_nested_vocabulary_count(tmp_path: Path) -> None:
@@ -181,4 +182,5 @@ def test_the_rows_of_a_nested_vocabulary_count(tmp_path: Path) -> None:
     longer = TOKENIZER | {"added_tokens": [{"id": 12, "content": "<new>"}]}
     config = flat | {"text_config": nested}
     models(tmp_path, {"config__json": config}, {"config__json": config, "tokenizer__json": longer})
-    assert "its tokenizer has the id 12, the embedding 12 rows" in refusal(2, tokenizer_source="b")
+    planned = plan(2, tokenizer_source="b")
+    assert (planned.model_config["text_config"]["vocab_size"], "vocab_size" in planned.model_config) == (13, False)

@@ -14,6 +14,8 @@ from mol.merge.planner import plan_merge
 from tests.tiny import headers, llama, llama_config
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mol.io.checkpoint import Checkpoint
     from mol.merge.plan import Method
     from mol.merge.planned import PlannedMerge
@@ -25,7 +27,7 @@ def plan(recipe: dict[str, Any] | MergeConfig, *checkpoints: Checkpoint, **optio
     return plan_merge(config, table, options=MergeOptions(**options))
 
 
-def linear(*weights: float, names: str = "abcd", **more: Any) -> dict[str, Any]:  # noqa: ANN401
+def linear(*weights: float, names: Sequence[str] = "abcd", **more: Any) -> dict[str, Any]:  # noqa: ANN401
     models = [{"model": name, "parameters": {"weight": w}} for name, w in zip(names, weights, strict=False)]
     return {"merge_method": "linear", "models": models, **more}
 

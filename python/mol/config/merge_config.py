@@ -43,8 +43,8 @@ class MergeConfig:
         parameters: parameters of lowest precedence.
         dtype: safetensors name of the output's dtype ("F32", "F16", "BF16", "F64"); None keeps the donor's.
         out_dtype: the same, stronger than `dtype`.
-        tokenizer_source: "base", "union" (the same, where all vocabularies are equal), a model of the recipe, or None
-            (the donor's).
+        tokenizer_source: "base", "union" (with the tokens that only other models have), a model of the recipe, or None
+            (the donor's, rows paired by number).
         chat_template: Jinja text, "auto" (the one that most inputs have), or None (the donor's).
         layer_alignment: "auto" maps layers of models of unequal depth proportionally, "strict" refuses them.
         output_path: where the Python classes save.

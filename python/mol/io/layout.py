@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 CONFIG: Final = "config.json"
 CARD: Final = "README.md"
 GENERATION: Final = "generation_config.json"
+TOKENIZER: Final = "tokenizer.json"
+ADDED_TOKENS: Final = "added_tokens.json"
 TOKENIZER_SETTINGS: Final = "tokenizer_config.json"
 CHAT_TEMPLATE: Final = "chat_template.jinja"
 

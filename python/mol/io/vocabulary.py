@@ -3,23 +3,59 @@
 from __future__ import annotations
 
 import filecmp
+import json
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.errors import CheckpointError
 from mol.io.json_file import found_instead, read_json, read_object, read_regular
-from mol.io.layout import TOKENIZER_SETTINGS
+from mol.io.layout import ADDED_TOKENS, TOKENIZER, TOKENIZER_SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 # Formats whose tokens are not read here; files of equal bytes hold the same ids all the same.
 _UNREAD: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json")
 _UNREAD_ENDINGS: Final = ("*.tiktoken", "*.spm")
 
+_MOST_IDS: Final = 1 << 24
+_FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
 SPECIAL_ROLES: Final = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
 """What a special token may be for; config.json calls its id `eos_token_id` and so on."""
+
+
+class NewToken(NamedTuple):
+    """A token that the tokenizer of the output gets.
+
+    Attributes:
+        content: the token.
+        number: its id.
+        flags: those of an added token in tokenizer.json; None for one of the vocabulary itself.
+        score: of a Unigram model.
+    """
+
+    content: str
+    number: int
+    flags: Mapping[str, Any] | None
+    score: float | None
+
+
+class _Content(NamedTuple):
+    """What the main file of a tokenizer holds.
+
+    Attributes:
+        ids: token -> id.
+        added: token -> flags of the tokens that are cut out of a text before the rest is split.
+        kind: how tokens spell their bytes and spaces, None where it is not known.
+        scores: token -> score, of a Unigram model.
+    """
+
+    ids: dict[str, int]
+    added: dict[str, dict[str, Any]]
+    kind: str | None
+    scores: dict[str, float]
 
 
 class Vocabulary:
@@ -42,7 +78,7 @@ class Vocabulary:
     @cached_property
     def main(self) -> Path | None:
         """The file that holds the tokens, of those whose format is read."""
-        names = ("tokenizer.json", "vocab.json", "vocab.txt")
+        names = (TOKENIZER, "vocab.json", "vocab.txt")
         return next((path for name in names if (path := self.directory / name).exists()), None)
 
     @cached_property
@@ -75,8 +111,8 @@ class Vocabulary:
     def added(self) -> dict[str, int]:
         """Token -> id of the tokens that stand outside of the main file."""
         found: dict[str, int] = {}
-        path = self.directory / "added_tokens.json"
-        if (self.main is None or self.main.name != "tokenizer.json") and path.exists():
+        path = self.directory / ADDED_TOKENS
+        if (self.main is None or self.main.name != TOKENIZER) and path.exists():
             found |= _checked(path, read_json(path))
         decoder = self.settings.get("added_tokens_decoder")
         if isinstance(decoder, dict):
@@ -94,16 +130,37 @@ class Vocabulary:
             CheckpointError: a tokenizer file is not what its name says.
             OSError: one cannot be read.
         """
-        return self.added | self._main_ids
+        return self.added | self._main.ids
+
+    @property
+    def kind(self) -> str | None:
+        """How tokens spell bytes and spaces ("byte-level", "SentencePiece", "WordPiece"); None where unknown."""
+        return self._main.kind
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Token -> score, of a Unigram model."""
+        return self._main.scores
 
     @cached_property
-    def _main_ids(self) -> dict[str, int]:
+    def flags(self) -> dict[str, dict[str, Any]]:
+        """Token -> flags, as tokenizer.json has them, of the tokens that are cut out of a text before the rest."""
+        found = {token: dict.fromkeys(_FLAGS, False) | {"normalized": True} for token in self.added}
+        found |= self._main.added
+        decoder = self.settings.get("added_tokens_decoder")
+        for entry in decoder.values() if isinstance(decoder, dict) else ():
+            if isinstance(entry, dict) and (token := _content(entry)) is not None and token not in self._main.added:
+                found[token] = {flag: entry.get(flag) is True for flag in _FLAGS}
+        return found
+
+    @cached_property
+    def _main(self) -> _Content:
         if self.main is None:
-            return {}
+            return _Content({}, {}, None, {})
         for other in self._others:
             if other.main is not None and other.main.name == self.main.name and _are_equal(other.main, self.main):
-                return other._main_ids
-        readers = {"tokenizer.json": _fast, "vocab.json": _table, "vocab.txt": _lines}
+                return other._main
+        readers = {TOKENIZER: _fast, "vocab.json": _table, "vocab.txt": _lines}
         return readers[self.main.name](self.main)
 
     @cached_property
@@ -152,31 +209,48 @@ def _content(entry: object) -> str | None:
     return token if isinstance(token, str) and token else None
 
 
-def _fast(path: Path) -> dict[str, int]:
+def _fast(path: Path) -> _Content:
     """Read a `tokenizer.json` of the tokenizers library: BPE, WordPiece and WordLevel map, Unigram lists."""
     content = read_json(path)
     try:
-        vocab = content["model"]["vocab"]
+        model = content["model"]
+        vocab = model["vocab"]
+        added = list(content.get("added_tokens") or ())
+        scores = {} if isinstance(vocab, dict) else {entry[0]: entry[1] for entry in vocab}
         found = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
-        found.update({token["content"]: token["id"] for token in content.get("added_tokens") or ()})
+        found.update({token["content"]: token["id"] for token in added})
+        flags = {token["content"]: {flag: token.get(flag) is True for flag in _FLAGS} for token in added}
+        kind = _kind(content, model)
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a tokenizer of the tokenizers library: {error!r}") from error
-    return _checked(path, found)
+    return _Content(_checked(path, found), flags, kind, scores)
 
 
-def _table(path: Path) -> dict[str, int]:
-    return _checked(path, read_json(path))
+def _kind(content: dict[str, Any], model: dict[str, Any]) -> str | None:
+    """Tell how the tokens of a `tokenizer.json` spell bytes and spaces."""
+    around = json.dumps([content.get("normalizer"), content.get("pre_tokenizer"), content.get("decoder")])
+    if model.get("type") == "WordPiece":
+        return "WordPiece"
+    if '"ByteLevel"' in around:
+        return "byte-level"
+    return "SentencePiece" if '"Metaspace"' in around or "\\u2581" in around or model.get("byte_fallback") else None
 
 
-def _lines(path: Path) -> dict[str, int]:
+def _table(path: Path) -> _Content:
+    kind = "byte-level" if path.with_name("merges.txt").exists() else None
+    return _Content(_checked(path, read_json(path)), {}, kind, {})
+
+
+def _lines(path: Path) -> _Content:
     try:
         text = read_regular(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8: {error}") from error
-    return {line.removesuffix("\r"): i for i, line in enumerate(text.rstrip("\n").split("\n"))}
+    lines = text.rstrip("\n").split("\n")
+    return _Content({line.removesuffix("\r"): i for i, line in enumerate(lines)}, {}, "WordPiece", {})
 
 
 def _checked(path: Path, found: object) -> dict[str, int]:
-    if not isinstance(found, dict) or not all(isinstance(i, int) for i in found.values()):
+    if not isinstance(found, dict) or not all(type(i) is int and 0 <= i < _MOST_IDS for i in found.values()):
         raise CheckpointError(f"{path} does not map tokens to ids")
     return found

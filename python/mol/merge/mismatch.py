@@ -81,8 +81,8 @@ class Mismatches:
         for (label, found, wanted), names in self._vocabulary.items():
             lines.append(
                 f"vocabulary sizes differ: {label} has {found} rows in {_listed(names)}, wanted {wanted} as in "
-                f"{donor.label}; give the models one vocabulary first (a `tokenizer` section that aligns them "
-                "comes later), or leave the model out"
+                f"{donor.label}; rows are paired by token only where a tokenizer is known, in embeddings and heads "
+                "that are known by name; leave the model out"
             )
         for model in self._misshapen.values():
             lines.extend(_config_differences(donor, model))

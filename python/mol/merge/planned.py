@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from mol.config.merge_config import MergeConfig
     from mol.io.checkpoint import Checkpoint, Part
+    from mol.merge.joined import Joined
     from mol.merge.plan import MergePlan
 
 
@@ -44,6 +45,7 @@ class PlannedMerge:
         bytes_read: sum of the sources of all tasks, twice for a method that needs statistics; a run from the start
             reports the same.
         bytes_written: sum of the output's tensors.
+        joined: the vocabulary of the output, where rows are paired by token; None where they are by number.
         side_files: every other file of the output than its weights; empty until these are planned.
     """
 
@@ -60,6 +62,7 @@ class PlannedMerge:
     warnings: tuple[str, ...]
     bytes_read: int
     bytes_written: int
+    joined: Joined | None = None
     side_files: tuple[OutputFile, ...] = ()
 
     def parts(self) -> tuple[Part, ...]:

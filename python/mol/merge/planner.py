@@ -18,16 +18,18 @@ from mol.merge.planned import PlannedMerge
 from mol.merge.settings import compare_settings
 from mol.merge.tasks import ModelLayer, OutputSpec, TaskBuilder
 from mol.merge.tied import Tying, find_tying, own_head, own_head_note, state_untied
+from mol.merge.vocabulary_rows import VocabularyRows
 from mol.structure.layers import in_side_tower, is_side_tower
 from mol.structure.model_config import LayerOrigin, broken_cycles, restack, set_dtype, tie_flag
 from mol.structure.names import is_buffer, natural_key, side_of
 from mol.text import ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Callable, Container, Mapping
 
     from mol.config.merge_config import MergeConfig, ModelReference
     from mol.io.checkpoint import Checkpoint
+    from mol.merge.joined import Joined
     from mol.merge.model import Model
     from mol.structure.layers import Stack
 
@@ -38,6 +40,7 @@ def plan_merge(
     *,
     options: MergeOptions | None = None,
     own_heads: Container[ModelReference] = (),
+    join: Callable[[], Joined] | None = None,
 ) -> PlannedMerge:
     """Plan a merge. Pure: reads no file, and takes time in proportion to the number of tensors.
 
@@ -46,11 +49,13 @@ def plan_merge(
         checkpoints: every model of `config.model_references()`.
         options: `out_shard_size`, `strict_tensors`, `allow_crimes`, `allow_nonfinite`, `seed` and `dtype` count here.
         own_heads: the models whose head is known not to be their embedding, from `find_own_heads`.
+        join: joins the vocabularies of the models; called where the recipe chooses a tokenizer, or where their
+            vocabularies are of unequal size, which is refused if it is None.
 
     Raises:
         MergeError: the checkpoints do not fit together or the recipe does not fit them; lists every problem.
     """
-    return _Planner(config, checkpoints, options or MergeOptions(), own_heads).plan()
+    return _Planner(config, checkpoints, options or MergeOptions(), own_heads, join).plan()
 
 
 def output_dtype(config: MergeConfig, options: MergeOptions) -> str | None:
@@ -74,8 +79,10 @@ class _Planner:
         checkpoints: Mapping[ModelReference, Checkpoint],
         options: MergeOptions,
         own_heads: Container[ModelReference],
+        join: Callable[[], Joined] | None,
     ) -> None:
         self._config = config
+        self._join = join
         self._options = options
         models, self._donor = open_models(config, checkpoints, own_heads)
         self._models = list(models.values())
@@ -92,6 +99,7 @@ class _Planner:
         )
         self._model_config = copy.deepcopy(self._donor.checkpoint.config)
         self._tying: Tying | None = None
+        self._vocabulary: VocabularyRows | None = None
         self._account = Account(self._donor, self._slices, self._problems, strict=options.strict_tensors)
 
     def plan(self) -> PlannedMerge:
@@ -106,6 +114,7 @@ class _Planner:
         head = own_head(self._donor, self._tying)
         if head is not None and (note := state_untied(self._model_config, head)):
             self._notes[note] = None
+        self._join_vocabularies()
         sides = self._sides()
         for name in sides["first"]:
             self._add_loose(name, "first")
@@ -119,6 +128,8 @@ class _Planner:
             self._add_loose(name, "last")
         if self._tying is not None:
             self._finish_head(self._tying)
+        if self._vocabulary is not None:
+            self._vocabulary.finish(self._model_config, self._problems, self._notes, self._warnings)
         self._account.close(self._taking_part())
         self._warnings.update(dict.fromkeys(self._account.warnings))
         compare_settings(
@@ -142,6 +153,35 @@ class _Planner:
                 self._notes[
                     f"names of {model.label} are aligned with {self._donor.label}: `{theirs}*` is `{ours}*`"
                 ] = None
+
+    def _join_vocabularies(self) -> None:
+        """Join the vocabularies of the models, if the recipe chooses a tokenizer or their sizes differ."""
+        if self._join is None:
+            return
+        found = VocabularyRows(self._donor, self._models, self._tying)
+        unequal = found.unequal(self._taking_part())
+        if self._config.tokenizer_source is None and not unequal:
+            return
+        joined = self._join()
+        for problem in joined.problems:
+            self._problems.add(problem)
+        for reason in joined.by_number:
+            if unequal:
+                self._problems.add(f"{reason}, and vocabularies differ in size ({unequal}); add the tokenizer")
+            self._notes[f"{reason} but by number"] = None
+        self._refuse()
+        if self._config.tokenizer_source is None:
+            self._warnings[
+                f"the recipe chooses no tokenizer and vocabularies differ in size ({unequal}): rows are paired by the "
+                f"tokens of {self._donor.label}, as with `tokenizer_source: base`"
+            ] = None
+        if self._config.tokenizer_source == "union" and not joined.new:
+            self._notes[f"`tokenizer_source: union`: {self._donor.label} has all tokens, so its tokenizer is taken"] = (
+                None
+            )
+        self._warnings.update(dict.fromkeys(joined.warnings))
+        found.join(joined)
+        self._vocabulary = found
 
     def _sides(self) -> dict[str, list[str]]:
         sides: dict[str, list[str]] = {"first": [], "last": []}
@@ -177,10 +217,11 @@ class _Planner:
         for model, found in zip(models, names, strict=True):
             if found is not None:
                 model.used.add(found)
-        info = donor.checkpoint.tensors[name]
-        self._tasks.add(
-            OutputSpec(name, info, donor, name, position, name, None), models, names, slice_.combine, decide_as
-        )
+        info, gather = donor.checkpoint.tensors[name], None
+        if self._vocabulary is not None and self._vocabulary.has(name):
+            info, gather = self._vocabulary.gather(name, info)
+        spec = OutputSpec(name, info, donor, name, position, name, None)
+        self._tasks.add(spec, models, names, slice_.combine, decide_as, gather)
 
     def _finish_head(self, tying: Tying) -> None:
         """Write the head that a tied donor lacks, and report heads on disk that are ignored."""
@@ -191,9 +232,11 @@ class _Planner:
             for model, found in zip(models, names, strict=True):
                 if found is not None:
                     model.used.add(found)
-            info = self._donor.checkpoint.tensors[tying.embedding]
+            info, gather = self._donor.checkpoint.tensors[tying.embedding], None
+            if self._vocabulary is not None:
+                info, gather = self._vocabulary.gather(tying.head, info)
             spec = OutputSpec(tying.head, info, self._donor, tying.embedding, 1.0, tying.head, None)
-            self._tasks.add(spec, models, names, slice_.combine)
+            self._tasks.add(spec, models, names, slice_.combine, gather=gather)
         for index, name in tying.unused.items():
             model = self._models[index]
             if name not in model.used:
@@ -338,7 +381,13 @@ class _Planner:
         main = self._tasks.main_dtype()
         if main is not None:
             set_dtype(self._model_config, main)
-        plan = self._tasks.build(self._models, seed=options.seed, allow_nonfinite=options.allow_nonfinite)
+        vocabulary = self._vocabulary
+        plan = self._tasks.build(
+            self._models,
+            seed=options.seed,
+            allow_nonfinite=options.allow_nonfinite,
+            tables={} if vocabulary is None else vocabulary.tables,
+        )
         for model in self._taking_part():
             if not self._tasks.reads(model):
                 note = f"{model.label} has no effect: the recipe gives it no weight in any tensor"
@@ -358,4 +407,5 @@ class _Planner:
             tuple(self._warnings),
             self._tasks.bytes_read,
             self._tasks.bytes_written,
+            joined=None if vocabulary is None else vocabulary.joined,
         )

@@ -6,6 +6,7 @@ import json
 import logging
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -315,20 +316,27 @@ def _prepare(
     from mol.io.vocabulary import read_vocabularies
     from mol.merge.card import prepare_card
     from mol.merge.identity import refuse_unnameable, same_weights, spelled_twice
+    from mol.merge.joined import join_models
     from mol.merge.planner import plan_merge
     from mol.merge.side_files import output_files, plan_side_files
-    from mol.merge.vocabularies import check_vocabularies
+    from mol.merge.vocabularies import VocabularyRemarks, check_vocabularies
     from mol.structure.heads import find_own_heads
 
     opened = resolve_checkpoints(config, options) if checkpoints is None else checkpoints
     refuse_unnameable(opened)
     config = config.with_one_name_each(spelled_twice({name: opened[name] for name in config.model_references()}))
-    planned = plan_merge(config, opened, options=options, own_heads=find_own_heads(opened))
-    tokenizer = _tokenizer_directory(planned, opened, options)
-    crimes = options.allow_crimes or config.allow_crimes
-    directories = (planned.donor.directory, *(source.directory for source in planned.sources), tokenizer)
+    donor = opened[config.donor()]
+    tokenizer = _tokenizer_directory(config, opened, options)
+    directories = (donor.directory, *(opened[name].directory for name in config.model_references()), tokenizer)
     vocabularies = read_vocabularies(directories)
-    tokens = check_vocabularies(planned, tokenizer, vocabularies, allow_crimes=crimes)
+    for vocabulary in vocabularies.values():
+        vocabulary.check()
+    join = partial(join_models, config, opened, vocabularies)
+    planned = plan_merge(config, opened, options=options, own_heads=find_own_heads(opened), join=join)
+    tokens = VocabularyRemarks((), ())
+    if planned.joined is None:
+        crimes = options.allow_crimes or config.allow_crimes
+        tokens = check_vocabularies(planned, vocabularies, allow_crimes=crimes)
     remarks = [*tokens.notes]
     side = plan_side_files(planned, tokenizer, vocabularies, options)
     if tokenizer != planned.donor.directory:
@@ -359,14 +367,12 @@ def _check_space(place: Path, planned: PlannedMerge, preflight: str) -> None:
 
 
 def _tokenizer_directory(
-    planned: PlannedMerge, checkpoints: Mapping[ModelReference, Checkpoint], options: MergeOptions
+    config: MergeConfig, checkpoints: Mapping[ModelReference, Checkpoint], options: MergeOptions
 ) -> Path:
-    source = planned.config.tokenizer_source
+    source = config.tokenizer_source
     if source is None or isinstance(source, str) or not options.copy_tokenizer:
-        return planned.donor.directory
-    if source in checkpoints:
-        return checkpoints[source].directory
-    return _resolve(source.model, planned.config, options, weights=False)[0]
+        source = config.donor()
+    return checkpoints[source].directory
 
 
 def _resolve(

@@ -13,8 +13,28 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mol.errors import CheckpointError, MergeError
 from mol.io.json_file import found_instead, may, read_object, read_regular
-from mol.io.layout import CARD, CHAT_TEMPLATE, CONFIG, INDEX, JOURNAL, MANIFEST, RECIPE, TOKENIZER_SETTINGS
-from mol.io.side_files import SideFile, find_file, is_license, is_settings, list_files, sort_side_files
+from mol.io.layout import (
+    ADDED_TOKENS,
+    CARD,
+    CHAT_TEMPLATE,
+    CONFIG,
+    INDEX,
+    JOURNAL,
+    MANIFEST,
+    RECIPE,
+    TOKENIZER,
+    TOKENIZER_SETTINGS,
+)
+from mol.io.side_files import (
+    SideFile,
+    find_file,
+    is_license,
+    is_settings,
+    is_tokenizer_file,
+    list_files,
+    sort_side_files,
+)
+from mol.io.tokenizer_json import add_tokens
 from mol.merge.card import card_text
 from mol.merge.manifest import build_manifest, manifest_size, manifest_text
 from mol.merge.planned import OutputFile
@@ -99,7 +119,12 @@ def plan_side_files(
     ]
 
     tokens = follow_tokenizer(planned, tokenizer, vocabularies, copies_tokenizer=options.copy_tokenizer)
-    rewritten, remarks = _rewritten(planned, copies, {CONFIG: dict(tokens.config), **tokens.files}, trust=trust)
+    changed = {CONFIG: dict(tokens.config), **tokens.files}
+    new = () if planned.joined is None or not options.copy_tokenizer else planned.joined.new
+    if new:
+        changed |= add_tokens(vocabularies[tokenizer], new)
+        notes += _of_one_model(planned, copies)
+    rewritten, remarks = _rewritten(planned, copies, changed, trust=trust)
     notes += [*tokens.notes, *remarks]
     warnings += tokens.warnings
     texts = {}
@@ -114,7 +139,9 @@ def plan_side_files(
             settings = rewritten.setdefault(TOKENIZER_SETTINGS, read_object(copies[TOKENIZER_SETTINGS].path))
             settings["chat_template"] = template
         copies.pop("chat_template.json", None)
-    texts |= {name: json.dumps(value, indent=2, ensure_ascii=False) + "\n" for name, value in rewritten.items()}
+    for name, value in rewritten.items():
+        indent = None if name == TOKENIZER else 2  # json has a fast writer only for one line
+        texts[name] = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
     return SideFilePlan(
         copies={name: file for name, file in copies.items() if name not in texts},
         texts=texts,
@@ -172,6 +199,13 @@ def write_side_files(
         written[INDEX] = _digest((partial / INDEX).read_bytes())
     manifest = build_manifest(planned, executed, written, card=card, version=version)
     _write(_target(partial, MANIFEST), manifest_text(manifest))
+
+
+def _of_one_model(planned: PlannedMerge, copies: Mapping[str, SideFile]) -> list[str]:
+    """Name the tables of tokens that lack those which the tokenizer of the output gets."""
+    tables = (name for name in copies if is_tokenizer_file(name) and not is_settings(name))
+    names = [name for name in tables if name not in {TOKENIZER, ADDED_TOKENS} and not name.endswith(".jinja")]
+    return [f"{', '.join(names)}: the tokens of {planned.donor.name} alone; {TOKENIZER} has all"] if names else []
 
 
 def _find_all(chosen: Mapping[str, Path]) -> dict[str, SideFile]:

@@ -13,11 +13,13 @@ from mol.merge.plan import COPY, InputFile, MergePlan, Method, OutputTensor, Tas
 from mol.structure.names import is_buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
     from mol.io.checkpoint import TensorInfo
     from mol.io.expressions import Expr
     from mol.merge.combine import Combiner
+    from mol.merge.gathers import Gathered
     from mol.merge.mismatch import Mismatches
     from mol.merge.model import Model
     from mol.structure.layers import Stack
@@ -157,6 +159,7 @@ class TaskBuilder:
         names: Sequence[str | None],
         combine: Combiner,
         decide_as: str | None = None,
+        gather: Callable[[Model], Gathered] | None = None,
     ) -> None:
         """Make one tensor of the output.
 
@@ -166,6 +169,7 @@ class TaskBuilder:
             names: its name in each, None where the input has no such tensor.
             combine: decides how it is made.
             decide_as: the name by which parameters are found, if not its own.
+            gather: what is read of an input, where its rows are not those of the output.
         """
         output = spec.name if decide_as is None else decide_as
         combination = combine.fixed
@@ -187,8 +191,9 @@ class TaskBuilder:
             if name is None or found is None:
                 lacking = [*(lacking or ()), model.label]
                 continue
-            if found.shape != shape:
-                self._problems.add_shape(spec.owner, model, spec.pattern, spec.layer, found.shape, shape)
+            if found.shape != shape and (gather is None or found.shape[1:] != shape[1:]):
+                wanted = shape if gather is None else (*found.shape[:1], *shape[1:])
+                self._problems.add_shape(spec.owner, model, spec.pattern, spec.layer, found.shape, wanted)
             if found.dtype != info.dtype and (exact or found.dtype in EXACT_DTYPES):
                 self._problems.add_tensor(
                     spec.pattern,
@@ -196,19 +201,19 @@ class TaskBuilder:
                     f"is {found.dtype} in {model.label} and {info.dtype} in {spec.owner.label}; integer and bool "
                     "tensors are copied when they are equal, never cast",
                 )
-            of, size = model.read(name)
+            of, size = model.read(name) if gather is None else gather(model)
             sources += of
             read += size
         method = combination.method
         if lacking is not None:
-            self._copy(spec, lacking)
+            self._copy(spec, lacking, gather)
             return
         if exact and method is not COPY:
             method = COPY
             self.copied.append(f"{spec.name}: {info.dtype}, copied as it is and not merged")
         self._append(spec.name, info, method, tuple(sources), read)
 
-    def _copy(self, spec: OutputSpec, lacking: Sequence[str]) -> None:
+    def _copy(self, spec: OutputSpec, lacking: Sequence[str], gather: Callable[[Model], Gathered] | None) -> None:
         """Copy a tensor that some inputs lack, or refuse where that would mix up a layer."""
         who = ", ".join(dict.fromkeys(lacking))
         problem = f"is lacking in {who}, and {spec.owner.label} has it"
@@ -220,7 +225,8 @@ class TaskBuilder:
             return
         spec.owner.used.add(spec.source)
         self.copied.append(f"{spec.name}: copied from {spec.owner.label}, lacking in {who}")
-        self._append(spec.name, spec.info, COPY, *spec.owner.read(spec.source))
+        read = spec.owner.read(spec.source) if gather is None else gather(spec.owner)
+        self._append(spec.name, spec.info, COPY, *read)
 
     def _append(self, name: str, info: TensorInfo, method: Method, sources: tuple[Expr, ...], read: int) -> None:
         dtype = info.dtype
@@ -235,7 +241,8 @@ class TaskBuilder:
         self._filled += size
         self._tasks.append(Task(len(self._tensors), method, sources))
         self._tensors.append(OutputTensor(name, dtype, info.shape, self._output))
-        self._read.update([source.input for source in sources_of(sources)])
+        for expr in sources:
+            self._read.update((expr.input,) if type(expr) is Source else [leaf.input for leaf in sources_of(expr)])
         self._bytes_by_dtype[dtype] += size
         for kind in method:
             self.bytes_read += read * sweeps(kind)
@@ -256,8 +263,10 @@ class TaskBuilder:
         floats = [dtype for dtype in self._bytes_by_dtype if dtype in BYTES]
         return max(floats, key=lambda dtype: (self._bytes_by_dtype[dtype], dtype), default=None)
 
-    def build(self, models: Sequence[Model], *, seed: int, allow_nonfinite: bool) -> MergePlan:
-        """Return the plan; files of which nothing is read are left out."""
+    def build(
+        self, models: Sequence[Model], *, seed: int, allow_nonfinite: bool, tables: Mapping[str, Mapping[str, Any]]
+    ) -> MergePlan:
+        """Return the plan, with its row tables; files of which nothing is read are left out."""
         files = [
             InputFile(str(file.path), file.size, file.mtime_ns, file.header)
             for model in models
@@ -287,6 +296,7 @@ class TaskBuilder:
             outputs=shard_names(self._output + 1),
             tensors=tuple(self._tensors),
             tasks=tuple(tasks),
+            tables=tables,
             seed=seed,
             allow_nonfinite=allow_nonfinite,
         )

@@ -35,16 +35,15 @@ class _Differences(NamedTuple):
 
 
 def check_vocabularies(
-    planned: PlannedMerge, tokenizer: Path, vocabularies: Mapping[Path, Vocabulary], *, allow_crimes: bool
+    planned: PlannedMerge, vocabularies: Mapping[Path, Vocabulary], *, allow_crimes: bool
 ) -> VocabularyRemarks:
-    """Refuse models for which a row of the embedding means different tokens.
+    """Refuse models for which a row of the embedding means different tokens, where rows are paired by number.
 
     Tokens that only one of two models has are no problem: nothing contradicts the other.
 
     Args:
         planned: the merge.
-        tokenizer: directory whose tokenizer the output gets.
-        vocabularies: by directory, of the donor, the other models and `tokenizer`, in this order.
+        vocabularies: by directory, of the donor and the other models, in this order.
         allow_crimes: warn where one id has two tokens, in place of refusing.
 
     Raises:
@@ -56,24 +55,18 @@ def check_vocabularies(
     names = {donor.directory: donor.name}
     for source in planned.sources:
         names.setdefault(source.directory, source.name)
-    chosen = planned.config.tokenizer_source
-    names.setdefault(tokenizer, str(chosen))
-    for vocabulary in vocabularies.values():
-        vocabulary.check()
     if len(names) > 1 and not any(map(_has_tokens, vocabularies.values())):
         # A model of images or sounds alone has no vocabulary.
         unknown = _rows(donor.config) is not None
         return VocabularyRemarks(("no model has a tokenizer: ids were not compared",) if unknown else (), ())
     donors = vocabularies[donor.directory]
     table = _Table()
-    problems, notes, warnings, unequal = [], [], [], []
+    problems, notes, warnings = [], [], []
     for directory, vocabulary in vocabularies.items():
         name = names[directory]
         if vocabulary is not donors:
             remark = _incomparable(donors, vocabulary, donor.name)
             notes += [f"{name}: {remark}"] if remark else []
-            difference = _unequal(donors, vocabulary, donor.name) if chosen == "union" else None
-            unequal += [f"{name}: {difference}"] if difference else []
         found = table.add(name, vocabulary)
         problems += [f"{name}: {line}" for line in found.moved]
         if allow_crimes:
@@ -81,25 +74,12 @@ def check_vocabularies(
         else:
             problems += [f"{name}: {line}; `allow_crimes` merges these rows all the same" for line in found.renamed]
         warnings += [f"{name}: {line}" for line in found.spare]
-    rows = _rows(planned.model_config)
-    if tokenizer != donor.directory and rows is not None:
-        largest = max(vocabularies[tokenizer].ids.values(), default=-1)
-        if largest >= rows:
-            problems.append(f"{names[tokenizer]}: its tokenizer has the id {largest}, the embedding {rows} rows")
     if problems:
         raise MergeError.listing(
-            f"a token must have one id in all models, and these disagree with {donor.name}; merge models of one "
-            "vocabulary (joining vocabularies comes later)",
+            f"a token must have one id in all models, and these disagree with {donor.name}; with `tokenizer_source: "
+            "base` (or `union`, or a model) rows are paired by token",
             problems,
         )
-    if unequal:
-        raise MergeError.listing(
-            f"`tokenizer_source: union` is the tokenizer of {donor.name} where all vocabularies are equal, and these "
-            "are not (joining vocabularies comes later); name `base` or the model whose tokenizer the output gets",
-            unequal,
-        )
-    if chosen == "union":
-        notes.append(f"`tokenizer_source: union`: all vocabularies are equal, so the tokenizer is that of {donor.name}")
     return VocabularyRemarks(tuple(notes), tuple(warnings))
 
 
@@ -189,22 +169,6 @@ def _incomparable(donor: Vocabulary, other: Vocabulary, name: str) -> str | None
             what = "no tokenizer" if file is None else f"{file.name}, whose format is not read here"
             reasons.append(f"{who} has {what}")
     return f"its ids were not compared with those of {name}: {' and '.join(reasons)}"
-
-
-def _unequal(donor: Vocabulary, other: Vocabulary, name: str) -> str | None:
-    """Return how the vocabulary of a model differs from the donor's, None where they are equal."""
-    remark = _incomparable(donor, other, name)
-    if remark is not None:
-        return remark
-    lines = [
-        f"{len(more)} token{'s' * (len(more) > 1)} that {whose} lacks, e.g. {min(more)!r}"
-        for more, whose in (
-            (other.ids.keys() - donor.ids.keys(), name),
-            (donor.ids.keys() - other.ids.keys(), "it"),
-        )
-        if more and donor.complete == other.complete
-    ]
-    return "; ".join(lines) or None
 
 
 def _rows(config: Mapping[str, Any]) -> int | None:

@@ -77,6 +77,13 @@ def set_dtype(config: dict[str, Any], dtype: str) -> None:
             config[key] = word
 
 
+def set_vocab_size(config: dict[str, Any], size: int) -> None:
+    """State the rows of the embedding, at the top and in the sections of the language model that state them."""
+    stated = [section for section in text_sections(config) if type(section.get("vocab_size")) is int]
+    for section in stated or [config]:
+        section["vocab_size"] = size
+
+
 def text_sections(config: dict[str, Any] | Mapping[str, Any]) -> Iterator[Any]:
     """Yield config.json and the sections in it that describe the language model, outermost first."""
     yield config

@@ -41,6 +41,12 @@ EMBEDDING: Final = re.compile(
 )
 """The matrix that turns tokens into hidden states."""
 
+HEAD_BIAS: Final = re.compile(
+    r"(?:^|\.)(?:lm_head(?:\.decoder)?|generator_lm_head|embed_out|output_layer|output_projection|proj_out|vocab_projector"
+    r"|predictions(?:\.decoder)?|pred_layer\.proj|lm_loss)\.bias$"
+)
+"""One number for each token, which is added to its score."""
+
 _INTEGER: Final = re.compile(r"[0-9]{1,9}")  # longer ones are no counts, and int() refuses very long ones
 _BUFFER: Final = re.compile(r"(?:^|\.)(?:rotary_emb\.(?:inv_freq|\w+_cached)|attn\.masked_bias|position_ids)$")
 _MASK: Final = re.compile(r"(?:^|\.)attn(?:ention)?\.(?:bias|mask)$")

@@ -1,0 +1,228 @@
+"""Writes how rows of a vocabulary are gathered from a model's tensor by token, and from others where it has none."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from mol.dtypes import BYTES
+from mol.structure.names import EMBEDDING, HEAD, HEAD_BIAS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from mol.io.checkpoint import TensorInfo
+    from mol.io.expressions import Expr
+    from mol.merge.joined import Joined
+    from mol.merge.model import Model
+
+_ZERO: Final = -1
+_Part = tuple[int, ...]  # positions of the models whose rows it holds; of several, their mean
+
+
+class Gathered(NamedTuple):
+    """What a task reads of one model.
+
+    Attributes:
+        of: the expression.
+        bytes: what it gives, as the engine counts.
+    """
+
+    of: tuple[Expr]
+    bytes: int
+
+
+class _Layout(NamedTuple):
+    """The rows of the output's tensor, in parts that lie one behind the other.
+
+    Attributes:
+        parts: which models each part is made of, that of the model itself first if it is there.
+        members: of each part of several models, the rows of each in the order in which they are used.
+        table: which of the tables picks the rows; None where the only part is taken as it is.
+    """
+
+    parts: tuple[_Part, ...]
+    members: dict[_Part, list[str]]
+    table: str | None
+
+
+def is_vocabulary(name: str, shape: Sequence[int]) -> bool:
+    """Return whether a tensor outside the layers has one row for each token: an embedding, a head, or its bias."""
+    if len(shape) == 2:
+        return EMBEDDING.search(name) is not None or HEAD.search(name) is not None
+    return len(shape) == 1 and HEAD_BIAS.search(name) is not None
+
+
+class Gathers:
+    """The gathers of a plan.
+
+    Attributes:
+        tables: row tables by name, as the plan has them.
+        zeros: ids of tokens that no model has a row for.
+        lacking: for each model the number of the output's tokens that it lacks.
+        beyond: for each model the number of tokens whose ids lie behind its last row.
+    """
+
+    def __init__(self, joined: Joined, models: Sequence[Model]) -> None:
+        """Start without tables.
+
+        Args:
+            joined: the vocabulary of the output.
+            models: every model of the recipe.
+        """
+        self._joined = joined
+        self._models = models
+        self._places = [model.checkpoint.directory for model in models]
+        self._layouts: dict[tuple[object, ...], _Layout] = {}
+        self._rows: dict[tuple[Path, int, int], list[int]] = {}
+        self.tables: dict[str, Mapping[str, Any]] = {}
+        self.zeros: set[int] = set()
+        self.lacking: dict[str, int] = {}
+        self.beyond: dict[str, int] = {}
+
+    def size(self, tensors: Mapping[int, TensorInfo]) -> int:
+        """Return the rows of an output tensor, given that tensor in each model that has it, by the model's index."""
+        leaders = [tensors[m.index] for m in self._models if m.index in tensors and self._leads(m)]
+        return self._joined.rows((leaders or list(tensors.values()))[0].shape[0])
+
+    def _leads(self, model: Model) -> bool:
+        return model.checkpoint.directory == self._joined.leader
+
+    def gather(self, lane: Model, tensors: Mapping[int, TensorInfo], names: Mapping[int, str], size: int) -> Gathered:
+        """Return what a task reads of one model.
+
+        Args:
+            lane: the model.
+            tensors: the tensor in each model that has it, by the model's index.
+            names: its name there.
+            size: rows of the output's tensor.
+        """
+        layout = self._layout(lane.index, {index: info.shape[0] for index, info in tensors.items()}, size)
+        used = {index for part in layout.parts for index in part} or {lane.index}
+        for index in used:
+            self._models[index].used.add(names[index])
+        reads = {index: self._models[index].read(names[index]) for index in used}
+        width = math.prod(tensors[lane.index].shape[1:])
+        # Tensors that an adapter makes, or brings, have a dtype of their own.
+        dtypes = {
+            None if names[index] in self._models[index].checkpoint.made else tensors[index].dtype for index in used
+        }
+        each = max(read // max(math.prod(tensors[index].shape), 1) for index, (_, read) in reads.items())
+        single = len(dtypes) == 1 and (len(used) == 1 or None not in dtypes)
+        if any(len(part) > 1 for part in layout.parts) or not single:
+            each = max(each, BYTES["F32"])
+        parts = [self._part(part, layout, {index: of[0] for index, (of, _) in reads.items()}) for part in layout.parts]
+        if len(parts) > 1 and (any(len(part) > 1 for part in layout.parts) or not single):
+            parts = [{"cast": {"of": part, "to": "F64" if each == BYTES["F64"] else "F32"}} for part in parts]
+        # A source must be there, of which nothing is taken.
+        of = parts[0] if len(parts) == 1 else {"stack": parts} if parts else reads[lane.index][0][0]
+        expr: Expr = of if layout.table is None else {"gather": {"of": of, "table": layout.table}}
+        return Gathered((expr,), size * width * each)
+
+    def _part(self, part: _Part, layout: _Layout, sources: Mapping[int, Expr]) -> Expr:
+        if len(part) == 1:
+            return sources[part[0]]
+        gathers = [
+            {"gather": {"of": sources[index], "table": table}}
+            for index, table in zip(part, layout.members[part], strict=True)
+        ]
+        return {"merged": {"by": {"linear": {"weights": [1.0] * len(part), "normalize": True}}, "of": gathers}}
+
+    def _layout(self, lane: int, heights: Mapping[int, int], size: int) -> _Layout:
+        """Find where each row comes from; once for all tensors of the same heights."""
+        key = (lane, tuple(heights.items()), size)
+        found = self._layouts.get(key)
+        if found is None:
+            found = self._layouts[key] = self._find(lane, heights, size)
+        return found
+
+    def _find(self, lane: int, heights: Mapping[int, int], size: int) -> _Layout:
+        rows = {index: self._rows_of(index, height, size) for index, height in heights.items()}
+        own, tokens = rows[lane], self._joined.tokens
+        lacking = sum(at < 0 and token is not None for at, token in zip(own, tokens, strict=False))
+        if lacking:
+            self.lacking[self._models[lane].label] = lacking
+        elsewhere = self._elsewhere(own, rows)
+        places = list(own)
+        members: dict[_Part, list[tuple[int, ...]]] = {}
+        spots = []
+        for row, origin in elsewhere.items():
+            if origin is None:
+                places[row] = _ZERO
+                continue
+            part, at = origin
+            group = members.setdefault(part, []) if len(part) > 1 else None
+            spots.append((row, part, at[0] if group is None else len(group)))
+            if group is not None:
+                group.append(at)
+        begin: dict[_Part, int] = {}
+        end = 0
+        for part in ([(lane,)] if len(elsewhere) < size else []) + [part for _, part, _ in spots]:
+            if part not in begin:
+                begin[part] = end
+                end += heights[part[0]] if len(part) == 1 else len(members[part])
+        for row, part, at_part in spots:
+            places[row] = begin[part] + at_part
+        tables = {part: [self._table(column) for column in zip(*at, strict=True)] for part, at in members.items()}
+        as_it_is = list(begin) == [(lane,)] and heights[lane] == size and places == list(range(size))
+        return _Layout(tuple(begin), tables, None if as_it_is else self._table(places))
+
+    def _elsewhere(
+        self, own: Sequence[int], rows: Mapping[int, Sequence[int]]
+    ) -> dict[int, tuple[_Part, tuple[int, ...]] | None]:
+        """Find the rows that do not come from the model itself: the models that they come from, and the rows there.
+
+        What the recipe says of the token, else the base's row, else the only one that there is, else the mean of those
+        of all models that have the token, else zeros (None).
+        """
+        joined = self._joined
+        index_of = {model.label: index for index, model in enumerate(self._models) if index in rows}
+        of_base = None if joined.base is None else index_of.get(joined.base)
+        base = None if of_base is None else rows[of_base]
+        found: dict[int, tuple[_Part, tuple[int, ...]] | None] = {}
+        for row in [row for row, at in enumerate(own) if at < 0]:
+            if of_base is not None and base is not None and base[row] >= 0:
+                found[row] = (of_base,), (base[row],)
+                continue
+            owners = [(index, of_one[row]) for index, of_one in rows.items() if of_one[row] >= 0]
+            found[row] = (tuple(index for index, _ in owners), tuple(at for _, at in owners)) if owners else None
+            if not owners and row < len(joined.tokens) and joined.tokens[row] is not None and row not in joined.rules:
+                self.zeros.add(row)
+        for row, rule in joined.rules.items():
+            if rule.force or own[row] < 0:
+                if rule.source is None:
+                    found[row] = None
+                elif rule.source[0] in index_of:
+                    found[row] = (index_of[rule.source[0]],), (rule.source[1],)
+        return found
+
+    def _rows_of(self, index: int, height: int, size: int) -> list[int]:
+        place = self._places[index]
+        key = (place, height, size)
+        found = self._rows.get(key)
+        if found is None:
+            found = self._rows[key] = self._joined.rows_of(place, height, size)
+            beyond = sum(row >= height for row in self._joined.own[place])
+            if beyond:
+                self.beyond[self._models[index].label] = beyond
+        return found
+
+    def _table(self, places: Sequence[int]) -> str:
+        """Write a table; `places` has for each row of the result that of the source, or zero."""
+        runs: list[tuple[int, int, int]] = []
+        fills = []
+        first, shift = 0, None
+        for row, at in enumerate(places):
+            if at - row != shift or at == _ZERO:
+                if shift is not None:
+                    runs.append((first, first + shift, row - first))
+                first, shift = row, at - row
+                if at == _ZERO:
+                    fills.append((row, "zero"))
+                    shift = None
+        if shift is not None:
+            runs.append((first, first + shift, len(places) - first))
+        name = f"v{len(self.tables)}"
+        self.tables[name] = {"rows": len(places), "runs": runs, "fills": fills}
+        return name

@@ -1,0 +1,241 @@
+"""Decides which token each row of the output's vocabulary stands for, and which row of each model means the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from mol.io.layout import TOKENIZER
+from mol.io.vocabulary import NewToken
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from mol.config.merge_config import MergeConfig, ModelReference
+    from mol.io.checkpoint import Checkpoint
+    from mol.io.vocabulary import Vocabulary
+
+
+_SAVE_FAST: Final = (
+    "`union` needs one, which transformers writes: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+)
+
+
+class Rule(NamedTuple):
+    """Where the row of a token comes from, by the recipe.
+
+    Attributes:
+        source: what the recipe calls the model, and the row there; None for zeros.
+        force: also for models that have the token.
+    """
+
+    source: tuple[str, int] | None
+    force: bool
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The vocabulary of the output.
+
+    Attributes:
+        tokens: token of each id, None where an id has none.
+        leader: directory of the model whose tokenizer the output gets; its rows without a token stay.
+        own: for each model, by directory, the row of each id of the output, -1 where it lacks the token.
+        taken: for each model the ids that have a token there, so that their rows are no padding.
+        base: what the recipe calls the base, whose rows stand in where a model lacks a token; None without one.
+        new: tokens that the leader's tokenizer lacks.
+        rules: by id, what the recipe says of single tokens.
+        multiple: the number of rows is a multiple of this; None keeps the leader's rows.
+        by_number: models whose rows are paired by number, each with the reason.
+        warnings: what may well surprise.
+        problems: why the vocabularies cannot be joined.
+    """
+
+    tokens: Sequence[str | None]
+    leader: Path
+    own: Mapping[Path, Sequence[int]]
+    taken: Mapping[Path, frozenset[int]]
+    base: str | None
+    new: tuple[NewToken, ...] = ()
+    rules: Mapping[int, Rule] = field(default_factory=dict)
+    multiple: int | None = None
+    by_number: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def rows(self, leaders: int) -> int:
+        """Return how many rows the output has, where the leader has so many."""
+        if self.multiple is not None:
+            return -(-len(self.tokens) // self.multiple) * self.multiple
+        return max(leaders, len(self.tokens))
+
+    def rows_of(self, model: Path, rows: int, size: int) -> list[int]:
+        """Return the row of a model for each row of the output, -1 where it has none.
+
+        Args:
+            model: its directory.
+            rows: how many rows the tensor has there.
+            size: how many the output has.
+        """
+        taken = self.taken[model]
+        found = [row if row < rows else -1 for row in self.own[model]]
+        found += [row if row < rows and row not in taken else -1 for row in range(len(found), size)]
+        return found
+
+
+def join_models(
+    config: MergeConfig, checkpoints: Mapping[ModelReference, Checkpoint], vocabularies: Mapping[Path, Vocabulary]
+) -> Joined:
+    """Join the vocabularies of the models of a recipe.
+
+    Raises:
+        CheckpointError: a tokenizer file is not what its name says.
+        OSError: one cannot be read.
+    """
+    source = config.tokenizer_source
+    names: dict[Path, str] = {}
+    for reference in config.model_references():
+        names.setdefault(checkpoints[reference].directory, str(reference))
+    leader = config.donor() if source is None or isinstance(source, str) else source
+    return join_vocabularies(
+        {place: vocabularies[place] for place in names},
+        names,
+        leader=checkpoints[leader].directory,
+        base=None if config.base_model is None else str(config.base_model),
+        union=source == "union",
+    )
+
+
+def join_vocabularies(
+    vocabularies: Mapping[Path, Vocabulary],
+    names: Mapping[Path, str],
+    *,
+    leader: Path,
+    base: str | None,
+    union: bool,
+    multiple: int | None = None,
+) -> Joined:
+    """Join the vocabularies of the models of a merge.
+
+    Ids without a token (padding, and the tokens of a format that is not read where the files are equal) are paired by
+    number.
+
+    Args:
+        vocabularies: of all models, in the order in which the recipe names them.
+        names: what the recipe calls them.
+        leader: the model whose tokenizer the output gets.
+        base: the base of the recipe.
+        union: append the tokens of all other models.
+        multiple: the number of rows is a multiple of this.
+
+    Raises:
+        CheckpointError: a tokenizer file is not what its name says.
+        OSError: one cannot be read.
+    """
+    return _Joiner(vocabularies, names, leader, union=union).join(base, multiple)
+
+
+class _Joiner:
+    def __init__(
+        self, vocabularies: Mapping[Path, Vocabulary], names: Mapping[Path, str], leader: Path, *, union: bool
+    ) -> None:
+        self._vocabularies = vocabularies
+        self._names = names
+        self._leader = leader
+        self._first = vocabularies[leader]
+        self._union = union
+        self._problems: list[str] = []
+        self._by_number: list[str] = []
+        self._warnings: list[str] = []
+
+    def join(self, base: str | None, multiple: int | None) -> Joined:
+        ids = {model: self._ids_of(model) for model in self._vocabularies}
+        tokens, seconds = _by_id(ids[self._leader] or {})
+        new = self._new_tokens(ids, len(tokens)) if self._union else ()
+        tokens += [token.content for token in new]
+        own, taken = {}, {}
+        for model, known in ids.items():
+            taken[model] = frozenset(() if known is None else known.values())
+            own[model] = list(range(len(tokens))) if known is None else _pair(tokens, seconds, known, taken[model])
+        return Joined(
+            tokens,
+            self._leader,
+            own,
+            taken,
+            base,
+            new,
+            multiple=multiple,
+            by_number=tuple(self._by_number),
+            warnings=tuple(self._warnings),
+            problems=tuple(self._problems),
+        )
+
+    def _ids_of(self, model: Path) -> Mapping[str, int] | None:
+        """Return the ids of a model; None where they are paired by number, since they cannot be read."""
+        vocabulary, first, name = self._vocabularies[model], self._first, self._names[model]
+        who = self._names[self._leader]
+        if vocabulary.complete and first.complete:
+            if vocabulary.kind != first.kind and vocabulary.kind is not None and first.kind is not None:
+                self._problems.append(
+                    f"{name}: its tokens are of another kind ({vocabulary.kind}; {first.kind} in {who}), so equal "
+                    "texts are other tokens; leave one of the models out"
+                )
+            elif vocabulary.ids.keys().isdisjoint(first.ids):
+                self._warnings.append(f"{name} shares no token with {who}: its embedding has no effect")
+            return vocabulary.ids
+        if vocabulary.same_file(first):
+            # What the file holds is the same in both, read or not.
+            return vocabulary.ids if not first.complete else {**first.ids, **vocabulary.ids}
+        lacking = vocabulary if not vocabulary.complete else first
+        what = "no tokenizer" if lacking.unread is None else f"{lacking.unread.name}, whose format is not read here"
+        line = f"{name if lacking is vocabulary else who} has {what}"
+        if self._union:
+            self._problems.append(f"{line}; {_SAVE_FAST}")
+        elif model != self._leader:
+            self._by_number.append(f"{line}, so rows of {name} and {who} are not paired by token")
+        return None if model != self._leader else vocabulary.ids
+
+    def _new_tokens(self, ids: Mapping[Path, Mapping[str, int] | None], number: int) -> tuple[NewToken, ...]:
+        """Return the tokens that the leader lacks, by model and id, numbered from the end of its tokens."""
+        known = set(ids[self._leader] or ())
+        found: list[NewToken] = []
+        for model, theirs in ids.items():
+            vocabulary = self._vocabularies[model]
+            for token in sorted(theirs.keys() - known, key=theirs.__getitem__) if theirs else ():
+                flags = vocabulary.flags.get(token)
+                found.append(NewToken(token, number + len(found), flags, vocabulary.scores.get(token)))
+                known.add(token)
+        main = self._first.main
+        if found and main is not None and main.name != TOKENIZER:
+            self._problems.append(f"{self._names[self._leader]} has {main.name} and no {TOKENIZER}; {_SAVE_FAST}")
+        return tuple(found)
+
+
+def _by_id(ids: Mapping[str, int]) -> tuple[list[str | None], dict[int, list[str]]]:
+    """Return the token of each id, and further names of an id that has several; the last is the one that is used."""
+    tokens: list[str | None] = [None] * (max(ids.values(), default=-1) + 1)
+    seconds: dict[int, list[str]] = {}
+    for token, number in ids.items():
+        before = tokens[number]
+        if before is not None:
+            seconds.setdefault(number, []).append(before)
+        tokens[number] = token
+    return tokens, seconds
+
+
+def _pair(
+    tokens: Sequence[str | None], seconds: Mapping[int, list[str]], ids: Mapping[str, int], taken: frozenset[int]
+) -> list[int]:
+    """Return the id of each token in another vocabulary, -1 where it lacks it."""
+    known: Mapping[Any, int] = ids
+    found = list(map(known.get, tokens, repeat(-1)))
+    for number, names in seconds.items():
+        if found[number] < 0:
+            found[number] = next((ids[name] for name in names if name in ids), -1)
+    if None in tokens:
+        for number, token in enumerate(tokens):
+            if token is None and number not in taken:
+                found[number] = number
+    return found
