@@ -29,14 +29,16 @@ ALLOWED = {
     "merge_methods": BASE | {"config", "io", "structure", "merge", "later"},
     "core": BASE | {"config", "io", "structure", "architecture", "later"},
     "auto": frozenset({"core"}),
+    "utils": BASE | {"core", "later"},
     "mergekit": frozenset({"config", "merge"}),
     # The face, mol/__init__.py, and the command share the top floor.
     "cli": BASE | {"config", "io", "structure", "architecture", "merge", "merge_methods", "without_effect", ""},
-    "": BASE | {"config", "io", "structure", "architecture", "merge", "merge_methods", "core", "auto", "cli", "later"},
+    "": BASE
+    | {"config", "io", "structure", "architecture", "merge", "merge_methods", "core", "auto", "cli", "later", "utils"},
 }
 # The floors of `core` from the ground up, each a list of packages and files; the longest name that fits counts.
 FLOORS_OF_CORE = (
-    ("linear", "losses", "selection", "top_k", "models.heads", "models.weights"),
+    ("linear", "losses", "selection", "state_dicts", "top_k", "models.heads", "models.weights"),
     ("adapters", "routers", "cache"),
     ("blocks", "mol_layer"),  # any block of any model, run alone; and the layer that mixes some
     ("models", "frozen", "running", "reports.notes", "reports.stats", "reports.starved"),
@@ -44,7 +46,7 @@ FLOORS_OF_CORE = (
     ("runtime",),  # what a fused model is
     ("building", "fitting", "reports"),
     ("pretrained",),  # the same model as transformers' models
-    ("mol_runtime",),  # what it offers
+    ("mol_runtime", "safetensors_io"),  # what it offers
     ("",),
 )
 # Imported inside functions only, in rooms where they are imported at all; the rooms of fusion are made of them.

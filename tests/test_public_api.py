@@ -29,6 +29,14 @@ SEED = [
     ("mol.merge_methods", "LinearMerge"),
     ("mol.merge_methods", "BaseMergeMethod"),
     ("mol", "MoLConfig"),
+    ("mol.utils", "save_model_safe"),
+    *(
+        ("mol.utils.safetensors_utils", name)
+        for name in (
+            "save_model_safe", "load_model_safe", "is_safetensors_available", "SAFETENSORS_AVAILABLE",
+            "SafeTensorsManager", "safetensors_manager",
+        )
+    ),
     *(
         pytest.param(module, name, marks=pytest.mark.fusion)
         for module, name in (
@@ -93,12 +101,13 @@ def test_the_face_loads_no_framework_but_for_fusion() -> None:
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        ("mol", "MoLTrainer"), ("mol", "TrainingConfig"), ("mol", "create_simple_dataset"), ("mol", "save_model_safe"),
-        ("mol", "load_model_safe"), ("mol", "HuggingFacePublisher"), ("mol", "push_mol_to_hf"),
+        ("mol", "MoLTrainer"), ("mol", "TrainingConfig"), ("mol", "create_simple_dataset"),
+        ("mol", "HuggingFacePublisher"), ("mol", "push_mol_to_hf"),
         ("mol.config", "ConfigParser"), ("mol.core", "BlockExtractor"),
         ("mol.merge_methods.base_merge", "LayerSlice"), ("mol.training", "TrainingConfig"),
         ("mol.training.trainer", "MoLTrainer"), ("mol.utils", "MemoryManager"),
-        ("mol.utils.safetensors_utils", "save_model_safe"), ("mol.models", "BaseMoLModel"),
+        ("mol.utils.memory_utils", "MemoryStats"), ("mol.utils.hf_utils", "HF_HUB_AVAILABLE"),
+        ("mol.models", "BaseMoLModel"),
         ("mol.core.block_extractor", "BlockExtractor"), ("mol.cli.merge_cli", "main"),
     ],
 )  # fmt: skip

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         MoLRuntime,
         suggest_layers,
     )
+    from mol.core.safetensors_io import is_safetensors_available, load_model_safe, save_model_safe
     from mol.errors import (
         ArchitectureError,
         CheckpointError,
@@ -36,10 +37,12 @@ if TYPE_CHECKING:
     from mol.merge.run import MergeReport, plan_recipe, resolve_checkpoints, run_merge
     from mol.merge_methods.base_merge import BaseMergeMethod, PendingMerge
     from mol.merge_methods.methods import LinearMerge, PassthroughMerge, SlerpMerge, TaskArithmeticMerge, TiesMerge
+    from mol.utils.safetensors_utils import SAFETENSORS_AVAILABLE, SafeTensorsManager, safetensors_manager
 
     __version__: str
 
 __all__ = [
+    "SAFETENSORS_AVAILABLE",
     "ArchitectureError",
     "BaseMergeMethod",
     "CheckpointError",
@@ -64,15 +67,20 @@ __all__ = [
     "MolError",
     "PassthroughMerge",
     "PendingMerge",
+    "SafeTensorsManager",
     "SlerpMerge",
     "TaskArithmeticMerge",
     "TiesMerge",
     "UniversalArchitectureHandler",
     "__version__",
+    "is_safetensors_available",
+    "load_model_safe",
     "load_recipe",
     "plan_recipe",
     "resolve_checkpoints",
     "run_merge",
+    "safetensors_manager",
+    "save_model_safe",
     "suggest_layers",
 ]
 
@@ -86,6 +94,7 @@ if not TYPE_CHECKING:
             "MoLForCausalLM", "MoLForImageClassification", "MoLForMaskedLM", "MoLForSequenceClassification",
             "MoLForTokenClassification", "MoLMixture", "MoLRuntime", "suggest_layers",
         ),
+        "mol.core.safetensors_io": ("is_safetensors_available", "load_model_safe", "save_model_safe"),
         "mol.errors": (
             "ArchitectureError", "CheckpointError", "ConfigError", "FusionError", "InternalError", "MergeCancelled",
             "MergeError", "MolError",
@@ -96,6 +105,7 @@ if not TYPE_CHECKING:
         "mol.merge_methods.methods": (
             "LinearMerge", "PassthroughMerge", "SlerpMerge", "TaskArithmeticMerge", "TiesMerge",
         ),
+        "mol.utils.safetensors_utils": ("SAFETENSORS_AVAILABLE", "SafeTensorsManager", "safetensors_manager"),
     }  # fmt: skip
 
     def __getattr__(name: str) -> object:

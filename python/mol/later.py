@@ -12,19 +12,13 @@ _LOAD: Final = "MoLForCausalLM.from_pretrained(DIR) loads what save_pretrained w
 _TRAIN: Final = "transformers' Trainer trains runtime.as_causal_lm()"
 _PUSH: Final = "`hf upload REPO DIR` uploads what save_pretrained or a merge wrote"
 _RECIPES: Final = "mol.config.load_recipe reads and checks a recipe"
-_TENSORS: Final = "safetensors.torch.save_model and load_model write and read a module"
+_MEMORY: Final = "MoLConfig(device_map=..., max_expert_memory=...) decides what is in memory, and where"
 
 LATER: Final[dict[str, dict[str, str]]] = {
     "mol": {
         "HF_AVAILABLE": _PUSH,
         "HuggingFacePublisher": _PUSH,
         "push_mol_to_hf": _PUSH,
-        "SAFETENSORS_AVAILABLE": _TENSORS,
-        "SafeTensorsManager": _TENSORS,
-        "is_safetensors_available": _TENSORS,
-        "load_model_safe": _TENSORS,
-        "safetensors_manager": _TENSORS,
-        "save_model_safe": _TENSORS,
         "BlockExtractor": "MoLRuntime.add_layer takes blocks out of models",
         "MoLTrainer": _TRAIN,
         "TrainingConfig": _TRAIN,
@@ -33,6 +27,10 @@ LATER: Final[dict[str, dict[str, str]]] = {
     "mol.config": dict.fromkeys(("ConfigParser", "ConfigValidator", "MergeConfiguration", "ParameterConfig"), _RECIPES),
     "mol.core": {"BlockExtractor": "MoLRuntime.add_layer takes blocks out of models"},
     "mol.merge_methods.base_merge": {"LayerSlice": "mol.config.SliceConfig is a slice of a recipe"},
+    "mol.utils": {
+        "MemoryManager": _MEMORY,
+        "ModelUtils": "MoLRuntime.summary() counts parameters",
+    },
     "MoLRuntime": {
         "create_fused_model": "mol.run_merge makes one model of several",
         "load_checkpoint": _LOAD,
@@ -47,7 +45,8 @@ LATER_MODULES: Final[dict[str, str]] = {
     "mol.core.block_extractor": "MoLRuntime.add_layer takes blocks out of models",
     "mol.models": "MoLRuntime opens models by name",
     "mol.training": _TRAIN,
-    "mol.utils": _TENSORS,
+    "mol.utils.hf_utils": _PUSH,
+    "mol.utils.memory_utils": _MEMORY,
 }
 
 
