@@ -76,7 +76,7 @@ def every_dtype() -> Holding:
     assert not across.is_contiguous()
     return Holding(
         **buffers, nans=nans, across=across, flags=torch.tensor([True, False]), scalar=torch.tensor(2.5),
-        none=torch.zeros(0, 3), part=torch.arange(9.0)[2:5], every_other=torch.arange(9)[::2],
+        none=torch.zeros(0, 3),
     )  # fmt: skip
 
 
@@ -127,8 +127,7 @@ def test_shared_weights_are_stored_once_and_stay_shared(tmp_path: Path) -> None:
 def test_a_block_in_two_layers_and_views_of_a_buffer_come_back(tmp_path: Path) -> None:
     def make(seed: int) -> nn.Module:
         block, table = linear(seed), torch.arange(6.0) + seed
-        halves = torch.arange(8.0) + seed
-        return nn.Sequential(block, block, Holding(all=table, some=table[2:4]), Holding(a=halves[:4], b=halves[4:]))
+        return nn.Sequential(block, block, Holding(all=table, some=table[2:4]))
 
     model, again = make(1), make(2)
     save_model_safe(model, tmp_path / "model")
@@ -330,9 +329,10 @@ def test_a_state_that_no_file_can_hold_is_listed_and_writes_nothing(tmp_path: Pa
             "extra._extra_state", "lazy.weight", "lazy.bias", "meta.weight", "meta.bias", "odd.sparse", "odd.wide",
             "odd.turned",
         ]  # fmt: skip
-    across = torch.arange(6.0).reshape(2, 3)
-    with pytest.raises(ConfigError, match=r"model\.safetensors is not written: SafeTensors cannot hold"):
-        save_model_safe(Holding(a=across, b=across.t()), tmp_path / "model")
+    across, halves = torch.arange(6.0).reshape(2, 3), torch.arange(8.0)
+    for views in ({"a": across, "b": across.t()}, {"a": halves[:4], "b": halves[4:]}, {"a": halves[::2]}):
+        with pytest.raises(ConfigError, match=r"model\.safetensors is not written: [^$]*clone\(\) gives"):
+            save_model_safe(Holding(**views), tmp_path / "model")
     with pytest.raises(ConfigError, match=r"got a dict, wanted a torch\.nn\.Module"):
         save_model_safe({"a": across}, tmp_path / "model")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

@@ -79,8 +79,12 @@ def save_model_safe(
                 save_model(model, str(staged), metadata={**given, _KEY: blank})
             except SafetensorError as error:
                 raise OSError(f"{file} cannot be written: {error}") from error
-            except (KeyError, RuntimeError) as error:  # how its tensors share memory, or an exotic dtype
-                raise ConfigError(f"{file} is not written: SafeTensors cannot hold the state: {error}") from error
+            except KeyError as error:
+                raise ConfigError(f"{file} is not written: SafeTensors has no dtype for {error}") from error
+            except RuntimeError as error:  # the library lists tensors that share memory none of them fills
+                raise ConfigError(
+                    f"{file} is not written: {error} (mol: .clone() gives such a tensor memory of its own)"
+                ) from error
             _seal(staged, record)
             staged.chmod(mode)
             sync(staged)

@@ -7,11 +7,8 @@ file in the staging directory first, while it exists.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import secrets
 import shutil
 from pathlib import Path
@@ -23,10 +20,11 @@ from mol import _rust
 from mol.core.pretrained.digests import digest_of
 from mol.core.pretrained.refused import NO_PUSH
 from mol.errors import CheckpointError, ConfigError, FusionError
+from mol.io.atomic import locked, sync
 from mol.io.json_file import read_object
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
 
     import torch
 
@@ -211,7 +209,7 @@ def write_save(
     if directory.exists() and not directory.is_dir():
         raise NotADirectoryError(f"{directory} is a file; name a directory to save to")
     directory.mkdir(parents=True, exist_ok=True)
-    with _alone(directory):
+    with locked(directory):
         _finish(directory)
         for left in directory.glob(f"{_STAGED}*"):  # of a save that was killed before it became valid
             shutil.rmtree(left)
@@ -240,13 +238,13 @@ def write_save(
             }
             (staged / _CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
             for path in staged.iterdir():
-                _sync(path)
-            _sync(staged)
+                sync(path)
+            sync(staged)
             (staged / _CONFIG).replace(directory / _CONFIG)
         except BaseException:
             shutil.rmtree(staged, ignore_errors=True)
             raise
-        _sync(directory)
+        sync(directory)
         _finish(directory)
         for name in before.keys() - files:
             if (directory / name).is_file() and _digest(directory / name) == before[name]:
@@ -273,7 +271,7 @@ def _finish(directory: Path) -> None:
         for path in sorted(staged.iterdir()):
             path.replace(directory / path.name)
         staged.rmdir()
-        _sync(directory)
+        sync(directory)
 
 
 def _entries(record: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -294,26 +292,6 @@ def _keep_theirs(directory: Path, staged: Path, before: Mapping[str, str], own: 
     # Files of two tokenizers do not work together.
     for path in extra if theirs else ():
         path.unlink()
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Hold a lock, so that other processes that save here wait."""
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sum(path: Path) -> dict[str, Any]:
