@@ -38,7 +38,7 @@ ALLOWED = {
 }
 # The floors of `core` from the ground up, each a list of packages and files; the longest name that fits counts.
 FLOORS_OF_CORE = (
-    ("linear", "losses", "selection", "state_dicts", "top_k", "models.heads", "models.weights"),
+    ("linear", "losses", "safetensors_io", "selection", "state_dicts", "top_k", "models.heads", "models.weights"),
     ("adapters", "routers", "cache"),
     ("blocks", "mol_layer"),  # any block of any model, run alone; and the layer that mixes some
     ("models", "frozen", "running", "reports.notes", "reports.stats", "reports.starved"),
@@ -46,7 +46,7 @@ FLOORS_OF_CORE = (
     ("runtime",),  # what a fused model is
     ("building", "fitting", "reports"),
     ("pretrained",),  # the same model as transformers' models
-    ("mol_runtime", "safetensors_io"),  # what it offers
+    ("mol_runtime",),  # what it offers
     ("",),
 )
 # Imported inside functions only, in rooms where they are imported at all; the rooms of fusion are made of them.

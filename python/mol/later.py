@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_SAVE: Final = "runtime.as_model().save_pretrained(DIR) writes a fusion"
-_LOAD: Final = "MoLForCausalLM.from_pretrained(DIR) loads what save_pretrained wrote"
 _TRAIN: Final = "transformers' Trainer trains runtime.as_causal_lm()"
 _PUSH: Final = "`hf upload REPO DIR` uploads what save_pretrained or a merge wrote"
 _RECIPES: Final = "mol.config.load_recipe reads and checks a recipe"
@@ -33,9 +31,7 @@ LATER: Final[dict[str, dict[str, str]]] = {
     },
     "MoLRuntime": {
         "create_fused_model": "mol.run_merge makes one model of several",
-        "load_checkpoint": _LOAD,
         "push_to_hf": _PUSH,
-        "save_checkpoint": _SAVE,
     },
 }
 """By module or class, each name with what serves until it is there."""

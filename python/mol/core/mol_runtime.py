@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from operator import index
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mol.config.mol_config import MoLConfig
@@ -13,7 +14,8 @@ from mol.core.host import HostHead
 from mol.core.models.heads import head_of
 from mol.core.mol_layer import ExpertSpec, MoLLayer
 from mol.core.pretrained.causal_lm import MoLForCausalLM
-from mol.core.pretrained.fused_model import FusedModel
+from mol.core.pretrained.checkpoint_file import find_checkpoint, read_checkpoint, write_checkpoint
+from mol.core.pretrained.fused_model import FusedModel, MoLModel
 from mol.core.pretrained.generating import with_defaults
 from mol.core.pretrained.task_models import (
     MoLForImageClassification,
@@ -28,13 +30,15 @@ from mol.errors import ConfigError, FusionError
 from mol.later import method
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Collection, Iterable, Sequence
-    from pathlib import Path
 
     import torch
     from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from typing_extensions import Unpack
 
     from mol.core.fitting.suggest import Similarity, Suggestions
+    from mol.core.pretrained.options import FusionLoadOptions
     from mol.core.reports.summary import Summary
 
 __all__ = [
@@ -254,10 +258,75 @@ class MoLRuntime(Runtime):
         generated: torch.Tensor = model.generate(input_ids, attention_mask=attention_mask, **options)
         return generated
 
+    def save_checkpoint(self, path: str | os.PathLike[str], use_safetensors: bool = True) -> Path:
+        """Save adapters and routers as one SafeTensors file, which also describes the fusion and names its models.
+
+        The file has settings, layers, and of each model the commit and digests of what is used of it; `save_pretrained`
+        of `as_model()` writes the same as a directory, for transformers. A file of the same name is replaced in one
+        step: whatever ends the process leaves the old file or the new one.
+
+        Args:
+            path: the file. `model`, `model.pt` and `model.safetensors` all name `model.safetensors`.
+            use_safetensors: must be True.
+
+        Returns:
+            The file.
+
+        Raises:
+            ConfigError: the path names no file of this kind, or `use_safetensors` is False.
+            MolError: a model cannot be opened.
+            OSError: the file cannot be written; what was there before is as it was.
+        """
+        if use_safetensors is not True:
+            raise ConfigError(
+                f"use_safetensors={use_safetensors!r} would be a pickle, which runs code when it is loaded: leave it "
+                "out; mol writes SafeTensors only, also if the path ends in .pt"
+            )
+        return write_checkpoint(self, path)
+
+    @classmethod
+    def load_checkpoint(cls, path: str | os.PathLike[str], **options: Unpack[FusionLoadOptions]) -> MoLRuntime:
+        """Load what `save_checkpoint` or `save_pretrained` wrote, and the models that it names; in eval mode.
+
+        Args:
+            path: the file, with or without its suffix, or the directory.
+            options: `attn_implementation`, `cache_dir`, `device_map`, `dtype`, `max_expert_memory`, `paths`, `token`
+                and `trust_remote_code` as `MoLConfig` has them; `allow_changed_models` accepts models that differ
+                from those that the fusion was saved with.
+
+        Raises:
+            CheckpointError: the file is damaged or altered, something else wrote it, or a model changed.
+            ConfigError: a later version of mol wrote it, or the path names no save, or two.
+            FusionError: an option is not supported.
+            OSError: the file or a model is missing.
+        """
+        if find_checkpoint(path).is_dir():
+            return cls.from_pretrained(find_checkpoint(path), **options)
+        return read_checkpoint(cls, path, options)
+
+    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+        """Save as a directory that transformers' Auto classes load; see `FusedModel.save_pretrained`.
+
+        Raises:
+            MolError: the host's head and its blocks do not go together.
+            OSError: something cannot be written.
+        """
+        self.as_model().save_pretrained(Path(directory))
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], **options: Unpack[FusionLoadOptions]) -> MoLRuntime:
+        """Load what `save_pretrained` wrote, and the models that it names; see `load_checkpoint` for the options.
+
+        Raises:
+            MolError: an option is not supported, the save is damaged or of a later mol, or a model changed.
+            OSError: something is missing.
+        """
+        model: Any = MoLModel.from_pretrained(Path(path), **options)
+        runtime: MoLRuntime = model.runtime
+        return runtime
+
     create_fused_model = method("create_fused_model")
-    load_checkpoint = method("load_checkpoint")
     push_to_hf = method("push_to_hf")
-    save_checkpoint = method("save_checkpoint")
 
 
 # as_model makes a FusedModel from a runtime, and from_pretrained a runtime for a FusedModel: of two classes that make

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mol import _rust
-from mol.core.pretrained.digests import digest_of
 from mol.core.state_dicts import checked_state, differences
 from mol.errors import CheckpointError, ConfigError, InternalError
 from mol.io.atomic import locked, sync
+from mol.io.json_file import digest_of
 
 if TYPE_CHECKING:
     import torch
@@ -124,11 +124,7 @@ def load_model_safe(
 
     file = weights_file(path)
     state = checked_state(model)
-    if not file.exists():
-        there = f"; {path} is there, and is not read: only SafeTensors files are, never pickles. torch.load(..., "
-        there += "weights_only=True) reads one that you trust, and save_model_safe writes it anew"
-        raise FileNotFoundError(f"{file} is missing{there if Path(path).is_file() else ''}")
-    metadata = _verify(file)
+    metadata = read_verified(file, path)
     tensors = load_file(file, device=device if isinstance(device, int) else str(device))
     names, dtypes, shapes = differences(state, tensors)
     problems = [*names, *shapes, *dtypes] if strict else shapes
@@ -156,6 +152,51 @@ def weights_file(path: str | os.PathLike[str]) -> Path:
     if file.suffix in (".pt", _SUFFIX):
         return file.with_suffix(_SUFFIX)
     return file.with_name(file.name + _SUFFIX)
+
+
+def read_verified(file: Path, path: str | os.PathLike[str], saved_by: str = "save_model_safe") -> dict[str, str]:
+    """Compare a file with its checksum, and return the metadata that it was saved with.
+
+    Args:
+        file: the file.
+        path: by which the caller named it.
+        saved_by: what wrote the files that the caller reads, as messages have it.
+
+    Raises:
+        CheckpointError: it is damaged, was altered, or is from elsewhere.
+        ConfigError: a later version of mol wrote it.
+        FileNotFoundError: it is missing.
+    """
+    if not file.exists():
+        there = f"; {path} is there, and is not read: only SafeTensors files are, never pickles. torch.load(..., "
+        there += f"weights_only=True) reads one that you trust, and {saved_by} writes it anew"
+        raise FileNotFoundError(f"{file} is missing{there if Path(path).is_file() else ''}")
+    metadata: dict[str, str] = read_header(file).get("__metadata__", {})
+    if _KEY not in metadata:
+        raise CheckpointError(
+            f"{file} has no checksum to verify, so {saved_by} did not write it; if it is the right file, "
+            "safetensors.torch.load_model loads it unverified"
+        )
+    try:
+        record = json.loads(metadata[_KEY])
+    except (ValueError, RecursionError):
+        record = None
+    if isinstance(record, dict) and record.get("format", _FORMAT) != _FORMAT:
+        raise later_format(file, record, _FORMAT)
+    given = record.get("metadata") if isinstance(record, dict) else None
+    if not isinstance(given, list) or record.get("digest") != _digest(file, metadata, record):
+        raise CheckpointError(
+            f"{file} is not as it was saved (its checksum differs): it is damaged or edited; {_WAY_OUT}"
+        )
+    return {name: text for name, text in metadata.items() if name in given}
+
+
+def later_format(path: Path, record: Mapping[str, Any], reads: int) -> ConfigError:
+    """Return the error for a file or a directory in a format of a later version of mol."""
+    return ConfigError(
+        f"{path} is in format {record.get('format')!r}, written by mol {record.get('version')}; this is mol "
+        f"{_rust.__version__}, which reads format {reads}: upgrade mol-merge"
+    )
 
 
 def _require(name: str) -> None:
@@ -218,33 +259,3 @@ def _digest(file: Path, metadata: Mapping[str, str], record: Mapping[str, Any]) 
     sums = {tensor["name"]: tensor["crc64nvme"] for tensor in json.loads(_rust.checksum(file))["tensors"]}
     tensors = [(name, dtype, list(shape), sums[name]) for name, dtype, shape, _ in _rust.read_header(file)[3]]
     return digest_of([sorted(tensors), dict(metadata) | {_KEY: ""}, dict(record) | {"digest": ""}])
-
-
-def _verify(file: Path) -> dict[str, str]:
-    """Compare a file with its checksum, and return the metadata that it was saved with.
-
-    Raises:
-        CheckpointError: it is damaged, was altered, or is from elsewhere.
-        ConfigError: a later version of mol wrote it.
-    """
-    metadata: dict[str, str] = read_header(file).get("__metadata__", {})
-    if _KEY not in metadata:
-        raise CheckpointError(
-            f"{file} has no checksum to verify, so save_model_safe did not write it; if it is the right file, "
-            "safetensors.torch.load_model loads it unverified"
-        )
-    try:
-        record = json.loads(metadata[_KEY])
-    except (ValueError, RecursionError):
-        record = None
-    if isinstance(record, dict) and record.get("format", _FORMAT) != _FORMAT:
-        raise ConfigError(
-            f"{file} is in format {record['format']!r}, written by mol {record.get('version')}; this is mol "
-            f"{_rust.__version__}, which reads format {_FORMAT}: upgrade mol-merge"
-        )
-    given = record.get("metadata") if isinstance(record, dict) else None
-    if not isinstance(given, list) or record.get("digest") != _digest(file, metadata, record):
-        raise CheckpointError(
-            f"{file} is not as it was saved (its checksum differs): it is damaged or edited; {_WAY_OUT}"
-        )
-    return {name: text for name, text in metadata.items() if name in given}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -38,6 +39,11 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, wanted a JSON object")
     return content
+
+
+def digest_of(content: object) -> str:
+    """Return a digest of a JSON value, whatever the order of its keys."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds

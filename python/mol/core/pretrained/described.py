@@ -68,7 +68,13 @@ class DescribedConfig(PreTrainedConfig):
 
 
 def read_description(
-    fusion: object, host: object, layers: object, *, given: Collection[str] = (), written_by: str | None = None
+    fusion: object,
+    host: object,
+    layers: object,
+    *,
+    given: Collection[str] = (),
+    written_by: str | None = None,
+    where: str = "config.json",
 ) -> Description:
     """Check the three parts of a description.
 
@@ -78,12 +84,13 @@ def read_description(
         layers: `fused_layers` of `MoLModelConfig`.
         given: names of settings that are passed in this call and replace those in the file.
         written_by: the version of mol that wrote it.
+        where: the file that holds it, as messages have it.
 
     Raises:
         ConfigError: lists everything that is wrong.
     """
     if not isinstance(fusion, dict) or not isinstance(layers, list):
-        raise ConfigError("config.json describes no fusion; make one with MoLRuntime.as_model()")
+        raise ConfigError(f"{where} describes no fusion; make one with MoLRuntime")
     if fusion.get("trust_remote_code") and "trust_remote_code" not in given:
         raise ConfigError(_REMOTE_CODE)
     settings = {name: value for name, value in fusion.items() if name not in PERSONAL}
@@ -99,7 +106,7 @@ def read_description(
         problems.append(f"`host` is {host!r}, which is not one of `models`")
     found = [_layer(layer, number, named, problems) for number, layer in enumerate(layers)]
     if problems:
-        raise ConfigError.listing("config.json describes a fusion that cannot be built", problems)
+        raise ConfigError.listing(f"{where} describes a fusion that cannot be built", problems)
     return Description(settings, host if isinstance(host, str) else None, found)
 
 

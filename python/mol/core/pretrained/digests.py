@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import re
@@ -13,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mol import _rust
 from mol.errors import CheckpointError
+from mol.io.json_file import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -65,7 +64,7 @@ def check_model(recorded: object, checkpoint: Checkpoint, source: Source | None,
     if differs:
         raise CheckpointError(
             f"{checkpoint.name} ({checkpoint.directory}) is not the model that the fusion was saved with: "
-            f"{', '.join(differs)} changed; pass to from_pretrained where that one is, "
+            f"{', '.join(differs)} changed; pass when loading where that one is, "
             f"paths={{{checkpoint.name!r}: ...}}, or allow_changed_models=True to take what is there"
         )
 
@@ -93,7 +92,7 @@ def find_models(models: Mapping[str, Any], save: Path, given: Mapping[str, str])
         if not existing:
             raise FileNotFoundError(
                 f"{name}: was in {seen} when the fusion was saved, and is not there; give its directory: "
-                f"from_pretrained(..., paths={{{name!r}: ...}})"
+                f"from_pretrained or load_checkpoint(..., paths={{{name!r}: ...}})"
             )
         found[name] = str(existing[0])
     return found
@@ -158,8 +157,3 @@ def _tensors_of(path: str, checkpoint: Checkpoint) -> list[str]:
 def _sums(path: str, size: int, mtime_ns: int, names: Sequence[str]) -> list[str]:
     """Return the checksums of tensors; a file that did not change is not read again for the next save."""
     return _rust.checksum_tensors(path, list(names)) if names else []
-
-
-def digest_of(content: object) -> str:
-    """Return a digest of a JSON value, whatever the order of its keys."""
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

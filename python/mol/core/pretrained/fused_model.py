@@ -11,8 +11,6 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from mol.config.mol_config import MoLConfig
-from mol.core.building import build_layer
 from mol.core.frozen import FROZEN, refused
 from mol.core.host import OutputEmbeddings, host_inputs, set_options
 from mol.core.models.heads import (  # Head at run time: transformers reads the annotations of its subclasses
@@ -20,10 +18,10 @@ from mol.core.models.heads import (  # Head at run time: transformers reads the 
     head_of,
 )
 from mol.core.models.loading import read_generation_config
-from mol.core.pretrained.described import Description, read_description
-from mol.core.pretrained.digests import check_model, find_models, record_model
+from mol.core.pretrained.described import read_description
 from mol.core.pretrained.model_config import MoLModelConfig, config_of, described, description_in
-from mol.core.pretrained.options import OF_MODELS, check_offline, checked_options
+from mol.core.pretrained.options import OF_MODELS, checked_options
+from mol.core.pretrained.rebuilding import build_runtime, load_weights, rebuild, record_models
 from mol.core.pretrained.refused import OutsideModels
 from mol.core.pretrained.saving import KEY, read_saved, refuse_other_ways, saved_directory, write_save
 from mol.core.pretrained.tokenizers import copy_inputs
@@ -31,12 +29,9 @@ from mol.core.runtime import Runtime  # noqa: TC001 - at run time for the same r
 from mol.errors import FusionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import torch
     from typing_extensions import Unpack
 
-    from mol.core.blocks.source import Source
     from mol.core.pretrained.options import FusionLoadOptions
 
 _log: Final = logging.getLogger("mol")
@@ -74,7 +69,8 @@ class FusedModel(OutsideModels):
             FusionError: the config describes none, or its host has another head, or its models bring code of their own.
         """
         super().__init__(config)
-        self._adopt(self._build_runtime(read_description(config.fusion, config.host, config.fused_layers), {}))
+        description = read_description(config.fusion, config.host, config.fused_layers)
+        self._adopt(build_runtime(self._runtime_class(), description, {}))
 
     @classmethod
     def from_runtime(cls: type[_F], runtime: Runtime) -> _F:
@@ -109,26 +105,21 @@ class FusedModel(OutsideModels):
         """
         directory = saved_directory(pretrained_model_name_or_path, "a fused model")
         changed, offline = kwargs.pop("allow_changed_models", False), kwargs.pop("local_files_only", False)
-        saved = read_saved(directory)
+        saved = read_saved(directory, MoLModelConfig.model_type)
         config = kwargs.pop("config", None) or MoLModelConfig.from_pretrained(directory)
-        given = checked_options("a fused model", (*OF_MODELS, "max_expert_memory"), config, args, kwargs)
+        given = checked_options(
+            "from_pretrained of a fused model", (*OF_MODELS, "max_expert_memory"), config, args, kwargs
+        )
         description = read_description(
             config.fusion, config.host, config.fused_layers, given=given, written_by=saved.version
         )
         saved.check_description(description_in(saved.content))
-        given["paths"] = find_models(saved.models, directory, given.get("paths", {}))
-        check_offline(offline, {*description.settings["models"]} - given["paths"].keys())
-        runtime = cls._build_runtime(description, given)
-        if not changed:
-            for name, (source, blocks) in _used(runtime).items():
-                if source.checkpoint is not None:
-                    check_model(saved.models.get(name), source.checkpoint, source, blocks)
+        runtime = rebuild(
+            cls._runtime_class(), description, saved.models, directory, given, allow_changed=changed, offline=offline
+        )
         model = cls._around(runtime, config)
         saved.check_names(model.state_dict())
-        weights = saved.load()
-        for name, parameter in model.named_parameters():  # to be what was saved bit for bit
-            parameter.data = parameter.data.to(weights[name].dtype)
-        model.load_state_dict(weights)
+        load_weights(model, saved.load())
         if model.can_generate():
             read_generation_config(model, saved.holds(GENERATION_CONFIG_NAME))
         model.train(mode=False)
@@ -162,24 +153,15 @@ class FusedModel(OutsideModels):
             save(save_directory)
             return
         directory = Path(save_directory)
-        models = {
-            name: record_model(source.checkpoint, directory, source, blocks)
-            for name, (source, blocks) in _used(self.runtime).items()
-            if source.checkpoint is not None
-        }
+        models = record_models(self.runtime, directory)
         copy = partial(copy_inputs, self.runtime.host.checkpoint)
         setattr(self.config, KEY, write_save(directory, save, description_in, models, copy))
 
     @classmethod
-    def _build_runtime(cls, description: Description, given: Mapping[str, Any]) -> Runtime:
-        """Build the fusion of a description, with these settings in place of those that it has."""
+    def _runtime_class(cls) -> type[Runtime]:
         if cls.runtime_class is None:
             raise FusionError(f"{cls.__name__} was imported from a module inside of mol.core: import it from mol.core")
-        runtime = cls.runtime_class(MoLConfig(**{**description.settings, **given}))
-        runtime.choose_host(description.host or runtime.config.models[0])
-        for position, specs in description.layers:
-            runtime.put_layer(build_layer(runtime, specs, position).train(runtime.training), position)
-        return runtime
+        return cls.runtime_class
 
     @classmethod
     def _around(cls: type[_F], runtime: Runtime, config: MoLModelConfig) -> _F:
@@ -360,18 +342,6 @@ class MoLModel(FusedModel):
                 "the loss is computed outside of the model, so routers are trained without load_balancing_coeff and "
                 "entropy_penalty_coeff, which apply only if the model is given labels"
             )
-
-
-def _used(runtime: Runtime) -> dict[str, tuple[Source, set[int] | None]]:
-    """Return each model with the blocks of it that are used, None for all of it."""
-    fusion = runtime.fusion()
-    blocks: dict[str, set[int]] = {}
-    for layer in fusion.layers.values():
-        for spec in layer.specs:
-            blocks.setdefault(spec.model, set()).update(spec.blocks)
-    return {
-        name: (source, None if name == runtime.host_name else blocks[name]) for name, source in fusion.sources.items()
-    }
 
 
 AutoModel.register(MoLModelConfig, MoLModel)

@@ -139,9 +139,9 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         """
         directory = saved_directory(pretrained_model_name_or_path, "a mixture")
         changed, offline = kwargs.pop("allow_changed_models", False), kwargs.pop("local_files_only", False)
-        saved = read_saved(directory)
+        saved = read_saved(directory, MoLMixtureConfig.model_type)
         config = kwargs.pop("config", None) or MoLMixtureConfig.from_pretrained(directory)
-        given = checked_options("a mixture", OF_MODELS, config, args, kwargs)
+        given = checked_options("from_pretrained of a mixture", OF_MODELS, config, args, kwargs)
         check_mixture_config(config)
         saved.check_description(mixture_described_in(saved.content))
         given["paths"] = find_models(saved.models, directory, given.get("paths", {}))

@@ -56,14 +56,18 @@ _AS_IT_IS: Final = {
 
 
 def checked_options(
-    called: str, takes: Collection[str], config: PreTrainedConfig, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    called: str,
+    takes: Collection[str],
+    config: PreTrainedConfig | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the options that `from_pretrained` was called with, without those that request nothing.
 
     Args:
-        called: the kind of model in messages.
+        called: the function in messages.
         takes: names of the options that it takes.
-        config: its config, where the Auto classes put `attn_implementation`.
+        config: its config, where the Auto classes put `attn_implementation`; None if there is none.
         args: positional ones.
         kwargs: options by name.
 
@@ -77,14 +81,11 @@ def checked_options(
     }
     if "torch_dtype" in given:  # transformers' former name
         given.setdefault("dtype", given.pop("torch_dtype"))
-    if config._attn_implementation is not None:
+    if config is not None and config._attn_implementation is not None:
         given.setdefault("attn_implementation", config._attn_implementation)
     others = sorted(given.keys() - set(takes))
     if args or others:
-        raise FusionError(
-            f"from_pretrained of {called} does not take {', '.join(others) or args}; it takes "
-            f"{', '.join(sorted(takes))}"
-        )
+        raise FusionError(f"{called} does not take {', '.join(others) or args}; it takes {', '.join(sorted(takes))}")
     return given
 
 

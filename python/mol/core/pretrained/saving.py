@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from safetensors.torch import load_file
 
 from mol import _rust
-from mol.core.pretrained.digests import digest_of
 from mol.core.pretrained.refused import NO_PUSH
-from mol.errors import CheckpointError, ConfigError, FusionError
+from mol.core.safetensors_io import later_format
+from mol.errors import CheckpointError, FusionError
 from mol.io.atomic import locked, sync
-from mol.io.json_file import read_object
+from mol.io.json_file import digest_of, read_object
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 KEY: Final = "mol_save"
 """The key of the record in config.json to check a save by."""
 _FORMAT: Final = 1
+_LOADED_BY: Final = {
+    "mol": "a fusion, which MoLRuntime.from_pretrained loads",
+    "mol_mixture": "a mixture, which MoLMixture.from_pretrained loads",
+}
 _STAGED: Final = ".mol-save-"
 _CONFIG: Final = "config.json"
 _WAY_OUT: Final = "copy the directory again from where it is whole, or save the model again"
@@ -160,11 +164,15 @@ def saved_directory(name: str | Path, called: str) -> Path:
     return directory
 
 
-def read_saved(directory: Path) -> Saved:
+def read_saved(directory: Path, model_type: str) -> Saved:
     """Read config.json of a save, with its record.
 
+    Args:
+        directory: of the save.
+        model_type: of what is to be loaded.
+
     Raises:
-        ConfigError: a later version of mol wrote it.
+        ConfigError: a later version of mol wrote it, or it holds something else.
         CheckpointError: config.json is damaged, or not written by mol.
         OSError: it is missing.
     """
@@ -175,11 +183,11 @@ def read_saved(directory: Path) -> Saved:
             f"{directory / _CONFIG} has no `{KEY}` to check the weights by, so it was not written by save_pretrained "
             f"of mol; {_WAY_OUT}"
         )
+    found = content.get("model_type")
+    if found != model_type and found in _LOADED_BY:
+        raise ConfigError(f"{directory} holds {_LOADED_BY[str(found)]}")
     if record.get("format") != _FORMAT:
-        raise ConfigError(
-            f"{directory} is in format {record.get('format')!r}, written by mol {record.get('version')}; this is mol "
-            f"{_rust.__version__}, which reads format {_FORMAT}: upgrade mol-merge"
-        )
+        raise later_format(directory, record, _FORMAT)
     return Saved(directory, content, record)
 
 

@@ -1,0 +1,109 @@
+"""Rebuilds the runtime that a save describes, from the models that it names, and checks that they are the same ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mol.config.mol_config import MoLConfig
+from mol.core.building import build_layer
+from mol.core.pretrained.digests import check_model, find_models, record_model
+from mol.core.pretrained.options import check_offline
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    import torch
+
+    from mol.core.blocks.source import Source
+    from mol.core.pretrained.described import Description
+    from mol.core.runtime import Runtime
+
+_R = TypeVar("_R", bound="Runtime")
+
+
+def build_runtime(kind: type[_R], description: Description, given: Mapping[str, Any]) -> _R:
+    """Build the runtime of a description, with fresh adapters and routers.
+
+    Args:
+        kind: the class of the runtime.
+        description: settings, host and layers.
+        given: settings that replace those of the description.
+
+    Raises:
+        MolError: a model is not as the description has it.
+        OSError: a model cannot be loaded.
+    """
+    runtime = kind(MoLConfig(**{**description.settings, **given}))
+    runtime.choose_host(description.host or runtime.config.models[0])
+    for position, specs in description.layers:
+        runtime.put_layer(build_layer(runtime, specs, position).train(runtime.training), position)
+    return runtime
+
+
+def rebuild(
+    kind: type[_R],
+    description: Description,
+    models: Mapping[str, Any],
+    directory: Path,
+    given: Mapping[str, Any],
+    *,
+    allow_changed: bool,
+    offline: bool,
+) -> _R:
+    """Build the runtime of a save, of the models that it was saved with.
+
+    Args:
+        kind: the class of the runtime.
+        description: what was saved.
+        models: the record of each model, by name.
+        directory: of the save.
+        given: settings of whoever loads it.
+        allow_changed: whether models may differ from those that it was saved with.
+        offline: whether models of the Hub are refused.
+
+    Raises:
+        MolError: a model changed, or is not as the description has it.
+        OSError: a model cannot be loaded.
+    """
+    paths = find_models(models, directory, given.get("paths", {}))
+    check_offline(offline, {*description.settings["models"]} - paths.keys())
+    runtime = build_runtime(kind, description, {**given, "paths": paths})
+    if not allow_changed:
+        for name, (source, blocks) in used_models(runtime).items():
+            if source.checkpoint is not None:
+                check_model(models.get(name), source.checkpoint, source, blocks)
+    return runtime
+
+
+def load_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Load weights of the names and shapes of a module, and take on their dtypes, so that they stay bit for bit."""
+    for name, parameter in module.named_parameters():
+        parameter.data = parameter.data.to(weights[name].dtype)
+    module.load_state_dict(weights)
+
+
+def used_models(runtime: Runtime) -> dict[str, tuple[Source, set[int] | None]]:
+    """Return each model with the blocks of it that are used, None for all of it."""
+    fusion = runtime.fusion()
+    blocks: dict[str, set[int]] = {}
+    for layer in fusion.layers.values():
+        for spec in layer.specs:
+            blocks.setdefault(spec.model, set()).update(spec.blocks)
+    return {
+        name: (source, None if name == runtime.host_name else blocks[name]) for name, source in fusion.sources.items()
+    }
+
+
+def record_models(runtime: Runtime, directory: Path) -> dict[str, Any]:
+    """Return what is recorded of each model to find and check it, by name.
+
+    Args:
+        runtime: the fusion.
+        directory: of the save.
+    """
+    return {
+        name: record_model(source.checkpoint, directory, source, blocks)
+        for name, (source, blocks) in used_models(runtime).items()
+        if source.checkpoint is not None
+    }
