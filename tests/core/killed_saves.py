@@ -1,6 +1,6 @@
 """Saves over an older save again and again, killed at one call of the file system later each time; prints what loads.
 
-Run as a program, `python -m tests.core.killed_saves MODELS WORK`: a process that dies takes nothing else with it.
+Run as a program, `python -m tests.core.killed_saves MODELS WORK KIND`: a process that dies takes nothing else with it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from mol.auto import MoLForCausalLM
 from mol.config.mol_config import MoLConfig
 from mol.core.mol_runtime import MoLRuntime
 
-STEPS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "shutil.copyfile")
+STEPS = ("open", "os.link", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree", "shutil.copyfile")
 
 
-def save(model: MoLForCausalLM, directory: Path, kill_at: int) -> bool:
+def save(model: MoLForCausalLM, directory: Path, kind: str, kill_at: int) -> bool:
     """Save in a process of its own that dies before the given step, and tell whether it did."""
     child = os.fork()
     if child == 0:
@@ -32,12 +32,12 @@ def save(model: MoLForCausalLM, directory: Path, kill_at: int) -> bool:
                     os._exit(9)
 
         sys.addaudithook(watch)
-        model.save_pretrained(directory)
+        model.save_pretrained(directory, kind=kind)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
 
 
-def main(models: Path, work: Path) -> None:
+def main(models: Path, work: Path, kind: str) -> None:
     """Print old or new for each step, or neither."""
     ids = torch.arange(5, 13)[None]
     wanted, fusions = {}, {}
@@ -51,14 +51,14 @@ def main(models: Path, work: Path) -> None:
             for parameter in fusions[name].parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.05)
         wanted[name] = fusions[name](ids).logits
-    fusions["old"].save_pretrained(work / "old")
+    fusions["old"].save_pretrained(work / "old", kind=kind)
     step, died = 0, True
     while died:
         shutil.copytree(work / "old", work / "over")
-        died = save(fusions["new"], work / "over", step)
+        died = save(fusions["new"], work / "over", kind, step)
         found = MoLForCausalLM.from_pretrained(work / "over")(ids).logits
         print(next((name for name, logits in wanted.items() if torch.equal(found, logits)), "neither"))
-        fusions["new"].save_pretrained(work / "over")
+        fusions["new"].save_pretrained(work / "over", kind=kind)
         found = MoLForCausalLM.from_pretrained(work / "over")(ids).logits
         assert torch.equal(found, wanted["new"])
         assert not list((work / "over").glob(".mol-save-*"))
@@ -67,4 +67,4 @@ def main(models: Path, work: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -60,9 +60,10 @@ def saved(fuse: Fuse, models: Path, tmp_path: Path) -> Path:
     return tmp_path / "fused"
 
 
-def test_a_save_that_is_killed_anywhere_leaves_the_old_or_the_new_one(models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["runtime", "bundle"])
+def test_a_save_that_is_killed_anywhere_leaves_the_old_or_the_new_one(kind: str, models: Path, tmp_path: Path) -> None:
     said = subprocess.run(
-        [sys.executable, "-m", "tests.core.killed_saves", str(models), str(tmp_path)],
+        [sys.executable, "-m", "tests.core.killed_saves", str(models), str(tmp_path), kind],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     assert set(said) == {"old", "new"}
@@ -249,7 +250,7 @@ def test_saving_over_a_save_leaves_nothing_of_it_and_all_else(saved: Path) -> No
     model.save_pretrained(saved, max_shard_size="10KB")
     assert len(list(saved.glob("*.safetensors"))) > 1
     model.save_pretrained(saved)
-    files = ["config.json", "generation_config.json", "model.safetensors", "notes.txt"]
+    files = ["README.md", "config.json", "generation_config.json", "model.safetensors", "notes.txt"]
     assert sorted(file.name for file in saved.iterdir()) == files
 
 

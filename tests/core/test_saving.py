@@ -36,7 +36,7 @@ def test_what_was_saved_is_loaded_exactly(fuse: Fuse, tmp_path: Path) -> None:
     wanted = model(ids).logits
     model.save_pretrained(tmp_path / "fused")
     assert sorted(file.name for file in (tmp_path / "fused").iterdir()) == [
-        "config.json", "generation_config.json", "model.safetensors",
+        "README.md", "config.json", "generation_config.json", "model.safetensors",
     ]  # fmt: skip
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "fused")
     assert torch.equal(again(ids).logits, wanted)

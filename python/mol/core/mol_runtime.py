@@ -13,6 +13,7 @@ from mol.core.fitting.suggest import suggest_layers
 from mol.core.host import HostHead
 from mol.core.models.heads import head_of
 from mol.core.mol_layer import ExpertSpec, MoLLayer
+from mol.core.pretrained.bundle import Kind, check_kind_of_save
 from mol.core.pretrained.causal_lm import MoLForCausalLM
 from mol.core.pretrained.checkpoint_file import find_checkpoint, read_checkpoint, write_checkpoint
 from mol.core.pretrained.fused_model import FusedModel, MoLModel
@@ -26,6 +27,7 @@ from mol.core.pretrained.task_models import (
 from mol.core.reports.routing_report import write_routing_report
 from mol.core.reports.summary import summarise
 from mol.core.runtime import Runtime
+from mol.core.safetensors_io import weights_file
 from mol.errors import ConfigError, FusionError
 from mol.later import method
 
@@ -258,22 +260,27 @@ class MoLRuntime(Runtime):
         generated: torch.Tensor = model.generate(input_ids, attention_mask=attention_mask, **options)
         return generated
 
-    def save_checkpoint(self, path: str | os.PathLike[str], use_safetensors: bool = True) -> Path:
-        """Save adapters and routers as one SafeTensors file, which also describes the fusion and names its models.
+    def save_checkpoint(
+        self, path: str | os.PathLike[str], use_safetensors: bool = True, *, kind: Kind = "runtime"
+    ) -> Path:
+        """Save the fusion; an older save of the same name is replaced in one step.
 
-        The file has settings, layers, and of each model the commit and digests of what is used of it; `save_pretrained`
-        of `as_model()` writes the same as a directory, for transformers. A file of the same name is replaced in one
-        step: whatever ends the process leaves the old file or the new one.
+        A "runtime" is one SafeTensors file of adapters and routers, with settings, layers, and of each model its commit
+        and digests of what is used of it. A "bundle" is a directory with copies of all that is used of the models, so
+        that it loads where they are not; see `save_pretrained`. Whatever ends the process leaves the old save or the
+        new one.
 
         Args:
-            path: the file. `model`, `model.pt` and `model.safetensors` all name `model.safetensors`.
+            path: the file. `model`, `model.pt` and `model.safetensors` all name `model.safetensors`, and for a bundle
+                the directory `model`.
             use_safetensors: must be True.
+            kind: "runtime" or "bundle".
 
         Returns:
-            The file.
+            The file or the directory.
 
         Raises:
-            ConfigError: the path names no file of this kind, or `use_safetensors` is False.
+            ConfigError: the path names no file of this kind, there is no such kind, or `use_safetensors` is False.
             MolError: a model cannot be opened.
             OSError: the file cannot be written; what was there before is as it was.
         """
@@ -282,7 +289,12 @@ class MoLRuntime(Runtime):
                 f"use_safetensors={use_safetensors!r} would be a pickle, which runs code when it is loaded: leave it "
                 "out; mol writes SafeTensors only, also if the path ends in .pt"
             )
-        return write_checkpoint(self, path)
+        check_kind_of_save(kind)
+        if kind == "runtime":
+            return write_checkpoint(self, path)
+        directory = weights_file(path).with_suffix("")
+        self.save_pretrained(directory, kind="bundle")
+        return directory
 
     @classmethod
     def load_checkpoint(cls, path: str | os.PathLike[str], **options: Unpack[FusionLoadOptions]) -> MoLRuntime:
@@ -304,14 +316,14 @@ class MoLRuntime(Runtime):
             return cls.from_pretrained(find_checkpoint(path), **options)
         return read_checkpoint(cls, path, options)
 
-    def save_pretrained(self, directory: str | os.PathLike[str]) -> None:
+    def save_pretrained(self, directory: str | os.PathLike[str], *, kind: Kind = "runtime") -> None:
         """Save as a directory that transformers' Auto classes load; see `FusedModel.save_pretrained`.
 
         Raises:
             MolError: the host's head and its blocks do not go together.
             OSError: something cannot be written.
         """
-        self.as_model().save_pretrained(Path(directory))
+        self.as_model().save_pretrained(Path(directory), kind=kind)
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], **options: Unpack[FusionLoadOptions]) -> MoLRuntime:

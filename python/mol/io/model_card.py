@@ -116,37 +116,39 @@ def model_card(
     names = [source.name for source in sources]
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", recipe))])
     parts = [
-        f"---\n{yaml.safe_dump(_front_matter(sources), sort_keys=False, allow_unicode=True)}---",
-        f"# Merge of {_joined([_inline(name) for name in names])}",
+        front_matter(sources, "transformers", ["mol", "merge", "mergekit"]),
+        f"# Merge of {joined([inline(name) for name in names])}",
         f"This model was made with [{method_title}]({method_url}) (`{method}`) by mol {version}, without training.",
         "## Sources",
-        "\n".join(_source_line(source) for source in sources),
-        _license_line(sources),
+        "\n".join(source_line(source) for source in sources),
+        license_line(sources),
         "## Recipe",
         f"{fence}yaml\n{recipe.rstrip()}\n{fence}",
         "## What was done",
         "\n".join(
-            [f"- {count} tensors: {_inline(name)}" for name, count in sorted(tensors.items())]
+            [f"- {count} tensors: {inline(name)}" for name, count in sorted(tensors.items())]
             + [f"- stored as {', '.join(dtypes)}", f"- plan `{plan_digest}`"]
         ),
     ]
     for title, lines in sections.items():
         if lines:
-            shown = [f"- {_inline(line)}" for line in lines[:LISTED]]
+            shown = [f"- {inline(line)}" for line in lines[:LISTED]]
             if len(lines) > LISTED:
                 shown.append(f"- and {len(lines) - LISTED} more, all in `{MANIFEST}`")
             parts += [f"## {title}", "\n".join(shown)]
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(sources: Sequence[CardSource]) -> dict[str, Any]:
+def front_matter(sources: Sequence[CardSource], library: str, tags: Sequence[str]) -> str:
+    """Return what the Hub reads of a card: models, library, tags, and the license if all sources state the same."""
     # A local directory's name is not listed as base model: on the Hub it would point to a stranger's repository.
     on_hub = list(dict.fromkeys(source.name for source in sources if source.on_hub))
     front: dict[str, Any] = {}
     if on_hub:
         front |= {"base_model": on_hub, "base_model_relation": "merge"}
-    front |= {"library_name": "transformers", "tags": ["mol", "merge", "mergekit"]}
-    return front | _common_license(sources)
+    front |= {"library_name": library, "tags": list(tags)}
+    front |= _common_license(sources)
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---"
 
 
 def _common_license(sources: Sequence[CardSource]) -> dict[str, str]:
@@ -156,10 +158,11 @@ def _common_license(sources: Sequence[CardSource]) -> dict[str, str]:
     return licenses[0] if agreed else {}
 
 
-def _license_line(sources: Sequence[CardSource]) -> str:
+def license_line(sources: Sequence[CardSource]) -> str:
+    """Return the sentence of a card on the licenses of its sources."""
     if _common_license(sources):
-        return f"All sources state the license {_code(_stated(sources[0]))}."
-    stated = "; ".join(f"{_inline(source.name)}: {_inline(_stated(source))}" for source in sources)
+        return f"All sources state the license {code(_stated(sources[0]))}."
+    stated = "; ".join(f"{inline(source.name)}: {inline(_stated(source))}" for source in sources)
     return f"The sources do not all state the same license ({stated}), so this card names none."
 
 
@@ -167,17 +170,19 @@ def _stated(source: CardSource) -> str:
     return source.license.get("license_name", source.license.get("license", "not stated"))
 
 
-def _source_line(source: CardSource) -> str:
-    revision = f" at revision {_code(source.revision)}" if source.revision else ""
-    digest = f", SHA-256 {_code(source.digest)}" if source.digest else ""
-    return f"- {_code(source.name)}{revision}{f' ({source.role})' if source.role else ''}{digest}"
+def source_line(source: CardSource) -> str:
+    """Return the line of a card on one source."""
+    revision = f" at revision {code(source.revision)}" if source.revision else ""
+    digest = f", SHA-256 {code(source.digest)}" if source.digest else ""
+    return f"- {code(source.name)}{revision}{f' ({source.role})' if source.role else ''}{digest}"
 
 
-def _joined(names: Sequence[str]) -> str:
+def joined(names: Sequence[str]) -> str:
+    """Return names as a sentence lists them."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Return a name as a span of code, which it cannot end."""
     text = _one_line(text)
     ticks = "`" * (max([0, *(len(run) for run in re.findall("`+", text))]) + 1)
@@ -185,7 +190,7 @@ def _code(text: str) -> str:
     return f"{ticks}{pad}{text}{pad}{ticks}"
 
 
-def _inline(text: str) -> str:
+def inline(text: str) -> str:
     """Return a line of text as one: its spans of code stay, and nothing else in it is markup."""
     text = _one_line(text)
     pieces = text.split("`")

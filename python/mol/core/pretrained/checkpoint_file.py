@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from mol import _rust
 from mol.core.host import HostHead
 from mol.core.pretrained.described import read_description
+from mol.core.pretrained.digests import record_model
 from mol.core.pretrained.model_config import described
 from mol.core.pretrained.options import OF_MODELS, checked_options
-from mol.core.pretrained.rebuilding import load_weights, rebuild, record_models
+from mol.core.pretrained.rebuilding import load_weights, rebuild, used_models
 from mol.core.safetensors_io import later_format, read_verified, save_model_safe, weights_file
 from mol.core.state_dicts import differences
 from mol.errors import CheckpointError, ConfigError
@@ -50,7 +51,7 @@ def write_checkpoint(runtime: Runtime, path: str | os.PathLike[str]) -> Path:
         "version": _rust.__version__,
         **described(runtime),
         "lm_head": runtime.lm_head is not None,
-        "models": record_models(runtime, file.parent),
+        "models": {name: record_model(use, file.parent) for name, use in used_models(runtime).items()},
     }
     return save_model_safe(runtime, file, {_KEY: json.dumps(content, sort_keys=True)})
 
@@ -72,9 +73,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Path:
         return directory
     if text.endswith(file.suffix):
         return file
-    raise ConfigError(
-        f"{text!r} names a file and a directory, and both are saves: write {file} or {directory}{os.sep}"
-    )
+    raise ConfigError(f"{text!r} names a file and a directory, and both are saves: write {file} or {directory}{os.sep}")
 
 
 def read_checkpoint(kind: type[_R], path: str | os.PathLike[str], options: Mapping[str, Any]) -> _R:
@@ -95,6 +94,7 @@ def read_checkpoint(kind: type[_R], path: str | os.PathLike[str], options: Mappi
     changed, offline = (bool(others.pop(name, False)) for name in ("allow_changed_models", "local_files_only"))
     given = checked_options("load_checkpoint", (*OF_MODELS, "max_expert_memory"), None, (), others)
     file = weights_file(path)
+    before = _identity(file)
     content = _read_content(file, path)
     description = read_description(
         content.get("fusion"),
@@ -115,6 +115,8 @@ def read_checkpoint(kind: type[_R], path: str | os.PathLike[str], options: Mappi
         offline=offline,
     )
     weights = load_file(file)
+    if _identity(file) != before:
+        raise CheckpointError(f"{file} was replaced by another save while it was loaded; load it again")
     names, _, shapes = differences(runtime.state_dict(), weights)
     if names or shapes:
         raise CheckpointError.listing(
@@ -124,6 +126,15 @@ def read_checkpoint(kind: type[_R], path: str | os.PathLike[str], options: Mappi
     if content.get("lm_head"):
         runtime.lm_head = HostHead(runtime.host)
     return runtime
+
+
+def _identity(file: Path) -> tuple[int, int] | None:
+    """Return what tells a file from another one that replaced it."""
+    try:
+        status = file.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns
 
 
 def _read_content(file: Path, path: str | os.PathLike[str]) -> dict[str, Any]:

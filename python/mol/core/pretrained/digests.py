@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol import _rust
 from mol.errors import CheckpointError
 from mol.io.json_file import digest_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from mol.core.blocks.source import Source
     from mol.io.checkpoint import Checkpoint
@@ -24,29 +25,56 @@ _SPELLING: Final = frozenset({"_name_or_path", "architectures", "dtype", "torch_
 _log = logging.getLogger("mol")
 
 
-def record_model(checkpoint: Checkpoint, save: Path, source: Source | None, blocks: Iterable[int] | None) -> Any:  # noqa: ANN401 - as JSON holds it
+class ModelUse(NamedTuple):
+    """What is used of a model.
+
+    Attributes:
+        checkpoint: its files.
+        source: the model, None if all of it is used.
+        blocks: those that are used, None for all of it.
+    """
+
+    checkpoint: Checkpoint
+    source: Source | None = None
+    blocks: Collection[int] | None = None
+
+    @property
+    def changed(self) -> bool:
+        """Whether the files are not those that were opened."""
+        return _changed(self.checkpoint)
+
+    @property
+    def runs_own_code(self) -> bool:
+        """Whether the model's class came with it."""
+        return self.source is not None and type(self.source.model).__module__.startswith("transformers_modules")
+
+    def parts(self) -> dict[str, list[str]]:
+        """Return the parts that are used, with the names of the tensors of each in the files."""
+        return _parts(self)
+
+
+def record_model(use: ModelUse, save: Path) -> dict[str, Any]:
     """Return what is recorded of a model, to find and check it when the fusion is loaded again.
 
     Args:
-        checkpoint: its files.
+        use: the model.
         save: the directory of the save.
-        source: the model, None if all of it is used.
-        blocks: those that are used, all of it if None.
     """
     record: dict[str, Any] = {}
+    checkpoint = use.checkpoint
     if checkpoint.revision is None:  # its directory in the Hub's cache means nothing elsewhere
         directory = os.path.relpath(checkpoint.directory.resolve(), save.resolve())
         record["path"] = Path(directory).as_posix()
-    if _changed(checkpoint):
+    if use.changed:
         _log.warning(
             "%s: its files have changed since it was loaded, so loading this save cannot check that it is the same",
             checkpoint.name,
         )
         return record
-    return {**record, "config": _config_digest(checkpoint), "tensors": _tensor_digests(checkpoint, source, blocks)}
+    return {**record, "config": _config_digest(checkpoint), "tensors": _tensor_digests(use)}
 
 
-def check_model(recorded: object, checkpoint: Checkpoint, source: Source | None, blocks: Iterable[int] | None) -> None:
+def check_model(recorded: object, use: ModelUse) -> None:
     """Compare a model with its record.
 
     Raises:
@@ -54,13 +82,22 @@ def check_model(recorded: object, checkpoint: Checkpoint, source: Source | None,
     """
     if not isinstance(recorded, dict):
         return
+    checkpoint, copied = use.checkpoint, recorded.get("file")
+    if copied is not None and [file_sum(file.path) for file in checkpoint.files] == [copied]:
+        recorded = {**recorded, "tensors": None}  # the copy in a bundle, as it was written
     differs = []
     if recorded.get("config") not in (None, _config_digest(checkpoint)):
         differs.append("its config.json")
     tensors = recorded.get("tensors")
     if isinstance(tensors, dict):
-        now = _tensor_digests(checkpoint, source, blocks)
-        differs += [f"the weights of {part}" for part, digest in tensors.items() if now.get(part, digest) != digest]
+        now = _tensor_digests(use)
+        # A later transformers may split a model into other parts, which is no change of it; a copy lacks parts if it is
+        # damaged.
+        differs += [
+            f"the weights of {part}"
+            for part, digest in tensors.items()
+            if now.get(part, digest if copied is None else None) != digest
+        ]
     if differs:
         raise CheckpointError(
             f"{checkpoint.name} ({checkpoint.directory}) is not the model that the fusion was saved with: "
@@ -113,9 +150,9 @@ def _config_digest(checkpoint: Checkpoint) -> str:
     return digest_of({name: value for name, value in checkpoint.config.items() if name not in _SPELLING})
 
 
-def _tensor_digests(checkpoint: Checkpoint, source: Source | None, blocks: Iterable[int] | None) -> dict[str, str]:
+def _tensor_digests(use: ModelUse) -> dict[str, str]:
     """Return a digest of the tensors of each part of a model that is used."""
-    parts = _parts(checkpoint, source, blocks)
+    checkpoint, parts = use.checkpoint, use.parts()
     names = sorted({name for part in parts.values() for name in part})
     sums: dict[str, str] = {}
     for number, file in enumerate(checkpoint.files):
@@ -128,12 +165,13 @@ def _tensor_digests(checkpoint: Checkpoint, source: Source | None, blocks: Itera
     }
 
 
-def _parts(checkpoint: Checkpoint, source: Source | None, blocks: Iterable[int] | None) -> dict[str, list[str]]:
+def _parts(use: ModelUse) -> dict[str, list[str]]:
     """Return the parts of a model that are used, with the tensors of each."""
+    checkpoint, source, blocks = use
     if source is not None:
         of_blocks = [_tensors_of(source.block_path(number), checkpoint) for number in range(len(source))]
-        if all(of_blocks):  # else its files name tensors in another way
-            used = range(len(source)) if blocks is None else sorted({*blocks, *source.calls.producers})
+        used = range(len(source)) if blocks is None else sorted({*blocks, *source.calls.producers})
+        if all(of_blocks[number] for number in used):  # else its files name tensors in another way
             parts = {f"block {number}": of_blocks[number] for number in used}
             if blocks is None or source.uses_more_than_blocks:
                 inside = {name for names in of_blocks for name in names}
@@ -151,6 +189,12 @@ def _tensors_of(path: str, checkpoint: Checkpoint) -> list[str]:
         if names:
             return names
     return []
+
+
+def file_sum(path: Path) -> dict[str, Any]:
+    """Return size and checksum of a weight file."""
+    said = json.loads(_rust.checksum(path))
+    return {"size": said["size"], "crc64nvme": said["crc64nvme"]}
 
 
 @lru_cache(maxsize=256)

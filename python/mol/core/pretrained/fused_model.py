@@ -12,19 +12,21 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from mol.core.frozen import FROZEN, refused
-from mol.core.host import OutputEmbeddings, host_inputs, set_options
+from mol.core.host import HostHead, OutputEmbeddings, host_inputs, set_options
 from mol.core.models.heads import (  # Head at run time: transformers reads the annotations of its subclasses
     Head,
     head_of,
 )
 from mol.core.models.loading import read_generation_config
+from mol.core.pretrained.bundle import Kind, check_kind_of_save, save_models
+from mol.core.pretrained.cards import card_of_fusion
 from mol.core.pretrained.described import read_description
 from mol.core.pretrained.model_config import MoLModelConfig, config_of, described, description_in
 from mol.core.pretrained.options import OF_MODELS, checked_options
-from mol.core.pretrained.rebuilding import build_runtime, load_weights, rebuild, record_models
+from mol.core.pretrained.rebuilding import build_runtime, load_weights, rebuild, used_models
 from mol.core.pretrained.refused import OutsideModels
 from mol.core.pretrained.saving import KEY, read_saved, refuse_other_ways, saved_directory, write_save
-from mol.core.pretrained.tokenizers import copy_inputs
+from mol.core.pretrained.tokenizers import write_extra
 from mol.core.runtime import Runtime  # noqa: TC001 - at run time for the same reason
 from mol.errors import FusionError
 
@@ -122,6 +124,8 @@ class FusedModel(OutsideModels):
         load_weights(model, saved.load())
         if model.can_generate():
             read_generation_config(model, saved.holds(GENERATION_CONFIG_NAME))
+        if saved.record.get("lm_head"):
+            runtime.lm_head = HostHead(runtime.host)
         model.train(mode=False)
         return model
 
@@ -130,32 +134,41 @@ class FusedModel(OutsideModels):
         save_directory: str | Path,
         is_main_process: bool = True,
         *args: Any,  # noqa: ANN401 - as in transformers
+        kind: Kind = "runtime",
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
         """Save the fusion as it is now: layers may have been added, and models moved to another dtype.
 
-        An existing save is replaced; if the process is killed meanwhile, one of the two is complete.
+        A "runtime" names its models, with digests of what is used of them. A "bundle" also has copies of the blocks
+        that are used, and of the host, so that it loads where its models are not. An existing save is replaced; if the
+        process is killed meanwhile, one of the two is complete.
 
         Args:
             save_directory: of the save; other files in it stay.
             is_main_process: whether this is the one of several processes that writes.
             args: as transformers takes them.
-            kwargs: the same.
+            kind: "runtime" or "bundle".
+            kwargs: as transformers takes them.
 
         Raises:
+            ConfigError: there is no such kind, a model cannot be copied, or a "runtime" would replace the bundle that
+                it was loaded from.
             FusionError: push_to_hub or distributed_checkpoint is requested.
             OSError: something cannot be written.
         """
         refuse_other_ways(kwargs)
+        check_kind_of_save(kind)
         self.config.update(described(self.runtime))
         save = partial(super().save_pretrained, is_main_process=is_main_process, *args, **kwargs)  # noqa: B026
         if not is_main_process:
             save(save_directory)
             return
         directory = Path(save_directory)
-        models = record_models(self.runtime, directory)
-        copy = partial(copy_inputs, self.runtime.host.checkpoint)
-        setattr(self.config, KEY, write_save(directory, save, description_in, models, copy))
+        uses = used_models(self.runtime)
+        models = partial(save_models, kind, uses, self.runtime.config.models, directory)
+        extra = partial(write_extra, self.runtime.host.checkpoint, card_of_fusion(self.runtime, uses, kind))
+        head = self.runtime.lm_head is not None
+        setattr(self.config, KEY, write_save(directory, save, description_in, models, extra, lm_head=head))
 
     @classmethod
     def _runtime_class(cls) -> type[Runtime]:

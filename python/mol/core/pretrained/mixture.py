@@ -25,7 +25,9 @@ from mol.core.cache import CACHE_NAME, ExpertCache, FusedCache
 from mol.core.frozen import FROZEN, Frozen, NamesModels
 from mol.core.host import check_longest, checked_labels, set_options
 from mol.core.models.loading import read_generation_config
-from mol.core.pretrained.digests import check_model, find_models, record_model
+from mol.core.pretrained.bundle import Kind, check_kind_of_save, save_models
+from mol.core.pretrained.cards import card_of_mixture
+from mol.core.pretrained.digests import ModelUse, check_model, find_models
 from mol.core.pretrained.generating import Generating
 from mol.core.pretrained.mixed_models import check_kind, check_vocabularies, load_all, load_one
 from mol.core.pretrained.mixture_config import (
@@ -40,7 +42,7 @@ from mol.core.pretrained.posterior import posterior
 from mol.core.pretrained.refused import OutsideModels
 from mol.core.pretrained.saving import KEY, read_saved, refuse_other_ways, saved_directory, write_save
 from mol.core.pretrained.step_loss import share_of, weigh
-from mol.core.pretrained.tokenizers import copy_inputs
+from mol.core.pretrained.tokenizers import write_extra
 from mol.core.routers import SimpleRouter
 from mol.errors import ConfigError, FusionError
 
@@ -149,7 +151,7 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         models, checkpoints = load_all(config.models, given)
         for name, checkpoint in zip(config.models, checkpoints, strict=True):
             if not changed:
-                check_model(saved.models.get(name), checkpoint, None, None)
+                check_model(saved.models.get(name), ModelUse(checkpoint))
         mixture = cls._around(config, models, checkpoints, config.models, given)
         saved.check_names(mixture.state_dict())
         mixture.load_state_dict(saved.load())
@@ -161,24 +163,34 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         save_directory: str | Path,
         is_main_process: bool = True,
         *args: Any,  # noqa: ANN401 - as in transformers
+        kind: Kind = "runtime",
         **kwargs: Any,  # noqa: ANN401
     ) -> None:
-        """Save the router and the names of the models; see `FusedModel.save_pretrained`.
+        """Save the router and the names of the models, and copies of them in a "bundle"; see `FusedModel`.
 
         Raises:
+            ConfigError: there is no such kind, or a "bundle" is to be made of models that have no files.
             FusionError: push_to_hub or distributed_checkpoint is requested.
             OSError: something cannot be written.
         """
         refuse_other_ways(kwargs)
+        check_kind_of_save(kind)
         save = partial(super().save_pretrained, is_main_process=is_main_process, *args, **kwargs)  # noqa: B026
         if not is_main_process:
             save(save_directory)
             return
         directory = Path(save_directory)
-        pairs = zip(self.config.models, self.checkpoints, strict=True)
-        models = {name: record_model(each, directory, None, None) for name, each in pairs if each is not None}
-        copy = partial(copy_inputs, self.checkpoints[0])
-        setattr(self.config, KEY, write_save(directory, save, mixture_described_in, models, copy))
+        pairs = list(zip(self.config.models, self.checkpoints, strict=True))
+        bare = [name or "a model without a name" for name, each in pairs if each is None]
+        if kind == "bundle" and bare:
+            raise ConfigError(
+                f"{', '.join(bare)}: mixed as a model in memory, which has no files to copy; save it, and give its name"
+            )
+        uses = {name: ModelUse(each) for name, each in pairs if each is not None}
+        models = partial(save_models, kind, uses, self.config.models, directory)
+        card = card_of_mixture(dict(pairs), self.config.mixture_weights, kind)
+        extra = partial(write_extra, self.checkpoints[0], card)
+        setattr(self.config, KEY, write_save(directory, save, mixture_described_in, models, extra))
 
     @classmethod
     def _around(

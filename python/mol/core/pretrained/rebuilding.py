@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mol.config.mol_config import MoLConfig
 from mol.core.building import build_layer
-from mol.core.pretrained.digests import check_model, find_models, record_model
+from mol.core.pretrained.digests import ModelUse, check_model, find_models
 from mol.core.pretrained.options import check_offline
+from mol.core.pretrained.saving import is_copy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from mol.core.blocks.source import Source
     from mol.core.pretrained.described import Description
     from mol.core.runtime import Runtime
 
@@ -68,11 +68,12 @@ def rebuild(
     """
     paths = find_models(models, directory, given.get("paths", {}))
     check_offline(offline, {*description.settings["models"]} - paths.keys())
+    if any(map(is_copy, models.values())):  # which lack the blocks that nothing uses, so they are not loaded whole
+        given = {"memory_efficient": True, **given}
     runtime = build_runtime(kind, description, {**given, "paths": paths})
     if not allow_changed:
-        for name, (source, blocks) in used_models(runtime).items():
-            if source.checkpoint is not None:
-                check_model(models.get(name), source.checkpoint, source, blocks)
+        for name, use in used_models(runtime).items():
+            check_model(models.get(name), use)
     return runtime
 
 
@@ -83,27 +84,15 @@ def load_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -
     module.load_state_dict(weights)
 
 
-def used_models(runtime: Runtime) -> dict[str, tuple[Source, set[int] | None]]:
-    """Return each model with the blocks of it that are used, None for all of it."""
+def used_models(runtime: Runtime) -> dict[str, ModelUse]:
+    """Return what is used of each model, by name; of the host that is all of it."""
     fusion = runtime.fusion()
     blocks: dict[str, set[int]] = {}
     for layer in fusion.layers.values():
         for spec in layer.specs:
             blocks.setdefault(spec.model, set()).update(spec.blocks)
     return {
-        name: (source, None if name == runtime.host_name else blocks[name]) for name, source in fusion.sources.items()
-    }
-
-
-def record_models(runtime: Runtime, directory: Path) -> dict[str, Any]:
-    """Return what is recorded of each model to find and check it, by name.
-
-    Args:
-        runtime: the fusion.
-        directory: of the save.
-    """
-    return {
-        name: record_model(source.checkpoint, directory, source, blocks)
-        for name, (source, blocks) in used_models(runtime).items()
+        name: ModelUse(source.checkpoint, source, None if name == runtime.host_name else blocks[name])
+        for name, source in fusion.sources.items()
         if source.checkpoint is not None
     }

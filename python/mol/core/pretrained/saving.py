@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from safetensors.torch import load_file
 
 from mol import _rust
+from mol.core.pretrained.digests import file_sum
 from mol.core.pretrained.refused import NO_PUSH
 from mol.core.safetensors_io import later_format
-from mol.errors import CheckpointError, FusionError
+from mol.errors import CheckpointError, ConfigError, FusionError
 from mol.io.atomic import locked, sync
 from mol.io.json_file import digest_of, read_object
+from mol.io.layout import CARD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,6 +38,8 @@ _LOADED_BY: Final = {
     "mol_mixture": "a mixture, which MoLMixture.from_pretrained loads",
 }
 _STAGED: Final = ".mol-save-"
+MODELS: Final = "models"
+"""The folder of a save with its copies of models, in one folder each."""
 _CONFIG: Final = "config.json"
 _WAY_OUT: Final = "copy the directory again from where it is whole, or save the model again"
 
@@ -62,8 +66,13 @@ class Saved(NamedTuple):
     @property
     def models(self) -> Mapping[str, Any]:
         """The record of each model, by its name."""
-        models = self.record.get("models")
-        return models if isinstance(models, dict) else {}
+        found, home = _models(self.record), self.holds(MODELS)
+        if home != self.directory:
+            found = {
+                name: {**record, "path": f"{home.name}/{record.get('path')}"} if is_copy(record) else record
+                for name, record in found.items()
+            }
+        return found
 
     def path(self, name: str) -> Path:
         """Return the path of a file of the save.
@@ -77,9 +86,9 @@ class Saved(NamedTuple):
         return path
 
     def holds(self, name: str) -> Path:
-        """Return the directory of a file of the save, whether or not it exists."""
+        """Return the directory of a file or folder of the save, whether or not it exists."""
         staged = self.directory / f"{_STAGED}{self.record.get('id')}"
-        return staged if (staged / name).is_file() else self.directory
+        return staged if (staged / name).exists() else self.directory
 
     def check_description(self, description: object) -> None:
         """Check that the description of the model in config.json is the one that was saved.
@@ -140,13 +149,18 @@ class Saved(NamedTuple):
         weights: dict[str, torch.Tensor] = {}
         for name in self.weights():
             path = self.path(name)
-            if _sum(path) != self.record["weights"][name]:
+            if file_sum(path) != self.record["weights"][name]:
                 raise CheckpointError(
                     f"{path} is not the file that was saved with this config.json (its checksum differs): it is "
                     f"damaged, or was replaced; {_WAY_OUT}"
                 )
             weights |= load_file(path)
         return weights
+
+
+def is_copy(record: object) -> bool:
+    """Return whether the record of a model is that of a copy in the save."""
+    return isinstance(record, dict) and "file" in record
 
 
 def saved_directory(name: str | Path, called: str) -> Path:
@@ -195,8 +209,9 @@ def write_save(
     directory: Path,
     save: Callable[[Path], None],
     describe: Callable[[Mapping[str, Any]], object],
-    models: Mapping[str, Any],
+    models: Callable[[Path], Mapping[str, Any]],
     extra: Callable[[Path], None],
+    **more: Any,  # noqa: ANN401 - as JSON holds it
 ) -> dict[str, Any]:
     """Write a save, which replaces an older one if there is one.
 
@@ -204,13 +219,15 @@ def write_save(
         directory: of the save; created if it does not exist. Files in it that no save wrote stay.
         save: writes config.json and weights into a given directory.
         describe: returns the part of config.json that describes the model.
-        models: the record of each model.
+        models: returns the record of each model; may write copies of them into a folder `MODELS` of a given directory.
         extra: writes files that no model needs into a given directory, those of a tokenizer say.
+        more: further entries of the record.
 
     Returns:
         The record in config.json to check the save by.
 
     Raises:
+        ConfigError: a folder `MODELS` is in the way.
         NotADirectoryError: there is a file of this name.
         OSError: something cannot be written; the old save is unchanged.
     """
@@ -222,18 +239,24 @@ def write_save(
         for left in directory.glob(f"{_STAGED}*"):  # of a save that was killed before it became valid
             shutil.rmtree(left)
         old = _record(directory)
-        before = _entries(old, "files")
+        before, had_copies = _entries(old, "files"), any(map(is_copy, _models(old).values()))
         token = secrets.token_hex(8)
         staged = directory / f"{_STAGED}{token}"
         staged.mkdir()
         try:
             save(staged)
             content = read_object(staged / _CONFIG)
-            weights = {path.name: _sum(path) for path in sorted(staged.glob("*.safetensors"))}
+            weights = {path.name: file_sum(path) for path in sorted(staged.glob("*.safetensors"))}
             own = {path.name for path in staged.iterdir()}
+            recorded = dict(models(staged))
+            if (staged / MODELS).exists() and (directory / MODELS).exists() and not had_copies:
+                raise ConfigError(
+                    f"{directory / MODELS} is there, and no save wrote it: a bundle puts copies of its models into a "
+                    "folder of this name; save to another directory"
+                )
             extra(staged)
             _keep_theirs(directory, staged, before, own)
-            files = {path.name for path in staged.iterdir()} - weights.keys() - {_CONFIG}
+            files = {path.name for path in staged.iterdir() if path.is_file()} - weights.keys() - {_CONFIG}
             content[KEY] = {
                 "format": _FORMAT,
                 "version": _rust.__version__,
@@ -241,11 +264,12 @@ def write_save(
                 "id": token,
                 "described": digest_of(describe(content)),
                 "weights": weights,
-                "models": dict(models),
+                "models": recorded,
                 "files": {name: _digest(staged / name) for name in sorted(files)},
+                **more,
             }
             (staged / _CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            for path in staged.iterdir():
+            for path in staged.rglob("*"):
                 sync(path)
             sync(staged)
             (staged / _CONFIG).replace(directory / _CONFIG)
@@ -259,6 +283,8 @@ def write_save(
                 (directory / name).unlink()
         for name in _entries(old, "weights").keys() - weights.keys():
             (directory / name).unlink(missing_ok=True)
+        if had_copies and not any(map(is_copy, recorded.values())):
+            shutil.rmtree(directory / MODELS, ignore_errors=True)
         record: dict[str, Any] = content[KEY]
         return record
 
@@ -277,9 +303,16 @@ def _finish(directory: Path) -> None:
     staged = directory / f"{_STAGED}{token}"
     if isinstance(token, str) and Path(token).name == token and staged.is_dir():
         for path in sorted(staged.iterdir()):
+            if path.is_dir() and (directory / path.name).is_dir():  # its copies of models, until then read from here
+                shutil.rmtree(directory / path.name)
             path.replace(directory / path.name)
         staged.rmdir()
         sync(directory)
+
+
+def _models(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    models = record.get("models")
+    return models if isinstance(models, dict) else {}
 
 
 def _entries(record: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -291,21 +324,16 @@ def _entries(record: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _keep_theirs(directory: Path, staged: Path, before: Mapping[str, str], own: set[str]) -> None:
     """Keep files that somebody else added, or changed, since the last save: a tokenizer's, say."""
-    extra = [path for path in staged.iterdir() if path.name not in own]
-    theirs = [
-        path
-        for path in extra
-        if (directory / path.name).is_file() and before.get(path.name) != _digest(directory / path.name)
-    ]
-    # Files of two tokenizers do not work together.
-    for path in extra if theirs else ():
-        path.unlink()
-
-
-def _sum(path: Path) -> dict[str, Any]:
-    """Return size and checksum of a weight file."""
-    said = json.loads(_rust.checksum(path))
-    return {"size": said["size"], "crc64nvme": said["crc64nvme"]}
+    extra = [path for path in staged.iterdir() if path.is_file() and path.name not in own]
+    # Files of two tokenizers do not work together; the card is by itself.
+    for group in ([path for path in extra if path.name != CARD], [path for path in extra if path.name == CARD]):
+        theirs = [
+            path
+            for path in group
+            if (directory / path.name).is_file() and before.get(path.name) != _digest(directory / path.name)
+        ]
+        for path in group if theirs else ():
+            path.unlink()
 
 
 def _digest(path: Path) -> str:
