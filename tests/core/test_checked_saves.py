@@ -60,7 +60,9 @@ def saved(fuse: Fuse, models: Path, tmp_path: Path) -> Path:
     return tmp_path / "fused"
 
 
-@pytest.mark.parametrize("kind", ["runtime", "bundle"])
+@pytest.mark.parametrize(
+    "kind", ["runtime", pytest.param("bundle", marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
+)
 def test_a_save_that_is_killed_anywhere_leaves_the_old_or_the_new_one(kind: str, models: Path, tmp_path: Path) -> None:
     said = subprocess.run(
         [sys.executable, "-m", "tests.core.killed_saves", str(models), str(tmp_path), kind],
