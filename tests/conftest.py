@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-# The Hub of the tests is a server on this machine; huggingface_hub reads the switch when it is imported.
+# The Hub of the tests is a server on this machine; it stores no Xet. huggingface_hub reads both when it is imported.
 os.environ.pop("HF_HUB_OFFLINE", None)
+os.environ["HF_HUB_DISABLE_XET"] = "1"
 
 # Without the extra, what imports torch as it is collected is left out, and the other tests of fusion are skipped.
 MISSING = [package for package in ("torch", "transformers") if find_spec(package) is None]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 DEFAULT_VERB = "merge"
 SAID = "Output"
 LATER_VERBS = (
-    "push", "push-hf",  # of the seed
+    "push-hf",  # of the seed
     "evolve", "extract-lora", "layershuffle", "moe", "multi", "pytorch", "tokensurgeon",  # of mergekit
 )  # fmt: skip
 _UNIT = re.compile(r"[KMGTB]|[KMGT]i?B|bytes?", re.IGNORECASE)

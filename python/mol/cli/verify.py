@@ -18,18 +18,13 @@ from mol.cli.group import Verb
 from mol.cli.options import ThreadCount, option, speaking
 from mol.cli.progress import Progress
 from mol.errors import CheckpointError
-from mol.io.layout import INDEX, MANIFEST, SINGLE
-from mol.io.side_files import is_license, list_files, sort_side_files
+from mol.io.layout import MANIFEST
+from mol.io.side_files import is_read, list_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 DIGESTS = ("blake3", "sha256")
-# Weights, or an index of them, that loaders take before or in place of those that a merge wrote.
-_TAKES_OVER = frozenset({
-    SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json",
-    "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "consolidated.safetensors", "params.json",
-})  # fmt: skip
 
 
 class Damage(NamedTuple):
@@ -53,9 +48,62 @@ class Damage(NamedTuple):
 @speaking
 def command(console: Console, directory: Path, threads: int | None) -> int:
     """Check one directory."""
+    started = time.monotonic()
+    found = check_result(console, directory, threads)
+    for name in found.unlisted:
+        if not is_read(name):
+            console.warning(f"{directory / name} is not in {MANIFEST}; it was not checked")
+    total = sum(entry["size"] for entry in (*found.files.values(), *found.others.values()))
+    console.document({
+        "directory": str(directory), "ok": not found.damage, "files": len(found.files), "tensors": found.tensors,
+        "side_files": len(found.others), "bytes": total, "unlisted": found.unlisted,
+        "damage": [one._asdict() for one in found.damage],
+    })  # fmt: skip
+    if found.damage:
+        console.error(str(found.error()))
+        return 1
+    console.status(field(
+        "verified",
+        f"{units.amount(found.tensors, 'tensor')} in {units.amount(len(found.files), 'file')}, "
+        f"{units.amount(len(found.others), 'side file')}, {units.size(total)}, all as written "
+        f"({units.seconds(time.monotonic() - started)})",
+    ))  # fmt: skip
+    return 0
+
+
+class Checked(NamedTuple):
+    """A result that was compared with its manifest.
+
+    Attributes:
+        directory: of the result.
+        files: entries of the weight files, by name.
+        others: entries of the other files.
+        tensors: how many the manifest lists.
+        damage: what is not as the manifest says.
+        unlisted: files that it does not list.
+    """
+
+    directory: Path
+    files: dict[str, dict[str, Any]]
+    others: dict[str, dict[str, Any]]
+    tensors: int
+    damage: list[Damage]
+    unlisted: list[str]
+
+    def error(self) -> CheckpointError:
+        """Return the error that lists the damage."""
+        return CheckpointError.listing(f"{self.directory} is damaged", [_line(one) for one in self.damage])
+
+
+def check_result(console: Console, directory: Path, threads: int | None = None) -> Checked:
+    """Compare a result with its manifest.
+
+    Raises:
+        FileNotFoundError: the directory, or the manifest in it, is missing.
+        CheckpointError: the manifest is not one.
+    """
     from mol.merge.manifest import read_manifest
 
-    started = time.monotonic()
     manifest = read_manifest(directory)
     files: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in manifest["files"]}
     others: dict[str, dict[str, Any]] = {entry["name"]: entry for entry in manifest["side_files"]}
@@ -63,25 +111,8 @@ def command(console: Console, directory: Path, threads: int | None) -> int:
     with Progress(console, "verifying") as progress:
         damage += _check(directory, files, manifest["tensors"], threads, progress)
     unlisted = _unlisted(directory, {*files, *others, MANIFEST})
-    damage += [Damage(name, None, f"is not in {MANIFEST}, but loaders read it") for name in unlisted if _is_read(name)]
-    for name in unlisted:
-        if not _is_read(name):
-            console.warning(f"{directory / name} is not in {MANIFEST}; it was not checked")
-    total = sum(entry["size"] for entry in (*files.values(), *others.values()))
-    console.document({
-        "directory": str(directory), "ok": not damage, "files": len(files), "tensors": len(manifest["tensors"]),
-        "side_files": len(others), "bytes": total, "unlisted": unlisted, "damage": [one._asdict() for one in damage],
-    })  # fmt: skip
-    if damage:
-        console.error(str(CheckpointError.listing(f"{directory} is damaged", [_line(one) for one in damage])))
-        return 1
-    console.status(field(
-        "verified",
-        f"{units.amount(len(manifest['tensors']), 'tensor')} in {units.amount(len(files), 'file')}, "
-        f"{units.amount(len(others), 'side file')}, {units.size(total)}, all as written "
-        f"({units.seconds(time.monotonic() - started)})",
-    ))  # fmt: skip
-    return 0
+    damage += [Damage(name, None, f"is not in {MANIFEST}, but loaders read it") for name in unlisted if is_read(name)]
+    return Checked(directory, files, others, len(manifest["tensors"]), damage, unlisted)
 
 
 def _check_side_files(directory: Path, entries: Mapping[str, Mapping[str, Any]]) -> Iterator[Damage]:
@@ -122,12 +153,6 @@ def _not_there(path: Path) -> str | None:
 def _unlisted(directory: Path, listed: set[str]) -> list[str]:
     """Name what is in the directory and not in the manifest; hidden files belong to tools."""
     return [name for name in list_files(directory) if name not in listed]
-
-
-def _is_read(name: str) -> bool:
-    """Return whether loaders read a file because of its name, so that it changes what the directory holds."""
-    side = sort_side_files([name])
-    return name in _TAKES_OVER or bool(side.tokenizer) or (bool(side.other) and not is_license(name))
 
 
 def _check(

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from mol.config.model_reference import nearby
-from mol.errors import CheckpointError
+from mol.errors import CheckpointError, ConfigError
 from mol.io.layout import ADAPTER, ADAPTER_CONFIG, CARD, CONFIG, INDEX, SINGLE, read_shard_names
 from mol.io.side_files import sort_side_files
 from mol.io.weight_files import counted_shards, missing_files
@@ -25,6 +25,7 @@ _log = logging.getLogger("mol")
 _HUB_ID: Final = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
 _SNAPSHOT: Final = re.compile(r"models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_TOKEN: Final = re.compile(r"[!-~]+")
 _CONVERTER: Final = "SFconvertbot"
 _CONVERSION: Final = "Adding `safetensors` variant of this model"
 
@@ -65,6 +66,7 @@ def resolve(
         NotADirectoryError: the name is a file.
         PermissionError: the repository is gated or the token may not read it.
         CheckpointError: no such revision, no SafeTensors in it, or neither connection nor complete cache.
+        ConfigError: the token cannot be one.
     """
     path = Path(reference.name)
     if reference.name.startswith("~/"):
@@ -111,6 +113,18 @@ def hub_origin(directory: Path, cache_dir: Path | str | None = None) -> tuple[st
     return match["id"].replace("--", "/"), match["commit"]
 
 
+def checked_token(token: str | None) -> str | None:
+    """Return a token of the Hub without white space around it, None for none.
+
+    Raises:
+        ConfigError: it holds other characters than a token does. A request would fail with an error that quotes it.
+    """
+    token = (token or "").strip()
+    if token and not _TOKEN.fullmatch(token):
+        raise ConfigError("the token of the Hub holds characters that no token has: copy it again")
+    return token or None
+
+
 def cached_snapshot(reference: ModelReference, cache_dir: Path | str | None = None) -> Path | None:
     """Return the directory of a revision in the Hub's cache, None where it is not there.
 
@@ -149,7 +163,7 @@ class _Hub:
         self._adapter = adapter
         self._reference = reference
         self._cache_dir = cache_dir
-        self._token = token
+        self._token = checked_token(token)
         self._endpoint = endpoint
         self._offline = offline
 

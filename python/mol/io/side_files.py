@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.errors import CheckpointError
 from mol.io.json_file import check_regular
-from mol.io.layout import CARD, CONFIG, JOURNAL, MANIFEST, RECIPE, SINGLE
+from mol.io.layout import CARD, CONFIG, INDEX, JOURNAL, MANIFEST, RECIPE, SINGLE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -51,6 +51,11 @@ _WEIGHTS: Final = frozenset({
 })  # fmt: skip
 # Written anew for every merge (the engine's journal among them), so those of an input are never copied.
 _OURS: Final = frozenset({CONFIG, CARD, MANIFEST, RECIPE, JOURNAL})
+# Weights, or an index of them, that loaders take before or in place of those that a merge wrote.
+_TAKES_OVER: Final = frozenset({
+    SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "consolidated.safetensors", "params.json",
+})  # fmt: skip
 # Where huggingface_hub keeps the content of what a snapshot, or a folder that it has filled, links to.
 _BLOB: Final = re.compile(r"models--[^/]+/blobs/[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
@@ -120,6 +125,12 @@ def is_weights(name: str) -> bool:
 def is_tokenizer_file(name: str) -> bool:
     """Return whether a file belongs to the tokenizer (or is a chat template)."""
     return any(pattern.fullmatch(name) for pattern in (_TABLES, _TOKENIZER, _MORE_TEMPLATES))
+
+
+def is_read(name: str) -> bool:
+    """Return whether loaders read a file because of its name, so that it changes what a directory holds."""
+    side = sort_side_files([name])
+    return name in _TAKES_OVER or bool(side.tokenizer) or (bool(side.other) and not is_license(name))
 
 
 def is_license(name: str) -> bool:
