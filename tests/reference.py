@@ -110,17 +110,23 @@ def trim(base: Tensor, model: Tensor, density: float, *, rescale: bool, precisio
     delta = model - base
     if density >= 1.0 or delta.size == 0:
         return delta
-    kept = np.zeros_like(delta)
-    if density <= 0.0:
-        return kept
-    k = max(1, int(density * delta.size))
+    k = max(1, int(density * delta.size)) if density > 0.0 else 0
+    survives = _by_rank(base, model, precision) < k
+    return _rescaled(delta, np.where(survives, delta, 0.0), rescale=rescale)
+
+
+def _by_rank(base: Tensor, model: Tensor, precision: type[np.floating]) -> NDArray[np.intp]:
+    """Rank each entry of a task vector by magnitude, 0 for the largest; of equal ones the lowest index comes first."""
     magnitude = np.abs(model.astype(precision) - base.astype(precision))
-    survivors = np.argsort(-magnitude, kind="stable")[:k]  # stable: equal magnitudes stay in index order
-    kept[survivors] = delta[survivors]
-    before, after = np.abs(delta).sum(), np.abs(kept).sum()
-    if rescale and before >= 1e-7 and after >= 1e-7:
-        kept *= before / after
-    return kept
+    ranks = np.empty(magnitude.size, dtype=np.intp)
+    ranks[np.argsort(-magnitude, kind="stable")] = np.arange(magnitude.size)
+    return ranks
+
+
+def _rescaled(whole: Tensor, kept: Tensor, *, rescale: bool) -> Tensor:
+    """Restore the L1 norm that a task vector had before entries were dropped, with `rescale`."""
+    before, after = np.abs(whole).sum(), np.abs(kept).sum()
+    return kept * (before / after) if rescale and before >= 1e-7 and after >= 1e-7 else kept
 
 
 def ties(
@@ -134,7 +140,25 @@ def ties(
     majority_sign_method: str = "total",
     precision: type[np.floating] = np.float32,
 ) -> Tensor:
-    """Trim each task vector, elect a sign for each entry, and add up those that agree with it.
+    """Trim each task vector, then add those that agree; see `elect`."""
+    base, *models = tensors
+    trimmed = [
+        trim(base, model, density, rescale=rescale, precision=precision)
+        for model, density in zip(models, densities, strict=True)
+    ]
+    return elect(base, trimmed, weights, normalize=normalize, lambda_=lambda_, vote=majority_sign_method)
+
+
+def elect(
+    base: Tensor,
+    deltas: Sequence[Tensor],
+    weights: Sequence[float],
+    *,
+    normalize: bool,
+    lambda_: float,
+    vote: str = "total",
+) -> Tensor:
+    """Elect a sign for each entry, and add up those task vectors that agree with it.
 
     The weighted deltas vote, so a negative weight flips its model's vote; "total" sums them, "count" counts their
     signs. A draw elects plus, and a zero agrees with nobody. `normalize` divides by the weights of those who agree
@@ -143,13 +167,8 @@ def ties(
     Decimal weights such as 0.5, 0.3 and 0.2 are not exact in binary, so votes that cancel leave noise of either sign:
     a total of at most 2^-20 of the votes' magnitudes is a draw. Weights of both signs cancel by the same measure.
     """
-    base, *models = tensors
-    trimmed = [
-        trim(base, model, density, rescale=rescale, precision=precision)
-        for model, density in zip(models, densities, strict=True)
-    ]
-    votes = np.stack([w * delta for w, delta in zip(weights, trimmed, strict=True)])  # (models, n)
-    ballot = votes if majority_sign_method == "total" else np.sign(votes)
+    votes = np.stack([w * delta for w, delta in zip(weights, deltas, strict=True)])  # (models, n)
+    ballot = votes if vote == "total" else np.sign(votes)
     elected = np.where(ballot.sum(axis=0) < -NOISE * np.abs(ballot).sum(axis=0), -1.0, 1.0)
     agrees = np.sign(votes) == elected
     mix: Tensor = np.where(agrees, votes, 0.0).sum(axis=0)
@@ -192,14 +211,212 @@ def dare_linear(
     `models` has a number for each model, by which it draws; `rescale` restores the L1 norm that each had before, where
     the paper divides by the density.
     """
+    thinned = _thinned(tensors, densities, models, rescale=rescale, seed=seed, name=name)
+    return _added(tensors[0], thinned, weights, normalize=normalize, lambda_=lambda_)
+
+
+def dare_ties(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    densities: Sequence[float],
+    models: Sequence[int],
+    *,
+    normalize: bool = False,
+    rescale: bool = True,
+    lambda_: float = 1.0,
+    seed: int = 0,
+    name: str = "w",
+) -> Tensor:
+    """Thin task vectors out as `dare_linear` does, then add those that agree; see `elect`."""
+    thinned = _thinned(tensors, densities, models, rescale=rescale, seed=seed, name=name)
+    return elect(tensors[0], thinned, weights, normalize=normalize, lambda_=lambda_)
+
+
+def _thinned(
+    tensors: Sequence[Tensor],
+    densities: Sequence[float],
+    models: Sequence[int],
+    *,
+    rescale: bool,
+    seed: int,
+    name: str,
+) -> list[Tensor]:
     base, *tuned = tensors
     thinned = []
     for model, density, number in zip(tuned, densities, models, strict=True):
         delta = model - base
         kept = np.where(drawn(seed, name, number, delta.size) >> 1 < round(density * 2**31), delta, 0.0)
-        before, after = np.abs(delta).sum(), np.abs(kept).sum()
-        thinned.append(base + kept * (before / after if rescale and before >= 1e-7 and after >= 1e-7 else 1.0))
-    return task_arithmetic([base, *thinned], weights, normalize=normalize, lambda_=lambda_)
+        thinned.append(_rescaled(delta, kept, rescale=rescale))
+    return thinned
+
+
+def _added(
+    base: Tensor, deltas: Sequence[Tensor], weights: Sequence[float], *, normalize: bool, lambda_: float
+) -> Tensor:
+    """Task arithmetic over task vectors."""
+    return task_arithmetic([base, *(base + delta for delta in deltas)], weights, normalize=normalize, lambda_=lambda_)
+
+
+def della(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    densities: Sequence[float],
+    epsilons: Sequence[float],
+    models: Sequence[int],
+    *,
+    shape: Sequence[int],
+    normalize: bool = True,
+    rescale: bool = True,
+    lambda_: float = 1.0,
+    seed: int = 0,
+    name: str = "w",
+    precision: type[np.floating] = np.float32,
+) -> Tensor:
+    """Thin task vectors out as `della_linear` does, then add those that agree; see `elect`."""
+    kept = [
+        _rescaled(
+            model - tensors[0], _by_row(tensors[0], model, *numbers, shape, seed, name, precision), rescale=rescale
+        )
+        for model, *numbers in zip(tensors[1:], densities, epsilons, models, strict=True)
+    ]
+    return elect(tensors[0], kept, weights, normalize=normalize, lambda_=lambda_)
+
+
+def della_linear(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    densities: Sequence[float],
+    epsilons: Sequence[float],
+    models: Sequence[int],
+    *,
+    shape: Sequence[int],
+    normalize: bool = False,
+    rescale: bool = True,
+    lambda_: float = 1.0,
+    seed: int = 0,
+    name: str = "w",
+    precision: type[np.floating] = np.float32,
+) -> Tensor:
+    """Task arithmetic over task vectors of which elements survive at random, the smaller ones of a row more rarely.
+
+    The probability of the smallest element of a row of the last axis is density - epsilon, that of the largest
+    density + epsilon, and grows evenly with the rank between; an element that is a row by itself has the density.
+    """
+    kept = [
+        _rescaled(
+            model - tensors[0], _by_row(tensors[0], model, *numbers, shape, seed, name, precision), rescale=rescale
+        )
+        for model, *numbers in zip(tensors[1:], densities, epsilons, models, strict=True)
+    ]
+    return _added(tensors[0], kept, weights, normalize=normalize, lambda_=lambda_)
+
+
+def _by_row(
+    base: Tensor,
+    model: Tensor,
+    density: float,
+    epsilon: float,
+    number: int,
+    shape: Sequence[int],
+    seed: int,
+    name: str,
+    precision: type[np.floating],
+) -> Tensor:
+    """A task vector with what survives of it, and zeros."""
+    delta = model - base
+    columns = shape[-1] if shape else 1
+    if delta.size == 0 or density >= 1.0:
+        return delta
+    ranks = [
+        _by_rank(base[start : start + columns], model[start : start + columns], precision)
+        for start in range(0, delta.size, columns)
+    ]
+    step = (columns - 1 - np.concatenate(ranks)) / max(columns - 1, 1)
+    probability = density - epsilon + 2 * epsilon * step if columns > 1 else np.full(delta.size, density)
+    limits = np.floor(probability * 2**31 + 0.5) if density > 0 else np.zeros(delta.size)
+    return np.where(drawn(seed, name, number, delta.size) >> 1 < limits, delta, 0.0)
+
+
+def breadcrumbs(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    densities: Sequence[float],
+    gammas: Sequence[float],
+    *,
+    normalize: bool = False,
+    rescale: bool = False,
+    lambda_: float = 1.0,
+    precision: type[np.floating] = np.float32,
+) -> Tensor:
+    """Task arithmetic over task vectors without their largest entries and without their smallest ones."""
+    kept = _without_extremes(tensors, densities, gammas, rescale=rescale, precision=precision)
+    return _added(tensors[0], kept, weights, normalize=normalize, lambda_=lambda_)
+
+
+def breadcrumbs_ties(
+    tensors: Sequence[Tensor],
+    weights: Sequence[float],
+    densities: Sequence[float],
+    gammas: Sequence[float],
+    *,
+    normalize: bool = False,
+    rescale: bool = False,
+    lambda_: float = 1.0,
+    precision: type[np.floating] = np.float32,
+) -> Tensor:
+    """Take the extremes from task vectors as `breadcrumbs` does, then add those that agree; see `elect`."""
+    kept = _without_extremes(tensors, densities, gammas, rescale=rescale, precision=precision)
+    return elect(tensors[0], kept, weights, normalize=normalize, lambda_=lambda_)
+
+
+def _without_extremes(
+    tensors: Sequence[Tensor],
+    densities: Sequence[float],
+    gammas: Sequence[float],
+    *,
+    rescale: bool,
+    precision: type[np.floating],
+) -> list[Tensor]:
+    """Keep trunc(density * n) entries, after the trunc(gamma * n) largest, or as many of those as the rest allows."""
+    base, *models = tensors
+    found = []
+    for model, density, gamma in zip(models, densities, gammas, strict=True):
+        delta = model - base
+        kept = int(density * delta.size)
+        cut = min(int(gamma * delta.size), delta.size - kept)
+        ranks = _by_rank(base, model, precision)
+        survives = (ranks >= cut) & (ranks < cut + kept)
+        found.append(_rescaled(delta, np.where(survives, delta, 0.0), rescale=rescale))
+    return found
+
+
+def sce(tensors: Sequence[Tensor], select_topk: float = 1.0, *, precision: type[np.floating] = np.float32) -> Tensor:
+    """Add those task vectors that have the elected sign of an entry, weighted by their shares of the squares of all.
+
+    With `select_topk` below 1 only that share is left of the entries on which the models differ: those of the largest
+    variance; of equal ones the lowest index survives. Shares are even where the mean squares sum to less than 1e-6.
+    """
+    base, *models = tensors
+    deltas = np.stack([model - base for model in models])  # (models, n)
+    if select_topk < 1.0 and base.size:
+        rounded = [model.astype(precision) - base.astype(precision) for model in models]
+        count = precision(len(models))
+        mean = sum(rounded[1:], rounded[0]) / count
+        squares = [(delta - mean) ** 2 for delta in rounded]
+        variance = sum(squares[1:], squares[0]) / count
+        selected = np.argsort(-variance, kind="stable")[: int(np.count_nonzero(variance) * select_topk)]
+        mask = np.zeros(base.size)
+        mask[selected] = 1.0
+        deltas = deltas * mask
+    energy = (deltas**2).sum(axis=1)
+    even = energy.sum() / max(base.size, 1) < 1e-6
+    shares = np.full(len(models), 1 / len(models)) if even else energy / energy.sum()
+    total = deltas.sum(axis=0)
+    elected = np.where(total < -NOISE * np.abs(deltas).sum(axis=0), -1.0, 1.0)
+    agrees = np.sign(deltas) == elected
+    divisor = np.where(agrees, shares[:, None], 0.0).sum(axis=0)
+    mix: Tensor = np.where(agrees, deltas * shares[:, None], 0.0).sum(axis=0)
+    return base + mix / np.maximum(divisor, 1e-6)
 
 
 def _cancelled(weights: Sequence[float]) -> float:

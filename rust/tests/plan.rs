@@ -77,7 +77,7 @@ fn what_does_not_hold_together_is_refused() {
         ("\"seed\": 7".to_owned(), "\"seed\": 7, \"colour\": 1".to_owned(), "colour"),
         ("\"normalize\": false, \"lambda\"".into(), "\"normalise\": false, \"lambda\"".into(), "normalise"),
         ("{\"copy\": {}}".into(), "{\"copy\": {\"cast\": true}}".into(), "cast"),
-        ("{\"copy\": {}}".into(), "{\"dare_ties\": {}}".into(), "dare_ties"),
+        ("{\"copy\": {}}".into(), "{\"no_method\": {}}".into(), "no_method"),
         ("\"plan\": 2".into(), "\"plan\": 1".into(), "version 1"),
         ("4294967295".into(), "4294967296".into(), "u32"),
         ("\"dtype\": \"F16\"".into(), "\"dtype\": \"F17\"".into(), "F17"),

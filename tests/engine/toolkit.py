@@ -140,6 +140,7 @@ def of_rows(most: int = 4) -> dict[str, tuple[int, Method]]:
         numbers: dict[str, Any] = {}
         for name, parameter in spec.parameters.items():
             value = [0.7, -0.3, 0.6, 0.9] if parameter.low < 0 else [0.7, 0.3, 0.6, 0.9]
+            value = [number / 10 for number in value] if name == "epsilon" else value  # lies about the density
             single = value[0] if parameter.kind == "float" else parameter.example
             several = parameter.per_model and spec.max_models != 1
             numbers[parameter.plan or name] = value[:models] if several else single

@@ -140,6 +140,15 @@ def test_weights_that_cancel_for_some_tensors_are_refused_and_named() -> None:
     assert "self_attn" not in text
 
 
+def test_probabilities_around_a_density_stay_between_0_and_1() -> None:
+    recipe = based("della", {"weight": 1.0, "density": 0.9, "epsilon": 0.15}, "b")
+    text = problems(recipe, *llamas("a", "b"))
+    assert "density 0.9 with epsilon 0.15 asks for probabilities from 0.75 to 1.05" in text
+    assert "choose epsilon below 0.1" in text
+    for density in (0.0, 1.0):  # nothing is left to chance
+        plan(based("della", {"weight": 1.0, "density": density, "epsilon": 0.15}, "b"), *llamas("a", "b"))
+
+
 # Names
 
 

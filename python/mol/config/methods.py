@@ -41,6 +41,7 @@ class ParameterSpec:
         about: what it does, in a few words.
         plan: the plan's word, where it is not the recipe's: one list per parameter of the models.
         drops: a model whose value is zero has no influence and is left out.
+        around: the parameter of the same model, a probability, that the value is added to and taken from.
         copy_at: values at which the result is one source as it is: value to position of the source, 0 for the base. Of
             a parameter that each model has, values at which the only model left is the result.
     """
@@ -57,6 +58,7 @@ class ParameterSpec:
     about: str = ""
     plan: str = ""
     drops: bool = False
+    around: str = ""
     copy_at: dict[float, int] = field(default_factory=dict, hash=False)
 
     @property
@@ -156,6 +158,28 @@ _LAMBDA = ParameterSpec(
     aliases=("scaling_factor", "lambda_"),
     about="factor on what is added to the base",
     copy_at={0.0: 0},
+)
+
+_EPSILON = ParameterSpec(
+    "epsilon",
+    per_model=True,
+    kind="float",
+    default=0.15,
+    low=0.0,
+    high=0.5,
+    about="by how much the probability of the largest value of a row is above `density`, that of the smallest below",
+    plan="epsilons",
+    around="density",
+)
+_GAMMA = ParameterSpec(
+    "gamma",
+    per_model=True,
+    kind="float",
+    default=0.01,
+    low=0.0,
+    high=1.0,
+    about="share of each difference that is dropped because it is the largest",
+    plan="gammas",
 )
 
 
@@ -294,6 +318,86 @@ METHODS: Final[dict[str, MethodSpec]] = {
             "whole was, and the weighted sum is added to the base",
             divides=True,
             draws=True,
+        ),
+        MethodSpec(
+            "dare_ties",
+            _table(_WEIGHT, _DENSITY, _normalize(default=False), _rescale(default=True), _LAMBDA),
+            base="required",
+            min_models=2,
+            max_models=None,
+            title="DARE with TIES' election of signs",
+            url="https://arxiv.org/abs/2311.03099",
+            about="as `dare_linear`, and of what is left only the differences that have the elected sign are added",
+            draws=True,
+        ),
+        MethodSpec(
+            "della",
+            _table(_WEIGHT, _DENSITY, _EPSILON, _normalize(default=True), _rescale(default=True), _LAMBDA),
+            base="required",
+            min_models=2,
+            max_models=None,
+            title="DELLA: thinned out at random by magnitude, with TIES' election of signs",
+            url="https://arxiv.org/abs/2406.11617",
+            about="as `della_linear`, and of what is left only the differences that have the elected sign are averaged "
+            "and added",
+            draws=True,
+        ),
+        MethodSpec(
+            "della_linear",
+            _table(_WEIGHT, _DENSITY, _EPSILON, _normalize(default=False), _rescale(default=True), _LAMBDA),
+            base="required",
+            min_models=2,
+            max_models=None,
+            title="DELLA: task arithmetic over differences thinned out at random by magnitude",
+            url="https://arxiv.org/abs/2406.11617",
+            about="of each difference from the base values are dropped at random, small ones of a row more often, "
+            "the rest is made as large as the whole was, and the weighted sum is added to the base",
+            divides=True,
+            draws=True,
+        ),
+        MethodSpec(
+            "breadcrumbs",
+            _table(_WEIGHT, _DENSITY, _GAMMA, _normalize(default=False), _rescale(default=False), _LAMBDA),
+            base="required",
+            min_models=2,
+            max_models=None,
+            title="model breadcrumbs: without the largest and the smallest differences",
+            url="https://arxiv.org/abs/2312.06795",
+            about="of each difference from the base the largest values are dropped, of the rest the largest are kept, "
+            "and the weighted sum is added to the base",
+            divides=True,
+        ),
+        MethodSpec(
+            "breadcrumbs_ties",
+            _table(_WEIGHT, _DENSITY, _GAMMA, _normalize(default=False), _rescale(default=False), _LAMBDA),
+            base="required",
+            min_models=2,
+            max_models=None,
+            title="model breadcrumbs with TIES' election of signs",
+            url="https://arxiv.org/abs/2312.06795",
+            about="as `breadcrumbs`, and of what is left only the differences that have the elected sign are added",
+        ),
+        MethodSpec(
+            "sce",
+            _table(
+                ParameterSpec(
+                    "select_topk",
+                    per_model=False,
+                    kind="float",
+                    default=1.0,
+                    low=0.0,
+                    high=1.0,
+                    about="share of the values on which the models differ that is taken, those that vary most",
+                    copy_at={0.0: 0},
+                )
+            ),
+            base="required",
+            min_models=2,
+            max_models=None,
+            title="SCE: select, calculate, erase",
+            url="https://arxiv.org/abs/2408.07990",
+            about="the differences from the base that vary most between the models are kept, those that have the "
+            "elected sign are averaged by how large each model's are, and added to the base",
         ),
         MethodSpec(
             "passthrough",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from mol.config.merge_config import MergeConfig
+    from mol.config.methods import ParameterSpec
     from mol.merge.plan import MergePlan, Method
 
 
@@ -109,6 +110,10 @@ class Combiner:
         if divides and (problem := _cancelling(of_models["weight"].values(), optional="normalize" in shared)):
             return problem
         parameters = self._spec.parameters
+        for name, parameter in parameters.items():
+            for lane, reach in of_models.get(name, {}).items() if parameter.around else ():
+                if problem := _out_of_reach(parameter, of_models[parameter.around][lane], reach):
+                    return problem
         dropped = {
             index
             for name, numbers in of_models.items()
@@ -168,6 +173,17 @@ def _cancelling(weights: Iterable[float], *, optional: bool) -> str | None:
         return f"the weights ({listed}) sum to zero, and they are divided by their sum; change them"
     reason = f"the weights ({listed}) sum to zero, and `normalize: true` divides by their sum"
     return f"{reason}; change them or set `normalize: false`"
+
+
+def _out_of_reach(parameter: ParameterSpec, centre: float, reach: float) -> str | None:
+    """Say why the probabilities around a value are none, None where they are; at 0 and 1 nothing is left to chance."""
+    least, most = centre - reach, centre + reach
+    if not 0.0 < centre < 1.0 or (least > 0.0 and most < 1.0):
+        return None
+    return (
+        f"{parameter.around} {centre:g} with {parameter.name} {reach:g} asks for probabilities from {least:g} to "
+        f"{most:g}; they must be above 0 and below 1: choose {parameter.name} below {min(centre, 1.0 - centre):g}"
+    )
 
 
 def idle_filters(config: MergeConfig, plan: MergePlan) -> Iterator[str]:

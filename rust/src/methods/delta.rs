@@ -9,8 +9,8 @@ use crate::sweep::{Sweep, Terms};
 pub trait Keep<R: Real>: Send + Sync {
     /// Constants of a stretch of elements.
     type Stretch;
-    /// Whether any element is dropped.
-    const DROPS: bool = true;
+    /// Whether a dropped element may be infinite or NaN, so that the sum of the survivors does not show it.
+    const HIDES: bool = true;
     /// See [`Combine::UNROLLED`].
     const UNROLLED: bool = false;
 
@@ -26,7 +26,7 @@ pub struct All;
 
 impl<R: Real> Keep<R> for All {
     type Stretch = ();
-    const DROPS: bool = false;
+    const HIDES: bool = false;
     const UNROLLED: bool = true;
 
     fn stretch(&self, _: usize) -> ((), usize) {
@@ -63,6 +63,14 @@ fn survivors<R: Real, K: Keep<R>, const N: usize>(
     keep.apply(stretch, at, k - 1, d, d.map(|d| d * factor))
 }
 
+/// Makes the witness NaN where `x` is an infinity or a NaN: so one that is dropped is seen.
+#[inline(always)]
+pub fn see<R: Real, const N: usize>(witness: &mut [R; N], x: &[R; N]) {
+    for j in 0..N {
+        witness[j] = witness[j] + x[j] * R::default();
+    }
+}
+
 fn list<R: Real>(numbers: &[f64]) -> Vec<R> {
     numbers.iter().map(|x| R::from_f64(*x)).collect()
 }
@@ -92,7 +100,7 @@ impl<R: Real, K: Keep<R> + 'static> Total<R, K> {
 impl<R: Real, K: Keep<R>> Combine<R> for Total<R, K> {
     type Stretch = K::Stretch;
     const UNROLLED: bool = K::UNROLLED;
-    const WITNESS: bool = K::DROPS;
+    const WITNESS: bool = K::HIDES;
 
     fn stretch(&self, from: usize) -> (K::Stretch, usize) {
         self.keep.stretch(from)
@@ -114,13 +122,8 @@ impl<R: Real, K: Keep<R>> Combine<R> for Total<R, K> {
             y[j] = y[j] + mix[j] * self.scale;
         }
         let mut witness = y;
-        if K::DROPS {
-            for x in &x[1..] {
-                for j in 0..N {
-                    // NaN if the input is infinite or NaN, else zero: so a dropped one is detected.
-                    witness[j] = witness[j] + x[j] * R::default();
-                }
-            }
+        if K::HIDES {
+            x[1..].iter().for_each(|x| see(&mut witness, x));
         }
         (y, witness)
     }
@@ -133,7 +136,7 @@ const NOISE: f64 = 1.0 / (1 << 20) as f64;
 /// Returns the sum of votes, or +0 for a draw: no larger than the noise of `mass`, the sum of their magnitudes.
 /// Infinities are no draw.
 #[inline(always)]
-fn settled<R: Real>(sum: R, mass: R) -> R {
+pub fn settled<R: Real>(sum: R, mass: R) -> R {
     // The next number after NOISE with >=: then a sum of exactly NOISE is a draw, and infinity over infinity is not.
     sum.keep_if(sum.magnitude() >= mass * R::from_f64(NOISE * (1.0 + R::EPSILON)))
 }
@@ -191,8 +194,11 @@ impl<R: Real, K: Keep<R>, const COUNT: bool> Combine<R> for Elect<R, K, COUNT> {
     fn lanes<const N: usize>(&self, stretch: &K::Stretch, at: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
         let (weights, factors) = (&self.weights[..x.len() - 1], &self.factors[..x.len() - 1]);
         let zero = R::default();
-        let (mut sum, mut votes) = ([zero; N], [zero; N]);
+        let (mut sum, mut votes, mut hidden) = ([zero; N], [zero; N], [zero; N]);
         for k in 1..x.len() {
+            if K::HIDES {
+                see(&mut hidden, &x[k]);
+            }
             let v = survivors(&self.keep, stretch, at, k, x, factors[k - 1]);
             for j in 0..N {
                 sum[j] = sum[j] + v[j];
@@ -225,9 +231,31 @@ impl<R: Real, K: Keep<R>, const COUNT: bool> Combine<R> for Elect<R, K, COUNT> {
         for j in 0..N {
             y[j] = y[j] + (agreeing[j] * self.lambda).flip_by(votes[j]);
         }
-        // A NaN or an infinity has the largest magnitude, so it survives trimming and shows in the sum.
+        if K::HIDES {
+            for j in 0..N {
+                hidden[j] = hidden[j] + sum[j];
+            }
+            return (y, hidden);
+        }
         (y, sum)
     }
+}
+
+/// Builds the kernel of a method that keeps some elements: [`Elect`] with `ELECT`, else [`Total`].
+pub fn added<F: Lanes, K: Keep<F::Real> + 'static, const ELECT: bool>(
+    sweep: &Sweep<F>,
+    keep: K,
+    weights: &[f64],
+    normalize: bool,
+    rescale: bool,
+    lambda: f64,
+) -> Result<Box<dyn Kernel<F>>> {
+    let factors = factors(sweep, &keep, weights, rescale)?;
+    Ok(if ELECT {
+        Elect::<_, _, false>::new(keep, weights, &factors, normalize, lambda).kernel()
+    } else {
+        Total::new(keep, weights, &factors, normalize, lambda).kernel()
+    })
 }
 
 /// Sums `|d|` over all elements and over the survivors of one model.

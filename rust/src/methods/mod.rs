@@ -1,10 +1,14 @@
 //! The methods: one file each, and one word each in the list below. A method knows no files, threads or tensor names.
+pub mod breadcrumbs;
 pub mod copy;
-pub mod dare_linear;
+pub mod dare;
+pub mod della;
 pub mod delta;
 pub mod linear;
 pub mod nuslerp;
+pub mod ranked;
 pub mod scale;
+pub mod sce;
 pub mod slerp;
 pub mod task_arithmetic;
 pub mod ties;
@@ -106,7 +110,13 @@ methods! {
     Nuslerp = nuslerp::Nuslerp,
     TaskArithmetic = task_arithmetic::TaskArithmetic,
     Ties = ties::Ties,
-    DareLinear = dare_linear::DareLinear,
+    DareLinear = dare::Dare<false>,
+    DareTies = dare::Dare<true>,
+    Della = della::Della<true>,
+    DellaLinear = della::Della<false>,
+    Breadcrumbs = breadcrumbs::Breadcrumbs<false>,
+    BreadcrumbsTies = breadcrumbs::Breadcrumbs<true>,
+    Sce = sce::Sce,
 }
 
 /// Checks that numbers are finite.
@@ -146,9 +156,14 @@ fn numbered(numbers: &[u32], models: usize) -> Checked<(), String> {
 
 /// Checks the fractions of elements kept, one per model; the base is the first source.
 fn shares(densities: &[f64], sources: usize) -> Checked<(), String> {
-    expect(sources, densities.len() + 1)?;
-    match densities.iter().find(|d| !(0.0..=1.0).contains(*d)) {
-        Some(d) => Err(format!("density {d} is outside [0, 1]")),
+    portions("density", densities, sources)
+}
+
+/// Checks fractions of elements, one per model; the base is the first source.
+fn portions(what: &str, numbers: &[f64], sources: usize) -> Checked<(), String> {
+    expect(sources, numbers.len() + 1)?;
+    match numbers.iter().find(|x| !(0.0..=1.0).contains(*x)) {
+        Some(x) => Err(format!("{what} {x} is outside [0, 1]")),
         None => Ok(()),
     }
 }

@@ -1,12 +1,11 @@
 //! TIES: trim, elect sign, disjoint mean (Yadav et al., 2023). Where mol, like mergekit, differs from the paper:
 //! trimming is per tensor, and the weighted task vectors vote and are averaged by weight.
-use super::delta::{Elect, Keep, factors};
+use super::delta::{Elect, factors};
+use super::ranked::{Largest, Magnitude, held};
 use super::{Checked, Merge, finite, shares, weighs};
 use crate::error::Result;
-use crate::lanes::{At, Kernel, Lanes};
-use crate::real::Real;
+use crate::lanes::{Kernel, Lanes};
 use crate::sweep::Sweep;
-use crate::sweep::select::{COLLECT, Score, Threshold};
 
 /// How the sign of an element is elected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -36,48 +35,6 @@ pub struct Ties {
     pub majority_sign_method: MajoritySign,
 }
 
-/// |x - base| of one model.
-struct Magnitude(usize);
-
-impl<R: Real> Score<R, 2> for Magnitude {
-    fn reads(&self) -> [usize; 2] {
-        [0, self.0 + 1]
-    }
-
-    #[inline(always)]
-    fn keys<const N: usize>(&self, [base, x]: [[R; N]; 2]) -> [R::Key; N] {
-        let mut keys = [R::Key::default(); N];
-        for j in 0..N {
-            keys[j] = (x[j] - base[j]).key();
-        }
-        keys
-    }
-}
-
-/// The largest magnitudes survive, with one threshold per model.
-struct Largest(Vec<Threshold>);
-
-impl<R: Real> Keep<R> for Largest {
-    type Stretch = Vec<R::Key>;
-    const UNROLLED: bool = true;
-
-    // A stretch ends where elements equal to a model's threshold stop surviving, so one comparison decides for each
-    // element.
-    fn stretch(&self, from: usize) -> (Vec<R::Key>, usize) {
-        let keys = self.0.iter().map(|t| R::narrow_key(t.key - i64::from(from < t.cut))).collect();
-        (keys, self.0.iter().map(|t| t.cut).filter(|cut| *cut > from).min().unwrap_or(usize::MAX))
-    }
-
-    #[inline(always)]
-    fn apply<const N: usize>(&self, keys: &Vec<R::Key>, _: At, model: usize, d: [R; N], mut v: [R; N]) -> [R; N] {
-        let key = keys[model];
-        for j in 0..N {
-            v[j] = v[j].keep_if(d[j].key() > key);
-        }
-        v
-    }
-}
-
 impl Merge for Ties {
     const SWEEPS: u64 = 2;
     const DIRECT: bool = true;
@@ -90,7 +47,7 @@ impl Merge for Ties {
     }
 
     fn resident(&self, rows: usize, columns: usize, sources: usize) -> usize {
-        sources * COLLECT.min(rows.saturating_mul(columns)) * size_of::<i64>()
+        held(sources, rows, columns)
     }
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {

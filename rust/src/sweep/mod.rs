@@ -2,6 +2,7 @@
 //! their results are folded in order, so a statistic depends neither on tile size nor on threads.
 mod count;
 pub mod gram;
+pub mod ranks;
 pub mod search;
 pub mod select;
 pub mod sums;
@@ -10,7 +11,7 @@ pub use sums::Terms;
 
 use crate::dtype::Float;
 use crate::error::Result;
-use crate::lanes::Lanes;
+use crate::lanes::{Kernel, Lanes};
 use crate::source::{Settings, Slot, Source, lease_as};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -32,7 +33,7 @@ thread_local! {
 }
 
 /// The sources of a method, swept in format `F`.
-pub struct Sweep<'a, F> {
+pub struct Sweep<'a, F: Lanes> {
     sources: &'a [Box<dyn Source>],
     /// Rows (the product of all leading axes).
     pub rows: usize,
@@ -41,6 +42,8 @@ pub struct Sweep<'a, F> {
     /// Run settings.
     pub settings: Settings<'a>,
     ready: bool,
+    /// Makes one more source from all of them; its index is the number of sources.
+    made: Option<&'a dyn Kernel<F>>,
     format: PhantomData<F>,
 }
 
@@ -49,7 +52,16 @@ impl<'a, F: Lanes> Sweep<'a, F> {
     pub fn new(sources: &'a [Box<dyn Source>], settings: Settings<'a>) -> Self {
         let (rows, columns) = sources[0].shape();
         let ready = sources.iter().all(|source| source.ready() && source.float() == F::FLOAT);
-        Self { sources, rows, columns, settings, ready, format: PhantomData }
+        Self { sources, rows, columns, settings, ready, made: None, format: PhantomData }
+    }
+
+    /// Returns the same sources and one more, made by a kernel from all of them; its index is the number of sources.
+    #[must_use]
+    pub fn with<'k>(&self, kernel: &'k dyn Kernel<F>) -> Sweep<'k, F>
+    where
+        'a: 'k,
+    {
+        Sweep { made: Some(kernel), ..*self }
     }
 
     /// Returns the number of elements.
@@ -100,6 +112,25 @@ impl<'a, F: Lanes> Sweep<'a, F> {
     /// Calls `take(elements, inputs)` for elements `at` of the `chosen` sources in format `F`, at most `step` elements
     /// a call.
     pub fn strips(
+        &self,
+        chosen: &[usize],
+        at: Range<usize>,
+        step: usize,
+        mut take: impl FnMut(Range<usize>, &[&[u8]]) -> Result<()>,
+    ) -> Result<()> {
+        let Some(kernel) = self.made else { return self.leased(chosen, at, step, take) };
+        let step = step.min(STRIP);
+        let mut made = vec![0; step.min(at.len()) * F::BYTES];
+        self.leased(&self.all(), at, step, |strip, inputs| {
+            let made = &mut made[..strip.len() * F::BYTES];
+            kernel.run(self.settings.simd, strip.clone(), inputs, made);
+            let of = |source: &usize| inputs.get(*source).copied().unwrap_or(made);
+            take(strip, &chosen.iter().map(of).collect::<Vec<_>>())
+        })
+    }
+
+    /// The same without the source that is made.
+    fn leased(
         &self,
         chosen: &[usize],
         at: Range<usize>,

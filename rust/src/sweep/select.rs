@@ -35,6 +35,17 @@ pub struct Threshold {
     pub cut: usize,
 }
 
+impl Threshold {
+    /// Every element.
+    pub const ALL: Self = Self { key: -1, cut: 0 };
+
+    /// From element `from` on, up to the second of both, those survive whose key is above the first.
+    pub fn above<R: Real>(&self, from: usize) -> (R::Key, usize) {
+        let end = if self.cut > from { self.cut } else { usize::MAX };
+        (R::narrow_key(self.key - i64::from(from < self.cut)), end)
+    }
+}
+
 /// The answer of one tile to one search: counts for its pivots, or the keys it collects.
 #[derive(Default)]
 struct Answer {
@@ -64,12 +75,11 @@ impl<F: Lanes> Sweep<'_, F> {
     /// searches run together, so a tensor is read once for all of them.
     pub fn select<S: Score<F::Real, M>, const M: usize>(&self, wanted: &[(S, usize)]) -> Result<Vec<Threshold>> {
         let none = Threshold { key: F::Real::TOP - 1, cut: 0 };
-        let all = Threshold { key: -1, cut: 0 };
         let mut found = vec![none; wanted.len()];
         let mut open = Vec::new();
         for (which, (score, rank)) in wanted.iter().enumerate() {
             if *rank >= self.len() {
-                found[which] = all;
+                found[which] = Threshold::ALL;
             } else if *rank > 0 {
                 open.push((which, Search::new(self.len(), *rank, F::Real::TOP, self.sample(score)?)));
             }
@@ -96,8 +106,10 @@ impl<F: Lanes> Sweep<'_, F> {
     /// Returns the cuts of a search that has ended.
     fn changed<S: Score<F::Real, M>, const M: usize>(&self, score: &S) -> Error {
         let mut names = Vec::new();
-        for read in score.reads() {
-            self.sources[read].leaves(&mut |tensor| {
+        let reads = score.reads();
+        let is_read = |source: &usize| reads.contains(source) || reads.contains(&self.sources.len());
+        for (_, source) in self.sources.iter().enumerate().filter(|(index, _)| is_read(index)) {
+            source.leaves(&mut |tensor| {
                 names.push(format!("tensor `{}` of {}", tensor.entry().name, tensor.path().display()));
             });
         }
@@ -105,7 +117,7 @@ impl<F: Lanes> Sweep<'_, F> {
     }
 
     /// Reads the sources of one score for some elements.
-    fn scored<S: Score<F::Real, M>, const M: usize>(
+    pub(super) fn scored<S: Score<F::Real, M>, const M: usize>(
         &self,
         score: &S,
         at: Range<usize>,

@@ -1,0 +1,86 @@
+//! Which elements of a task vector survive by the rank of their magnitudes in the tensor; of equal ones the lowest index
+//! counts as the largest.
+use super::delta::Keep;
+use crate::lanes::At;
+use crate::real::Real;
+use crate::sweep::select::{COLLECT, Score, Threshold};
+
+/// Returns the bytes that this many searches of a tensor hold at most.
+pub fn held(searches: usize, rows: usize, columns: usize) -> usize {
+    searches * COLLECT.min(rows.saturating_mul(columns)) * size_of::<i64>()
+}
+
+/// |x - base| of one model.
+pub struct Magnitude(pub usize);
+
+impl<R: Real> Score<R, 2> for Magnitude {
+    fn reads(&self) -> [usize; 2] {
+        [0, self.0 + 1]
+    }
+
+    #[inline(always)]
+    fn keys<const N: usize>(&self, [base, x]: [[R; N]; 2]) -> [R::Key; N] {
+        let mut keys = [R::Key::default(); N];
+        for j in 0..N {
+            keys[j] = (x[j] - base[j]).key();
+        }
+        keys
+    }
+}
+
+/// The largest magnitudes survive, with one threshold per model.
+pub struct Largest(pub Vec<Threshold>);
+
+impl<R: Real> Keep<R> for Largest {
+    type Stretch = Vec<R::Key>;
+    const HIDES: bool = false;
+    const UNROLLED: bool = true;
+
+    // A stretch ends where the equal magnitudes of a model stop surviving: then one compare decides for each element.
+    fn stretch(&self, from: usize) -> (Vec<R::Key>, usize) {
+        let (keys, ends): (_, Vec<usize>) = self.0.iter().map(|threshold| threshold.above::<R>(from)).unzip();
+        (keys, ends.into_iter().min().unwrap_or(usize::MAX))
+    }
+
+    #[inline(always)]
+    fn apply<const N: usize>(&self, keys: &Vec<R::Key>, _: At, model: usize, d: [R; N], mut v: [R; N]) -> [R; N] {
+        let key = keys[model];
+        for j in 0..N {
+            v[j] = v[j].keep_if(d[j].key() > key);
+        }
+        v
+    }
+}
+
+/// Those among the `outer` largest that are not among the `inner` largest survive, with two thresholds per model.
+pub struct Band {
+    /// What survives at all.
+    pub outer: Largest,
+    /// What of that is cut off.
+    pub inner: Largest,
+}
+
+impl<R: Real> Keep<R> for Band {
+    type Stretch = [Vec<R::Key>; 2];
+
+    fn stretch(&self, from: usize) -> ([Vec<R::Key>; 2], usize) {
+        let ((outer, a), (inner, b)) = (Keep::<R>::stretch(&self.outer, from), Keep::<R>::stretch(&self.inner, from));
+        ([outer, inner], a.min(b))
+    }
+
+    #[inline(always)]
+    fn apply<const N: usize>(
+        &self,
+        [outer, inner]: &[Vec<R::Key>; 2],
+        _: At,
+        model: usize,
+        d: [R; N],
+        mut v: [R; N],
+    ) -> [R; N] {
+        let (low, high) = (outer[model], inner[model]);
+        for j in 0..N {
+            v[j] = v[j].keep_if((d[j].key() > low) & (d[j].key() <= high));
+        }
+        v
+    }
+}
