@@ -119,6 +119,11 @@ MODELS: Final[dict[str, tuple[type, dict[str, Any], Callable[[], PreTrainedToken
     "Salesforce/codet5-small": (
         T5ForConditionalGeneration, {**_T5, "bos_token_id": 1, "eos_token_id": 2}, codet5_tokenizer,
     ),
+    "microsoft/DialoGPT-large": (GPT2LMHeadModel, _gpt2(80, 36, 20), gpt2_tokenizer),
+    **{
+        f"gpt2-finetuned-{subject}": (GPT2LMHeadModel, _gpt2(48, 12, 12), gpt2_tokenizer)
+        for subject in ("poetry", "science", "code")
+    },
 }  # fmt: skip
 
 
