@@ -14,6 +14,7 @@ from mol.config import ModelReference
 from mol.io.checkpoint import Checkpoint
 from mol.merge import plan_recipe, run_merge
 from mol.structure.heads import find_own_heads
+from mol.structure.layers import find_structures
 from tests.merge.models import llama_config, llama_tensors, make_llama, weights_of
 
 if TYPE_CHECKING:
@@ -156,7 +157,8 @@ def test_heads_are_compared_to_their_last_element(tmp_path: Path, change: str, d
             save_file(part, directory / name)
         weight_map = {tensor: name for name, part in zip(names, parts, strict=True) for tensor in part}
         (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-        found = find_own_heads({ModelReference("m"): Checkpoint.open(directory)})
+        models = {ModelReference("m"): Checkpoint.open(directory)}
+        found = find_own_heads(models, find_structures(models))
         assert bool(found) is (change != "none")
 
 

@@ -89,6 +89,7 @@ def _check_models(recipe: MergeConfig, options: MergeOptions) -> tuple[list[Mode
     from mol.merge.planner import plan_merge
     from mol.merge.run import plan_recipe
     from mol.structure.heads import find_own_heads
+    from mol.structure.layers import find_structures
 
     cache = None if options.cache_dir is None else Path(options.cache_dir)
     found = {reference: find(reference, cache) for reference in recipe.model_references()}
@@ -98,5 +99,7 @@ def _check_models(recipe: MergeConfig, options: MergeOptions) -> tuple[list[Mode
     at_hand = {reference: checkpoint for reference, checkpoint in found.items() if checkpoint is not None}
     tokenizer = recipe.tokenizer_source
     if isinstance(tokenizer, ModelReference) and tokenizer not in at_hand and not Path(tokenizer.name).is_dir():
-        return [tokenizer], plan_merge(recipe, at_hand, options=options, own_heads=find_own_heads(at_hand))
+        structures = find_structures(at_hand)
+        own_heads = find_own_heads(at_hand, structures)
+        return [tokenizer], plan_merge(recipe, at_hand, options=options, own_heads=own_heads, structures=structures)
     return [], plan_recipe(recipe, options, checkpoints=at_hand)

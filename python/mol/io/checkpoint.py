@@ -248,7 +248,7 @@ def read_shard(path: Path, index: int) -> tuple[CheckpointFile, dict[str, Tensor
                 raise CheckpointError(f"{absolute} is {instead}") from error
         raise
     checked = CheckpointFile(absolute, size, mtime_ns, header)
-    return checked, {tensor: TensorInfo(dtype, tuple(shape), count, index) for tensor, dtype, shape, count in entries}
+    return checked, {tensor: TensorInfo(dtype, shape, count, index) for tensor, dtype, shape, count in entries}
 
 
 def _check_shard(

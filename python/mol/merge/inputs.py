@@ -8,7 +8,7 @@ from mol.config.methods import METHODS
 from mol.merge.combine import Combiner
 from mol.merge.model import Model, Slice, SliceSource
 from mol.structure.alignment import align
-from mol.structure.layers import find_structure, map_layers
+from mol.structure.layers import map_layers
 from mol.text import ranges
 
 if TYPE_CHECKING:
@@ -21,22 +21,21 @@ if TYPE_CHECKING:
 
 
 def open_models(
-    config: MergeConfig, checkpoints: Mapping[ModelReference, Checkpoint], own_heads: Container[ModelReference] = ()
+    config: MergeConfig,
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    structures: Mapping[ModelReference, Structure],
+    own_heads: Container[ModelReference],
 ) -> tuple[dict[ModelReference, Model], Model]:
     """Find the parts of every model of the recipe.
 
     Returns:
         The models in recipe order, and the donor.
     """
-    structures: dict[ModelReference, Structure] = {}
-    for reference in config.model_references():
-        checkpoint = checkpoints[reference]
-        structures[reference] = find_structure(checkpoint.tensors, checkpoint.config)
     donor = structures[config.donor()]
     models: dict[ModelReference, Model] = {}
     first_file = 0
-    for index, (reference, structure) in enumerate(structures.items()):
-        checkpoint = checkpoints[reference]
+    for index, reference in enumerate(config.model_references()):
+        checkpoint, structure = checkpoints[reference], structures[reference]
         alignment = align(donor, structure)
         models[reference] = Model(
             index, str(reference), checkpoint, structure, alignment, first_file, set(), reference in own_heads

@@ -115,6 +115,7 @@ class MergePlan:
         """
         names = _Texts(encode_basestring_ascii)
         shapes = _Texts(json.dumps)
+        names.update({tensor.name: encode_basestring_ascii(tensor.name) for tensor in self.tensors})
         texts: dict[int, str] = {}
         tensors = [
             f'{{"name": {names[name]}, "dtype": "{dtype}", "shape": {shapes[shape]}, "output": {output}}}'
@@ -128,8 +129,11 @@ class MergePlan:
                 text = texts[id(by)] = _json(by)
             return text
 
+        last, method_of_last = COPY, of_method(COPY)
         for tensor, by, of, row, reads, also in self.tasks:
-            to, method = f'{{"tensor": {tensor}, "row": {row}}}', of_method(by)
+            if by is not last:
+                last, method_of_last = by, of_method(by)
+            to, method = f'{{"tensor": {tensor}, "row": {row}}}', method_of_last
             if also:
                 to = ", ".join([to, *(f'{{"tensor": {result.tensor}, "row": {result.row}}}' for result in also)])
                 method = f"[{', '.join([method, *(of_method(result.by) for result in also)])}]"

@@ -19,7 +19,7 @@ from mol.merge.settings import compare_settings
 from mol.merge.tasks import ModelLayer, OutputSpec, TaskBuilder
 from mol.merge.tied import Tying, find_tying, own_head, own_head_note, state_untied
 from mol.merge.vocabulary_rows import VocabularyRows
-from mol.structure.layers import in_side_tower, is_side_tower
+from mol.structure.layers import find_structures, in_side_tower, is_side_tower
 from mol.structure.model_config import LayerOrigin, broken_cycles, restack, set_dtype, tie_flag
 from mol.structure.names import is_buffer, natural_key, side_of
 from mol.text import ranges
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint
     from mol.merge.joined import Joined
     from mol.merge.model import Model
-    from mol.structure.layers import Stack
+    from mol.structure.layers import Stack, Structure
 
 
 def plan_merge(
@@ -41,6 +41,7 @@ def plan_merge(
     options: MergeOptions | None = None,
     own_heads: Container[ModelReference] = (),
     join: Callable[[], Joined] | None = None,
+    structures: Mapping[ModelReference, Structure] | None = None,
 ) -> PlannedMerge:
     """Plan a merge. Pure: reads no file, and takes time in proportion to the number of tensors.
 
@@ -51,11 +52,12 @@ def plan_merge(
         own_heads: the models whose head is known not to be their embedding, from `find_own_heads`.
         join: joins the vocabularies of the models; called where the recipe chooses a tokenizer, or where their
             vocabularies are of unequal size, which is refused if it is None.
+        structures: the layers of the models, from `find_structures`; found here if None.
 
     Raises:
         MergeError: the checkpoints do not fit together or the recipe does not fit them; lists every problem.
     """
-    return _Planner(config, checkpoints, options or MergeOptions(), own_heads, join).plan()
+    return _Planner(config, checkpoints, options or MergeOptions(), own_heads, join, structures).plan()
 
 
 def output_dtype(config: MergeConfig, options: MergeOptions) -> str | None:
@@ -80,11 +82,13 @@ class _Planner:
         options: MergeOptions,
         own_heads: Container[ModelReference],
         join: Callable[[], Joined] | None,
+        structures: Mapping[ModelReference, Structure] | None,
     ) -> None:
         self._config = config
         self._join = join
         self._options = options
-        models, self._donor = open_models(config, checkpoints, own_heads)
+        structures = find_structures(checkpoints) if structures is None else structures
+        models, self._donor = open_models(config, checkpoints, structures, own_heads)
         self._models = list(models.values())
         self._problems = Mismatches()
         self._notes: dict[str, None] = dict.fromkeys(config.notes)

@@ -321,6 +321,7 @@ def _prepare(
     from mol.merge.side_files import output_files, plan_side_files
     from mol.merge.vocabularies import VocabularyRemarks, check_vocabularies
     from mol.structure.heads import find_own_heads
+    from mol.structure.layers import find_structures
 
     opened = resolve_checkpoints(config, options) if checkpoints is None else checkpoints
     refuse_unnameable(opened)
@@ -332,7 +333,9 @@ def _prepare(
     for vocabulary in vocabularies.values():
         vocabulary.check()
     join = partial(join_models, config, opened, vocabularies)
-    planned = plan_merge(config, opened, options=options, own_heads=find_own_heads(opened), join=join)
+    structures = find_structures(opened)
+    own_heads = find_own_heads(opened, structures)
+    planned = plan_merge(config, opened, options=options, own_heads=own_heads, join=join, structures=structures)
     tokens = VocabularyRemarks((), ())
     if planned.joined is None:
         crimes = options.allow_crimes or config.allow_crimes

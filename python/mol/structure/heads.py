@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final
 
-from mol.structure.layers import find_structure
 from mol.structure.model_config import tie_flag
 from mol.structure.names import EMBEDDING, HEAD
 
@@ -19,17 +18,23 @@ if TYPE_CHECKING:
 _CHUNK: Final = 1 << 20
 
 
-def find_own_heads(checkpoints: Mapping[ModelReference, Checkpoint]) -> frozenset[ModelReference]:
+def find_own_heads(
+    checkpoints: Mapping[ModelReference, Checkpoint], structures: Mapping[ModelReference, Structure]
+) -> frozenset[ModelReference]:
     """Find the models whose head and embedding are stored and differ, although config.json does not say so.
 
     What was trained on both ends and saved with `tie_word_embeddings` still true is such a model, and transformers
     computes its scores with the head in the file. Reads no more than it takes to see a difference.
 
+    Args:
+        checkpoints: the models.
+        structures: their layers, from `find_structures`.
+
     Raises:
         CheckpointError: a weight file is damaged.
         OSError: a weight file cannot be read.
     """
-    return frozenset(reference for reference, checkpoint in checkpoints.items() if _has_own_head(checkpoint))
+    return frozenset(name for name, checkpoint in checkpoints.items() if _has_own_head(checkpoint, structures[name]))
 
 
 def ends_of(checkpoint: Checkpoint, structure: Structure) -> tuple[str | None, str | None]:
@@ -44,10 +49,10 @@ def ends_of(checkpoint: Checkpoint, structure: Structure) -> tuple[str | None, s
     return next(iter(embeddings), None), None
 
 
-def _has_own_head(checkpoint: Checkpoint) -> bool:
-    if tie_flag(checkpoint.config) is False or not any(map(HEAD.search, checkpoint.tensors)):
+def _has_own_head(checkpoint: Checkpoint, structure: Structure) -> bool:
+    if tie_flag(checkpoint.config) is False:
         return False
-    embedding, head = ends_of(checkpoint, find_structure(checkpoint.tensors, checkpoint.config))
+    embedding, head = ends_of(checkpoint, structure)
     if embedding is None or head is None or head in checkpoint.made:  # config.json was written with what is made
         return False
     return not _are_equal(checkpoint, embedding, head)

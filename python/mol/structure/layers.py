@@ -12,7 +12,8 @@ from mol.structure.names import natural_key
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from mol.io.checkpoint import TensorInfo
+    from mol.config import ModelReference
+    from mol.io.checkpoint import Checkpoint, TensorInfo
 
 _NUMBER: Final = re.compile(r"(?:^|\.)(0|[1-9][0-9]{0,5})(?=\.|$)")
 
@@ -122,6 +123,11 @@ def find_structure(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any])
     main, ambiguity = _main(list(stacks.values()), tensors, config, counts)
     ordered = tuple(s for s in stacks.values() if s is not main) + (() if main is None else (main,))
     return Structure(ordered, main, ambiguity, tuple(loose), tuple(tails))
+
+
+def find_structures(checkpoints: Mapping[ModelReference, Checkpoint]) -> dict[ModelReference, Structure]:
+    """Find the layers of several models."""
+    return {name: find_structure(checkpoint.tensors, checkpoint.config) for name, checkpoint in checkpoints.items()}
 
 
 def in_side_tower(structure: Structure, name: str) -> bool:

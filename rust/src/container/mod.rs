@@ -7,7 +7,7 @@ use ::safetensors::Dtype;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// Bytes per chunk when a tensor's stored bytes are read as they are.
 const CHUNK: usize = 1 << 20;
@@ -44,7 +44,7 @@ pub struct Header {
     pub digest: String,
     /// The tensors, by offset.
     pub tensors: Vec<Entry>,
-    by_name: HashMap<String, usize>,
+    by_name: OnceLock<HashMap<String, usize>>,
 }
 
 impl Header {
@@ -53,13 +53,13 @@ impl Header {
         // Never mapped, so a failing disk is an error here and not SIGBUS.
         let (store, stamp) = store::open(path, Some(false))?;
         let (tensors, digest) = safetensors::read(path, &*store, stamp.size())?;
-        let by_name = tensors.iter().enumerate().map(|(index, tensor)| (tensor.name.clone(), index)).collect();
-        Ok(Self { path: path.to_path_buf(), stamp, digest, tensors, by_name })
+        Ok(Self { path: path.to_path_buf(), stamp, digest, tensors, by_name: OnceLock::new() })
     }
 
     /// Finds a tensor by name; returns its index in `tensors`.
     pub fn index(&self, name: &str) -> Result<usize> {
-        let index = self.by_name.get(name).copied();
+        let named = || self.tensors.iter().enumerate().map(|(index, tensor)| (tensor.name.clone(), index)).collect();
+        let index = self.by_name.get_or_init(named).get(name).copied();
         index.ok_or_else(|| Error::checkpoint(&self.path, format!("tensor `{name}` is not in this file")))
     }
 
