@@ -106,7 +106,6 @@ def test_settings_are_changed_in_a_copy_that_is_checked_too() -> None:
     [
         ({"device_map": "auto"}, 'give one device, "cpu" say'),
         ({"quantization_config": {"load_in_4bit": True}}, "does not run quantized blocks: leave it out"),
-        ({"use_gradient_checkpointing": True}, "is not supported yet: leave it out"),
         ({"revisions": "main"}, "revisions is 'main', wanted a dictionary by model name"),
         ({"models": "gpt2"}, "models is 'gpt2', wanted a list of model names"),
     ],

@@ -67,14 +67,13 @@ def test_a_resize_that_changes_nothing_is_taken(fuse: Fuse) -> None:
     assert model.resize_token_embeddings(128) is model.get_input_embeddings()
 
 
-def test_gradient_checkpointing_is_refused_in_one_sentence(fuse: Fuse, tmp_path: Path) -> None:
-    model = fuse("gpt2", "llama").as_causal_lm()
-    arguments = TrainingArguments(
-        str(tmp_path), max_steps=1, gradient_checkpointing=True, use_cpu=True, report_to=[], disable_tqdm=True
-    )
-    rows = [{"input_ids": row, "labels": row} for row in tokens_of(2, 6)]
-    with pytest.raises(MolError, match="comes in a later version of mol: pass gradient_checkpointing=False"):
-        Trainer(model, arguments, train_dataset=rows).train()
+@pytest.mark.parametrize("settings", [{"use_reentrant": True}, {"every_n_layers": 2}, {"offload": True}])
+def test_ways_of_checkpointing_that_a_fusion_does_not_have_are_refused(settings: dict[str, Any], fuse: Fuse) -> None:
+    model: Any = fuse("gpt2", "llama").as_causal_lm()
+    kwargs = {name: settings.pop(name) for name in ("use_reentrant",) if name in settings}
+    with pytest.raises(MolError, match=f"{[*kwargs, *settings][0]} is (True|2)"):
+        model.activation_checkpointing_enable(kwargs or None, **settings)
+    assert not model.is_gradient_checkpointing
 
 
 def test_noise_that_frozen_embeddings_never_add_is_refused(fuse: Fuse, tmp_path: Path) -> None:

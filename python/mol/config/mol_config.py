@@ -67,7 +67,8 @@ class MoLConfig:
         cache_dir: the Hub cache.
         token: the Hub token.
         quantization_config: refused if it is given.
-        use_gradient_checkpointing: refused if it is True.
+        use_gradient_checkpointing: in training, run layers again in the backward pass instead of keeping what they
+            computed: less memory, the same gradients, a third more time.
         paths: directory by model name, of models that are elsewhere than their names say.
     """
 
@@ -159,8 +160,6 @@ class MoLConfig:
                 'quantization_config is given, and mol does not run quantized blocks: leave it out; dtype="bfloat16", '
                 "max_expert_memory or device_map save memory"
             )
-        if self.use_gradient_checkpointing:
-            yield "use_gradient_checkpointing is not supported yet: leave it out, and train on smaller batches"
 
     def _wrong_names(self) -> Iterator[str]:
         """Yield the settings by model that name none of the models."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from mol.core.blocks.calls import Arguments, argument, output_at, ports
 from mol.core.blocks.dispatch import call_block, intercepted
@@ -119,7 +120,14 @@ class Pass:
     """
 
     def __init__(
-        self, fusion: Fusion, mask: torch.Tensor, length: int, cache: FusedCache | None, prompt: int | None = None
+        self,
+        fusion: Fusion,
+        mask: torch.Tensor,
+        length: int,
+        cache: FusedCache | None,
+        prompt: int | None = None,
+        *,
+        recompute: bool = False,
     ) -> None:
         """Prepare a forward.
 
@@ -130,6 +138,7 @@ class Pass:
             cache: from earlier forwards; it grows by this one, whose tokens the caller adds to it.
             prompt: with "sequence" dispatch, rows choose by this many first columns; by the first `router_prefix`
                 tokens if None. The choice stays in the cache.
+            recompute: run layers again in the backward pass instead of keeping their activations; without a cache.
 
         Raises:
             FusionError: a model has no positions for so many tokens.
@@ -143,6 +152,7 @@ class Pass:
         self._length = length
         self._cache = cache
         self._prompt = prompt
+        self._recompute = recompute and cache is None
         self._next = 0
         self._experts = ExpertRuns(fusion.sources, mask, length, cache)
         self._shown = mask[:, -length:]
@@ -168,7 +178,8 @@ class Pass:
         last = index == len(host.calls.forms) - 1
         if layer is None:
             if self._fusion.keep_host_layers:
-                result = call_block(block, call)
+                given = argument(call, form.hidden_in)
+                result = self._again(lambda hidden: call_block(block, form.with_hidden(call, hidden)), given)
             else:
                 result = host.calls.stub(index, call, argument(call, form.hidden_in))
             if last:
@@ -186,15 +197,16 @@ class Pass:
         ]
         state = None if self._cache is None else self._cache.routes.get(index)
         mode = layer.mode(self._fusion.dispatch)
-        mixed, routing, state = layer(
-            hidden,
-            self._shown if mode == "sequence" else self._padding,
-            runs,
-            state,
+        run_layer = partial(
+            layer,
+            mask=self._shown if mode == "sequence" else self._padding,
+            runs=runs,
+            state=state,
             mode=mode,
             skip=self._cache is None,
             first=self._first_tokens,
         )
+        mixed, routing, state = self._again(run_layer, hidden)
         self.routings[index] = self._alone if routing is None else routing
         if self._cache is not None and state is not None:
             self._cache.routes[index] = state
@@ -204,6 +216,19 @@ class Pass:
         if carried:
             return form.result.make(native, carried)
         return host.calls.stub(index, call, native)
+
+    def _again(self, run: Callable[[torch.Tensor], Any], hidden: torch.Tensor) -> Any:  # noqa: ANN401 - what `run` returns
+        """Run a layer on hidden states, and again in the backward pass if its activations are not to be kept."""
+        if not self._recompute:
+            return run(hidden)
+        carries = self._experts.carries()
+
+        def start(given: torch.Tensor) -> Any:  # noqa: ANN401
+            # By the time of the second run, blocks of later layers have handed on more.
+            self._experts.use_carries(carries)
+            return run(given)
+
+        return checkpoint(start, hidden, use_reentrant=False)
 
     def _from_host(self, hidden: torch.Tensor) -> torch.Tensor:
         return self._fusion.host.layout.from_block(hidden, self._mask.shape[0])

@@ -98,11 +98,15 @@ def compute_load_balancing_loss(
     else:
         found, wanted = tuple(probabilities.shape), tuple(weights.shape)
         raise ConfigError(f"probabilities are {found} beside weights {wanted}; they must have the same shape")
-    experts = weights.shape[-1]
-    heaviest = torch.nn.functional.one_hot(weights.detach().argmax(-1), experts).bool()
+    return weights.shape[-1] * (_mean(choices_of(weights), kept) * _mean(p, kept)).sum()
+
+
+def choices_of(weights: torch.Tensor) -> torch.Tensor:
+    """Return the share of each expert in a token's choices (..., E), as `compute_load_balancing_loss` counts them."""
+    chosen = weights.detach() > 0
+    heaviest = torch.nn.functional.one_hot(weights.detach().argmax(-1), weights.shape[-1]).bool()
     chosen = torch.where(chosen.all(-1, keepdim=True), heaviest, chosen)
-    choices = chosen / chosen.sum(-1, keepdim=True).clamp(min=1)
-    return experts * (_mean(choices, kept) * _mean(p, kept)).sum()
+    return chosen / chosen.sum(-1, keepdim=True).clamp(min=1)
 
 
 def compute_routing_loss(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
@@ -62,6 +62,14 @@ class ExpertRuns:
         else:
             result = self._run_compacted(source, key, spec, chosen, given)
         return result.to(hidden.dtype)
+
+    def carries(self) -> dict[Any, Carries]:
+        """Return a copy of what blocks have handed on so far, for `use_carries`."""
+        return {key: dict(live) for key, live in self._live.items()}
+
+    def use_carries(self, carries: Mapping[Any, Carries]) -> None:
+        """Go back to what blocks had handed on when `carries` returned it, to run blocks again."""
+        self._live = {key: dict(live) for key, live in carries.items()}
 
     @staticmethod
     def _is_native(source: Source, spec: ExpertSpec) -> bool:

@@ -42,6 +42,7 @@ class Runtime(NamesModels, nn.Module):
         lm_head: logits from hidden states; None until it is made.
         opened: the models that are open, by name.
         notes: what blocks of a model do without in this host, by the model's name.
+        gradient_checkpointing: in training, run layers again in the backward pass instead of keeping their activations.
     """
 
     def __init__(self, config: MoLConfig) -> None:
@@ -55,6 +56,7 @@ class Runtime(NamesModels, nn.Module):
         self.layers = nn.ModuleList()
         self.positions: list[int] = []
         self.lm_head: HostHead | None = None
+        self.gradient_checkpointing = config.use_gradient_checkpointing
         # Sources are no modules, so that state_dict, to() of the trained parts and FSDP see adapters and routers only.
         self.opened: dict[str, Source] = {}
         self.notes: dict[str, list[Note]] = {}
@@ -258,7 +260,8 @@ class Runtime(NamesModels, nn.Module):
         learns = self.training and torch.is_grad_enabled()
         if learns:
             check_noise(fusion.host)
-        run = Pass(fusion, host_run.mask, host_run.length, host_run.cache, host_run.prompt)
+        recompute = learns and self.gradient_checkpointing
+        run = Pass(fusion, host_run.mask, host_run.length, host_run.cache, host_run.prompt, recompute=recompute)
         output = run.run_host(host_run.forward)
         if learns:
             self._watch.see(run.routings, {position: layer.specs for position, layer in fusion.layers.items()})

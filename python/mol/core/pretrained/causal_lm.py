@@ -230,7 +230,7 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
             share = share_of(inputs["labels"], num_items_in_batch, shifted=True)
             loss = weigh(loss, share, logits)
         shown = step.mask[:, -step.ids.shape[1] :]
-        if self.training and labels is not None:
+        if self.training and labels is not None and self.adds_routing_loss:
             added = self._routing_loss(shown)
             loss = loss + (added if share is None else added * share.to(added.device)).to(loss.device)
         elif self.training and num_items_in_batch is not None and self._trains_routers:
@@ -242,6 +242,16 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
             hidden_states=None if hidden is None else tuple(map(step.cut, hidden)),
             **{CACHE_NAME: step.done()},
         )
+
+    def count_labels(self, labels: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return the number of labels (B, T) that count; the first of a row is predicted by nothing."""
+        if self.runtime.fusion().pins:
+            labels = self._without_choosing(labels, attention_mask, None)
+        return super().count_labels(labels[:, 1:], attention_mask)
+
+    def _without_choosing(self, labels: torch.Tensor, mask: torch.Tensor, prompt: int | None) -> torch.Tensor:
+        chosen = choosing(mask, self.runtime.config.router_prefix, prompt)[:, -labels.shape[1] :]
+        return labels.masked_fill(chosen.to(labels.device), -100)
 
     @property
     def _trains_routers(self) -> bool:
@@ -263,7 +273,7 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
         if not self.runtime.fusion().pins or step.mask.shape[1] > step.new:  # they chose in an earlier forward
             return labels
         prefix = self.runtime.config.router_prefix
-        counted = labels.masked_fill(choosing(step.mask, prefix, prompt)[:, -step.new :].to(labels.device), -100)
+        counted = self._without_choosing(labels, step.mask, prompt)
         if counted[:, 1:].eq(-100).all():
             why = (
                 f"rows choose their experts by the first {prefix} tokens: give longer rows, or shorten router_prefix"

@@ -31,6 +31,8 @@ from mol.core.runtime import Runtime  # noqa: TC001 - at run time for the same r
 from mol.errors import FusionError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
     from typing_extensions import Unpack
 
@@ -38,10 +40,6 @@ if TYPE_CHECKING:
 
 _log: Final = logging.getLogger("mol")
 _F = TypeVar("_F", bound="FusedModel")
-_GRADIENT_CHECKPOINTING: Final = (
-    "gradient checkpointing comes in a later version of mol: pass gradient_checkpointing=False (trainers of TRL have "
-    "it True by default), and train on smaller batches"
-)
 
 
 class FusedModel(OutsideModels):
@@ -53,15 +51,18 @@ class FusedModel(OutsideModels):
     Attributes:
         head: the head that its host must have.
         runtime: the fusion.
+        adds_routing_loss: whether the loss has that of the routers in it, in training; a trainer may add its own.
         runtime_class: the class to build a `runtime` of; `mol.core.mol_runtime` sets it.
     """
 
     config_class = MoLModelConfig
     base_model_prefix = "runtime"
     _supports_sdpa = True
+    supports_gradient_checkpointing = True
     # Trainer then passes the number of labels in all batches of a step, see `step_loss`.
     accepts_loss_kwargs = True
     head: ClassVar[Head]
+    adds_routing_loss = True
     runtime_class: ClassVar[type[Runtime] | None] = None
 
     def __init__(self, config: MoLModelConfig) -> None:
@@ -195,6 +196,15 @@ class FusedModel(OutsideModels):
         self.output_embeddings = OutputEmbeddings(host)
         self.train(runtime.training)
 
+    def count_labels(self, labels: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Return the number of labels of a batch that count in its loss, which is the mean over them.
+
+        Args:
+            labels: as `forward` takes them, -100 for what does not count.
+            attention_mask: (B, T), 0 for padding.
+        """
+        return labels.ne(-100).sum()
+
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Leave modules as they were built."""
 
@@ -270,15 +280,50 @@ class FusedModel(OutsideModels):
             raise self._not_ours()
         return self.get_input_embeddings()
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - as in transformers
-        """Refuse: it is not supported yet.
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Run layers again in the backward pass of training instead of keeping their activations.
+
+        Args:
+            activation_checkpointing_kwargs: `use_reentrant` must not be True; nothing else in it has an effect.
+            every_n_layers: must be 1, for all layers.
+            offload: must be False.
 
         Raises:
-            FusionError: always.
+            FusionError: an option is not supported.
         """
-        raise FusionError(_GRADIENT_CHECKPOINTING)
+        problems = []
+        if (activation_checkpointing_kwargs or {}).get("use_reentrant"):
+            problems.append("use_reentrant is True, which loses the gradients of routers")
+        if every_n_layers != 1:
+            problems.append(f"every_n_layers is {every_n_layers}; it is all layers or none")
+        if offload:
+            problems.append("offload is True; hidden states stay where they are")
+        if problems:
+            raise FusionError.listing("a fused model cannot checkpoint its activations so: leave this out", problems)
+        self.runtime.gradient_checkpointing = True
 
-    activation_checkpointing_enable = gradient_checkpointing_enable
+    def activation_checkpointing_disable(self) -> None:
+        """Keep activations for the backward pass again."""
+        self.runtime.gradient_checkpointing = False
+
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,  # noqa: ANN401 - as in transformers
+    ) -> None:
+        """Do what `activation_checkpointing_enable` does, under its former name.
+
+        Raises:
+            FusionError: an option is not supported.
+        """
+        self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+    gradient_checkpointing_disable = activation_checkpointing_disable
 
     def _not_ours(self) -> FusionError:
         return FusionError(
