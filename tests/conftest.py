@@ -15,19 +15,21 @@ os.environ["HF_HUB_DISABLE_XET"] = "1"
 # Without the extra, what imports torch as it is collected is left out, and the other tests of fusion are skipped.
 MISSING = [package for package in ("torch", "transformers") if find_spec(package) is None]
 EXTRA = "needs the extra: pip install 'mol-merge[fusion]'"
-collect_ignore = ["core"] if MISSING else []
+collect_ignore = ["core", "training"] if MISSING else []
 
 
 def pytest_report_header() -> list[str]:
     return (
-        [f"no {' and no '.join(MISSING)}: tests/core is left out, tests marked fusion are skipped"] if MISSING else []
+        [f"no {' and no '.join(MISSING)}: tests/core, tests/training are left out, tests marked fusion are skipped"]
+        if MISSING
+        else []
     )
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if Path(__file__).parent / "core" in item.path.parents:
+        if {Path(__file__).parent / "core", Path(__file__).parent / "training"} & {*item.path.parents}:
             item.add_marker(pytest.mark.fusion)
         if MISSING and item.get_closest_marker("fusion"):
             item.add_marker(pytest.mark.skip(reason=EXTRA))

@@ -41,6 +41,11 @@ SEED = [
         pytest.param(module, name, marks=pytest.mark.fusion)
         for module, name in (
             ("mol.core", "MoLRuntime"), ("mol.core.mol_runtime", "MoLRuntime"), ("mol.core.mol_runtime", "MoLConfig"),
+            *(
+                (module, name)
+                for module in ("mol.training", "mol.training.trainer")
+                for name in ("MoLTrainer", "TrainingConfig", "create_simple_dataset")
+            ),
         )
     ),
 ]  # fmt: skip
@@ -53,7 +58,11 @@ def test_import_paths(module: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    [*(pytest.param(m, marks=pytest.mark.fusion) for m in ("mol", "mol.core")), "mol.merge", "mol.merge_methods"],
+    [
+        *(pytest.param(m, marks=pytest.mark.fusion) for m in ("mol", "mol.core", "mol.training")),
+        "mol.merge",
+        "mol.merge_methods",
+    ],
 )
 def test_all_is_true(module: str) -> None:
     loaded = import_module(module)
@@ -101,11 +110,9 @@ def test_the_face_loads_no_framework_but_for_fusion() -> None:
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        ("mol", "MoLTrainer"), ("mol", "TrainingConfig"), ("mol", "create_simple_dataset"),
         ("mol", "HuggingFacePublisher"), ("mol", "push_mol_to_hf"),
         ("mol.config", "ConfigParser"), ("mol.core", "BlockExtractor"),
-        ("mol.merge_methods.base_merge", "LayerSlice"), ("mol.training", "TrainingConfig"),
-        ("mol.training.trainer", "MoLTrainer"), ("mol.utils", "MemoryManager"),
+        ("mol.merge_methods.base_merge", "LayerSlice"), ("mol.utils", "MemoryManager"),
         ("mol.utils.memory_utils", "MemoryStats"), ("mol.utils.hf_utils", "HF_HUB_AVAILABLE"),
         ("mol.models", "BaseMoLModel"),
         ("mol.core.block_extractor", "BlockExtractor"), ("mol.cli.merge_cli", "main"),

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from mol.merge.run import MergeReport, plan_recipe, resolve_checkpoints, run_merge
     from mol.merge_methods.base_merge import BaseMergeMethod, PendingMerge
     from mol.merge_methods.methods import LinearMerge, PassthroughMerge, SlerpMerge, TaskArithmeticMerge, TiesMerge
+    from mol.training import MoLTrainer, TrainingCallback, TrainingConfig, create_simple_dataset
     from mol.utils.safetensors_utils import SAFETENSORS_AVAILABLE, SafeTensorsManager, safetensors_manager
 
     __version__: str
@@ -63,6 +64,7 @@ __all__ = [
     "MoLForTokenClassification",
     "MoLMixture",
     "MoLRuntime",
+    "MoLTrainer",
     "ModelReference",
     "MolError",
     "PassthroughMerge",
@@ -71,8 +73,11 @@ __all__ = [
     "SlerpMerge",
     "TaskArithmeticMerge",
     "TiesMerge",
+    "TrainingCallback",
+    "TrainingConfig",
     "UniversalArchitectureHandler",
     "__version__",
+    "create_simple_dataset",
     "is_safetensors_available",
     "load_model_safe",
     "load_recipe",
@@ -105,6 +110,7 @@ if not TYPE_CHECKING:
         "mol.merge_methods.methods": (
             "LinearMerge", "PassthroughMerge", "SlerpMerge", "TaskArithmeticMerge", "TiesMerge",
         ),
+        "mol.training": ("MoLTrainer", "TrainingCallback", "TrainingConfig", "create_simple_dataset"),
         "mol.utils.safetensors_utils": ("SAFETENSORS_AVAILABLE", "SafeTensorsManager", "safetensors_manager"),
     }  # fmt: skip
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_TRAIN: Final = "transformers' Trainer trains runtime.as_causal_lm()"
 _PUSH: Final = "`hf upload REPO DIR` uploads what save_pretrained or a merge wrote"
 _RECIPES: Final = "mol.config.load_recipe reads and checks a recipe"
 _MEMORY: Final = "MoLConfig(device_map=..., max_expert_memory=...) decides what is in memory, and where"
@@ -18,9 +17,6 @@ LATER: Final[dict[str, dict[str, str]]] = {
         "HuggingFacePublisher": _PUSH,
         "push_mol_to_hf": _PUSH,
         "BlockExtractor": "MoLRuntime.add_layer takes blocks out of models",
-        "MoLTrainer": _TRAIN,
-        "TrainingConfig": _TRAIN,
-        "create_simple_dataset": _TRAIN,
     },
     "mol.config": dict.fromkeys(("ConfigParser", "ConfigValidator", "MergeConfiguration", "ParameterConfig"), _RECIPES),
     "mol.core": {"BlockExtractor": "MoLRuntime.add_layer takes blocks out of models"},
@@ -40,7 +36,6 @@ LATER_MODULES: Final[dict[str, str]] = {
     "mol.cli.merge_cli": "mol.cli has the command",
     "mol.core.block_extractor": "MoLRuntime.add_layer takes blocks out of models",
     "mol.models": "MoLRuntime opens models by name",
-    "mol.training": _TRAIN,
     "mol.utils.hf_utils": _PUSH,
     "mol.utils.memory_utils": _MEMORY,
 }

@@ -1,0 +1,70 @@
+"""Makes the accelerator of a training run, and starts and ends its trackers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mol.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mol.core.runtime import Runtime
+    from mol.training.config import TrainingConfig
+
+
+def make_accelerator(config: TrainingConfig, runtime: Runtime) -> Any:  # noqa: ANN401 - its types follow its releases
+    """Make an accelerator.
+
+    Raises:
+        ConfigError: `accelerate launch` was told a precision that mol does not train in.
+    """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
+
+    wanted = config.mixed_precision
+    if AcceleratorState._shared_state and wanted not in (None, AcceleratorState().mixed_precision):
+        AcceleratorState._reset_state()  # of an earlier trainer, beside which it would be refused
+    logs = Path(config.output_dir) / "logs"
+    accelerator = Accelerator(
+        mixed_precision=wanted,
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(config.output_dir, logging_dir=str(logs)),
+        dataloader_config=DataLoaderConfiguration(use_seedable_sampler=True, data_seed=config.seed),
+        # Adapters of experts that no token chose get no gradient.
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_leaves_experts_out(runtime))],
+    )
+    if accelerator.mixed_precision not in ("no", "bf16"):
+        raise ConfigError(f"accelerate was told mixed_precision={accelerator.mixed_precision!r}; wanted no or bf16")
+    return accelerator
+
+
+def start_trackers(accelerator: Any, config: TrainingConfig) -> None:  # noqa: ANN401
+    """Start the trackers of a config, with its settings."""
+    if not config.trackers:
+        return
+    settings = {
+        name: value if isinstance(value, bool | int | float | str) else str(value)
+        for name, value in config.to_dict().items()
+    }
+    named = {} if config.run_name is None else {"name": config.run_name}
+    options = {name: named for name in config.trackers if name != "tensorboard"}
+    # TensorBoard has no names of runs but directories.
+    project = config.run_name if config.run_name is not None and not options else "mol"
+    accelerator.init_trackers(project, config=settings, init_kwargs=options)
+
+
+def end_trackers(accelerator: Any) -> None:  # noqa: ANN401
+    """End all trackers; the process group, which `end_training` would destroy, stays."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.trackers.clear()
+
+
+def _leaves_experts_out(runtime: Runtime) -> bool:
+    dispatch = runtime.config.dispatch
+    return any(
+        layer.router is not None
+        and (layer.mode(dispatch) != "dense" or layer.router.top_k not in (None, len(layer.built)))
+        for layer in runtime.fused
+    )

@@ -1,0 +1,126 @@
+"""Objective: the loss of one batch as a module, so that it runs inside of what accelerate wraps around a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+
+from mol.core.models.heads import CAUSAL_LM
+from mol.errors import ConfigError
+from mol.training.routing_terms import TERMS, routing_terms
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mol.core.pretrained.fused_model import FusedModel
+    from mol.training.config import TrainingConfig
+    from mol.training.routing_terms import Reduce
+
+NAMES: Final = ("total_loss", "lm_loss", *TERMS)
+"""What `Objective.forward` returns, in this order."""
+
+
+class Objective(nn.Module):
+    """Computes this process's part of the loss of an optimiser step, for one of its batches.
+
+    Attributes:
+        model: the fused model; its own loss of the routers is left out.
+        coefficients: of the terms of routing, in the order of `TERMS`.
+    """
+
+    def __init__(self, model: FusedModel, config: TrainingConfig, reduce: Reduce) -> None:
+        """Take the coefficients that a config leaves open from the fusion's own.
+
+        Args:
+            model: the fused model.
+            config: of the training.
+            reduce: returns the sum of a tensor over all processes.
+        """
+        super().__init__()
+        self.model = model
+        model.adds_routing_loss = False
+        own = model.runtime.config
+        self.coefficients = {
+            "load_balance_loss": _first(config.load_balancing_coeff, own.load_balancing_coeff),
+            "router_entropy": _first(config.entropy_penalty_coeff, own.entropy_penalty_coeff),
+            "z_loss": config.z_loss_coeff,
+            "mutual_information": 0.0,
+        }
+        self._reduce = reduce
+
+    def forward(
+        self, batch: Mapping[str, torch.Tensor], labels: torch.Tensor | float, tokens: torch.Tensor | float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the loss (), with its gradient, and its terms, detached, in the order of `NAMES`.
+
+        Both are this batch's part, by its shares in the labels and tokens of the step: the parts of all batches of all
+        processes add up to the loss of the step.
+
+        Args:
+            batch: from `prepared`.
+            labels: the number of labels of the step that count.
+            tokens: the number of tokens of the step that are no padding.
+        """
+        output = self.model(**batch, num_items_in_batch=labels)
+        loss: torch.Tensor = output.loss.float()
+        mask = self.mask_of(batch)
+        # Processes may have unequal numbers of batches to evaluate, so there nobody waits for the others.
+        reduce = self._reduce if self.training else _itself
+        terms = routing_terms(list(self.model.routings.values()), mask, tokens, reduce).to(loss.device)
+        total = loss + (terms * terms.new_tensor([self.coefficients[name] for name in TERMS])).sum()
+        return total, torch.cat([torch.stack([total, loss]), terms]).detach()
+
+    def prepared(self, batch: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401 - whatever a loader yields
+        """Return a batch with labels, of which those at padding do not count; in a causal model nor do those after it.
+
+        The token before a label predicts it, and before the first token of a row that is padded on the left there is
+        none. A causal model without labels predicts its tokens. Labels of a whole text stay as they are.
+
+        Raises:
+            ConfigError: it is no dictionary of tensors, or has no labels.
+        """
+        if not hasattr(batch, "keys"):
+            raise ConfigError(
+                f"a batch is a {type(batch).__name__}, wanted a dictionary with `input_ids` (B, T), `attention_mask` "
+                "and `labels`"
+            )
+        given = {name: batch[name] for name in batch.keys()}  # noqa: SIM118 - a BatchEncoding is no mapping
+        others = [name for name, value in given.items() if not isinstance(value, torch.Tensor)]
+        if others:
+            raise ConfigError(f"{', '.join(others)} of a batch: no tensor; a tokenizer takes return_tensors='pt'")
+        is_causal = self.model.head is CAUSAL_LM
+        labels = given.get("labels", given.get("input_ids") if is_causal else None)
+        if labels is None:
+            wanted = "`input_ids` or `labels`" if is_causal else "`labels`"
+            raise ConfigError(f"a batch has {', '.join(given) or 'nothing'}, wanted {wanted}")
+        mask = given.get("attention_mask")
+        if mask is not None and labels.shape == mask.shape:
+            counted = mask.ne(0)
+            if is_causal:
+                counted = counted & torch.cat([counted[:, :1], counted[:, :-1]], 1)
+            labels = labels.masked_fill(~counted, -100)
+        return {**given, "labels": labels}
+
+    def mask_of(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the mask of a batch, all ones if it has none."""
+        mask = batch.get("attention_mask")
+        if mask is not None:
+            return mask
+        ids = batch.get("input_ids")
+        return torch.ones_like(ids) if ids is not None else batch["labels"].new_ones(len(batch["labels"]), 1)
+
+    def counts(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Return the number of labels of a batch that count, and of tokens that are no padding (2,), float64."""
+        mask = self.mask_of(batch)
+        labels = self.model.count_labels(batch["labels"], mask)
+        return torch.stack([labels, mask.ne(0).sum().to(labels.device)]).double()
+
+
+def _first(given: float | None, default: float) -> float:
+    return default if given is None else given
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor

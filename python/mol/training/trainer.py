@@ -1,0 +1,487 @@
+"""MoLTrainer: trains the adapters and routers of a fusion, on accelerate."""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import nullcontext
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from mol.core.pretrained.fused_model import FusedModel
+from mol.core.runtime import Runtime
+from mol.errors import ConfigError, FusionError
+from mol.training.accelerating import end_trackers, make_accelerator, start_trackers
+from mol.training.config import TrainingConfig
+from mol.training.data import create_simple_dataset, make_loader
+from mol.training.objective import NAMES, Objective
+from mol.training.optimization import make_schedule, parameter_groups
+from mol.training.progress import Progress
+from mol.training.resume import Position, checkpoint_named, load_trained, periodic, remove_old, settings_apart
+from mol.training.state import (
+    TrainingState,
+    optimizer_state,
+    random_state,
+    restore_optimizer,
+    restore_random,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch.utils.data import DataLoader
+    from transformers import PreTrainedTokenizerBase
+
+    from mol.core.mol_runtime import MoLRuntime
+    from mol.training.callbacks import TrainingCallback
+
+__all__ = ["MoLTrainer", "TrainingConfig", "create_simple_dataset"]
+
+_log: Final = logging.getLogger("mol")
+
+
+class MoLTrainer:
+    """Trains the adapters and routers of a fusion; its models stay frozen and in eval mode.
+
+    Devices, precision, processes and trackers are accelerate's: `accelerate launch` starts several processes, and each
+    step then trains on the batches of all of them as on one. What is trained is kept in float32.
+
+    Attributes:
+        mol: the fusion.
+        model: the same as a transformers model, which is what checkpoints hold.
+        config: the settings.
+        optimizer: None until `setup_optimization`.
+        scheduler: the same.
+        global_step: optimiser steps so far.
+        current_epoch: the number of the pass over the data, from 0.
+        best_loss: the lowest `eval_loss` so far.
+        output_dir: where checkpoints are written.
+        should_stop: set by a callback, ends training after the current step.
+        accelerator: of accelerate.
+    """
+
+    def __init__(
+        self,
+        mol_runtime: MoLRuntime | FusedModel,
+        config: TrainingConfig | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        callbacks: Sequence[TrainingCallback] = (),
+    ) -> None:
+        """Prepare to train a fusion; nothing is written, and it is not changed.
+
+        Args:
+            mol_runtime: the fusion, with its layers.
+            config: the settings; the defaults if None.
+            tokenizer: of texts that `train` is given; the host's if None.
+            callbacks: are called while it trains, in their order.
+
+        Raises:
+            ConfigError: it is no fusion or has nothing to train, or a tracker is not installed.
+        """
+        runtime = mol_runtime.runtime if isinstance(mol_runtime, FusedModel) else mol_runtime
+        if not isinstance(runtime, Runtime):
+            raise ConfigError(
+                f"MoLTrainer trains a MoLRuntime, not a {type(runtime).__name__}; transformers' Trainer trains other "
+                "models, a mixture too"
+            )
+        self.config = TrainingConfig() if config is None else config
+        self.config.check_trackers()
+        self.mol: MoLRuntime = runtime  # type: ignore[assignment]
+        self.model = self.mol.as_model()
+        self.callbacks = tuple(callbacks)
+        self.output_dir = Path(self.config.output_dir)
+        self.global_step = self.current_epoch = 0
+        self.best_loss = math.inf
+        self.should_stop = False
+        self.optimizer: Any = None
+        self.scheduler: torch.optim.lr_scheduler.LambdaLR | None = None
+        parameter_groups(self.model.named_parameters(), self.config)  # to refuse early
+        self._tokenizer = tokenizer
+        self.accelerator = make_accelerator(self.config, self.mol)
+        self._objective = Objective(self.model, self.config, self._sum)
+        self._module: Any = self._objective  # what accelerate makes of it
+        self._evaluated: int | None = None
+        self._without_gain = 0
+        self._rates: dict[str, float] = {}
+        self._position = Position()
+        self._resumed: TrainingState | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The one that was given, else the host's."""
+        return self.mol.tokenizer if self._tokenizer is None else self._tokenizer
+
+    def freeze_experts(self) -> None:
+        """Freeze all models, as they always are: neither trained nor in training mode."""
+        for source in self.mol.fusion().sources.values():
+            source.model.requires_grad_(requires_grad=False).eval()
+
+    def setup_optimization(self, steps: int | None = None) -> None:
+        """Make optimiser and schedule; `train` does so itself.
+
+        Args:
+            steps: of the whole run; `max_steps` if None. Without either the rates are constant after the warm-up.
+        """
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()  # steps of 1e-4 are lost to 8 bits
+        self.freeze_experts()
+        optimizer = torch.optim.AdamW(parameter_groups(self.model.named_parameters(), self.config))
+        self.scheduler = make_schedule(optimizer, self.config, self.config.max_steps if steps is None else steps)
+        self.accelerator.free_memory()
+        self._objective = Objective(self.model, self.config, self._sum)
+        # A fusion with devices of its own stays where it is.
+        place = [self.mol.config.device_map is None, True]
+        self._module, self.optimizer = self.accelerator.prepare(self._objective, optimizer, device_placement=place)
+
+    def compute_loss(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the loss of one batch, with its gradient, and its terms; nothing is trained.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, T), 0 for padding, which never counts.
+            labels: (B, T), -100 for what does not count; the tokens if None.
+
+        Returns:
+            The loss (), and `lm_loss`, of the host's head; `load_balance_loss`, 1 where experts share tokens alike;
+            `router_entropy`, in nats; `entropy_penalty`, that times its coefficient; and `total_loss`.
+        """
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch = self._objective.prepared({name: value for name, value in given.items() if value is not None})
+        with self.accelerator.autocast():
+            loss, terms = self._objective(batch, *self._objective.counts(batch).clamp(min=1.0))
+        return loss, self._named(terms)
+
+    def train_step(self, batch: Mapping[str, torch.Tensor]) -> dict[str, float]:
+        """Train on one batch, and return what `compute_loss` does, with `learning_rate` and `grad_norm`.
+
+        Raises:
+            FusionError: loss or gradients are not finite; nothing was changed.
+        """
+        if self.optimizer is None:
+            self.setup_optimization()
+        return self._metrics(*self._step([batch])[:2])
+
+    def train(
+        self,
+        train_dataloader: DataLoader[Any] | Any,  # noqa: ANN401 - rows and texts too
+        eval_dataloader: DataLoader[Any] | Any | None = None,  # noqa: ANN401
+        *,
+        resume_from_checkpoint: bool | str | Path = False,
+    ) -> None:
+        """Train, and write a `final_checkpoint`, and a `best_checkpoint` if there are data to evaluate on.
+
+        Args:
+            train_dataloader: of batches, dictionaries with `input_ids` (B, T), `attention_mask` and `labels`; or rows,
+                a dataset or list of such dictionaries of one row each; or texts, as `create_simple_dataset` takes them.
+            eval_dataloader: the same, to evaluate on.
+            resume_from_checkpoint: what `load_checkpoint` is to load first; True for the latest periodic checkpoint in
+                `output_dir`, if there is one.
+
+        Raises:
+            ConfigError: the data are something else, or settings do not go together with them.
+            FusionError: loss or gradients are not finite, or a batch does not fit the models.
+            OSError: a checkpoint cannot be written.
+        """
+        if eval_dataloader is None and self.config.early_stopping_patience is not None:
+            raise ConfigError("early_stopping_patience is set, and there are no data to evaluate on")
+        given = resume_from_checkpoint
+        found = (periodic(self.output_dir)[-1:] if given is True else [given]) if given else []
+        for path in found:
+            self.load_checkpoint(path)
+        loader = self._loader(train_dataloader, shuffle=True)
+        checked = None if eval_dataloader is None else self._loader(eval_dataloader, shuffle=False)
+        per_epoch = _length(loader)
+        steps = self._steps(None if per_epoch is None else math.ceil(per_epoch / self._accumulated))
+        self._position = Position(per_epoch)
+        if self._resumed is not None:
+            self._position.check(self._resumed)
+        self.setup_optimization(steps)
+        self._begin()
+        before = self.mol.training
+        progress = Progress(steps, self.global_step, shown=self.accelerator.is_local_main_process)
+        try:
+            start_trackers(self.accelerator, self.config)
+            self._call("on_train_begin")
+            self._run(loader, checked, steps, progress)
+            if checked is not None and self._evaluated != self.global_step:
+                self._evaluate_and_keep(checked, progress)
+            self.save_checkpoint(is_final=True)
+            self._call("on_train_end")
+        finally:
+            progress.close()
+            end_trackers(self.accelerator)
+            self.model.train(before)
+
+    @torch.no_grad()
+    def evaluate(self, dataloader: DataLoader[Any] | Any) -> dict[str, float]:  # noqa: ANN401 - rows and texts too
+        """Return means over all tokens of some data, in eval mode: dropout and noise are off.
+
+        Args:
+            dataloader: as `train` takes it.
+
+        Returns:
+            `eval_lm_loss`, of the host's head; `eval_router_entropy`; and `eval_loss`, with the terms of the routers.
+
+        Raises:
+            ConfigError: there is no label to count in the data.
+        """
+        before, random = self.model.training, random_state()
+        self.model.eval()
+        try:
+            sums = torch.zeros(len(NAMES) + 2, dtype=torch.float64, device=self.accelerator.device)
+            for given in self._loader(dataloader, shuffle=False):
+                batch = self._objective.prepared(given)
+                counts = self._objective.counts(batch)
+                with self.accelerator.autocast():
+                    _, terms = self._objective(batch, 1.0, 1.0)
+                sums += torch.cat([terms.double(), counts.to(terms.device)]).to(sums.device)
+        finally:
+            self.model.train(before)
+            restore_random(random)  # so that evaluating changes no training
+        *totals, labels, tokens = self._sum(sums).tolist()
+        if not labels:
+            raise ConfigError("the data to evaluate on have no label that counts")
+        terms = dict(zip(NAMES, totals, strict=True))
+        loss = terms["lm_loss"] / labels
+        routing = (terms["total_loss"] - terms["lm_loss"]) / tokens
+        entropy = terms["router_entropy"] / tokens
+        return {"eval_loss": loss + routing, "eval_lm_loss": loss, "eval_router_entropy": entropy}
+
+    def save_checkpoint(self, is_best: bool = False, is_final: bool = False) -> Path:
+        """Write `best_checkpoint`, `final_checkpoint` or else `checkpoint_step_N` in `output_dir`, and return its name.
+
+        `NAME.safetensors` is what `MoLRuntime.save_checkpoint` writes; `NAME.state.safetensors` is all that
+        `load_checkpoint` needs to go on. Each is replaced in one step, so that a kill leaves whole files.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        name = "final_checkpoint" if is_final else f"checkpoint_step_{self.global_step}"
+        path = self.output_dir / ("best_checkpoint" if is_best else name)
+        state = self._state()  # from all processes
+        if self.accelerator.is_main_process:
+            self.mol.save_checkpoint(path)
+            state.write(path)
+            if not is_best and not is_final:
+                remove_old(self.output_dir, self.config.save_total_limit)
+        self.accelerator.wait_for_everyone()
+        self._call("on_save", path)
+        return path
+
+    def load_checkpoint(self, path: str | Path) -> None:
+        """Load a checkpoint into the fusion; `train` then goes on where it was written, bit for bit.
+
+        Args:
+            path: as `save_checkpoint` returned it; the names of its files are taken too.
+
+        Raises:
+            CheckpointError: it is damaged, something else wrote it, or it is of another fusion; nothing was changed.
+            ConfigError: the number of processes, or a setting that the place in the data depends on, is another.
+            OSError: it is missing.
+        """
+        state = TrainingState.read(checkpoint_named(path))
+        problems = settings_apart(state.progress, self.config, self.accelerator.num_processes)
+        if problems:
+            raise ConfigError.listing(f"{path} cannot be continued", problems)
+        load_trained(self.mol, state.weights, str(path))
+        self._resumed = state
+        self.global_step, self.current_epoch = state.progress["global_step"], state.progress["current_epoch"]
+        best = state.progress["best_loss"]
+        self.best_loss = math.inf if best is None else best
+        self._without_gain, self._evaluated = state.progress["without_gain"], state.progress["evaluated"]
+
+    def _state(self) -> TrainingState:
+        from accelerate.utils import gather_object
+
+        progress = {
+            "processes": self.accelerator.num_processes,
+            "global_step": self.global_step,
+            "current_epoch": self.current_epoch,
+            "batches": self._position.batches,
+            "per_epoch": self._position.per_epoch,
+            "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
+            "without_gain": self._without_gain,
+            "evaluated": self._evaluated,
+            "settings": self.config.to_dict(),
+        }
+        now = random_state()
+        states = gather_object([(now, self._position.random or now)])
+        weights = {name: value.detach().cpu() for name, value in self.mol.state_dict().items()}
+        kept = {} if self.optimizer is None else optimizer_state(self.optimizer.optimizer)
+        return TrainingState(progress, weights, kept, states)
+
+    @property
+    def _accumulated(self) -> int:
+        return self.config.gradient_accumulation_steps
+
+    def _loader(self, data: Any, *, shuffle: bool) -> Any:  # noqa: ANN401 - in and out, whatever is given
+        from accelerate.data_loader import prepare_data_loader
+
+        loader = make_loader(data, self.config.batch_size, lambda: self.tokenizer, shuffle=shuffle)
+        if shuffle:
+            return self.accelerator.prepare_data_loader(loader)
+        # No row is given twice to make the processes' shares even: each counts once.
+        state = self.accelerator.state
+        return prepare_data_loader(
+            loader, state.device, state.num_processes, state.process_index, put_on_device=True, even_batches=False
+        )
+
+    def _steps(self, per_epoch: int | None) -> int | None:
+        """Return the number of steps of the run, None if data have no length and nothing says."""
+        if per_epoch == 0:
+            raise ConfigError("there are no data: not a single batch")
+        if per_epoch is None and self.config.max_steps is None and self.config.lr_scheduler_type != "constant":
+            raise ConfigError(
+                f'lr_scheduler_type "{self.config.lr_scheduler_type}" ends at the last step, and data without a length '
+                'do not say which that is: set max_steps, or lr_scheduler_type="constant"'
+            )
+        bounds = [None if per_epoch is None else per_epoch * self.config.max_epochs, self.config.max_steps]
+        return min((bound for bound in bounds if bound is not None), default=None)
+
+    def _begin(self) -> None:
+        from accelerate.utils import set_seed
+
+        self.should_stop = False
+        if self._resumed is None:
+            set_seed(self.config.seed)
+            self.global_step = self.current_epoch = 0
+            self.best_loss, self._without_gain, self._evaluated = math.inf, 0, None
+            return
+        restore_optimizer(self.optimizer.optimizer, self._resumed.optimizer)
+        schedule = self.scheduler
+        if schedule is not None:
+            schedule.last_epoch, schedule._step_count = self.global_step, self.global_step + 1
+            schedule._last_lr = [
+                base * factor(self.global_step)
+                for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+            ]
+            for group, rate in zip(self.optimizer.param_groups, schedule._last_lr, strict=True):
+                group["lr"] = rate
+
+    def _run(self, loader: Any, checked: Any, steps: int | None, progress: Progress) -> None:  # noqa: ANN401
+        since = torch.zeros(len(NAMES), device=self.accelerator.device)
+        count = 0
+        for epoch in range(self.current_epoch, self.config.max_epochs):
+            self.current_epoch = epoch
+            batches = self._position.start(loader, self.current_epoch, self._accumulated, self._resumed)
+            self._resumed = None
+            while self.global_step != steps and (group := list(islice(batches, self._accumulated))):
+                terms, norm, tokens = self._step(group)
+                self._position.batches += len(group)
+                since += terms
+                count += 1
+                progress.step(tokens)
+                if self.callbacks:
+                    self._call("on_step_end", self._metrics(terms, norm))
+                done = self.should_stop or self.global_step == steps
+                if done or self.global_step % self.config.logging_steps == 0:
+                    self._report(self._metrics(since / count, norm), progress)
+                    since.zero_()
+                    count = 0
+                if checked is not None and self._is_due(self.config.eval_steps):
+                    self._evaluate_and_keep(checked, progress)
+                if self._is_due(self.config.save_steps):
+                    self.save_checkpoint()
+                if self.should_stop:
+                    return
+            if self.global_step == steps:
+                return
+
+    def _is_due(self, every: int | None) -> bool:
+        return every is not None and self.global_step % every == 0
+
+    def _step(self, given: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Train on the batches of one optimiser step; return its terms, the norm of its gradients and its tokens."""
+        batches = [self._objective.prepared(batch) for batch in given]
+        counts = self._sum(torch.stack([self._objective.counts(batch) for batch in batches]).sum(0))
+        labels, tokens = counts.clamp(min=1.0)
+        self._module.train()
+        total = torch.zeros(len(NAMES), device=self.accelerator.device)
+        for number, batch in enumerate(batches, 1):
+            is_last = number == len(batches)
+            with nullcontext() if is_last else self.accelerator.no_sync(self._module):
+                loss, terms = self._module(batch, labels, tokens)
+                # Gradients of processes are averaged, and the losses here are parts of a sum.
+                self.accelerator.backward(loss * self.accelerator.num_processes)
+            total += terms.to(total.device)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        norm = self.accelerator.clip_grad_norm_(parameters, self.config.gradient_clip_norm or math.inf)
+        if not bool(norm.isfinite()):
+            self.optimizer.zero_grad()
+            raise FusionError(
+                f"step {self.global_step + 1}: the gradients are not finite (loss {total[0].item():g}), so the step "
+                "was not made; lower the learning rates, look at the batch, or compute in float32"
+            )
+        self._rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self.optimizer.zero_grad()
+        self.global_step += 1
+        return self._sum(total), norm, tokens.item()
+
+    def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum over all processes."""
+        if self.accelerator.num_processes == 1:
+            return tensor
+        summed: torch.Tensor = self.accelerator.reduce(tensor.to(self.accelerator.device), "sum")
+        return summed.to(tensor.device)
+
+    def _named(self, terms: torch.Tensor) -> dict[str, float]:
+        found = dict(zip(NAMES, terms.tolist(), strict=True))
+        coefficients = self._objective.coefficients
+        kept = ("total_loss", "lm_loss", "load_balance_loss", "router_entropy")
+        return {
+            **{name: value for name, value in found.items() if name in kept or coefficients.get(name)},
+            "entropy_penalty": coefficients["router_entropy"] * found["router_entropy"],
+        }
+
+    def _metrics(self, terms: torch.Tensor, norm: torch.Tensor) -> dict[str, float]:
+        rates = self._rates
+        metrics = {**self._named(terms), "grad_norm": norm.item()}
+        metrics["learning_rate"] = rates.get("adapters", rates.get("adapters_no_decay", rates.get("routers", 0.0)))
+        return metrics | ({"router_learning_rate": rates["routers"]} if "routers" in rates else {})
+
+    def _report(self, metrics: dict[str, float], progress: Progress) -> None:
+        rate = progress.report(metrics)
+        logged = {f"train/{name}": value for name, value in metrics.items()}
+        self.accelerator.log({**logged, "train/tokens_per_second": rate}, step=self.global_step)
+
+    def _evaluate_and_keep(self, checked: Any, progress: Progress) -> None:  # noqa: ANN401 - a loader
+        """Evaluate, write the best checkpoint if it is, and decide whether to stop early."""
+        metrics = self.evaluate(checked)
+        self._evaluated = self.global_step
+        loss = metrics["eval_loss"]
+        progress.write(f"step {self.global_step}: eval_loss {loss:.4f}, eval_lm_loss {metrics['eval_lm_loss']:.4f}")
+        self.accelerator.log({f"eval/{name[5:]}": value for name, value in metrics.items()}, step=self.global_step)
+        gained = loss < self.best_loss - self.config.early_stopping_threshold
+        self._without_gain = 0 if gained else self._without_gain + 1
+        if loss < self.best_loss:
+            self.best_loss = loss
+            self.save_checkpoint(is_best=True)
+        patience = self.config.early_stopping_patience
+        if patience is not None and self._without_gain >= patience:
+            progress.write(f"step {self.global_step}: {patience} evaluations without a lower loss, training ends")
+            self.should_stop = True
+        self._call("on_evaluate", metrics)
+
+    def _call(self, what: str, *given: object) -> None:
+        for callback in self.callbacks:
+            getattr(callback, what)(self, *given)
+
+
+def _length(loader: Any) -> int | None:  # noqa: ANN401
+    try:
+        return len(loader)
+    except TypeError:  # of an iterable dataset
+        return None
