@@ -419,6 +419,29 @@ def sce(tensors: Sequence[Tensor], select_topk: float = 1.0, *, precision: type[
     return base + mix / np.maximum(divisor, 1e-6)
 
 
+def model_stock(tensors: Sequence[Tensor], *, shape: Sequence[int], filter_wise: bool = False) -> Tensor:
+    """Go from the base towards the mean of the models, the further the smaller the angles between task vectors are.
+
+    The ratio is N c / (1 + (N - 1) c) for the mean cosine c of N models, of the tensor or of each row of the last axis;
+    a product of two norms is at least 1e-6.
+    """
+    base, *models = tensors
+    columns = shape[-1] if len(shape) > 1 and filter_wise else base.size
+    rows = np.stack([model - base for model in models]).reshape(len(models), -1, max(columns, 1))  # (models, rows, n)
+    norms = np.linalg.norm(rows, axis=2)
+    count = len(models)
+    cosines = [
+        np.clip((rows[i] * rows[j]).sum(axis=1) / np.maximum(norms[i] * norms[j], 1e-6), -1.0, 1.0)
+        for i in range(count)
+        for j in range(i + 1, count)
+    ]
+    cosine = np.mean(cosines, axis=0)  # (rows,)
+    divisor = 1 + (count - 1) * cosine
+    flat = np.abs(divisor) < 1e-6
+    ratio = np.where(flat, 0.0, count * cosine / np.where(flat, 1.0, divisor))
+    return base + (ratio[:, None] * rows.mean(axis=0)).ravel()
+
+
 def _cancelled(weights: Sequence[float]) -> float:
     """The largest divisor that is the noise of weights which cancel, never as large as a weight by itself."""
     magnitudes = [abs(w) for w in weights if w]

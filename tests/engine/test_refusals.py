@@ -22,6 +22,7 @@ from tests.engine.toolkit import (
     preflight,
     slerp,
     task_arithmetic,
+    thin,
     ties,
     write_shard,
 )
@@ -98,6 +99,14 @@ LIES: dict[str, tuple[Change, list[str]]] = {
         ["layer.w", "two models", "number 2"],
     ),
     "a number of a model too few": (task(0, by=dare([], of=2)), ["layer.w", "0 model numbers, wanted 1"]),
+    "probabilities below zero": (
+        task(0, by=thin("della", [1.0], [0.2], epsilons=[0.2])),
+        ["layer.w", "density 0.2", "epsilon 0.2", "(0, 1)"],
+    ),
+    "a gamma too few": (task(0, by=thin("breadcrumbs", [1.0], [0.2], gammas=[])), ["layer.w"]),
+    "a gamma beyond all": (task(0, by=thin("breadcrumbs", [1.0], [0.2], gammas=[1.5])), ["layer.w", "gamma 1.5"]),
+    "a selection beyond all": (task(0, by={"sce": {"select_topk": 1.5}}), ["layer.w", "select_topk 1.5"]),
+    "an angle of one model": (task(0, by={"model_stock": {"filter_wise": False}}), ["layer.w", "2 sources"]),
     "weights that cancel": (task(0, by=linear(1.0, -1.0)), ["layer.w", "zero"]),
     "arithmetic on integers": (task(1, by=linear(1.0, 1.0)), ["ids", "I64"]),
     "integers to floats": (tensor(1, dtype="F32"), ["ids", "I64", "F32"]),

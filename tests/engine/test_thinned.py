@@ -8,30 +8,23 @@ import numpy as np
 import pytest
 
 from tests.engine.test_methods import MIXTURES, family
-from tests.engine.toolkit import Case, Method, Stored, assert_agrees, encode, merge, merge_one, task_arithmetic, ties
+from tests.engine.toolkit import (
+    Case,
+    Method,
+    Stored,
+    assert_agrees,
+    encode,
+    merge,
+    merge_one,
+    task_arithmetic,
+    thin,
+    ties,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
 SIZES = (1, 2, 3, 17, 150, 65537, 3 * 65536 + 5)
-
-
-def thin(
-    name: str,
-    weights: Sequence[float],
-    densities: Sequence[float],
-    *,
-    normalize: bool = False,
-    rescale: bool = False,
-    lambda_: float = 1.0,
-    **more: Any,  # noqa: ANN401
-) -> Method:
-    """A method of this family; one that draws has the models numbered from 0 unless `models` says others."""
-    numbers = {"weights": [*weights], "densities": [*densities], "lambda": lambda_, **more}
-    if name.startswith(("dare", "della")):
-        numbers.setdefault("models", list(range(len(weights))))
-    return {name: {**numbers, "normalize": normalize, "rescale": rescale}}
 
 
 CASES: dict[str, tuple[int, Method]] = {

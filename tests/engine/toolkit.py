@@ -127,6 +127,23 @@ def ties(
     return {"ties": {**numbers, "normalize": normalize, "rescale": rescale, "majority_sign_method": vote}}
 
 
+def thin(
+    name: str,
+    weights: Sequence[float],
+    densities: Sequence[float],
+    *,
+    normalize: bool = False,
+    rescale: bool = False,
+    lambda_: float = 1.0,
+    **more: Any,  # noqa: ANN401
+) -> Method:
+    """A method of this family; one that draws has the models numbered from 0 unless `models` says others."""
+    numbers = {"weights": [*weights], "densities": [*densities], "lambda": lambda_, **more}
+    if name.startswith(("dare", "della")):
+        numbers.setdefault("models", list(range(len(weights))))
+    return {name: {**numbers, "normalize": normalize, "rescale": rescale}}
+
+
 def of_rows(most: int = 4) -> dict[str, tuple[int, Method]]:
     """Each method of the table with some numbers: how many sources it takes, and the method as a plan has it.
 
@@ -136,7 +153,7 @@ def of_rows(most: int = 4) -> dict[str, tuple[int, Method]]:
     """
     found = {}
     for spec in METHODS.values():
-        models = (spec.max_models or most) - (spec.base == "required")
+        models = (spec.max_models or max(most, spec.min_models)) - (spec.base == "required")
         numbers: dict[str, Any] = {}
         for name, parameter in spec.parameters.items():
             value = [0.7, -0.3, 0.6, 0.9] if parameter.low < 0 else [0.7, 0.3, 0.6, 0.9]

@@ -30,7 +30,7 @@ def command(console: Console, name: str | None, markdown: bool) -> None:
     """Show the table, or one row of it."""
     from mol.config.examples import example_text
     from mol.config.fields import method_named
-    from mol.config.methods import LATER_METHODS, METHODS
+    from mol.config.methods import LATER_METHODS, METHODS, STUDY
 
     if name is not None:
         spec = method_named(name)
@@ -46,11 +46,19 @@ def command(console: Console, name: str | None, markdown: bool) -> None:
     console.result("\n".join(table(("method", "what it is"), rows, right=frozenset())))
     console.result()
     console.result(field("later", ", ".join(LATER_METHODS)))
+    for spec in METHODS.values():
+        if spec.evidence:
+            console.result(field("study", f"{spec.name}: {spec.evidence}"))
+    console.result(field("", f"({STUDY}; the other methods here were not in it)"))
     console.note("`mol-merge methods NAME` shows parameters, defaults and a recipe")
 
 
 def _described(spec: MethodSpec) -> list[str]:
+    from mol.config.methods import STUDY
+
     entries = {"method": f"{spec.name}: {spec.title}", "result": spec.about, "inputs": spec.inputs, "source": spec.url}
+    if spec.evidence:
+        entries["study"] = f"{spec.evidence} ({STUDY})"
     lines = [field(label, text) for label, text in entries.items()]
     rows = []
     for each in spec.parameters.values():
@@ -105,6 +113,7 @@ def _document(spec: MethodSpec) -> dict[str, object]:
         "title": spec.title,
         "about": spec.about,
         "url": spec.url,
+        "evidence": spec.evidence,
         "base": spec.base,
         "min_models": spec.min_models,
         "max_models": spec.max_models,

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+STUDY: Final = "https://arxiv.org/abs/2511.21437"
+"""A comparison by others of six methods on language models of 3 to 8 billion parameters, 12 fine-tunes of each."""
+
 Scalar = float | int | bool | str
 Kind = Literal["float", "bool", "str"]
 
@@ -86,6 +89,7 @@ class MethodSpec:
         plan: the plan's word for the method, where it is not the recipe's.
         divides: weights are divided by their sum, where there is a `normalize` only if that is true.
         base_twice: the base may be the other model too, with other layers for example.
+        evidence: what the study that `STUDY` names found about it, if it was in it.
         draws: it draws random numbers, and the plan says by which number each model does (`models`).
     """
 
@@ -101,6 +105,7 @@ class MethodSpec:
     divides: bool = False
     base_twice: bool = False
     draws: bool = False
+    evidence: str = ""
 
     def starts_from(self, base: object) -> bool:
         """Return whether the result starts from the base, which is None where the recipe has none."""
@@ -181,6 +186,9 @@ _GAMMA = ParameterSpec(
     about="share of each difference that is dropped because it is the largest",
     plan="gammas",
 )
+
+
+_NO_GAIN = "typically no notable gain over the base on language models"
 
 
 def _normalize(*, default: bool) -> ParameterSpec:
@@ -280,6 +288,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
             url="https://arxiv.org/abs/2212.04089",
             about="base + lambda * sum of weight * (model - base); a negative weight takes a skill away",
             divides=True,
+            evidence="the only one of six methods that reliably gained over the base on language models",
         ),
         MethodSpec(
             "ties",
@@ -305,6 +314,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
             url="https://arxiv.org/abs/2306.01708",
             about="of each difference from the base the largest values are kept, a sign is elected for each element, "
             "and the differences that have it are averaged and added to the base",
+            evidence=_NO_GAIN,
         ),
         MethodSpec(
             "dare_linear",
@@ -398,6 +408,26 @@ METHODS: Final[dict[str, MethodSpec]] = {
             url="https://arxiv.org/abs/2408.07990",
             about="the differences from the base that vary most between the models are kept, those that have the "
             "elected sign are averaged by how large each model's are, and added to the base",
+        ),
+        MethodSpec(
+            "model_stock",
+            _table(
+                ParameterSpec(
+                    "filter_wise",
+                    per_model=False,
+                    kind="bool",
+                    default=False,
+                    about="one ratio for each row instead of one for a tensor",
+                )
+            ),
+            base="required",
+            min_models=3,
+            max_models=None,
+            title="Model Stock",
+            url="https://arxiv.org/abs/2403.19522",
+            about="a point between the base and the mean of the models, the nearer to the mean the smaller the angles "
+            "between their differences from the base are",
+            evidence=_NO_GAIN,
         ),
         MethodSpec(
             "passthrough",

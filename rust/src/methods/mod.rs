@@ -5,6 +5,7 @@ pub mod dare;
 pub mod della;
 pub mod delta;
 pub mod linear;
+pub mod model_stock;
 pub mod nuslerp;
 pub mod ranked;
 pub mod scale;
@@ -117,6 +118,7 @@ methods! {
     Breadcrumbs = breadcrumbs::Breadcrumbs<false>,
     BreadcrumbsTies = breadcrumbs::Breadcrumbs<true>,
     Sce = sce::Sce,
+    ModelStock = model_stock::ModelStock,
 }
 
 /// Checks that numbers are finite.

@@ -1,4 +1,4 @@
-//! Dot products of two models, or of their task vectors: the basis of angles.
+//! Dot products of models, or of their task vectors: the basis of angles.
 use super::sums::add;
 use super::{BLOCK, Sweep, TURN, Terms};
 use crate::error::Result;
@@ -11,6 +11,9 @@ use std::ops::Range;
 
 /// Columns that are summed side by side.
 const PANEL: usize = 1024;
+
+/// Ratio of the length of a sum of vectors to the sum of their lengths below which f64 products cannot tell it from zero.
+pub const CANCELLED: f64 = 1e-7;
 
 /// What counts as one vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,7 +60,104 @@ impl<R: Real, const M: usize> Terms<R, M, 3> for Products<M> {
     }
 }
 
+/// `a.b` of two sources, or of the last two of three minus the first.
+struct Pair<const M: usize>([usize; M]);
+
+impl<R: Real, const M: usize> Terms<R, M, 1> for Pair<M> {
+    type Stretch = ();
+
+    fn reads(&self) -> [usize; M] {
+        self.0
+    }
+
+    fn stretch(&self, _: usize) -> ((), usize) {
+        ((), usize::MAX)
+    }
+
+    #[inline(always)]
+    fn terms<const N: usize>(&self, (): &(), at: At, x: [[R; N]; M]) -> [[f64; N]; 1] {
+        let [product, ..] = Terms::<R, M, 3>::terms(&Products::<M>, &(), at, x);
+        [product]
+    }
+}
+
+/// The dot products of all pairs of vectors. A vector in their span is given by its coefficients.
+pub struct Gram {
+    products: Vec<f64>,
+    vectors: usize,
+}
+
+impl Gram {
+    /// Puts the sums of pairs in their places.
+    fn of(vectors: usize, pairs: &[[usize; 2]], sums: &[[f64; 1]]) -> Self {
+        let mut products = vec![0.0; vectors * vectors];
+        for ([a, b], [sum]) in pairs.iter().zip(sums) {
+            products[a * vectors + b] = *sum;
+            products[b * vectors + a] = *sum;
+        }
+        Self { products, vectors }
+    }
+
+    /// Returns the number of vectors.
+    pub fn len(&self) -> usize {
+        self.vectors
+    }
+
+    /// Returns whether there are no vectors.
+    pub fn is_empty(&self) -> bool {
+        self.vectors == 0
+    }
+
+    /// Returns the dot product of vectors `a` and `b`.
+    pub fn product(&self, a: usize, b: usize) -> f64 {
+        self.products[a * self.vectors + b]
+    }
+
+    /// Returns the length of a vector.
+    pub fn norm(&self, a: usize) -> f64 {
+        self.product(a, a).sqrt()
+    }
+
+    /// Returns the dot product of vector `a` and the sum of all vectors times their coefficients.
+    pub fn along(&self, a: usize, coefficients: &[f64]) -> f64 {
+        coefficients.iter().enumerate().map(|(b, coefficient)| coefficient * self.product(a, b)).sum()
+    }
+
+    /// Returns the length of the sum of all vectors times their coefficients; see [`CANCELLED`].
+    pub fn length(&self, coefficients: &[f64]) -> f64 {
+        let square: f64 = coefficients.iter().enumerate().map(|(a, c)| c * self.along(a, coefficients)).sum();
+        square.max(0.0).sqrt()
+    }
+
+    /// Returns the products of the same vectors, each times its factor.
+    #[must_use]
+    pub fn scaled(&self, factors: &[f64]) -> Self {
+        let of_row = |a: usize| (0..self.vectors).map(move |b| factors[a] * factors[b] * self.product(a, b));
+        Self { products: (0..self.vectors).flat_map(of_row).collect(), vectors: self.vectors }
+    }
+}
+
 impl<F: Lanes> Sweep<'_, F> {
+    /// Computes the products of all sources, or with `based` of the other sources minus the first.
+    pub fn gram(&self, based: bool) -> Result<Gram> {
+        let vectors = self.sources.len() - usize::from(based);
+        let pairs: Vec<[usize; 2]> = (0..vectors).flat_map(|a| (a..vectors).map(move |b| [a, b])).collect();
+        let sums = if based {
+            self.sums(&pairs.iter().map(|[a, b]| Pair([0, a + 1, b + 1])).collect::<Vec<_>>())?
+        } else {
+            self.sums(&pairs.iter().map(|pair| Pair(*pair)).collect::<Vec<_>>())?
+        };
+        Ok(Gram::of(vectors, &pairs, &sums))
+    }
+
+    /// Computes the products of the rows of the other sources minus the first, and calls `visit` for each row.
+    pub fn grams_of_rows<O: Send>(&self, visit: impl Fn(Gram) -> O + Sync) -> Result<Vec<O>> {
+        let vectors = self.sources.len() - 1;
+        let pairs: Vec<[usize; 2]> = (0..vectors).flat_map(|a| (a..vectors).map(move |b| [a, b])).collect();
+        let terms: Vec<_> = pairs.iter().map(|[a, b]| Pair([0, a + 1, b + 1])).collect();
+        self.of_rows(&terms, |sums| visit(Gram::of(vectors, &pairs, sums)))
+    }
+
     /// Computes `a.b`, `a.a` and `b.b` of two sources, or of the last two of three minus the first, for each vector.
     pub fn products(&self, over: Over) -> Result<Vec<[f64; 3]>> {
         if self.sources.len() == 3 { self.over(over, &Products::<3>) } else { self.over(over, &Products::<2>) }
@@ -71,21 +171,25 @@ impl<F: Lanes> Sweep<'_, F> {
         match over {
             Over::Tensor => self.sums(std::slice::from_ref(terms)),
             _ if self.is_empty() => Ok(Vec::new()),
-            Over::Row => self.of_rows(terms),
+            Over::Row => self.of_rows(std::slice::from_ref(terms), |sums| sums[0]),
             Over::Column => self.of_columns(terms),
         }
     }
 
-    fn of_rows<T: Terms<F::Real, M, K>, const M: usize, const K: usize>(&self, terms: &T) -> Result<Vec<[f64; K]>> {
+    fn of_rows<T: Terms<F::Real, M, K>, O: Send, const M: usize, const K: usize>(
+        &self,
+        terms: &[T],
+        visit: impl Fn(&[[f64; K]]) -> O + Sync,
+    ) -> Result<Vec<O>> {
         let of_row = |row: usize| {
             self.settings.watch.check()?;
-            let (mut total, end) = ([[0.0; K]], (row + 1) * self.columns);
+            let (mut total, end) = (vec![[0.0; K]; terms.len()], (row + 1) * self.columns);
             for start in (row * self.columns..end).step_by(BLOCK) {
-                add(&mut total, &self.sums_of(std::slice::from_ref(terms), start..end.min(start + BLOCK))?);
+                add(&mut total, &self.sums_of(terms, start..end.min(start + BLOCK))?);
             }
-            Ok(total[0])
+            Ok(visit(&total))
         };
-        let group = (self.settings.tile / self.columns).max(1);
+        let group = (self.settings.tile / self.columns.max(1)).max(1);
         (0..self.rows).into_par_iter().with_min_len(group).map(of_row).collect()
     }
 
