@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,6 +17,7 @@ from mol.config import (
     load_recipe,
 )
 from mol.config.methods import foreign_parameters
+from mol.config.tokenizer import TokenizerSection, TokenRule
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -230,6 +232,49 @@ def test_tokenizers(text: str, word: str, source: object) -> None:
 
 def test_a_tokenizer_without_a_source_is_the_union_as_in_mergekit() -> None:
     assert MergeConfig.from_yaml(LINEAR + "tokenizer: {}\n").tokenizer_source == "union"
+
+
+def test_a_tokenizer_of_a_model_that_is_not_merged_is_said() -> None:
+    config = MergeConfig.from_yaml(LINEAR + "tokenizer_source: org/x\n")
+    assert config.tokenizer_source == ModelReference("org/x")
+    assert config.model_references() == (A, B)
+    assert config.notes == ("org/x is none of the models that are merged, so its tokenizer alone is used",)
+    near = MergeConfig.from_yaml(LINEAR.replace(": a", ": org/model") + "tokenizer_source: org/modle\n")
+    assert near.notes[0].endswith("; did you mean `org/model`?")
+
+
+SECTION = """
+tokenizer:
+  source: union
+  pad_to_multiple_of: 64
+  tokens:
+    <|im_start|>:
+      source: org/chat
+      force: true
+    <|pad|>: {source: {kind: zero}}
+    <x>: {source: {kind: model_token, model: b, token: </s>}}
+    <y>: {source: {kind: model_token, model: {model: {path: b}}, token_id: 7}, force: "true"}
+    <z>: {}
+"""
+
+
+def test_a_section_for_the_tokenizer() -> None:
+    config = MergeConfig.from_yaml(LINEAR + SECTION)
+    chat = ModelReference("org/chat")
+    assert config.tokenizer == TokenizerSection(
+        "union",
+        (
+            TokenRule("<|im_start|>", chat, force=True),
+            TokenRule("<|pad|>"),
+            TokenRule("<x>", B, "</s>"),
+            TokenRule("<y>", B, 7, force=True),
+            TokenRule("<z>", keeps=True),
+        ),
+        64,
+    )
+    assert (config.model_references(), config.merged_models()) == ((A, B, chat), (A, B))
+    assert MergeConfig.from_yaml(config.to_yaml()) == config
+    assert dataclasses.replace(config, dtype="F32").tokenizer == config.tokenizer
 
 
 def test_chat_templates() -> None:

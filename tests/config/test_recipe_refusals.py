@@ -98,33 +98,43 @@ def test_methods_to_come_are_refused_by_name(method: str) -> None:
             "float64: quantized output comes later",
         ),
         (
-            SLERP + "tokenizer_source: org/x\n",
-            "config.yml:8: the tokenizer's model org/x is none of the recipe's models",
+            SLERP + "tokenizer:\n  source: base\n  tokens: [x]\n",
+            "config.yml:10: `tokens` is a map from tokens to `source` and `force`, not ['x']",
+        ),
+        (SLERP + "tokenizer:\n  tokens:\n    x: a\n", "config.yml:10: token 'x' needs a map with `source`, not 'a'"),
+        (
+            SLERP + "tokenizer:\n  tokens:\n    y: {sorce: a}\n",
+            "config.yml:10: unknown key `sorce` in the rule of token 'y'; did you mean `source`?",
         ),
         (
-            SLERP + "tokenizer:\n  source: base\n  tokens: {x: {source: a}}\n",
-            "config.yml:10: `tokens` of `tokenizer` comes later",
+            SLERP + "tokenizer:\n  tokens:\n    z: {source: {kind: zeros}}\n",
+            "config.yml:10: `kind` is `zero` or `model_token`, not 'zeros'; did you mean `zero`?",
         ),
         (
-            SLERP + "tokenizer: {source: base, pad_to_multiple_of: 8}\n",
-            "config.yml:8: `pad_to_multiple_of` of `tokenizer` comes later",
+            SLERP + "tokenizer: {tokens: {x: {source: {kind: model_token, model: a}}}}\n",
+            "config.yml:8: the source of token 'x' needs either `token` or `token_id`",
+        ),
+        (
+            SLERP + "tokenizer: {tokens: {x: {source: {kind: model_token, model: a, token_id: -1}}}}\n",
+            "config.yml:8: `token_id` is a whole number from 0 to 16,777,216, not -1",
+        ),
+        (
+            SLERP + "tokenizer: {source: base, pad_to_multiple_of: 0}\n",
+            "config.yml:8: `pad_to_multiple_of` is a whole number from 1 to 1,048,576, not 0",
         ),
         (
             SLERP + "tokenizer: {sorce: base, source: base}\n",
             "config.yml:8: unknown key `sorce` in `tokenizer`; did you mean `source`?",
         ),
         (
-            SLERP + "tokenizer_source: base\ntokenizer: {source: base}\n",
+            SLERP + "tokenizer_source: base\ntokenizer: {source: union}\n",
             "config.yml:9: `tokenizer` and `tokenizer_source` exclude each other",
         ),
-        (SLERP + "tokenizer: base\n", "config.yml:8: `tokenizer` is a map with `source`: `base` or a model"),
-        (
-            SLERP + "chat_template: llama3\n",
-            "config.yml:8: the built-in chat template `llama3` comes later; write its Jinja text",
-        ),
+        (SLERP + "tokenizer: base\n", "config.yml:8: `tokenizer` is a map with `source`: `base`, `union` or a model"),
         (
             SLERP + "chat_template: chatlm\n",
-            "config.yml:8: `chat_template` is `auto` or Jinja text, not 'chatlm'; did you mean `chatml`?",
+            "config.yml:8: `chat_template` is `auto`, `alpaca`, `chatml`, `exaone`, `llama3`, `mistral` or Jinja text, "
+            "not 'chatlm'; did you mean `chatml`?",
         ),
     ],
 )

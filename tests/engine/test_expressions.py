@@ -70,6 +70,7 @@ TABLE = {
     "runs": [[0, 7, 30], [32, 0, 7]],
     "fills": [[30, "zero"], [31, {"mean": [[[0, "w"], 3], [[0, "v"], 5], [[0, "v"], 36]]}], [39, "zero"]],
 }
+PADDED = {"rows": 40, "runs": [[0, 0, 38], [38, 37, 1], [39, 37, 1]], "fills": []}
 LORA = {"lora": {"of": t("w"), "a": t("a"), "b": t("b"), "scale": 2.0, "magnitude": None}}
 DORA = {"lora": {"of": t("w"), "a": t("a"), "b": t("b"), "scale": 0.5, "magnitude": t("m")}}
 MEAN = {"merged": {"by": linear(0.25, 0.75), "of": [t("w"), t("v")]}}
@@ -114,6 +115,21 @@ CLOSE: dict[str, tuple[Any, Any]] = {
     "gather": ({"gather": {"of": t("w"), "table": "v0"}}, lambda x: gathered(x("w"), x("v"))),
     "lora": (LORA, lambda x: adapted(x("w"), x("a"), x("b"), 2.0)),
     "dora": (DORA, lambda x: adapted(x("w"), x("a"), x("b"), 0.5, x("m"))),
+    "mean": ({"mean": t("w")}, lambda x: x("w").mean(axis=0, keepdims=True)),
+    "mean of experts": (
+        {"mean": rows(t("experts"), 2, 11)},
+        lambda x: x("experts").reshape(12, 53)[2:11].mean(0)[None],
+    ),
+    "mean of a vector": ({"mean": t("bias")}, lambda x: x("bias").mean()[None]),
+    "padding": (
+        {
+            "gather": {
+                "of": {"stack": [{"merged": {"by": linear(1), "of": [t("w")]}}, {"mean": t("w")}]},
+                "table": "pad",
+            }
+        },
+        lambda x: np.concatenate([x("w"), np.tile(x("w").mean(axis=0), (3, 1))]),
+    ),
     "merged": (MEAN, lambda x: 0.25 * x("w") + 0.75 * x("v")),
     "a stage of an adapter, transposed": (
         {"transpose": {"merged": {"by": linear(0.5, 0.5), "of": [LORA, t("v")]}}},
@@ -150,7 +166,7 @@ def test_elements_that_are_computed_agree_with_float64(tmp_path: Path, kind: str
     expr, reference = CLOSE[kind]
     wanted = reference(lambda name: stored(name, dtype))
     out = "F64" if dtype == "F64" else "F32"
-    result = made(tmp_path, expr, dtype=dtype, out=out, shape=wanted.shape, tables={"v0": TABLE})
+    result = made(tmp_path, expr, dtype=dtype, out=out, shape=wanted.shape, tables={"v0": TABLE, "pad": PADDED})
     tolerance = 1e-13 if dtype == "F64" else 4e-7
     np.testing.assert_allclose(decode(result).reshape(wanted.shape), wanted, rtol=tolerance, atol=tolerance * 0.1)
 
@@ -264,6 +280,7 @@ REFUSED: dict[str, tuple[Any, list[str]]] = {
     ),
     "a transposed vector": ({"transpose": t("bias")}, ["`transpose`", "[37]"]),
     "a transpose of three axes": ({"transpose": t("experts")}, ["`transpose`", "[3, 4, 53]"]),
+    "a mean of no rows": ({"mean": rows(t("w"), 3, 3)}, ["`mean`", "of no rows"]),
     "a mean of other columns": ({"gather": {"of": t("b"), "table": "v0"}}, ["`gather`", "mean of rows of 5"]),
     "a run of too few rows": ({"gather": {"of": rows(t("w"), 0, 9), "table": "v0"}}, ["`gather`", "7 to 37", "9"]),
     "a cast to integers": ({"cast": {"of": t("w"), "to": "I8"}}, ["`cast`", "I8"]),

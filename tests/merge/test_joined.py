@@ -273,3 +273,103 @@ def test_an_adapter_on_an_embedding_is_gathered_with_it(tmp_path: Path) -> None:
     wanted = [*(of_a[:12] + of_b[:12]) / 2, *of_b[12:14]]
     np.testing.assert_allclose(weights_of(out.out)[EMBEDDING], wanted, rtol=1e-5, atol=1e-6)
     assert out.bytes_read == out.planned.bytes_read
+
+
+# The section `tokenizer`.
+
+
+def rules(tmp_path: Path, tokens: dict[str, Any], **section: Any) -> tuple[Rows, dict[str, Any], list[str]]:  # noqa: ANN401
+    """Merge a and b; give the embedding, the tokenizer and the warnings."""
+    paths = [str(tmp_path / name) for name in "ab"]
+    recipe = linear(0.5, 0.5, names=paths, tokenizer={"source": "base", "tokens": tokens, **section})
+    report = run_merge(recipe, tmp_path / "out")
+    assert report.bytes_read == report.planned.bytes_read
+    content = json.loads((report.out / "tokenizer.json").read_text())
+    return weights_of(report.out)[EMBEDDING], content, list(report.planned.warnings)
+
+
+def test_a_rule_says_where_the_row_of_a_token_comes_from(tmp_path: Path) -> None:
+    names = {name: str(tmp_path / name) for name in "abc"}
+    models(tmp_path)
+    found, content, warnings = rules(
+        tmp_path,
+        {
+            "<|im_start|>": {"source": names["b"]},  # only b has it
+            "</s>": {"source": {"kind": "model_token", "model": names["b"], "token": "<|im_end|>"}, "force": True},
+            "token1": {"source": {"kind": "zero"}},  # all have it
+            "token2": {"source": {"kind": "zero"}, "force": True},
+            "<pad>": {"source": {"kind": "zero"}},
+            "<y>": {"source": {"kind": "model_token", "model": names["c"], "token_id": 2}},  # c is not merged
+        },
+    )
+    a, b, c = (stored_rows(tmp_path / name, EMBEDDING) for name in "abc")
+    wanted = (a[:12] + b[:12]) / 2
+    wanted[A["</s>"]] = b[B["<|im_end|>"]]
+    wanted[2] = 0
+    np.testing.assert_allclose(found, [*wanted, b[12], np.zeros(HIDDEN), c[2]], rtol=1e-6, atol=1e-7)
+    added = {entry["content"]: entry["id"] for entry in content["added_tokens"]}
+    assert {token: added[token] for token in ("<|im_start|>", "<pad>", "<y>")} == {
+        "<|im_start|>": 12,
+        "<pad>": 13,
+        "<y>": 14,
+    }
+    assert not [line for line in warnings if "zeros" in line]
+
+
+def test_rules_that_name_nothing_are_refused_together(tmp_path: Path) -> None:
+    models(tmp_path)
+    b = str(tmp_path / "b")
+    with pytest.raises(MergeError) as caught:
+        rules(
+            tmp_path,
+            {
+                "<x>": {"source": {"kind": "model_token", "model": b, "token": "<|im_strat|>"}},
+                "<y>": {"source": b},
+            },
+        )
+    assert "b has no token '<|im_strat|>'; did you mean `<|im_start|>`?" in str(caught.value)
+    assert "b has no token '<y>'" in str(caught.value)
+    with pytest.raises(MergeError, match="b has 16 rows, so none of the id 16"):
+        rules(tmp_path, {"<x>": {"source": {"kind": "model_token", "model": b, "token_id": 16}}})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_padding_is_the_mean_of_all_rows(tmp_path: Path, dtype: str) -> None:
+    for name in "ab":
+        make(tmp_path / name, TOKENS[name], SIZES[name], dtype=dtype)
+    found, _, _ = rules(tmp_path, {}, source="union", pad_to_multiple_of=8)
+    assert len(found) == 16
+    a, b = (stored_rows(tmp_path / name, EMBEDDING) for name in "ab")
+    of_a = [*a[:12], *b[12:14], b[14], b[15]]  # what a lacks is that of b, padding too
+    np.testing.assert_allclose(found, (np.array(of_a) + b) / 2, rtol=1e-3, atol=1e-4)
+
+
+def test_a_smaller_multiple_takes_padding_off(tmp_path: Path) -> None:
+    for name in "ac":
+        make(tmp_path / name, A, 40)
+    paths = [str(tmp_path / name) for name in "ac"]
+    for multiple, rows in ((1, 12), (5, 15), (64, 64)):
+        recipe = linear(0.5, 0.5, names=paths, tokenizer={"source": "base", "pad_to_multiple_of": multiple})
+        report = run_merge(recipe, tmp_path / f"out{multiple}")
+        assert report.planned.model_config["vocab_size"] == rows
+        a, c = (stored_rows(tmp_path / name, EMBEDDING) for name in "ac")
+        mean = (a[:12].mean(axis=0) + c[:12].mean(axis=0)) / 2
+        wanted = [*(a + c)[:rows] / 2, *[mean] * (rows - 40)]
+        np.testing.assert_allclose(weights_of(report.out)[EMBEDDING], wanted, rtol=1e-5, atol=1e-6)
+        assert report.bytes_read == report.planned.bytes_read
+
+
+def test_a_tokenizer_alone_is_enough(tmp_path: Path) -> None:
+    make(tmp_path / "a", A, 14)
+    make(tmp_path / "b", B, 16)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer(C)))
+    (other / "config.json").write_text(json.dumps({"vocab_size": 12}))
+    found = embedding(tmp_path, "a", "b", tokenizer_source=str(other))
+    a, b = (stored_rows(tmp_path / name, EMBEDDING) for name in "ab")
+    assert found.shape == (12, HIDDEN)
+    np.testing.assert_allclose(found[9], (a[0] + b[0]) / 2, rtol=1e-6)
+    np.testing.assert_allclose(found[4], b[13], rtol=1e-6)
+    np.testing.assert_array_equal(found[2], np.zeros(HIDDEN))  # nobody has `new`
+    assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == tokenizer(C)

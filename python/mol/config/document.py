@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from mol.config.parameters import ParameterMap
 from mol.config.sources import SliceConfig, SourceConfig
+from mol.config.tokenizer import TokenizerSection
 from mol.errors import ConfigError
 
 MAX_DEPTH = 32
@@ -154,7 +155,7 @@ def from_python(value: object, path: str = "", depth: int = 0) -> Any:  # noqa: 
     if depth > MAX_DEPTH:
         raise ConfigError(f"{path[:80]}...: nested more than {MAX_DEPTH} deep")
     location = Location(path)
-    if isinstance(value, (SourceConfig, SliceConfig, ParameterMap)):
+    if isinstance(value, (SourceConfig, SliceConfig, ParameterMap, TokenizerSection)):
         value = value.to_dict()
     if isinstance(value, Mapping):
         table = Table(location)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from mol.config.chat_templates import CHAT_TEMPLATES
 from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.flat import is_flat, to_mergekit_form
 from mol.config.inputs import Inputs, check_inputs, read_inputs
 from mol.config.methods import LATER_METHODS, METHODS, MethodSpec, Required
 from mol.config.model_reference import is_local
 from mol.config.parameters import ParameterMap, Rule
+from mol.config.tokenizer_reader import read_tokenizer
 from mol.config.values import ValueReader
 from mol.dtypes import DTYPE_WORDS, DTYPES
 from mol.errors import ConfigError
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 
     from mol.config.model_reference import ModelReference
     from mol.config.sources import SliceConfig
+    from mol.config.tokenizer import TokenizerSection
 
-_TEMPLATES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 _NO_EFFECT = {
     "device": "a merge runs on the CPU",
     "lazy_unpickle": "weights are always read in small parts",
@@ -47,7 +49,7 @@ class RecipeKeys(TypedDict, total=False):
     dtype: object
     out_dtype: object
     tokenizer_source: str | ModelReference | Mapping[str, Any] | None
-    tokenizer: Mapping[str, Any] | None
+    tokenizer: Mapping[str, Any] | TokenizerSection | None
     chat_template: str | None
     layer_alignment: Literal["auto", "strict"] | None
     output_path: str | Path | None
@@ -102,7 +104,7 @@ def read_fields(
     if reader.spec and inputs.sound:
         check_inputs(inputs, reader.spec, base_model, parameters, reader, weighs_base=weighs_base, resolved=resolved)
     _note_name(recipe, inputs, reader)
-    tokenizer_source = _read_tokenizer(recipe, base_model, inputs, reader)
+    tokenizer = read_tokenizer(recipe, base_model, inputs, reader)
     reader.problems.raise_any(header)
     return {
         "method": reader.spec.name if reader.spec else "",
@@ -111,7 +113,8 @@ def read_fields(
         "base_model": base_model,
         "parameters": parameters,
         **plain,
-        "tokenizer_source": tokenizer_source,
+        "tokenizer_source": None if tokenizer is None else tokenizer.source,
+        "tokenizer": tokenizer if tokenizer and (tokenizer.tokens or tokenizer.pad_to_multiple_of) else None,
         "notes": tuple(dict.fromkeys(reader.notes)),
         "locations": reader.locations,
     }
@@ -256,43 +259,12 @@ def _read_dtype(recipe: Table, key: str, reader: ValueReader) -> str | None:
 def _read_chat_template(value: object, location: Location, reader: ValueReader) -> str | None:
     if value is None or value == "auto":
         return value
-    if isinstance(value, str) and value in _TEMPLATES:
-        reader.problems.add(location, f"the built-in chat template `{value}` comes later; write its Jinja text")
-    elif isinstance(value, str) and "{" in value and len(value) >= 20:
+    if isinstance(value, str) and (value in CHAT_TEMPLATES or ("{" in value and len(value) >= 20)):
         return value
-    else:
-        hint = suggestion(value, ("auto", *_TEMPLATES)) if isinstance(value, str) else ""
-        reader.problems.add(location, f"`chat_template` is `auto` or Jinja text, not {shown(value)}{hint}")
+    hint = suggestion(value, ("auto", *CHAT_TEMPLATES)) if isinstance(value, str) else ""
+    words = ", ".join(f"`{word}`" for word in ("auto", *CHAT_TEMPLATES))
+    reader.problems.add(location, f"`chat_template` is {words} or Jinja text, not {shown(value)}{hint}")
     return None
-
-
-def _read_tokenizer(
-    recipe: Table, base_model: ModelReference | None, inputs: Inputs, reader: ValueReader
-) -> Literal["base", "union"] | ModelReference | None:
-    source, location = recipe.get("tokenizer_source"), recipe.at("tokenizer_source")
-    section: Any = recipe.get("tokenizer")
-    if section is not None and source is not None:
-        reader.problems.add(recipe.at("tokenizer"), "`tokenizer` and `tokenizer_source` exclude each other")
-        return None
-    if section is not None and not isinstance(section, Table):
-        reader.problems.add(recipe.at("tokenizer"), "`tokenizer` is a map with `source`: `base` or a model")
-        return None
-    if section is not None:
-        reader.keys(section, ("source", "tokens", "pad_to_multiple_of"), "`tokenizer`")
-        for word in ("tokens", "pad_to_multiple_of"):
-            if section.get(word) is not None:
-                reader.problems.add(section.at(word), f"`{word}` of `tokenizer` comes later")
-        source, location = section.get("source", "union"), section.at("source")
-    if source is None or source in ("base", "union"):
-        return source
-    if isinstance(source, str):
-        source = source.removeprefix("model:")  # as older recipes write it
-    model = reader.model(source, location)
-    known = [*inputs.models(), *([base_model] if base_model else [])]
-    if model is not None and inputs.sound and model not in known:
-        hint = suggestion(str(model), map(str, known))
-        reader.problems.add(location, f"the tokenizer's model {model} is none of the recipe's models{hint}")
-    return model
 
 
 def _note_gradient_for_weights(parameters: ParameterMap, inputs: Inputs, reader: ValueReader) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
+    from mol.config.tokenizer import TokenizerSection
+
 __all__ = ["MergeConfig", "ModelReference", "ParameterMap", "Rule", "Scalar", "SliceConfig", "SourceConfig"]
 
 
@@ -45,7 +47,9 @@ class MergeConfig:
         out_dtype: the same, stronger than `dtype`.
         tokenizer_source: "base", "union" (with the tokens that only other models have), a model of the recipe, or None
             (the donor's, rows paired by number).
-        chat_template: Jinja text, "auto" (the one that most inputs have), or None (the donor's).
+        tokenizer: rules for single tokens and padding, where the recipe has any; its source is `tokenizer_source`.
+        chat_template: Jinja text, the name of a known one such as "chatml", "auto" (the one that most inputs have), or
+            None (that of the tokenizer).
         layer_alignment: "auto" maps layers of models of unequal depth proportionally, "strict" refuses them.
         output_path: where the Python classes save.
         trust_remote_code: also copy Python files of the donor.
@@ -63,6 +67,7 @@ class MergeConfig:
     dtype: str | None
     out_dtype: str | None
     tokenizer_source: Literal["base", "union"] | ModelReference | None
+    tokenizer: TokenizerSection | None
     chat_template: str | None
     layer_alignment: Literal["auto", "strict"]
     output_path: str | None
@@ -161,10 +166,12 @@ class MergeConfig:
             return [replace(source, model=names.get(source.model, source.model)) for source in given]
 
         table = from_python(self.to_dict())
-        for key in ("base_model", "tokenizer_source"):
-            reference = getattr(self, key)
-            if reference in names:
-                table[key] = names[reference]
+        if self.base_model is not None and self.base_model in names:
+            table["base_model"] = names[self.base_model]
+        if self.tokenizer is not None:
+            table["tokenizer"] = from_python(self.tokenizer.renamed(names))
+        elif isinstance(self.tokenizer_source, ModelReference) and self.tokenizer_source in names:
+            table["tokenizer_source"] = names[self.tokenizer_source]
         if self.models is not None:
             table["models"] = from_python(sources(self.models))
         if self.slices is not None:
@@ -202,7 +209,9 @@ class MergeConfig:
         for key, dtype in (("dtype", self.dtype), ("out_dtype", self.out_dtype)):
             if dtype is not None:
                 recipe[key] = DTYPE_NAMES[dtype]
-        if isinstance(self.tokenizer_source, ModelReference):
+        if self.tokenizer is not None:
+            recipe["tokenizer"] = self.tokenizer.to_dict()
+        elif isinstance(self.tokenizer_source, ModelReference):
             recipe["tokenizer_source"] = self.tokenizer_source.to_plain()
         elif self.tokenizer_source is not None:
             recipe["tokenizer_source"] = self.tokenizer_source
@@ -220,7 +229,12 @@ class MergeConfig:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=1 << 31)
 
     def model_references(self) -> tuple[ModelReference, ...]:
-        """Return every model of the recipe, once, in its order; bases that are not listed come last."""
+        """Return every model whose weights are read, once: those that are merged, then those of rules for tokens."""
+        rules = () if self.tokenizer is None else self.tokenizer.tokens
+        return tuple(dict.fromkeys((*self.merged_models(), *(rule.model for rule in rules if rule.model is not None))))
+
+    def merged_models(self) -> tuple[ModelReference, ...]:
+        """Return every model that is merged, once, in the recipe's order; bases that are not listed come last."""
         parts = self.slices or ()
         found = [source.model for source in self.models or ()]
         found += [source.model for part in parts for source in part.sources]

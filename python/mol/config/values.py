@@ -124,6 +124,14 @@ class ValueReader:
             self.problems.add(location, f"`{name}` must be true or false, not {shown(value)}")
         return bool(read)
 
+    def whole(self, value: object, location: Location, name: str, low: int, high: int) -> int | None:
+        """Read a whole number; a wrong one is a problem and None."""
+        read = _as_int(value)
+        if read is None or not low <= read <= high:
+            self.problems.add(location, f"`{name}` is a whole number from {low} to {high:,}, not {shown(value)}")
+            return None
+        return read
+
     def model(self, value: object, location: Location) -> ModelReference | None:
         """Read a model reference; a wrong one is a problem and None.
 

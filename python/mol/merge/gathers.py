@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _ZERO: Final = -1
 _Part = tuple[int, ...]  # positions of the models whose rows it holds; of several, their mean
+_PADDING: Final[_Part] = ()  # one row, the mean of the model's own
 
 
 class Gathered(NamedTuple):
@@ -62,6 +63,7 @@ class Gathers:
         zeros: ids of tokens that no model has a row for.
         lacking: for each model the number of the output's tokens that it lacks.
         beyond: for each model the number of tokens whose ids lie behind its last row.
+        problems: rows that cannot be taken.
     """
 
     def __init__(self, joined: Joined, models: Sequence[Model]) -> None:
@@ -80,14 +82,18 @@ class Gathers:
         self.zeros: set[int] = set()
         self.lacking: dict[str, int] = {}
         self.beyond: dict[str, int] = {}
+        self.problems: dict[str, None] = {}
 
-    def size(self, tensors: Mapping[int, TensorInfo]) -> int:
-        """Return the rows of an output tensor, given that tensor in each model that has it, by the model's index."""
-        leaders = [tensors[m.index] for m in self._models if m.index in tensors and self._leads(m)]
-        return self._joined.rows((leaders or list(tensors.values()))[0].shape[0])
+    def size(self, tensors: Mapping[int, TensorInfo], donors: int) -> int:
+        """Return the rows of an output tensor.
 
-    def _leads(self, model: Model) -> bool:
-        return model.checkpoint.directory == self._joined.leader
+        Args:
+            tensors: that tensor in each model that has it, by the model's index.
+            donors: its rows in the donor.
+        """
+        leader = self._joined.leader
+        rows = (tensors[i].shape[0] for i in tensors if self._models[i].checkpoint.directory == leader)
+        return self._joined.rows(next(rows, donors))
 
     def gather(self, lane: Model, tensors: Mapping[int, TensorInfo], names: Mapping[int, str], size: int) -> Gathered:
         """Return what a task reads of one model.
@@ -99,9 +105,15 @@ class Gathers:
             size: rows of the output's tensor.
         """
         layout = self._layout(lane.index, {index: info.shape[0] for index, info in tensors.items()}, size)
-        used = {index for part in layout.parts for index in part} or {lane.index}
+        used = {index for part in layout.parts for index in part or (lane.index,)} or {lane.index}
         for index in used:
-            self._models[index].used.add(names[index])
+            model, info = self._models[index], tensors[index]
+            model.used.add(names[index])
+            if info.shape[1:] != tensors[lane.index].shape[1:]:
+                self.problems[
+                    f"rows of `{names[index]}` of {model.label}, of shape {list(info.shape)}, do not fit those of "
+                    f"{lane.label}, {list(tensors[lane.index].shape)}"
+                ] = None
         reads = {index: self._models[index].read(names[index]) for index in used}
         width = math.prod(tensors[lane.index].shape[1:])
         # Tensors that an adapter makes, or brings, have a dtype of their own.
@@ -109,20 +121,33 @@ class Gathers:
             None if names[index] in self._models[index].checkpoint.made else tensors[index].dtype for index in used
         }
         each = max(read // max(math.prod(tensors[index].shape), 1) for index, (_, read) in reads.items())
-        single = len(dtypes) == 1 and (len(used) == 1 or None not in dtypes)
-        if any(len(part) > 1 for part in layout.parts) or not single:
+        sources = {index: of[0] for index, (of, _) in reads.items()}
+        mixed = len(dtypes) > 1 or (len(used) > 1 and None in dtypes) or any(len(part) != 1 for part in layout.parts)
+        if mixed:
             each = max(each, BYTES["F32"])
-        parts = [self._part(part, layout, {index: of[0] for index, (of, _) in reads.items()}) for part in layout.parts]
-        if len(parts) > 1 and (any(len(part) > 1 for part in layout.parts) or not single):
+        parts = [self._part(part, layout, sources, lane.index, tensors) for part in layout.parts]
+        if mixed and len(parts) > 1:
             parts = [{"cast": {"of": part, "to": "F64" if each == BYTES["F64"] else "F32"}} for part in parts]
         # A source must be there, of which nothing is taken.
-        of = parts[0] if len(parts) == 1 else {"stack": parts} if parts else reads[lane.index][0][0]
+        of = parts[0] if len(parts) == 1 else {"stack": parts} if parts else sources[lane.index]
         expr: Expr = of if layout.table is None else {"gather": {"of": of, "table": layout.table}}
         return Gathered((expr,), size * width * each)
 
-    def _part(self, part: _Part, layout: _Layout, sources: Mapping[int, Expr]) -> Expr:
+    def _part(
+        self,
+        part: _Part,
+        layout: _Layout,
+        sources: Mapping[int, Expr],
+        lane: int,
+        tensors: Mapping[int, TensorInfo],
+    ) -> Expr:
         if len(part) == 1:
             return sources[part[0]]
+        if part == _PADDING:
+            height = tensors[lane].shape[0]
+            real = min(max(self._joined.taken[self._places[lane]], default=height - 1) + 1, height)
+            own = sources[lane]
+            return {"mean": own if real == height else {"rows": {"of": own, "from": 0, "to": real}}}
         gathers = [
             {"gather": {"of": sources[index], "table": table}}
             for index, table in zip(part, layout.members[part], strict=True)
@@ -143,7 +168,7 @@ class Gathers:
         lacking = sum(at < 0 and token is not None for at, token in zip(own, tokens, strict=False))
         if lacking:
             self.lacking[self._models[lane].label] = lacking
-        elsewhere = self._elsewhere(own, rows)
+        elsewhere = self._elsewhere(own, rows, heights)
         places = list(own)
         members: dict[_Part, list[tuple[int, ...]]] = {}
         spots = []
@@ -161,7 +186,7 @@ class Gathers:
         for part in ([(lane,)] if len(elsewhere) < size else []) + [part for _, part, _ in spots]:
             if part not in begin:
                 begin[part] = end
-                end += heights[part[0]] if len(part) == 1 else len(members[part])
+                end += heights[part[0]] if len(part) == 1 else len(members[part]) if part else 1
         for row, part, at_part in spots:
             places[row] = begin[part] + at_part
         tables = {part: [self._table(column) for column in zip(*at, strict=True)] for part, at in members.items()}
@@ -169,32 +194,43 @@ class Gathers:
         return _Layout(tuple(begin), tables, None if as_it_is else self._table(places))
 
     def _elsewhere(
-        self, own: Sequence[int], rows: Mapping[int, Sequence[int]]
+        self, own: Sequence[int], rows: Mapping[int, Sequence[int]], heights: Mapping[int, int]
     ) -> dict[int, tuple[_Part, tuple[int, ...]] | None]:
         """Find the rows that do not come from the model itself: the models that they come from, and the rows there.
 
         What the recipe says of the token, else the base's row, else the only one that there is, else the mean of those
-        of all models that have the token, else zeros (None).
+        of all models that have the token, else zeros (None). New padding gets the mean of the model's own rows.
         """
         joined = self._joined
         index_of = {model.label: index for index, model in enumerate(self._models) if index in rows}
         of_base = None if joined.base is None else index_of.get(joined.base)
         base = None if of_base is None else rows[of_base]
+        merged = {index: of_one for index, of_one in rows.items() if self._models[index].label in joined.members}
         found: dict[int, tuple[_Part, tuple[int, ...]] | None] = {}
         for row in [row for row, at in enumerate(own) if at < 0]:
             if of_base is not None and base is not None and base[row] >= 0:
                 found[row] = (of_base,), (base[row],)
                 continue
-            owners = [(index, of_one[row]) for index, of_one in rows.items() if of_one[row] >= 0]
-            found[row] = (tuple(index for index, _ in owners), tuple(at for _, at in owners)) if owners else None
-            if not owners and row < len(joined.tokens) and joined.tokens[row] is not None and row not in joined.rules:
-                self.zeros.add(row)
+            owners = [(index, of_one[row]) for index, of_one in merged.items() if of_one[row] >= 0]
+            if owners:
+                found[row] = tuple(index for index, _ in owners), tuple(at for _, at in owners)
+            elif row < len(joined.tokens) and joined.tokens[row] is not None:
+                found[row] = None
+                if row not in joined.rules:
+                    self.zeros.add(row)
+            else:
+                found[row] = _PADDING, (0,)
         for row, rule in joined.rules.items():
             if rule.force or own[row] < 0:
                 if rule.source is None:
                     found[row] = None
                 elif rule.source[0] in index_of:
-                    found[row] = (index_of[rule.source[0]],), (rule.source[1],)
+                    name, at = rule.source
+                    found[row] = (index_of[name],), (at,)
+                    if at >= heights[index_of[name]]:
+                        self.problems[
+                            f"`tokens`: {name} has {heights[index_of[name]]} rows, so none of the id {at}"
+                        ] = None
         return found
 
     def _rows_of(self, index: int, height: int, size: int) -> list[int]:

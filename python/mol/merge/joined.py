@@ -6,21 +6,28 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from mol.io.layout import TOKENIZER
+from mol.io.json_file import read_object
+from mol.io.layout import CONFIG, TOKENIZER
 from mol.io.vocabulary import NewToken
+from mol.structure.model_config import stated_vocab_size
+from mol.text import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from mol.config.merge_config import MergeConfig, ModelReference
+    from mol.config.tokenizer import TokenRule
     from mol.io.checkpoint import Checkpoint
     from mol.io.vocabulary import Vocabulary
 
 
 _SAVE_FAST: Final = (
-    "`union` needs one, which transformers writes: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+    "tokens are added to a tokenizer.json, which transformers writes: AutoTokenizer.from_pretrained(DIR)"
+    ".save_pretrained(DIR)"
 )
+# Flags of a token that a rule adds and that no model has.
+_SPECIAL: Final = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
 
 class Rule(NamedTuple):
@@ -46,8 +53,10 @@ class Joined:
         taken: for each model the ids that have a token there, so that their rows are no padding.
         base: what the recipe calls the base, whose rows stand in where a model lacks a token; None without one.
         new: tokens that the leader's tokenizer lacks.
+        members: what the recipe calls the models that are merged; others only give rows that a rule names.
         rules: by id, what the recipe says of single tokens.
         multiple: the number of rows is a multiple of this; None keeps the leader's rows.
+        height: the leader's rows where it is no model of the recipe, as far as its config.json states them.
         by_number: models whose rows are paired by number, each with the reason.
         warnings: what may well surprise.
         problems: why the vocabularies cannot be joined.
@@ -58,15 +67,18 @@ class Joined:
     own: Mapping[Path, Sequence[int]]
     taken: Mapping[Path, frozenset[int]]
     base: str | None
+    members: frozenset[str]
     new: tuple[NewToken, ...] = ()
     rules: Mapping[int, Rule] = field(default_factory=dict)
     multiple: int | None = None
+    height: int | None = None
     by_number: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
 
     def rows(self, leaders: int) -> int:
-        """Return how many rows the output has, where the leader has so many."""
+        """Return how many rows the output has, where the leader has so many, or the donor if no model leads."""
+        leaders = leaders if self.height is None else self.height
         if self.multiple is not None:
             return -(-len(self.tokens) // self.multiple) * self.multiple
         return max(leaders, len(self.tokens))
@@ -86,74 +98,56 @@ class Joined:
 
 
 def join_models(
-    config: MergeConfig, checkpoints: Mapping[ModelReference, Checkpoint], vocabularies: Mapping[Path, Vocabulary]
+    config: MergeConfig,
+    checkpoints: Mapping[ModelReference, Checkpoint],
+    vocabularies: Mapping[Path, Vocabulary],
+    leader: Path,
 ) -> Joined:
     """Join the vocabularies of the models of a recipe.
-
-    Raises:
-        CheckpointError: a tokenizer file is not what its name says.
-        OSError: one cannot be read.
-    """
-    source = config.tokenizer_source
-    names: dict[Path, str] = {}
-    for reference in config.model_references():
-        names.setdefault(checkpoints[reference].directory, str(reference))
-    leader = config.donor() if source is None or isinstance(source, str) else source
-    return join_vocabularies(
-        {place: vocabularies[place] for place in names},
-        names,
-        leader=checkpoints[leader].directory,
-        base=None if config.base_model is None else str(config.base_model),
-        union=source == "union",
-    )
-
-
-def join_vocabularies(
-    vocabularies: Mapping[Path, Vocabulary],
-    names: Mapping[Path, str],
-    *,
-    leader: Path,
-    base: str | None,
-    union: bool,
-    multiple: int | None = None,
-) -> Joined:
-    """Join the vocabularies of the models of a merge.
 
     Ids without a token (padding, and the tokens of a format that is not read where the files are equal) are paired by
     number.
 
     Args:
-        vocabularies: of all models, in the order in which the recipe names them.
-        names: what the recipe calls them.
-        leader: the model whose tokenizer the output gets.
-        base: the base of the recipe.
-        union: append the tokens of all other models.
-        multiple: the number of rows is a multiple of this.
+        config: the recipe.
+        checkpoints: its models.
+        vocabularies: of all models and of `leader`, by directory.
+        leader: directory whose tokenizer the output gets.
 
     Raises:
         CheckpointError: a tokenizer file is not what its name says.
         OSError: one cannot be read.
     """
-    return _Joiner(vocabularies, names, leader, union=union).join(base, multiple)
+    return _Joiner(config, checkpoints, vocabularies, leader).join()
 
 
 class _Joiner:
     def __init__(
-        self, vocabularies: Mapping[Path, Vocabulary], names: Mapping[Path, str], leader: Path, *, union: bool
+        self,
+        config: MergeConfig,
+        checkpoints: Mapping[ModelReference, Checkpoint],
+        vocabularies: Mapping[Path, Vocabulary],
+        leader: Path,
     ) -> None:
+        self._config = config
+        self._checkpoints = checkpoints
         self._vocabularies = vocabularies
-        self._names = names
         self._leader = leader
         self._first = vocabularies[leader]
-        self._union = union
+        self._names: dict[Path, str] = {}
+        for reference in config.model_references():
+            self._names.setdefault(checkpoints[reference].directory, str(reference))
+        self._names.setdefault(leader, str(config.tokenizer_source))
+        self._union = config.tokenizer_source == "union"
         self._problems: list[str] = []
         self._by_number: list[str] = []
         self._warnings: list[str] = []
 
-    def join(self, base: str | None, multiple: int | None) -> Joined:
-        ids = {model: self._ids_of(model) for model in self._vocabularies}
+    def join(self) -> Joined:
+        config = self._config
+        ids = {model: self._ids_of(model) for model in self._names}
         tokens, seconds = _by_id(ids[self._leader] or {})
-        new = self._new_tokens(ids, len(tokens)) if self._union else ()
+        new = self._new_tokens(ids, len(tokens))
         tokens += [token.content for token in new]
         own, taken = {}, {}
         for model, known in ids.items():
@@ -164,9 +158,12 @@ class _Joiner:
             self._leader,
             own,
             taken,
-            base,
+            None if config.base_model is None else str(config.base_model),
+            frozenset(map(str, config.merged_models())),
             new,
-            multiple=multiple,
+            self._rules({**(ids[self._leader] or {}), **{token.content: token.number for token in new}}, ids),
+            None if config.tokenizer is None else config.tokenizer.pad_to_multiple_of,
+            self._height(),
             by_number=tuple(self._by_number),
             warnings=tuple(self._warnings),
             problems=tuple(self._problems),
@@ -198,19 +195,61 @@ class _Joiner:
         return None if model != self._leader else vocabulary.ids
 
     def _new_tokens(self, ids: Mapping[Path, Mapping[str, int] | None], number: int) -> tuple[NewToken, ...]:
-        """Return the tokens that the leader lacks, by model and id, numbered from the end of its tokens."""
+        """Return the tokens that the leader lacks, by model and id, numbered from the end of its tokens.
+
+        A union has those of every model that is merged; the tokens of rules come last.
+        """
         known = set(ids[self._leader] or ())
         found: list[NewToken] = []
-        for model, theirs in ids.items():
-            vocabulary = self._vocabularies[model]
+        merged = (self._checkpoints[model].directory for model in self._config.merged_models())
+        for model in dict.fromkeys(merged) if self._union else ():
+            vocabulary, theirs = self._vocabularies[model], ids[model]
             for token in sorted(theirs.keys() - known, key=theirs.__getitem__) if theirs else ():
                 flags = vocabulary.flags.get(token)
                 found.append(NewToken(token, number + len(found), flags, vocabulary.scores.get(token)))
                 known.add(token)
+        for rule in self._of_recipe():
+            if rule.token not in known:
+                known_flags = (vocabulary.flags.get(rule.token) for vocabulary in self._vocabularies.values())
+                flags = next((found for found in known_flags if found is not None), _SPECIAL)
+                found.append(NewToken(rule.token, number + len(found), flags, None))
+                known.add(rule.token)
         main = self._first.main
-        if found and main is not None and main.name != TOKENIZER:
-            self._problems.append(f"{self._names[self._leader]} has {main.name} and no {TOKENIZER}; {_SAVE_FAST}")
+        if found and (main is None or main.name != TOKENIZER):
+            what = "no tokenizer" if main is None else f"{main.name} and no {TOKENIZER}"
+            self._problems.append(f"{self._names[self._leader]} has {what}; {_SAVE_FAST}")
         return tuple(found)
+
+    def _height(self) -> int | None:
+        """Return the rows that a tokenizer's model states, where its weights are not read."""
+        if any(checkpoint.directory == self._leader for checkpoint in self._checkpoints.values()):
+            return None
+        config = read_object(self._leader / CONFIG) if (self._leader / CONFIG).exists() else {}
+        return stated_vocab_size(config) or 0
+
+    def _of_recipe(self) -> tuple[TokenRule, ...]:
+        return () if self._config.tokenizer is None else self._config.tokenizer.tokens
+
+    def _rules(self, numbers: Mapping[str, int], ids: Mapping[Path, Mapping[str, int] | None]) -> dict[int, Rule]:
+        """Find the rows that the recipe names."""
+        found = {}
+        for rule in self._of_recipe():
+            if rule.keeps:
+                continue
+            if rule.model is None:
+                found[numbers[rule.token]] = Rule(None, rule.force)
+                continue
+            row: object = rule.token if rule.of is None else rule.of
+            if isinstance(row, str):
+                known = ids[self._checkpoints[rule.model].directory] or {}
+                if row not in known:
+                    near = suggestion(row, [token for token in known if token[:1] == row[:1]])
+                    self._problems.append(f"`tokens`: {rule.model} has no token {row!r}{near}")
+                    continue
+                row = known[row]
+            assert isinstance(row, int)  # the recipe's is one
+            found[numbers[rule.token]] = Rule((str(rule.model), row), rule.force)
+        return found
 
 
 def _by_id(ids: Mapping[str, int]) -> tuple[list[str | None], dict[int, list[str]]]:

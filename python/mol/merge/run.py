@@ -327,12 +327,13 @@ def _prepare(
     refuse_unnameable(opened)
     config = config.with_one_name_each(spelled_twice({name: opened[name] for name in config.model_references()}))
     donor = opened[config.donor()]
-    tokenizer = _tokenizer_directory(config, opened, options)
-    directories = (donor.directory, *(opened[name].directory for name in config.model_references()), tokenizer)
+    leader = _tokenizer_directory(config, opened, options)
+    tokenizer = leader if options.copy_tokenizer else donor.directory
+    directories = (donor.directory, *(opened[name].directory for name in config.model_references()), leader)
     vocabularies = read_vocabularies(directories)
     for vocabulary in vocabularies.values():
         vocabulary.check()
-    join = partial(join_models, config, opened, vocabularies)
+    join = partial(join_models, config, opened, vocabularies, leader)
     structures = find_structures(opened)
     own_heads = find_own_heads(opened, structures)
     planned = plan_merge(config, opened, options=options, own_heads=own_heads, join=join, structures=structures)
@@ -373,9 +374,11 @@ def _tokenizer_directory(
     config: MergeConfig, checkpoints: Mapping[ModelReference, Checkpoint], options: MergeOptions
 ) -> Path:
     source = config.tokenizer_source
-    if source is None or isinstance(source, str) or not options.copy_tokenizer:
+    if source is None or isinstance(source, str):
         source = config.donor()
-    return checkpoints[source].directory
+    if source in checkpoints:
+        return checkpoints[source].directory
+    return _resolve(source.model, config, options, weights=False)[0]
 
 
 def _resolve(

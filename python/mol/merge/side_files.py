@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from mol.config.chat_templates import CHAT_TEMPLATES, SPECIAL_TOKENS
 from mol.errors import CheckpointError, MergeError
 from mol.io.json_file import found_instead, may, read_object, read_regular
 from mol.io.layout import (
@@ -132,6 +133,14 @@ def plan_side_files(
     if template == "auto":
         template, remark = _most_common_template(planned)
         notes.append(remark)
+    elif template in CHAT_TEMPLATES:
+        lacking = _lacking(SPECIAL_TOKENS[template], planned, vocabularies[tokenizer])
+        if lacking:
+            warnings.append(
+                f"chat_template {template} writes {', '.join(lacking)}, which the output's tokenizer splits up; "
+                "take the tokenizer of a model that has such tokens, or `union`"
+            )
+        template = CHAT_TEMPLATES[template]
     if template is not None:
         texts[CHAT_TEMPLATE] = template
         if TOKENIZER_SETTINGS in copies:
@@ -201,6 +210,13 @@ def write_side_files(
     _write(_target(partial, MANIFEST), manifest_text(manifest))
 
 
+def _lacking(tokens: Iterable[str], planned: PlannedMerge, vocabulary: Vocabulary) -> list[str]:
+    """Return the tokens that the output's tokenizer is known to lack."""
+    new = () if planned.joined is None else planned.joined.new
+    known = {*vocabulary.ids, *(token.content for token in new)}
+    return [token for token in tokens if token not in known] if vocabulary.complete else []
+
+
 def _of_one_model(planned: PlannedMerge, copies: Mapping[str, SideFile]) -> list[str]:
     """Name the tables of tokens that lack those which the tokenizer of the output gets."""
     tables = (name for name in copies if is_tokenizer_file(name) and not is_settings(name))
@@ -249,7 +265,7 @@ def _rewritten(
             if not (trust and file.path.is_relative_to(planned.donor.directory)):
                 rewritten[name] = content
     for name, content in tuple(rewritten.items()):
-        found = _names_code(content)
+        found = [] if name == TOKENIZER else _names_code(content)  # a token is no key
         if found and not (trust and name in changed):
             rewritten[name] = _without_code(content)
             notes.append(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.errors import MergeError
-from mol.structure.model_config import text_sections
+from mol.structure.model_config import stated_vocab_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from mol.io.vocabulary import Vocabulary
@@ -57,7 +57,7 @@ def check_vocabularies(
         names.setdefault(source.directory, source.name)
     if len(names) > 1 and not any(map(_has_tokens, vocabularies.values())):
         # A model of images or sounds alone has no vocabulary.
-        unknown = _rows(donor.config) is not None
+        unknown = stated_vocab_size(donor.config) is not None
         return VocabularyRemarks(("no model has a tokenizer: ids were not compared",) if unknown else (), ())
     donors = vocabularies[donor.directory]
     table = _Table()
@@ -169,9 +169,3 @@ def _incomparable(donor: Vocabulary, other: Vocabulary, name: str) -> str | None
             what = "no tokenizer" if file is None else f"{file.name}, whose format is not read here"
             reasons.append(f"{who} has {what}")
     return f"its ids were not compared with those of {name}: {' and '.join(reasons)}"
-
-
-def _rows(config: Mapping[str, Any]) -> int | None:
-    """Return the size of the vocabulary that config.json states."""
-    stated: Iterable[object] = (part.get("vocab_size") for part in text_sections(config))
-    return next((size for size in stated if type(size) is int), None)

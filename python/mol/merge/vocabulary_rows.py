@@ -83,7 +83,7 @@ class VocabularyRows:
         assert self._gathers is not None  # `join` comes first
         names = self._everywhere(name)
         tensors = {index: self._models[index].checkpoint.tensors[theirs] for index, theirs in names.items()}
-        size = self._gathers.size(tensors)
+        size = self._gathers.size(tensors, info.shape[0])
         if self._size is None or EMBEDDING.search(name):
             self._size = size
         info = info._replace(shape=(size, *info.shape[1:]), bytes=info.bytes // max(info.shape[0], 1) * size)
@@ -100,6 +100,8 @@ class VocabularyRows:
         gathers, joined = self._gathers, self._joined
         assert gathers is not None  # `join` comes first
         assert joined is not None
+        for problem in gathers.problems:
+            problems.add(problem)
         if self._size is None:
             return
         rows = {self._info(self._donor, names).shape[0] for names in map(self._everywhere, self._names)}

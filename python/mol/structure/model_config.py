@@ -77,6 +77,12 @@ def set_dtype(config: dict[str, Any], dtype: str) -> None:
             config[key] = word
 
 
+def stated_vocab_size(config: Mapping[str, Any]) -> int | None:
+    """Return the size of the vocabulary that config.json states, None where it states none."""
+    stated = (part.get("vocab_size") for part in text_sections(config))
+    return next((size for size in stated if type(size) is int), None)
+
+
 def set_vocab_size(config: dict[str, Any], size: int) -> None:
     """State the rows of the embedding, at the top and in the sections of the language model that state them."""
     stated = [section for section in text_sections(config) if type(section.get("vocab_size")) is int]

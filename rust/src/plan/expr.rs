@@ -41,6 +41,8 @@ pub enum Made {
     Stack(Vec<Expr>),
     /// A transposed matrix.
     Transpose(Expr),
+    /// The mean of all rows, as one row.
+    Mean(Expr),
     /// Rows in another order, some of them filled: a re-indexed vocabulary.
     Gather {
         /// The source.
@@ -117,7 +119,7 @@ impl Expr {
             Made::Rows { of, .. } | Made::Columns { of, .. } | Made::Gather { of, .. } | Made::Cast { of, .. } => {
                 vec![of]
             }
-            Made::Transpose(of) => vec![of],
+            Made::Transpose(of) | Made::Mean(of) => vec![of],
             Made::Stack(of) | Made::Merged { of, .. } => of.iter().collect(),
             Made::Lora { of, a, b, magnitude, .. } => [of, a, b].into_iter().chain(magnitude).collect(),
             Made::Scaled { of, by, .. } => vec![of, by],
@@ -131,7 +133,7 @@ impl Expr {
             Made::Rows { of, .. } | Made::Columns { of, .. } | Made::Gather { of, .. } | Made::Cast { of, .. } => {
                 vec![of]
             }
-            Made::Transpose(of) => vec![of],
+            Made::Transpose(of) | Made::Mean(of) => vec![of],
             Made::Stack(of) | Made::Merged { of, .. } => of.iter_mut().collect(),
             Made::Lora { of, a, b, magnitude, .. } => [of, a, b].into_iter().chain(magnitude).collect(),
             Made::Scaled { of, by, .. } => vec![of, by],
@@ -160,6 +162,7 @@ impl Expr {
             Made::Columns { .. } => "columns",
             Made::Stack(_) => "stack",
             Made::Transpose(_) => "transpose",
+            Made::Mean(_) => "mean",
             Made::Gather { .. } => "gather",
             Made::Cast { .. } => "cast",
             Made::Lora { .. } => "lora",

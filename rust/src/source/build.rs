@@ -1,6 +1,7 @@
 //! Builds the source that an expression describes and refuses what does not fit; reads no tensor data yet.
 use super::gather::{Cast, From, Gather, Segment};
 use super::lora::Lora;
+use super::mean::Mean;
 use super::merged::Merged;
 use super::scaled::Scaled;
 use super::shape::{Columns, Rows, Stack, Transpose};
@@ -58,6 +59,15 @@ pub fn build(plan: &Plan, expr: &Expr, open: Open) -> Result<Built> {
                 return Err(fault(expr, format!("has shape {shape:?}, wanted a matrix")));
             };
             Ok((Box::new(Transpose { of }), vec![columns, rows]))
+        }
+        Made::Mean(of) => {
+            let (of, shape) = build(of)?;
+            let (rows, columns) = matrix(&shape);
+            if rows == 0 {
+                return Err(fault(expr, "of no rows"));
+            }
+            let shape = if shape.len() < 2 { vec![1] } else { vec![1, columns] };
+            Ok((Box::new(Mean { of, rows, columns, made: None }), shape))
         }
         Made::Gather { of, table } => {
             let of = build(of)?;

@@ -2,6 +2,7 @@
 mod build;
 mod gather;
 mod lora;
+mod mean;
 mod merged;
 mod scaled;
 mod shape;
