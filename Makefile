@@ -38,6 +38,10 @@ demo: .venv/.installed ## merge three published models four ways, reload each, p
 demo-fusion: .venv/.installed ## fuse MiniLM's blocks into SmolLM2-135M, print perplexity and text; 8 to 20 minutes
 	$(BIN)/python examples/smollm2/demo.py
 
+.PHONY: demo-page
+demo-page: .venv/.installed ## detection, a merge, a fusion that is trained and saved: build/demo/demo.html
+	$(BIN)/python examples/comprehensive_demo.py --train --eval --small-models
+
 .PHONY: test
 test: lint docs rust-test python-test ## run every check that CI runs
 

@@ -144,15 +144,79 @@ def test_two_chat_models_are_saved_and_loaded(tmp_path: Path) -> None:
     import torch
 
     from mol import MoLRuntime
+    from mol.training import TrainingConfig
 
-    given: dict[str, Any] = {"model": torch.nn.Linear(3, 2), "TrainingConfig": lambda **settings: settings}
-    names = run(CHATS, SAVING, **given)
+    names = run(CHATS, SAVING, model=torch.nn.Linear(3, 2), TrainingConfig=TrainingConfig)
+    assert names["training_config"].output_dir == "./checkpoints"
     assert (tmp_path / "model.safetensors").is_file()
     assert names["metadata"] == {"version": "1.0"}
     inputs, loaded = names["inputs"], names["loaded_mol"]
     assert isinstance(loaded, MoLRuntime)
     again, _ = loaded(inputs["input_ids"], inputs["attention_mask"])
     assert torch.equal(again, names["hidden_states"])
+
+
+def test_adapters_and_routers_are_trained(tmp_path: Path) -> None:
+    import torch
+    from torch.utils.data import DataLoader
+
+    from mol import MoLRuntime
+    from mol.training import create_simple_dataset
+    from tests.seed_models import CHAT, gpt2_tokenizer
+
+    rows = create_simple_dataset(list(CHAT), gpt2_tokenizer(), max_length=16)
+    loaders = {name: DataLoader(rows, batch_size=2) for name in ("train_dataloader", "eval_dataloader")}
+    names = run(CHATS, TRAINING, **loaders)
+    mol, inputs = names["mol"], names["inputs"]
+    after, _ = mol(inputs["input_ids"], inputs["attention_mask"])
+    assert not torch.equal(after, names["hidden_states"])
+    again, _ = MoLRuntime.load_checkpoint(tmp_path / "mol_checkpoints/final_checkpoint")(inputs["input_ids"])
+    assert torch.equal(again, after)
+
+
+DEMO_MODELS = """
+import shutil
+from pathlib import Path
+
+def prepare(directory, package=None):
+    for here, there in {models}.items():
+        shutil.copytree(there, directory / here, dirs_exist_ok=True)
+    return {answer}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo(place: Path) -> None:
+    """The programs that fetch the small models' packages are replaced by ones that copy models of the page."""
+    (place / "examples").mkdir()
+    (place / "examples/comprehensive_demo.py").symlink_to(PAGE.parents[2] / "examples/comprehensive_demo.py")
+    bert = str(place / "bert-base-uncased")
+    parents = {"bert_pretrained": bert, "bert_ft": bert}
+    small = {"host": str(place / "gpt2"), "minilm": bert}
+    answers = {"rxnfp": '["Hello, how are you today?"]', "smollm2": 'directory / "host", directory / "minilm"'}
+    for folder, models in (("rxnfp", parents), ("smollm2", small)):
+        (place / "examples" / folder).mkdir()
+        text = DEMO_MODELS.format(models=models, answer=answers[folder])
+        (place / "examples" / folder / "prepare.py").write_text(text)
+    lines = [line for line in block(DEMO).splitlines() if line and not line.startswith("#")]
+    sections = []
+    for line in lines:
+        ((code, said),) = shell(f"{line} --steps 2")
+        assert code == 0, said
+        page = (place / "build/demo/demo.html").read_text()
+        assert "http" not in page
+        assert "<script" not in page
+        assert "DIFFERENT" not in page
+        assert ">nan<" not in page
+        sections.append(re.findall(r"<h2>(.*?)</h2>", page))
+    inference, small_run, large_run = sections
+    assert "Training" not in inference
+    assert {"A merge", "The fusion", "Text", "Saved and loaded"} < set(inference)
+    assert {"The merge against its parents", "Training", "Perplexity: code", "Routing after training: layer 6"} < set(
+        small_run
+    )
+    assert small_run == large_run
 
 
 def test_code_of_a_model_is_allowed_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
