@@ -27,7 +27,7 @@ ALLOWED = {
     "architecture": BASE | {"config", "io", "structure"},
     "merge": BASE | {"config", "io", "structure", "without_effect"},
     "merge_methods": BASE | {"config", "io", "structure", "merge", "later"},
-    "core": BASE | {"config", "io", "structure", "architecture", "later"},
+    "core": BASE | {"config", "io", "structure", "architecture", "later", "merge"},
     "training": BASE | {"config", "io", "core", "later"},
     "auto": frozenset({"core"}),
     "utils": BASE | {"core", "later"},

@@ -99,7 +99,8 @@ def test_importing_loads_next_to_nothing() -> None:
 def test_the_face_loads_no_framework_but_for_fusion() -> None:
     code = (
         "import sys, mol\n"
-        "fusion = {name for name in mol.__all__ if name.startswith('MoL')} - {'MoLConfig'} | {'suggest_layers'}\n"
+        "fusion = {name for name in mol.__all__ if name.startswith('MoL')} - {'MoLConfig'}\n"
+        "fusion |= {'push_mol_to_hf', 'suggest_layers'}\n"
         "for name in {*mol.__all__} - fusion: getattr(mol, name)\n"
         "print(*{'torch', 'transformers', 'numpy', 'huggingface_hub', 'safetensors', 'click'} & set(sys.modules))"
     )
@@ -110,7 +111,7 @@ def test_the_face_loads_no_framework_but_for_fusion() -> None:
 @pytest.mark.parametrize(
     ("module", "name"),
     [
-        ("mol", "HuggingFacePublisher"), ("mol", "push_mol_to_hf"),
+        ("mol", "HuggingFacePublisher"),
         ("mol.config", "ConfigParser"), ("mol.core", "BlockExtractor"),
         ("mol.merge_methods.base_merge", "LayerSlice"), ("mol.utils", "MemoryManager"),
         ("mol.utils.memory_utils", "MemoryStats"), ("mol.utils.hf_utils", "HF_HUB_AVAILABLE"),
@@ -121,13 +122,6 @@ def test_the_face_loads_no_framework_but_for_fusion() -> None:
 def test_names_that_are_not_there_yet_say_so(module: str, name: str) -> None:
     with pytest.raises(ImportError, match="comes in a later version of mol; until then "):
         exec(f"from {module} import {name}")
-
-
-@pytest.mark.fusion
-@pytest.mark.parametrize("name", ["push_to_hf", "create_fused_model"])
-def test_methods_that_are_not_there_yet_say_so(name: str) -> None:
-    with pytest.raises(NotImplementedError, match=f"'{name}' comes in a later version of mol; until then "):
-        getattr(mol.MoLRuntime, name)("./model", use_safetensors=True)
 
 
 def test_a_module_that_nobody_has_planned_is_an_ordinary_error() -> None:

@@ -8,12 +8,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from mol.errors import MergeError
 from tests.fenced import fenced
+from tests.io.hub_server import Hub, serving, use
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.fusion, pytest.mark.timeout(300)]  # the commands are processes that import torch
 
@@ -217,6 +221,45 @@ def test_the_demo(place: Path) -> None:
         small_run
     )
     assert small_run == large_run
+
+
+@pytest.fixture
+def hub(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub on this machine, which is the one in use, also of commands."""
+    with serving({}) as server:
+        server.owner = "your-username"
+        use(server, monkeypatch)
+        monkeypatch.setenv("HF_HOME", str(place / "home"))
+        yield server
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # huggingface_hub's own
+def test_models_are_pushed(hub: Hub) -> None:
+    """In Python and by the commands, each as a runtime and as a static model."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from mol import MoLRuntime
+
+    names = run(CHATS, PUSH)
+    assert hub.messages == ["Upload MoL runtime", "Upload fused model"]
+    names["mol"].save_checkpoint("./model.pt")
+    pushed = dict(hub.repositories)
+    hub.repositories.clear()
+    hub.commits.clear()
+    for code, said in shell(block(PUSH_COMMANDS)):
+        assert code == 0, said
+    for name, files in pushed.items():
+        assert files.keys() == hub.repositories[name].keys()
+        # In config.json each save has a number of its own; what was loaded states its dtypes.
+        differ = {file for file in files if files[file] != hub.repositories[name][file]}
+        assert differ <= ({"config.json", "README.md"} if name.endswith("mol-model") else set())
+    inputs = names["inputs"]
+    again, _ = MoLRuntime.from_pretrained("your-username/mol-model", cache_dir="cache")(**inputs)
+    assert torch.equal(again, names["hidden_states"])
+    fused = AutoModelForCausalLM.from_pretrained("your-username/fused-model", cache_dir="cache")
+    assert type(fused).__name__ == "GPT2LMHeadModel"
+    assert fused(**inputs).logits.isfinite().all()
 
 
 def test_code_of_a_model_is_allowed_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         MoLRuntime,
         suggest_layers,
     )
+    from mol.core.mol_runtime import push_mol_to_hf
     from mol.core.safetensors_io import is_safetensors_available, load_model_safe, save_model_safe
     from mol.errors import (
         ArchitectureError,
@@ -82,6 +83,7 @@ __all__ = [
     "load_model_safe",
     "load_recipe",
     "plan_recipe",
+    "push_mol_to_hf",
     "resolve_checkpoints",
     "run_merge",
     "safetensors_manager",
@@ -99,6 +101,7 @@ if not TYPE_CHECKING:
             "MoLForCausalLM", "MoLForImageClassification", "MoLForMaskedLM", "MoLForSequenceClassification",
             "MoLForTokenClassification", "MoLMixture", "MoLRuntime", "suggest_layers",
         ),
+        "mol.core.mol_runtime": ("push_mol_to_hf",),
         "mol.core.safetensors_io": ("is_safetensors_available", "load_model_safe", "save_model_safe"),
         "mol.errors": (
             "ArchitectureError", "CheckpointError", "ConfigError", "FusionError", "InternalError", "MergeCancelled",

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-_PUSH: Final = "`hf upload REPO DIR` uploads what save_pretrained or a merge wrote"
+_PUSH: Final = "MoLRuntime.push_to_hf(...) and `mol-merge push` upload"
 _RECIPES: Final = "mol.config.load_recipe reads and checks a recipe"
 _MEMORY: Final = "MoLConfig(device_map=..., max_expert_memory=...) decides what is in memory, and where"
 
@@ -15,7 +12,6 @@ LATER: Final[dict[str, dict[str, str]]] = {
     "mol": {
         "HF_AVAILABLE": _PUSH,
         "HuggingFacePublisher": _PUSH,
-        "push_mol_to_hf": _PUSH,
         "BlockExtractor": "MoLRuntime.add_layer takes blocks out of models",
     },
     "mol.config": dict.fromkeys(("ConfigParser", "ConfigValidator", "MergeConfiguration", "ParameterConfig"), _RECIPES),
@@ -25,12 +21,8 @@ LATER: Final[dict[str, dict[str, str]]] = {
         "MemoryManager": _MEMORY,
         "ModelUtils": "MoLRuntime.summary() counts parameters",
     },
-    "MoLRuntime": {
-        "create_fused_model": "mol.run_merge makes one model of several",
-        "push_to_hf": _PUSH,
-    },
 }
-"""By module or class, each name with what serves until it is there."""
+"""By module, each name with what serves until it is there."""
 
 LATER_MODULES: Final[dict[str, str]] = {
     "mol.cli.merge_cli": "mol.cli has the command",
@@ -65,14 +57,3 @@ def check_module(name: str) -> None:
     """
     if name in LATER_MODULES:
         raise ModuleNotFoundError(sentence(name, LATER_MODULES[name]), name=name)
-
-
-def method(name: str) -> Any:  # noqa: ANN401 - as staticmethod, of any signature
-    """Return what takes the place of a method of MoLRuntime that is not there yet; it raises NotImplementedError."""
-
-    def later(*_args: object, **_kwargs: object) -> None:
-        raise NotImplementedError(sentence(name, LATER["MoLRuntime"][name]))
-
-    later.__name__, later.__doc__ = name, f"Refuse: {sentence(name, LATER['MoLRuntime'][name])}."
-    refuse: Callable[..., None] = later
-    return staticmethod(refuse)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from huggingface_hub.utils import disable_progress_bars
 
 from mol.cli import main
 from tests.fenced import fenced
-from tests.io.hub_server import WRITER, Fault, Hub, serving
+from tests.io.hub_server import WRITER, Fault, Hub, serving, use
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,10 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub that is the one in use, with the token of a user, in a process whose output is no terminal."""
-    disable_progress_bars()
     with serving({}) as server:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        monkeypatch.setenv("HF_TOKEN", WRITER)
+        use(server, monkeypatch)
         yield server
 
 

@@ -268,7 +268,7 @@ def test_only_local_files_are_wanted_of_a_fusion_with_models_of_the_hub(saved: P
 
 def test_pushing_while_saving_is_refused_in_words(saved: Path) -> None:
     model = MoLForCausalLM.from_pretrained(saved)
-    with pytest.raises(MolError, match="comes in a later version of mol: save to a directory, and run `hf upload`"):
+    with pytest.raises(MolError, match="push_to_hub would upload a part: model"):
         model.save_pretrained(saved, push_to_hub=True)
 
 

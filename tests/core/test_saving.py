@@ -54,9 +54,13 @@ def test_weights_that_do_not_fit_the_config_are_refused(fuse: Fuse, tmp_path: Pa
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
-def test_a_fused_model_is_not_looked_for_elsewhere() -> None:
-    with pytest.raises(MolError, match="some/model: no such directory"):
-        MoLForCausalLM.from_pretrained("some/model")
+def test_what_is_neither_a_directory_nor_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving({}) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        with pytest.raises(FileNotFoundError, match="some/model: no such directory, and no such repository on the Hub"):
+            MoLForCausalLM.from_pretrained("some/model")
+    with pytest.raises(MolError, match="/no/such/model: no such directory; a fused model is loaded from what"):
+        MoLForCausalLM.from_pretrained("/no/such/model")
 
 
 def test_shards_are_read(fuse: Fuse, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_options_that_request_nothing_are_taken(options: dict[str, Any], fuse: F
     ("way", "told"),
     [
         (lambda model: model.set_attn_implementation("eager"), "give attn_implementation to from_pretrained"),
-        (lambda model: model.push_to_hub("org/name"), "push_to_hub comes in a later version of mol"),
+        (lambda model: model.push_to_hub("org/name"), "model.runtime.push_to_hf"),
         (lambda model: model.generate_batch([[5, 6], [7]], GenerationConfig(max_new_tokens=2)), "a cache for each of"),
         (lambda model: model.save_pretrained("out", variant="fp16"), "leave variant out"),
     ],

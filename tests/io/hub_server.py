@@ -12,8 +12,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from huggingface_hub.utils import disable_progress_bars
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WRITER = "hf_theTokenOfAWriterOfUser"
@@ -41,6 +45,7 @@ class Hub(ThreadingHTTPServer):
         messages: of each commit, in order.
         faults: what goes wrong next.
         requests: method and path of each request, in order.
+        owner: the user whose token WRITER is.
         objects: large files that arrived, by SHA-256, whether or not a commit names them.
     """
 
@@ -53,6 +58,7 @@ class Hub(ThreadingHTTPServer):
         self.gated: set[str] = set()
         self.private: set[str] = set()
         self.broken = False
+        self.owner = "user"
         self.fetched: list[str] = []
         self.tokens: set[str | None] = set()
         self.commits: dict[str, str] = {}
@@ -125,7 +131,9 @@ class Handler(BaseHTTPRequestHandler):
         return [unquote(part) for part in path.strip("/").split("/")]
 
     def user(self) -> str | None:
-        return {f"Bearer {WRITER}": "user", f"Bearer {READER}": "reader"}.get(self.headers.get("Authorization") or "")
+        return {f"Bearer {WRITER}": self.server.owner, f"Bearer {READER}": "reader"}.get(
+            self.headers.get("Authorization") or ""
+        )
 
     def discussions(self, name: str) -> None:
         """Pull requests by (author, title), all of them open; a repository `name@refs/pr/N` holds the N-th's files."""
@@ -316,3 +324,13 @@ def serving(repositories: dict[str, dict[str, bytes]]) -> Iterator[Hub]:
         hub.shutdown()
         thread.join()
         hub.server_close()
+
+
+def use(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make it the Hub of this process and of those that it starts, with the token of a writer, and no progress bars."""
+    disable_progress_bars()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", WRITER)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mol.cli import diff, examples, inspect, merge, methods, plan, push, validate, verify
+from mol.cli import diff, examples, inspect, merge, methods, plan, push, push_hf, validate, verify
 from mol.cli.console import Console, LogHandler, width_of
 from mol.cli.errors import describe, error_document
 from mol.cli.group import VerbGroup, usage_text
@@ -50,7 +50,7 @@ cli = VerbGroup(
     epilog="Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted, 143 terminated.",
     commands=[
         merge.command, plan.command, validate.command, methods.command, examples.command, inspect.command, diff.command,
-        verify.command, push.command,
+        verify.command, push.command, push_hf.command,
     ],
     params=[
         click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version,

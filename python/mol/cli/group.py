@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 DEFAULT_VERB = "merge"
 SAID = "Output"
 LATER_VERBS = (
-    "push-hf",  # of the seed
     "evolve", "extract-lora", "layershuffle", "moe", "multi", "pytorch", "tokensurgeon",  # of mergekit
 )  # fmt: skip
 _UNIT = re.compile(r"[KMGTB]|[KMGT]i?B|bytes?", re.IGNORECASE)

@@ -12,7 +12,8 @@ from mol.cli.console import field, listing
 from mol.cli.group import Verb
 from mol.cli.options import PATH, ThreadCount, option, speaking
 from mol.cli.verify import check_result
-from mol.io.layout import CARD, MANIFEST
+from mol.io.json_file import read_object
+from mol.io.layout import CARD, CONFIG, MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -75,6 +76,11 @@ def command(
     if left:
         shown = ", ".join(left[:SHOWN]) + (f" and {len(left) - SHOWN} more" if len(left) > SHOWN else "")
         console.note(f"not uploaded, since they are no files of the model: {shown}")
+    if "mol_save" in read_object(directory / CONFIG):
+        console.note(
+            f"{directory} is a fusion: `mol-merge push-hf {repo} --mol-checkpoint {directory}` also writes a card for "
+            f"{repo}, and leaves out paths of this machine"
+        )
     if CARD not in names:
         console.note(f"{directory} has no {CARD}: the repository will have no model card")
     send(console, directory, names, to, dry_run)

@@ -16,8 +16,10 @@ from mol.core.mol_layer import ExpertSpec, MoLLayer
 from mol.core.pretrained.bundle import Kind, check_kind_of_save
 from mol.core.pretrained.causal_lm import MoLForCausalLM
 from mol.core.pretrained.checkpoint_file import find_checkpoint, read_checkpoint, write_checkpoint
+from mol.core.pretrained.collapse import load_collapsed
 from mol.core.pretrained.fused_model import FusedModel, MoLModel
 from mol.core.pretrained.generating import with_defaults
+from mol.core.pretrained.publishing import publish
 from mol.core.pretrained.task_models import (
     MoLForImageClassification,
     MoLForMaskedLM,
@@ -29,18 +31,20 @@ from mol.core.reports.summary import summarise
 from mol.core.runtime import Runtime
 from mol.core.safetensors_io import weights_file
 from mol.errors import ConfigError, FusionError
-from mol.later import method
+from mol.io.upload import Destination
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     import torch
-    from transformers import GenerationConfig, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
     from typing_extensions import Unpack
 
     from mol.core.fitting.suggest import Similarity, Suggestions
+    from mol.core.pretrained.collapse import FusionMethod
     from mol.core.pretrained.options import FusionLoadOptions
+    from mol.core.pretrained.publishing import FusionType
     from mol.core.reports.summary import Summary
 
 __all__ = [
@@ -53,6 +57,7 @@ __all__ = [
     "MoLForTokenClassification",
     "MoLLayer",
     "MoLRuntime",
+    "push_mol_to_hf",
 ]
 
 LayerSpec = ExpertSpec
@@ -327,7 +332,11 @@ class MoLRuntime(Runtime):
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], **options: Unpack[FusionLoadOptions]) -> MoLRuntime:
-        """Load what `save_pretrained` wrote, and the models that it names; see `load_checkpoint` for the options.
+        """Load what `save_pretrained` or `push_to_hf` wrote, and the models that it names.
+
+        Args:
+            path: the directory, or `user/name` on the Hub, with `@revision` if wanted.
+            options: as `load_checkpoint` has them, and `revision`.
 
         Raises:
             MolError: an option is not supported, the save is damaged or of a later mol, or a model changed.
@@ -337,9 +346,91 @@ class MoLRuntime(Runtime):
         runtime: MoLRuntime = model.runtime
         return runtime
 
-    create_fused_model = method("create_fused_model")
-    push_to_hf = method("push_to_hf")
+    def create_fused_model(
+        self,
+        fusion_method: FusionMethod = "weighted_average",
+        *,
+        calibration: Sequence[str] | None = None,
+        drop_adapters: bool = False,
+    ) -> PreTrainedModel:
+        """Return one static model of the host's class: in each fused layer the experts' weights are averaged.
 
+        That is a merge, so the experts must have the host's shapes. It has neither routers nor adapters, and another
+        loss than the fusion; both are measured where there is text.
+
+        Args:
+            fusion_method: "weighted_average" is the mean; "learned_weights" weighs experts by the mean of the router's
+                weights on the text; "best_expert" takes the blocks of the one model whose loss on the text is lowest.
+            calibration: the text; that of `calibrate` if None.
+            drop_adapters: leave out adapters that are not the identity, instead of refusing them.
+
+        Raises:
+            ConfigError: there is no such method, or it needs text.
+            FusionError: the fusion cannot be one static model; every reason is listed.
+            MolError: the experts do not fit together, as the merge says.
+            OSError: something cannot be read or written.
+        """
+        texts = self._calibration if calibration is None else checked_texts(calibration)
+        return load_collapsed(self, fusion_method, texts, drop=drop_adapters)
+
+    def push_to_hf(
+        self,
+        repo_id: str,
+        fusion_type: FusionType = "runtime",
+        token: str | None = None,
+        commit_message: str | None = None,
+        private: bool = False,
+        create_pr: bool = False,
+        fusion_method: FusionMethod = "weighted_average",
+        *,
+        revision: str | None = None,
+        calibration: Sequence[str] | None = None,
+        drop_adapters: bool = False,
+        evaluation: Mapping[str, object] | None = None,
+        dry_run: str | os.PathLike[str] | None = None,
+    ) -> str:
+        """Upload the fusion to the Hub, with a card: its models and their licenses, layers, settings, how to load it.
+
+        Args:
+            repo_id: `user/name`; created if it does not exist.
+            fusion_type: "runtime" has adapters and routers, and names its models; "bundle" also has copies of all that
+                is used of them; "fused" is one static model, see `create_fused_model`.
+            token: of the Hub; that of `hf auth login` or HF_TOKEN if None.
+            commit_message: the first line of the commit's message.
+            private: whether only its owner may read the repository.
+            create_pr: open a pull request instead of committing.
+            fusion_method: of a "fused" model.
+            revision: branch to commit to, created if it is missing; main if None.
+            calibration: text of a "fused" model; that of `calibrate` if None.
+            drop_adapters: of a "fused" model.
+            evaluation: what was measured, for the card: a value by its name.
+            dry_run: a new directory: write what would be uploaded, and upload nothing.
+
+        Returns:
+            The address of the commit or of the pull request; the directory of a dry run.
+
+        Raises:
+            ConfigError: an argument does not hold, or a "runtime" names paths of this machine.
+            FusionError: a "fused" model cannot be made; every reason is listed.
+            PermissionError: there is no token, or it may not write there.
+            ConnectionError: the Hub failed, asks to wait, or the connection broke.
+            MolError: something else is refused, as it says.
+            OSError: something cannot be read or written.
+        """
+        return publish(
+            self,
+            Destination(repo_id, private, create_pr, revision, commit_message, token),
+            fusion_type,
+            fusion_method,
+            texts=self._calibration if calibration is None else checked_texts(calibration),
+            drop_adapters=drop_adapters,
+            evaluation=evaluation or {},
+            dry_run=None if dry_run is None else Path(dry_run),
+        )
+
+
+push_mol_to_hf = MoLRuntime.push_to_hf
+"""The same as a function of the runtime."""
 
 # as_model makes a FusedModel from a runtime, and from_pretrained a runtime for a FusedModel: of two classes that make
 # each other one imports the other, and is made known to it.

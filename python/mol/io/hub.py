@@ -39,6 +39,7 @@ def resolve(
     weights: bool = True,
     code: bool = False,
     adapter: bool = False,
+    copies: str | None = None,
     offline: list[str] | None = None,
 ) -> tuple[Path, str | None]:
     """Find the directory of a model, downloading what the merge needs of it and nothing else.
@@ -55,6 +56,7 @@ def resolve(
         weights: fetch SafeTensors too, not just the files next to them.
         code: fetch Python files too.
         adapter: it is an adapter: fetch its settings, its weights and its card, and nothing else.
+        copies: it is a save of mol, which may have no weights of its own; fetch the models in this folder of it too.
         offline: takes what is to be said of a model that came from the cache because the Hub is unreachable, for a
             caller that says it of several models at once; None logs it as a warning.
 
@@ -82,13 +84,20 @@ def resolve(
     if path.exists():
         holds = f"the adapter's {ADAPTER_CONFIG}" if adapter else f"the model's {CONFIG}"
         raise NotADirectoryError(f"{path} is a file; name the directory that holds {holds}")
-    if not _HUB_ID.fullmatch(reference.name) or path.is_absolute():
+    if not can_be_id(reference.name) or path.is_absolute():
         hint = nearby(reference.name)
         raise FileNotFoundError(
             f"{reference.name}: no such directory (and it cannot be the id of a Hub repository){hint}"
         )
-    hub = _Hub(reference, cache_dir=cache_dir, token=token, endpoint=endpoint, offline=offline, adapter=adapter)
+    hub = _Hub(
+        reference, cache_dir=cache_dir, token=token, endpoint=endpoint, offline=offline, adapter=adapter, copies=copies
+    )
     return hub.fetch(weights=weights and not adapter, code=code)
+
+
+def can_be_id(name: str) -> bool:
+    """Return whether a name can be the id of a repository on the Hub."""
+    return _HUB_ID.fullmatch(name) is not None
 
 
 def hub_origin(directory: Path, cache_dir: Path | str | None = None) -> tuple[str, str] | None:
@@ -159,8 +168,10 @@ class _Hub:
         endpoint: str | None,
         offline: list[str] | None,
         adapter: bool,
+        copies: str | None,
     ) -> None:
         self._adapter = adapter
+        self._copies = copies
         self._reference = reference
         self._cache_dir = cache_dir
         self._token = checked_token(token)
@@ -184,7 +195,7 @@ class _Hub:
                 return self._from_cache(error, weights=weights)
             listed = sorted(sibling.rfilename for sibling in info.siblings or ())
             offers = {SINGLE, INDEX} & set(listed) or counted_shards(listed)
-            if weights and self._reference.revision is None and not offers:
+            if weights and self._reference.revision is None and not offers and self._copies is None:
                 converted = self._converted()
                 if converted is not None:
                     _log.warning(
@@ -227,6 +238,7 @@ class _Hub:
         wanted += [*side.tokenizer, *side.other, *(side.code if code else ())]
         if not weights:
             return wanted
+        wanted += self._in_copies(listed)
         if CONFIG not in listed:
             raise CheckpointError(
                 f"{self._reference}: the repository has no config.json, so there is no model to merge"
@@ -238,11 +250,21 @@ class _Hub:
         counted = counted_shards(listed)
         if counted:
             return [*wanted, *counted]
+        if self._copies is not None:  # a save that has nothing of its own
+            return wanted
         others = ", ".join(side.weights[:4]) or "no weights at all"
         raise CheckpointError(
             f"{self._reference}: the repository has no {SINGLE} and no {INDEX} (it has {others}); "
             "convert the model to SafeTensors, or name a revision that has them"
         )
+
+    def _in_copies(self, listed: Sequence[str]) -> Iterator[str]:
+        for name in listed:
+            parts = name.split("/")
+            if len(parts) == 3 and parts[0] == self._copies and parts[1].isdecimal():
+                side = sort_side_files([parts[2]])
+                if parts[2] in (CONFIG, CARD, SINGLE, *side.tokenizer, *side.other):
+                    yield name
 
     def _shards(self, directory: Path, listed: Sequence[str]) -> list[str]:
         shards = read_shard_names(directory / INDEX)
@@ -277,7 +299,7 @@ class _Hub:
         elif self._adapter:
             missing = [name for name in nothing if not (snapshot / name).exists()]
         else:
-            missing = missing_files(snapshot, weights=weights)
+            missing = missing_files(snapshot, weights=weights and self._copies is None)
         if snapshot is None or missing:
             raise CheckpointError(
                 f"{self._reference}: no such directory, the Hub is unreachable ({_first_line(cause)}), and its cache "

@@ -80,14 +80,32 @@ def model_files(directory: Path) -> tuple[list[str], list[str]]:
         raise NotADirectoryError(f"{directory} is a file; name the directory of a model")
     if not (directory / CONFIG).exists():
         raise no_config(directory)
-    weights = find_weights(directory)
+    config = read_object(directory / CONFIG)
     there = list_files(directory)
     side = sort_side_files(there)
-    code = side.code if "auto_map" in read_object(directory / CONFIG) else ()
-    ours = [name for name in (CONFIG, CARD, RECIPE, MANIFEST) if name in there]
-    index = [INDEX] if weights.listed is not None else []
-    chosen = {*ours, *index, *weights.names, *side.tokenizer, *side.other, *code}
+    chosen = {CONFIG, *side.tokenizer, *side.other, *(name for name in (CARD, RECIPE, MANIFEST) if name in there)}
+    save = config.get("mol_save")
+    if isinstance(save, dict):  # a fusion, which may have no weights, and copies of its models
+        copies = (path for path in directory.glob("models/*/*") if path.is_file())
+        chosen.update(path.relative_to(directory).as_posix() for path in copies)
+        chosen.update({INDEX, *(save.get("weights") or ())} & {*there})
+        there = [name for name in there if not name.startswith("models/")]
+    else:
+        weights = find_weights(directory)
+        chosen.update(weights.names, [INDEX] if weights.listed is not None else [])
+    if "auto_map" in config:
+        chosen.update(side.code)
     return sorted(chosen), [name for name in there if name not in chosen]
+
+
+def check_new(out: Path) -> None:
+    """Refuse a place for what would be uploaded where something is.
+
+    Raises:
+        ConfigError: something is there.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is not empty; name a new directory for what would be uploaded")
 
 
 def copy_out(directory: Path, names: Sequence[str], out: Path) -> None:
@@ -103,8 +121,7 @@ def copy_out(directory: Path, names: Sequence[str], out: Path) -> None:
         CheckpointError: a file is a link out of the directory, a pipe or a device.
         OSError: a file cannot be read or written.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is not empty; name a new directory for what would be uploaded")
+    check_new(out)
     for name in names:
         source = find_file(directory, name).path
         (out / name).parent.mkdir(parents=True, exist_ok=True)

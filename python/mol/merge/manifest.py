@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import PurePosixPath
@@ -73,6 +74,16 @@ def build_manifest(
         "dropped": [labels.clean(line) for line in planned.dropped],
         "notes": [labels.clean(line) for line in card.remarks],
     }
+
+
+def replace_side_file(directory: Path, name: str, content: bytes) -> None:
+    """Replace a file of a result that is no weights, and what its manifest says of it."""
+    manifest = read_manifest(directory)
+    for entry in manifest["side_files"]:
+        if entry["name"] == name:
+            entry |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (directory / name).write_bytes(content)
+    (directory / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
 
 
 def manifest_size(planned: PlannedMerge, side_files: Iterable[str]) -> int:

@@ -94,7 +94,7 @@ class FusedModel(OutsideModels):
         """Load what `save_pretrained` wrote, and the models that it names.
 
         Args:
-            pretrained_model_name_or_path: the directory.
+            pretrained_model_name_or_path: the directory, or `user/name` on the Hub.
             args: none.
             kwargs: `config`; or these of `MoLConfig`, which replace what was saved: `attn_implementation`, `dtype`,
                 `max_expert_memory`; and `cache_dir`, `device_map`, `paths`, `token`, `trust_remote_code`, which are
@@ -106,7 +106,7 @@ class FusedModel(OutsideModels):
                 code of its own and `trust_remote_code` is not given.
             OSError: something is missing.
         """
-        directory = saved_directory(pretrained_model_name_or_path, "a fused model")
+        directory = saved_directory(pretrained_model_name_or_path, "a fused model", kwargs)
         changed, offline = kwargs.pop("allow_changed_models", False), kwargs.pop("local_files_only", False)
         saved = read_saved(directory, MoLModelConfig.model_type)
         config = kwargs.pop("config", None) or MoLModelConfig.from_pretrained(directory)

@@ -128,7 +128,7 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         """Load what `save_pretrained` wrote, the names of the models and the router, and the models.
 
         Args:
-            pretrained_model_name_or_path: the directory.
+            pretrained_model_name_or_path: the directory, or `user/name` on the Hub.
             args: none.
             kwargs: `config`; or `attn_implementation`, `cache_dir`, `device_map`, `dtype`, `paths`, `token` and
                 `trust_remote_code`, as `MoLConfig` has them. With `allow_changed_models` models may differ from
@@ -139,7 +139,7 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
                 mixed without a name.
             OSError: something is missing.
         """
-        directory = saved_directory(pretrained_model_name_or_path, "a mixture")
+        directory = saved_directory(pretrained_model_name_or_path, "a mixture", kwargs)
         changed, offline = kwargs.pop("allow_changed_models", False), kwargs.pop("local_files_only", False)
         saved = read_saved(directory, MoLMixtureConfig.model_type)
         config = kwargs.pop("config", None) or MoLMixtureConfig.from_pretrained(directory)

@@ -29,6 +29,7 @@ class LoadOptions(TypedDict, total=False):
     trust_remote_code: bool
     allow_changed_models: bool
     local_files_only: bool
+    revision: str
 
 
 class FusionLoadOptions(LoadOptions, total=False):

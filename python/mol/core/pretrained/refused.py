@@ -8,7 +8,10 @@ from transformers import PreTrainedModel
 
 from mol.errors import FusionError
 
-NO_PUSH: Final = "push_to_hub comes in a later version of mol: save to a directory, and run `hf upload` on it"
+NO_PUSH: Final = (
+    "push_to_hub would upload a part: model.runtime.push_to_hf(...) uploads a fusion, and `mol-merge push DIR REPO` "
+    "what save_pretrained wrote"
+)
 
 
 class OutsideModels(PreTrainedModel):
@@ -26,7 +29,7 @@ class OutsideModels(PreTrainedModel):
         )
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - as in transformers
-        """Refuse before a repository is created: it is not supported yet.
+        """Refuse before a repository is created: the models are not among its weights.
 
         Raises:
             FusionError: always.

@@ -11,17 +11,20 @@ import hashlib
 import json
 import secrets
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from safetensors.torch import load_file
 
 from mol import _rust
+from mol.config.model_reference import ModelReference
 from mol.core.pretrained.digests import file_sum
 from mol.core.pretrained.refused import NO_PUSH
 from mol.core.safetensors_io import later_format
 from mol.errors import CheckpointError, ConfigError, FusionError
 from mol.io.atomic import locked, sync
+from mol.io.hub import can_be_id, resolve
 from mol.io.json_file import digest_of, read_object
 from mol.io.layout import CARD
 
@@ -163,19 +166,34 @@ def is_copy(record: object) -> bool:
     return isinstance(record, dict) and "file" in record
 
 
-def saved_directory(name: str | Path, called: str) -> Path:
-    """Return the directory of a save.
+def saved_directory(name: str | Path, called: str, options: Any) -> Path:  # noqa: ANN401 - a TypedDict of options
+    """Return the directory of a save, or download that of a repository on the Hub.
+
+    Args:
+        name: the directory, or `user/name`, with `@revision` if wanted.
+        called: the kind of model in messages.
+        options: of `from_pretrained`; `revision` is taken out where the save is on the Hub.
 
     Raises:
-        FusionError: there is no directory of this name.
+        FusionError: there is no directory of this name, and no repository has such a name.
+        MolError: the repository holds no save, or the Hub is unreachable.
+        OSError: there is no such repository, or it may not be read.
     """
     directory = Path(name)
-    if not directory.is_dir():
-        raise FusionError(
-            f"{directory}: no such directory; {called} is loaded from what save_pretrained wrote, and loading it from "
-            "the Hub comes later"
+    if directory.is_dir():
+        return directory
+    reference = ModelReference.parse(str(name))
+    if not can_be_id(reference.name) or directory.exists():
+        raise FusionError(f"{directory}: no such directory; {called} is loaded from what save_pretrained wrote")
+    revision = options.pop("revision", None)
+    if reference.revision is None and revision not in (None, "main"):
+        reference = replace(reference, revision=revision)
+    where = {"cache_dir": options.get("cache_dir"), "token": options.get("token") or None}
+    if KEY not in read_object(resolve(reference, weights=False, **where)[0] / _CONFIG):
+        raise CheckpointError(
+            f"{reference} on the Hub is not {called}: its {_CONFIG} has no `{KEY}`, which save_pretrained of mol writes"
         )
-    return directory
+    return resolve(reference, copies=MODELS, **where)[0]
 
 
 def read_saved(directory: Path, model_type: str) -> Saved:
