@@ -418,7 +418,7 @@ class MoLRuntime(Runtime):
             OSError: something cannot be read or written.
         """
         return publish(
-            self,
+            self.as_model(),
             Destination(repo_id, private, create_pr, revision, commit_message, token),
             fusion_type,
             fusion_method,

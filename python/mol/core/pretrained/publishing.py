@@ -24,7 +24,8 @@ from mol.io.upload import check_destination, check_new, upload
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mol.core.mol_runtime import MoLRuntime
+    from mol.core.pretrained.fused_model import FusedModel
+    from mol.core.runtime import Runtime
     from mol.io.upload import Destination
 
 FusionType = Literal["runtime", "fused", "bundle"]
@@ -33,7 +34,7 @@ _log: Final = logging.getLogger("mol")
 
 
 def publish(
-    runtime: MoLRuntime,
+    model: FusedModel,
     to: Destination,
     fusion_type: str,
     fusion_method: str,
@@ -58,19 +59,19 @@ def publish(
         raise ConfigError(f"{to.repo_id!r} is no `user/name`, as the card needs it to say how the model is loaded")
     if dry_run is not None:
         check_new(dry_run)
-        _write(runtime, dry_run, to.repo_id, fusion_type, fusion_method, texts, drop_adapters, evaluation)
+        _write(model, dry_run, to.repo_id, fusion_type, fusion_method, texts, drop_adapters, evaluation)
         return str(dry_run)
     check_destination(to)
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "model"
-        _write(runtime, directory, to.repo_id, fusion_type, fusion_method, texts, drop_adapters, evaluation)
+        _write(model, directory, to.repo_id, fusion_type, fusion_method, texts, drop_adapters, evaluation)
         files = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file()]
         message = f"Upload a fusion ({fusion_type}) by mol-merge {_rust.__version__}"
         return upload(directory, files, to, default_message=message).url
 
 
 def _write(
-    runtime: MoLRuntime,
+    model: FusedModel,
     directory: Path,
     repo_id: str,
     fusion_type: str,
@@ -84,16 +85,16 @@ def _write(
     if fusion_type == "fused":
         from mol.merge.manifest import replace_side_file
 
-        done = collapse(runtime, directory, fusion_method, texts=texts, drop_adapters=drop_adapters)
+        done = collapse(model.runtime, directory, fusion_method, texts=texts, drop_adapters=drop_adapters)
         load = "from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM"
         load += f'.from_pretrained("{repo_id}")'
         card = (directory / CARD).read_text(encoding="utf-8") + _section("Made of a fusion", done.lines)
         card += _section("Evaluation", measured) + f"\n## How to load it\n\n```python\n{load}\n```\n"
         replace_side_file(directory, CARD, card.encode())
         return
-    names = _names(runtime, fusion_type)
+    names = _names(model.runtime, fusion_type)
     kind: Any = fusion_type
-    runtime.save_pretrained(directory, kind=kind)
+    model.save_pretrained(directory, kind=kind)
     _forget_places(directory, names)
     card = (
         (directory / CARD)
@@ -107,7 +108,7 @@ def _section(title: str, lines: Sequence[str]) -> str:
     return f"\n## {title}\n\n" + "".join(f"- {line}\n" for line in lines) if lines else ""
 
 
-def _names(runtime: MoLRuntime, fusion_type: str) -> dict[str, str]:
+def _names(runtime: Runtime, fusion_type: str) -> dict[str, str]:
     """Return the models' names as others may have them, by their names here.
 
     Raises:
