@@ -23,6 +23,7 @@ import transformers
 
 from fusion_load import WAYS, watch
 from fusion_models import EXPERTS, SEED, TINY, Models, Sizes
+from fusion_training import peak_of, step_of_loop, step_of_trainer
 from measure import cool, populate, warm
 from rows import rows_asked
 
@@ -82,6 +83,7 @@ PREFILL = Limits(1.05, 1.01)
 DECODE = Limits(0.90, 0.97, more=True)
 TWO_EXPERTS = Limits(1.20, 1.10)
 SEQUENCE = Limits(1.15, 1.05)
+TRAINING = Limits(1.05, 1.03)
 LOAD_TIME, LOAD_MEMORY = Limits(1.5), Limits(1.1)
 
 
@@ -270,6 +272,23 @@ def measured(key: str, taken: list[float]) -> str:
     return f"{median * 1e3:.1f} ms" if key == "seconds" else f"{median / MB:.1f} MB"
 
 
+def training(bench: Bench) -> None:
+    """A step of MoLTrainer beside a plain loop over the same modules, and beside itself without checkpointing."""
+    ids, mask = bench.tokens(bench.sizes.batches[-1], bench.sizes.tokens)
+    batch = {"input_ids": ids, "attention_mask": mask}
+    ours, peer = step_of_trainer(bench.models, batch), step_of_loop(bench.models, batch)
+    again = step_of_trainer(bench.models, batch, checkpointing=True)
+    what = (
+        f"training, {bench.sizes.routed_width} and {bench.sizes.other_width} wide, {len(ids)} x {ids.shape[1]} tokens"
+    )
+    bench.compare(f"{what}: a step, beside a plain loop", ours, peer, TRAINING)
+    for name, mine, theirs in (("beside a plain loop", ours, peer), ("checkpointing, beside none", again, ours)):
+        taken = peak_of(mine), peak_of(theirs)
+        shown = [f"{size / MB:.0f} MB" for size in taken]
+        bench.lines.append(Line(f"{what}: peak memory of a step, {name}", *shown, taken[0] / max(taken[1], 1.0)))
+    bench.compare(f"{what}: checkpointing, beside none", again, ours, tokens=ids.numel())
+
+
 def gpu(bench: Bench) -> None:
     """Prefill and decode in bf16 on a GPU: as they are, compiled, and compiled into CUDA graphs."""
     if not torch.cuda.is_available():
@@ -327,6 +346,7 @@ ROWS: dict[str, Callable[[Bench], None]] = {
     "two_experts": two_experts,
     "sequence": sequence,
     "load": load,
+    "training": training,
     "gpu": gpu,
 }
 
