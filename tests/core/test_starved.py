@@ -80,8 +80,8 @@ def test_by_the_defaults_no_choice_of_equals_is_worth_more_than_an_even_one() ->
 
 
 def test_experts_in_use_are_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    watch, specs = ShareWatch(MoLConfig(["any"])), [ExpertSpec("any", (0,)), ExpertSpec("other", (0,))]
-    shares = torch.tensor([0.04, 0.96]).expand(1, 4, 2)
+    watch, specs = ShareWatch(0.02, 0.001), [ExpertSpec("any", (0,)), ExpertSpec("other", (0,))]
+    shares = torch.tensor([0.06, 0.94]).expand(1, 4, 2)
     nothing = Routing(torch.ones(1, 4, 1), None)
     for _ in range(120):
         watch.see({0: Routing(shares, shares.log()), 1: nothing}, {0: specs, 1: specs[:1]})

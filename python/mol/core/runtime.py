@@ -64,7 +64,7 @@ class Runtime(NamesModels, nn.Module):
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._memory = Memory(config.expert_bytes)
         self._frozen: dict[Source, tuple[list[str], Frozen]] = {}
-        self._watch = ShareWatch(config)
+        self._watch = ShareWatch(config.load_balancing_coeff, config.entropy_penalty_coeff)
         self._opening = threading.RLock()
         self.train(mode=False)
 
@@ -159,6 +159,10 @@ class Runtime(NamesModels, nn.Module):
                 self._frozen[source] = list(names_in(source)), Frozen()
             names, module = self._frozen[source]
             yield from ((name, module) for name in names)
+
+    def watch_shares(self, load_balancing_coeff: float, entropy_penalty_coeff: float) -> None:
+        """Watch the shares of experts anew; warnings name these coefficients, of whoever trains."""
+        self._watch = ShareWatch(load_balancing_coeff, entropy_penalty_coeff)
 
     def fusion(self) -> Fusion:
         """Return the parts that a forward needs, with the models of all layers open."""

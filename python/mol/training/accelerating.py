@@ -68,3 +68,21 @@ def _leaves_experts_out(runtime: Runtime) -> bool:
         and (layer.mode(dispatch) != "dense" or layer.router.top_k not in (None, len(layer.built)))
         for layer in runtime.fused
     )
+
+
+def prepare_loader(accelerator: Any, loader: Any, *, even: bool) -> Any:  # noqa: ANN401
+    """Share a loader's batches out to the processes.
+
+    Args:
+        accelerator: of accelerate.
+        loader: the loader.
+        even: give all processes the same number of batches, for which some rows may come twice; they train together.
+    """
+    from accelerate.data_loader import prepare_data_loader
+
+    if even:
+        return accelerator.prepare_data_loader(loader)
+    state = accelerator.state
+    return prepare_data_loader(
+        loader, state.device, state.num_processes, state.process_index, put_on_device=True, even_batches=False
+    )

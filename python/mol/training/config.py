@@ -17,10 +17,13 @@ Schedule = Literal["linear", "cosine", "constant"]
 Precision = Literal["no", "bf16"]
 Tracker = Literal["wandb", "tensorboard", "trackio"]
 
-_FROM_0: Final = ("learning_rate", "router_learning_rate", "weight_decay", "z_loss_coeff", "early_stopping_threshold")
+_FROM_0: Final = (
+    "learning_rate", "router_learning_rate", "weight_decay", "z_loss_coeff", "early_stopping_threshold",
+    "mutual_information_coeff", "domain_loss_coeff", "distillation_coeff",
+)  # fmt: skip
 _COUNTS: Final = {
     "batch_size": 1, "max_epochs": 1, "warmup_steps": 0, "logging_steps": 1, "gradient_accumulation_steps": 1,
-    "seed": 0,
+    "seed": 0, "dense_steps": 0,
 }  # fmt: skip
 _COUNTS_OR_NONE: Final = ("max_steps", "eval_steps", "save_steps", "save_total_limit", "early_stopping_patience")
 
@@ -52,6 +55,13 @@ class TrainingConfig:
         entropy_penalty_coeff: of the mean entropy of the routers' choices, which makes choices sharp; as in `MoLConfig`
             if None.
         z_loss_coeff: of the squared log-partition of the routers' logits, which keeps them small.
+        mutual_information_coeff: of the information of a token about its expert, in nats, which is subtracted: it grows
+            where each choice is sharp and all experts are in use.
+        domain_loss_coeff: of the cross entropy between choices and the `domains` (B,) of a batch, for each row the
+            number of the expert that it belongs to, -100 for none.
+        distillation_coeff: of the divergence between what the teacher of a row's domain predicts and what the fusion
+            does; see `MoLTrainer`.
+        dense_steps: steps over which the number of experts of a token falls from all to `MoLConfig.top_k_experts`.
         freeze_experts: must be True.
         use_gradient_checkpointing: run the blocks again in the backward pass instead of keeping what they computed.
         mixed_precision: "bf16" computes in bfloat16 where that is safe; what is trained stays float32. As
@@ -93,6 +103,10 @@ class TrainingConfig:
     early_stopping_patience: int | None = None
     early_stopping_threshold: float = 0.0
     z_loss_coeff: float = 0.0
+    mutual_information_coeff: float = 0.0
+    domain_loss_coeff: float = 0.0
+    distillation_coeff: float = 0.0
+    dense_steps: int = 0
     seed: int = 42
 
     def __post_init__(self) -> None:

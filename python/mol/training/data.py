@@ -198,3 +198,11 @@ def _lines(path: Path) -> list[str]:
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{path}, line {number}: {line[:60]!r} is no JSON object with a `text`") from error
     return texts
+
+
+def length_of(loader: Any) -> int | None:  # noqa: ANN401
+    """Return the number of batches of a loader; None if its data have no length."""
+    try:
+        return len(loader)
+    except TypeError:  # of an iterable dataset
+        return None

@@ -10,6 +10,7 @@ from torch import nn
 from mol.core.models.heads import CAUSAL_LM
 from mol.errors import ConfigError
 from mol.training.routing_terms import TERMS, routing_terms
+from mol.training.supervision import domain_term
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,8 +18,11 @@ if TYPE_CHECKING:
     from mol.core.pretrained.fused_model import FusedModel
     from mol.training.config import TrainingConfig
     from mol.training.routing_terms import Reduce
+    from mol.training.supervision import Teachers
 
-NAMES: Final = ("total_loss", "lm_loss", *TERMS)
+ADDED: Final = (*TERMS, "domain_loss", "distillation_loss")
+"""The terms next to the loss of the head, in the order of their coefficients."""
+NAMES: Final = ("total_loss", "lm_loss", *ADDED)
 """What `Objective.forward` returns, in this order."""
 
 
@@ -27,16 +31,19 @@ class Objective(nn.Module):
 
     Attributes:
         model: the fused model; its own loss of the routers is left out.
-        coefficients: of the terms of routing, in the order of `TERMS`.
+        coefficients: of the terms next to the loss of the head, by name.
     """
 
-    def __init__(self, model: FusedModel, config: TrainingConfig, reduce: Reduce) -> None:
+    def __init__(
+        self, model: FusedModel, config: TrainingConfig, reduce: Reduce, teachers: Teachers | None = None
+    ) -> None:
         """Take the coefficients that a config leaves open from the fusion's own.
 
         Args:
             model: the fused model.
             config: of the training.
             reduce: returns the sum of a tensor over all processes.
+            teachers: of the rows of their domains, None for no distillation.
         """
         super().__init__()
         self.model = model
@@ -46,9 +53,12 @@ class Objective(nn.Module):
             "load_balance_loss": _first(config.load_balancing_coeff, own.load_balancing_coeff),
             "router_entropy": _first(config.entropy_penalty_coeff, own.entropy_penalty_coeff),
             "z_loss": config.z_loss_coeff,
-            "mutual_information": 0.0,
+            "mutual_information": -config.mutual_information_coeff,  # the more the better
+            "domain_loss": config.domain_loss_coeff,
+            "distillation_loss": config.distillation_coeff if teachers is not None else 0.0,
         }
         self._reduce = reduce
+        self._teachers = teachers
 
     def forward(
         self, batch: Mapping[str, torch.Tensor], labels: torch.Tensor | float, tokens: torch.Tensor | float
@@ -63,13 +73,20 @@ class Objective(nn.Module):
             labels: the number of labels of the step that count.
             tokens: the number of tokens of the step that are no padding.
         """
-        output = self.model(**batch, num_items_in_batch=labels)
+        inputs = {name: value for name, value in batch.items() if name != "domains"}
+        output = self.model(**inputs, num_items_in_batch=labels)
         loss: torch.Tensor = output.loss.float()
-        mask = self.mask_of(batch)
+        mask, domains = self.mask_of(batch), batch.get("domains")
         # Processes may have unequal numbers of batches to evaluate, so there nobody waits for the others.
         reduce = self._reduce if self.training else _itself
-        terms = routing_terms(list(self.model.routings.values()), mask, tokens, reduce).to(loss.device)
-        total = loss + (terms * terms.new_tensor([self.coefficients[name] for name in TERMS])).sum()
+        routings = list(self.model.routings.values())
+        more = [loss.new_zeros(()), loss.new_zeros(())]
+        if domains is not None and self.coefficients["domain_loss"]:
+            more[0] = domain_term(routings, mask, domains, tokens).to(loss.device)
+        if domains is not None and self._teachers is not None and self.coefficients["distillation_loss"]:
+            more[1] = self._teachers.term(output.logits, inputs, domains, labels).to(loss.device)
+        terms = torch.cat([routing_terms(routings, mask, tokens, reduce).to(loss.device), torch.stack(more)])
+        total = loss + (terms * terms.new_tensor([self.coefficients[name] for name in ADDED])).sum()
         return total, torch.cat([torch.stack([total, loss]), terms]).detach()
 
     def prepared(self, batch: Any) -> dict[str, torch.Tensor]:  # noqa: ANN401 - whatever a loader yields
@@ -102,6 +119,16 @@ class Objective(nn.Module):
                 counted = counted & torch.cat([counted[:, :1], counted[:, :-1]], 1)
             labels = labels.masked_fill(~counted, -100)
         return {**given, "labels": labels}
+
+    def named(self, terms: torch.Tensor) -> dict[str, float]:
+        """Return terms by name, those without a coefficient left out, and the `entropy_penalty`."""
+        found = dict(zip(NAMES, terms.tolist(), strict=True))
+        kept = ("total_loss", "lm_loss", "load_balance_loss", "router_entropy")
+        penalty = self.coefficients["router_entropy"] * found["router_entropy"]
+        return {
+            **{name: value for name, value in found.items() if name in kept or self.coefficients[name]},
+            "entropy_penalty": penalty,
+        }
 
     def mask_of(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Return the mask of a batch, all ones if it has none."""

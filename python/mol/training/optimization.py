@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from mol.errors import ConfigError
@@ -49,6 +50,29 @@ def parameter_groups(named: Iterable[tuple[str, torch.nn.Parameter]], config: Tr
         for group, members in found.items()
         if members
     ]
+
+
+def steps_of_run(config: TrainingConfig, batches: int | None) -> int | None:
+    """Return the number of steps of a run, None if nothing says.
+
+    Args:
+        config: of the training.
+        batches: of one process in a pass over the data, None if these have no length.
+
+    Raises:
+        ConfigError: there is no batch, or the schedule has to know the last step.
+    """
+    if batches == 0:
+        raise ConfigError("there are no data: not a single batch")
+    if batches is None and config.max_steps is None and config.lr_scheduler_type != "constant":
+        raise ConfigError(
+            f'lr_scheduler_type "{config.lr_scheduler_type}" ends at the last step, and data without a length do not '
+            'say which that is: set max_steps, or lr_scheduler_type="constant"'
+        )
+    if batches is None:
+        return config.max_steps
+    steps = math.ceil(batches / config.gradient_accumulation_steps) * config.max_epochs
+    return steps if config.max_steps is None else min(steps, config.max_steps)
 
 
 def make_schedule(

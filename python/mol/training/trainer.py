@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,27 +13,25 @@ import torch
 
 from mol.core.pretrained.fused_model import FusedModel
 from mol.core.runtime import Runtime
-from mol.errors import ConfigError, FusionError
-from mol.training.accelerating import end_trackers, make_accelerator, start_trackers
+from mol.errors import ConfigError, InternalError
+from mol.training.accelerating import end_trackers, make_accelerator, prepare_loader, start_trackers
+from mol.training.annealing import Annealing
 from mol.training.config import TrainingConfig
-from mol.training.data import create_simple_dataset, make_loader
+from mol.training.data import create_simple_dataset, length_of, make_loader
+from mol.training.evaluation import evaluate
 from mol.training.objective import NAMES, Objective
-from mol.training.optimization import make_schedule, parameter_groups
+from mol.training.optimization import parameter_groups, steps_of_run
 from mol.training.progress import Progress
 from mol.training.resume import Position, checkpoint_named, load_trained, periodic, remove_old, settings_apart
-from mol.training.state import (
-    TrainingState,
-    optimizer_state,
-    random_state,
-    restore_optimizer,
-    restore_random,
-)
+from mol.training.state import TrainingState, optimizer_state, random_state
+from mol.training.stepper import Stepper, StepResult, sum_over_processes
+from mol.training.supervision import Teachers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from torch.utils.data import DataLoader
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from mol.core.mol_runtime import MoLRuntime
     from mol.training.callbacks import TrainingCallback
@@ -53,8 +51,6 @@ class MoLTrainer:
         mol: the fusion.
         model: the same as a transformers model, which is what checkpoints hold.
         config: the settings.
-        optimizer: None until `setup_optimization`.
-        scheduler: the same.
         global_step: optimiser steps so far.
         current_epoch: the number of the pass over the data, from 0.
         best_loss: the lowest `eval_loss` so far.
@@ -70,6 +66,7 @@ class MoLTrainer:
         tokenizer: PreTrainedTokenizerBase | None = None,
         *,
         callbacks: Sequence[TrainingCallback] = (),
+        teachers: Mapping[int, PreTrainedModel] | None = None,
     ) -> None:
         """Prepare to train a fusion; nothing is written, and it is not changed.
 
@@ -78,6 +75,7 @@ class MoLTrainer:
             config: the settings; the defaults if None.
             tokenizer: of texts that `train` is given; the host's if None.
             callbacks: are called while it trains, in their order.
+            teachers: whole models by domain; with `distillation_coeff`, a row of `domains` learns from its own.
 
         Raises:
             ConfigError: it is no fusion or has nothing to train, or a tracker is not installed.
@@ -97,18 +95,27 @@ class MoLTrainer:
         self.global_step = self.current_epoch = 0
         self.best_loss = math.inf
         self.should_stop = False
-        self.optimizer: Any = None
-        self.scheduler: torch.optim.lr_scheduler.LambdaLR | None = None
         parameter_groups(self.model.named_parameters(), self.config)  # to refuse early
         self._tokenizer = tokenizer
         self.accelerator = make_accelerator(self.config, self.mol)
-        self._objective = Objective(self.model, self.config, self._sum)
-        self._module: Any = self._objective  # what accelerate makes of it
+        self._teachers = self._checked_teachers(teachers)
+        self._annealing = Annealing(self.mol, self.config.dense_steps)
+        self._objective = self._make_objective()
+        self._stepper: Stepper | None = None
         self._evaluated: int | None = None
         self._without_gain = 0
-        self._rates: dict[str, float] = {}
         self._position = Position()
         self._resumed: TrainingState | None = None
+
+    @property
+    def optimizer(self) -> Any:  # noqa: ANN401 - as accelerate wraps it
+        """The optimiser; None until `setup_optimization`."""
+        return None if self._stepper is None else self._stepper.optimizer
+
+    @property
+    def scheduler(self) -> torch.optim.lr_scheduler.LambdaLR | None:
+        """The schedule of the learning rates; None until `setup_optimization`."""
+        return None if self._stepper is None else self._stepper.scheduler
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -126,17 +133,13 @@ class MoLTrainer:
         Args:
             steps: of the whole run; `max_steps` if None. Without either the rates are constant after the warm-up.
         """
-        for parameter in self.model.parameters():
-            if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
-                parameter.data = parameter.data.float()  # steps of 1e-4 are lost to 8 bits
         self.freeze_experts()
-        optimizer = torch.optim.AdamW(parameter_groups(self.model.named_parameters(), self.config))
-        self.scheduler = make_schedule(optimizer, self.config, self.config.max_steps if steps is None else steps)
         self.accelerator.free_memory()
-        self._objective = Objective(self.model, self.config, self._sum)
+        self._objective = self._make_objective()
         # A fusion with devices of its own stays where it is.
-        place = [self.mol.config.device_map is None, True]
-        self._module, self.optimizer = self.accelerator.prepare(self._objective, optimizer, device_placement=place)
+        place = self.mol.config.device_map is None
+        steps = self.config.max_steps if steps is None else steps
+        self._stepper = Stepper(self.accelerator, self._objective, self.config, steps, place=place)
 
     def compute_loss(
         self,
@@ -159,7 +162,7 @@ class MoLTrainer:
         batch = self._objective.prepared({name: value for name, value in given.items() if value is not None})
         with self.accelerator.autocast():
             loss, terms = self._objective(batch, *self._objective.counts(batch).clamp(min=1.0))
-        return loss, self._named(terms)
+        return loss, self._objective.named(terms)
 
     def train_step(self, batch: Mapping[str, torch.Tensor]) -> dict[str, float]:
         """Train on one batch, and return what `compute_loss` does, with `learning_rate` and `grad_norm`.
@@ -167,9 +170,10 @@ class MoLTrainer:
         Raises:
             FusionError: loss or gradients are not finite; nothing was changed.
         """
-        if self.optimizer is None:
+        if self._stepper is None:
             self.setup_optimization()
-        return self._metrics(*self._step([batch])[:2])
+        made = self._step([batch])
+        return self._stepped.metrics(made.terms, made.norm)
 
     def train(
         self,
@@ -200,8 +204,8 @@ class MoLTrainer:
             self.load_checkpoint(path)
         loader = self._loader(train_dataloader, shuffle=True)
         checked = None if eval_dataloader is None else self._loader(eval_dataloader, shuffle=False)
-        per_epoch = _length(loader)
-        steps = self._steps(None if per_epoch is None else math.ceil(per_epoch / self._accumulated))
+        per_epoch = length_of(loader)
+        steps = steps_of_run(self.config, per_epoch)
         self._position = Position(per_epoch)
         if self._resumed is not None:
             self._position.check(self._resumed)
@@ -220,9 +224,9 @@ class MoLTrainer:
         finally:
             progress.close()
             end_trackers(self.accelerator)
+            self._annealing.end()
             self.model.train(before)
 
-    @torch.no_grad()
     def evaluate(self, dataloader: DataLoader[Any] | Any) -> dict[str, float]:  # noqa: ANN401 - rows and texts too
         """Return means over all tokens of some data, in eval mode: dropout and noise are off.
 
@@ -235,27 +239,7 @@ class MoLTrainer:
         Raises:
             ConfigError: there is no label to count in the data.
         """
-        before, random = self.model.training, random_state()
-        self.model.eval()
-        try:
-            sums = torch.zeros(len(NAMES) + 2, dtype=torch.float64, device=self.accelerator.device)
-            for given in self._loader(dataloader, shuffle=False):
-                batch = self._objective.prepared(given)
-                counts = self._objective.counts(batch)
-                with self.accelerator.autocast():
-                    _, terms = self._objective(batch, 1.0, 1.0)
-                sums += torch.cat([terms.double(), counts.to(terms.device)]).to(sums.device)
-        finally:
-            self.model.train(before)
-            restore_random(random)  # so that evaluating changes no training
-        *totals, labels, tokens = self._sum(sums).tolist()
-        if not labels:
-            raise ConfigError("the data to evaluate on have no label that counts")
-        terms = dict(zip(NAMES, totals, strict=True))
-        loss = terms["lm_loss"] / labels
-        routing = (terms["total_loss"] - terms["lm_loss"]) / tokens
-        entropy = terms["router_entropy"] / tokens
-        return {"eval_loss": loss + routing, "eval_lm_loss": loss, "eval_router_entropy": entropy}
+        return evaluate(self.accelerator, self._objective, self._loader(dataloader, shuffle=False))
 
     def save_checkpoint(self, is_best: bool = False, is_final: bool = False) -> Path:
         """Write `best_checkpoint`, `final_checkpoint` or else `checkpoint_step_N` in `output_dir`, and return its name.
@@ -320,33 +304,9 @@ class MoLTrainer:
         kept = {} if self.optimizer is None else optimizer_state(self.optimizer.optimizer)
         return TrainingState(progress, weights, kept, states)
 
-    @property
-    def _accumulated(self) -> int:
-        return self.config.gradient_accumulation_steps
-
     def _loader(self, data: Any, *, shuffle: bool) -> Any:  # noqa: ANN401 - in and out, whatever is given
-        from accelerate.data_loader import prepare_data_loader
-
         loader = make_loader(data, self.config.batch_size, lambda: self.tokenizer, shuffle=shuffle)
-        if shuffle:
-            return self.accelerator.prepare_data_loader(loader)
-        # No row is given twice to make the processes' shares even: each counts once.
-        state = self.accelerator.state
-        return prepare_data_loader(
-            loader, state.device, state.num_processes, state.process_index, put_on_device=True, even_batches=False
-        )
-
-    def _steps(self, per_epoch: int | None) -> int | None:
-        """Return the number of steps of the run, None if data have no length and nothing says."""
-        if per_epoch == 0:
-            raise ConfigError("there are no data: not a single batch")
-        if per_epoch is None and self.config.max_steps is None and self.config.lr_scheduler_type != "constant":
-            raise ConfigError(
-                f'lr_scheduler_type "{self.config.lr_scheduler_type}" ends at the last step, and data without a length '
-                'do not say which that is: set max_steps, or lr_scheduler_type="constant"'
-            )
-        bounds = [None if per_epoch is None else per_epoch * self.config.max_epochs, self.config.max_steps]
-        return min((bound for bound in bounds if bound is not None), default=None)
+        return prepare_loader(self.accelerator, loader, even=shuffle)
 
     def _begin(self) -> None:
         from accelerate.utils import set_seed
@@ -357,35 +317,28 @@ class MoLTrainer:
             self.global_step = self.current_epoch = 0
             self.best_loss, self._without_gain, self._evaluated = math.inf, 0, None
             return
-        restore_optimizer(self.optimizer.optimizer, self._resumed.optimizer)
-        schedule = self.scheduler
-        if schedule is not None:
-            schedule.last_epoch, schedule._step_count = self.global_step, self.global_step + 1
-            schedule._last_lr = [
-                base * factor(self.global_step)
-                for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
-            ]
-            for group, rate in zip(self.optimizer.param_groups, schedule._last_lr, strict=True):
-                group["lr"] = rate
+        self._stepped.go_on(self._resumed.optimizer, self.global_step)
 
     def _run(self, loader: Any, checked: Any, steps: int | None, progress: Progress) -> None:  # noqa: ANN401
         since = torch.zeros(len(NAMES), device=self.accelerator.device)
-        count = 0
+        count, accumulated = 0, self.config.gradient_accumulation_steps
         for epoch in range(self.current_epoch, self.config.max_epochs):
             self.current_epoch = epoch
-            batches = self._position.start(loader, self.current_epoch, self._accumulated, self._resumed)
+            batches = self._position.start(
+                loader, self.current_epoch, self.config.gradient_accumulation_steps, self._resumed
+            )
             self._resumed = None
-            while self.global_step != steps and (group := list(islice(batches, self._accumulated))):
-                terms, norm, tokens = self._step(group)
+            while self.global_step != steps and (group := list(islice(batches, accumulated))):
+                made = self._step(group)
                 self._position.batches += len(group)
-                since += terms
+                since += made.terms
                 count += 1
-                progress.step(tokens)
+                progress.step(made.tokens)
                 if self.callbacks:
-                    self._call("on_step_end", self._metrics(terms, norm))
+                    self._call("on_step_end", self._stepped.metrics(made.terms, made.norm))
                 done = self.should_stop or self.global_step == steps
                 if done or self.global_step % self.config.logging_steps == 0:
-                    self._report(self._metrics(since / count, norm), progress)
+                    self._report(self._stepped.metrics(since / count, made.norm), progress)
                     since.zero_()
                     count = 0
                 if checked is not None and self._is_due(self.config.eval_steps):
@@ -400,57 +353,38 @@ class MoLTrainer:
     def _is_due(self, every: int | None) -> bool:
         return every is not None and self.global_step % every == 0
 
-    def _step(self, given: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """Train on the batches of one optimiser step; return its terms, the norm of its gradients and its tokens."""
-        batches = [self._objective.prepared(batch) for batch in given]
-        counts = self._sum(torch.stack([self._objective.counts(batch) for batch in batches]).sum(0))
-        labels, tokens = counts.clamp(min=1.0)
-        self._module.train()
-        total = torch.zeros(len(NAMES), device=self.accelerator.device)
-        for number, batch in enumerate(batches, 1):
-            is_last = number == len(batches)
-            with nullcontext() if is_last else self.accelerator.no_sync(self._module):
-                loss, terms = self._module(batch, labels, tokens)
-                # Gradients of processes are averaged, and the losses here are parts of a sum.
-                self.accelerator.backward(loss * self.accelerator.num_processes)
-            total += terms.to(total.device)
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        norm = self.accelerator.clip_grad_norm_(parameters, self.config.gradient_clip_norm or math.inf)
-        if not bool(norm.isfinite()):
-            self.optimizer.zero_grad()
-            raise FusionError(
-                f"step {self.global_step + 1}: the gradients are not finite (loss {total[0].item():g}), so the step "
-                "was not made; lower the learning rates, look at the batch, or compute in float32"
-            )
-        self._rates = {group["name"]: group["lr"] for group in self.optimizer.param_groups}
-        self.optimizer.step()
-        if self.scheduler is not None:
-            self.scheduler.step()
-        self.optimizer.zero_grad()
+    @property
+    def _stepped(self) -> Stepper:
+        if self._stepper is None:
+            raise InternalError("a step was asked for before setup_optimization")
+        return self._stepper
+
+    def _step(self, batches: Sequence[Any]) -> StepResult:
+        """Train on the batches of one optimiser step."""
+        self._annealing.set_for(self.global_step)
+        before = self.mol.gradient_checkpointing
+        self.mol.gradient_checkpointing = before or self.config.use_gradient_checkpointing
+        try:
+            made = self._stepped.step(batches, self.global_step + 1)
+        finally:
+            self.mol.gradient_checkpointing = before
         self.global_step += 1
-        return self._sum(total), norm, tokens.item()
+        return made
 
-    def _sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the sum over all processes."""
-        if self.accelerator.num_processes == 1:
-            return tensor
-        summed: torch.Tensor = self.accelerator.reduce(tensor.to(self.accelerator.device), "sum")
-        return summed.to(tensor.device)
+    def _make_objective(self) -> Objective:
+        made = Objective(self.model, self.config, partial(sum_over_processes, self.accelerator), self._teachers)
+        self.mol.watch_shares(made.coefficients["load_balance_loss"], made.coefficients["router_entropy"])
+        return made
 
-    def _named(self, terms: torch.Tensor) -> dict[str, float]:
-        found = dict(zip(NAMES, terms.tolist(), strict=True))
-        coefficients = self._objective.coefficients
-        kept = ("total_loss", "lm_loss", "load_balance_loss", "router_entropy")
-        return {
-            **{name: value for name, value in found.items() if name in kept or coefficients.get(name)},
-            "entropy_penalty": coefficients["router_entropy"] * found["router_entropy"],
-        }
-
-    def _metrics(self, terms: torch.Tensor, norm: torch.Tensor) -> dict[str, float]:
-        rates = self._rates
-        metrics = {**self._named(terms), "grad_norm": norm.item()}
-        metrics["learning_rate"] = rates.get("adapters", rates.get("adapters_no_decay", rates.get("routers", 0.0)))
-        return metrics | ({"router_learning_rate": rates["routers"]} if "routers" in rates else {})
+    def _checked_teachers(self, models: Mapping[int, PreTrainedModel] | None) -> Teachers | None:
+        if bool(models) != bool(self.config.distillation_coeff):
+            raise ConfigError(
+                "distillation takes both, teachers (the models, by domain) and a distillation_coeff above 0: give both "
+                "or neither"
+            )
+        if not models:
+            return None
+        return Teachers(models, self.mol.open_host().model.config.get_text_config().vocab_size)
 
     def _report(self, metrics: dict[str, float], progress: Progress) -> None:
         rate = progress.report(metrics)
@@ -478,10 +412,3 @@ class MoLTrainer:
     def _call(self, what: str, *given: object) -> None:
         for callback in self.callbacks:
             getattr(callback, what)(self, *given)
-
-
-def _length(loader: Any) -> int | None:  # noqa: ANN401
-    try:
-        return len(loader)
-    except TypeError:  # of an iterable dataset
-        return None

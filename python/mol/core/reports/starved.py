@@ -1,4 +1,4 @@
-"""Warns in training of experts that a router hardly uses any more: they learn nothing, and may stay unused."""
+"""Warns in training of experts that a router hardly uses any more, and of one that gets nearly all tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from mol.config.mol_config import MoLConfig
     from mol.core.mol_layer import ExpertSpec, Routing
 
 _log: Final = logging.getLogger("mol")
@@ -18,20 +17,22 @@ _STEPS: Final = 50
 """Forwards between two checks: each is a device sync."""
 _LEAST: Final = 0.05
 """The least share, relative to an even one."""
+_MOST: Final = 0.95
+"""The largest share."""
 
 
 class ShareWatch:
     """Sums the weight of each expert over the last forwards of training."""
 
-    def __init__(self, settings: MoLConfig) -> None:
-        """Start with no forward; a warning names these settings."""
-        self._settings = settings
+    def __init__(self, load_balancing_coeff: float, entropy_penalty_coeff: float) -> None:
+        """Start with no forward; a warning names these coefficients."""
+        self._coefficients = load_balancing_coeff, entropy_penalty_coeff
         self._sums: dict[int, torch.Tensor] = {}
         self._count = 0
         self._said: set[tuple[int, int]] = set()
 
     def see(self, routings: Mapping[int, Routing], specs: Mapping[int, Sequence[ExpertSpec]]) -> None:
-        """Add one forward, and warn once of each expert whose share is near 0.
+        """Add one forward, and warn once of each expert whose share is near 0, or else of one whose share is near 1.
 
         Args:
             routings: by position, the output of the routers; weights are 0 for padding.
@@ -54,7 +55,16 @@ class ShareWatch:
                         "layer %d: over the last %d training steps the router gave %.1f%% to %s, one of %d experts, so "
                         "it learns nothing; a larger load_balancing_coeff (%g) or a smaller entropy_penalty_coeff (%g) "
                         "keeps it in use",
-                        position, _STEPS, 100 * share, specs[position][number], len(shares),
-                        self._settings.load_balancing_coeff, self._settings.entropy_penalty_coeff,
+                        position, _STEPS, 100 * share, specs[position][number], len(shares), *self._coefficients,
                     )  # fmt: skip
+            first = max(range(len(shares)), key=shares.__getitem__)
+            told = any(layer == position for layer, _ in self._said)
+            if shares[first] > _MOST and not told:
+                self._said.add((position, -1))
+                _log.warning(
+                    "layer %d: over the last %d training steps the router gave %.1f%% to %s, one of %d experts, so the "
+                    "others hardly learn; a larger load_balancing_coeff (%g) or a smaller entropy_penalty_coeff (%g) "
+                    "spreads the tokens",
+                    position, _STEPS, 100 * shares[first], specs[position][first], len(shares), *self._coefficients,
+                )  # fmt: skip
         self._sums.clear()
