@@ -9,6 +9,7 @@ import pytest
 
 from mol.errors import ConfigError
 from mol.training import TrainingConfig
+from mol.training.accelerating import check_distribution
 
 PROMISED = {
     "learning_rate": 1e-4, "router_learning_rate": 1e-5, "weight_decay": 0.01, "batch_size": 8, "max_epochs": 10,
@@ -68,6 +69,14 @@ def test_all_that_is_wrong_is_listed_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         TrainingConfig(learning_rate=-1.0, batch_size=0, freeze_experts=False)
     assert all(word in str(caught.value) for word in ("learning_rate", "batch_size", "freeze_experts"))
+
+
+@pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_ways_that_split_what_is_trained_are_refused(way: str) -> None:
+    with pytest.raises(ConfigError, match=f"accelerate was told to use {way}, .* start processes without it"):
+        check_distribution(way)
+    check_distribution("NO")
+    check_distribution("MULTI_CPU")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ def make_accelerator(config: TrainingConfig, runtime: Runtime) -> Any:  # noqa: 
     """Make an accelerator.
 
     Raises:
-        ConfigError: `accelerate launch` was told a precision that mol does not train in.
+        ConfigError: `accelerate launch` was told a precision or a way of sharing work that mol does not train in.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
@@ -36,7 +36,21 @@ def make_accelerator(config: TrainingConfig, runtime: Runtime) -> Any:  # noqa: 
     )
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ConfigError(f"accelerate was told mixed_precision={accelerator.mixed_precision!r}; wanted no or bf16")
+    check_distribution(accelerator.distributed_type.value)
     return accelerator
+
+
+def check_distribution(way: str) -> None:
+    """Refuse ways of accelerate to share the work that split parameters or optimiser between processes.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if way in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"):
+        raise ConfigError(
+            f"accelerate was told to use {way}, and checkpoints of training hold whole parameters: what is trained "
+            "is small, so start processes without it, each with all of it (DistributedDataParallel)"
+        )
 
 
 def start_trackers(accelerator: Any, config: TrainingConfig) -> None:  # noqa: ANN401
