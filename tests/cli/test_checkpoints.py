@@ -23,6 +23,14 @@ def test_what_is_not_there_is_said(verb: list[str], family: Path, capsys: pytest
     assert "nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", [["inspect"], ["diff", "base"]])
+def test_a_model_with_an_adapter_is_in_no_files(
+    verb: list[str], family: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*verb, "chat+lora"]) == 1
+    assert "`chat+lora` is a model with an adapter, which only a merge applies" in capsys.readouterr().err
+
+
 def test_diff_agrees_with_numpy(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diff", "base", "chat", "--json", "-j", "2"]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -78,7 +78,7 @@ def test_methods_to_come_are_refused_by_name(method: str) -> None:
         (SLERP + "slices: []\n", "config.yml:8: a recipe has either `models` or `slices`; here is both"),
         (SLERP + "modles: []\n", "config.yml:8: unknown key `modles` in a recipe; did you mean `models`?"),
         (SLERP + "modules: {}\n", "config.yml:8: `modules`: models of several modules come later"),
-        (SLERP + "name: b\n", "config.yml:8: a model is called `b` as this recipe is: stages come later"),
+        (SLERP + "name: b\n", "config.yml:8: a model is called `b`, as this recipe is; it cannot be made of itself"),
         (SLERP + "method: ties\n", "config.yml:8: `method` and `merge_method` differ; give one of them"),
         (
             SLERP + "use_safetensors: false\n",

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 
 from mol.config.document import Items, Table
-from mol.config.yaml_source import read_yaml
+from mol.config.yaml_source import read_documents
 from mol.errors import ConfigError
 from tests.config.toolkit import calls
 
 
 def refusal(text: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        read_yaml(text, "config.yml")
+        read_documents(text, "config.yml")
     return str(caught.value)
 
 
 def test_entries_know_their_lines() -> None:
-    table = read_yaml("a: 1\nb:\n  - x\n  -\n    c: 2\n", "config.yml")
+    (table,) = read_documents("a: 1\nb:\n  - x\n  -\n    c: 2\n", "config.yml")
     assert table == {"a": 1, "b": ["x", {"c": 2}]}
     assert [str(table.at(key)) for key in table] == ["config.yml:1", "config.yml:2"]
     items = table["b"]
@@ -45,13 +45,13 @@ def test_entries_know_their_lines() -> None:
     ],
 )
 def test_scalars(text: str, value: object) -> None:
-    table = read_yaml(f"key: {text}\n", "config.yml")
+    (table,) = read_documents(f"key: {text}\n", "config.yml")
     assert table["key"] == value
     assert type(table["key"]) is type(value)
 
 
 def test_anchors_aliases_and_merge_keys_work() -> None:
-    table = read_yaml("a: &a {x: 1, y: 2}\nb: *a\nc:\n  <<: *a\n  y: 3\n", "config.yml")
+    (table,) = read_documents("a: &a {x: 1, y: 2}\nb: *a\nc:\n  <<: *a\n  y: 3\n", "config.yml")
     assert table["b"] == {"x": 1, "y": 2}
     assert table["c"] == {"x": 1, "y": 3}
 
@@ -78,7 +78,8 @@ def test_empty(text: str) -> None:
         ("a:\n  b: {c: 1, c: 2}\n", "config.yml:2: key `c` is given twice, first on line 2"),
         ("a: &x [*x]\n", "config.yml:1: alias `*x` stands inside its own anchor"),
         ("a: 1\nb: *x\n", "config.yml:2: alias `*x` has no anchor `&x` before it"),
-        ("a: 1\n---\nb: 2\n", "config.yml:2: a second YAML document (`---`); recipes in several stages come later"),
+        ("a: 1\n---\n- b\n", "config.yml:3: a recipe is a map with keys such as `merge_method`; here is a list"),
+        ("a: &x 1\n---\nb: *x\n", "config.yml:3: alias `*x` has no anchor `&x` before it"),
         ("a: 1\n[b]: 2\n", "config.yml:2: a key of a map must be a word, not a list or a map"),
         (
             "a: !!python/object/apply:os.system [ls]\n",

@@ -71,9 +71,9 @@ def open_named(text: str, cache_dir: Path | None = None) -> Checkpoint:
         FileNotFoundError: It is neither a directory nor in the cache.
         MolError: The name is malformed, or the checkpoint is damaged or of a format that is not supported.
     """
-    from mol.config.merge_config import ModelReference
+    from mol.config.model_reference import whole_model
 
-    checkpoint = find(ModelReference.parse(text), cache_dir)
+    checkpoint = find(whole_model(text), cache_dir)
     if checkpoint is None:
         raise FileNotFoundError(
             f"{text}: no such directory, and the Hugging Face cache does not hold its weights; "

@@ -92,13 +92,14 @@ def _check_models(recipe: MergeConfig, options: MergeOptions) -> tuple[list[Mode
     from mol.structure.layers import find_structures
 
     cache = None if options.cache_dir is None else Path(options.cache_dir)
-    found = {reference: find(reference, cache) for reference in recipe.model_references()}
+    found = {reference: find(reference, cache) for reference in recipe.inputs()}
     missing = [reference for reference, checkpoint in found.items() if checkpoint is None]
     if missing:
         return missing, None
     at_hand = {reference: checkpoint for reference, checkpoint in found.items() if checkpoint is not None}
     tokenizer = recipe.tokenizer_source
-    if isinstance(tokenizer, ModelReference) and tokenizer not in at_hand and not Path(tokenizer.name).is_dir():
+    known = isinstance(tokenizer, ModelReference) and (tokenizer in at_hand or recipe.is_stage(tokenizer))
+    if isinstance(tokenizer, ModelReference) and not known and not Path(tokenizer.name).is_dir():
         structures = find_structures(at_hand)
         own_heads = find_own_heads(at_hand, structures)
         return [tokenizer], plan_merge(recipe, at_hand, options=options, own_heads=own_heads, structures=structures)

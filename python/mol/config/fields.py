@@ -58,13 +58,20 @@ class RecipeKeys(TypedDict, total=False):
     weights: Sequence[float] | Mapping[str, float]
     layer_range: Sequence[int]
     name: str
+    stages: Mapping[str, object]  # recipes in any form, by name
 
 
-_KEYS = ("models", "parameters", *RecipeKeys.__annotations__)
+_KEYS = ("models", "parameters", *(key for key in RecipeKeys.__annotations__ if key != "stages"))
 
 
 def read_fields(
-    table: Table, header: str, *, flat: bool | None = None, defaults: bool = True, resolved: bool = False
+    table: Table,
+    header: str,
+    *,
+    flat: bool | None = None,
+    defaults: bool = True,
+    resolved: bool = False,
+    staged: bool = False,
 ) -> dict[str, Any]:
     """Read and check a recipe; return the fields of MergeConfig.
 
@@ -74,6 +81,7 @@ def read_fields(
         flat: whether it is in the Python or flat form; None looks at the recipe.
         defaults: whether the defaults of those forms are filled in.
         resolved: whether each model has one name only, as after the commits of its revisions are known.
+        staged: whether it is one of several documents, which know each other by `name`.
 
     Raises:
         ConfigError: lists everything that is wrong.
@@ -103,7 +111,8 @@ def read_fields(
         parameters = _with_flat_defaults(recipe, parameters, base_model, inputs, reader.spec, reader)
     if reader.spec and inputs.sound:
         check_inputs(inputs, reader.spec, base_model, parameters, reader, weighs_base=weighs_base, resolved=resolved)
-    _note_name(recipe, inputs, reader)
+    if not staged:
+        _note_name(recipe, inputs, reader)
     tokenizer = read_tokenizer(recipe, base_model, inputs, reader)
     reader.problems.raise_any(header)
     return {
@@ -148,12 +157,14 @@ def _refuse_repeated(value: object, reader: ValueReader) -> None:
 
 
 def _note_name(recipe: Table, inputs: Inputs, reader: ValueReader) -> None:
-    """Note the `name` of a recipe, or refuse it where a model is called so: that is a recipe in several stages."""
+    """Note the `name` of a recipe of one document, or refuse it where a model is called so."""
     name = recipe.get("name")
     if name is None:
         return
     if isinstance(name, str) and any(model.name == name and not is_local(name) for model in inputs.models()):
-        reader.problems.add(recipe.at("name"), f"a model is called `{name}` as this recipe is: stages come later")
+        reader.problems.add(
+            recipe.at("name"), f"a model is called `{name}`, as this recipe is; it cannot be made of itself"
+        )
     else:
         reader.notes.append(f"`name: {shown(name)}` has no effect: it only distinguishes stages of a recipe")
 

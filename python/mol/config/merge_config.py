@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 
-from mol.config.document import Table, from_python
+from mol.config.document import Location, Problems, Table, from_python, shown
 from mol.config.fields import RecipeKeys, read_fields
 from mol.config.methods import METHODS, Required, Scalar
 from mol.config.model_reference import ModelReference, may_be_one
 from mol.config.parameters import Chain, ParameterMap, Rule
 from mol.config.sources import SliceConfig, SourceConfig
+from mol.config.stages import Document, arrange, name_of
 from mol.config.yaml_source import read_source
 from mol.dtypes import DTYPE_NAMES
 from mol.errors import ConfigError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from mol.config.tokenizer import TokenizerSection
+
+    _Config = TypeVar("_Config", bound="MergeConfig")
 
 __all__ = ["MergeConfig", "ModelReference", "ParameterMap", "Rule", "Scalar", "SliceConfig", "SourceConfig"]
 
@@ -54,6 +57,8 @@ class MergeConfig:
         output_path: where the Python classes save.
         trust_remote_code: also copy Python files of the donor.
         allow_crimes: as in MergeOptions.
+        stages: recipes whose results this one takes as models, by the names that it calls them; each after those that
+            it needs itself.
         notes: one line for each thing in the recipe that has no effect, or that was filled in.
         source_text: the YAML as it was read.
         locations: where the recipe names each model first, as in "config.yml:4", for errors found later.
@@ -73,6 +78,7 @@ class MergeConfig:
     output_path: str | None
     trust_remote_code: bool
     allow_crimes: bool
+    stages: Mapping[str, MergeConfig] = field(hash=False)
     notes: tuple[str, ...] = field(compare=False)
     source_text: str | None = field(compare=False, repr=False)
     locations: dict[ModelReference, str] = field(init=False, compare=False, repr=False)
@@ -101,17 +107,21 @@ class MergeConfig:
         Raises:
             ConfigError: lists everything that is wrong with the recipe.
         """
+        stages = keys.pop("stages", None) or {}
         given = {"method": method, "models": models, "parameters": parameters, **keys}
         table = from_python({key: value for key, value in given.items() if value is not None})
         # The parts of a recipe that was checked before (dataclasses.replace) have their defaults already.
         parts = [*_listed(models), *_listed(keys.get("slices"))]
         fresh = not parts or any(not isinstance(part, (SourceConfig, SliceConfig)) for part in parts)
-        read = read_fields(table, "invalid recipe", flat=True, defaults=fresh)
+        read = read_fields(table, "invalid recipe", flat=True, defaults=fresh, staged=bool(stages))
         self._fill(read, source_text, notes)
+        if stages:
+            others = {name: _as_config(stage) for name, stage in stages.items()}
+            self._take_stages([*others.items(), (None, self)], "invalid recipe")
 
     def _fill(self, read: Mapping[str, Any], source_text: str | None, notes: Sequence[str] = ()) -> None:
         kept = tuple(dict.fromkeys((*notes, *read["notes"])))
-        self.__dict__.update(read, notes=kept, source_text=source_text, _chains={})
+        self.__dict__.update(read, stages={}, notes=kept, source_text=source_text, _chains={})
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the chains, which hold functions and are made again when needed."""
@@ -127,11 +137,11 @@ class MergeConfig:
         if not isinstance(recipe, Mapping):
             raise ConfigError(f"a recipe is a map of keys such as `merge_method`, not {type(recipe).__name__}")
         table = recipe if isinstance(recipe, Table) else from_python(recipe)
-        return cls._checked(table, "invalid recipe")
+        return cls._checked([table], "invalid recipe")
 
     @classmethod
     def from_yaml(cls, source: str | Path | bytes, where: str | None = None) -> Self:
-        """Read and check a recipe in mergekit's grammar or in the flat form.
+        """Read and check a recipe in mergekit's grammar or in the flat form, of one document or several.
 
         Args:
             source: a file's path, its bytes, or YAML text (a `str` with a line break).
@@ -141,13 +151,52 @@ class MergeConfig:
             ConfigError: lists everything that is wrong with the recipe, with lines.
             OSError: the file is missing or cannot be read.
         """
-        table, text, where = read_source(source, where)
-        return cls._checked(table, f"invalid recipe {where}", text)
+        tables, text, where = read_source(source, where)
+        return cls._checked(tables, f"invalid recipe {where}", text)
 
     @classmethod
-    def _checked(cls, table: Table, header: str, source_text: str | None = None) -> Self:
-        config = cls.__new__(cls)
-        config._fill(read_fields(table, header), source_text)
+    def _checked(cls, tables: Sequence[Table], header: str, source_text: str | None = None) -> Self:
+        problems = Problems()
+        named = [pair for table in tables for pair in _named_tables(table, problems, alone=len(tables) == 1)]
+        problems.raise_any(header)
+        read = []
+        listed: list[str] = []
+        for name, table in named:
+            config = cls.__new__(cls)
+            try:
+                config._fill(read_fields(table, header, staged=len(named) > 1), source_text)
+            except ConfigError as error:  # the problems of all documents are listed
+                if len(named) == 1:
+                    raise
+                listed += error.problems or [str(error)]
+            read.append((name, config))
+        if listed:
+            raise ConfigError.listing(header, listed)
+        if len(read) == 1:
+            return read[0][1]
+        locations = [table.at("name") for _, table in named]
+        return cls._take_stages(read, header, locations)
+
+    @staticmethod
+    def _take_stages(
+        read: Sequence[tuple[str | None, _Config]], header: str, locations: Sequence[Location] | None = None
+    ) -> _Config:
+        """Give the result of several documents those that it is made of."""
+        problems = Problems()
+        notes: list[str] = []
+        places = locations or [Location(name or "") for name, _ in read]
+        order, result = arrange(
+            [
+                Document(name, place, config.model_references())
+                for (name, config), place in zip(read, places, strict=True)
+            ],
+            problems,
+            notes,
+        )
+        problems.raise_any(header)
+        config = read[result][1]
+        object.__setattr__(config, "stages", {str(read[number][0]): read[number][1] for number in order})
+        object.__setattr__(config, "notes", tuple(dict.fromkeys((*config.notes, *notes))))
         return config
 
     def with_one_name_each(self, names: Mapping[ModelReference, ModelReference]) -> MergeConfig:
@@ -185,10 +234,12 @@ class MergeConfig:
             ]
             table["slices"] = from_python(parts)
         config = object.__new__(type(self))
-        config._fill(read_fields(table, "invalid recipe", flat=False, resolved=True), self.source_text)
+        read = read_fields(table, "invalid recipe", flat=False, resolved=True, staged=True)
+        config._fill(read, self.source_text)
         remarks = (f"`{name}` is the same commit as `{first}`: they are one model" for name, first in names.items())
         object.__setattr__(config, "notes", tuple(dict.fromkeys((*self.notes, *remarks))))
         object.__setattr__(config, "locations", self.locations)
+        object.__setattr__(config, "stages", self.stages)
         return config
 
     def _names_may_coincide(self) -> bool:
@@ -221,6 +272,8 @@ class MergeConfig:
         if self.output_path is not None:
             recipe["output_path"] = self.output_path
         recipe.update({key: True for key in ("trust_remote_code", "allow_crimes") if getattr(self, key)})
+        if self.stages:
+            recipe["stages"] = {name: stage.to_dict() for name, stage in self.stages.items()}
         return recipe
 
     def to_yaml(self) -> str:
@@ -240,6 +293,16 @@ class MergeConfig:
         found += [source.model for part in parts for source in part.sources]
         found += [base for base in (self.base_model, *(part.base_model for part in parts)) if base is not None]
         return tuple(dict.fromkeys(found))
+
+    def is_stage(self, reference: ModelReference) -> bool:
+        """Return whether a model is the result of one of the recipe's stages."""
+        return reference.revision is None and reference.name in self.stages
+
+    def inputs(self) -> tuple[ModelReference, ...]:
+        """Return every model that is read, of the recipe and of its stages, once."""
+        configs = (*self.stages.values(), self)
+        named = [reference for config in configs for reference in config.model_references()]
+        return tuple(dict.fromkeys(reference for reference in named if not self.is_stage(reference)))
 
     def donor(self) -> ModelReference:
         """Return the model whose config and tokenizer the output has: the base, else the first model listed."""
@@ -319,6 +382,31 @@ class MergeConfig:
     def _owner(self, slice_index: int, source: int | None) -> str:
         sources = self.slices[slice_index].sources if self.slices is not None else self.models or ()
         return "the recipe" if source is None else str(sources[source].model)
+
+
+def _named_tables(table: Table, problems: Problems, *, alone: bool) -> list[tuple[str | None, Table]]:
+    """Return a document with its name, after those that stand in its `stages` with theirs."""
+    found: list[tuple[str | None, Table]] = []
+    stages = table.get("stages")
+    if stages is not None and not isinstance(stages, Table):
+        problems.add(table.at("stages"), f"`stages` is a map from names to recipes, not {shown(stages)}")
+    elif stages is not None:
+        for word, stage in stages.items():
+            if not isinstance(stage, Table):
+                problems.add(stages.at(word), f"`{word}` in `stages` is a recipe, not {shown(stage)}")
+                continue
+            stage.put("name", word, stages.at(word))
+            found.append((name_of(stage, problems), stage))
+    rest = table.without("stages")
+    return [*found, (None if alone else name_of(rest, problems), rest)]
+
+
+def _as_config(stage: object) -> MergeConfig:
+    if isinstance(stage, MergeConfig):
+        return stage
+    if not isinstance(stage, Mapping):
+        raise ConfigError(f"a stage is a recipe, a map of keys such as `merge_method`, not {type(stage).__name__}")
+    return MergeConfig.from_dict(stage)
 
 
 def _listed(value: object) -> Sequence[object]:

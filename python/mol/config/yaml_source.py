@@ -42,7 +42,7 @@ class _Node:
     is_anchored: bool = False  # it, or something in it, carries an anchor
 
 
-def read_source(source: str | Path | bytes, where: str | None = None) -> tuple[Table, str, str]:
+def read_source(source: str | Path | bytes, where: str | None = None) -> tuple[list[Table], str, str]:
     """Read a recipe's YAML from wherever it is, without checking what it says.
 
     Args:
@@ -50,15 +50,15 @@ def read_source(source: str | Path | bytes, where: str | None = None) -> tuple[T
         where: what problems shall call it; the path, or "recipe", if None.
 
     Returns:
-        Its table, its text, and what problems call it.
+        The table of each of its documents, its text, and what problems call it.
 
     Raises:
-        ConfigError: it is too big, is not UTF-8, or is not the YAML of a map.
+        ConfigError: it is too big, is not UTF-8, or is not the YAML of maps.
         OSError: the file is missing or cannot be read.
     """
     if isinstance(source, str) and "\n" in source:
         where = where or "recipe"
-        return read_yaml(source, where), source, where
+        return read_documents(source, where), source, where
     if isinstance(source, bytes):
         data, where = source, where or "recipe"
     else:
@@ -66,7 +66,7 @@ def read_source(source: str | Path | bytes, where: str | None = None) -> tuple[T
         with Path(source).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     text = _decode(data, where)
-    return read_yaml(text, where), text, where
+    return read_documents(text, where), text, where
 
 
 def _decode(data: bytes, where: str) -> str:
@@ -79,29 +79,34 @@ def _decode(data: bytes, where: str) -> str:
         raise ConfigError(f"{where}:{line}: not UTF-8 text; give a YAML file") from error
 
 
-def read_yaml(text: str, where: str) -> Table:
-    """Read a recipe's YAML, which must be one document with a map at the top.
+def read_documents(text: str, where: str) -> list[Table]:
+    """Read a recipe's YAML: one document or several, each with a map at the top.
 
     Args:
         text: the YAML.
         where: name of the file, as problems shall call it.
 
     Raises:
-        ConfigError: the text is not YAML, is empty, holds several documents, a list or a scalar at the top, a key
-            twice, a tag, aliases that explode, or is nested too deeply; the message starts with `where:line`.
+        ConfigError: the text is not YAML, is empty, holds a list or a scalar at the top of a document, a key twice,
+            a tag, aliases that explode, or is nested too deeply; the message starts with `where:line`.
     """
     try:
-        root = _Reader(where).read(text)
+        roots = _Reader(where).read(text)
     except yaml.MarkedYAMLError as error:
         raise ConfigError(_describe(error, text, where)) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
-    if root is None or (root.scalar is None and root.items is None and root.pairs is None):
+    # A document with nothing in it, as `---` at the end begins one, is none.
+    roots = [root for root in roots if not (root.scalar is None and root.items is None and root.pairs is None)]
+    if not roots:
         raise ConfigError(f"{where}:1: the recipe is empty; it needs `merge_method`, and `models` or `slices`")
-    if root.pairs is None:
-        kind = "a list" if root.items is not None else f"the single value `{str(root.text)[:40]}`"
-        raise ConfigError(f"{where}:{root.line}: a recipe is a map with keys such as `merge_method`; here is {kind}")
-    return _to_table(root, Location(where, root.line), where)
+    for root in roots:
+        if root.pairs is None:
+            kind = "a list" if root.items is not None else f"the single value `{str(root.text)[:40]}`"
+            raise ConfigError(
+                f"{where}:{root.line}: a recipe is a map with keys such as `merge_method`; here is {kind}"
+            )
+    return [_to_table(root, Location(where, root.line), where) for root in roots]
 
 
 def _describe(error: yaml.MarkedYAMLError, text: str, where: str) -> str:
@@ -122,22 +127,19 @@ class _Reader:
         self._where = where
         self._anchors: dict[str, _Node] = {}
         self._open: list[_Node] = []
-        self._root: _Node | None = None
+        self._roots: list[_Node] = []
         self._aliased = 0
         self._scalars = yaml.SafeLoader("")  # knows what a plain scalar means
 
     def _refusal(self, line: int, message: str) -> ConfigError:
         return ConfigError(f"{self._where}:{line}: {message}")
 
-    def read(self, text: str) -> _Node | None:
-        """Return the root of the one document, or None where the text holds none."""
-        documents = 0
+    def read(self, text: str) -> list[_Node]:
+        """Return the root of each document."""
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             line = event.start_mark.line + 1 if event.start_mark else 1
             if isinstance(event, yaml.DocumentStartEvent):
-                documents += 1
-                if documents > 1:
-                    raise self._refusal(line, "a second YAML document (`---`); recipes in several stages come later")
+                self._anchors = {}  # of a document's own
             elif isinstance(event, yaml.AliasEvent):
                 self._attach(self._resolve_alias(str(event.anchor), line), line)
             elif isinstance(event, yaml.ScalarEvent):
@@ -148,7 +150,7 @@ class _Reader:
                 node = self._open.pop()
                 node.is_open = False
                 self._attach(node, line)
-        return self._root
+        return self._roots
 
     def _anchor(self, anchor: str | None, node: _Node) -> _Node:
         if anchor is not None:
@@ -182,7 +184,7 @@ class _Reader:
     def _attach(self, node: _Node, line: int) -> None:
         """Add a finished node to the container around it."""
         if not self._open:
-            self._root = node
+            self._roots.append(node)
             return
         parent = self._open[-1]
         parent.size += node.size

@@ -122,6 +122,7 @@ class Checkpoint:
         warnings: what may well surprise about its files, one line each.
         notes: what else there is to say of how it is made, one line each.
         made: how tensors are made that are not what a file holds under that name.
+        tables: the row tables that they are gathered by.
         parts: the directories that it is made of; empty where it is one.
     """
 
@@ -134,6 +135,7 @@ class Checkpoint:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     made: Mapping[str, Made] = field(default_factory=dict)
+    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
 
     @classmethod

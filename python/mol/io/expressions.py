@@ -34,15 +34,23 @@ def sources_of(expr: object) -> Iterator[Source]:
 
 def renumbered(expr: Expr, number: Callable[[int], int]) -> Expr:
     """Return an expression with other numbers of files."""
-    changed: Expr = _renumbered(expr, number)
+    changed: Expr = _changed(expr, number, "")
     return changed
 
 
-def _renumbered(part: Any, number: Callable[[int], int]) -> Any:  # noqa: ANN401 - any part of an expression
+def with_tables(expr: Expr, prefix: str) -> Expr:
+    """Return an expression with a prefix before the names of the row tables that it is gathered by."""
+    changed: Expr = _changed(expr, int, prefix)
+    return changed
+
+
+def _changed(part: Any, number: Callable[[int], int], prefix: str) -> Any:  # noqa: ANN401 - any part of an expression
     if isinstance(part, Source):
         return Source(number(part.input), part.tensor)
     if isinstance(part, Mapping):
-        return {key: _renumbered(value, number) for key, value in part.items()}
+        return {
+            key: prefix + value if key == "table" else _changed(value, number, prefix) for key, value in part.items()
+        }
     if isinstance(part, (list, tuple)):
-        return [_renumbered(value, number) for value in part]
+        return [_changed(value, number, prefix) for value in part]
     return part

@@ -79,6 +79,7 @@ class _Application:
             (*base.warnings, *self._warnings()),
             (*base.notes, self._summary(), *self._notes, *self._names.notes(adapter.name, base.name)),
             self._made,
+            base.tables,
             (*base.directories(), part),
         )
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mol.config.merge_config import MergeConfig
     from mol.io.checkpoint import Checkpoint, Part
     from mol.merge.joined import Joined
@@ -67,5 +69,8 @@ class PlannedMerge:
 
     def parts(self) -> tuple[Part, ...]:
         """Return every directory that the sources are made of, once, in their order."""
-        found = {part.directory: part for source in reversed(self.sources) for part in reversed(source.directories())}
-        return tuple(reversed(found.values()))
+        found: dict[Path, Part] = {}
+        for source in self.sources:
+            for part in source.directories():
+                found.setdefault(part.directory, part)
+        return tuple(found.values())

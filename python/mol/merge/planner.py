@@ -390,7 +390,10 @@ class _Planner:
             self._models,
             seed=options.seed,
             allow_nonfinite=options.allow_nonfinite,
-            tables={} if vocabulary is None else vocabulary.tables,
+            tables={
+                **({} if vocabulary is None else vocabulary.tables),
+                **{name: rows for model in self._models for name, rows in model.checkpoint.tables.items()},
+            },
         )
         for model in self._taking_part():
             if not self._tasks.reads(model):

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mol.config.model_reference import ModelReference
 from mol.errors import ConfigError, MergeCancelled, MergeError, MolError
 from mol.merge.options import MergeOptions
 
@@ -20,12 +21,14 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from mol import _rust
-    from mol.config import MergeConfig, ModelReference
+    from mol.config import MergeConfig
     from mol.io.checkpoint import Checkpoint
+    from mol.io.vocabulary import Vocabulary
     from mol.merge.card import Card
     from mol.merge.options import OptionFields
     from mol.merge.planned import PlannedMerge
     from mol.merge.side_files import SideFilePlan
+    from mol.merge.vocabularies import VocabularyRemarks
 
     Recipe = MergeConfig | Mapping[str, Any] | str | Path
     Progress = Callable[[int, int, int, int], object]
@@ -57,7 +60,7 @@ class MergeReport:
 
 
 def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None) -> dict[ModelReference, Checkpoint]:
-    """Find or download every model of a recipe and read the headers of its weights.
+    """Find or download every model of a recipe and of its stages, and read the headers of their weights.
 
     Raises:
         MolError: a model cannot be had or is damaged; where several are, a MergeError lists them.
@@ -72,7 +75,7 @@ def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None
     models: dict[ModelReference, Checkpoint] = {}  # without adapters: several may be on one
     failures: dict[ModelReference, MolError | OSError] = {}
     offline: list[str] = []
-    for reference in config.model_references():
+    for reference in config.inputs():
         try:
             model = models.get(reference.model)
             if model is None:
@@ -160,7 +163,7 @@ def run_merge(
     options = replace(options or MergeOptions(), **read_options(option_fields))
     config = load_recipe(recipe)
     target = _target(out, out_path, config)
-    named = config.model_references()
+    named = config.inputs()
     names = [reference.name for pair in named for reference in (pair, pair.adapter) if reference is not None]
     local = (Path(name).expanduser() for name in names)
     place = find_place(Path(target), inputs=filter(Path.is_dir, local))
@@ -313,34 +316,22 @@ def _execute(
 def _prepare(
     config: MergeConfig, options: MergeOptions, checkpoints: Mapping[ModelReference, Checkpoint] | None
 ) -> _Prepared:
-    from mol.io.vocabulary import read_vocabularies
     from mol.merge.card import prepare_card
-    from mol.merge.identity import refuse_unnameable, same_weights, spelled_twice
-    from mol.merge.joined import join_models
-    from mol.merge.planner import plan_merge
+    from mol.merge.identity import refuse_unnameable, same_weights
     from mol.merge.side_files import output_files, plan_side_files
-    from mol.merge.vocabularies import VocabularyRemarks, check_vocabularies
-    from mol.structure.heads import find_own_heads
-    from mol.structure.layers import find_structures
+    from mol.merge.stages import as_checkpoint
 
     opened = resolve_checkpoints(config, options) if checkpoints is None else checkpoints
     refuse_unnameable(opened)
-    config = config.with_one_name_each(spelled_twice({name: opened[name] for name in config.model_references()}))
-    donor = opened[config.donor()]
-    leader = _tokenizer_directory(config, opened, options)
-    tokenizer = leader if options.copy_tokenizer else donor.directory
-    directories = (donor.directory, *(opened[name].directory for name in config.model_references()), leader)
-    vocabularies = read_vocabularies(directories)
-    for vocabulary in vocabularies.values():
-        vocabulary.check()
-    join = partial(join_models, config, opened, vocabularies, leader)
-    structures = find_structures(opened)
-    own_heads = find_own_heads(opened, structures)
-    planned = plan_merge(config, opened, options=options, own_heads=own_heads, join=join, structures=structures)
-    tokens = VocabularyRemarks((), ())
-    if planned.joined is None:
-        crimes = options.allow_crimes or config.allow_crimes
-        tokens = check_vocabularies(planned, vocabularies, allow_crimes=crimes)
+    models = dict(opened)
+    for name, stage in config.stages.items():
+        try:
+            planned, tokenizer, _, tokens = _plan(stage, config, models, replace(options, dtype=None))
+            planned = replace(planned, warnings=(*planned.warnings, *tokens.warnings))
+            models[ModelReference(name)] = as_checkpoint(name, planned, tokenizer)
+        except MolError as error:
+            raise MergeError.listing(f"the stage {name} cannot be made", error.problems or [str(error)]) from error
+    planned, tokenizer, vocabularies, tokens = _plan(config, config, models, options)
     remarks = [*tokens.notes]
     side = plan_side_files(planned, tokenizer, vocabularies, options)
     if tokenizer != planned.donor.directory:
@@ -357,6 +348,40 @@ def _prepare(
     files = output_files(planned, side, card, options)
     planned = replace(planned, notes=(*planned.notes, *side.left_out), side_files=files)
     return _Prepared(planned, tokenizer, side, card)
+
+
+def _plan(
+    config: MergeConfig, whole: MergeConfig, models: Mapping[ModelReference, Checkpoint], options: MergeOptions
+) -> tuple[PlannedMerge, Path, dict[Path, Vocabulary], VocabularyRemarks]:
+    """Plan one document of a recipe, `whole`; return its plan, whose tokenizer it has, vocabularies and remarks."""
+    from mol.io.vocabulary import read_vocabularies
+    from mol.merge.identity import spelled_twice
+    from mol.merge.joined import join_models
+    from mol.merge.planner import plan_merge
+    from mol.merge.vocabularies import VocabularyRemarks, check_vocabularies
+    from mol.structure.heads import find_own_heads
+    from mol.structure.layers import find_structures
+
+    named = config.model_references()
+    config = config.with_one_name_each(
+        spelled_twice({name: models[name] for name in named if not whole.is_stage(name)})
+    )
+    donor = models[config.donor()]
+    leader = _tokenizer_directory(config, models, options)
+    tokenizer = leader if options.copy_tokenizer else donor.directory
+    directories = (donor.directory, *(models[name].directory for name in config.model_references()), leader)
+    vocabularies = read_vocabularies(directories)
+    for vocabulary in vocabularies.values():
+        vocabulary.check()
+    join = partial(join_models, config, models, vocabularies, leader)
+    structures = find_structures({name: models[name] for name in named})
+    own_heads = find_own_heads({name: models[name] for name in named}, structures)
+    planned = plan_merge(config, models, options=options, own_heads=own_heads, join=join, structures=structures)
+    tokens = VocabularyRemarks((), ())
+    if planned.joined is None:
+        crimes = options.allow_crimes or config.allow_crimes
+        tokens = check_vocabularies(planned, vocabularies, allow_crimes=crimes)
+    return planned, tokenizer, vocabularies, tokens
 
 
 def _check_space(place: Path, planned: PlannedMerge, preflight: str) -> None:

@@ -156,7 +156,7 @@ class BaseMergeMethod(ABC):
             MergeError: with every reason why these models cannot be merged.
         """
         models = self.load_models() if models is None else models
-        references = {str(reference): reference for reference in self.config.model_references()}
+        references = {str(reference): reference for reference in self.config.inputs()}
         missing = [name for name in references if name not in models]
         if missing:
             raise MergeError.listing("the recipe names models that were not given", missing)

@@ -1,0 +1,113 @@
+"""Recipes of several documents: which one is the result, and in which order the others are made before it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from mol.config.document import Location, Problems, Table, shown
+from mol.config.model_reference import is_local
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mol.config.model_reference import ModelReference
+
+
+class Document(NamedTuple):
+    """One document of a recipe, as far as the others are concerned.
+
+    Attributes:
+        name: what the others call its result; None where it has none.
+        location: where its name stands, or it does.
+        models: what it names as models.
+    """
+
+    name: str | None
+    location: Location
+    models: tuple[ModelReference, ...]
+
+
+def name_of(table: Table, problems: Problems) -> str | None:
+    """Read the name of a document; one that could be taken for something else is a problem and None."""
+    name, location = table.get("name"), table.at("name")
+    if name is None:
+        return None
+    if not isinstance(name, str) or not name.strip() or any(sign in name for sign in "+@"):
+        problems.add(location, f"`name` of a document is a word without `+` and `@`, not {shown(name)}")
+    elif is_local(name):
+        problems.add(location, f"`name: {name}`: there is a directory or file of that name, too; choose another")
+    else:
+        return name
+    return None
+
+
+def arrange(documents: Sequence[Document], problems: Problems, notes: list[str]) -> tuple[list[int], int]:
+    """Put documents in the order in which they are made.
+
+    The result is the one without a name; where all have one, the one that no other names.
+
+    Args:
+        documents: in the order of the recipe.
+        problems: collects why there is no such order.
+        notes: collects what has no effect.
+
+    Returns:
+        The numbers of the documents that the result needs, each after those that it needs itself; and the result's.
+    """
+    numbers: dict[str, int] = {}
+    for number, document in enumerate(documents):
+        if document.name is not None and numbers.setdefault(document.name, number) != number:
+            problems.add(document.location, f"two documents have the name `{document.name}`")
+    needs = [_needs(document, numbers, problems) for document in documents]
+    needed = {other for of_one in needs for other in of_one}
+    unnamed = [number for number, document in enumerate(documents) if document.name is None]
+    ends = unnamed or [number for number in range(len(documents)) if number not in needed]
+    if len(ends) != 1:
+        what = "have no `name`" if unnamed else "are named by no other"
+        listed = ", ".join(str(documents[number].location) for number in ends) or "none"
+        problems.add(
+            documents[ends[-1] if ends else 0].location,
+            f"one document is the result, the one without `name` or that no other names; here {listed} {what}",
+        )
+        return [], 0
+    (result,) = ends
+    order: list[int] = []
+    _visit(result, needs, documents, order, [], problems)
+    for number, document in enumerate(documents):
+        if number not in order:
+            notes.append(f"the document `{document.name}` has no effect: the result needs it for nothing")
+    return order[:-1], result
+
+
+def _needs(document: Document, numbers: dict[str, int], problems: Problems) -> list[int]:
+    found = []
+    for model in document.models:
+        if model.name in numbers and model.revision is None:
+            found.append(numbers[model.name])
+            if model.adapter is not None:
+                problems.add(
+                    document.location,
+                    f"`{model}`: `{model.name}` is another document; write the adapter after a model in that one",
+                )
+    return list(dict.fromkeys(found))
+
+
+def _visit(
+    number: int,
+    needs: Sequence[Sequence[int]],
+    documents: Sequence[Document],
+    order: list[int],
+    path: list[int],
+    problems: Problems,
+) -> None:
+    """Add a document after those that it needs."""
+    if number in order:
+        return
+    if number in path:
+        circle = " -> ".join(str(documents[step].name) for step in (*path[path.index(number) :], number))
+        problems.add(documents[number].location, f"a document is made of itself: {circle}")
+        return
+    for other in needs[number]:
+        _visit(other, needs, documents, order, [*path, number], problems)
+    if number not in order:
+        order.append(number)

@@ -1,0 +1,97 @@
+"""A planned merge as a model of the next one: its tensors are made while they are read, and none is written."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from mol.dtypes import BYTES
+from mol.errors import MergeError
+from mol.io.checkpoint import Checkpoint, CheckpointFile, Made, TensorInfo
+from mol.io.expressions import Source, with_tables
+from mol.merge.plan import COPY
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mol.io.expressions import Expr
+    from mol.merge.plan import Method
+    from mol.merge.planned import PlannedMerge
+
+# Methods that compute in f32 where the result is f32; the others do so in f64, as `WIDE` of the engine's says.
+_IN_F32: Final = frozenset({"ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce"})
+
+
+def as_checkpoint(name: str, planned: PlannedMerge, tokenizer: Path) -> Checkpoint:
+    """Return the result of a stage as a model, with the same bytes as if it had been written and read.
+
+    Args:
+        name: what the recipe calls it.
+        planned: the stage.
+        tokenizer: directory whose tokenizer it has.
+
+    Raises:
+        MergeError: it has files of its own, which only the last merge writes.
+    """
+    config, joined = planned.config, planned.joined
+    own = joined is not None and joined.new
+    if config.chat_template is not None or own or tokenizer != planned.donor.directory:
+        word = "chat_template" if config.chat_template is not None else "tokenizer_source"
+        raise MergeError(
+            f"`{word}`: a stage has the files of its base, since nothing of it is written; choose others in the "
+            "document of the result"
+        )
+    plan = planned.plan
+    files = tuple(CheckpointFile(Path(file.path), file.size, file.mtime_ns, file.header) for file in plan.inputs)
+    stored = _stored(planned)
+    tensors: dict[str, TensorInfo] = {}
+    made: dict[str, Made] = {}
+    for tensor, task in zip(plan.tensors, plan.tasks, strict=True):
+        dtype, of = tensor.dtype, task.of
+        size = math.prod(tensor.shape) * _bytes_of(dtype)
+        tensors[tensor.name] = TensorInfo(dtype, tensor.shape, size, 0)
+        if dtype in BYTES:
+            expr: Expr = of[0] if task.by is COPY else _computed(task.by, of, dtype)
+            if not isinstance(expr, Source) or stored.get((plan.inputs[expr.input].path, expr.tensor)) != dtype:
+                expr = {"cast": {"of": expr, "to": dtype}}  # rounded as it would be in a file
+            of = (with_tables(expr, f"{name}:") if plan.tables else expr,)
+        made[tensor.name] = Made(of, size * len(of))
+    counted = ", ".join(f"{count} by {method}" for method, count in planned.methods.items())
+    return Checkpoint(
+        name,
+        planned.donor.directory,
+        None,
+        files,
+        tensors,
+        planned.model_config,
+        tuple(f"{name}: {line}" for line in planned.warnings),
+        (
+            f"{name} is made while it is read, and not written: {len(tensors)} tensors ({counted})",
+            *(f"{name}: {line}" for line in (*planned.notes, *planned.copied, *planned.dropped)),
+        ),
+        made,
+        {f"{name}:{table}": rows for table, rows in plan.tables.items()},
+        planned.parts(),
+    )
+
+
+def _computed(by: Method, of: Sequence[Expr], dtype: str) -> Expr:
+    """Return the result of a method, computed as precisely as for a tensor of a dtype that is written."""
+    if dtype == "F64" or (dtype == "F32" and _IN_F32.isdisjoint(by)):
+        of = [{"cast": {"of": expr, "to": "F64"}} for expr in of]
+    return {"merged": {"by": by, "of": list(of)}}
+
+
+def _stored(planned: PlannedMerge) -> dict[tuple[str, str], str]:
+    """Return the dtypes of the tensors of files, by file and name."""
+    return {
+        (str(source.files[info.file].path), name): info.dtype
+        for source in planned.sources
+        for name, info in source.tensors.items()
+        if name not in source.made
+    }
+
+
+def _bytes_of(dtype: str) -> int:
+    return 1 if dtype == "BOOL" else int(dtype.lstrip("BFIU")) // 8

@@ -1,0 +1,235 @@
+"""A recipe of several documents gives the bytes of its documents run one after the other, and writes only the last."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from mol import run_merge
+from mol.config.methods import METHODS
+from mol.errors import MergeError
+from mol.merge.run import plan_recipe
+from tests.merge.models import ROWS, contents_of, llama_config, make_llama, weights_of
+from tests.merge.test_adapters import PLAIN, save_adapter
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("models")
+    for seed, name in enumerate("abc"):
+        make_llama(place / name, seed, layers=3)
+    save_adapter(place / "lora", PLAIN)
+    return place
+
+
+def each(place: Path, *names: str, **parameters: float) -> list[dict[str, Any]]:
+    return [{"model": name if "stage" in name else str(place / name), "parameters": parameters} for name in names]
+
+
+def staged(place: Path, method: str, *names: str, name: str | None = None, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+    """A document; `weight` and `density` are each model's."""
+    of_model = {key: more.pop(key) for key in ("weight", "density") if key in more}
+    named = {} if name is None else {"name": name}
+    return {**named, "merge_method": method, "models": each(place, *names, **of_model), **more}
+
+
+def in_one(documents: Sequence[dict[str, Any]], out: Path, **options: Any) -> Any:  # noqa: ANN401
+    return run_merge("---\n".join(yaml.safe_dump(document) for document in documents), out, **options)
+
+
+def one_by_one(documents: Sequence[dict[str, Any]], place: Path, **options: Any) -> Path:  # noqa: ANN401
+    """Run each document, into directories that stand for its name in those after it."""
+    for document in documents:
+        name = document.get("name", "result")
+        text = json.dumps(document)
+        for earlier in documents:
+            if (stage := earlier.get("name")) is not None:
+                text = text.replace(f'"{stage}"', json.dumps(str(place / stage)))
+        run_merge(json.loads(text) | {"name": None}, place / name, **options)
+    return place / "result"
+
+
+def recipes(place: Path) -> dict[str, list[dict[str, Any]]]:
+    base = {"base_model": str(place / "a")}
+    mixed = staged(place, "linear", "a", "b", name="stage", weight=0.7)
+    sliced = {
+        "merge_method": "passthrough",
+        "slices": [
+            {"sources": [{"model": "stage", "layer_range": [0, 2]}]},
+            {"sources": [{"model": str(place / "c"), "layer_range": [1, 3]}]},
+            {"sources": [{"model": "stage", "layer_range": [0, 1]}]},
+        ],
+    }
+    return {
+        "linear, then slerp": [mixed, staged(place, "slerp", "stage", "c", parameters={"t": 0.3}, base_model="stage")],
+        "ties, then ties": [
+            staged(place, "ties", "b", "c", name="stage", weight=0.6, density=0.4, **base),
+            staged(place, "ties", "stage", "b", weight=1.0, density=0.5, **base),
+        ],
+        "slerp, then linear": [
+            staged(place, "slerp", "a", "b", name="stage", parameters={"t": 0.4}, **base),
+            staged(place, "linear", "stage", "c", weight=1.0),
+        ],
+        "task arithmetic, then a copy": [
+            staged(place, "task_arithmetic", "b", "c", name="stage", weight=0.5, **base),
+            staged(place, "passthrough", "stage"),
+        ],
+        "dare, then nuslerp": [
+            staged(place, "dare_linear", "b", "c", name="stage", weight=0.5, density=0.5, **base),
+            staged(place, "nuslerp", "stage", "c", weight=1.0),
+        ],
+        "three stages": [
+            mixed,
+            staged(place, "slerp", "stage", "c", name="next-stage", parameters={"t": 0.2}, base_model="stage"),
+            staged(place, "ties", "stage", "next-stage", weight=1.0, density=0.6, **base),
+        ],
+        "slices of a stage": [mixed, sliced],
+        "an adapter in a stage": [
+            staged(place, "passthrough", "a+lora", name="stage"),
+            staged(place, "linear", "stage", "b", weight=1.0),
+        ],
+    }  # fmt: skip
+
+
+CASES = (
+    "linear, then slerp", "ties, then ties", "slerp, then linear", "task arithmetic, then a copy", "dare, then nuslerp",
+    "three stages", "slices of a stage", "an adapter in a stage",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        *((case, dtype) for case in CASES for dtype in ("float32", "bfloat16")),
+        *(("three stages", dtype) for dtype in ("float16", "float64")),
+    ],
+)
+def test_documents_in_one_give_the_bytes_of_one_after_the_other(
+    case: str, dtype: str, models: Path, tmp_path: Path
+) -> None:
+    documents = recipes(models)[case]
+    for document in documents:
+        document["dtype"] = dtype
+    if case == "an adapter in a stage":
+        documents[0]["models"][0]["model"] = f"{models / 'a'}+{models / 'lora'}"
+    report = in_one(documents, tmp_path / "out")
+    result = one_by_one(documents, tmp_path)
+    kept = {name for name in contents_of(result) if name.endswith(".safetensors") or name == "config.json"}
+    assert {name: contents_of(tmp_path / "out")[name] for name in kept} == {
+        name: contents_of(result)[name] for name in kept
+    }
+    assert report.bytes_read == report.planned.bytes_read
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stage_of_any_method_is_as_precise_as_one_in_a_file(method: str, models: Path, tmp_path: Path) -> None:
+    spec = METHODS[method]
+    names = ["b"] if spec.max_models == 1 else ["b", "c"]
+    of_model = {key: 0.5 for key in ("weight", "density") if key in spec.parameters}
+    document = staged(models, method, *names, name="stage", dtype="float32", **of_model)
+    if spec.base == "required":
+        document |= {"base_model": str(models / "b" if spec.max_models == 2 else models / "a")}
+    if "t" in spec.parameters:
+        document["parameters"] = {"t": 0.3}
+    documents = [document, staged(models, "linear", "stage", "a", weight=1.0)]
+    in_one(documents, tmp_path / "out")
+    result = one_by_one(documents, tmp_path)
+    assert contents_of(result)["model.safetensors"] == contents_of(tmp_path / "out")["model.safetensors"]
+
+
+def test_a_stage_has_the_dtype_that_it_would_have_in_a_file(models: Path, tmp_path: Path) -> None:
+    """A stage in bfloat16 under a result in float32: the rounding between them stays."""
+    documents = recipes(models)["linear, then slerp"]
+    documents[0]["dtype"] = "bfloat16"
+    in_one(documents, tmp_path / "out", dtype="float32")
+    result = one_by_one([documents[0], documents[1] | {"dtype": "float32"}], tmp_path)
+    assert contents_of(result)["model.safetensors"] == contents_of(tmp_path / "out")["model.safetensors"]
+
+
+def test_only_the_result_is_written_and_says_what_it_is_made_of(models: Path, tmp_path: Path) -> None:
+    documents = recipes(models)["three stages"]
+    in_one(documents, tmp_path / "new" / "out")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["out"]
+    manifest = json.loads((tmp_path / "new" / "out" / "mol_manifest.json").read_text())
+    assert [source["name"] for source in manifest["sources"]] == ["a", "b", "c"]
+    card = (tmp_path / "new" / "out" / "README.md").read_text()
+    assert "stage is made while it is read, and not written: 30 tensors (30 by linear)" in card
+    assert str(models) not in card
+
+
+def test_integer_tensors_of_stages_must_be_equal_in_all_inputs(tmp_path: Path) -> None:
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    for seed, name in enumerate("abc"):
+        make_llama(tmp_path / name, seed)
+        ids = np.arange(4, dtype=np.int64) + (name == "c")
+        save_file(weights_of(tmp_path / name) | {"model.position_ids": ids}, tmp_path / name / "model.safetensors")
+    documents = [
+        staged(tmp_path, "linear", "a", "b", name="stage", weight=1.0),
+        staged(tmp_path, "linear", "stage", "a", weight=1.0),
+    ]
+    in_one(documents, tmp_path / "out")
+    assert weights_of(tmp_path / "out")["model.position_ids"].tolist() == [0, 1, 2, 3]
+    documents[0]["models"] = each(tmp_path, "a", "c", weight=1.0)
+    with pytest.raises(MergeError, match=r"model\.position_ids"):
+        in_one(documents, tmp_path / "other")
+
+
+def test_a_stage_that_cannot_be_made_is_named(models: Path, tmp_path: Path) -> None:
+    make_llama(tmp_path / "deep", 4, layers=4)
+    documents = [
+        staged(models, "linear", "a", name="stage", weight=1.0),
+        staged(models, "linear", "stage", weight=1.0),
+    ]
+    documents[0]["models"] += each(tmp_path, "deep", weight=1.0)
+    with pytest.raises(MergeError, match="the stage stage cannot be made") as caught:
+        in_one(documents, tmp_path / "out")
+    assert "has 4 layers" in str(caught.value)
+
+
+@pytest.mark.parametrize("own", [{"chat_template": "{{ messages[0].content }} and more"}, {"tokenizer_source": "b"}])
+def test_files_of_a_stage_are_the_business_of_the_last(own: dict[str, Any], models: Path) -> None:
+    own = {key: str(models / value) if value == "b" else value for key, value in own.items()}
+    documents = [
+        staged(models, "linear", "a", "b", name="stage", weight=1.0, **own),
+        staged(models, "linear", "stage", weight=1.0),
+    ]
+    with pytest.raises(MergeError, match=f"`{next(iter(own))}`: a stage has the files of its base"):
+        plan_recipe("---\n".join(yaml.safe_dump(document) for document in documents))
+
+
+def test_heads_that_a_stage_unties_stay_so(tmp_path: Path) -> None:
+    make_llama(tmp_path / "a", 1)
+    make_llama(tmp_path / "b", 2, config__json=llama_config() | {"tie_word_embeddings": True})
+    documents = [
+        staged(tmp_path, "linear", "a", "b", name="stage", weight=1.0),
+        staged(tmp_path, "linear", "stage", "a", weight=1.0),
+    ]
+    in_one(documents, tmp_path / "out")
+    result = one_by_one(documents, tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        assert contents_of(result)[name] == contents_of(tmp_path / "out")[name]
+
+
+def test_a_stage_may_pair_its_rows_by_token(tmp_path: Path) -> None:
+    """Tables of gathers of stages and of the result stand beside each other in the plan."""
+    names = [f"token{i}" for i in range(ROWS)]
+    for seed, (name, tokens) in enumerate({"a": names, "b": names[::-1], "c": [*names[1:], names[0]]}.items()):
+        vocabulary = {"model": {"vocab": {token: i for i, token in enumerate(tokens)}}, "added_tokens": []}
+        make_llama(tmp_path / name, seed, tokenizer__json=vocabulary)
+    chosen = {"base_model": str(tmp_path / "a"), "tokenizer_source": "base"}
+    documents = [
+        staged(tmp_path, "task_arithmetic", "b", name="stage", weight=0.5, **chosen),
+        staged(tmp_path, "task_arithmetic", "stage", "c", weight=1.0, **chosen),
+    ]
+    in_one(documents, tmp_path / "out")
+    result = one_by_one(documents, tmp_path)
+    assert contents_of(result)["model.safetensors"] == contents_of(tmp_path / "out")["model.safetensors"]
