@@ -52,7 +52,7 @@ def _validate(console: Console, path: Path, options: MergeOptions, *, strict: bo
         problems = list(error.problems) if isinstance(error, MolError) and error.problems else [describe(error)]
         return {"recipe": str(path), "valid": False, "problems": problems}
     tensors = 0 if planned is None else len(planned.plan.tensors)
-    notes, warnings = (recipe.notes, ()) if planned is None else (planned.notes, planned.warnings)
+    notes, warnings = (recipe.notes, recipe.warnings) if planned is None else (planned.notes, planned.warnings)
     names = [str(reference) for reference in missing]
     checked = "the recipe"
     if tensors:

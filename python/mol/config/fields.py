@@ -93,6 +93,7 @@ def read_fields(
         flat = is_flat(recipe)
     if flat:
         recipe = to_mergekit_form(recipe, reader.spec, reader.problems, reader.notes)
+    reader.lenient = not flat
     plain = _read_plain_keys(recipe, reader, flat=flat)
     before = len(reader.problems)
     parameters = reader.parameters(recipe.get("parameters"), recipe.at("parameters"), of_model=False)
@@ -125,6 +126,7 @@ def read_fields(
         "tokenizer_source": None if tokenizer is None else tokenizer.source,
         "tokenizer": tokenizer if tokenizer and (tokenizer.tokens or tokenizer.pad_to_multiple_of) else None,
         "notes": tuple(dict.fromkeys(reader.notes)),
+        "warnings": tuple(dict.fromkeys(reader.warnings)),
         "locations": reader.locations,
     }
 

@@ -125,6 +125,8 @@ class _InputReader:
         recipe = self._reader.recipe
         if recipe is not None and word == recipe.get("merge_method"):
             self._reader.notes.append("`merge_method` in a slice has no effect in mergekit, and none here")
+        elif self._reader.lenient:
+            self._reader.ignore("merge_method", f"in a slice, {shown(word)},", ": a recipe has one method")
         else:
             self._reader.problems.add(
                 entry.at("merge_method"),

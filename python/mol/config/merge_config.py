@@ -60,6 +60,7 @@ class MergeConfig:
         stages: recipes whose results this one takes as models, by the names that it calls them; each after those that
             it needs itself.
         notes: one line for each thing in the recipe that has no effect, or that was filled in.
+        warnings: the same for what has no effect in mergekit either, and might be meant to have one.
         source_text: the YAML as it was read.
         locations: where the recipe names each model first, as in "config.yml:4", for errors found later.
     """
@@ -80,6 +81,7 @@ class MergeConfig:
     allow_crimes: bool
     stages: Mapping[str, MergeConfig] = field(hash=False)
     notes: tuple[str, ...] = field(compare=False)
+    warnings: tuple[str, ...] = field(init=False, compare=False)
     source_text: str | None = field(compare=False, repr=False)
     locations: dict[ModelReference, str] = field(init=False, compare=False, repr=False)
     _chains: dict[tuple[str, int, int | None], Chain] = field(init=False, compare=False, repr=False)
@@ -238,6 +240,7 @@ class MergeConfig:
         config._fill(read, self.source_text)
         remarks = (f"`{name}` is the same commit as `{first}`: they are one model" for name, first in names.items())
         object.__setattr__(config, "notes", tuple(dict.fromkeys((*self.notes, *remarks))))
+        object.__setattr__(config, "warnings", self.warnings)
         object.__setattr__(config, "locations", self.locations)
         object.__setattr__(config, "stages", self.stages)
         return config

@@ -19,6 +19,8 @@ from mol.text import closest, suggestion
 if TYPE_CHECKING:
     from collections.abc import Container
 
+_INPUTS = frozenset(("base_model", "models", "slices"))
+_SLIP = 0.8  # how like a known word one is that was meant
 _KEYS_OF_RECIPE = frozenset((
     "base_model", "chat_template", "dtype", "layer_alignment", "merge_method", "models", "out_dtype", "output_path",
     "slices", "tokenizer", "tokenizer_source",
@@ -32,6 +34,8 @@ class ValueReader:
         spec: the method, or None where the recipe names none that is known.
         problems: what is wrong so far.
         notes: what has no effect.
+        warnings: what has no effect and might be meant to have one.
+        lenient: what mergekit ignores is warned of, not refused: the recipe is in its grammar.
         locations: where each model is named first.
         recipe: the keys of the recipe, for words that stand in the wrong map.
         shared: the recipe's own parameters, once they are read.
@@ -42,6 +46,8 @@ class ValueReader:
         self.spec = spec
         self.problems = problems
         self.notes = notes
+        self.warnings: list[str] = []
+        self.lenient = False
         self.locations: dict[ModelReference, str] = {}
         self.recipe: Table | None = None
         self.shared = ParameterMap()
@@ -73,8 +79,16 @@ class ValueReader:
             elif (note := self._note_on(word, table[word], what)) is not None:
                 self.notes.append(note)
             else:
-                self.problems.add(table.at(word), f"unknown key `{word}` in {what}{self._way_out(word, known, what)}")
+                way_out, ignored = self._way_out(word, known, what)
+                if ignored and self.lenient:
+                    self.ignore(word, f"in {what}", way_out)
+                else:
+                    self.problems.add(table.at(word), f"unknown key `{word}` in {what}{way_out}")
         return len(self.problems) == before
+
+    def ignore(self, word: str, where: str, way_out: str = "") -> None:
+        """Warn of a word that mergekit takes no notice of."""
+        self.warnings.append(f"`{word}` {where} has no effect: mergekit ignores it, and so does mol{way_out}")
 
     def _note_on(self, word: str, value: object, what: str) -> str | None:
         """Return the note about a word in a map where it has no effect; None where it might be meant to have one."""
@@ -90,23 +104,30 @@ class ValueReader:
             return f"`{word}` in {what} has no effect in mergekit, and none here; its value is in effect anyway"
         return None
 
-    def _way_out(self, word: str, known: tuple[str, ...], what: str) -> str:
-        """Return what to write in place of an unknown key."""
+    def _way_out(self, word: str, known: tuple[str, ...], what: str) -> tuple[str, bool]:
+        """Return what to write in place of an unknown key, and whether a merge may go on without it.
+
+        It may not where a slip of the pen, or a part of the merge in the wrong place, would be lost with it.
+        """
         methods = METHODS.values() if self.spec is None else (self.spec,)
         if self._is_key_of_recipe(word, what):
-            return ": it is a key of the recipe, write it next to `merge_method`"
+            return ": it is a key of the recipe, write it next to `merge_method`", word not in _INPUTS
         spec = next((found for method in methods if (found := method.parameter(word))), None)
         if spec is not None and (spec.per_model or what == "a recipe"):
-            return f": write `parameters: {{{word}: ...}}`"
+            return f": write `parameters: {{{word}: ...}}`", not isinstance(spec.default, Required)
         if spec is not None:
-            return ": it belongs to the whole merge, in `parameters` of the recipe"
+            return ": it belongs to the whole merge, in `parameters` of the recipe", True
         if word.isdecimal():
-            return f": a decimal has a point, as in 0.{word}; a comma ends the entry"
+            return f": a decimal has a point, as in 0.{word}; a comma ends the entry", False
         parameters = [name for method in methods for name in method.parameters] if "parameters" in known else []
-        near = closest(word.lower().replace("-", "_"), (*known, *parameters))
+        meant = word.lower().replace("-", "_")
+        near = closest(meant, (*known, *parameters))
         if near is None:
-            return "; mergekit ignores such a key: leave it out, or make it a comment with `#`"
-        return f"; did you mean `parameters: {{{near}: ...}}`?" if near in parameters else f"; did you mean `{near}`?"
+            return "; mergekit ignores such a key: leave it out, or make it a comment with `#`", True
+        slip = closest(meant, (near,), cutoff=_SLIP) is not None
+        return (
+            f"; did you mean `parameters: {{{near}: ...}}`?" if near in parameters else f"; did you mean `{near}`?"
+        ), not slip
 
     def _is_key_of_recipe(self, word: str, what: str) -> bool:
         return what != "a recipe" and word in _KEYS_OF_RECIPE
@@ -197,9 +218,11 @@ class ValueReader:
                 f"`{word}` of a single model has no effect in mergekit, and none here; its value is in effect anyway"
             )
             return
-        self.problems.add(
-            location, f"`{word}` of a single model: it belongs to the whole merge, in `parameters` of the recipe"
-        )
+        way_out = ": it belongs to the whole merge, in `parameters` of the recipe"
+        if self.lenient:
+            self.ignore(word, "of a single model", way_out)
+        else:
+            self.problems.add(location, f"`{word}` of a single model{way_out}")
 
     def _parameter(self, word: str, location: Location, value: object, *, of_model: bool) -> ParameterSpec | None:
         spec = None if self.spec is None else self.spec.parameter(word)
@@ -215,17 +238,25 @@ class ValueReader:
         if self.spec is None and word in known:
             return None
         of_method = f" for {self.spec.name}" if self.spec is not None else ""
+        ignored = self.lenient
         if self._is_key_of_recipe(word, "`parameters`"):
-            hint = ": it is a key of the recipe, write it next to `parameters`"
+            hint, ignored = (
+                ": it is a key of the recipe, write it next to `parameters`",
+                ignored and word not in _INPUTS,
+            )
         elif word.isdecimal():
-            hint = f": a decimal has a point, as in 0.{word}; a comma ends the entry"
+            hint, ignored = f": a decimal has a point, as in 0.{word}; a comma ends the entry", False
         else:
+            ignored &= closest(word.lower().replace("-", "_"), own, cutoff=_SLIP) is None
             fitting = [name for name, found in own.items() if found.per_model or not of_model]
             listed = ", ".join(f"`{name}`" for name in own)
             hint = suggestion(word, fitting) or suggestion(word, own) or f"; its parameters are {listed}"
             if self.spec is None and not hint.startswith("; did"):
                 return None  # a parameter of the method that was meant, perhaps
-        self.problems.add(location, f"unknown parameter `{word}`{of_method}{hint}")
+        if ignored:
+            self.ignore(word, f"in `parameters`{of_method}", hint)
+        else:
+            self.problems.add(location, f"unknown parameter `{word}`{of_method}{hint}")
         return None
 
     def rules(self, value: object, location: Location, spec: ParameterSpec) -> tuple[Rule, ...]:

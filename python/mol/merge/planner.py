@@ -93,7 +93,8 @@ class _Planner:
         self._problems = Mismatches()
         self._notes: dict[str, None] = dict.fromkeys(config.notes)
         self._notes.update((line, None) for model in self._models for line in model.checkpoint.notes)
-        self._warnings = dict.fromkeys(line for model in self._models for line in model.checkpoint.warnings)
+        self._warnings = dict.fromkeys(config.warnings)
+        self._warnings.update((line, None) for model in self._models for line in model.checkpoint.warnings)
         self._slices = make_slices(config, models, self._problems)
         self._dtype = output_dtype(config, options)
         if config.out_dtype and config.dtype and options.dtype is None:
