@@ -67,10 +67,6 @@ def test_an_anchor_may_stand_at_any_depth_of_a_holder(holder: str) -> None:
         (LINEAR + "dtype: &d float16\ndtype: &e float32\n", "key `dtype` is given twice"),
         (SLERP.replace("  t: 0.5", "  t: &t 0.5\n  t: &u 0.6"), "key `t` is given twice"),
         (LINEAR + "mine: *nowhere\n", "alias `*nowhere` has no anchor `&nowhere` before it"),
-        (
-            LINEAR + "zzz: 1\n",
-            "unknown key `zzz` in a recipe; mergekit ignores such a key: leave it out, or make it a comment with `#`",
-        ),
     ],
 )
 def test_what_is_no_holder_of_anchors_stays_refused(text: str, problem: str) -> None:
@@ -131,36 +127,23 @@ def test_a_word_in_the_wrong_map_that_changes_nothing_is_noted_once(text: str) -
     ("text", "problem"),
     [
         (
-            PASSTHROUGH.replace("  - sources:", "  - merge_method: slerp\n    sources:"),
-            "config.yml:3: `merge_method` in a slice, 'slerp': mergekit ignores it; a recipe has one method",
-        ),
-        (
             PASSTHROUGH.replace("model: a,", "model: a, revision: v2,"),
             "config.yml:4: `revision` in an entry of `sources`: mergekit ignores it; write `model: NAME@REVISION`",
         ),
         (
-            PASSTHROUGH.replace("model: a,", "model: a, dtype: float16,"),
-            "config.yml:4: unknown key `dtype` in an entry of `sources`: it is a key of the recipe, write it next to "
-            "`merge_method`",
-        ),
-        (
-            TIES + "  dtype: float16\n",
-            "config.yml:7: unknown parameter `dtype` for ties: it is a key of the recipe, "
+            TIES + "  base_model: c\n",
+            "config.yml:7: unknown parameter `base_model` for ties: it is a key of the recipe, "
             "write it next to `parameters`",
         ),
         (
-            TIES + "normalize: false\n",
-            "config.yml:7: unknown key `normalize` in a recipe: write `parameters: {normalize: ...}`",
+            TIES.replace("model: b", "model: b\n    density: 0.5"),
+            "config.yml:5: unknown key `density` in an entry of `models`: write `parameters: {density: ...}`",
         ),
         (
             TIES + "nomalize: true\n",
             "config.yml:7: unknown key `nomalize` in a recipe; did you mean `parameters: {normalize: ...}`?",
         ),
         (TIES + "  nomalize: true\n", "config.yml:7: unknown parameter `nomalize` for ties; did you mean `normalize`?"),
-        (
-            TIES.replace("model: b", "model: b\n    parameters: {normalize: false}"),
-            "config.yml:5: `normalize` of a single model: it belongs to the whole merge, in `parameters` of the recipe",
-        ),
     ],
 )
 def test_a_word_in_the_wrong_map_that_may_mean_something_is_refused_with_the_way_out(text: str, problem: str) -> None:
@@ -168,10 +151,58 @@ def test_a_word_in_the_wrong_map_that_may_mean_something_is_refused_with_the_way
     assert found.startswith(problem)
 
 
+IGNORED = "has no effect: mergekit ignores it, and so does mol"
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        (
+            PASSTHROUGH.replace("  - sources:", "  - merge_method: slerp\n    sources:"),
+            f"`merge_method` in a slice, 'slerp', {IGNORED}: a recipe has one method",
+        ),
+        (
+            PASSTHROUGH.replace("model: a,", "model: a, dtype: float16,"),
+            f"`dtype` in an entry of `sources` {IGNORED}: it is a key of the recipe, write it next to `merge_method`",
+        ),
+        (
+            TIES + "  dtype: float16\n",
+            f"`dtype` in `parameters` for ties {IGNORED}: it is a key of the recipe, write it next to `parameters`",
+        ),
+        (TIES + "normalize: false\n", f"`normalize` in a recipe {IGNORED}: write `parameters: {{normalize: ...}}`"),
+        (
+            TIES.replace("model: b", "model: b\n    parameters: {normalize: false}"),
+            f"`normalize` of a single model {IGNORED}: it belongs to the whole merge, in `parameters` of the recipe",
+        ),
+        (
+            LINEAR + "monitoring: {smoothing: 0.3}\n",
+            f"`monitoring` in a recipe {IGNORED}; leave it out, or make it a comment with `#`",
+        ),
+        (SLERP + "  smoothing: 1\n", f"`smoothing` in `parameters` for slerp {IGNORED}; its parameters are `t`"),
+        (SLERP + "  tt: 1\n", f"`tt` in `parameters` for slerp {IGNORED}; did you mean `t`?"),
+    ],
+)
+def test_what_mergekit_ignores_is_warned_of_and_named(text: str, warning: str) -> None:
+    config = MergeConfig.from_yaml(text, "config.yml")
+    assert config.warnings == (warning,)
+    assert MergeConfig.from_yaml(config.to_yaml()).warnings == ()
+
+
+def test_in_a_recipe_of_the_short_form_or_in_python_nothing_is_ignored() -> None:
+    (problem,) = refusal("merge_method: linear\nmodels: [a, b]\nparameters: {weights: [1, 1]}\nzzz: 1\n")
+    assert problem.startswith("config.yml:4: unknown key `zzz` in a recipe; leave it out")
+    with pytest.raises(ConfigError, match="unknown parameter `zzz` for slerp"):
+        MergeConfig("slerp", ["a", "b"], {"zzz": 1})
+
+
+def test_more_ignored_words_than_a_recipe_has_are_refused() -> None:
+    with pytest.raises(ConfigError, match="more than 100 problems"):
+        MergeConfig.from_yaml(LINEAR + "\n".join(f"key{i}: {i}" for i in range(300)))
+
+
 def test_suggestions_are_words_of_the_method_in_use() -> None:
-    assert refusal(SLERP + "  wieght: 1\n") == (
-        "config.yml:8: unknown parameter `wieght` for slerp; its parameters are `t`",
-    )
+    config = MergeConfig.from_yaml(SLERP + "  smooth: 1\n")
+    assert config.warnings[0].endswith("; its parameters are `t`")
 
 
 @pytest.mark.parametrize(

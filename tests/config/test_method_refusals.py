@@ -29,8 +29,6 @@ from tests.config.toolkit import LINEAR, PASSTHROUGH, SLERP, TIES, refusal
         ("t: [1, {value: 1}]", "`t` mixes values with `{filter, value}` maps in one list"),
         ("t: [{value: 1}, [0, 1]]", "`t` mixes values with `{filter, value}` maps in one list"),
         ("t: [[0, 1]]", "`t` is [0, 1]; it must be a finite number"),
-        ("tt: 1\n  t: 1", "unknown parameter `tt` for slerp; did you mean `t`?"),
-        ("zzz: 1\n  t: 1", "unknown parameter `zzz` for slerp; its parameters are `t`"),
     ],
 )
 def test_values_of_parameters(text: str, problem: str) -> None:
@@ -72,10 +70,6 @@ def test_values_of_ties(text: str, problem: str) -> None:
             SLERP.replace("base_model: a", "base_model: c"),
             "config.yml:3: slerp takes exactly 2 models, the base among them; found 3; the base, c, "
             "is not listed and counts too",
-        ),
-        (
-            SLERP.replace("- model: b", "- model: b\n    parameters: {t: 1}"),
-            "config.yml:6: `t` of a single model: it belongs to the whole merge, in `parameters` of the recipe",
         ),
         (
             TIES.replace("- model: b", "- model: a"),

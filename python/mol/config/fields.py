@@ -93,7 +93,7 @@ def read_fields(
         flat = is_flat(recipe)
     if flat:
         recipe = to_mergekit_form(recipe, reader.spec, reader.problems, reader.notes)
-    reader.lenient = not flat
+    reader.lenient = not flat and reader.spec is not None
     plain = _read_plain_keys(recipe, reader, flat=flat)
     before = len(reader.problems)
     parameters = reader.parameters(recipe.get("parameters"), recipe.at("parameters"), of_model=False)

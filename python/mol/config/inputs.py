@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _HINTS = {
     "lora": "write `model: NAME+ADAPTER`",
+    "name": "a model is named by `model`",
 }
 
 
@@ -126,7 +127,8 @@ class _InputReader:
         if recipe is not None and word == recipe.get("merge_method"):
             self._reader.notes.append("`merge_method` in a slice has no effect in mergekit, and none here")
         elif self._reader.lenient:
-            self._reader.ignore("merge_method", f"in a slice, {shown(word)},", ": a recipe has one method")
+            where = f"in a slice, {shown(word)},"
+            self._reader.ignore("merge_method", where, entry.at("merge_method"), ": a recipe has one method")
         else:
             self._reader.problems.add(
                 entry.at("merge_method"),

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Container
 
 _INPUTS = frozenset(("base_model", "models", "slices"))
+_MOST_IGNORED = 100
 _SLIP = 0.8  # how like a known word one is that was meant
 _KEYS_OF_RECIPE = frozenset((
     "base_model", "chat_template", "dtype", "layer_alignment", "merge_method", "models", "out_dtype", "output_path",
@@ -81,14 +82,18 @@ class ValueReader:
             else:
                 way_out, ignored = self._way_out(word, known, what)
                 if ignored and self.lenient:
-                    self.ignore(word, f"in {what}", way_out)
+                    self.ignore(word, f"in {what}", table.at(word), way_out)
                 else:
                     self.problems.add(table.at(word), f"unknown key `{word}` in {what}{way_out}")
         return len(self.problems) == before
 
-    def ignore(self, word: str, where: str, way_out: str = "") -> None:
-        """Warn of a word that mergekit takes no notice of."""
-        self.warnings.append(f"`{word}` {where} has no effect: mergekit ignores it, and so does mol{way_out}")
+    def ignore(self, word: str, where: str, location: Location, way_out: str = "") -> None:
+        """Warn of a word that mergekit takes no notice of; where there are very many, this is no recipe."""
+        line = f"`{word}` {where} has no effect: mergekit ignores it, and so does mol{way_out}"
+        if len(self.warnings) < _MOST_IGNORED:
+            self.warnings.append(line)
+        else:
+            self.problems.add(location, line)
 
     def _note_on(self, word: str, value: object, what: str) -> str | None:
         """Return the note about a word in a map where it has no effect; None where it might be meant to have one."""
@@ -114,7 +119,7 @@ class ValueReader:
             return ": it is a key of the recipe, write it next to `merge_method`", word not in _INPUTS
         spec = next((found for method in methods if (found := method.parameter(word))), None)
         if spec is not None and (spec.per_model or what == "a recipe"):
-            return f": write `parameters: {{{word}: ...}}`", not isinstance(spec.default, Required)
+            return f": write `parameters: {{{word}: ...}}`", what == "a recipe"
         if spec is not None:
             return ": it belongs to the whole merge, in `parameters` of the recipe", True
         if word.isdecimal():
@@ -123,7 +128,7 @@ class ValueReader:
         meant = word.lower().replace("-", "_")
         near = closest(meant, (*known, *parameters))
         if near is None:
-            return "; mergekit ignores such a key: leave it out, or make it a comment with `#`", True
+            return "; leave it out, or make it a comment with `#`", True
         slip = closest(meant, (near,), cutoff=_SLIP) is not None
         return (
             f"; did you mean `parameters: {{{near}: ...}}`?" if near in parameters else f"; did you mean `{near}`?"
@@ -220,7 +225,7 @@ class ValueReader:
             return
         way_out = ": it belongs to the whole merge, in `parameters` of the recipe"
         if self.lenient:
-            self.ignore(word, "of a single model", way_out)
+            self.ignore(word, "of a single model", location, way_out)
         else:
             self.problems.add(location, f"`{word}` of a single model{way_out}")
 
@@ -254,7 +259,7 @@ class ValueReader:
             if self.spec is None and not hint.startswith("; did"):
                 return None  # a parameter of the method that was meant, perhaps
         if ignored:
-            self.ignore(word, f"in `parameters`{of_method}", hint)
+            self.ignore(word, f"in `parameters`{of_method}", location, hint)
         else:
             self.problems.add(location, f"unknown parameter `{word}`{of_method}{hint}")
         return None
