@@ -93,6 +93,122 @@ def nuslerp(
     return start + arc.ravel()
 
 
+def _length(vector: Tensor) -> float:
+    """The Euclidean norm, added up in pairs: as exact as the engine's sums, and BLAS is not."""
+    return float(np.sqrt((vector * vector).sum()))
+
+
+def multislerp(
+    tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = True, eps: float = 1e-8
+) -> Tensor:
+    """Walk from the mean direction of the models, or of their differences from a base, to their mean on the sphere.
+
+    The result is as long as they are on average, by weight. Two whose directions cancel are added up by weight; so are
+    vectors that are all zero.
+    """
+    base = tensors[0] if len(tensors) > len(weights) else np.zeros_like(tensors[0])
+    vectors = [model - base for model in tensors[len(tensors) - len(weights) :]]
+    shares = np.asarray(weights) / (sum(weights) if normalize else 1.0)
+    norms = np.array([_length(vector) for vector in vectors])
+    units = [vector / (norm + eps if norm > 0 else 1.0) for vector, norm in zip(vectors, norms, strict=True)]
+    mean = sum(share * unit for share, unit in zip(shares, units, strict=True))
+    length = _length(mean)
+    if len(vectors) == 1 or not norms.any() or (len(vectors) == 2 and length < max(eps, 1e-12)):
+        return base + sum(share * vector for share, vector in zip(shares, vectors, strict=True))
+    mean = mean / length
+    tangent = sum(share * (unit - (unit * mean).sum() * mean) for share, unit in zip(shares, units, strict=True))
+    angle = _length(tangent) + eps
+    moved = np.cos(angle) * mean + np.sinc(angle / np.pi) * tangent
+    return base + moved * (shares @ norms)
+
+
+def karcher(tensors: Sequence[Tensor], *, max_iter: int = 10, tol: float = 1e-5) -> Tensor:
+    """Find the point on the sphere with the least sum of squared angles, by steps along its surface.
+
+    The result is as long as the models are on average. Models whose norm is at most `tol` have no direction; where all
+    are such, the result is their mean. One that lies opposite to the mean has no say in a step.
+    """
+    norms = [_length(model) for model in tensors]
+    units = [model / norm for model, norm in zip(tensors, norms, strict=True) if norm > tol]
+    if not units:
+        return np.mean(tensors, axis=0)
+    mean: Tensor = np.mean(units, axis=0)
+    length = _length(mean)
+    mean = units[0] if length < max(tol, 1e-12) else mean / length
+    for _ in range(max_iter):
+        step = np.zeros_like(mean)
+        for unit in units:
+            cosine = np.clip((mean * unit).sum(), -1.0, 1.0)
+            angle = np.arccos(cosine)
+            if angle >= tol and angle > 0 and cosine >= -1 + 1e-8:
+                step += angle / np.sin(angle) * (unit - cosine * mean) / len(units)
+        length = _length(step)
+        if length < tol or length == 0:
+            break
+        mean = np.cos(length) * mean + np.sin(length) / length * step
+        mean /= _length(mean)
+    return np.mean(norms) * mean
+
+
+def nearswap(tensors: Sequence[Tensor], t: float) -> Tensor:
+    """Move each element of `a` by `t` towards `b`, and no further than `b`; a gap below 1e-6 counts as that."""
+    a, b = tensors
+    share = np.clip(t / np.maximum(np.abs(a - b), 1e-6), 0.0, 1.0)
+    return share * b + (1 - share) * a
+
+
+def arcee_fusion(
+    tensors: Sequence[Tensor], *, shape: Sequence[int], precision: type[np.floating] = np.float32
+) -> Tensor:
+    """Take the values of `b` where they matter most, and those of `a` elsewhere.
+
+    A value matters as much as its distance times the divergence of its row of `b` from that of `a`, both as
+    distributions by softmax, and must reach the median plus one and a half times the distance of the quartiles.
+    """
+    a, b = tensors
+    if a.size == 0:
+        return a
+    columns = shape[-1] if shape else 1
+    rows = [tensor.reshape(-1, columns) for tensor in tensors]  # (rows, columns)
+    powers = [np.exp(row - row.max(axis=1, keepdims=True)) for row in rows]
+    q, p = (power / power.sum(axis=1, keepdims=True) + 1e-8 for power in powers)
+    divergence = np.maximum((p * np.log(p / q)).sum(axis=1), 0.0).astype(precision)
+    distance = np.abs(b.astype(precision) - a.astype(precision))
+    importance = distance * np.repeat(divergence, columns)
+    ordered = np.sort(importance).astype(np.float64)
+    low, median, high = (ordered[int(share * (a.size - 1))] for share in (0.25, 0.5, 0.75))
+    return np.where(importance >= median + 1.5 * (high - low), b, a)
+
+
+def ram(tensors: Sequence[Tensor], epsilon: float = 1e-5) -> Tensor:
+    """Add to the base the mean of those task vectors that change an element by more than `epsilon`."""
+    base, *models = tensors
+    deltas = np.stack([model - base for model in models])  # (models, n)
+    changes = np.abs(deltas) > epsilon
+    return base + np.where(changes, deltas, 0.0).sum(axis=0) / np.maximum(changes.sum(axis=0), 1)
+
+
+def ramplus_tl(
+    tensors: Sequence[Tensor],
+    epsilon: float = 1e-5,
+    r: float = 0.1,
+    alpha: float = 0.2,
+) -> Tensor:
+    """Do as `ram`, but what only one model changes is multiplied by 1 + r * min(shared / unique, alpha).
+
+    `unique` counts the elements of the tensor that this model changes alone, `shared` those that others change too.
+    """
+    base, *models = tensors
+    deltas = np.stack([model - base for model in models])  # (models, n)
+    changes = np.abs(deltas) > epsilon
+    count = changes.sum(axis=0)
+    alone = changes & (count == 1)
+    unique, shared = alone.sum(axis=1), (changes & (count > 1)).sum(axis=1)
+    factor = 1 + r * np.clip(shared / np.maximum(unique, 1), 0, alpha)
+    mean = np.where(changes, deltas, 0.0).sum(axis=0) / np.maximum(count, 1)
+    return base + np.where(count == 1, (np.where(alone, deltas, 0.0) * factor[:, None]).sum(axis=0), mean)
+
+
 def task_arithmetic(
     tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = False, lambda_: float = 1.0
 ) -> Tensor:

@@ -128,7 +128,10 @@ impl Settled<'_> {
     /// Runs the method's sweeps, then computes the result tile by tile.
     fn merge<F: Lanes>(&self) -> Result<Done> {
         let sweep = Sweep::<F>::new(self.sources, self.job.settings);
-        let kernel = self.job.method.prepare(&sweep)?;
+        let kernel = self.job.method.prepare(&sweep).map_err(|error| match error {
+            Error::Merge(reason) => Error::Merge(format!("tensor `{}`: {reason}", self.job.name)),
+            error => error,
+        })?;
         // Count the sweeps as read only now: a progress bar that waits is better than one that runs backwards.
         self.job.settings.watch.add_read(sweep.len() * self.read * (self.job.method.sweeps() as usize - 1));
         let result = Made { settled: self, all: sweep.all(), kernel, sweep };

@@ -16,6 +16,7 @@ pub mod error;
 pub mod job;
 pub mod lanes;
 pub mod layout;
+pub mod math;
 pub mod methods;
 pub mod plan;
 #[cfg(feature = "python")]

@@ -37,6 +37,8 @@ pub trait Real:
     fn to_f32_odd(self) -> f32;
     /// Returns the magnitude as an ordered integer.
     fn key(self) -> Self::Key;
+    /// Returns the magnitude that has a key.
+    fn from_key(key: Self::Key) -> Self;
     /// Returns `self` if `keep`, else +0, without a branch.
     fn keep_if(self, keep: bool) -> Self;
     /// Returns the absolute value.
@@ -80,6 +82,10 @@ macro_rules! real {
             #[inline(always)]
             fn key(self) -> $key {
                 (self.to_bits() & !$sign) as $key
+            }
+            #[inline(always)]
+            fn from_key(key: $key) -> Self {
+                Self::from_bits(key as $bits)
             }
             #[inline(always)]
             fn keep_if(self, keep: bool) -> Self {

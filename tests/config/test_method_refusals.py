@@ -53,6 +53,61 @@ def test_values_of_ties(text: str, problem: str) -> None:
     assert refusal(TIES + f"  {text}\n") == (f"config.yml:{line}: {problem}",)
 
 
+KARCHER = "merge_method: karcher\nmodels:\n  - model: a\n  - model: b\n"
+FUSION = "merge_method: arcee_fusion\nbase_model: a\nmodels:\n  - model: b\n"
+MULTISLERP = LINEAR.replace("linear", "multislerp")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            KARCHER + "parameters: {max_iter: 2.5}\n",
+            "config.yml:5: `max_iter` is 2.5; it must be a whole number from 0 to 100000",
+        ),
+        (
+            KARCHER + "parameters: {max_iter: -1, tol: -1}\n",
+            "config.yml:5: `max_iter` is -1; it must be a whole number from 0 to 100000",
+        ),
+        (KARCHER + "parameters: {max_iter: -1, tol: -1}\n", "config.yml:5: `tol` is -1; it must be 0 or more"),
+        (
+            KARCHER + "base_model: c\n",
+            "config.yml:2: `base_model` c is not among `models`: karcher has no base, mergekit takes it as one more "
+            "input, like those that are listed; list it among `models`, or leave `base_model` out",
+        ),
+        (
+            MULTISLERP.replace("weight: 1", "weight: 0"),
+            "config.yml:2: the weights [0.0, 0.0] sum to zero, and `normalize_weights: true` divides by their sum; "
+            "change them or set `normalize_weights: false`",
+        ),
+        (MULTISLERP.replace("weight: 1", "eps: 1"), "config.yml:6: `eps` is 1; it must be from 0 to 0.001"),
+        (SLERP.replace("slerp", "nearswap").replace("0.5", "-1"), "config.yml:7: `t` is -1; it must be 0 or more"),
+        (
+            FUSION + "  - model: c\n",
+            "config.yml:3: arcee_fusion takes exactly 2 models, the base among them; found 3; the base, a, "
+            "is not listed and counts too",
+        ),
+        (FUSION + "parameters: {zzz: 1}\n", "config.yml:5: unknown parameter `zzz` for arcee_fusion; it has none"),
+        (
+            "method: arcee_fusion\nmodels: [a, b]\nparameters: {self_attn: 1}\n",
+            "config.yml:3: `self_attn`: arcee_fusion has no parameters",
+        ),
+    ],
+)
+def test_values_of_other_methods(text: str, problem: str) -> None:
+    assert problem in refusal(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("max_iter: 1e3", 1000), ("max_iter: 1000", 1000), ("max_iter: '20'", 20)],
+)
+def test_whole_numbers(text: str, value: int) -> None:
+    config = MergeConfig.from_yaml(KARCHER + f"parameters: {{{text}}}\n")
+    assert config.parameters.to_dict() == {"max_iter": value}
+    assert isinstance(config.parameters.to_dict()["max_iter"], int)
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

@@ -19,6 +19,12 @@ from mol.config.methods import LATER_METHODS, METHODS, REQUIRED, foreign_paramet
             {"weight": REQUIRED, "density": 1.0},
             {"normalize": True, "rescale": False, "lambda": 1.0, "majority_sign_method": "total"},
         ),
+        ("multislerp", {"weight": REQUIRED}, {"normalize_weights": True, "eps": 1e-8}),
+        ("karcher", {}, {"max_iter": 10, "tol": 1e-5}),
+        ("nearswap", {}, {"t": REQUIRED}),
+        ("arcee_fusion", {}, {}),
+        ("ram", {}, {"epsilon": 1e-5}),
+        ("ramplus_tl", {}, {"epsilon": 1e-5, "r": 0.1, "alpha": 0.2}),
         ("passthrough", {"scale": 1.0}, {}),
     ],
 )

@@ -15,11 +15,14 @@ from tests.engine.toolkit import (
     decode,
     encode,
     execute,
+    karcher,
     linear,
     merge,
     merge_one,
+    multislerp,
     of_rows,
     plan_of,
+    ramplus,
     read_shard,
     slerp,
     task_arithmetic,
@@ -70,18 +73,25 @@ METHODS: dict[str, tuple[int, Method]] = {
     "nuslerp over a base": (3, nuslerp(0.3, 0.5)),
     "nuslerp of rows": (2, nuslerp(0.4, 0.2, nuslerp_flatten=False)),
     "nuslerp of columns": (2, nuslerp(0.4, 0.2, nuslerp_flatten=False, nuslerp_row_wise=True)),
+    "multislerp over a base": (4, multislerp(0.3, 0.9, 0.5)),
+    "multislerp, not normalized": (4, multislerp(0.3, 0.9, -0.5, normalize=False, eps=1e-3)),
+    "karcher to the end": (4, karcher(1000, 1e-9)),
+    "nearswap": (2, {"nearswap": {"t": 0.002}}),
+    "ram": (4, {"ram": {"epsilon": 1e-3}}),
+    "ram+": (4, ramplus(1e-3, 0.5, 0.9)),
     "dare": (4, dare([0.3, -0.7, 1.1], [0.5, 0.9, 0.1], lambda_=0.8)),
     "dare of models that are numbered": (4, dare([0.3, -0.7, 1.1], [0.5, 0.9, 0.1], [5, 2**32 - 1, 2])),
     "dare, not rescaled": (3, dare([0.3, 0.9], [0.4, 1.0], rescale=False, normalize=True)),
     **of_rows(),
 }
 
-# Where rows and columns have angles of their own.
+# Where rows and columns have numbers of their own.
 MATRICES = {
     "rows": (2, nuslerp(0.4, 0.2, nuslerp_flatten=False)),
     "columns": (2, nuslerp(0.4, 0.2, nuslerp_flatten=False, nuslerp_row_wise=True)),
     "rows over a base": (3, nuslerp(0.4, 0.2, nuslerp_flatten=False)),
     "columns over a base": (3, nuslerp(0.4, 0.2, nuslerp_flatten=False, nuslerp_row_wise=True)),
+    "divergences of rows": (2, {"arcee_fusion": {}}),
 }
 
 # (dtype of the base or first model, of the second, ...), dtype of the output
@@ -131,6 +141,11 @@ def test_any_number_of_models(tmp_path: Path, models: int) -> None:
         "task arithmetic": Case(task_arithmetic(*weights, lambda_=0.5), sources, "BF16"),
         "ties": Case(ties(weights, densities), sources, "BF16"),
         "ties by count": Case(ties(weights, densities, vote="count", normalize=False), sources, "F32"),
+        "multislerp": Case(multislerp(*weights), sources[1:], "BF16"),
+        "multislerp over a base": Case(multislerp(*weights), sources, "F32"),
+        "karcher": Case(karcher(), sources[1:], "F32"),
+        "ram": Case({"ram": {"epsilon": 0.001}}, sources, "BF16"),
+        "ram+": Case(ramplus(0.001, 0.3, 0.5), sources, "F32"),
     }
     merged = merge(tmp_path, cases)
     for label, case in cases.items():
@@ -219,7 +234,7 @@ def test_trimming_is_per_tensor_and_per_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["BF16", "F32"])
 @pytest.mark.parametrize("shape", [(301, 519), (70, 2100), (9001, 17), (5, 7, 3)], ids=str)
-def test_angles_of_rows_and_columns(tmp_path: Path, shape: tuple[int, ...], dtype: str) -> None:
+def test_numbers_of_rows_and_columns(tmp_path: Path, shape: tuple[int, ...], dtype: str) -> None:
     """Whatever tiles rows fall into, and whoever adds them up."""
     sources = tuple(Stored(s.dtype, s.data.reshape(shape)) for s in family(4, int(np.prod(shape)), (dtype,) * 3))
     cases = {label: Case(method, sources[:inputs], dtype) for label, (inputs, method) in MATRICES.items()}

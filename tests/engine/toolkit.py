@@ -144,6 +144,18 @@ def thin(
     return {name: {**numbers, "normalize": normalize, "rescale": rescale}}
 
 
+def multislerp(*weights: float, normalize: bool = True, eps: float = 1e-8) -> Method:
+    return {"multislerp": {"weights": [*weights], "normalize": normalize, "eps": eps}}
+
+
+def karcher(max_iter: int = 10, tol: float = 1e-5) -> Method:
+    return {"karcher": {"max_iter": max_iter, "tol": tol}}
+
+
+def ramplus(epsilon: float, r: float, alpha: float) -> Method:
+    return {"ramplus_tl": {"epsilon": epsilon, "r": r, "alpha": alpha}}
+
+
 def of_rows(most: int = 4) -> dict[str, tuple[int, Method]]:
     """Each method of the table with some numbers: how many sources it takes, and the method as a plan has it.
 
@@ -153,12 +165,13 @@ def of_rows(most: int = 4) -> dict[str, tuple[int, Method]]:
     """
     found = {}
     for spec in METHODS.values():
-        models = (spec.max_models or max(most, spec.min_models)) - (spec.base == "required")
+        models = spec.max_models or max(most, spec.min_models)
+        models -= spec.base == "required" or (spec.base == "optional" and spec.max_models is None)
         numbers: dict[str, Any] = {}
         for name, parameter in spec.parameters.items():
             value = [0.7, -0.3, 0.6, 0.9] if parameter.low < 0 else [0.7, 0.3, 0.6, 0.9]
             value = [number / 10 for number in value] if name == "epsilon" else value  # lies about the density
-            single = value[0] if parameter.kind == "float" else parameter.example
+            single = min(value[0], parameter.high) if parameter.kind == "float" else parameter.example
             several = parameter.per_model and spec.max_models != 1
             numbers[parameter.plan or name] = value[:models] if several else single
         if spec.draws:

@@ -28,7 +28,7 @@ def odd(parameter: ParameterSpec, model: int = 0) -> float | bool | str:
     if parameter.kind == "float":
         value = (0.35, 0.2, 0.55, 0.8)[model]
         value = value / 10 if parameter.name == "epsilon" else value  # lies about the density
-        return -value if model == 1 and parameter.low < 0 else value
+        return -value if model == 1 and parameter.low < 0 else min(value, parameter.high)
     return parameter.example
 
 

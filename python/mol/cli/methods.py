@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import click
@@ -97,8 +96,8 @@ def _values(parameter: ParameterSpec) -> str:
         return " or ".join(parameter.choices)
     if parameter.kind == "bool":
         return "true or false"
-    bounded = math.isfinite(parameter.low) or math.isfinite(parameter.high)
-    return f"{parameter.low:g} to {parameter.high:g}" if bounded else "any number"
+    number = "any number" if parameter.kind == "float" else "any whole number"
+    return parameter.bounds.removeprefix("from ") or number
 
 
 def _shown(value: Scalar) -> str:

@@ -138,7 +138,10 @@ def _part_parameters(
     names = [*spec.parameters]
     if len(names) == 1 and not spec.parameters[names[0]].per_model:
         return [(names[0], value)]
-    example = next(name for name, parameter in spec.parameters.items() if parameter.kind == "float")
+    if not names:
+        problems.add(location, f"`{part}`: {spec.name} has no parameters")
+        return []
+    example = next((name for name, parameter in spec.parameters.items() if parameter.kind == "float"), names[0])
     problems.add(location, f"`{part}` must say which parameter of {spec.name} it sets: `{part}: {{{example}: ...}}`")
     return []
 

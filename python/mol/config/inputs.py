@@ -316,13 +316,14 @@ def _check_sum(
     reader: ValueReader,
 ) -> None:
     """Refuse weights that sum to zero where they are divided by their sum."""
-    parameter = spec.parameters.get("normalize")
-    chain = Chain("normalize", part.parameters, parameters)
+    parameter = spec.parameter("normalize")
+    chain = Chain(parameter.name if parameter else "", part.parameters, parameters)
     normalize = chain.constant if chain.links else parameter.default if parameter else True
     weights = [Chain("weight", source.parameters, part.parameters, parameters).constant for source in weighted]
     numbers = [float(weight) for weight in weights if weight is not None]
     if normalize is True and numbers and len(numbers) == len(weights) and weights_cancel(numbers):
         dividing, way_out = "they are divided by their sum", "change them"
         if parameter:
-            dividing, way_out = "`normalize: true` divides by their sum", "change them or set `normalize: false`"
+            dividing = f"`{parameter.name}: true` divides by their sum"
+            way_out = f"change them or set `{parameter.name}: false`"
         reader.problems.add(location, f"{where}the weights {numbers} sum to zero, and {dividing}; {way_out}")

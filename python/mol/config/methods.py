@@ -15,7 +15,7 @@ STUDY: Final = "https://arxiv.org/abs/2511.21437"
 """A comparison by others of six methods on language models of 3 to 8 billion parameters, 12 fine-tunes of each."""
 
 Scalar = float | int | bool | str
-Kind = Literal["float", "bool", "str"]
+Kind = Literal["float", "int", "bool", "str"]
 
 
 class Required(Enum):
@@ -63,6 +63,13 @@ class ParameterSpec:
     drops: bool = False
     around: str = ""
     copy_at: dict[float, int] = field(default_factory=dict, hash=False)
+
+    @property
+    def bounds(self) -> str:
+        """The range of a number, as in "from 0 to 1"; nothing where any will do."""
+        if math.isinf(self.high):
+            return "" if math.isinf(self.low) else f"{self.low:g} or more"
+        return f"from {self.low:g} to {self.high:g}"
 
     @property
     def example(self) -> Scalar:
@@ -163,6 +170,15 @@ _LAMBDA = ParameterSpec(
     aliases=("scaling_factor", "lambda_"),
     about="factor on what is added to the base",
     copy_at={0.0: 0},
+)
+_CHANGE = ParameterSpec(
+    "epsilon",
+    per_model=False,
+    kind="float",
+    default=1e-5,
+    low=0.0,
+    high=1.0,
+    about="a difference up to this is no change",
 )
 
 _EPSILON = ParameterSpec(
@@ -277,6 +293,90 @@ METHODS: Final[dict[str, MethodSpec]] = {
             url="https://en.wikipedia.org/wiki/Slerp",
             about="a point on the arc between two models, or between their differences from the base",
             divides=True,
+        ),
+        MethodSpec(
+            "multislerp",
+            _table(
+                replace(_WEIGHT, copy_at={1.0: 0}),
+                replace(_normalize(default=True), name="normalize_weights", aliases=("normalize",), plan="normalize"),
+                ParameterSpec(
+                    "eps",
+                    per_model=False,
+                    kind="float",
+                    default=1e-8,
+                    low=0.0,
+                    high=1e-3,
+                    about="a length that counts as zero; it is added to others that are divided by",
+                ),
+            ),
+            base="optional",
+            min_models=1,
+            max_models=None,
+            title="spherical mean by weights",
+            url="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
+            about="the mean direction of the models, or of their differences from the base, as long as they are on "
+            "average, by weight",
+            divides=True,
+        ),
+        MethodSpec(
+            "karcher",
+            _table(
+                ParameterSpec(
+                    "max_iter",
+                    per_model=False,
+                    kind="int",
+                    default=10,
+                    low=0,
+                    high=100_000,
+                    about="steps at most",
+                ),
+                ParameterSpec(
+                    "tol",
+                    per_model=False,
+                    kind="float",
+                    default=1e-5,
+                    low=0.0,
+                    about="an angle: a shorter step is the last",
+                ),
+            ),
+            base="input",
+            min_models=1,
+            max_models=None,
+            title="Karcher mean, the mean on a sphere",
+            url="https://en.wikipedia.org/wiki/Fr%C3%A9chet_mean",
+            about="the direction with the least sum of squared angles to all models, as long as they are on average",
+        ),
+        MethodSpec(
+            "nearswap",
+            _table(
+                ParameterSpec(
+                    "t",
+                    per_model=False,
+                    kind="float",
+                    default=REQUIRED,
+                    low=0.0,
+                    flat_default=0.001,
+                    about="how far a value moves at most; 0 is the base",
+                    copy_at={0.0: 0},
+                )
+            ),
+            base="required",
+            min_models=2,
+            max_models=2,
+            title="near values are swapped",
+            url="https://huggingface.co/alchemonaut/BoreanGale-70B",
+            about="each value of the base moves by `t` towards the other model's, and no further than it",
+        ),
+        MethodSpec(
+            "arcee_fusion",
+            _table(),
+            base="required",
+            min_models=2,
+            max_models=2,
+            title="Arcee Fusion, the values that matter most",
+            url="https://www.arcee.ai/blog/meet-mergekit-v0-1-arcee-fusion-expanded-model-support-multi-gpu-acceleration",
+            about="the base, with the other model's values where distance times divergence of the row is above the "
+            "median by 1.5 quartile ranges",
         ),
         MethodSpec(
             "task_arithmetic",
@@ -430,6 +530,45 @@ METHODS: Final[dict[str, MethodSpec]] = {
             evidence=_NO_GAIN,
         ),
         MethodSpec(
+            "ram",
+            _table(_CHANGE),
+            base="required",
+            min_models=2,
+            max_models=None,
+            title="RAM, reinforced agent merging",
+            url="https://arxiv.org/abs/2601.13572",
+            about="to each value of the base the mean of those differences is added that change it, so what one model "
+            "alone has learned is kept whole",
+        ),
+        MethodSpec(
+            "ramplus_tl",
+            _table(
+                _CHANGE,
+                ParameterSpec(
+                    "r",
+                    per_model=False,
+                    kind="float",
+                    default=0.1,
+                    about="how much what one model alone changes grows",
+                ),
+                ParameterSpec(
+                    "alpha",
+                    per_model=False,
+                    kind="float",
+                    default=0.2,
+                    low=0.0,
+                    about="where the ratio of shared changes to those of one model is cut",
+                ),
+            ),
+            base="required",
+            min_models=2,
+            max_models=None,
+            title="RAM+, where changes of one model alone are made larger",
+            url="https://arxiv.org/abs/2601.13572",
+            about="as `ram`, and in each tensor what one model alone changes is multiplied by 1 + r * min(shared / "
+            "unique, alpha), from how many of its changes others share",
+        ),
+        MethodSpec(
             "passthrough",
             _table(
                 ParameterSpec(
@@ -492,9 +631,9 @@ def foreign_parameters() -> dict[str, str]:
     words = {word for spec in rows for word in (spec.name, *spec.aliases)}
     words.update(word for name in LATER_METHODS for word in _ELSEWHERE[name])
     return {
+        "eps": "a guard against division by zero that is built in here",
         **{word: _owners(word) for word in sorted(words)},
         "int8_mask": "in mergekit it changes the type of a temporary, never the result",
-        "eps": "a guard against division by zero that is built in here",
         "fallback_linear": "vectors that are nearly parallel are always interpolated linearly",
     }
 

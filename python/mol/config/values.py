@@ -255,7 +255,8 @@ class ValueReader:
             ignored &= closest(word.lower().replace("-", "_"), own, cutoff=_SLIP) is None
             fitting = [name for name, found in own.items() if found.per_model or not of_model]
             listed = ", ".join(f"`{name}`" for name in own)
-            hint = suggestion(word, fitting) or suggestion(word, own) or f"; its parameters are {listed}"
+            none = f"; its parameters are {listed}" if own else "; it has none"
+            hint = suggestion(word, fitting) or suggestion(word, own) or none
             if self.spec is None and not hint.startswith("; did"):
                 return None  # a parameter of the method that was meant, perhaps
         if ignored:
@@ -348,8 +349,7 @@ def _as_int(value: object) -> int | None:
 
 
 def _read_float(value: object, spec: ParameterSpec) -> tuple[Scalar | None, str]:
-    bounded = math.isfinite(spec.low) or math.isfinite(spec.high)
-    wanted = f"from {spec.low:g} to {spec.high:g}" if bounded else "a finite number"
+    wanted = spec.bounds or "a finite number"
     if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
         return None, wanted
     try:
@@ -372,6 +372,12 @@ def _number_meant(value: object) -> str:
     return f"; write {number / 100 if match[3] else number:g}"
 
 
+def _read_int(value: object, spec: ParameterSpec) -> tuple[Scalar | None, str]:
+    number, _ = _read_float(value, spec)
+    whole = isinstance(number, float) and number.is_integer()
+    return (int(number) if whole and number is not None else None), f"a whole number {spec.bounds}"
+
+
 def _read_bool(value: object, spec: ParameterSpec) -> tuple[Scalar | None, str]:
     return _as_bool(value), "true or false"
 
@@ -388,4 +394,4 @@ def _plain_default(spec: ParameterSpec) -> Scalar:
     return math.nan if isinstance(spec.default, Required) else spec.default  # NaN is no value that a recipe can give
 
 
-_READERS = {"float": _read_float, "bool": _read_bool, "str": _read_choice}
+_READERS = {"float": _read_float, "int": _read_int, "bool": _read_bool, "str": _read_choice}

@@ -101,13 +101,14 @@ class Combiner:
         shared: dict[str, Any] = {}
         of_models: dict[str, dict[int, Any]] = {}
         for (parameter, index, _), value in zip(self._wanted, values, strict=True):
-            typed = float(value) if parameter.kind == "float" else value
+            typed = {"float": float, "int": int}.get(parameter.kind, type(value))(value)
             if index is None:
                 shared[parameter.name] = typed
             else:
                 of_models.setdefault(parameter.name, {})[index] = typed
-        divides = self._spec.divides and shared.get("normalize", True)
-        if divides and (problem := _cancelling(of_models["weight"].values(), optional="normalize" in shared)):
+        normalize = self._spec.parameter("normalize")
+        divides = self._spec.divides and (normalize is None or shared[normalize.name])
+        if divides and (problem := _cancelling(of_models["weight"].values(), normalize)):
             return problem
         parameters = self._spec.parameters
         for name, parameter in parameters.items():
@@ -136,6 +137,8 @@ class Combiner:
 
     def _is_copied(self, index: int, of_models: Mapping[str, Mapping[int, Any]], *, divides: bool) -> bool:
         """Return whether the only model that is left is the result, unchanged."""
+        if not of_models:
+            return self._base is None
         copying = {name: parameter.copy_at for name, parameter in self._spec.parameters.items() if name in of_models}
         return any(copying.values()) and all(
             (divides and name == "weight") or of_models[name][index] in values
@@ -163,16 +166,16 @@ class Combiner:
         return numbers
 
 
-def _cancelling(weights: Iterable[float], *, optional: bool) -> str | None:
-    """Return why weights cannot be divided by their sum, None if they can; `optional` if a parameter requests it."""
+def _cancelling(weights: Iterable[float], normalize: ParameterSpec | None) -> str | None:
+    """Return why weights cannot be divided by their sum, None if they can; `normalize` requests it."""
     values = list(weights)
     if not weights_cancel(values):
         return None
     listed = ", ".join(f"{weight:g}" for weight in values)
-    if not optional:
+    if normalize is None:
         return f"the weights ({listed}) sum to zero, and they are divided by their sum; change them"
-    reason = f"the weights ({listed}) sum to zero, and `normalize: true` divides by their sum"
-    return f"{reason}; change them or set `normalize: false`"
+    reason = f"the weights ({listed}) sum to zero, and `{normalize.name}: true` divides by their sum"
+    return f"{reason}; change them or set `{normalize.name}: false`"
 
 
 def _out_of_reach(parameter: ParameterSpec, centre: float, reach: float) -> str | None:

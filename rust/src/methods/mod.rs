@@ -1,12 +1,18 @@
 //! The methods: one file each, and one word each in the list below. A method knows no files, threads or tensor names.
+pub mod arcee_fusion;
 pub mod breadcrumbs;
 pub mod copy;
 pub mod dare;
 pub mod della;
 pub mod delta;
+pub mod karcher;
 pub mod linear;
 pub mod model_stock;
+pub mod multislerp;
+pub mod nearswap;
 pub mod nuslerp;
+pub mod ram;
+pub mod ramplus_tl;
 pub mod ranked;
 pub mod scale;
 pub mod sce;
@@ -109,6 +115,12 @@ methods! {
     Linear = linear::Linear,
     Slerp = slerp::Slerp,
     Nuslerp = nuslerp::Nuslerp,
+    Multislerp = multislerp::Multislerp,
+    Karcher = karcher::Karcher,
+    Nearswap = nearswap::Nearswap,
+    ArceeFusion = arcee_fusion::ArceeFusion,
+    Ram = ram::Ram,
+    RamplusTl = ramplus_tl::RamplusTl,
     TaskArithmetic = task_arithmetic::TaskArithmetic,
     Ties = ties::Ties,
     DareLinear = dare::Dare<false>,
@@ -127,6 +139,11 @@ fn finite(what: &str, numbers: &[f64]) -> Checked<(), String> {
         Some(x) => Err(format!("{what} {x} is not finite")),
         None => Ok(()),
     }
+}
+
+/// Checks that a number is finite and not negative.
+fn not_negative(what: &str, number: f64) -> Checked<(), String> {
+    if number < 0.0 { Err(format!("{what} {number} is negative")) } else { finite(what, &[number]) }
 }
 
 /// Checks the number of sources.

@@ -8,7 +8,7 @@ use super::{Checked, Merge};
 use crate::error::Result;
 use crate::lanes::{At, Combine, Each, Kernel, Lanes};
 use crate::real::Real;
-use crate::sweep::select::{Score, Threshold};
+use crate::sweep::select::{Made, Threshold};
 use crate::sweep::{Sweep, Terms};
 
 /// Select, calculate, erase: over the base (the first source).
@@ -59,20 +59,6 @@ impl<R: Real> Combine<R> for Variance {
     fn lanes<const N: usize>(&self, (): &(), _: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
         let v = variance(x);
         (v, v)
-    }
-}
-
-/// What a sweep makes, as it is: the source after the last.
-struct Made(usize);
-
-impl<R: Real> Score<R, 1> for Made {
-    fn reads(&self) -> [usize; 1] {
-        [self.0]
-    }
-
-    #[inline(always)]
-    fn keys<const N: usize>(&self, [x]: [[R; N]; 1]) -> [R::Key; N] {
-        x.map(R::key)
     }
 }
 

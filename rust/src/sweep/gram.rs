@@ -1,6 +1,5 @@
 //! Dot products of models, or of their task vectors: the basis of angles.
-use super::sums::add;
-use super::{BLOCK, Sweep, TURN, Terms};
+use super::{Sweep, TURN, Terms};
 use crate::error::Result;
 use crate::lanes::{At, Lanes, W};
 use crate::real::Real;
@@ -181,16 +180,7 @@ impl<F: Lanes> Sweep<'_, F> {
         terms: &[T],
         visit: impl Fn(&[[f64; K]]) -> O + Sync,
     ) -> Result<Vec<O>> {
-        let of_row = |row: usize| {
-            self.settings.watch.check()?;
-            let (mut total, end) = (vec![[0.0; K]; terms.len()], (row + 1) * self.columns);
-            for start in (row * self.columns..end).step_by(BLOCK) {
-                add(&mut total, &self.sums_of(terms, start..end.min(start + BLOCK))?);
-            }
-            Ok(visit(&total))
-        };
-        let group = (self.settings.tile / self.columns.max(1)).max(1);
-        (0..self.rows).into_par_iter().with_min_len(group).map(of_row).collect()
+        self.each_row(|row| Ok(visit(&self.sums_of_row(terms, row)?)))
     }
 
     /// Sums panel by panel, each over all rows in order.

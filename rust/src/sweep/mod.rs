@@ -109,6 +109,19 @@ impl<'a, F: Lanes> Sweep<'a, F> {
         Ok(self.tiles(of_tile)?.into_iter().flatten().collect())
     }
 
+    /// Runs `visit` for the elements of every row in parallel; returns the results in order.
+    pub fn each_row<T: Send>(&self, visit: impl Fn(Range<usize>) -> Result<T> + Sync) -> Result<Vec<T>> {
+        if self.is_empty() {
+            return Ok(Vec::new());
+        }
+        let of_row = |row: usize| {
+            self.settings.watch.check()?;
+            visit(row * self.columns..(row + 1) * self.columns)
+        };
+        let group = (self.settings.tile / self.columns).max(1);
+        (0..self.rows).into_par_iter().with_min_len(group).map(of_row).collect()
+    }
+
     /// Calls `take(elements, inputs)` for elements `at` of the `chosen` sources in format `F`, at most `step` elements
     /// a call.
     pub fn strips(

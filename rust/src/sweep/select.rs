@@ -26,6 +26,20 @@ pub trait Score<R: Real, const M: usize>: Sync {
     fn keys<const N: usize>(&self, x: [[R; N]; M]) -> [R::Key; N];
 }
 
+/// What a sweep makes, as it is: the source after the last.
+pub struct Made(pub usize);
+
+impl<R: Real> Score<R, 1> for Made {
+    fn reads(&self) -> [usize; 1] {
+        [self.0]
+    }
+
+    #[inline(always)]
+    fn keys<const N: usize>(&self, [x]: [[R; N]; 1]) -> [R::Key; N] {
+        x.map(R::key)
+    }
+}
+
 /// Which elements are among the largest: keys above `key`, and keys equal to it before element `cut`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Threshold {

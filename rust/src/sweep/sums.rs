@@ -1,5 +1,5 @@
 //! Sums over a tensor in f64, identical on every instruction set, tile size and number of threads.
-use super::{Sweep, TURN};
+use super::{BLOCK, Sweep, TURN};
 use crate::error::Result;
 use crate::lanes::{At, Lanes, W};
 use crate::real::Real;
@@ -125,6 +125,19 @@ impl<F: Lanes> Sweep<'_, F> {
         Ok(totals)
     }
 
+    /// Computes the sums of each of `terms` over a row.
+    pub fn sums_of_row<T: Terms<F::Real, M, K>, const M: usize, const K: usize>(
+        &self,
+        terms: &[T],
+        row: Range<usize>,
+    ) -> Result<Vec<[f64; K]>> {
+        let mut totals = vec![[0.0; K]; terms.len()];
+        for start in row.clone().step_by(BLOCK) {
+            add(&mut totals, &self.sums_of(terms, start..row.end.min(start + BLOCK))?);
+        }
+        Ok(totals)
+    }
+
     /// Computes the sums of one block.
     pub(crate) fn sums_of<T: Terms<F::Real, M, K>, const M: usize, const K: usize>(
         &self,
@@ -156,7 +169,7 @@ impl<F: Lanes> Sweep<'_, F> {
 }
 
 /// Adds sums to totals.
-pub(super) fn add<const K: usize>(totals: &mut [[f64; K]], sums: &[[f64; K]]) {
+fn add<const K: usize>(totals: &mut [[f64; K]], sums: &[[f64; K]]) {
     for (total, sum) in totals.as_flattened_mut().iter_mut().zip(sums.as_flattened()) {
         *total += sum;
     }
