@@ -27,6 +27,7 @@ from tests.engine.toolkit import (
     plan_of,
     slerp,
     task_arithmetic,
+    thin,
     ties,
 )
 
@@ -106,6 +107,14 @@ SINGLE: dict[str, tuple[int, Method]] = {
     "ties, densities 0, 1, 0.01, rescale": (4, ties([1.0, 0.5, 1.5], [0.0, 1.0, 0.01], rescale=True)),
     "ties, density 0, rescale": (3, ties([1.0, 0.5], [0.0, 0.0], rescale=True)),
     "ties, density 1, count": (4, ties([1.0, 0.5, -0.7], [1.0, 1.0, 1.0], vote="count")),
+    "dare_linear": (3, thin("dare_linear", [0.5, -0.7], [0.5, 0.9], rescale=True)),
+    "dare_ties": (4, thin("dare_ties", [1.0, 0.5, -0.7], [0.5, 0.3, 0.9], rescale=True)),
+    "della": (4, thin("della", [1.0, 0.5, -0.7], [0.5, 0.3, 0.9], epsilons=[0.4, 0.15, 0.05], normalize=True)),
+    "della_linear": (3, thin("della_linear", [0.5, -0.7], [0.5, 0.9], epsilons=[0.2, 0.05], rescale=True)),
+    "breadcrumbs": (3, thin("breadcrumbs", [0.5, -0.7], [0.5, 0.9], gammas=[0.01, 0.3])),
+    "breadcrumbs_ties": (4, thin("breadcrumbs_ties", [1.0, 0.5, -0.7], [0.5, 0.3, 0.9], gammas=[0.01, 0.1, 0.0])),
+    **{f"sce {share}": (4, {"sce": {"select_topk": share}}) for share in (0.3, 1.0)},
+    "model_stock": (4, {"model_stock": {"filter_wise": False}}),
 }
 
 ROWS = {**SINGLE, **{name: row for models in MODELS for name, row in by_models(models).items()}}
@@ -115,6 +124,7 @@ CORE = (*SINGLE, *by_models(1), *by_models(3), *by_models(6))
 LARGE = (
     *("slerp 0.3", "linear: 3", "task arithmetic: 3", "ties, decimal weights that cancel", "ties, density 0.001"),
     *("ties, densities 0, 1, 0.01", "ties: 1", "ties: 3", "ties: 8", "ties, count: 3", "ties, rescale: 3"),
+    *("dare_ties", "della", "breadcrumbs_ties", "sce 0.3", "model_stock"),
 )
 
 
