@@ -6,8 +6,9 @@ about every 100 ms; an exception from it, or a signal, stops the work within a t
 """
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from os import PathLike
-from typing import Final, final
+from typing import Final, final, overload
 
 __all__ = [
     "PartialLock",
@@ -26,15 +27,24 @@ __all__ = [
 
 __version__: Final[str]
 
-def read_header(path: str | PathLike[str]) -> tuple[int, int, str, list[tuple[str, str, tuple[int, ...], int]]]:
+@overload
+def read_header(
+    path: str | PathLike[str], known: None = None
+) -> tuple[int, int, str, list[tuple[str, str, tuple[int, ...], int]]]: ...
+@overload
+def read_header(
+    path: str | PathLike[str], known: AbstractSet[tuple[str, int]]
+) -> tuple[int, int, str, list[tuple[str, str, tuple[int, ...], int]] | None]:
     """Read and check the header of a SafeTensors file.
 
     Args:
         path: The file.
+        known: Digests and sizes of files whose tensors need not be returned again.
 
     Returns:
         Its size in bytes, its modification time in nanoseconds since 1970, the BLAKE3 digest of its header in
-        hexadecimal, and its tensors in file order as (name, dtype, shape, bytes); dtypes are SafeTensors names.
+        hexadecimal, and its tensors in file order as (name, dtype, shape, bytes), or None if its digest and size are
+        known; dtypes are SafeTensors names.
 
     Raises:
         CheckpointError: The header is truncated, or its tensors overlap, leave holes, overflow or have duplicate names.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from mol.errors import CheckpointError
-from mol.io.checkpoint import Checkpoint, TensorInfo
+from mol.io.checkpoint import Checkpoint, Known, TensorInfo, read_shard
 from tests.tiny import gpt2, gpt2_config, llama, llama_config, write_checkpoint, write_file
 
 if TYPE_CHECKING:
@@ -159,3 +159,23 @@ def test_fp8_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
     text = refusal(directory)
     assert "F8_E4M3" in text
     assert "model.safetensors" in text or "`model.layers.0.q.weight`" in text
+
+
+def test_models_with_equal_headers_share_their_tensors(tmp_path: Path) -> None:
+    base, tuned = (write_checkpoint(tmp_path / name, llama(), llama_config(), seed=i) for i, name in enumerate("ab"))
+    known: Known = {}
+    first, second = Checkpoint.open(base, known=known), Checkpoint.open(tuned, known=known)
+    assert first.tensors == second.tensors == Checkpoint.open(tuned).tensors
+    assert all(second.tensors[name] is info for name, info in first.tensors.items())
+    _, elsewhere = read_shard(tuned / "model.safetensors", 1, known)
+    assert elsewhere == {name: info._replace(file=1) for name, info in first.tensors.items()}
+
+
+def test_a_truncated_file_is_refused_though_its_header_is_known(tmp_path: Path) -> None:
+    base, tuned = (write_checkpoint(tmp_path / name, llama(), llama_config()) for name in "ab")
+    known: Known = {}
+    Checkpoint.open(base, known=known)
+    file = tuned / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"b/model\.safetensors: .*truncated"):
+        Checkpoint.open(tuned, known=known)

@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from mol.dtypes import EXACT_DTYPES, FLOAT_DTYPES
 from mol.errors import CheckpointError
@@ -56,6 +56,10 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
     bytes: int
     file: int
+
+
+Known: TypeAlias = dict[tuple[str, int], dict[str, TensorInfo]]
+"""The tensors of files, by the BLAKE3 digest of their header and their size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +143,14 @@ class Checkpoint:
     parts: tuple[Part, ...] = ()
 
     @classmethod
-    def open(cls, directory: Path | str, *, name: str | None = None, revision: str | None = None) -> Checkpoint:
+    def open(
+        cls,
+        directory: Path | str,
+        *,
+        name: str | None = None,
+        revision: str | None = None,
+        known: Known | None = None,
+    ) -> Checkpoint:
         """Read config.json and the headers of all weight files; no weight is read.
 
         Args:
@@ -147,6 +158,8 @@ class Checkpoint:
                 whose names count them.
             name: what to call the model; the path as given if None.
             revision: commit hash, when the directory is a snapshot from the Hub.
+            known: tensors of files read before, to which those of this model are added: a base and its fine-tunes often
+                have the same, which are then made once.
 
         Raises:
             FileNotFoundError: no such directory, no config.json or no weights in it.
@@ -160,7 +173,7 @@ class Checkpoint:
         refuse_unfinished(directory)
         config = _read_config(directory)
         weights = find_weights(directory)
-        files, tensors = _read_shards(directory, weights)
+        files, tensors = _read_shards(directory, weights, known)
         if not tensors:
             raise CheckpointError(f"{directory}: the weight files hold no tensor")
         _refuse_quantized(directory, config, tensors)
@@ -193,7 +206,9 @@ def _read_config(directory: Path) -> dict[str, Any]:
     raise no_config(directory)
 
 
-def _read_shards(directory: Path, weights: WeightFiles) -> tuple[tuple[CheckpointFile, ...], dict[str, TensorInfo]]:
+def _read_shards(
+    directory: Path, weights: WeightFiles, known: Known | None
+) -> tuple[tuple[CheckpointFile, ...], dict[str, TensorInfo]]:
     """Read the headers of all weight files and check them against the index.
 
     Raises:
@@ -206,7 +221,7 @@ def _read_shards(directory: Path, weights: WeightFiles) -> tuple[tuple[Checkpoin
     homes = {tensor: file for file, listed in (weights.listed or {}).items() for tensor in listed}
     for name in weights.names:
         try:
-            checked, found = read_shard(directory / name, len(files))
+            checked, found = read_shard(directory / name, len(files), known)
             if weights.listed is not None:
                 _check_shard(directory, name, found, weights.listed[name], homes)
             elif twice := tensors.keys() & found.keys():
@@ -226,12 +241,13 @@ def _read_shards(directory: Path, weights: WeightFiles) -> tuple[tuple[Checkpoin
     return tuple(files), tensors
 
 
-def read_shard(path: Path, index: int) -> tuple[CheckpointFile, dict[str, TensorInfo]]:
+def read_shard(path: Path, index: int, known: Known | None = None) -> tuple[CheckpointFile, dict[str, TensorInfo]]:
     """Read the header of a weight file.
 
     Args:
         path: the file.
         index: its number among the files of its model.
+        known: tensors of files read before, to which its own are added.
 
     Raises:
         CheckpointError: it is damaged or something else.
@@ -239,9 +255,10 @@ def read_shard(path: Path, index: int) -> tuple[CheckpointFile, dict[str, Tensor
     """
     from mol import _rust  # not above, so that the types of this module do not need the built extension
 
+    known = {} if known is None else known
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - Path.resolve would follow the links of the Hub's cache
     try:
-        size, mtime_ns, header, entries = _rust.read_header(str(absolute))
+        size, mtime_ns, header, entries = _rust.read_header(str(absolute), set(known))
     except CheckpointError as error:
         if absolute.is_file():
             with absolute.open("rb") as file:
@@ -249,8 +266,14 @@ def read_shard(path: Path, index: int) -> tuple[CheckpointFile, dict[str, Tensor
             if instead is not None:
                 raise CheckpointError(f"{absolute} is {instead}") from error
         raise
-    checked = CheckpointFile(absolute, size, mtime_ns, header)
-    return checked, {tensor: TensorInfo(dtype, shape, count, index) for tensor, dtype, shape, count in entries}
+    if entries is not None:
+        known[header, size] = {
+            tensor: TensorInfo(dtype, shape, count, index) for tensor, dtype, shape, count in entries
+        }
+    tensors = known[header, size]
+    if next((info.file for info in tensors.values()), index) != index:
+        tensors = {name: info._replace(file=index) for name, info in tensors.items()}
+    return CheckpointFile(absolute, size, mtime_ns, header), tensors
 
 
 def _check_shard(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from mol import _rust
     from mol.config import MergeConfig
-    from mol.io.checkpoint import Checkpoint
+    from mol.io.checkpoint import Checkpoint, Known
     from mol.io.vocabulary import Vocabulary
     from mol.merge.card import Card
     from mol.merge.options import OptionFields
@@ -75,12 +75,13 @@ def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None
     models: dict[ModelReference, Checkpoint] = {}  # without adapters: several may be on one
     failures: dict[ModelReference, MolError | OSError] = {}
     offline: list[str] = []
+    known: Known = {}
     for reference in config.inputs():
         try:
             model = models.get(reference.model)
             if model is None:
                 directory, revision = _resolve(reference.model, config, options, offline=offline)
-                model = Checkpoint.open(directory, name=str(reference.model), revision=revision)
+                model = Checkpoint.open(directory, name=str(reference.model), revision=revision, known=known)
                 models[reference.model] = model
             if reference.adapter is not None:
                 directory, revision = _resolve(reference.adapter, config, options, adapter=True, offline=offline)

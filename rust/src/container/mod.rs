@@ -4,7 +4,7 @@ mod safetensors;
 use crate::error::{Error, Result};
 use crate::store::{self, Stamp, Store, Unopened};
 use ::safetensors::Dtype;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -50,10 +50,18 @@ pub struct Header {
 impl Header {
     /// Reads and checks the header of a file.
     pub fn read(path: &Path) -> Result<Self> {
+        let (header, _) = Self::read_unless(path, &HashSet::new())?;
+        Ok(header)
+    }
+
+    /// Reads and checks the header of a file, unless one of the same digest, of a file of the same size, is `known`: then
+    /// its tensors are the same too, are left out here, and false is returned with it.
+    pub fn read_unless(path: &Path, known: &HashSet<(String, u64)>) -> Result<(Self, bool)> {
         // Never mapped, so a failing disk is an error here and not SIGBUS.
         let (store, stamp) = store::open(path, Some(false))?;
-        let (tensors, digest) = safetensors::read(path, &*store, stamp.size())?;
-        Ok(Self { path: path.to_path_buf(), stamp, digest, tensors, by_name: OnceLock::new() })
+        let (tensors, digest) = safetensors::read(path, &*store, stamp.size(), known)?;
+        let (new, tensors) = (tensors.is_some(), tensors.unwrap_or_default());
+        Ok((Self { path: path.to_path_buf(), stamp, digest, tensors, by_name: OnceLock::new() }, new))
     }
 
     /// Finds a tensor by name; returns its index in `tensors`.

@@ -97,8 +97,14 @@ fn check(header: &[u8], data: usize) -> std::result::Result<Vec<Entry>, String> 
     Ok(tensors)
 }
 
-/// Reads the header of a file of `size` bytes: its tensors by offset, and the BLAKE3 digest of the header.
-pub(super) fn read(path: &Path, store: &dyn Store, size: u64) -> Result<(Vec<Entry>, String)> {
+/// Reads the header of a file of `size` bytes: its tensors by offset, and the BLAKE3 digest of the header. No tensors if
+/// a file of that digest and size is `known`.
+pub(super) fn read(
+    path: &Path,
+    store: &dyn Store,
+    size: u64,
+    known: &HashSet<(String, u64)>,
+) -> Result<(Option<Vec<Entry>>, String)> {
     let fault = |reason: String| Error::checkpoint(path, reason + "; the file is damaged: download or save it again");
     let size = usize::try_from(size).map_err(|_| fault("too large for this machine".into()))?;
     if size < PREFIX {
@@ -119,9 +125,14 @@ pub(super) fn read(path: &Path, store: &dyn Store, size: u64) -> Result<(Vec<Ent
     }
     let start = PREFIX + length;
     let header = store.lend(PREFIX..start, &mut room).map_err(Error::io(path))?;
+    let digest = blake3::hash(header).to_hex().to_string();
+    let named = (digest, size as u64);
+    if known.contains(&named) {
+        return Ok((None, named.0));
+    }
     let mut tensors = check(header, size - start).map_err(fault)?;
     for tensor in &mut tensors {
         tensor.bytes = tensor.bytes.start + start..tensor.bytes.end + start;
     }
-    Ok((tensors, blake3::hash(header).to_hex().to_string()))
+    Ok((Some(tensors), named.0))
 }

@@ -19,24 +19,24 @@ use crate::watch::Watch;
 use boundary::{enter, json, watched};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-type Table = (u64, i64, String, Vec<(String, String, Vec<usize>, usize)>);
+type Row = (String, String, Vec<usize>, usize);
 
 #[pyfunction]
-fn read_header(py: Python<'_>, path: PathBuf) -> PyResult<Bound<'_, PyAny>> {
-    let (size, mtime_ns, digest, tensors): Table = enter(py, || {
-        let Header { stamp, digest, tensors, .. } = Header::read(&path)?;
+#[pyo3(signature = (path, known = None))]
+fn read_header(py: Python<'_>, path: PathBuf, known: Option<HashSet<(String, u64)>>) -> PyResult<Bound<'_, PyAny>> {
+    let (size, mtime_ns, digest, tensors): (u64, i64, String, Option<Vec<Row>>) = enter(py, || {
+        let (Header { stamp, digest, tensors, .. }, new) = Header::read_unless(&path, &known.unwrap_or_default())?;
         let row = |t: Entry| (t.name, t.dtype.to_string(), t.shape, t.bytes.len());
-        Ok((stamp.size(), stamp.mtime_ns(), digest, tensors.into_iter().map(row).collect()))
+        Ok((stamp.size(), stamp.mtime_ns(), digest, new.then(|| tensors.into_iter().map(row).collect())))
     })?;
-    let rows: Vec<_> = tensors
-        .into_iter()
-        .map(|(name, dtype, shape, bytes)| {
-            Ok((name, pyo3::types::PyString::intern(py, &dtype), pyo3::types::PyTuple::new(py, shape)?, bytes))
-        })
-        .collect::<PyResult<_>>()?;
+    let row = |(name, dtype, shape, bytes): Row| {
+        Ok((name, pyo3::types::PyString::intern(py, &dtype), pyo3::types::PyTuple::new(py, shape)?, bytes))
+    };
+    let rows = tensors.map(|tensors| tensors.into_iter().map(row).collect::<PyResult<Vec<_>>>()).transpose()?;
     (size, mtime_ns, digest, rows).into_bound_py_any(py)
 }
 
