@@ -151,7 +151,7 @@ def test_sizes_of_mergekit_and_of_people_are_read(size: str, count: int) -> None
         (["puhs", "dir", "me/model"], "did you mean 'push'?"),
         (["config.yml", "out", "--thread", "4"], "--threads"),
         (["plan", "config.yml", "--jsn"], "--json"),
-        (["push-hf", "me/model"], "'push-hf' comes in a later version of mol"),
+        (["push-hf", "me/model"], "Missing option '--mol-checkpoint'"),
         (["merge"], "no recipe is named"),
         (["-v"], "no recipe is named"),
         (["a.yml", "b.yml", "c.yml"], "several recipes need --out-dir DIR"),
