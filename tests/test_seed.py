@@ -94,7 +94,8 @@ def read_logits(directory: str) -> Any:  # noqa: ANN401 - a tensor, where torch 
         return AutoModelForCausalLM.from_pretrained(directory)(torch.arange(8)[None]).logits
 
 
-def test_every_block_of_the_page_is_run_here() -> None:
+def test_every_block_of_the_page_is_known_here() -> None:
+    """All but the two that push to the Hub, PUSH and PUSH_COMMANDS, are run below."""
     assert [sum(sign in block for sign in SIGNS) for block in BLOCKS] == [1] * len(SIGNS)
     assert SEED.count("\n```") == 2 * len(BLOCKS)
 
