@@ -10,10 +10,11 @@ import pytest
 
 from mol.cli import main
 from mol.config import MergeConfig
-from mol.config.methods import LATER_METHODS, METHODS, REQUIRED
+from mol.config.method_spec import REQUIRED
+from mol.config.methods import LATER_METHODS, METHODS
 
 if TYPE_CHECKING:
-    from mol.config.methods import MethodSpec
+    from mol.config.method_spec import MethodSpec
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from mol import _rust
-from mol.config.methods import LATER_METHODS, METHODS, REQUIRED, foreign_parameters, weights_cancel
+from mol.config.method_spec import REQUIRED
+from mol.config.methods import LATER_METHODS, METHODS, foreign_parameters, weights_cancel
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from mol.config import MergeConfig
 from mol.config.examples import example_of
-from mol.config.methods import METHODS, ParameterSpec
+from mol.config.methods import METHODS
 from mol.merge import plan_recipe, run_merge
 from tests.engine.toolkit import Case, assert_agrees, read_shard
 from tests.merge.models import make_llama
@@ -18,7 +18,7 @@ from tests.merge.toolkit import tensors
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from mol.config.methods import MethodSpec
+    from mol.config.method_spec import MethodSpec, ParameterSpec
 
 Recipe = dict[str, Any]
 

@@ -12,7 +12,7 @@ from mol.cli.options import option, speaking
 from mol.cli.tables import table
 
 if TYPE_CHECKING:
-    from mol.config.methods import MethodSpec, ParameterSpec, Scalar
+    from mol.config.method_spec import MethodSpec, ParameterSpec, Scalar
 
 
 @click.command(
@@ -85,7 +85,7 @@ def _named(parameter: ParameterSpec) -> str:
 
 def _default(parameter: ParameterSpec) -> str:
     """Return the default in a recipe's words; nothing where there is none."""
-    from mol.config.methods import Required
+    from mol.config.method_spec import Required
 
     return "" if isinstance(parameter.default, Required) else _shown(parameter.default)
 
@@ -105,7 +105,7 @@ def _shown(value: Scalar) -> str:
 
 
 def _document(spec: MethodSpec) -> dict[str, object]:
-    from mol.config.methods import Required
+    from mol.config.method_spec import Required
 
     return {
         "name": spec.name,

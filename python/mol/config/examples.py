@@ -12,7 +12,7 @@ from mol.config.methods import METHODS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mol.config.methods import MethodSpec
+    from mol.config.method_spec import MethodSpec
 
 _MODELS: Final = ("openai-community/gpt2", "distilbert/distilgpt2", "microsoft/DialoGPT-small")
 _FORMS: Final[dict[str, str]] = {

@@ -9,7 +9,8 @@ from mol.config.chat_templates import CHAT_TEMPLATES
 from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.flat import is_flat, to_mergekit_form
 from mol.config.inputs import Inputs, check_inputs, read_inputs
-from mol.config.methods import LATER_METHODS, METHODS, MethodSpec, Required
+from mol.config.method_spec import MethodSpec, Required
+from mol.config.methods import LATER_METHODS, METHODS
 from mol.config.model_reference import is_local
 from mol.config.parameters import ParameterMap, Rule
 from mol.config.tokenizer_reader import read_tokenizer

@@ -10,7 +10,7 @@ from mol.errors import ConfigError
 from mol.text import suggestion
 
 if TYPE_CHECKING:
-    from mol.config.methods import MethodSpec
+    from mol.config.method_spec import MethodSpec
 
 _PARTS = ("self_attn", "mlp", "embed_tokens", "lm_head")
 

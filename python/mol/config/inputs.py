@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from mol.config.document import Items, Location, Table, shown
-from mol.config.methods import REQUIRED, MethodSpec, weights_cancel
+from mol.config.method_spec import REQUIRED, MethodSpec
+from mol.config.methods import weights_cancel
 from mol.config.model_reference import may_be_one
 from mol.config.parameters import Chain, ParameterMap
 from mol.config.sources import SliceConfig, SourceConfig

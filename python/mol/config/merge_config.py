@@ -11,7 +11,8 @@ import yaml
 
 from mol.config.document import Location, Problems, Table, from_python, shown
 from mol.config.fields import RecipeKeys, read_fields
-from mol.config.methods import METHODS, Required, Scalar
+from mol.config.method_spec import Required, Scalar
+from mol.config.methods import METHODS
 from mol.config.model_reference import ModelReference, may_be_one
 from mol.config.parameters import Chain, ParameterMap, Rule
 from mol.config.sources import SliceConfig, SourceConfig

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
+
+from mol.config.method_parameters import CHANGE, DENSITY, EPSILON, GAMMA, LAMBDA, WEIGHT, normalize, rescale
+from mol.config.method_spec import REQUIRED, MethodSpec, ParameterSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,218 +16,7 @@ if TYPE_CHECKING:
 STUDY: Final = "https://arxiv.org/abs/2511.21437"
 """A comparison by others of six methods on language models of 3 to 8 billion parameters, 12 fine-tunes of each."""
 
-Scalar = float | int | bool | str
-Kind = Literal["float", "int", "bool", "str"]
-
-
-class Required(Enum):
-    """The type of `REQUIRED`, the default of a parameter that the recipe must give."""
-
-    REQUIRED = "required"
-
-
-REQUIRED: Final = Required.REQUIRED
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterSpec:
-    """One parameter of a method.
-
-    Attributes:
-        name: the word in a recipe.
-        per_model: each model may have its own value; otherwise the parameter belongs to the whole merge.
-        kind: type of one value.
-        default: value where the recipe gives none, or `REQUIRED`.
-        low: smallest allowed value, inclusive.
-        high: largest allowed value, inclusive.
-        flat_default: default of the Python and flat forms where it differs from `default`.
-        aliases: other words for the parameter.
-        choices: allowed texts of a `str`, each with the other words for it.
-        about: what it does, in a few words.
-        plan: the plan's word, where it is not the recipe's: one list per parameter of the models.
-        drops: a model whose value is zero has no influence and is left out.
-        around: the parameter of the same model, a probability, that the value is added to and taken from.
-        copy_at: values at which the result is one source as it is: value to position of the source, 0 for the base. Of
-            a parameter that each model has, values at which the only model left is the result.
-    """
-
-    name: str
-    per_model: bool
-    kind: Kind
-    default: Scalar | Required
-    low: float = -math.inf
-    high: float = math.inf
-    flat_default: Scalar | None = None
-    aliases: tuple[str, ...] = ()
-    choices: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
-    about: str = ""
-    plan: str = ""
-    drops: bool = False
-    around: str = ""
-    copy_at: dict[float, int] = field(default_factory=dict, hash=False)
-
-    @property
-    def bounds(self) -> str:
-        """The range of a number, as in "from 0 to 1"; nothing where any will do."""
-        if math.isinf(self.high):
-            return "" if math.isinf(self.low) else f"{self.low:g} or more"
-        return f"from {self.low:g} to {self.high:g}"
-
-    @property
-    def example(self) -> Scalar:
-        """The value in an example: that of the short form where it has its own."""
-        if self.flat_default is not None:
-            return self.flat_default
-        return 1.0 if isinstance(self.default, Required) else self.default
-
-
-@dataclass(frozen=True, slots=True)
-class MethodSpec:
-    """One merge method.
-
-    Attributes:
-        name: the word in a recipe.
-        parameters: its parameters by name.
-        base: "required": the result starts from the base; "optional": it does where there is one; "input": a base is an
-            input like any other.
-        min_models: fewest inputs of a slice; a required base counts, an optional one does not.
-        max_models: most inputs of a slice, counted the same; None means no limit.
-        title: a name for people.
-        url: where the method is described.
-        about: what the result is, with formulas where words are long.
-        plan: the plan's word for the method, where it is not the recipe's.
-        divides: weights are divided by their sum, where there is a `normalize` only if that is true.
-        base_twice: the base may be the other model too, with other layers for example.
-        evidence: what the study that `STUDY` names found about it, if it was in it.
-        draws: it draws random numbers, and the plan says by which number each model does (`models`).
-    """
-
-    name: str
-    parameters: dict[str, ParameterSpec] = field(hash=False)
-    base: Literal["required", "optional", "input"]
-    min_models: int
-    max_models: int | None
-    title: str
-    url: str
-    about: str
-    plan: str = ""
-    divides: bool = False
-    base_twice: bool = False
-    draws: bool = False
-    evidence: str = ""
-
-    def starts_from(self, base: object) -> bool:
-        """Return whether the result starts from the base, which is None where the recipe has none."""
-        return self.base == "required" or (self.base == "optional" and base is not None)
-
-    @property
-    def in_plan(self) -> str:
-        """The plan's word for the method."""
-        return self.plan or self.name
-
-    @property
-    def inputs(self) -> str:
-        """What the method takes, as in "the base and 1 model or more"."""
-        least = self.min_models - (self.base == "required")
-        count = f"{least} {'model' if least == 1 else 'models'}{' or more' if self.max_models is None else ''}"
-        return {"required": f"the base and {count}", "optional": f"{count}; a base, if there is one"}.get(
-            self.base, count
-        )
-
-    def parameter(self, word: str) -> ParameterSpec | None:
-        """Find a parameter by its name or by another word for it."""
-        for spec in self.parameters.values():
-            if word == spec.name or word in spec.aliases:
-                return spec
-        return None
-
-
-_WEIGHT = ParameterSpec(
-    "weight",
-    per_model=True,
-    kind="float",
-    default=REQUIRED,
-    flat_default=1.0,
-    about="how much of the model; negative takes away",
-    plan="weights",
-    drops=True,
-)
-_DENSITY = ParameterSpec(
-    "density",
-    per_model=True,
-    kind="float",
-    default=1.0,
-    low=0.0,
-    high=1.0,
-    flat_default=0.8,
-    about="share of each difference that is kept",
-    plan="densities",
-    drops=True,
-)
-_LAMBDA = ParameterSpec(
-    "lambda",
-    per_model=False,
-    kind="float",
-    default=1.0,
-    aliases=("scaling_factor", "lambda_"),
-    about="factor on what is added to the base",
-    copy_at={0.0: 0},
-)
-_CHANGE = ParameterSpec(
-    "epsilon",
-    per_model=False,
-    kind="float",
-    default=1e-5,
-    low=0.0,
-    high=1.0,
-    about="a difference up to this is no change",
-)
-
-_EPSILON = ParameterSpec(
-    "epsilon",
-    per_model=True,
-    kind="float",
-    default=0.15,
-    low=0.0,
-    high=0.5,
-    about="by how much the probability of the largest value of a row is above `density`, that of the smallest below",
-    plan="epsilons",
-    around="density",
-)
-_GAMMA = ParameterSpec(
-    "gamma",
-    per_model=True,
-    kind="float",
-    default=0.01,
-    low=0.0,
-    high=1.0,
-    about="share of each difference that is dropped because it is the largest",
-    plan="gammas",
-)
-
-
 _NO_GAIN = "typically no notable gain over the base on language models"
-
-
-def _normalize(*, default: bool) -> ParameterSpec:
-    return ParameterSpec(
-        "normalize",
-        per_model=False,
-        kind="bool",
-        default=default,
-        aliases=("normalize_weights",),
-        about="divide by the sum of the weights",
-    )
-
-
-def _rescale(*, default: bool) -> ParameterSpec:
-    return ParameterSpec(
-        "rescale",
-        per_model=False,
-        kind="bool",
-        default=default,
-        about="make each difference as large as it was before values were dropped",
-    )
 
 
 def _table(*specs: ParameterSpec) -> dict[str, ParameterSpec]:
@@ -237,7 +28,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
     for spec in (
         MethodSpec(
             "linear",
-            _table(replace(_WEIGHT, copy_at={1.0: 0}), _normalize(default=True)),
+            _table(replace(WEIGHT, copy_at={1.0: 0}), normalize(default=True)),
             base="input",
             min_models=1,
             max_models=None,
@@ -270,7 +61,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         MethodSpec(
             "nuslerp",
             _table(
-                replace(_WEIGHT, copy_at={1.0: 0}),
+                replace(WEIGHT, copy_at={1.0: 0}),
                 ParameterSpec(
                     "nuslerp_flatten",
                     per_model=False,
@@ -297,8 +88,8 @@ METHODS: Final[dict[str, MethodSpec]] = {
         MethodSpec(
             "multislerp",
             _table(
-                replace(_WEIGHT, copy_at={1.0: 0}),
-                replace(_normalize(default=True), name="normalize_weights", aliases=("normalize",), plan="normalize"),
+                replace(WEIGHT, copy_at={1.0: 0}),
+                replace(normalize(default=True), name="normalize_weights", aliases=("normalize",), plan="normalize"),
                 ParameterSpec(
                     "eps",
                     per_model=False,
@@ -380,7 +171,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "task_arithmetic",
-            _table(_WEIGHT, _normalize(default=False), _LAMBDA),
+            _table(WEIGHT, normalize(default=False), LAMBDA),
             base="required",
             min_models=2,
             max_models=None,
@@ -393,11 +184,11 @@ METHODS: Final[dict[str, MethodSpec]] = {
         MethodSpec(
             "ties",
             _table(
-                _WEIGHT,
-                _DENSITY,
-                _normalize(default=True),
-                _rescale(default=False),
-                _LAMBDA,
+                WEIGHT,
+                DENSITY,
+                normalize(default=True),
+                rescale(default=False),
+                LAMBDA,
                 ParameterSpec(
                     "majority_sign_method",
                     per_model=False,
@@ -418,7 +209,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "dare_linear",
-            _table(_WEIGHT, _DENSITY, _normalize(default=False), _rescale(default=True), _LAMBDA),
+            _table(WEIGHT, DENSITY, normalize(default=False), rescale(default=True), LAMBDA),
             base="required",
             min_models=2,
             max_models=None,
@@ -431,7 +222,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "dare_ties",
-            _table(_WEIGHT, _DENSITY, _normalize(default=False), _rescale(default=True), _LAMBDA),
+            _table(WEIGHT, DENSITY, normalize(default=False), rescale(default=True), LAMBDA),
             base="required",
             min_models=2,
             max_models=None,
@@ -442,7 +233,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "della",
-            _table(_WEIGHT, _DENSITY, _EPSILON, _normalize(default=True), _rescale(default=True), _LAMBDA),
+            _table(WEIGHT, DENSITY, EPSILON, normalize(default=True), rescale(default=True), LAMBDA),
             base="required",
             min_models=2,
             max_models=None,
@@ -454,7 +245,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "della_linear",
-            _table(_WEIGHT, _DENSITY, _EPSILON, _normalize(default=False), _rescale(default=True), _LAMBDA),
+            _table(WEIGHT, DENSITY, EPSILON, normalize(default=False), rescale(default=True), LAMBDA),
             base="required",
             min_models=2,
             max_models=None,
@@ -467,7 +258,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "breadcrumbs",
-            _table(_WEIGHT, _DENSITY, _GAMMA, _normalize(default=False), _rescale(default=False), _LAMBDA),
+            _table(WEIGHT, DENSITY, GAMMA, normalize(default=False), rescale(default=False), LAMBDA),
             base="required",
             min_models=2,
             max_models=None,
@@ -479,7 +270,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "breadcrumbs_ties",
-            _table(_WEIGHT, _DENSITY, _GAMMA, _normalize(default=False), _rescale(default=False), _LAMBDA),
+            _table(WEIGHT, DENSITY, GAMMA, normalize(default=False), rescale(default=False), LAMBDA),
             base="required",
             min_models=2,
             max_models=None,
@@ -531,7 +322,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "ram",
-            _table(_CHANGE),
+            _table(CHANGE),
             base="required",
             min_models=2,
             max_models=None,
@@ -543,7 +334,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         MethodSpec(
             "ramplus_tl",
             _table(
-                _CHANGE,
+                CHANGE,
                 ParameterSpec(
                     "r",
                     per_model=False,

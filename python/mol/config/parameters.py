@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mol.config.methods import Scalar
+    from mol.config.method_spec import Scalar
 
 Matcher = Callable[[str], object]
 """A test of a tensor's name; a true answer means that the rule applies."""

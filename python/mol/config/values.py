@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.ignored import without_effect
-from mol.config.methods import METHODS, MethodSpec, ParameterSpec, Required, Scalar, foreign_parameters
+from mol.config.method_spec import MethodSpec, ParameterSpec, Required, Scalar
+from mol.config.methods import METHODS, foreign_parameters
 from mol.config.model_reference import ModelReference
 from mol.config.parameters import ParameterMap, Rule, compile_filter
 from mol.errors import ConfigError

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from mol.config.merge_config import MergeConfig
-    from mol.config.methods import ParameterSpec
+    from mol.config.method_spec import ParameterSpec
     from mol.merge.plan import MergePlan, Method
 
 

@@ -1,0 +1,93 @@
+"""Parameters that several merge methods share."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from mol.config.method_spec import REQUIRED, ParameterSpec
+
+WEIGHT: Final = ParameterSpec(
+    "weight",
+    per_model=True,
+    kind="float",
+    default=REQUIRED,
+    flat_default=1.0,
+    about="how much of the model; negative takes away",
+    plan="weights",
+    drops=True,
+)
+DENSITY: Final = ParameterSpec(
+    "density",
+    per_model=True,
+    kind="float",
+    default=1.0,
+    low=0.0,
+    high=1.0,
+    flat_default=0.8,
+    about="share of each difference that is kept",
+    plan="densities",
+    drops=True,
+)
+LAMBDA: Final = ParameterSpec(
+    "lambda",
+    per_model=False,
+    kind="float",
+    default=1.0,
+    aliases=("scaling_factor", "lambda_"),
+    about="factor on what is added to the base",
+    copy_at={0.0: 0},
+)
+CHANGE: Final = ParameterSpec(
+    "epsilon",
+    per_model=False,
+    kind="float",
+    default=1e-5,
+    low=0.0,
+    high=1.0,
+    about="a difference up to this is no change",
+)
+
+EPSILON: Final = ParameterSpec(
+    "epsilon",
+    per_model=True,
+    kind="float",
+    default=0.15,
+    low=0.0,
+    high=0.5,
+    about="by how much the probability of the largest value of a row is above `density`, that of the smallest below",
+    plan="epsilons",
+    around="density",
+)
+GAMMA: Final = ParameterSpec(
+    "gamma",
+    per_model=True,
+    kind="float",
+    default=0.01,
+    low=0.0,
+    high=1.0,
+    about="share of each difference that is dropped because it is the largest",
+    plan="gammas",
+)
+
+
+def normalize(*, default: bool) -> ParameterSpec:
+    """Return `normalize`, whose default differs between methods."""
+    return ParameterSpec(
+        "normalize",
+        per_model=False,
+        kind="bool",
+        default=default,
+        aliases=("normalize_weights",),
+        about="divide by the sum of the weights",
+    )
+
+
+def rescale(*, default: bool) -> ParameterSpec:
+    """Return `rescale`, whose default differs between methods."""
+    return ParameterSpec(
+        "rescale",
+        per_model=False,
+        kind="bool",
+        default=default,
+        about="make each difference as large as it was before values were dropped",
+    )
