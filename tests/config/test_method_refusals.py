@@ -87,7 +87,6 @@ MULTISLERP = LINEAR.replace("linear", "multislerp")
             "config.yml:3: arcee_fusion takes exactly 2 models, the base among them; found 3; the base, a, "
             "is not listed and counts too",
         ),
-        (FUSION + "parameters: {zzz: 1}\n", "config.yml:5: unknown parameter `zzz` for arcee_fusion; it has none"),
         (
             "method: arcee_fusion\nmodels: [a, b]\nparameters: {self_attn: 1}\n",
             "config.yml:3: `self_attn`: arcee_fusion has no parameters",

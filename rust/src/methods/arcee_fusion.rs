@@ -226,7 +226,7 @@ impl<R: Real> Terms<R, 2, 1> for Divergence {
         }
         let logarithm = ln(ratio);
         for j in 0..N {
-            p[j] = p[j] * logarithm[j];
+            p[j] *= logarithm[j];
         }
         [p]
     }

@@ -57,7 +57,9 @@ impl Karcher {
     fn mean(&self, units: &Gram, directed: &[usize]) -> Vec<f64> {
         let share = 1.0 / directed.len() as f64;
         let mut mean = vec![0.0; units.len()];
-        directed.iter().for_each(|unit| mean[*unit] = share);
+        for unit in directed {
+            mean[*unit] = share;
+        }
         if units.length(&mean) < self.tol.max(CANCELLED) {
             mean.fill(0.0);
             mean[directed[0]] = 1.0;
@@ -93,5 +95,7 @@ impl Karcher {
 /// Scales coefficients to a vector of length 1.
 fn normalize(coefficients: &mut [f64], units: &Gram) {
     let length = units.length(coefficients);
-    coefficients.iter_mut().for_each(|coefficient| *coefficient /= length);
+    for coefficient in coefficients.iter_mut() {
+        *coefficient /= length;
+    }
 }

@@ -66,7 +66,9 @@ impl Multislerp {
         // deviation is zero, and `eps` is added to the angle.
         let whole: f64 = weights.iter().zip(&norms).map(|(weight, norm)| weight * norm).sum();
         let scale = whole * libm::cos(self.eps) / length;
-        mean.iter_mut().for_each(|coefficient| *coefficient *= scale);
+        for coefficient in &mut mean {
+            *coefficient *= scale;
+        }
         Ok(mean)
     }
 }
