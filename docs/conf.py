@@ -43,7 +43,11 @@ def _methods(*arguments: str) -> str:
 def _write_methods(_: Sphinx) -> None:
     """Write one page per merge method and their index, from the table that the command prints."""
     names = "\n".join(METHODS)
-    pages = {name: f"# `{name}`\n\n```console\n$ mol-merge methods {name}\n{_methods(name)}\n```\n" for name in METHODS}
+    # The output has a language of its own: its comments would be taken for prompts of root.
+    pages = {
+        name: f"# `{name}`\n\n```console\n$ mol-merge methods {name}\n```\n\n```text\n{_methods(name)}\n```\n"
+        for name in METHODS
+    }
     pages["index"] = (
         f"# Merge methods\n\n{_methods('--markdown')}\n\n```{{toctree}}\n:maxdepth: 1\n:hidden:\n\n{names}\n```\n"
     )

@@ -115,5 +115,5 @@ def test_mergekits_defaults_hold_and_a_checked_recipe_stays_one() -> None:
 def test_holders_of_anchors_are_seen_in_loaded_yaml_too() -> None:
     config = MergeConfiguration.model_validate(yaml.safe_load(ANCHORS))
     assert "`scale-env` holds YAML anchors for other keys and has no effect of its own" in config.notes
-    with pytest.raises(ConfigError, match="unknown key `zzz`"):
-        MergeConfiguration.model_validate(yaml.safe_load(RECIPE) | {"zzz": [1.5]})
+    with pytest.raises(ConfigError, match="unknown key `tokenizer_sorce`"):
+        MergeConfiguration.model_validate(yaml.safe_load(RECIPE) | {"tokenizer_sorce": [1.5]})
