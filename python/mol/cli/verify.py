@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import stat
 import time
@@ -19,6 +18,7 @@ from mol.cli.options import ThreadCount, option, speaking
 from mol.cli.progress import Progress
 from mol.errors import CheckpointError
 from mol.io.layout import MANIFEST
+from mol.io.sha256 import sha256_of
 from mol.io.side_files import is_read, list_files
 
 if TYPE_CHECKING:
@@ -125,20 +125,12 @@ def _check_side_files(directory: Path, entries: Mapping[str, Mapping[str, Any]])
             yield Damage(name, None, f"has {found:,} bytes, {entry['size']:,} were written")
             continue
         try:
-            digest = _sha256(path)
+            digest = sha256_of(path)
         except OSError as error:
             yield Damage(name, None, f"cannot be read: {error}")
             continue
         if digest != entry["sha256"]:
             yield Damage(name, None, "differs from what was written")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def _not_there(path: Path) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import re
@@ -14,6 +13,7 @@ from mol.errors import CheckpointError
 from mol.io.checkpoint import CheckpointFile, TensorInfo, read_shard
 from mol.io.json_file import read_object
 from mol.io.layout import ADAPTER, ADAPTER_CONFIG
+from mol.io.sha256 import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -126,7 +126,7 @@ class Adapter:
                 f"the adapter {label} cannot be applied; merge it with peft (merge_and_unload) and name the result",
                 problems,
             )
-        digests = {entry.name: _digest(entry) for entry in (path, directory / ADAPTER_CONFIG)}
+        digests = {entry.name: sha256_of(entry) for entry in (path, directory / ADAPTER_CONFIG)}
         return cls(label, directory, revision, file, tensors, config, factors, whole, digests)
 
 
@@ -152,14 +152,6 @@ def _find_weights(directory: Path, label: str) -> Path:
             f"{label}: its weights are pickled ({found[0]}), which is not supported; load and save it with peft"
         )
     raise CheckpointError(f"{label}: no {ADAPTER}, but {found[0]}: an adapter is one file here; save it again as one")
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(1 << 20):
-            digest.update(data)
-    return digest.hexdigest()
 
 
 def _check_config(config: Mapping[str, Any]) -> Iterable[str]:
