@@ -94,6 +94,7 @@ __all__ = [
 # Hidden from type checkers, which would otherwise believe in any `mol.anything`.
 if not TYPE_CHECKING:
     _HOMES = {
+        "mol._rust": ("__version__",),
         "mol.architecture": ("UniversalArchitectureHandler",),
         "mol.config": ("MergeConfig", "ModelReference", "load_recipe"),
         "mol.config.mol_config": ("MoLConfig",),
@@ -118,16 +119,9 @@ if not TYPE_CHECKING:
     }  # fmt: skip
 
     def __getattr__(name: str) -> object:
-        from importlib import import_module
+        from mol.later import find
 
-        if name == "__version__":
-            value = import_module("mol._rust").__version__
-        else:
-            home = next((module for module, names in _HOMES.items() if name in names), None)
-            if home is None:
-                raise import_module("mol.later").missing("mol", name)
-            value = getattr(import_module(home), name)
-        globals()[name] = value
+        value = globals()[name] = find("mol", name, _HOMES)
         return value
 
     def __dir__() -> list[str]:

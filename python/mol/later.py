@@ -1,8 +1,12 @@
-"""Names that users of earlier plans for mol type and that are not there yet: one table, and what it says of each."""
+"""Names of a package that are imported when they are first used, and those of earlier plans that are not there yet."""
 
 from __future__ import annotations
 
-from typing import Final
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
 
 _PUSH: Final = "MoLRuntime.push_to_hf(...) and `mol-merge push` upload"
 _RECIPES: Final = "mol.config.load_recipe reads and checks a recipe"
@@ -57,3 +61,26 @@ def check_module(name: str) -> None:
     """
     if name in LATER_MODULES:
         raise ModuleNotFoundError(sentence(name, LATER_MODULES[name]), name=name)
+
+
+def find(module: str, name: str, homes: Mapping[str, Collection[str]]) -> object:
+    """Import a name from its home.
+
+    Args:
+        module: the package that was asked for it.
+        name: the name.
+        homes: modules, each with the names that it has.
+
+    Raises:
+        ImportError: it is a name for later, or needs a package that is not installed.
+        AttributeError: there is no such name.
+    """
+    home = next((home for home, names in homes.items() if name in names), None)
+    if home is None:
+        raise missing(module, name)
+    try:
+        return getattr(import_module(home), name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("torch", "transformers", "accelerate"):
+            raise
+        raise ImportError(f"{name} needs {error.name}: pip install 'mol-merge[fusion]'") from error

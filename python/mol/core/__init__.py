@@ -67,18 +67,9 @@ if not TYPE_CHECKING:
     }
 
     def __getattr__(name: str) -> object:
-        from importlib import import_module
+        from mol.later import find
 
-        home = next((module for module, names in _HOMES.items() if name in names), None)
-        if home is None:
-            raise import_module("mol.later").missing("mol.core", name)
-        try:
-            value = getattr(import_module(home), name)
-        except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] not in ("torch", "transformers", "accelerate"):
-                raise
-            raise ImportError(f"{name} needs {error.name}: pip install 'mol-merge[fusion]'") from error
-        globals()[name] = value
+        value = globals()[name] = find("mol.core", name, _HOMES)
         return value
 
     def __dir__() -> list[str]:

@@ -14,24 +14,16 @@ __all__ = ["MoLTrainer", "TrainingCallback", "TrainingConfig", "create_simple_da
 
 if not TYPE_CHECKING:
     _HOMES = {
-        "MoLTrainer": "mol.training.trainer",
-        "TrainingCallback": "mol.training.callbacks",
-        "TrainingConfig": "mol.training.config",
-        "create_simple_dataset": "mol.training.data",
+        "mol.training.callbacks": ("TrainingCallback",),
+        "mol.training.config": ("TrainingConfig",),
+        "mol.training.data": ("create_simple_dataset",),
+        "mol.training.trainer": ("MoLTrainer",),
     }
 
     def __getattr__(name: str) -> object:
-        from importlib import import_module
+        from mol.later import find
 
-        if name not in _HOMES:
-            raise import_module("mol.later").missing("mol.training", name)
-        try:
-            value = getattr(import_module(_HOMES[name]), name)
-        except ModuleNotFoundError as error:
-            if (error.name or "").split(".")[0] not in ("torch", "transformers", "accelerate"):
-                raise
-            raise ImportError(f"{name} needs {error.name}: pip install 'mol-merge[fusion]'") from error
-        globals()[name] = value
+        value = globals()[name] = find("mol.training", name, _HOMES)
         return value
 
     def __dir__() -> list[str]:
