@@ -34,8 +34,9 @@ if TYPE_CHECKING:
         MergeError,
         MolError,
     )
+    from mol.merge.opening import resolve_checkpoints
     from mol.merge.options import MergeOptions
-    from mol.merge.run import MergeReport, plan_recipe, resolve_checkpoints, run_merge
+    from mol.merge.run import MergeReport, plan_recipe, run_merge
     from mol.merge_methods.base_merge import BaseMergeMethod, PendingMerge
     from mol.merge_methods.methods import LinearMerge, PassthroughMerge, SlerpMerge, TaskArithmeticMerge, TiesMerge
     from mol.training import MoLTrainer, TrainingCallback, TrainingConfig, create_simple_dataset
@@ -109,7 +110,8 @@ if not TYPE_CHECKING:
             "MergeError", "MolError",
         ),
         "mol.merge.options": ("MergeOptions",),
-        "mol.merge.run": ("MergeReport", "plan_recipe", "resolve_checkpoints", "run_merge"),
+        "mol.merge.opening": ("resolve_checkpoints",),
+        "mol.merge.run": ("MergeReport", "plan_recipe", "run_merge"),
         "mol.merge_methods.base_merge": ("BaseMergeMethod", "PendingMerge"),
         "mol.merge_methods.methods": (
             "LinearMerge", "PassthroughMerge", "SlerpMerge", "TaskArithmeticMerge", "TiesMerge",

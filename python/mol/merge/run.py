@@ -1,4 +1,4 @@
-"""Carries a recipe out: models are found, the plan is made and run, and the output appears by one rename."""
+"""Carries a recipe out: the plan is made and run, and the output appears by one rename."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from mol.config.model_reference import ModelReference
 from mol.errors import ConfigError, MergeCancelled, MergeError, MolError
+from mol.merge.opening import resolve_checkpoints, tokenizer_directory
 from mol.merge.options import MergeOptions
 
 if TYPE_CHECKING:
     import threading
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from typing_extensions import Unpack
 
     from mol import _rust
     from mol.config import MergeConfig
-    from mol.io.checkpoint import Checkpoint, Known
+    from mol.io.checkpoint import Checkpoint
     from mol.io.vocabulary import Vocabulary
     from mol.merge.card import Card
     from mol.merge.options import OptionFields
@@ -57,45 +58,6 @@ class MergeReport:
     bytes_read: int
     bytes_written: int
     resumed: int
-
-
-def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None) -> dict[ModelReference, Checkpoint]:
-    """Find or download every model of a recipe and of its stages, and read the headers of their weights.
-
-    Raises:
-        MolError: a model cannot be had or is damaged; where several are, a MergeError lists them.
-        OSError: a model is missing or may not be read.
-    """
-    from mol.io.adapter import Adapter
-    from mol.io.checkpoint import Checkpoint
-    from mol.merge.adapters import with_adapter
-
-    options = options or MergeOptions()
-    found: dict[ModelReference, Checkpoint] = {}
-    models: dict[ModelReference, Checkpoint] = {}  # without adapters: several may be on one
-    failures: dict[ModelReference, MolError | OSError] = {}
-    offline: list[str] = []
-    known: Known = {}
-    for reference in config.inputs():
-        try:
-            model = models.get(reference.model)
-            if model is None:
-                directory, revision = _resolve(reference.model, config, options, offline=offline)
-                model = Checkpoint.open(directory, name=str(reference.model), revision=revision, known=known)
-                models[reference.model] = model
-            if reference.adapter is not None:
-                directory, revision = _resolve(reference.adapter, config, options, adapter=True, offline=offline)
-                model = with_adapter(model, Adapter.open(directory, name=str(reference.adapter), revision=revision))
-            found[reference] = model
-        except FileNotFoundError as error:
-            location = config.locations.get(reference)
-            failures[reference] = FileNotFoundError(f"{location}: {error}" if location else str(error))
-        except (MolError, OSError) as error:
-            failures[reference] = error
-    if offline:
-        _log.warning("offline: using the cached commits %s", ", ".join(offline))
-    _raise_all("models of the recipe cannot be used", failures)
-    return found
 
 
 def plan_recipe(
@@ -368,7 +330,7 @@ def _plan(
         spelled_twice({name: models[name] for name in named if not whole.is_stage(name)})
     )
     donor = models[config.donor()]
-    leader = _tokenizer_directory(config, models, options)
+    leader = tokenizer_directory(config, models, options)
     tokenizer = leader if options.copy_tokenizer else donor.directory
     directories = (donor.directory, *(models[name].directory for name in config.model_references()), leader)
     vocabularies = read_vocabularies(directories)
@@ -394,44 +356,3 @@ def _check_space(place: Path, planned: PlannedMerge, preflight: str) -> None:
             f"{place}: the merge needs {found['bytes_needed']:,} bytes for weights and {beside:,} for the files next "
             f"to them, the disk has {found['bytes_free']:,} free; free some or choose another OUT"
         )
-
-
-def _tokenizer_directory(
-    config: MergeConfig, checkpoints: Mapping[ModelReference, Checkpoint], options: MergeOptions
-) -> Path:
-    source = config.tokenizer_source
-    if source is None or isinstance(source, str):
-        source = config.donor()
-    if source in checkpoints:
-        return checkpoints[source].directory
-    return _resolve(source.model, config, options, weights=False)[0]
-
-
-def _resolve(
-    reference: ModelReference,
-    config: MergeConfig,
-    options: MergeOptions,
-    *,
-    weights: bool = True,
-    adapter: bool = False,
-    offline: list[str] | None = None,
-) -> tuple[Path, str | None]:
-    from mol.io.hub import resolve
-
-    return resolve(
-        reference,
-        cache_dir=options.cache_dir,
-        token=options.token,
-        weights=weights,
-        adapter=adapter,
-        code=options.trust_remote_code or config.trust_remote_code,
-        offline=offline,
-    )
-
-
-def _raise_all(header: str, failures: Mapping[ModelReference, MolError | OSError]) -> None:
-    errors: Sequence[MolError | OSError] = list(failures.values())
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise MergeError.listing(header, [str(error) for error in errors])

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mol.config import MergeConfig
 from mol.config.methods import METHODS
 from mol.errors import ArchitectureError, ConfigError, MergeError
-from mol.merge.run import plan_recipe, resolve_checkpoints, run_merge
+from mol.merge.opening import resolve_checkpoints
+from mol.merge.run import plan_recipe, run_merge
 
 if TYPE_CHECKING:
     import threading
