@@ -324,7 +324,7 @@ def asks(method: Method, word: str) -> bool:
 
 
 def expected(case: Case, name: str = "w", *, seed: int = 0) -> reference.Tensor:
-    """The case by tests/reference.py, for a tensor of a name in a plan with a seed."""
+    """The case by tests/reference, for a tensor of a name in a plan with a seed."""
     ((kind, numbers),) = case.method.items()
     known = {"precision": precision(case), "name": name, "seed": seed, "shape": case.sources[0].data.shape}
     named = {"lambda_" if word == "lambda" else word: value for word, value in numbers.items()}
