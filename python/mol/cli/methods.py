@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 def command(console: Console, name: str | None, markdown: bool) -> None:
     """Show the table, or one row of it."""
     from mol.config.examples import example_text
-    from mol.config.fields import method_named
-    from mol.config.methods import LATER_METHODS, METHODS, STUDY
+    from mol.config.methods import LATER_METHODS, METHODS, STUDY, method_named
 
     if name is not None:
         spec = method_named(name)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from mol.config.parameters import ParameterMap
+from mol.config.rules import RuleConfig
 from mol.config.sources import SliceConfig, SourceConfig
 from mol.config.tokenizer import TokenizerSection
 from mol.errors import ConfigError
@@ -155,7 +156,7 @@ def from_python(value: object, path: str = "", depth: int = 0) -> Any:  # noqa: 
     if depth > MAX_DEPTH:
         raise ConfigError(f"{path[:80]}...: nested more than {MAX_DEPTH} deep")
     location = Location(path)
-    if isinstance(value, (SourceConfig, SliceConfig, ParameterMap, TokenizerSection)):
+    if isinstance(value, (SourceConfig, SliceConfig, ParameterMap, RuleConfig, TokenizerSection)):
         value = value.to_dict()
     if isinstance(value, Mapping):
         table = Table(location)

@@ -10,9 +10,10 @@ from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.flat import is_flat, to_mergekit_form
 from mol.config.inputs import Inputs, check_inputs, read_inputs
 from mol.config.method_spec import MethodSpec, Required
-from mol.config.methods import LATER_METHODS, METHODS
+from mol.config.methods import METHODS, method_named
 from mol.config.model_reference import is_local
 from mol.config.parameters import ParameterMap, Rule
+from mol.config.rules_reader import read_rules
 from mol.config.tokenizer_reader import read_tokenizer
 from mol.config.values import ValueReader
 from mol.dtypes import DTYPE_WORDS, DTYPES
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mol.config.model_reference import ModelReference
+    from mol.config.rules import RuleConfig
     from mol.config.sources import SliceConfig
     from mol.config.tokenizer import TokenizerSection
 
@@ -59,6 +61,7 @@ class RecipeKeys(TypedDict, total=False):
     weights: Sequence[float] | Mapping[str, float]
     layer_range: Sequence[int]
     name: str
+    rules: Sequence[Mapping[str, Any] | RuleConfig] | None
     stages: Mapping[str, object]  # recipes in any form, by name
 
 
@@ -113,6 +116,7 @@ def read_fields(
         parameters = _with_flat_defaults(recipe, parameters, base_model, inputs, reader.spec, reader)
     if reader.spec and inputs.sound:
         check_inputs(inputs, reader.spec, base_model, parameters, reader, weighs_base=weighs_base, resolved=resolved)
+    rules = read_rules(recipe, inputs, base_model, parameters, reader, resolved=resolved)
     if not staged:
         _note_name(recipe, inputs, reader)
     tokenizer = read_tokenizer(recipe, base_model, inputs, reader)
@@ -123,6 +127,7 @@ def read_fields(
         "slices": None if inputs.whole else tuple(inputs.slices),
         "base_model": base_model,
         "parameters": parameters,
+        "rules": rules,
         **plain,
         "tokenizer_source": None if tokenizer is None else tokenizer.source,
         "tokenizer": tokenizer if tokenizer and (tokenizer.tokens or tokenizer.pad_to_multiple_of) else None,
@@ -192,21 +197,6 @@ def _take_method(table: Table, reader: ValueReader) -> Table:
         except ConfigError as error:
             reader.problems.add(location, str(error))
     return recipe
-
-
-def method_named(word: str) -> MethodSpec:
-    """Return the row of a method.
-
-    Raises:
-        ConfigError: there is none, with the one that was probably meant.
-    """
-    if word in METHODS:
-        return METHODS[word]
-    known = ", ".join(f"`{name}`" for name in METHODS)
-    if word.replace("-", "_") in LATER_METHODS:
-        raise ConfigError(f"merge method `{word}` is known but not built yet; there are {known}")
-    hint = suggestion(word, METHODS) or f"; there are {known}"
-    raise ConfigError(f"unknown merge method `{word[:80]}`{hint}")
 
 
 def _read_plain_keys(recipe: Table, reader: ValueReader, *, flat: bool) -> dict[str, Any]:

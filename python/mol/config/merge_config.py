@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
+    from mol.config.rules import RuleConfig
     from mol.config.tokenizer import TokenizerSection
 
     _Config = TypeVar("_Config", bound="MergeConfig")
@@ -47,6 +48,7 @@ class MergeConfig:
         slices: ranges of layers, stacked in order.
         base_model: the base of all slices that name none of their own; donor of config and tokenizer.
         parameters: parameters of lowest precedence.
+        rules: other methods, or copies, for tensors by their names.
         dtype: safetensors name of the output's dtype ("F32", "F16", "BF16", "F64"); None keeps the donor's.
         out_dtype: the same, stronger than `dtype`.
         tokenizer_source: "base", "union" (with the tokens that only other models have), a model of the recipe, or None
@@ -71,6 +73,7 @@ class MergeConfig:
     slices: tuple[SliceConfig, ...] | None
     base_model: ModelReference | None
     parameters: ParameterMap
+    rules: tuple[RuleConfig, ...]
     dtype: str | None
     out_dtype: str | None
     tokenizer_source: Literal["base", "union"] | ModelReference | None
@@ -236,6 +239,8 @@ class MergeConfig:
                 for part in self.slices
             ]
             table["slices"] = from_python(parts)
+        if self.rules:
+            table["rules"] = from_python([rule.renamed(names) for rule in self.rules])
         config = object.__new__(type(self))
         read = read_fields(table, "invalid recipe", flat=False, resolved=True, staged=True)
         config._fill(read, self.source_text)
@@ -261,6 +266,8 @@ class MergeConfig:
             recipe["base_model"] = self.base_model.to_plain()
         if self.parameters:
             recipe["parameters"] = self.parameters.to_dict()
+        if self.rules:
+            recipe["rules"] = [rule.to_dict() for rule in self.rules]
         for key, dtype in (("dtype", self.dtype), ("out_dtype", self.out_dtype)):
             if dtype is not None:
                 recipe[key] = DTYPE_NAMES[dtype]
@@ -298,6 +305,29 @@ class MergeConfig:
         found += [base for base in (self.base_model, *(part.base_model for part in parts)) if base is not None]
         return tuple(dict.fromkeys(found))
 
+    def under_rule(self, rule: RuleConfig) -> MergeConfig:
+        """Return the recipe for the tensors that one of its rules has another method for."""
+        own = rule.method is not None and rule.method != self.method
+        method = rule.method or self.method
+        base = rule.base_model or self.base_model
+
+        def part(given: SliceConfig) -> SliceConfig:
+            start = rule.base_model or given.base_model or base
+            return rule.inputs(given, None if METHODS[method].base == "input" else start, own=own)
+
+        config = object.__new__(type(self))
+        config.__dict__.update(
+            self.__dict__,
+            method=method,
+            models=None if self.models is None else part(SliceConfig(self.models)).sources,
+            slices=None if self.slices is None else tuple(map(part, self.slices)),
+            base_model=base,
+            parameters=rule.over(self.parameters, own=own),
+            rules=(),
+            _chains={},
+        )
+        return config
+
     def is_stage(self, reference: ModelReference) -> bool:
         """Return whether a model is the result of one of the recipe's stages."""
         return reference.revision is None and reference.name in self.stages
@@ -315,8 +345,9 @@ class MergeConfig:
     def filters(self) -> Iterator[tuple[str, str]]:
         """Yield each parameter with each filter that some value of it has, as often as the recipe holds them."""
         parts = self.slices or ()
-        holders = [self.parameters, *(part.parameters for part in parts)]
+        holders = [self.parameters, *(part.parameters for part in parts), *(rule.parameters for rule in self.rules)]
         sources = [*(self.models or ()), *(source for part in parts for source in part.sources)]
+        sources += [source for rule in self.rules for source in rule.models or ()]
         for parameters in (*holders, *(source.parameters for source in sources)):
             for name, rules in parameters.items():
                 yield from ((name, rule.filter) for rule in rules if rule.filter is not None)

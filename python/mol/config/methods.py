@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 from mol.config.method_parameters import CHANGE, DENSITY, EPSILON, GAMMA, LAMBDA, WEIGHT, normalize, rescale
 from mol.config.method_spec import REQUIRED, MethodSpec, ParameterSpec
+from mol.errors import ConfigError
+from mol.text import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -432,3 +434,18 @@ def foreign_parameters() -> dict[str, str]:
 def weights_cancel(weights: Sequence[float]) -> bool:
     """Return whether weights sum to zero, up to rounding, so that nothing can be divided by their sum."""
     return abs(math.fsum(weights)) <= 1e-8 * math.fsum(abs(weight) for weight in weights)
+
+
+def method_named(word: str) -> MethodSpec:
+    """Return the row of a method.
+
+    Raises:
+        ConfigError: there is none, with the one that was probably meant.
+    """
+    if word in METHODS:
+        return METHODS[word]
+    known = ", ".join(f"`{name}`" for name in METHODS)
+    if word.replace("-", "_") in LATER_METHODS:
+        raise ConfigError(f"merge method `{word}` is known but not built yet; there are {known}")
+    hint = suggestion(word, METHODS) or f"; there are {known}"
+    raise ConfigError(f"unknown merge method `{word[:80]}`{hint}")

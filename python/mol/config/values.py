@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 import numbers
@@ -25,7 +26,7 @@ _MOST_IGNORED = 100
 _SLIP = 0.8  # how like a known word one is that was meant
 _KEYS_OF_RECIPE = frozenset((
     "base_model", "chat_template", "dtype", "layer_alignment", "merge_method", "models", "out_dtype", "output_path",
-    "slices", "tokenizer", "tokenizer_source",
+    "rules", "slices", "tokenizer", "tokenizer_source",
 ))  # fmt: skip
 
 
@@ -54,6 +55,12 @@ class ValueReader:
         self.recipe: Table | None = None
         self.shared = ParameterMap()
         self._models: dict[tuple[object, ...], ModelReference] = {}
+
+    def of_method(self, spec: MethodSpec | None) -> ValueReader:
+        """Return a reader for another method into the same collections, to which nothing is unknown to mergekit."""
+        other = copy.copy(self)
+        other.spec, other.lenient, other.shared = spec, False, ParameterMap()
+        return other
 
     def keys(
         self,
@@ -291,19 +298,23 @@ class ValueReader:
             self.problems.add(location, f"a value of `{spec.name}` in map form needs `value`")
             return ()
         read = self._value(table["value"], table.at("value"), spec)
+        sound, text = self.filter(table)
+        return () if read is None or not sound else (Rule(read, text),)
+
+    def filter(self, table: Table) -> tuple[bool, str | None]:
+        """Read the filter of a map; return whether it is one, and None where it lets every tensor pass."""
         text = table.get("filter")
-        if text is not None and (not isinstance(text, str) or not text):
+        if text is None or text == "*":
+            return True, None
+        if not isinstance(text, str) or not text:
             self.problems.add(table.at("filter"), f"`filter` is a part of a tensor's name, not {shown(text)}")
-            return ()
-        if text == "*":
-            text = None
-        if text is not None:
-            try:
-                compile_filter(text)
-            except (re.error, OverflowError, RecursionError) as error:
-                self.problems.add(table.at("filter"), f"filter `{text[:80]}` is no regular expression: {error}")
-                return ()
-        return () if read is None else (Rule(read, text),)
+            return False, None
+        try:
+            compile_filter(text)
+        except (re.error, OverflowError, RecursionError) as error:
+            self.problems.add(table.at("filter"), f"filter `{text[:80]}` is no regular expression: {error}")
+            return False, None
+        return True, text
 
     def _value(self, value: object, location: Location, spec: ParameterSpec) -> Scalar | tuple[Scalar, ...] | None:
         """Read one value or the control points of a gradient."""

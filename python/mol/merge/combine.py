@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mol.config.methods import METHODS, weights_cancel
 from mol.config.parameters import compile_filter
@@ -25,10 +25,23 @@ class Combination(NamedTuple):
     Attributes:
         method: the method with its parameters.
         inputs: indices of the inputs it reads, in the method's order; inputs without influence are left out.
+        rule: which of the recipe's rules says so; None where none does.
     """
 
     method: Method
     inputs: tuple[int, ...]
+    rule: int | None = None
+
+
+class Combine(Protocol):
+    """Decides how the tensors of one slice are made."""
+
+    fixed: Combination | str | None
+    """The combination, or why there is none, if it is the same for every tensor."""
+
+    def __call__(self, names: Sequence[str | None], output: str, position: float) -> Combination | str:
+        """Decide for one tensor; see `Combiner`."""
+        ...
 
 
 class Combiner:

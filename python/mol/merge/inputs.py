@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mol.config.methods import METHODS
-from mol.merge.combine import Combiner
 from mol.merge.model import Model, Slice, SliceSource
+from mol.merge.ruled import combiner
 from mol.structure.alignment import align
 from mol.structure.layers import map_layers
 from mol.text import ranges
@@ -65,10 +65,8 @@ def _slice(
 ) -> Slice:
     spec = METHODS[config.method]
     references = [source.model for source in sources]
-    positions: list[int | None] = list(range(len(sources)))
     if spec.starts_from(base) and base is not None and base not in references and config.slices is None:
         references.append(base)
-        positions.append(None)
     where = f"slice {index + 1}: " if config.slices is not None else ""
     base_position = references.index(base) if base is not None and base in references else None
     spans = [_span(models[source.model], source, where, problems) for source in sources]
@@ -81,7 +79,7 @@ def _slice(
                 )
         spans = [(0, 0)] * len(references)
     opened = tuple(SliceSource(models[ref], start) for ref, (start, _) in zip(references, spans, strict=True))
-    combine = Combiner(config, index, positions, base_position)
+    combine = combiner(config, index, sources, references, base)
     if isinstance(combine.fixed, str):
         problems.add(f"{where}{combine.fixed}")
     return Slice(opened, min(end - start for start, end in spans), base_position or 0, combine)

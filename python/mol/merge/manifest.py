@@ -66,6 +66,7 @@ def build_manifest(
                 "name": tensor["name"],
                 "dtype": tensors[tensor["name"]].dtype,
                 "shape": list(tensors[tensor["name"]].shape),
+                **({"rule": planned.ruled[tensor["name"]]} if tensor["name"] in planned.ruled else {}),
                 **{key: value for key, value in tensor.items() if key != "name"},
             }
             for tensor in executed["tensors"]

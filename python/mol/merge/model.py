@@ -10,7 +10,7 @@ from mol.io.expressions import Source, renumbered
 if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint
     from mol.io.expressions import Expr
-    from mol.merge.combine import Combiner
+    from mol.merge.combine import Combine
     from mol.structure.alignment import Alignment
     from mol.structure.layers import Structure
 
@@ -75,7 +75,7 @@ class Slice:
     sources: tuple[SliceSource, ...]
     length: int
     lead: int
-    combine: Combiner
+    combine: Combine
 
     @property
     def models(self) -> list[Model]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from mol.config.merge_config import MergeConfig
@@ -49,6 +50,7 @@ class PlannedMerge:
         bytes_written: sum of the output's tensors.
         joined: the vocabulary of the output, where rows are paired by token; None where they are by number.
         side_files: every other file of the output than its weights; empty until these are planned.
+        ruled: which of the recipe's rules made a tensor of the output, counted from 1, by its name.
     """
 
     plan: MergePlan
@@ -66,6 +68,7 @@ class PlannedMerge:
     bytes_written: int
     joined: Joined | None = None
     side_files: tuple[OutputFile, ...] = ()
+    ruled: Mapping[str, int] = field(default_factory=dict)
 
     def parts(self) -> tuple[Part, ...]:
         """Return every directory that the sources are made of, once, in their order."""

@@ -15,6 +15,7 @@ from mol.merge.kinship import check_kinship
 from mol.merge.mismatch import Mismatches
 from mol.merge.options import MergeOptions
 from mol.merge.planned import PlannedMerge
+from mol.merge.ruled import idle_rules, rule_lines
 from mol.merge.settings import compare_settings
 from mol.merge.tasks import ModelLayer, OutputSpec, TaskBuilder
 from mol.merge.tied import Tying, find_tying, own_head, own_head_note, state_untied
@@ -401,6 +402,11 @@ class _Planner:
                 note = f"{model.label} has no effect: the recipe gives it no weight in any tensor"
                 self._notes[note] = None
         self._warnings.update(dict.fromkeys(idle_filters(self._config, plan)))
+        ruled = self._tasks.ruled
+        self._notes.update(dict.fromkeys(rule_lines(self._config, ruled)))
+        if self._config.rules:
+            names = [tensor.name for tensor in plan.tensors]
+            self._warnings.update(dict.fromkeys(idle_rules(self._config, ruled, names)))
         return PlannedMerge(
             plan,
             self._config,
@@ -416,4 +422,5 @@ class _Planner:
             self._tasks.bytes_read,
             self._tasks.bytes_written,
             joined=None if vocabulary is None else vocabulary.joined,
+            ruled=ruled,
         )

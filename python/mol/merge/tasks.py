@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from mol.io.checkpoint import TensorInfo
     from mol.io.expressions import Expr
-    from mol.merge.combine import Combiner
+    from mol.merge.combine import Combine
     from mol.merge.gathers import Gathered
     from mol.merge.mismatch import Mismatches
     from mol.merge.model import Model
@@ -81,6 +81,7 @@ class TaskBuilder:
         self._bytes_by_dtype: Counter[str] = Counter()
         self.methods: Counter[str] = Counter()
         self.copied: list[str] = []
+        self.ruled: dict[str, int] = {}
         self.bytes_read = 0
 
     def add_layer(
@@ -88,7 +89,7 @@ class TaskBuilder:
         out_start: str,
         lead: ModelLayer,
         inputs: Sequence[ModelLayer],
-        combine: Combiner,
+        combine: Combine,
         position: float,
         out_layer: int,
         donor_dtypes: dict[str, str] | None = None,
@@ -208,7 +209,7 @@ class TaskBuilder:
         spec: OutputSpec,
         models: Sequence[Model],
         names: Sequence[str | None],
-        combine: Combiner,
+        combine: Combine,
         decide_as: str | None = None,
         gather: Callable[[Model], Gathered] | None = None,
     ) -> None:
@@ -259,6 +260,8 @@ class TaskBuilder:
         if lacking is not None:
             self._copy(spec, lacking, gather)
             return
+        if combination.rule is not None:
+            self.ruled[spec.name] = combination.rule
         if exact and method is not COPY:
             method = COPY
             self.copied.append(f"{spec.name}: {info.dtype}, copied as it is and not merged")
