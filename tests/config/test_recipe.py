@@ -303,7 +303,8 @@ parameters: {weight: 1}
 
 def test_our_own_keys_do_not_change_the_form() -> None:
     config = MergeConfig.from_yaml(
-        SLERP + "output_path: out\ntrust_remote_code: true\nallow_crimes: true\nlayer_alignment: auto\n"
+        SLERP
+        + "output_path: out\ntrust_remote_code: true\nallow_crimes: true\nlayer_alignment: auto\nprecision: exact\n"
     )
     assert config.output_path == "out"
     assert config.trust_remote_code

@@ -55,6 +55,7 @@ class RecipeKeys(TypedDict, total=False):
     tokenizer: Mapping[str, Any] | TokenizerSection | None
     chat_template: str | None
     layer_alignment: Literal["auto", "strict"] | None
+    precision: Literal["exact"] | None
     output_path: str | Path | None
     trust_remote_code: bool
     allow_crimes: bool
@@ -212,6 +213,7 @@ def _read_plain_keys(recipe: Table, reader: ValueReader, *, flat: bool) -> dict[
     for word, why in _LATER.items():
         if recipe.get(word) is not None:
             reader.problems.add(recipe.at(word), f"`{word}`: {why}")
+    _check_precision(recipe.get("precision"), recipe.at("precision"), reader)
     return {
         "dtype": _read_dtype(recipe, "dtype", reader),
         "out_dtype": _read_dtype(recipe, "out_dtype", reader),
@@ -232,6 +234,18 @@ def _read_alignment(recipe: Table, reader: ValueReader) -> str | None:
     location = recipe.at("layer_alignment")
     reader.problems.add(location, f"`layer_alignment` is `auto` or `strict`, not {shown(alignment)}")
     return None
+
+
+def _check_precision(value: object, location: Location, reader: ValueReader) -> None:
+    """Take `exact`, which is all there is: the arithmetic of f32 or wider, and one rounding at the end."""
+    if value == "mergekit":
+        reader.problems.add(
+            location,
+            "`precision: mergekit`, which would round after every operation as mergekit does, is not built; leave it "
+            "out for `exact`, whose results are within one rounding of the method's definition",
+        )
+    elif value not in (None, "exact"):
+        reader.problems.add(location, f"`precision` is `exact`, not {shown(value)}")
 
 
 def _read_output_path(recipe: Table, reader: ValueReader) -> str | None:

@@ -26,7 +26,7 @@ _MOST_IGNORED = 100
 _SLIP = 0.8  # how like a known word one is that was meant
 _KEYS_OF_RECIPE = frozenset((
     "base_model", "chat_template", "dtype", "layer_alignment", "merge_method", "models", "out_dtype", "output_path",
-    "rules", "slices", "tokenizer", "tokenizer_source",
+    "precision", "rules", "slices", "tokenizer", "tokenizer_source",
 ))  # fmt: skip
 
 
