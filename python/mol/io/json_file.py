@@ -144,6 +144,8 @@ def _is_deep(content: object) -> bool:
     level: list[Any] = [content]
     for _ in range(_DEEPEST):
         values = [value.values() if isinstance(value, dict) else value for value in level]
+        # Tokenizers hold 100,000s of texts and numbers in one list: their types are soon seen.
+        values = [value for value in values if not {dict, list}.isdisjoint(map(type, value))]
         level = [inner for value in values for inner in value if isinstance(inner, (dict, list))]
         if not level:
             return False

@@ -251,6 +251,8 @@ def _lines(path: Path) -> _Content:
 
 
 def _checked(path: Path, found: object) -> dict[str, int]:
-    if not isinstance(found, dict) or not all(type(i) is int and 0 <= i < _MOST_IDS for i in found.values()):
+    if not isinstance(found, dict) or not {int}.issuperset(map(type, found.values())):
+        raise CheckpointError(f"{path} does not map tokens to ids")
+    if found and not 0 <= min(found.values()) <= max(found.values()) < _MOST_IDS:
         raise CheckpointError(f"{path} does not map tokens to ids")
     return found

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from mol.io.checkpoint import TensorInfo
     from mol.io.expressions import Expr
-    from mol.merge.joined import Joined
+    from mol.merge.joined import Ids, Joined
     from mol.merge.model import Model
 
 _ZERO: Final = -1
@@ -48,6 +48,20 @@ class _Layout(NamedTuple):
     table: str | None
 
 
+class _Elsewhere(NamedTuple):
+    """The rows that do not come from the model itself.
+
+    Attributes:
+        parts: the models that rows come from, which rows, and for each of those models their rows there.
+        zeros: rows that come from nowhere.
+        number: how many rows all these are.
+    """
+
+    parts: list[tuple[_Part, Ids, list[Ids]]]
+    zeros: list[int]
+    number: int
+
+
 def is_vocabulary(name: str, shape: Sequence[int]) -> bool:
     """Return whether a tensor outside the layers has one row for each token: an embedding, a head, or its bias."""
     if len(shape) == 2:
@@ -77,7 +91,7 @@ class Gathers:
         self._models = models
         self._places = [model.checkpoint.directory for model in models]
         self._layouts: dict[tuple[object, ...], _Layout] = {}
-        self._rows: dict[tuple[Path, int, int], list[int]] = {}
+        self._rows: dict[tuple[Path, int, int], Ids] = {}
         self.tables: dict[str, Mapping[str, Any]] = {}
         self.zeros: set[int] = set()
         self.lacking: dict[str, int] = {}
@@ -163,102 +177,116 @@ class Gathers:
         return found
 
     def _find(self, lane: int, heights: Mapping[int, int], size: int) -> _Layout:
+        import numpy as np
+
         rows = {index: self._rows_of(index, height, size) for index, height in heights.items()}
-        own, tokens = rows[lane], self._joined.tokens
-        lacking = sum(at < 0 and token is not None for at, token in zip(own, tokens, strict=False))
+        own, named = rows[lane], self._named(size)
+        lacking = int(((own < 0) & named).sum())
         if lacking:
             self.lacking[self._models[lane].label] = lacking
-        elsewhere = self._elsewhere(own, rows, heights)
-        places = list(own)
-        members: dict[_Part, list[tuple[int, ...]]] = {}
-        spots = []
-        for row, origin in elsewhere.items():
-            if origin is None:
-                places[row] = _ZERO
-                continue
-            part, at = origin
-            group = members.setdefault(part, []) if len(part) > 1 else None
-            spots.append((row, part, at[0] if group is None else len(group)))
-            if group is not None:
-                group.append(at)
+        elsewhere = self._elsewhere(own, named, rows, heights)
+        places = own.copy()
+        places[elsewhere.zeros] = _ZERO
         begin: dict[_Part, int] = {}
         end = 0
-        for part in ([(lane,)] if len(elsewhere) < size else []) + [part for _, part, _ in spots]:
-            if part not in begin:
-                begin[part] = end
-                end += heights[part[0]] if len(part) == 1 else len(members[part]) if part else 1
-        for row, part, at_part in spots:
-            places[row] = begin[part] + at_part
-        tables = {part: [self._table(column) for column in zip(*at, strict=True)] for part, at in members.items()}
-        as_it_is = list(begin) == [(lane,)] and heights[lane] == size and places == list(range(size))
+        if elsewhere.number < size:
+            begin[lane,] = 0
+            end = heights[lane]
+        tables = {}
+        for part, where, at in elsewhere.parts:
+            if len(part) == 1 and part in begin:
+                places[where] = begin[part] + at[0]
+                continue
+            begin[part] = end
+            places[where] = end + (at[0] if len(part) == 1 else np.arange(len(where)) if part else 0)
+            end += heights[part[0]] if len(part) == 1 else len(where) if part else 1
+            if len(part) > 1:
+                tables[part] = [self._table(column) for column in at]
+        as_it_is = list(begin) == [(lane,)] and heights[lane] == size and bool((places == np.arange(size)).all())
         return _Layout(tuple(begin), tables, None if as_it_is else self._table(places))
 
-    def _elsewhere(
-        self, own: Sequence[int], rows: Mapping[int, Sequence[int]], heights: Mapping[int, int]
-    ) -> dict[int, tuple[_Part, tuple[int, ...]] | None]:
+    def _named(self, size: int) -> Ids:
+        """Tell which rows of the output stand for a token."""
+        import numpy as np
+
+        named = np.zeros(size, dtype=bool)
+        tokens = self._joined.tokens[:size]
+        named[: len(tokens)] = True
+        if None in tokens:
+            named[[row for row, token in enumerate(tokens) if token is None]] = False
+        return named
+
+    def _elsewhere(self, own: Ids, named: Ids, rows: Mapping[int, Ids], heights: Mapping[int, int]) -> _Elsewhere:
         """Find the rows that do not come from the model itself: the models that they come from, and the rows there.
 
         What the recipe says of the token, else the base's row, else the only one that there is, else the mean of those
-        of all models that have the token, else zeros (None). New padding gets the mean of the model's own rows.
+        of all models that have the token, else zeros. New padding gets the mean of the model's own rows.
         """
+        import numpy as np
+
         joined = self._joined
         index_of = {model.label: index for index, model in enumerate(self._models) if index in rows}
-        of_base = None if joined.base is None else index_of.get(joined.base)
-        base = None if of_base is None else rows[of_base]
-        merged = {index: of_one for index, of_one in rows.items() if self._models[index].label in joined.members}
-        found: dict[int, tuple[_Part, tuple[int, ...]] | None] = {}
-        for row in [row for row, at in enumerate(own) if at < 0]:
-            if of_base is not None and base is not None and base[row] >= 0:
-                found[row] = (of_base,), (base[row],)
-                continue
-            owners = [(index, of_one[row]) for index, of_one in merged.items() if of_one[row] >= 0]
-            if owners:
-                found[row] = tuple(index for index, _ in owners), tuple(at for _, at in owners)
-            elif row < len(joined.tokens) and joined.tokens[row] is not None:
-                found[row] = None
-                if row not in joined.rules:
-                    self.zeros.add(row)
-            else:
-                found[row] = _PADDING, (0,)
-        for row, rule in joined.rules.items():
-            if rule.force or own[row] < 0:
-                if rule.source is None:
-                    found[row] = None
-                elif rule.source[0] in index_of:
-                    name, at = rule.source
-                    found[row] = (index_of[name],), (at,)
-                    if at >= heights[index_of[name]]:
-                        self.problems[
-                            f"`tokens`: {name} has {heights[index_of[name]]} rows, so none of the id {at}"
-                        ] = None
-        return found
+        base = None if joined.base is None else index_of.get(joined.base)
+        merged = [index for index in rows if self._models[index].label in joined.members]
+        ruled = {row: rule for row, rule in joined.rules.items() if rule.force or own[row] < 0}
+        lacking = np.flatnonzero(own < 0)
+        if ruled:
+            lacking = lacking[~np.isin(lacking, list(ruled))]
+        left = lacking
+        found: list[tuple[_Part, Ids, list[Ids]]] = []
 
-    def _rows_of(self, index: int, height: int, size: int) -> list[int]:
+        def take(part: _Part, where: Ids) -> None:
+            if where.size:
+                found.append((part, where, [rows[index][where] for index in part]))
+
+        if base is not None:
+            there = rows[base][left] >= 0
+            take((base,), left[there])
+            left = left[~there]
+        # Which of the models have the token, as bits.
+        owners = np.zeros(left.size, dtype=np.int64)
+        for bit, index in enumerate(merged):
+            owners |= (rows[index][left] >= 0).astype(np.int64) << bit
+        for bits in np.unique(owners[owners > 0]).tolist():
+            take(tuple(index for bit, index in enumerate(merged) if bits >> bit & 1), left[owners == bits])
+        left = left[owners == 0]
+        zeros = left[named[left]].tolist()
+        self.zeros.update(zeros)
+        take(_PADDING, left[~named[left]])
+        for row, rule in ruled.items():
+            if rule.source is None:
+                zeros.append(row)
+            elif rule.source[0] in index_of:
+                name, at = rule.source
+                found.append(((index_of[name],), np.array([row]), [np.array([at])]))
+                if at >= heights[index_of[name]]:
+                    self.problems[f"`tokens`: {name} has {heights[index_of[name]]} rows, so none of the id {at}"] = None
+        # Parts lie in the order of the rows that are first taken of them.
+        found.sort(key=lambda taken: int(taken[1][0]))
+        return _Elsewhere(found, zeros, len(zeros) + sum(len(where) for _, where, _ in found))
+
+    def _rows_of(self, index: int, height: int, size: int) -> Ids:
         place = self._places[index]
         key = (place, height, size)
         found = self._rows.get(key)
         if found is None:
             found = self._rows[key] = self._joined.rows_of(place, height, size)
-            beyond = sum(row >= height for row in self._joined.own[place])
+            beyond = int((self._joined.own[place] >= height).sum())
             if beyond:
                 self.beyond[self._models[index].label] = beyond
         return found
 
-    def _table(self, places: Sequence[int]) -> str:
+    def _table(self, places: Ids) -> str:
         """Write a table; `places` has for each row of the result that of the source, or zero."""
-        runs: list[tuple[int, int, int]] = []
-        fills = []
-        first, shift = 0, None
-        for row, at in enumerate(places):
-            if at - row != shift or at == _ZERO:
-                if shift is not None:
-                    runs.append((first, first + shift, row - first))
-                first, shift = row, at - row
-                if at == _ZERO:
-                    fills.append((row, "zero"))
-                    shift = None
-        if shift is not None:
-            runs.append((first, first + shift, len(places) - first))
+        import numpy as np
+
+        there = places != _ZERO
+        # A run ends where the next row is zero, or is not the source's next one.
+        follows = np.zeros(len(places), dtype=bool)
+        follows[1:] = there[1:] & there[:-1] & (places[1:] == places[:-1] + 1)
+        firsts, zeros = np.flatnonzero(there & ~follows), np.flatnonzero(~there)
+        lengths = np.diff(np.flatnonzero(~follows), append=len(places))[there[~follows]]
+        runs = list(zip(firsts.tolist(), places[firsts].tolist(), lengths.tolist(), strict=True))
         name = f"v{len(self.tables)}"
-        self.tables[name] = {"rows": len(places), "runs": runs, "fills": fills}
+        self.tables[name] = {"rows": len(places), "runs": runs, "fills": [(row, "zero") for row in zeros.tolist()]}
         return name

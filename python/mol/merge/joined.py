@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from mol.io.json_file import read_object
 from mol.io.layout import CONFIG, TOKENIZER
@@ -16,11 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from mol.config.merge_config import MergeConfig, ModelReference
     from mol.config.tokenizer import TokenRule
     from mol.io.checkpoint import Checkpoint
     from mol.io.vocabulary import Vocabulary
 
+    Ids: TypeAlias = NDArray[np.int64]
 
 _SAVE_FAST: Final = (
     "tokens are added to a tokenizer.json, which transformers writes: AutoTokenizer.from_pretrained(DIR)"
@@ -64,7 +68,7 @@ class Joined:
 
     tokens: Sequence[str | None]
     leader: Path
-    own: Mapping[Path, Sequence[int]]
+    own: Mapping[Path, Ids]
     taken: Mapping[Path, frozenset[int]]
     base: str | None
     members: frozenset[str]
@@ -83,7 +87,7 @@ class Joined:
             return -(-len(self.tokens) // self.multiple) * self.multiple
         return max(leaders, len(self.tokens))
 
-    def rows_of(self, model: Path, rows: int, size: int) -> list[int]:
+    def rows_of(self, model: Path, rows: int, size: int) -> Ids:
         """Return the row of a model for each row of the output, -1 where it has none.
 
         Args:
@@ -91,10 +95,11 @@ class Joined:
             rows: how many rows the tensor has there.
             size: how many the output has.
         """
-        taken = self.taken[model]
-        found = [row if row < rows else -1 for row in self.own[model]]
-        found += [row if row < rows and row not in taken else -1 for row in range(len(found), size)]
-        return found
+        import numpy as np
+
+        own, taken = self.own[model], self.taken[model]
+        padding = [row if row < rows and row not in taken else -1 for row in range(len(own), size)]
+        return np.concatenate([np.where(own < rows, own, -1), np.array(padding, dtype=np.int64)])
 
 
 def join_models(
@@ -144,6 +149,8 @@ class _Joiner:
         self._warnings: list[str] = []
 
     def join(self) -> Joined:
+        import numpy as np
+
         config = self._config
         ids = {model: self._ids_of(model) for model in self._names}
         tokens, seconds = _by_id(ids[self._leader] or {})
@@ -152,7 +159,7 @@ class _Joiner:
         own, taken = {}, {}
         for model, known in ids.items():
             taken[model] = frozenset(() if known is None else known.values())
-            own[model] = list(range(len(tokens))) if known is None else _pair(tokens, seconds, known, taken[model])
+            own[model] = np.arange(len(tokens)) if known is None else _pair(tokens, seconds, known, taken[model])
         return Joined(
             tokens,
             self._leader,
@@ -266,10 +273,12 @@ def _by_id(ids: Mapping[str, int]) -> tuple[list[str | None], dict[int, list[str
 
 def _pair(
     tokens: Sequence[str | None], seconds: Mapping[int, list[str]], ids: Mapping[str, int], taken: frozenset[int]
-) -> list[int]:
+) -> Ids:
     """Return the id of each token in another vocabulary, -1 where it lacks it."""
+    import numpy as np
+
     known: Mapping[Any, int] = ids
-    found = list(map(known.get, tokens, repeat(-1)))
+    found = np.fromiter(map(known.get, tokens, repeat(-1)), dtype=np.int64, count=len(tokens))
     for number, names in seconds.items():
         if found[number] < 0:
             found[number] = next((ids[name] for name in names if name in ids), -1)
