@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from mol import _rust
 from mol.config import MergeConfig, ModelReference
 from mol.errors import MergeError
 from mol.io.expressions import Source, sources_of
 from mol.merge.options import MergeOptions
+from mol.merge.plan import OutputTensor
 from mol.merge.planner import plan_merge
+from tests.engine.toolkit import Case, Stored, read_shard
 from tests.tiny import headers, llama, llama_config
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from mol.io.checkpoint import Checkpoint
     from mol.merge.plan import Method
@@ -79,4 +84,28 @@ def sliced(*slices: list[tuple[str, int, int]], **more: Any) -> dict[str, Any]: 
             {"sources": [{"model": m, "layer_range": [start, end]} for m, start, end in sources]} for sources in slices
         ],
         **more,
+    }
+
+
+def made_of(planned: PlannedMerge, scratch: Path) -> dict[str, Case]:
+    """Each tensor of the output as the plan makes it, of what is read for it, in F32.
+
+    Sources may be rows of several models, or a model with its adapter: the engine itself writes them out.
+    """
+    plan = planned.plan
+    tensors = tuple(OutputTensor(name, "F32", shape, output) for name, _, shape, output in plan.tensors)
+    sources: dict[str, list[Stored]] = {name: [] for name, *_ in tensors}
+    for place in range(max(len(task.of) for task in plan.tasks)):
+        tasks = tuple(
+            task._replace(by={"scale": {"factor": 1.0}}, of=(task.of[min(place, len(task.of) - 1)],))
+            for task in plan.tasks
+        )
+        partial = scratch / f"sources-{place}.partial"
+        _rust.execute(replace(plan, tensors=tensors, tasks=tasks).to_json(), str(partial))
+        for output in plan.outputs:
+            for name, stored in read_shard(partial / output).items():
+                sources[name].append(stored)
+    return {
+        name: Case({by: dict(numbers) for by, numbers in task.by.items()}, tuple(sources[name][: len(task.of)]), dtype)
+        for (name, dtype, *_), task in zip(plan.tensors, plan.tasks, strict=True)
     }
