@@ -32,23 +32,29 @@ CGROUP_LIMIT = 512 << 20
 
 
 def against_peers(
-    bench: Bench, name: str, cp_limits: tuple[float, float], peer_limits: tuple[float, float] | None
+    bench: Bench,
+    name: str,
+    cp_limits: tuple[float, float | None],
+    peer_limits: tuple[float, float | None] | None,
+    anonymous_limits: tuple[float, float | None] = (60, 30),
+    made_by: tuple[str, ...] = (),
 ) -> None:
     """Rounds of `cp`, mol and mergekit on one recipe."""
-    bench.make()
+    bench.make(*made_by)
     files = bench.weights(recipes.models(name))
+    first = recipes.models(name)[0]
     taken: dict[str, list[Taken]] = {"cp": [], "mol": [], "cp and sync": [], "mol, on the disk": []}
     taken |= {how: [] for how in PEER_THREADS}
     bench.settle()
     warm(files)
     # Not counted: the first run of a program reads it from the disk and writes Python's compiled modules.
-    bench.cp()
+    bench.cp(first)
     bench.mol(name)
     for number in range(bench.rounds):
         warm(files)
-        taken["cp"].append(bench.cp())
+        taken["cp"].append(bench.cp(first))
         taken["mol"].append(bench.mol(name))
-        taken["cp and sync"].append(bench.cp_and_sync())
+        taken["cp and sync"].append(bench.cp_and_sync(first))
         taken["mol, on the disk"].append(bench.mol(name, sync=True))
         if bench.mergekit is not None and number < bench.peer_rounds:
             for how, options in PEER_THREADS.items():
@@ -68,7 +74,14 @@ def against_peers(
         fastest = min(PEER_THREADS, key=lambda how: walls[how])
         ratio, limits = walls[fastest] / walls["mol"], peer_limits or (None, None)
         bench.add(Line(f"{name}: mol against the faster, {fastest}", ratio, "x faster", *limits, more=True))
-    bench.add(Line(f"{name}: RssAnon of the process", anonymous, "MB", 60, 30))
+    bench.add(Line(f"{name}: RssAnon of the process", anonymous, "MB", *anonymous_limits))
+
+
+def beside(bench: Bench, name: str) -> None:
+    """A method that no row above has, or a union of vocabularies."""
+    peer_limits = (60, None) if name in ("dare_ties", "della") else None
+    made_by = ("--vocabularies",) if name == "union" else ()
+    against_peers(bench, name, (5, None), peer_limits, (100, None), made_by)
 
 
 def one_tensor(bench: Bench) -> None:
@@ -167,6 +180,7 @@ ROWS: dict[str, Callable[[Bench], None]] = {
     "slerp": lambda bench: against_peers(bench, "slerp", (1.3, 1.0), (25, 45)),
     "task_arithmetic": lambda bench: against_peers(bench, "task_arithmetic", (1.6, 1.2), (20, 40)),
     "ties": lambda bench: against_peers(bench, "ties", (2.2, 1.8), (150, 200)),
+    **{name: partial(beside, name=name) for name in recipes.BESIDE},
     **scaling.ROWS,
     "one_tensor": one_tensor,
     "cgroup": in_cgroup,
@@ -205,7 +219,7 @@ def main() -> int:
 
     directory = (arguments.dir / "trial" if arguments.trial else arguments.dir).resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    with_peer = not arguments.no_mergekit and any(name in recipes.TIMED for name in wanted)
+    with_peer = not arguments.no_mergekit and any(name in (*recipes.TIMED, *recipes.BESIDE) for name in wanted)
     peer = make_mergekit((arguments.mergekit_venv or directory / "mergekit-venv").resolve()) if with_peer else None
     bench = Bench(directory, arguments.rounds, arguments.peer_rounds, peer, arguments.trial)
     try:

@@ -12,7 +12,7 @@ import math
 import os
 import struct
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -201,6 +201,25 @@ def make_many_tensors(root: Path, count: int = 100_000) -> None:
         (root / name / "config.json").write_text(json.dumps(config) + "\n")
 
 
+def make_vocabularies(root: Path, shape: Shape) -> None:
+    """Make a base and two fine-tunes that have more tokens than it, each other ones, with their tokenizers."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    vocab = {f"\u0120t{i}": i for i in range(shape.vocabulary)}
+    for number, (name, more) in enumerate({"words_base": 0, "words_a": 2, "words_b": 64}.items()):
+        make_family(root, {name: (number, "BF16")}, replace(shape, vocabulary=shape.vocabulary + more))
+        tokenizer = {
+            "version": "1.0",
+            "added_tokens": [{"id": shape.vocabulary + i, "content": f"<|{name}_{i}|>", **flags} for i in range(more)],
+            "pre_tokenizer": byte_level,
+            "decoder": byte_level,
+            "model": {"type": "BPE", "vocab": vocab, "merges": []},
+        }
+        (root / name / "tokenizer.json").write_text(json.dumps(tokenizer))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+        (root / name / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
 FAMILY = {"base": (0, "BF16"), "tuned_a": (1, "BF16"), "tuned_b": (2, "BF16"), "tuned_c": (3, "BF16")}
 MIXED = {"base_f32": (0, "F32"), "tuned_f32": (1, "F32"), "tuned_f16": (2, "F16")}
 
@@ -218,6 +237,9 @@ if __name__ == "__main__":
     parser.add_argument("--many", type=int, metavar="N", help="instead: N models of 0.3B")
     parser.add_argument("--one-tensor", action="store_true", help="instead: models of one tensor of 3e8 elements")
     parser.add_argument("--many-tensors", action="store_true", help="instead: headers of 100,000 tensors")
+    parser.add_argument(
+        "--vocabularies", action="store_true", help="instead: three models with tokenizers of their own"
+    )
     parser.add_argument("--trial", action="store_true", help="tiny, whatever is made")
     arguments = parser.parse_args()
     if arguments.one_tensor:
@@ -226,6 +248,8 @@ if __name__ == "__main__":
         make_many_tensors(arguments.root)
     elif arguments.many:
         make_family(arguments.root, many(arguments.many), SHAPES["tiny" if arguments.trial else "0.3b"])
+    elif arguments.vocabularies:
+        make_vocabularies(arguments.root, SHAPES["tiny" if arguments.trial else arguments.shape])
     else:
         shape = SHAPES["tiny" if arguments.trial else arguments.shape]
         make_family(arguments.root, FAMILY | (MIXED if arguments.mixed else {}), shape)

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-# The four that are timed against mergekit.
+# The four that are timed against mergekit, and merged in little memory too.
 TIMED = ("linear", "slerp", "task_arithmetic", "ties")
+# Further ones that are timed against mergekit.
+BESIDE = ("dare_ties", "della", "model_stock", "karcher", "breadcrumbs", "sce", "union")
 
 TUNED = ("tuned_a", "tuned_b", "tuned_c")
+OF_WORDS = ("words_base", "words_a", "words_b")
 MANY = tuple(f"of_many_{i:02}" for i in range(20))
+
+DTYPE = "dtype: bfloat16\n"
 
 
 def linear(models: dict[str, float], extra: str = "dtype: bfloat16") -> tuple[tuple[str, ...], str]:
@@ -33,6 +38,16 @@ RECIPES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "task_arithmetic": on_base("task_arithmetic", "base", TUNED, "weight: 0.5", ""),
     "ties": on_base("ties", "base", TUNED, "weight: 0.5, density: 0.5", "parameters:\n  normalize: true\n"),
+    "dare_ties": on_base("dare_ties", "base", TUNED, "weight: 0.5, density: 0.5", ""),
+    "della": on_base("della", "base", TUNED, "weight: 0.5, density: 0.5, epsilon: 0.1", ""),
+    "model_stock": on_base("model_stock", "base", TUNED, "", ""),
+    "karcher": (TUNED, "merge_method: karcher\nmodels:\n" + "".join(f"  - model: @{name}\n" for name in TUNED) + DTYPE),
+    "breadcrumbs": on_base("breadcrumbs", "base", TUNED, "weight: 0.5, density: 0.9, gamma: 0.01", ""),
+    "sce": on_base("sce", "base", TUNED, "", "parameters:\n  select_topk: 0.5\n"),
+    "union": linear(
+        {"words_base": 0.4, "words_a": 0.3, "words_b": 0.3},
+        f"base_model: @words_base\ntokenizer_source: union\n{DTYPE}",
+    ),
     "one_linear": linear({"one_base": 0.5, "one_a": 0.5}),
     "one_ties": on_base("ties", "one_base", ("one_a", "one_b", "one_c"), "weight: 0.5, density: 0.5", ""),
     "bf16_3": linear({"base": 0.5, "tuned_a": 0.3, "tuned_b": 0.2}),

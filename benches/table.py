@@ -106,7 +106,8 @@ class Bench:
     def peer(self, name: str, *options: str) -> Taken:
         assert self.mergekit is not None
         command = [str(self.mergekit / "bin" / "mergekit-yaml"), str(self.recipe(name)), str(self.fresh("mergekit"))]
-        return run([*command, "--no-copy-tokenizer", *options], log=self.directory / "log-mergekit", every=0.02)
+        tokenizer = [] if "tokenizer_source" in recipes.RECIPES[name][1] else ["--no-copy-tokenizer"]
+        return run([*command, *tokenizer, *options], log=self.directory / "log-mergekit", every=0.02)
 
     def cp(self, source: str = "base", prefix: Sequence[str] = ()) -> Taken:
         command = ["cp", str(self.weights([source])[0]), str(self.fresh("cp"))]
@@ -144,7 +145,7 @@ class Bench:
         taken: list[Taken],
         other: list[Taken],
         unit: str,
-        *limits: float,
+        *limits: float | None,
         per: float = 1,
         note: str = "",
     ) -> Line:
