@@ -16,7 +16,11 @@ from mol.cli.local import find
 from mol.config import ModelReference
 from mol.errors import CheckpointError, ConfigError, MergeError
 from mol.io.adapter import Adapter
+from mol.io.arrays import read_arrays
+from mol.io.checkpoint import Checkpoint
+from mol.merge.adapters import with_adapter
 from mol.merge.run import plan_recipe
+from mol.merge.surviving import surviving
 from tests.merge.models import ROWS, llama_config, llama_tensors, make_llama, weights_of
 
 if TYPE_CHECKING:
@@ -377,3 +381,45 @@ def test_an_adapter_is_no_model(tmp_path: Path) -> None:
         plan_recipe({"merge_method": "passthrough", "models": [{"model": str(adapter)}]})
     with pytest.raises(ConfigError, match="a model takes one adapter"):
         ModelReference.parse({"model": "a+b", "lora": "c"})
+
+
+@pytest.mark.parametrize(("size", "share"), [(1e-4, "0%"), (0.5, "100%")])
+def test_how_much_of_the_change_rounding_leaves_is_said(size: float, share: str, tmp_path: Path) -> None:
+    """Weights of 1 in bf16 lie 2^-7 apart: what is less than half of that is lost, and halves are kept."""
+    model = tmp_path / "model"
+    make_llama(model, 1)
+    save_file({name: np.ones_like(w) for name, w in weights_of(model).items()}, model / "model.safetensors")
+    tensors = {f"{Q0}.lora_A.weight": np.ones((1, HIDDEN)), f"{Q0}.lora_B.weight": np.full((HIDDEN, 1), size)}
+    tensors = {name: value.astype(np.float32) for name, value in tensors.items()}
+    adapter = save_adapter(tmp_path / "adapter", tensors, r=1, lora_alpha=1)
+    planned = plan_recipe(passthrough(model, adapter) | {"dtype": "bfloat16"})
+    said = [*planned.notes, *planned.warnings]
+    wanted = f"of what {adapter} changes in {model}, rounding to BF16 leaves about {share} (q_proj {share}; 4 rows of "
+    (line,) = [line for line in said if line.startswith(wanted)]
+    assert (line in planned.warnings) == (share == "0%")
+    (line,) = [line for line in plan_recipe(passthrough(model, adapter)).notes if line.startswith("of what")]
+    assert "rounding to F32 leaves about 100%" in line
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_what_rounding_leaves_is_what_the_result_shows(dora: bool, tmp_path: Path) -> None:
+    """The share is measured along the change; a result in bf16 has it, in the rows that are looked at."""
+    model = make_llama(tmp_path / "model", 1)
+    tensors = {name: value * np.float32(0.05) for name, value in PLAIN.items()}
+    if dora:
+        tensors |= {f"{module}.lora_magnitude_vector": np.ones(HIDDEN, np.float32) for module in (Q0, DOWN)}
+    adapter = save_adapter(tmp_path / "adapter", tensors, use_dora=dora)
+    plain = Checkpoint.open(model)
+    shares = surviving(with_adapter(plain, Adapter.open(adapter)), plain, "BF16")
+    assert shares.keys() == {f"{Q0}.weight", f"{DOWN}.weight"}
+    alone = {"merge_method": "passthrough", "models": [{"model": str(model)}]}
+    results = []
+    for number, recipe in enumerate((alone, passthrough(model, adapter))):
+        for dtype in ("float64", "bfloat16"):
+            run_merge({**recipe, "dtype": dtype}, tmp_path / f"{number}-{dtype}")
+            results.append(read_arrays(tmp_path / f"{number}-{dtype}" / "model.safetensors"))
+    for name, share in shares.items():
+        before, rounded_before, after, rounded = (result[name][2:6].astype(np.float64) for result in results)
+        change = after - before
+        along = ((rounded - rounded_before) * change).sum() / (change * change).sum()
+        assert share == pytest.approx(min(max(along, 0), 1), abs=1e-5)

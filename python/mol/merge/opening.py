@@ -29,6 +29,7 @@ def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None
     from mol.io.adapter import Adapter
     from mol.io.checkpoint import Checkpoint
     from mol.merge.adapters import with_adapter
+    from mol.merge.surviving import with_surviving
 
     options = options or MergeOptions()
     found: dict[ModelReference, Checkpoint] = {}
@@ -45,7 +46,9 @@ def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None
                 models[reference.model] = model
             if reference.adapter is not None:
                 directory, revision = _resolve(reference.adapter, config, options, adapter=True, offline=offline)
-                model = with_adapter(model, Adapter.open(directory, name=str(reference.adapter), revision=revision))
+                adapter = Adapter.open(directory, name=str(reference.adapter), revision=revision)
+                dtype = config.out_dtype or config.dtype
+                model = with_surviving(with_adapter(model, adapter), model, adapter.name, dtype)
             found[reference] = model
         except FileNotFoundError as error:
             location = config.locations.get(reference)
