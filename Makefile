@@ -128,7 +128,7 @@ bench-kernels: tools ## criterion: bytes per second, per method and dtype
 	cargo bench $(MANIFEST) --locked
 
 .PHONY: bench-small
-bench-small: .venv/.installed ## pytest-benchmark: whole merges of a small family, beside a copy and numpy
+bench-small: .venv/.installed ## pytest-benchmark: whole merges of a small family, against a copy and numpy
 	PYTHONPATH=benches $(BIN)/pytest benches/bench_small.py --benchmark-only --benchmark-columns=median,iqr,rounds --timeout=600
 
 .PHONY: bench-merge
@@ -140,7 +140,7 @@ bench-build: .venv/.installed ## the wheel from nothing: its size, and what the 
 	$(BIN)/python benches/build.py $(CHECKOUT)
 
 .PHONY: bench-fusion
-bench-fusion: .venv/.installed ## fused models beside their parents, in the same rounds, one table (ROWS=)
+bench-fusion: .venv/.installed ## fused models against their parents, in the same rounds, one table (ROWS=)
 	$(BIN)/python benches/bench_fusion.py $(ROWS)
 
 .PHONY: support-table

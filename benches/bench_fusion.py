@@ -1,8 +1,8 @@
-"""Time fusions beside the models that they are made of, in the same rounds, and print one table of ratios.
+"""Time fusions against the models that they are made of, in the same rounds, and print one table of ratios.
 
 Each row can be run alone: `python benches/bench_fusion.py prefill load`. The two sides take turns, two turns each in a
 round; the first round, and one turn before it, do not count. Times are medians of all turns, ratios are medians of the
-rounds' ratios, so that they need not be the quotient of the two times beside them.
+rounds' ratios, so that they need not be the quotient of the two times against them.
 """
 
 from __future__ import annotations
@@ -198,7 +198,7 @@ def same(ours: torch.Tensor, peer: torch.Tensor, what: str) -> None:
 
 
 def two_experts(bench: Bench) -> None:
-    """Two foreign experts in every layer beside a forward of each of their models, from hidden states on."""
+    """Two foreign experts in every layer against a forward of each of their models, from hidden states on."""
     runtime = bench.models.two_experts()
     parents = [bench.models.parent(name, head=False) for name in ("llama", "other")]
     for rows in bench.sizes.batches:
@@ -215,7 +215,7 @@ def two_experts(bench: Bench) -> None:
 
 
 def sequence(bench: Bench) -> None:
-    """Rows that choose one of four experts beside a forward of the model whose blocks they are."""
+    """Rows that choose one of four experts against a forward of the model whose blocks they are."""
     parent = bench.models.parent("routed", head=False)
     rows = bench.sizes.routed_rows
     ids, mask = bench.tokens(rows, bench.sizes.tokens)
@@ -236,7 +236,7 @@ def experts_used(runtime: MoLRuntime, ids: torch.Tensor) -> float:
 
 
 def load(bench: Bench) -> None:
-    """Open a fusion that uses a quarter of another model's blocks, beside reading the bytes of all blocks it uses.
+    """Open a fusion that uses a quarter of another model's blocks, against reading the bytes of all blocks it uses.
 
     Once from storage and once from the page cache; see fusion_load.py.
     """
@@ -254,11 +254,11 @@ def load(bench: Bench) -> None:
     width, deep = bench.sizes.large
     what = f"load {deep - len(layers)} blocks of {width} in bf16 and {len(layers)} of {bench.sizes.width} in float32"
     for name, key, found, peer, limits in (
-        ("time, beside reading from storage", "seconds", cold, "read", LOAD_TIME),
-        ("time, beside reading from the page cache", "seconds", alone, "read", LOAD_TIME),
-        ("time, beside passing the page cache through 1 MB", "seconds", alone, "pass", NO_LIMITS),
-        ("peak RSS above imports, beside reading", "resident", watched, "read", LOAD_MEMORY),
-        ("RssAnon above imports, beside reading", "anonymous", watched, "read", NO_LIMITS),
+        ("time, against reading from storage", "seconds", cold, "read", LOAD_TIME),
+        ("time, against reading from the page cache", "seconds", alone, "read", LOAD_TIME),
+        ("time, against passing the page cache through 1 MB", "seconds", alone, "pass", NO_LIMITS),
+        ("peak RSS above imports, against reading", "resident", watched, "read", LOAD_MEMORY),
+        ("RssAnon above imports, against reading", "anonymous", watched, "read", NO_LIMITS),
     ):
         mine, theirs = ([getattr(one, key) for one in found[way][1:]] for way in ("open", peer))
         ratios = [one / other for one, other in zip(mine, theirs, strict=True)]
@@ -273,7 +273,7 @@ def measured(key: str, taken: list[float]) -> str:
 
 
 def training(bench: Bench) -> None:
-    """A step of MoLTrainer beside a plain loop over the same modules, and beside itself without checkpointing."""
+    """A step of MoLTrainer against a plain loop over the same modules, and against itself without checkpointing."""
     ids, mask = bench.tokens(bench.sizes.batches[-1], bench.sizes.tokens)
     batch = {"input_ids": ids, "attention_mask": mask}
     ours, peer = step_of_trainer(bench.models, batch), step_of_loop(bench.models, batch)
@@ -281,12 +281,12 @@ def training(bench: Bench) -> None:
     what = (
         f"training, {bench.sizes.routed_width} and {bench.sizes.other_width} wide, {len(ids)} x {ids.shape[1]} tokens"
     )
-    bench.compare(f"{what}: a step, beside a plain loop", ours, peer, TRAINING)
-    for name, mine, theirs in (("beside a plain loop", ours, peer), ("checkpointing, beside none", again, ours)):
+    bench.compare(f"{what}: a step, against a plain loop", ours, peer, TRAINING)
+    for name, mine, theirs in (("against a plain loop", ours, peer), ("checkpointing, against none", again, ours)):
         taken = peak_of(mine), peak_of(theirs)
         shown = [f"{size / MB:.0f} MB" for size in taken]
         bench.lines.append(Line(f"{what}: peak memory of a step, {name}", *shown, taken[0] / max(taken[1], 1.0)))
-    bench.compare(f"{what}: checkpointing, beside none", again, ours, tokens=ids.numel())
+    bench.compare(f"{what}: checkpointing, against none", again, ours, tokens=ids.numel())
 
 
 def gpu(bench: Bench) -> None:

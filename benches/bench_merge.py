@@ -1,4 +1,4 @@
-"""Time whole merges of 1.1B models beside `cp` and mergekit in the same rounds, and print one table of ratios.
+"""Time whole merges of 1.1B models against `cp` and mergekit in the same rounds, and print one table of ratios.
 
 Each row can be run alone: `python benches/bench_merge.py --dir DIR linear start`. mergekit 0.1.5 is used through its
 command only, in a virtual environment of its own. Every timed run starts with a fresh output, its inputs in the page

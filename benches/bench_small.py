@@ -1,4 +1,4 @@
-"""pytest-benchmark: whole merges of models of 63M parameters, each beside a copy of one and the same sum in torch.
+"""pytest-benchmark: whole merges of models of 63M parameters, each against a copy of one and the same sum in torch.
 
 The figures in brackets are ratios within a group, taken in one run: they are what to read. `make bench-small` runs it.
 """

@@ -16,7 +16,7 @@ from pathlib import Path
 
 
 def text_bytes(library: Path) -> str:
-    """The bytes of machine code, where `size` (binutils) is there to tell."""
+    """The bytes of machine code, where `size` (binutils) is installed."""
     try:
         done = subprocess.run(["size", "--format=sysv", str(library)], capture_output=True, text=True, check=True)
     except FileNotFoundError:

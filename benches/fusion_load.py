@@ -2,8 +2,8 @@
 
 The process imports all that any way needs, prints a line, waits for one, does its work, prints the seconds, and waits
 again, for its end takes memory too. The one that started it watches its memory until then. A fusion maps its files, as
-safetensors does, so one page after another is touched: a tensor that nobody looked at has not been loaded. Beside it
-stand two ways to the same bytes: reading them into memory, which ends where a fusion ends, and letting all of them pass
+safetensors does, so one page after another is touched: a tensor that was never read has not been loaded. With it
+are measured two ways to the same bytes: reading them into memory, which ends where a fusion ends, and letting all of them pass
 through one small buffer, which ends with nothing in memory and is about the least that any reading can take.
 """
 
@@ -46,7 +46,7 @@ def watch(way: str, host: str, donor: str, layers: Iterable[int], *, every: floa
     Args:
         way: one of `WAYS`.
         host: directory of the host.
-        donor: directory of the model whose blocks stand for some of the host's layers.
+        donor: directory of the model whose blocks replace some of the host's layers.
         layers: which; their number in the host and in the donor.
         every: seconds between two looks; if infinite there is one, at the end.
     """
@@ -71,14 +71,14 @@ def watch(way: str, host: str, donor: str, layers: Iterable[int], *, every: floa
 
 
 def touch(tensor: torch.Tensor) -> None:
-    """Look at one byte of each page of a tensor."""
+    """Read one byte of each page of a tensor."""
     import torch
 
     tensor.detach().reshape(-1).view(torch.uint8)[::PAGE].sum()
 
 
 def open_fusion(host: str, donor: str, layers: list[int]) -> object:
-    """Return a fusion in which blocks of the donor stand for some of the host's, with all blocks that it uses."""
+    """Return a fusion in which blocks of the donor replace some of the host's, with all blocks that it uses."""
     from mol.config.mol_config import MoLConfig
     from mol.core.mol_runtime import MoLRuntime
 
@@ -96,7 +96,7 @@ def open_fusion(host: str, donor: str, layers: list[int]) -> object:
 
 
 def used(host: str, donor: str, layers: list[int]) -> Iterator[tuple[Path, list[str]]]:
-    """Give each file, and the names of its tensors that such a fusion uses."""
+    """Return each file, and the names of its tensors that such a fusion uses."""
     from safetensors import safe_open
 
     for directory, wanted in ((host, False), (donor, True)):
@@ -107,7 +107,7 @@ def used(host: str, donor: str, layers: list[int]) -> Iterator[tuple[Path, list[
 
 
 def spans(host: str, donor: str, layers: list[int]) -> Iterator[tuple[FileIO, int]]:
-    """Give each tensor that such a fusion uses as a file that stands at its first byte, and their number."""
+    """Return each tensor that such a fusion uses as a file that stands at its first byte, and their number."""
     for file, names in used(host, donor, layers):
         with file.open("rb", buffering=0) as raw:
             length = int.from_bytes(raw.read(8), "little")

@@ -99,7 +99,7 @@ class Models:
         return model.eval().requires_grad_(False)
 
     def identity(self, name: str, **settings: str) -> MoLRuntime:
-        """A fusion whose every layer has one expert: the block of the host that it stands for."""
+        """A fusion whose every layer has one expert: the block of the host that it replaces."""
         path = self.path(name)
         runtime = MoLRuntime(MoLConfig([path], max_layers=self.sizes.layers, **dict[str, Any](settings)))
         for index in range(self.sizes.layers):

@@ -1,4 +1,4 @@
-"""Rows of bench_fusion.py that train: a step of MoLTrainer beside a plain loop over the same modules."""
+"""Rows of bench_fusion.py that train: a step of MoLTrainer against a plain loop over the same modules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RATE = 1e-4
 
 
 def fusion_to_train(models: Models) -> MoLRuntime:
-    """A Llama-like host whose every second layer has blocks of a narrower model beside its own."""
+    """A Llama-like host whose every second layer has blocks of a narrower model against its own."""
     host, other = models.path("routed"), models.path("other")
     runtime = MoLRuntime(MoLConfig([host, other]))
     torch.manual_seed(0)

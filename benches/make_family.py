@@ -1,6 +1,6 @@
 """Make the checkpoints that the benches merge: a Llama-shaped base and fine-tunes of it, the same bytes in every run.
 
-Weights are normal with deviation 0.02, task vectors normal with deviation 0.002, all rounded to the dtype asked for: so
+Weights are normal with deviation 0.02, task vectors normal with deviation 0.002, all rounded to the requested dtype: so
 the deltas of bf16 models lie on a grid, with the zeros and the many equal magnitudes that real ones have.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 
 BASE_DEVIATION = np.float32(0.02)
 DELTA_DEVIATION = np.float32(0.002)
-PIECE = 1 << 22  # elements made at a time, each piece from a seed of its own
+PIECE = 1 << 22  # elements made at a time, each chunk from a seed of its own
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -118,7 +118,7 @@ def header(tensors: dict[str, tuple[int, ...]], dtype: str) -> bytes:
 
 
 def write_models(tensors: dict[str, tuple[int, ...]], models: dict[str, tuple[int, str]], root: Path) -> None:
-    """Write `model.safetensors` for several models of one family, in one pass over the pieces.
+    """Write `model.safetensors` for several models of one family, in one pass over the chunks.
 
     Args:
         tensors: name and shape of each tensor.
@@ -150,7 +150,7 @@ def write_models(tensors: dict[str, tuple[int, ...]], models: dict[str, tuple[in
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         width = 2 * (os.cpu_count() or 1)
-        for first in range(0, len(jobs), width):  # a few pieces in memory at a time
+        for first in range(0, len(jobs), width):  # a few chunks in memory at a time
             for made in pool.map(make, jobs[first : first + width]):
                 for name, data in made.items():
                     files[name].write(data)

@@ -103,7 +103,7 @@ def warm(files: Iterable[Path]) -> None:
 
 
 def cool(files: Iterable[Path]) -> str:
-    """Take files out of the page cache, and say by which means."""
+    """Drop files from the page cache, and return by which means."""
     os.sync()  # only clean pages can go
     for file in files:
         with file.open("rb") as stream:

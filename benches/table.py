@@ -49,7 +49,7 @@ class Bench:
     rounds: int
     peer_rounds: int
     mergekit: Path | None
-    trial: bool = False  # small models: whether the rows run is all that is asked
+    trial: bool = False  # small models: they only show that the rows run
     lines: list[Line] = field(default_factory=list)
     runs: list[tuple[str, list[Taken]]] = field(default_factory=list)
 
@@ -61,11 +61,11 @@ class Bench:
         return [self.directory / name / "model.safetensors" for name in models]
 
     def settle(self) -> None:
-        """Take what earlier rows read out of the page cache, or their files are thrown out at this row's expense."""
+        """Drop what earlier rows read from the page cache, or their files are thrown out at this row's expense."""
         self.cool(self.directory.glob("*/*.safetensors"))
 
     def cool(self, files: Iterable[Path]) -> str:
-        """Take files out of the page cache, and say by which means."""
+        """Drop files from the page cache, and return by which means."""
         return "left warm" if self.trial else cool(files)
 
     def recipe(self, name: str) -> Path:

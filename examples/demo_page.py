@@ -111,7 +111,7 @@ def curves(label: str, below: str, lines: Sequence[Curve]) -> str:
     low, high = low - margin, high + margin
     left, top, width, height = 60, 10, _WIDTH - 80, 190
 
-    def place(x: float, y: float) -> str:
+    def position(x: float, y: float) -> str:
         across = (x - min(xs)) / (max(xs) - min(xs) or 1)
         return f"{left + width * across:.1f},{top + height * (high - y) / (high - low):.1f}"
 
@@ -122,10 +122,10 @@ def curves(label: str, below: str, lines: Sequence[Curve]) -> str:
         drawn.append(f'<path class="axis" d="M{left} {y:.1f}H{left + width}"/>')
         drawn.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
     for key, line in enumerate(lines):
-        path = " ".join(place(x, y) for x, y in line.points)
+        path = " ".join(position(x, y) for x, y in line.points)
         drawn.append(f'<polyline points="{path}" fill="none" stroke="var(--c{key % 6})" stroke-width="2"/>')
         for x, y in line.points if len(line.points) < 9 else ():
-            at, down = place(x, y).split(",")
+            at, down = position(x, y).split(",")
             drawn.append(f'<circle cx="{at}" cy="{down}" r="3.5" fill="var(--c{key % 6})"/>')
     drawn.append(f'<text x="{left}" y="{top + height + 20}">{min(xs):g}</text>')
     drawn.append(f'<text x="{left + width}" y="{top + height + 20}" text-anchor="end">{below} {max(xs):g}</text>')

@@ -75,7 +75,7 @@ def _ask_about(calls: Sequence[str]) -> int:
     checks = [(0x15, len(calls) - i, 0, _NUMBERS[call][_COLUMN]) for i, call in enumerate(calls)]
     lines = [(0x20, 0, 0, 0), *checks, (0x06, 0, 0, _ALLOW), (0x06, 0, 0, _ASK)]
     program = _Program(len(lines), (_Instruction * len(lines))(*lines))
-    libc.prctl(38, 1, 0, 0, 0)  # no new privileges, or the kernel wants us to be root
+    libc.prctl(38, 1, 0, 0, 0)  # no new privileges, or the kernel requires us to be root
     asked: int = libc.syscall(_SECCOMP[_COLUMN], 1, 8, ctypes.byref(program))
     if asked < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
@@ -83,7 +83,7 @@ def _ask_about(calls: Sequence[str]) -> int:
 
 
 class _Answers:
-    """Tells the kernel what each call answers, until the process is gone."""
+    """Sets the result of each system call in the kernel, until the process is gone."""
 
     def __init__(self, faults: Sequence[Fault], asked: int) -> None:
         self.faults, self.asked, self.over = faults, asked, threading.Event()

@@ -145,7 +145,7 @@ def write_seed_models(root: Path) -> Path:
 
 
 def _name_as_on_the_hub(directory: Path, name: str) -> None:
-    """Give a checkpoint the names and leftovers of the real one, which is older than save_pretrained is today."""
+    """Write a checkpoint with the names and leftovers of the real one, which is older than save_pretrained is today."""
     file, settings = directory / "model.safetensors", directory / "config.json"
     weights, config = load_file(file), json.loads(settings.read_text())
     if name == "gpt2":  # a body without prefix, and masks that were buffers once

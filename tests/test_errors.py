@@ -9,7 +9,7 @@ import pytest
 from mol import errors
 
 
-def test_listing_has_one_bullet_line_a_problem() -> None:
+def test_listing_has_one_bullet_per_problem() -> None:
     error = errors.MergeError.listing("these models do not fit", ["a: 1", "b: 2"])
     assert type(error) is errors.MergeError
     assert str(error) == "these models do not fit:\n  - a: 1\n  - b: 2"

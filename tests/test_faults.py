@@ -122,9 +122,9 @@ def test_no_descriptor_left_for_an_output(merges: Merges, error: int) -> None:
 
 @pytest.mark.parametrize("call", ["fallocate", "pwrite64", "fsync", "flock", "openat", "write"])
 def test_a_call_that_a_signal_interrupts_is_made_again(merges: Merges, call: str) -> None:
-    place = {"flock": "journal", "write": "journal"}.get(call, SHARD)
+    target = {"flock": "journal", "write": "journal"}.get(call, SHARD)
     calls = {"fsync": ("fsync", "fdatasync"), "write": ("write", "pwrite64")}.get(call, (call,))
-    merges.check_that_it_goes_through(*(Fault(name, errno.EINTR, place, times=2) for name in calls))
+    merges.check_that_it_goes_through(*(Fault(name, errno.EINTR, target, times=2) for name in calls))
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ESTALE], ids=errno.errorcode.get)
@@ -157,8 +157,8 @@ def test_a_file_system_without_locks(merges: Merges, error: int) -> None:
     assert "flock" in merges.check_that_it_goes_through(Fault("flock", error))
 
 
-def test_processes_that_share_a_place_where_nothing_can_be_locked(tmp_path: Path) -> None:
-    """Each says in the files whose they are; a process that is gone, or has signed off, keeps nobody out."""
+def test_processes_that_share_a_directory_where_nothing_can_be_locked(tmp_path: Path) -> None:
+    """Each process writes its claims into files; one that is gone, or has released them, excludes no other."""
     source = encode(np.linspace(-1, 1, 1000), "F32")
     plan = plan_of(
         tmp_path / "in", {f"w{i}": Case(ties([1.0], [0.5]), (source,) * 2, "F32") for i in range(4)}, shards=2

@@ -84,7 +84,7 @@ def test_a_file_that_is_no_sound_safetensors_file(world: World, hostile: str) ->
         world.merge()
 
 
-def test_a_pipe_in_the_place_of_weights_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_instead_of_weights_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="not a file"):
         _rust.read_header(tmp_path / "model.safetensors")

@@ -72,7 +72,7 @@ def test_all_is_true(module: str) -> None:
         assert name in dir(loaded)
 
 
-def test_the_face_has_every_class_that_the_readme_names() -> None:
+def test_the_package_has_every_class_that_the_readme_names() -> None:
     text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     prose = re.sub(r"from mol\.[\w.]+ import .*", "", text)  # what has a home of its own, as adapters and routers
     named = set(re.findall(r"\b(?:MoL[A-Z]\w+|[A-Z]\w+Merge|Merge(?:Config|Options|Report)|Universal\w+)\b", prose))
@@ -96,7 +96,7 @@ def test_importing_loads_next_to_nothing() -> None:
     assert loaded == ["mol"]
 
 
-def test_the_face_loads_no_framework_but_for_fusion() -> None:
+def test_the_package_loads_no_framework_but_for_fusion() -> None:
     code = (
         "import sys, mol\n"
         "fusion = {name for name in mol.__all__ if name.startswith('MoL')} - {'MoLConfig'}\n"
@@ -119,12 +119,12 @@ def test_the_face_loads_no_framework_but_for_fusion() -> None:
         ("mol.core.block_extractor", "BlockExtractor"), ("mol.cli.merge_cli", "main"),
     ],
 )  # fmt: skip
-def test_names_that_are_not_there_yet_say_so(module: str, name: str) -> None:
+def test_names_that_are_not_there_yet_are_reported_as_such(module: str, name: str) -> None:
     with pytest.raises(ImportError, match="comes in a later version of mol; until then "):
         exec(f"from {module} import {name}")
 
 
-def test_a_module_that_nobody_has_planned_is_an_ordinary_error() -> None:
+def test_an_unknown_module_is_an_ordinary_error() -> None:
     with pytest.raises(ModuleNotFoundError, match=r"No module named 'mol\.slurp'"):
         import_module("mol.slurp")
 

@@ -118,7 +118,7 @@ def test_a_merge_has_what_a_directory_needs(family: Path, demo: str, method: str
 
 
 def test_the_dropped_head_is_reported(family: Path, demo: str) -> None:
-    """The classifier of `bert_ft_10k_25s` has no place in the base: dropped, and said so in the card."""
+    """The classifier of `bert_ft_10k_25s` matches nothing in the base: dropped, as the card says."""
     card = (family / "build" / "rxnfp" / "merged" / "linear" / "README.md").read_text()
     assert "classifier.weight" in card
     assert "classifier.bias" in card

@@ -45,7 +45,7 @@ def seed_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def place(seed_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workdir(seed_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory where the names of the page are models, and its commands are on the path."""
     for name in seed_models.iterdir():
         (tmp_path / name.name).symlink_to(name)
@@ -100,14 +100,14 @@ def test_every_block_of_the_page_is_known_here() -> None:
     assert SEED.count("\n```") == 2 * len(BLOCKS)
 
 
-def test_the_first_commands(place: Path) -> None:
-    (place / "openai-community").mkdir()
-    (place / "openai-community/gpt2").symlink_to(place / "gpt2")
-    (place / "distilbert").mkdir()
-    (place / "distilbert/distilgpt2").symlink_to(place / "distilgpt2")
+def test_the_first_commands(workdir: Path) -> None:
+    (workdir / "openai-community").mkdir()
+    (workdir / "openai-community/gpt2").symlink_to(workdir / "gpt2")
+    (workdir / "distilbert").mkdir()
+    (workdir / "distilbert/distilgpt2").symlink_to(workdir / "distilgpt2")
     assert [code for code, _ in shell("mol-merge examples ./configs")] == [0]
-    (place / "config.yml").write_text((place / "configs/slerp_example.yml").read_text())
-    (place / "configs/slerp_example.yml").unlink()
+    (workdir / "config.yml").write_text((workdir / "configs/slerp_example.yml").read_text())
+    (workdir / "configs/slerp_example.yml").unlink()
     for code, said in shell(block(COMMANDS)):
         assert code == 0, said
     assert read_logits("./merged_model").isfinite().all()
@@ -192,24 +192,24 @@ def prepare(directory, package=None):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_the_demo(place: Path) -> None:
+def test_the_demo(workdir: Path) -> None:
     """The programs that fetch the small models' packages are replaced by ones that copy models of the page."""
-    (place / "examples").mkdir()
-    (place / "examples/comprehensive_demo.py").symlink_to(PAGE.parents[2] / "examples/comprehensive_demo.py")
-    bert = str(place / "bert-base-uncased")
+    (workdir / "examples").mkdir()
+    (workdir / "examples/comprehensive_demo.py").symlink_to(PAGE.parents[2] / "examples/comprehensive_demo.py")
+    bert = str(workdir / "bert-base-uncased")
     parents = {"bert_pretrained": bert, "bert_ft": bert}
-    small = {"host": str(place / "gpt2"), "minilm": bert}
+    small = {"host": str(workdir / "gpt2"), "minilm": bert}
     answers = {"rxnfp": '["Hello, how are you today?"]', "smollm2": 'directory / "host", directory / "minilm"'}
     for folder, models in (("rxnfp", parents), ("smollm2", small)):
-        (place / "examples" / folder).mkdir()
+        (workdir / "examples" / folder).mkdir()
         text = DEMO_MODELS.format(models=models, answer=answers[folder])
-        (place / "examples" / folder / "prepare.py").write_text(text)
+        (workdir / "examples" / folder / "prepare.py").write_text(text)
     lines = [line for line in block(DEMO).splitlines() if line and not line.startswith("#")]
     sections = []
     for line in lines:
         ((code, said),) = shell(f"{line} --steps 2")
         assert code == 0, said
-        page = (place / "build/demo/demo.html").read_text()
+        page = (workdir / "build/demo/demo.html").read_text()
         assert "http" not in page
         assert "<script" not in page
         assert "DIFFERENT" not in page
@@ -225,12 +225,12 @@ def test_the_demo(place: Path) -> None:
 
 
 @pytest.fixture
-def hub(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+def hub(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub on this machine, which is the one in use, also of commands."""
     with serving({}) as server:
         server.owner = "your-username"
         use(server, monkeypatch)
-        monkeypatch.setenv("HF_HOME", str(place / "home"))
+        monkeypatch.setenv("HF_HOME", str(workdir / "home"))
         yield server
 
 
@@ -286,14 +286,14 @@ def test_what_a_model_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Layers: 24\nHidden Dim: 64\nLayer Path: transformer.h\n" in capsys.readouterr().out
 
 
-def test_a_configuration_of_models_of_unequal_width_is_refused(place: Path) -> None:
+def test_a_configuration_of_models_of_unequal_width_is_refused(workdir: Path) -> None:
     commands, settings = block(CODE_COMMANDS).split("# Configuration file\n")
-    (place / "config.yml").write_text(settings)
+    (workdir / "config.yml").write_text(settings)
     for code, said in shell(commands):
         assert code == 1
         assert "bert-base-uncased" in said
-    assert not (place / "output").exists()
-    (place / "config.yml").write_text(settings.replace("bert-base-uncased", "distilgpt2"))
+    assert not (workdir / "output").exists()
+    (workdir / "config.yml").write_text(settings.replace("bert-base-uncased", "distilgpt2"))
     for code, said in shell(commands.replace("./output ", "./output --overwrite ")):
         assert code == 0, said
     assert read_logits("./output").isfinite().all()

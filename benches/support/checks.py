@@ -1,4 +1,4 @@
-"""The checks of one type: replay, host, expert beside two hosts, causality, greedy and beam search with a cache."""
+"""The checks of one type: replay, host, expert next to two hosts, causality, greedy and beam search with a cache."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def fused(host_type: str, source: Source) -> MoLRuntime:
     """Make a host whose layers are shared with blocks of a source, one each, four at most.
 
     Raises:
-        MolError: the source cannot be beside it.
+        MolError: the source cannot be fused with it.
     """
     made = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(
@@ -267,7 +267,7 @@ def causal(runtime: MoLRuntime) -> None:
 
 
 def padding(runtime: MoLRuntime, source: Source) -> str:
-    """Check that neither padding before a text nor another text beside it changes what comes of it.
+    """Check that neither padding before a text nor another text next to it changes what comes of it.
 
     Returns:
         `unpadded` where such padding is refused, else an empty string.
@@ -295,7 +295,7 @@ def padded() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def minds_padding(source: Source) -> bool:
-    """Tell whether padding before a text is refused because of a block that was made an expert."""
+    """Return whether padding before a text is refused because of a block that was made an expert."""
     return any(source.minds_padding(block, before=True) for block in blocks_of(source))
 
 
@@ -317,7 +317,7 @@ Check = tuple[str, "Callable[[], object]"]
 
 
 def fused_checks(host_type: str, source: Source) -> Iterator[Check]:
-    """Yield the checks beside a host by name, cheapest first."""
+    """Yield the checks next to a host by name, cheapest first."""
     runtime = fused(host_type, source)
     yield "expert", lambda: expert(runtime, source)
     yield "causal", lambda: causal(runtime)

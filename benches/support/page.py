@@ -19,7 +19,7 @@ CHECKS: Final[dict[str, tuple[str, ...]]] = {
 }
 """The columns, and the checks that all must hold for a yes."""
 _MOST_WORDS: Final = 110
-# Why a type is not in the table, in a few words: what its error says, and how that is told.
+# Why a type is not in the table, in a few words: what its error says, and how that is recognised.
 _REASONS: Final[tuple[tuple[str, str], ...]] = (
     (r"requires the (\w+) library|No module named '(\w+)'", "needs the package {}"),
     (r"no list of blocks was found", "no list of blocks in its modules"),
@@ -39,8 +39,8 @@ Nothing here is about trained weights, about quality, or about other dtypes and 
 {counts}
 
 A type is text if text is all that it reads; the others read images, video, sound, or more than one of them. Checks 3 to
-6 are of one fused model: up to four blocks of the type, from first to last, each beside a block of GPT-2 of width 48,
-and again beside one of Llama of width 32. A yes stands for both hosts; "gpt2" or "llama" for that one alone; "-" for a
+6 are of one fused model: up to four blocks of the type, from first to last, each next to a block of GPT-2 of width 48,
+and again next to one of Llama of width 32. A yes means both hosts; "gpt2" or "llama" for that one alone; "-" for a
 check that was not run, because the blocks attend to later tokens even with causal masks and are refused in a host that
 predicts the next token.
 
@@ -50,16 +50,16 @@ What the numbers do not say:
   cannot be run alone, so that `stacks={{...}}` has to name this one; **fused** names the one of checks 3 to 6 where the
   first cannot be made causal, an encoder, and another of the model can.
 - **content** ({content} types): the model hands its blocks more of its input than hidden states (embeddings of the
-  tokens for each layer, the first hidden state once more). Beside a host they are handed what a blank input gives, one
+  tokens for each layer, the first hidden state once more). Next to a host they are handed what a blank input gives, one
   token over and over or zeros: checks 3 to 6 hold with that dummy content. The replay of check 1 is exact in a blank
   context for {blank} types; {given} of the content types need the context of the same input, and are counted with it.
 - **image**, **sound**, **signal**: a blank one of the model's own size makes the context. A blank context holds nothing
-  of the host's text but its length, so such blocks cannot tell padding from it.
+  of the host's text but its length, so such blocks cannot distinguish padding from it.
 - **padded**: the blocks run only at the length that the model gave the hidden states, so that shorter texts are padded
   to it, and texts that are longer than the model takes are refused.
 - **causal**: the blocks attend to later tokens by themselves, and their masks were replaced by causal ones.
 - **unpadded** ({unpadded} types): padding before a text would change what the blocks make of it, so it is refused
-  beside a host that writes. With all others neither such padding nor another text in the batch moves an output by more
+  next to a host that generates. With all others neither such padding nor another text in the batch moves an output by more
   than 1e-4, or the last column says so, and in checks 5 and 6 one of two texts has it.
 - Texts of checks 3 to 6 have 8 to 13 tokens. Blocks that attend to the best k tokens are given a k of
   16: with weights drawn at random scores tie, and which of equals is taken changes with the length of a text.
@@ -104,17 +104,17 @@ def write(rows: Sequence[Row]) -> str:
 
 
 def is_text(row: Row) -> bool:
-    """Tell whether a type reads text and nothing else."""
+    """Return whether a type reads text and nothing else."""
     return bool(row.get("reads") == ["text"])
 
 
 def holds(row: Row, check: str) -> bool:
-    """Tell whether all that a column stands for held."""
+    """Return whether all that a column means held."""
     return all(row["checks"].get(part, {}).get("holds", False) for part in CHECKS[check])
 
 
 def holds_all(row: Row) -> bool:
-    """Tell whether all six checks held."""
+    """Return whether all six checks held."""
     return all(holds(row, check) for check in CHECKS)
 
 

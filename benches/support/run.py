@@ -1,4 +1,4 @@
-"""Judges every model type that transformers can configure and writes docs/support.md: `make support-table` runs it.
+"""Checks every model type that transformers can configure and writes docs/support.md: `make support-table` runs it.
 
 Each type has a process of its own, forked from this one after the slow imports, with a limit of time and of memory. Its
 row is a JSON file in the state directory; types that have one are not run again unless --fresh says so.
@@ -37,7 +37,7 @@ def all_types() -> list[str]:
 
 
 def judge_all(types: Sequence[str], state: Path, processes: int, limit: float) -> None:
-    """Judge types in parallel.
+    """Check types in parallel.
 
     Args:
         types: which.
@@ -69,7 +69,7 @@ def judge_all(types: Sequence[str], state: Path, processes: int, limit: float) -
 
 
 def _judge_quietly(name: str, path: Path) -> None:
-    # What models print is theirs; a traceback that ends the process is kept beside the row.
+    # What models print is theirs; a traceback that ends the process is kept next to the row.
     log = os.open(path.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)

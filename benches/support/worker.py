@@ -1,4 +1,4 @@
-"""Judges one model type in a process of its own, and writes what it finds as it goes."""
+"""Checks one model type in a process of its own, and writes what it finds as it goes."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Judge:
         try:
             self.row["content"] = source.sees_content()
         except checks.FAILURES:
-            self.row["content"] = None  # its preludes fail, which the check above has told
+            self.row["content"] = None  # its preludes fail, which the check above has reported
         self._check("host", lambda: checks.host(model, source))
         self._enter("causal source")
         try:
@@ -126,7 +126,7 @@ class Judge:
         raise first
 
     def _causal_source(self, model: PreTrainedModel, preferred: str) -> Source:
-        """Trace the same stack for the checks beside a host, or the first other one that can be made causal."""
+        """Trace the same stack for the checks next to a host, or the first other one that can be made causal."""
         name = self.row["type"]
         first = Source(model, name, stack=preferred)
         if first.make_causal():
@@ -162,7 +162,7 @@ class Judge:
 
 
 def told(error: Exception) -> str:
-    """Say an error in a line."""
+    """Return an error as one line."""
     text = " ".join(str(error).split())
     kind = "" if isinstance(error, (checks.Failed, MolError)) else f"{type(error).__name__}: "
     return f"{kind}{text}"[: _WORDS * 4]

@@ -1,11 +1,11 @@
-"""Put blocks of MiniLM beside layers of SmolLM2-135M, and print what that does to its perplexity, whatever it is.
+"""Put blocks of MiniLM next to layers of SmolLM2-135M, and print what that does to its perplexity, whatever it is.
 
 MiniLM-L6 is a sentence encoder: another width (384 and not 576), another tokenizer, post-norm, trained to look both
-ways. Its blocks are made causal and stand beside three of the host's thirty layers, a router weighing the two. Text is
+ways. Its blocks are made causal and stand next to three of the host's thirty layers, a router weighing the two. Text is
 what every Python has: the docstrings of its standard library. Adapters are fitted and trained on those of some modules;
 perplexity, of the host's tokens in windows of 256, is measured on those of others.
 
-The control is the same fusion with the host's own blocks in the place of MiniLM's; as these are wider, its adapters
+The control is the same fusion with the host's own blocks instead of MiniLM's; as these are wider, its adapters
 have half as many parameters more. What the fusion gains over the control is due to the foreign blocks; what both gain
 is due to training a few adapters on this kind of text.
 """
@@ -75,7 +75,7 @@ def perplexity(model: MoLForCausalLM, batches: torch.Tensor) -> float:
 
 
 def fuse(host: str, other: str, blocks: dict[int, int], init: str, texts: list[str]) -> MoLRuntime:
-    """Put a block of `other` beside some of the host's layers, at equal weights."""
+    """Put a block of `other` next to some of the host's layers, at equal weights."""
     runtime = MoLRuntime(MoLConfig(models=[host, other], adapter_init=init, router_type="token", dtype="float32"))
     runtime.calibrate(texts)
     for layer, block in blocks.items():

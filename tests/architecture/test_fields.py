@@ -180,12 +180,12 @@ def test_the_signature_of_a_block(detect: Callable[..., ArchitectureInfo]) -> No
         ("bert", bert(2), "BertForMaskedLM"),
     ],
 )
-def test_weights_at_hand_change_nothing(
+def test_weights_on_disk_change_nothing(
     tmp_path: Path, model_type: str, shapes: dict[str, tuple[int, ...]], architecture: str
 ) -> None:
-    def detect(place: str) -> ArchitectureInfo:
-        name = write_config(tmp_path / place, model_type, architectures=[architecture])
-        handler = UniversalArchitectureHandler(cache_dir=tmp_path / f"kept-{place}")
+    def detect(folder: str) -> ArchitectureInfo:
+        name = write_config(tmp_path / folder, model_type, architectures=[architecture])
+        handler = UniversalArchitectureHandler(cache_dir=tmp_path / f"kept-{folder}")
         return handler.detect_architecture(name).named("m")
 
     (tmp_path / "with").mkdir()
@@ -214,7 +214,7 @@ def test_no_weight_file_is_opened(tmp_path: Path) -> None:
         ({}, None, None, None, None),
     ],
 )
-def test_names_of_tensors_serve_where_a_class_cannot_be_built(
+def test_names_of_tensors_are_used_where_a_class_cannot_be_built(
     names: dict[str, tuple[int, ...]], layers: str | None, blocks: int | None, embeddings: str | None, head: str | None
 ) -> None:
     paths = guess_paths(names, {})

@@ -60,7 +60,7 @@ def test_the_same_object_until_the_cache_is_cleared(handler: UniversalArchitectu
     assert again == first
 
 
-def test_what_is_on_disk_serves_other_processes_without_transformers(tmp_path: Path) -> None:
+def test_what_is_on_disk_is_used_by_other_processes_without_transformers(tmp_path: Path) -> None:
     name = write_config(tmp_path / "m", "llama", **TINY)
     found = UniversalArchitectureHandler(cache_dir=tmp_path / "kept").detect_architecture(name)
     done = run(
@@ -184,7 +184,7 @@ def test_code_of_a_known_type_is_ignored(handler: UniversalArchitectureHandler, 
         (None, FileNotFoundError, r"no config\.json"),
     ],
 )
-def test_what_cannot_be_told_is_refused(
+def test_what_cannot_be_detected_is_refused(
     handler: UniversalArchitectureHandler, tmp_path: Path, document: str | None, error: type[Exception], told: str
 ) -> None:
     (tmp_path / "m").mkdir()

@@ -176,7 +176,7 @@ def test_verify_waits_for_no_pipe(merged: Path, capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.parametrize("name", ["config.json", "README.md", "mergekit_config.yml"])
-def test_verify_looks_at_side_files(name: str, merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_checks_side_files(name: str, merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = (merged / name).read_bytes()
     changed = whole[:-2] + bytes([whole[-2] ^ 1]) + whole[-1:]
     for content, says in (

@@ -124,7 +124,9 @@ def test_the_architecture_as_json(family: Path, kept: Path, capsys: pytest.Captu
 
 
 @pytest.mark.fusion
-def test_a_second_look_loads_neither_torch_nor_transformers(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_inspection_loads_neither_torch_nor_transformers(
+    family: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["inspect", "base"]) == 0
     first = capsys.readouterr().out
     code = (
@@ -217,7 +219,7 @@ def test_other_families(
 
 
 @pytest.mark.fusion
-def test_code_of_a_model_is_run_when_asked_for(
+def test_code_of_a_model_is_run_when_requested(
     odd: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from transformers import dynamic_module_utils

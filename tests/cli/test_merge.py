@@ -24,7 +24,9 @@ def weights(directory: Path) -> dict[str, np.ndarray]:
     return load_file(directory / "model.safetensors")
 
 
-def test_a_line_without_a_verb_merges_and_says_what_it_did(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_without_a_verb_merges_and_reports_what_it_did(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["--threads", "2", str(recipe), "out"]) == 0
     said = capsys.readouterr()
     assert re.match(r"merged    9 tensors: 9 by ties\n", said.out)
@@ -42,7 +44,7 @@ def test_linear_is_the_mean(family: Path) -> None:
         np.testing.assert_allclose(tensor, (chat[name] + code[name]) / 2, rtol=1e-6, atol=1e-7)
 
 
-def test_the_seeds_own_line_works(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_seeds_own_command_works(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(recipe), "./merged_model", "--device", "cuda", "--verbose"]) == 0
     assert "note: --device cuda has no effect: merges run on the CPU" in capsys.readouterr().err
 
@@ -78,7 +80,7 @@ def test_out_may_come_from_the_recipe(recipe: Path) -> None:
     assert Path("from-recipe/model.safetensors").is_file()
 
 
-def test_without_any_out_the_line_is_wrong(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_any_out_the_command_is_wrong(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(recipe)]) == 2
     assert "OUT is missing" in capsys.readouterr().err
 
@@ -109,7 +111,7 @@ def test_a_merge_that_fails_does_not_keep_the_next_from_running(
     assert Path("results/ties/model.safetensors").is_file()
 
 
-def test_shards_of_the_size_asked_for(recipe: Path) -> None:
+def test_shards_of_the_requested_size(recipe: Path) -> None:
     assert main([str(recipe), "out", "-q", "--out-shard-size", "1_000"]) == 0
     index = json.loads(Path("out/model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) > 1
@@ -235,7 +237,7 @@ def test_what_is_wrong_with_each_of_several_models_keeps_its_shape(
     ]  # fmt: skip
 
 
-def test_plan_says_everything_and_writes_nothing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_reports_everything_and_writes_nothing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(recipe.parent.rglob("*"))
     assert main(["plan", str(recipe), "out"]) == 0
     said = capsys.readouterr().out
@@ -304,7 +306,7 @@ def test_plan_names_what_is_copied_and_dropped(recipe: Path, capsys: pytest.Capt
     assert "9 by ties, 1 copied; 1 dropped" in said
 
 
-def test_validate_checks_shapes_where_models_are_at_hand(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_checks_shapes_where_models_are_on_disk(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(recipe)]) == 0
     assert capsys.readouterr().out == (
         f"{recipe}: valid\n  checked: the recipe, and names, shapes and dtypes of 9 tensors to write\n"
@@ -324,7 +326,7 @@ def test_validate_prints_what_the_planner_warns_of(family: Path, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["warnings"] == [line]
 
 
-def test_validate_says_what_it_could_not_check(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_reports_what_it_could_not_check(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("hub.yml").write_text(LINEAR.replace("./chat", "some-org/some-model"))
     assert main(["validate", "hub.yml", "--cache-dir", "cache"]) == 0
     said = capsys.readouterr()
@@ -351,7 +353,7 @@ def test_validate_finds_models_in_the_cache(family: Path, capsys: pytest.Capture
     assert "hub.yml: valid\n" in capsys.readouterr().out
 
 
-def test_validate_tells_every_problem_of_every_file(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_validate_reports_every_problem_of_every_file(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("a.yml").write_text(LINEAR.replace("weight", "weigth", 1) + "dtipe: float16\n")
     Path("b.yml").write_text(LINEAR.replace("./chat", "./gone"))
     assert main(["validate", "a.yml", str(recipe), "b.yml", "--json"]) == 1

@@ -35,7 +35,7 @@ print(json.dumps([code, sorted(sys.modules), peak]), file=sys.stderr)
 
 
 def start(*line: str) -> tuple[int, set[str], int]:
-    """Run a line in a new process: exit code, modules loaded, kB at the peak (0 where the system does not tell)."""
+    """Run a command in a new process: exit code, modules loaded, kB at the peak (0 where it is not reported)."""
     done = subprocess.run([sys.executable, "-c", PROBE, *line], capture_output=True, text=True, check=True)
     code, modules, peak = json.loads(done.stderr.splitlines()[-1])
     return code, set(modules), peak
@@ -57,7 +57,7 @@ def test_local_models_need_yaml_and_the_engine_only(line: list[str], recipe: Pat
     assert peak <= 60_000
 
 
-def test_a_reader_that_goes_away_is_no_traceback() -> None:
+def test_a_pipe_that_is_closed_is_no_traceback() -> None:
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as pipe:
@@ -70,6 +70,6 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
 def test_the_command_is_installed() -> None:
     command = Path(sys.executable).with_name("mol-merge")
     if not command.exists():
-        pytest.skip("mol-merge is not installed beside this Python; `make build` does it")
+        pytest.skip("mol-merge is not installed next to this Python; `make build` does it")
     done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("mol-merge ")

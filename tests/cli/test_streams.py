@@ -61,7 +61,7 @@ def test_a_full_disk_behind_stdout_is_said_and_is_a_failure(
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_reader_that_goes_away_is_no_failure(
+def test_a_pipe_that_is_closed_is_no_failure(
     line: str, ready: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     read, write = os.pipe()
@@ -118,7 +118,7 @@ def test_names_from_headers_cannot_steer_the_terminal(family: Path, capsys: pyte
             assert "\nerror: forged" not in text, line
 
 
-def test_words_of_recipes_and_of_the_line_cannot_either(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_of_recipes_and_of_the_command_cannot_either(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (family / "r.yml").write_text('merge_method: "\\e[31m"\nmodels: ["./\\u202ea", "\\x9b"]\n"k\\e[2J": 1\n')
     for line in (["validate", "r.yml"], ["r.yml", "out"], [f"{EVIL}.yml", "out"], ["inspect", EVIL],
                  ["r.yml", "out", f"--{EVIL}"], ["r.yml", "out", "--device", EVIL]):  # fmt: skip

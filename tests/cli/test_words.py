@@ -24,7 +24,7 @@ class Terminal(io.StringIO):
 
 
 class Clock:
-    """Seconds that rise when told."""
+    """Seconds that rise on request."""
 
     now = 0.0
 
@@ -125,7 +125,7 @@ def test_an_error_of_the_system_is_said_without_its_number() -> None:
     assert describe(ConfigError("wrong")) == "wrong"
 
 
-def test_a_bug_is_owned_up_to_and_traced_with_verbose_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bug_is_reported_as_one_and_traced_with_verbose_only(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console()
     error = RuntimeError("boom")
     _Bug(console)(RuntimeError, error, None)

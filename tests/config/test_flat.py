@@ -187,7 +187,7 @@ def test_what_the_short_form_fills_in_is_said() -> None:
 
 
 @pytest.mark.parametrize("key", ["weight: 0.6", "layer_range: [0, 2]"])
-def test_a_key_beside_model_leaves_a_recipe_in_mergekits_grammar(key: str) -> None:
+def test_a_key_next_to_model_leaves_a_recipe_in_mergekits_grammar(key: str) -> None:
     """A fault in that grammar, or a word that it ignores; never the defaults of another form."""
     text = (
         "merge_method: ties\nbase_model: a\nmodels:\n  - {model: a}\n"

@@ -239,7 +239,7 @@ def test_numbers_without_end_are_refused(number: str) -> None:
             MergeConfig.from_yaml(text)
 
 
-def test_hostile_values_of_python_are_refused_in_words() -> None:
+def test_hostile_values_of_python_are_refused_with_a_message() -> None:
     huge = 16**4000
     for recipe in ({"merge_method": huge}, {"merge_method": "linear", "models": [{"model": "a", huge: 1}]},
                    {"merge_method": "linear", "models": [huge]}, {"k" * 10_000: 1}):  # fmt: skip
@@ -272,7 +272,7 @@ def test_characters_that_are_none_are_refused_and_pairs_are_joined() -> None:
     assert "`output_path` is a path" in refusal(LINEAR + 'output_path: "a\\0b"\n')[0]
 
 
-def test_names_and_filters_without_end_are_refused_in_words() -> None:
+def test_names_and_filters_without_end_are_refused_with_a_message() -> None:
     assert "the name of a model has 5000 characters" in refusal(LINEAR.replace("model: a", f"model: {'a' * 5000}"))[0]
     for pattern in ("(" * 5000, "(" * 5000 + ")" * 5000, "a{99999999999999999999}"):
         text = LINEAR.replace("weight: 1", f'weight: {{filter: "re:{pattern}", value: 1}}')

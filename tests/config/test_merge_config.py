@@ -103,7 +103,7 @@ def test_dtypes_of_torch_are_read_by_their_text() -> None:
     assert MergeConfig("linear", ["a"], dtype=dtype).dtype == "BF16"
 
 
-def test_wrong_recipes_name_the_place() -> None:
+def test_wrong_recipes_name_the_location() -> None:
     assert problems(method="slerp", models=["a", {"model": "b", "paramters": {}}], parameters={"t": "x"}, dtyp="f") == (
         "dtyp: unknown key `dtyp` in a recipe; did you mean `dtype`?",
         "parameters.t: `t` is 'x'; it must be a finite number",

@@ -131,7 +131,7 @@ def test_whole_numbers(text: str, value: int) -> None:
         ),
         (
             TIES.replace("- model: b", "- model: a\n  - model: a"),
-            "config.yml:3: ties needs a model besides the base, a",
+            "config.yml:3: ties needs a model in addition to the base, a",
         ),
         (
             TIES.replace("parameters:\n  weight: 1\n", ""),
@@ -176,7 +176,7 @@ def test_whole_numbers(text: str, value: int) -> None:
             "config.yml:3: slice 1: the base, org/bce, must be one of `sources`, with its `layer_range`; "
             "did you mean `org/bcd`?",
         ),
-        (  # one family, and no slip of the pen
+        (  # one family, and no typing error
             PASSTHROUGH.replace("passthrough", "slerp")
             + "      - {model: org/b-v2, layer_range: [0, 2]}\nbase_model: org/b-v1\nparameters: {t: 1}\n",
             "config.yml:3: slice 1: the base, org/b-v1, must be one of `sources`, with its `layer_range`",
@@ -190,7 +190,9 @@ def test_what_the_method_needs(text: str, problem: str) -> None:
 def test_weights_that_cancel_up_to_rounding() -> None:
     text = "merge_method: task_arithmetic\nbase_model: x\nmodels:\n"
     text += "".join(f"  - model: m{i}\n    parameters: {{weight: {w}}}\n" for i, w in enumerate((0.1, 0.2, -0.3)))
-    assert MergeConfig.from_yaml(text).method == "task_arithmetic"  # it does not divide by them unless told to
+    assert (
+        MergeConfig.from_yaml(text).method == "task_arithmetic"
+    )  # it does not divide by them unless the recipe says so
     assert "sum to zero" in refusal(text + "parameters: {normalize: true}\n")[0]
 
 

@@ -41,7 +41,7 @@ def test_every_word_is_either_a_parameter_or_explained() -> None:
     assert not set(METHODS) & set(LATER_METHODS)
 
 
-def test_owners_of_a_parameter_are_told_from_the_rows() -> None:
+def test_owners_of_a_parameter_are_found_in_the_rows() -> None:
     assert foreign_parameters()["t"].split()[:4] == ["a", "parameter", "of", "slerp"]
     for word, spec in ((word, METHODS[name]) for name in METHODS for word in METHODS[name].parameters):
         assert spec.name in foreign_parameters()[word]

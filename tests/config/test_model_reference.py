@@ -105,7 +105,7 @@ def test_a_path_that_resembles_another(tmp_path: Path) -> None:
         (7, "a model is named by text, not by 7"),
         ({"path": "a", "revision": 7}, "the revision of `a` must be text, not 7; put it in quotes"),
         ({"revision": "main"}, "needs `path`"),
-        ({"path": "a", "lora": {"path": "b"}}, "`lora` in a model reference stands beside `model`"),
+        ({"path": "a", "lora": {"path": "b"}}, "`lora` in a model reference stands next to `model`"),
         ({"model": "a+b", "lora": "c"}, "a model takes one adapter"),
         ({"model": "a", "lora": "b+c"}, "a model takes one adapter"),
         ({"model": "a", "override_architecture": "B"}, "`override_architecture` in a model reference"),

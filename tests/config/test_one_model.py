@@ -1,4 +1,4 @@
-"""Models are told apart by what they resolve to, not by how they are spelled."""
+"""Models are distinguished by what they resolve to, not by how they are spelled."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def test_source_beats_slice_beats_recipe_beats_default() -> None:
     assert value(config, "majority_sign_method") == "total"
 
 
-def test_parameters_of_models_look_at_the_source_and_shared_ones_at_the_output() -> None:
+def test_parameters_of_models_go_by_the_source_and_shared_ones_by_the_output() -> None:
     config = MergeConfig.from_yaml(SLICES)
     names = {"source_tensor": "layers.7.x", "output_tensor": "layers.0.x"}
     assert value(config, "weight", source=1, **names) == 4.0  # type: ignore[arg-type]
@@ -173,7 +173,7 @@ def test_no_filter_that_fits_and_no_default_is_an_error_with_the_way_out() -> No
     )
 
 
-def test_a_tensor_costs_a_look_at_the_rules_as_far_as_its_own() -> None:
+def test_rules_after_the_first_that_fits_a_tensor_are_not_evaluated() -> None:
     tried = [{"filter": "self_attn", "value": [0, 1]}, {"filter": "re:mlp", "value": [0, 1]}]
     behind = [{"filter": f"re:layers\\.{i}\\.", "value": 0.2} for i in range(500)]
 

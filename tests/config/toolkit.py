@@ -22,7 +22,7 @@ PASSTHROUGH = "merge_method: passthrough\nslices:\n  - sources:\n      - {model:
 
 
 def refusal(text: str) -> tuple[str, ...]:
-    """Give every problem of a recipe, and see that the message lists them all."""
+    """Return every problem of a recipe, after checking that the message lists them all."""
     with pytest.raises(ConfigError) as caught:
         MergeConfig.from_yaml(text, "config.yml")
     lines = [f"  - {problem}" for problem in caught.value.problems]

@@ -20,7 +20,7 @@ STEPS = ("open", "os.link", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "s
 
 
 def save(model: MoLForCausalLM, directory: Path, kind: str, kill_at: int) -> bool:
-    """Save in a process of its own that dies before the given step, and tell whether it did."""
+    """Save in a process of its own that dies before the given step, and return whether it did."""
     child = os.fork()
     if child == 0:
         left = [kill_at]

@@ -42,7 +42,7 @@ def _seeded() -> None:
 
 
 def trained(adapter: BaseAdapter) -> BaseAdapter:
-    """Give every parameter a value of its own, as training would."""
+    """Set every parameter to a value of its own, as training would."""
     with torch.no_grad():
         for parameter in adapter.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
@@ -63,7 +63,7 @@ def test_starts_as_the_identity_cut_or_padded(
     for adapter in (MAKERS[kind](width_in, width_out), MAKERS[kind](width_in, width_out).to(dtype)):
         result = adapter.train(train)(x)
         assert result.dtype == dtype
-        # Parameters in float32 beside wider states round what they hold; a residual is untouched by that.
+        # Parameters in float32 with wider states round what they hold; a residual is untouched by that.
         exact = "bare" not in kind or dtype != torch.float64 or next(adapter.parameters()).dtype == dtype
         assert torch.equal(result, expected) if exact else torch.allclose(result, expected, rtol=1e-6)
 
@@ -91,7 +91,7 @@ def test_one_step_moves_the_output_by_less_than_a_hundredth(
 
 
 def test_the_step_that_the_seeds_layer_norm_took() -> None:
-    """The law above fails for a norm behind a projection at zero, so the test can tell."""
+    """The law above fails for a norm behind a projection at zero, so the test would notice."""
     x = torch.randn(8, 768)
     projection, norm = torch.nn.Linear(768, 768), torch.nn.LayerNorm(768)
     torch.nn.init.zeros_(projection.weight)

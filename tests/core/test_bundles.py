@@ -153,7 +153,7 @@ def test_a_damaged_or_missing_copy_is_refused(
         MoLRuntime.from_pretrained(tmp_path / "bundle")
 
 
-def test_another_model_in_the_place_of_a_copy_is_refused(
+def test_another_model_instead_of_a_copy_is_refused(
     runtime: MoLRuntime, away: Path, models: Path, tmp_path: Path
 ) -> None:
     runtime.save_pretrained(tmp_path / "bundle", kind="bundle")
@@ -219,7 +219,7 @@ def test_the_card_says_what_is_in_a_save(runtime: MoLRuntime, away: Path, tmp_pa
     assert "(gpt2: mit; llama: llama3)" in (tmp_path / "again/README.md").read_text()
 
 
-def test_a_card_that_somebody_edited_is_left_alone(runtime: MoLRuntime, away: Path, tmp_path: Path) -> None:
+def test_a_card_that_was_edited_is_left_alone(runtime: MoLRuntime, away: Path, tmp_path: Path) -> None:
     runtime.save_pretrained(tmp_path / "fused")
     (tmp_path / "fused/README.md").write_text("mine")
     word_pieces(["a few words"], 60).save_pretrained(away / "gpt2")

@@ -52,7 +52,7 @@ def randomly_trained(model: MoLForCausalLM) -> MoLForCausalLM:
 
 @pytest.fixture
 def saved(fuse: Fuse, models: Path, tmp_path: Path) -> Path:
-    """A save of gpt2 and llama, beside copies of them that a test may change."""
+    """A save of gpt2 and llama, next to copies of them that a test may change."""
     for name in ("gpt2", "llama"):
         shutil.copytree(models / name, tmp_path / name)
     model = fuse(str(tmp_path / "gpt2"), str(tmp_path / "llama"))
@@ -132,9 +132,7 @@ def test_a_later_format_is_named(saved: Path) -> None:
         ({"dtype": [1]}, "holds what no config can"),
     ],
 )
-def test_a_config_that_is_not_as_it_must_be_is_refused_in_words(
-    changes: dict[str, Any], says: str, saved: Path
-) -> None:
+def test_a_malformed_config_is_refused_with_a_message(changes: dict[str, Any], says: str, saved: Path) -> None:
     edited(saved, **changes)
     with pytest.raises(MolError, match=says):
         AutoModelForCausalLM.from_pretrained(saved)
@@ -195,8 +193,8 @@ def test_relative_names_are_found_from_the_save(models: Path, tmp_path: Path, mo
         MoLForCausalLM.from_pretrained(tmp_path / "fused")
     with pytest.raises(CheckpointError, match=r"^llama .* is not the model that the fusion was saved with"):
         MoLForCausalLM.from_pretrained(tmp_path / "fused", paths={"gpt2": str(tmp_path / "moved/gpt2")})
-    places = {name: str(tmp_path / "moved" / name) for name in ("gpt2", "llama")}
-    again = MoLForCausalLM.from_pretrained(tmp_path / "fused", paths=places)
+    paths = {name: str(tmp_path / "moved" / name) for name in ("gpt2", "llama")}
+    again = MoLForCausalLM.from_pretrained(tmp_path / "fused", paths=paths)
     assert torch.equal(again(IDS).logits, wanted)
     assert again.runtime.host_name == "gpt2"
 
@@ -266,7 +264,7 @@ def test_only_local_files_are_wanted_of_a_fusion_with_models_of_the_hub(saved: P
         MoLForCausalLM.from_pretrained(saved, local_files_only=True)
 
 
-def test_pushing_while_saving_is_refused_in_words(saved: Path) -> None:
+def test_pushing_while_saving_is_refused_with_a_message(saved: Path) -> None:
     model = MoLForCausalLM.from_pretrained(saved)
     with pytest.raises(MolError, match="push_to_hub would upload a part: model"):
         model.save_pretrained(saved, push_to_hub=True)

@@ -235,9 +235,7 @@ def resealed(saved: Path, **changes: Any) -> None:  # noqa: ANN401
         ({"host": "mistral"}, "`host` is 'mistral'"),
     ],
 )
-def test_a_description_that_is_not_as_it_must_be_is_refused_in_words(
-    changes: dict[str, Any], says: str, saved: Path
-) -> None:
+def test_a_malformed_description_is_refused_with_a_message(changes: dict[str, Any], says: str, saved: Path) -> None:
     resealed(saved)
     MoLRuntime.load_checkpoint(saved)
     resealed(saved, **changes)

@@ -63,7 +63,7 @@ def layer(weights: dict[str, torch.Tensor], number: int) -> dict[str, torch.Tens
 
 
 def test_a_fused_layer_is_the_mean_of_its_experts_and_all_else_is_the_hosts(tmp_path: Path) -> None:
-    """Also where the host has no expert in the first or the last layer, and blocks come from other places."""
+    """Also where the host has no expert in the first or the last layer, and blocks come from other layers."""
     runtime = fusion({0: [("org/chat", 1), ("org/code", 0)], 2: [("org/base", 2), ("org/chat", 0), ("org/code", 2)]})
     done = collapse(runtime, tmp_path / "out")
     base, chat, code = map(weights_of, NAMES)

@@ -74,7 +74,7 @@ def counted_runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, in
 
 
 def choices_of(runtime: MoLRuntime, ids: torch.Tensor, position: int = 0) -> torch.Tensor:
-    """Say which experts each token weighs, (B, T, E)."""
+    """Return which experts each token weighs, (B, T, E)."""
     _, stats = runtime(ids, return_router_stats=True)
     assert stats is not None
     weights: torch.Tensor = stats[f"layer_{position}"]["expert_weights"]
@@ -114,7 +114,7 @@ def test_padding_and_batch_mates_never_change_a_row(host: str, kind: str, dispat
 @pytest.mark.parametrize("dispatch", MODES)
 @pytest.mark.parametrize(("host", "kind"), PAIRS)
 def test_a_cache_changes_nothing(host: str, kind: str, dispatch: str, options: dict[str, int], fuse: Fuse) -> None:
-    """Whatever the prompt's length beside `router_prefix`, with left padding, and with rows that choose apart."""
+    """Whatever the prompt's length next to `router_prefix`, with left padding, and with rows that choose apart."""
     runtime = scattered(fuse, host, kind, dispatch=dispatch)
     for length in (3, 7):
         ids = tokens_of(3, length)
@@ -282,7 +282,7 @@ def test_gradients_reach_every_router_and_no_expert(dispatch: str, router_type: 
 
 @pytest.mark.parametrize("dispatch", MODES)
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "t5", "mamba"])
-def test_bf16_runs_and_writes(kind: str, dispatch: str, fuse: Fuse) -> None:
+def test_bf16_runs_and_generates(kind: str, dispatch: str, fuse: Fuse) -> None:
     runtime = scattered(fuse, "llama", kind, dispatch=dispatch, dtype="bfloat16").to(torch.bfloat16)
     ids = tokens_of(3, 6)
     logits = logits_of(runtime, ids)

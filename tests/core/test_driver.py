@@ -96,8 +96,8 @@ def test_what_blocks_see_next_to_hidden_states_is_known() -> None:
 @pytest.mark.parametrize(
     ("kind", "causal", "before", "behind"),
     [
-        ("longformer", False, False, False),  # its own masks tell what is padding
-        ("longformer", True, True, False),  # those put in their place do not
+        ("longformer", False, False, False),  # its own masks mark the padding
+        ("longformer", True, True, False),  # their replacements do not
         ("wav2vec2", False, True, True),  # a blank sound has no padding
         ("wav2vec2", True, True, False),
     ],

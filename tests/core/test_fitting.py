@@ -70,7 +70,7 @@ def test_a_ridge_means_the_same_for_states_of_any_size(factor: float) -> None:
 
 
 @pytest.mark.parametrize("ridge", [0.0, 1e-3])
-def test_states_that_never_change_tell_the_mean(ridge: float) -> None:
+def test_states_that_never_change_are_mapped_to_the_mean(ridge: float) -> None:
     x, y = torch.full((10, 3), 0.1), states(10, 2)
     weight, bias = fit_linear(x, y, ridge=ridge)
     assert not weight.any()
@@ -112,7 +112,7 @@ def test_r_squared_of_what_is_predicted_and_what_is_not() -> None:
     x = states(400, 8)
     assert r_squared(x, x @ rotation(8, 8).T + 3.0, ridge=0.0) == pytest.approx(1.0)
     assert r_squared(x, states(400, 4, 5)) == pytest.approx(0.0, abs=0.1)
-    # As many numbers as rows: a fit that is perfect where it was made and tells nothing elsewhere.
+    # As many numbers as rows: a fit that is perfect where it was made and useless elsewhere.
     assert r_squared(states(40, 30), states(40, 2, 7), ridge=0.0) < 0.0
     assert r_squared(x, torch.full((400, 2), 0.1)) == 0.0
 

@@ -97,7 +97,7 @@ def test_a_cache_changes_nothing(host: str, kind: str, options: dict[str, int], 
     assert torch.equal(cached, again)
 
 
-def test_writing_makes_the_logits_of_last_tokens_only(fuse: Fuse) -> None:
+def test_generation_computes_the_logits_of_last_tokens_only(fuse: Fuse) -> None:
     runtime = fuse("gpt2", "llama")
     lengths: list[int] = []
     head = runtime.host.model.get_output_embeddings()
@@ -214,7 +214,7 @@ def test_two_runtimes_and_two_threads_do_not_leak(fuse: Fuse) -> None:
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "t5", "mamba", "mixtral"])
-def test_bf16_runs_and_writes(kind: str, fuse: Fuse) -> None:
+def test_bf16_runs_and_generates(kind: str, fuse: Fuse) -> None:
     runtime = fuse("llama", kind, dtype="bfloat16").to(torch.bfloat16)
     ids = tokens_of(2, 6)
     logits = logits_of(runtime, ids)

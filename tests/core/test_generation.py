@@ -54,7 +54,7 @@ def by_hand(model: Any, ids: torch.Tensor, **options: Any) -> torch.Tensor:  # n
 
 
 @pytest.mark.parametrize("options", [{}, {"use_cache": True}], ids=["as it is", "asked for"])
-def test_a_loop_by_hand_writes_what_generate_does(options: dict[str, bool], model: Any) -> None:  # noqa: ANN401
+def test_a_loop_by_hand_yields_what_generate_does(options: dict[str, bool], model: Any) -> None:  # noqa: ANN401
     ids = tokens_of(2, 6)
     assert torch.equal(by_hand(model, ids, **options), written(model, ids))
 
@@ -257,7 +257,7 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 @pytest.mark.parametrize("name", ["gpt2+llama", "mixture"])
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_is_no_input_is_refused_in_words(name: str, case: str, fuse: Fuse) -> None:
+def test_what_is_no_input_is_refused_with_a_message(name: str, case: str, fuse: Fuse) -> None:
     model: Any = (
         fuse("gpt2", "llama").as_causal_lm()
         if name != "mixture"

@@ -51,14 +51,14 @@ HOSTS: Final[dict[str, tuple[Any, str, dict[str, Any]]]] = {
     "gpt2-class": (TEXT, "gpt2", {"num_labels": 5}),  # reads the last token
     "distilbert-tokens": (TOKEN, "distilbert", {"num_labels": 5}),
     "vit-class": (IMAGE, "vit", {"num_labels": 5}),
-    "deit-class": (IMAGE, "deit", {  # two tokens beside the patches
+    "deit-class": (IMAGE, "deit", {  # two tokens next to the patches
         **_VISION, "num_labels": 5, "architectures": ["DeiTForImageClassification"],
     }),
     "dinov2-class": (IMAGE, "dinov2", {**_VISION, "num_labels": 5}),  # images of any size
     "siglip-class": (IMAGE, "siglip", {"vision_config": _VISION, "text_config": _TEXT, "num_labels": 5}),
 }  # fmt: skip
 EXPERTS: Final = ("bert", "vit", "llama", "t5")
-"""Bodies of other widths and kinds to put beside a host."""
+"""Bodies of other widths and kinds to put next to a host."""
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_padding_and_batch_mates_never_change_a_row(host: str, expert: str) -> N
     torch.testing.assert_close(together[: len(alone)], alone, rtol=0, atol=1e-5)
 
 
-def test_padding_that_blocks_cannot_tell_is_refused_where_it_matters() -> None:
+def test_padding_that_blocks_cannot_mask_is_refused_where_it_matters() -> None:
     model, ids = fuse("llama", "vit").as_model(), tokens_of(2, 6)
     left, right = (torch.tensor([[1] * 6, row]) for row in ([0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]))
     with pytest.raises(MolError, match="pad on the right, or run them one by one"):

@@ -64,7 +64,7 @@ def padded() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", TURNING)
-def test_a_host_whose_positions_switch_writes_what_it_does_alone(kind: str, fuse: Fuse, tmp_path: Path) -> None:
+def test_a_host_whose_positions_switch_generates_what_it_does_alone(kind: str, fuse: Fuse, tmp_path: Path) -> None:
     name, ids = saved(kind, tmp_path), tokens_of(2, 7)
     for options in ({}, {"num_beams": 3}):
         # transformers 5.16 drops Phi-3's cache there as it should, but then runs the last token alone.

@@ -62,7 +62,7 @@ def test_only_what_runs_takes_memory(fuse: Fuse) -> None:
     runtime.add_layer([("llama", 2)], 1)
     logits_of(runtime, tokens_of(2, 9))
     source, host = runtime.source("llama"), runtime.host
-    rows = 4 * 32 * sum(1 for _ in source.model.parameters())  # what stands for parameters that are not loaded
+    rows = 4 * 32 * sum(1 for _ in source.model.parameters())  # placeholders of parameters that are not loaded
     assert bytes_in_memory(source) <= bytes_of_block(source, 2) + rows
     assert source.calls.forms[0].block.mlp.up_proj.weight.isnan().all()
     kept = sum(p.nbytes for p in host.model.parameters()) - bytes_of_block(host, 1)
@@ -92,7 +92,7 @@ def test_blocks_on_disk_or_under_a_limit_give_the_same(kind: str, fuse: Fuse) ->
     assert torch.equal(limited.as_causal_lm().generate(**own), wanted.as_causal_lm().generate(**own))
 
 
-def test_the_block_unused_for_longest_leaves_first(fuse: Fuse) -> None:
+def test_the_least_recently_used_block_is_evicted_first(fuse: Fuse) -> None:
     runtime = fuse("gpt2", "llama", layers=())
     source, memory = runtime.source("llama"), memory_of(runtime)
     memory.limit = 2 * bytes_of_block(source, 0)

@@ -195,7 +195,7 @@ def test_shapes_are_checked() -> None:
     for name in LOSSES:
         with pytest.raises(ConfigError, match=r"attention_mask is \(3, 6\), wanted \(3, 7\)"):
             LOSSES[name](logits, torch.ones(3, 6))
-    with pytest.raises(ConfigError, match=r"probabilities are \(3, 7, 3\) beside weights \(3, 7, 4\)"):
+    with pytest.raises(ConfigError, match=r"probabilities are \(3, 7, 3\) and weights \(3, 7, 4\)"):
         compute_load_balancing_loss(logits.softmax(-1), probabilities=logits[..., :3])
 
 

@@ -37,7 +37,7 @@ def test_what_a_block_does_without_is_warned_of(
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "mistral"])
-def test_a_block_that_gets_what_it_was_trained_on_is_no_news(
+def test_a_block_that_gets_what_it_was_trained_on_is_not_noted(
     kind: str, fuse: Fuse, said: pytest.LogCaptureFixture
 ) -> None:
     runtime = fuse("gpt2", kind)
@@ -45,7 +45,7 @@ def test_a_block_that_gets_what_it_was_trained_on_is_no_news(
     assert "host's tokens" not in str(runtime)
 
 
-def test_a_stack_that_was_chosen_is_no_news(fuse: Fuse, said: pytest.LogCaptureFixture) -> None:
+def test_a_stack_that_was_chosen_is_not_noted(fuse: Fuse, said: pytest.LogCaptureFixture) -> None:
     fuse("gpt2", "t5-decoder")
     assert not any("chooses among" in line for line in said.messages)
 

@@ -35,9 +35,9 @@ SMALL = text_model("gpt2", BYTES)
 ENCODER = text_model("bert", WORDS)
 
 
-def partner(host: TokenizedText, other: TokenizedText, place: int) -> int | None:
+def partner(host: TokenizedText, other: TokenizedText, index: int) -> int | None:
     """The definition, token by token."""
-    start, end = host.spans[place]
+    start, end = host.spans[index]
     read = [there for there, (a, b) in enumerate(other.spans) if a < b <= end]
     return max(read) if read and start < end else None
 
@@ -49,7 +49,7 @@ def test_pairs_are_as_defined(text: str) -> None:
         host, other = SMALL._replace(tokenizer=one).tokens(text), SMALL._replace(tokenizer=two).tokens(text)
         if host == other:
             continue
-        wanted = [(place, partner(host, other, place)) for place in range(len(host.ids))]
+        wanted = [(index, partner(host, other, index)) for index in range(len(host.ids))]
         assert pair_tokens(host, other) == [pair for pair in wanted if pair[1] is not None]
 
 
@@ -58,7 +58,7 @@ def test_nothing_that_comes_later_is_a_partner() -> None:
     pairs = pair_tokens(host, other)
     assert len(pairs) > 100
     assert all(other.spans[there][1] <= host.spans[here][1] for here, there in pairs)
-    special = {place for place, (start, end) in enumerate(other.spans) if start == end}
+    special = {index for index, (start, end) in enumerate(other.spans) if start == end}
     assert special == {0, len(other.ids) - 1}
     assert special.isdisjoint(there for _, there in pairs)
 
@@ -66,7 +66,7 @@ def test_nothing_that_comes_later_is_a_partner() -> None:
 def test_the_same_tokens_pair_one_to_one_special_ones_and_parts_of_signs_too() -> None:
     for tokenizer in (BYTES, WORDS):
         reading = SMALL._replace(tokenizer=tokenizer).tokens("the €😀 work")
-        assert pair_tokens(reading, reading) == [(place, place) for place in range(len(reading.ids))]
+        assert pair_tokens(reading, reading) == [(index, index) for index in range(len(reading.ids))]
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "bert", "squeezebert", "albert"])

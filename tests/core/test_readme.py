@@ -39,7 +39,7 @@ def _beside_the_models(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(sign: str) -> dict[str, Any]:
-    """Run the one block that holds `sign`; one that imports nothing goes on where the block before it ended."""
+    """Run the one block that holds `sign`; one that imports nothing continues where the block before it ended."""
     (number,) = (number for number, block in enumerate(BLOCKS) if sign in block)
     start = number
     while "import " not in BLOCKS[start]:

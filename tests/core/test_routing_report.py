@@ -226,7 +226,7 @@ def test_a_browser_reads_it(make: Make, tmp_path: Path) -> None:
     probe = (
         "<script>const press = key => document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: "
         "true})); document.querySelector('.row').focus(); press('End'); press('ArrowDown'); press('ArrowLeft');"
-        # A browser without a window may take itself for one in the background, which is told of no focus.
+        # A browser without a window may act as one in the background, which gets no focus events.
         "document.hasFocus() || document.activeElement.dispatchEvent(new FocusEvent('focusin', {bubbles: true}));"
         "document.body.dataset.said = document.querySelector('output').textContent;</script></body>"
     )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize(
-    ("specs", "place", "says"),
+    ("specs", "layer", "says"),
     [
         ([("gpt2", 3)], 0, "gpt2 has blocks 0 to 2, not 3"),
         ([("gpt2", -1)], 0, "gpt2 has blocks 0 to 2, not -1"),
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
         ([("opt", 0)], 0, "'opt' is not one of the models of this fusion: gpt2, llama"),
     ],
 )
-def test_layers_that_cannot_be_are_refused(specs: list, place: int, says: str, fuse: Fuse) -> None:
+def test_layers_that_cannot_be_are_refused(specs: list, layer: int, says: str, fuse: Fuse) -> None:
     runtime = fuse("gpt2", "llama", layers=(1,))
     with pytest.raises(ConfigError, match=says):
-        runtime.add_layer(specs, place)
+        runtime.add_layer(specs, layer)
     assert runtime.positions == [1]
 
 
@@ -214,7 +214,7 @@ def test_blocks_that_may_attend_to_later_tokens_do_so_with_a_cache_too(fuse: Fus
     assert not runtime.source("bert").made_causal
 
 
-def test_the_host_is_opened_by_acts_and_not_by_a_look(fuse: Fuse) -> None:
+def test_the_host_is_opened_by_methods_and_not_by_properties(fuse: Fuse) -> None:
     runtime = fuse("gpt2", "llama", layers=())
     with pytest.raises(FusionError, match=r"the host gpt2 is not open yet: setup_embeddings.*source\('gpt2'\)"):
         _ = runtime.host

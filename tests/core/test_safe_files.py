@@ -197,7 +197,7 @@ def test_a_path_that_names_no_file_of_ours_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_file_is_named_and_a_pickle_in_its_place_is_not_opened(tmp_path: Path) -> None:
+def test_a_missing_file_is_named_and_a_pickle_instead_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing$"):
         load_model_safe(linear(), tmp_path / "model")
     torch.save(linear().state_dict(), tmp_path / "model.pt")
@@ -220,7 +220,7 @@ def test_every_changed_byte_and_every_cut_is_refused_and_the_module_is_as_it_was
 
 
 def rewritten(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change the header of a file, as somebody with an editor would."""
+    """Change the header of a file, as an editor would."""
     content = file.read_bytes()
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
@@ -426,7 +426,7 @@ def test_who_may_read_the_file_is_for_the_umask_to_say(tmp_path: Path) -> None:
         os.umask(before)
 
 
-def test_a_directory_in_the_place_of_the_file_is_refused(tmp_path: Path) -> None:
+def test_a_directory_instead_of_the_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(IsADirectoryError, match=r"model\.safetensors is a directory"):
         save_model_safe(linear(), tmp_path / "model")

@@ -102,7 +102,7 @@ def test_the_generation_config_is_the_models_own(fuse: Fuse, tmp_path: Path) -> 
     assert runtime.host.model.generation_config.max_new_tokens is None
 
 
-def test_settings_can_be_given_in_the_place_of_those_that_were_saved(fuse: Fuse, tmp_path: Path) -> None:
+def test_settings_can_be_given_instead_of_those_that_were_saved(fuse: Fuse, tmp_path: Path) -> None:
     fuse("gpt2", "llama").as_causal_lm().save_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(
         tmp_path, dtype=torch.bfloat16, device_map={"llama": "disk"}, attn_implementation="eager", token="secret"

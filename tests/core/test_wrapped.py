@@ -25,7 +25,7 @@ PARTS = ("layers.0", "layers.0.router", "layers.0.router.classifier", "layers.0.
 
 
 class Lora(nn.Module):
-    """What PEFT puts in place of a linear layer: it has the weight of the old one, and adds to what that returns."""
+    """What PEFT replaces a linear layer with: it has the weight of the old one, and adds to what that returns."""
 
     def __init__(self, base: nn.Linear) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Lora(nn.Module):
 
 
 class Copied(nn.Module):
-    """What PEFT puts in place of a module to train: attributes are those of the old one, calls go to another."""
+    """What PEFT replaces a module to train with: attributes are those of the old one, calls go to another."""
 
     def __init__(self, original: nn.Module, other: nn.Module) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ def test_lora_acts_and_merging_it_changes_nothing(adapter: str, dispatch: str, f
 
 @pytest.mark.parametrize("dispatch", MODES)
 @pytest.mark.parametrize("path", PARTS)
-def test_a_copy_that_is_trained_runs_in_place_of_the_original(path: str, dispatch: str, fuse: Fuse) -> None:
+def test_a_copy_that_is_trained_runs_instead_of_the_original(path: str, dispatch: str, fuse: Fuse) -> None:
     runtime, other = runtime_of(fuse, dispatch), runtime_of(fuse, dispatch)
     with torch.no_grad():
         for parameter in other.get_submodule(path).parameters():
@@ -179,11 +179,11 @@ def test_the_fused_product_is_left_where_something_is_hooked() -> None:
 
 
 class Int8(torch.Tensor):
-    """Stands for the tensors of a library that quantizes."""
+    """Imitates the tensors of a library that quantizes."""
 
 
 @pytest.mark.parametrize("path", [path for path in PARTS if path.endswith(("classifier", "projection"))])
-def test_a_quantized_weight_is_refused_in_words(path: str, fuse: Fuse) -> None:
+def test_a_quantized_weight_is_refused_with_a_message(path: str, fuse: Fuse) -> None:
     runtime = runtime_of(fuse)
     before, linear = logits_of(runtime), runtime.get_submodule(path)
     quantized = linear.weight.detach().as_subclass(Int8)  # type: ignore[union-attr,operator]

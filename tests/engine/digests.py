@@ -61,7 +61,7 @@ SEVERAL_TILES_IN = ("bf16", "f32", "f32, bf16 and f16 to bf16")
 
 
 def by_models(models: int) -> dict[str, tuple[int, Method]]:
-    """Rows for a number of models beside the base: how many sources each takes, and the method."""
+    """Rows for a number of models next to the base: how many sources each takes, and the method."""
     weights = [0.5 + 0.25 * i for i in range(models)]
     signed = [w if i % 3 != 1 else -0.4 * w for i, w in enumerate(weights)]
     densities = [0.5, 0.3, 0.8, 0.07, 1.0, 0.5, 0.9, 0.01][:models]
@@ -226,7 +226,7 @@ def groups() -> Iterator[Group]:
 
 
 def make_plan(directory: Path) -> Plan:
-    """A plan of everything in the table; a tensor's name is its place there."""
+    """A plan of everything in the table; a tensor's name is its position there."""
     cases = {}
     for label, stored, dtype, rows in groups():
         for row in rows:
@@ -236,7 +236,7 @@ def make_plan(directory: Path) -> Plan:
 
 
 def make_table(plan: Plan, partial: Path, **options: Any) -> Table:  # noqa: ANN401
-    """Run the plan, and tell the checksums; what it wrote is removed."""
+    """Run the plan, and return the checksums; what it wrote is removed."""
     report = execute(plan, partial, **options)
     shutil.rmtree(partial)
     table: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))

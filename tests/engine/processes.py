@@ -32,7 +32,7 @@ print(json.loads(_rust.execute(plan, partial, **options))["resumed"], flush=True
 
 
 class Work(NamedTuple):
-    """A plan, its file, what it gives when nobody disturbs it, and the time that it takes here."""
+    """A plan, its file, what it gives when nothing disturbs it, and the time that it takes here."""
 
     plan: Plan
     file: Path
@@ -65,7 +65,7 @@ def start(
 
 @contextmanager
 def at_work(work: Work, partial: Path, outputs: Sequence[int] | None = None) -> Iterator[subprocess.Popen[str]]:
-    """The process while it is at work, for as long as the block takes; then it goes on."""
+    """The process while it is at work, for as long as the block takes; then it continues."""
     import signal
 
     before = claimed(partial)

@@ -1,4 +1,4 @@
-"""OUT appears by one rename, complete, or not at all; nothing stale survives beside it."""
+"""OUT appears by one rename, complete, or not at all; nothing stale survives next to it."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def test_overwrite_leaves_nothing_of_the_old_model(partial: Path) -> None:
     assert_is_the_merge(out)
 
 
-def test_overwrite_touches_nothing_beside_out(partial: Path) -> None:
-    out, beside = partial.with_name("out"), partial.with_name("out.replaced")
-    for directory in (out, beside):
+def test_overwrite_touches_nothing_next_to_out(partial: Path) -> None:
+    out, other = partial.with_name("out"), partial.with_name("out.replaced")
+    for directory in (out, other):
         directory.mkdir()
         (directory / "file").write_text(directory.name)
     _rust.commit(str(partial), str(out), overwrite=True)
-    assert (beside / "file").read_text() == "out.replaced"
+    assert (other / "file").read_text() == "out.replaced"
     assert not (out / "file").exists()
     assert not partial.exists()
 
@@ -87,7 +87,7 @@ def test_unfinished_work_is_never_called_a_model(partial: Path) -> None:
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_in_the_place_of_out_is_refused(partial: Path, overwrite: bool) -> None:
+def test_a_file_instead_of_out_is_refused(partial: Path, overwrite: bool) -> None:
     out = partial.with_name("out")
     out.write_text("precious")
     with pytest.raises((MergeError, OSError), match="out"):

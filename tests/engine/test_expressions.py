@@ -195,7 +195,7 @@ def test_a_method_takes_an_expression_as_it_takes_a_tensor(tmp_path: Path, metho
 
 
 def test_bytes_do_not_depend_on_threads_tiles_and_instruction_set(tmp_path: Path) -> None:
-    """A tensor of several tiles whose rows are longer than a piece."""
+    """A tensor of several tiles whose rows are longer than a strip."""
     random = np.random.default_rng(5)
     values = {"w": random.normal(0, 1, (17, 9001)), "v": random.normal(0, 1, (17, 9001))}
     values |= {"a": random.normal(0, 1, (3, 9001)), "b": random.normal(0, 1, (17, 3)), "m": np.ones(17)}

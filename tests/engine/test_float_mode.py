@@ -43,12 +43,12 @@ def bits_of(tensor: Stored) -> np.ndarray:
 def flushed() -> Iterator[None]:
     """What torch.set_flush_denormal(True) does to the thread that calls it."""
     math = ctypes.CDLL("libm.so.6")
-    place, flush = FLUSH[platform.machine()]
+    offset, flush = FLUSH[platform.machine()]
     environment = ctypes.create_string_buffer(64)
     assert math.fegetenv(environment) == 0
     before = environment.raw
-    register = int.from_bytes(before[place : place + 4], "little") | flush
-    environment[place : place + 4] = register.to_bytes(4, "little")
+    register = int.from_bytes(before[offset : offset + 4], "little") | flush
+    environment[offset : offset + 4] = register.to_bytes(4, "little")
     assert math.fesetenv(environment) == 0
     try:
         assert np.float32(1e-40) * np.float32(1) == 0  # the mode holds

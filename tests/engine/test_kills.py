@@ -26,7 +26,7 @@ WAYS: dict[str, list[list[list[int] | None]]] = {
 
 
 def kill(work: Work, partial: Path, way: str, times: int, seed: int) -> str:
-    """Run the work and kill it, begin anew once it is through, compare at every end; tells what was met."""
+    """Run the work and kill it, begin anew once it is through, compare at every end; returns what was met."""
     moments = random.Random(seed)
     kills = of_resumes = ends = 0
     turn = 0

@@ -150,7 +150,7 @@ def test_nearswap_by_hand(tmp_path: Path) -> None:
 
 
 def test_ram_by_hand(tmp_path: Path) -> None:
-    """What one changes is kept whole, what several change is averaged, and what is too small is nobody's change."""
+    """What one changes is kept whole, what several change is averaged, and what is too small counts as no change."""
     base = np.array([1.0, 1.0, 1.0, 1.0])
     one, two = np.array([2.0, 3.0, 1.0, 1.125]), np.array([1.0, 2.0, 1.0, 1.0])
     assert merged(tmp_path, {"ram": {"epsilon": 0.25}}, base, one, two).tolist() == [2.0, 2.5, 1.0, 1.0]
@@ -177,7 +177,7 @@ def test_arcee_fusion_takes_what_lies_far_off_from_either_model(tmp_path: Path) 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F32", "F64"])
 def test_each_value_of_arcee_fusion_is_one_of_the_two(tmp_path: Path, dtype: str) -> None:
-    """Its bits too, those of a minus zero among them, and in the dtype that was asked for."""
+    """Its bits too, those of a minus zero among them, and in the dtype that was requested."""
     random = np.random.default_rng(3)
     base = random.normal(0, 0.02, (257, 300)) * (random.random((257, 300)) < 0.9)
     one, two = encode(-base, dtype), encode(base + random.normal(0, 0.01, base.shape), dtype)

@@ -27,7 +27,7 @@ from tests.engine.toolkit import (
     write_shard,
 )
 
-TOLD = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell")
+TOLD = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not report it")
 CHILD = """
 import json, sys
 from mol import _rust

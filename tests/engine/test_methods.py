@@ -210,7 +210,7 @@ def test_weights_that_cancel_in_decimals_divide_by_one(tmp_path: Path, dtype: st
     assert decode(merge(tmp_path, {"w": case})["w"]) == pytest.approx([0.6], rel=1e-2)
 
 
-def test_a_light_model_that_agrees_with_nobody_is_no_draw(tmp_path: Path) -> None:
+def test_a_light_model_that_agrees_with_no_other_is_no_draw(tmp_path: Path) -> None:
     """Its weight is below the noise of the others', and it is the only one that moves."""
     sources = [encode([value], "F32") for value in (0.0, 0.0, 0.0, 1.0)]
     case = Case(ties([1.0, -1.0, -1e-7], [1.0, 1.0, 1.0]), tuple(sources), "F32")
@@ -264,9 +264,9 @@ def test_what_survives_at_random(tmp_path: Path, density: float) -> None:
     case = Case(dare([1.0, 1024.0], [density, density], rescale=False), (zeros, ones, ones), "F32")
     kept = []
     for seed in (0, 0, 1):
-        place = tmp_path / str(len(kept))
-        execute(plan_of(place, {"a": case, "b": case}, seed=seed), place / "out.partial")
-        for tensor in read_shard(place / "out.partial" / "model.safetensors").values():
+        directory = tmp_path / str(len(kept))
+        execute(plan_of(directory, {"a": case, "b": case}, seed=seed), directory / "out.partial")
+        for tensor in read_shard(directory / "out.partial" / "model.safetensors").values():
             values = decode(tensor)
             kept += [values % 1024.0 == 1.0, values >= 1024.0]
     same, others = kept[:4], kept[:4] + kept[8:]

@@ -78,7 +78,7 @@ def test_one_source_that_is_not_finite(tmp_path: Path, method: Method, target: s
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_one_bad_value_in_every_place_of_a_strip(tmp_path: Path, bad: float) -> None:
+def test_one_bad_value_at_every_position_of_a_strip(tmp_path: Path, bad: float) -> None:
     """Vector bodies and scalar tails see every element."""
     n = 4096 + 33
     for index in (0, 1, 31, 2048, 4095, 4096, 4127, n - 1):
@@ -146,7 +146,7 @@ def test_the_largest_value_is_no_overflow(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_a_nan_in_the_last_tensor_costs_nothing_that_was_finished(tmp_path: Path, threads: int) -> None:
-    """The same merge that admits it goes on where the strict one stopped; a strict one takes nothing from that."""
+    """The same merge that admits it continues where the strict one stopped; a strict one takes nothing from that."""
     sound, nan = values(1000), values(1000)
     nan[17] = np.nan
     cases = {f"w{i}": Case(linear(0.5, 0.5), (encode(sound, "F32"), encode(sound, "F32")), "F32") for i in range(5)}

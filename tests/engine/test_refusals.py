@@ -254,7 +254,7 @@ def test_all_unequal_copies_are_listed_at_once(tmp_path: Path) -> None:
     assert "second" not in message
 
 
-def test_preflight_tells_what_the_run_needs(plan: Plan, tmp_path: Path) -> None:
+def test_preflight_reports_what_the_run_needs(plan: Plan, tmp_path: Path) -> None:
     found = preflight(plan, tmp_path / "out.partial")
     assert found["bytes_needed"] >= 6 * 4 + 4 * 8
     assert found["bytes_free"] > 0
@@ -270,7 +270,7 @@ def test_the_same_file_twice_is_no_fault(tmp_path: Path) -> None:
     execute(plan, tmp_path / "out.partial")
 
 
-def test_read_header_tells_what_a_file_holds(tmp_path: Path) -> None:
+def test_read_header_reports_what_a_file_holds(tmp_path: Path) -> None:
     tensors = {"b": encode([[1.0, 2.0]], "BF16"), "a": Stored("BOOL", np.array([True])), "none": encode([], "F64")}
     path = write_shard(tmp_path / "model.safetensors", tensors)
     size, mtime_ns, header, table = _rust.read_header(str(path))

@@ -1,4 +1,4 @@
-"""A run that was killed, cancelled or damaged goes on where it was, and ends in the same bytes."""
+"""A run that was killed, cancelled or damaged continues where it was, and ends in the same bytes."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_an_edit_keeps_the_tensors_that_stay_the_same(small: Plan, tmp_path: Pat
     assert shard_bytes(partial) == shard_bytes(tmp_path / "anew")
 
 
-def test_a_directory_of_somebody_elses_is_neither_used_nor_discarded(small: Plan, tmp_path: Path) -> None:
+def test_a_foreign_directory_is_neither_used_nor_discarded(small: Plan, tmp_path: Path) -> None:
     partial = tmp_path / "out.partial"
     partial.mkdir()
     (partial / "thesis.tex").write_text("years of work")

@@ -30,7 +30,7 @@ def one_output_each(directory: Path, count: int, size: int = 2) -> Plan:
 
 
 def run(plan: Plan, partial: Path, code: str) -> str:
-    """Execute a plan in a process of its own: `code` has the plan as `plan` and the place as `partial`."""
+    """Execute a plan in a process of its own: `code` has the plan as `plan` and the directory as `partial`."""
     path = partial.with_name("plan.json")
     path.write_text(json.dumps(plan))
     start = "import json, sys\nfrom mol import _rust\nplan, partial = open(sys.argv[1]).read(), sys.argv[2]\n"
@@ -108,7 +108,7 @@ for _ in range(2):
     assert len(list((tmp_path / "out.partial").glob("*.safetensors"))) == 1000
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not report it")
 def test_page_tables_do_not_grow_with_the_inputs(tmp_path: Path) -> None:
     """32 files of 16 MiB, read one after another: mapped together they would take 1 MiB of page tables."""
     one = Stored("BF16", np.zeros(1 << 23, np.uint16))
@@ -130,7 +130,7 @@ print(max(seen) - seen[0])
     assert int(run(plan, tmp_path / "out.partial", code)) < 400  # KiB
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not tell")
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system does not report it")
 def test_worker_threads_have_ended_when_the_call_returns(tmp_path: Path) -> None:
     plan = one_output_each(tmp_path / "in", 3)
     code = """

@@ -30,7 +30,7 @@ RANDOM = np.random.default_rng(8)
 
 
 def values_of(codes: Any, dtype: str) -> Any:  # noqa: ANN401
-    """The numbers that codes stand for, in float64."""
+    """The numbers that codes mean, in float64."""
     bits, bias = FORMATS[dtype]
     rest = 7 - bits
     codes = codes.astype(np.int64)
@@ -81,7 +81,7 @@ def spread(scales: Any, shape: tuple[int, ...], block: tuple[int, int]) -> Any: 
 
 
 @pytest.mark.parametrize("dtype", FORMATS)
-def test_every_code_stands_for_the_number_that_its_bits_say(tmp_path: Path, dtype: str) -> None:
+def test_every_code_decodes_to_the_number_of_its_bits(tmp_path: Path, dtype: str) -> None:
     stored = {"w": Stored(dtype, np.arange(256, dtype=np.uint8).reshape(2, 128)), "w_scale": encode([[1.0]], "F32")}
     result = made(tmp_path, scaled(2, 128), stored, (2, 128), allow_nonfinite=True)
     np.testing.assert_array_equal(decode(result), values_of(np.arange(256), dtype))
@@ -99,7 +99,7 @@ BLOCKS: dict[str, tuple[tuple[int, ...], tuple[int, int], tuple[int, ...]]] = {
     "a block larger than the tensor": ((37, 53), (128, 128), (1,)),
     "elements": ((5, 7), (1, 1), (5, 7)),
     "experts whose blocks end in part": ((3, 20, 33), (16, 32), (3, 2, 2)),
-    "longer than a piece": ((3, 9001), (2, 128), (2, 71)),
+    "longer than a strip": ((3, 9001), (2, 128), (2, 71)),
     "no rows": ((0, 7), (4, 4), (0, 2)),
 }
 
@@ -116,7 +116,7 @@ def test_codes_times_scales_are_rounded_once(tmp_path: Path, case: str, dtype: s
 
 
 def test_scaled_codes_are_merged_as_the_weights_that_they_are(tmp_path: Path) -> None:
-    """In a stage, in rows of it, beside a tensor, over several tiles and with any instruction set."""
+    """In a stage, in rows of it, next to a tensor, over several tiles and with any instruction set."""
     shape = (300, 900)
     stored = {"w": finite_codes("F8_E4M3", *shape), "w_scale": encode(factors(3, 8), "F32")}
     weights = values_of(stored["w"].data, "F8_E4M3") * spread(decode(stored["w_scale"]), shape, (128, 128))
@@ -127,10 +127,10 @@ def test_scaled_codes_are_merged_as_the_weights_that_they_are(tmp_path: Path) ->
         stage = {"merged": {"by": linear(0.3, 0.7), "of": [of, [0, "v"]]}}
         expr = {"rows": {"of": stage, "from": 10, "to": 290}}
         for i, options in enumerate([{"threads": 1, "simd": "off"}, {"threads": 3, "tile": 1 << 16}]):
-            place = tmp_path / f"{name}-{i}"
-            plan = plan_for(place, expr, stored, (280, 900), "BF16")
-            execute(plan, place / "out.partial", **options)
-            found[name, i] = (place / "out.partial" / "model.safetensors").read_bytes()
+            made = tmp_path / f"{name}-{i}"
+            plan = plan_for(made, expr, stored, (280, 900), "BF16")
+            execute(plan, made / "out.partial", **options)
+            found[name, i] = (made / "out.partial" / "model.safetensors").read_bytes()
     assert len(set(found.values())) == 1
 
 

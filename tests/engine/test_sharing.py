@@ -109,7 +109,7 @@ def test_while_one_is_at_work(work: Work, partial: Path) -> None:
     assert shard_bytes(partial) == work.bytes
 
 
-def test_nobody_is_let_in_beside_a_whole_merge(work: Work, partial: Path) -> None:
+def test_a_whole_merge_excludes_every_other(work: Work, partial: Path) -> None:
     with at_work(work, partial) as child, pytest.raises(MergeError, match=BUSY):
         execute(work.plan, partial, outputs=[0])
     assert child.returncode == 0
@@ -136,7 +136,7 @@ def test_one_of_three_is_killed(work: Work, partial: Path) -> None:
     assert shard_bytes(out) == work.bytes
 
 
-def test_a_place_of_others_is_refused_as_ever(plan: Plan, partial: Path) -> None:
+def test_a_directory_of_another_merge_is_refused(plan: Plan, partial: Path) -> None:
     partial.mkdir()
     (partial / "thesis.tex").write_text("years of work")
     with pytest.raises(MergeError, match=r"out\.partial.*not mol's"):
@@ -149,7 +149,7 @@ def test_a_place_of_others_is_refused_as_ever(plan: Plan, partial: Path) -> None
     assert preflight(plan, partial)["resumable"] == 1
 
 
-def test_a_link_in_the_place_of_claims_is_not_followed(plan: Plan, partial: Path) -> None:
+def test_a_link_instead_of_claims_is_not_followed(plan: Plan, partial: Path) -> None:
     execute(plan, partial)
     wanted = shard_bytes(partial)
     victim = partial.with_name("victim")

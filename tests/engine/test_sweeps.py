@@ -48,12 +48,12 @@ def plan_for(directory: Path, *recipes: str, apart: bool = False) -> Plan:
         for i, shape in enumerate(shapes)
     ]
     read = [task["of"] for task in one["tasks"]]
-    places = [[{"tensor": TENSORS * output + i, "row": 0} for output in range(len(recipes))] for i in range(TENSORS)]
+    targets = [[{"tensor": TENSORS * output + i, "row": 0} for output in range(len(recipes))] for i in range(TENSORS)]
     methods = [RECIPES[name][0] for name in recipes]
-    tasks: list[dict[str, Any]] = [{"to": to, "by": methods, "of": of} for to, of in zip(places, read, strict=True)]
+    tasks: list[dict[str, Any]] = [{"to": to, "by": methods, "of": of} for to, of in zip(targets, read, strict=True)]
     if apart:
         tasks = [
-            {"to": [places[i][output]], "by": by, "of": of}
+            {"to": [targets[i][output]], "by": by, "of": of}
             for output, by in enumerate(methods)
             for i, of in enumerate(read)
         ]
@@ -92,12 +92,12 @@ def test_a_sweep_that_grows_keeps_what_is_finished_of_it(tmp_path: Path) -> None
 def test_what_is_read_together_is_done_together(tmp_path: Path) -> None:
     """A run that fails at the fourth reading has the first three of every recipe."""
     plan = plan_for(tmp_path, *RECIPES)
-    place = tmp_path / "model-1.safetensors"
-    header, start = read_header(place)
-    with place.open("r+b") as file:
+    shard = tmp_path / "model-1.safetensors"
+    header, start = read_header(shard)
+    with shard.open("r+b") as file:
         file.seek(start + header["w3"]["data_offsets"][0])
         file.write(np.float32(np.nan).tobytes())
-    info = place.stat()
+    info = shard.stat()
     plan["inputs"][1] |= {"mtime_ns": info.st_mtime_ns}
     with pytest.raises(MolError, match="`w3` holds NaN"):
         execute(plan, tmp_path / "out.partial", threads=1)

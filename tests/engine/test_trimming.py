@@ -45,7 +45,7 @@ def pattern(name: str, n: int, dtype: str) -> Tensor:
         "normal": random.normal(0, 0.003, n),
         "all exponents": signs * 2.0 ** random.uniform(-14, 15, n),
         "subnormal": signs * random.integers(0, 50, n) * {"F16": 2.0**-24, "BF16": 2.0**-133}.get(dtype, 2.0**-149),
-        # All the weight in one place that a sample of the tensor is likely to miss.
+        # All the weight at one position that a sample of the tensor is likely to miss.
         "spike": signs * np.where(np.abs(np.arange(n) - 0.61 * n) < 25, 8.0, 1.0),
     }
     chosen: Tensor = patterns[name].astype(np.float64)

@@ -205,12 +205,12 @@ def plan_of(directory: Path, cases: Mapping[str, Case], *, shards: int = 1, **ch
     """
     directory.mkdir(parents=True, exist_ok=True)
     files: list[dict[str, Stored]] = [{} for _ in range(max(len(case.sources) for case in cases.values()))]
-    places: dict[tuple[int, int], list[Any]] = {}
+    named: dict[tuple[int, int], list[Any]] = {}
     for name, case in cases.items():
         for i, source in enumerate(case.sources):
-            if (id(source.data), i) not in places:
+            if (id(source.data), i) not in named:
                 files[i][name] = source
-                places[id(source.data), i] = [i, name]
+                named[id(source.data), i] = [i, name]
     inputs = [write_shard(directory / f"model-{i}.safetensors", tensors) for i, tensors in enumerate(files)]
     tensors = [
         {
@@ -225,7 +225,7 @@ def plan_of(directory: Path, cases: Mapping[str, Case], *, shards: int = 1, **ch
         {
             "to": [{"tensor": index, "row": 0}],
             "by": case.method,
-            "of": [places[id(source.data), i] for i, source in enumerate(case.sources)],
+            "of": [named[id(source.data), i] for i, source in enumerate(case.sources)],
         }
         for index, case in enumerate(cases.values())
     ]
@@ -318,7 +318,7 @@ def precision(case: Case) -> type[np.floating]:
 
 
 def asks(method: Method, word: str) -> bool:
-    """Whether the reference of a method has a parameter that no plan gives."""
+    """Whether the reference of a method has a parameter that no plan has."""
     (name,) = method
     return word in inspect.signature(getattr(reference, name)).parameters
 

@@ -108,7 +108,7 @@ def test_a_single_file_is_preferred_to_shards(hub: Hub, tmp_path: Path) -> None:
     assert {name for name in present(directory) if "safetensors" in name} == {"model.safetensors"}
 
 
-def test_code_is_downloaded_only_when_asked_for(hub: Hub, tmp_path: Path) -> None:
+def test_code_is_downloaded_only_when_requested(hub: Hub, tmp_path: Path) -> None:
     directory, _ = resolve(ModelReference("org/model"), cache_dir=tmp_path, endpoint=hub.url, code=True)
     assert present(directory) == WANTED | {"modeling_own.py"}
 
@@ -130,7 +130,7 @@ def test_the_token_is_sent(hub: Hub, tmp_path: Path) -> None:
     assert hub.tokens == {"Bearer hf_secret"}
 
 
-def test_the_cache_serves_when_the_hub_is_down_and_says_so(
+def test_the_cache_is_used_with_a_note_when_the_hub_is_down(
     hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = resolve(ModelReference("org/model"), cache_dir=tmp_path, endpoint=hub.url)
@@ -142,7 +142,7 @@ def test_the_cache_serves_when_the_hub_is_down_and_says_so(
         assert f"offline: using the cached commit {COMMIT} of org/model" in caplog.text
 
 
-def test_an_incomplete_cache_does_not_serve(hub: Hub, tmp_path: Path) -> None:
+def test_an_incomplete_cache_is_not_used(hub: Hub, tmp_path: Path) -> None:
     directory, _ = resolve(ModelReference("org/model"), cache_dir=tmp_path, endpoint=hub.url)
     (directory / "model-00002-of-00002.safetensors").unlink()
     hub.broken = True

@@ -1,4 +1,4 @@
-"""What is read beside weights: regular files of bounded size, and JSON that a model could have."""
+"""What is read next to weights: regular files of bounded size, and JSON that a model could have."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_nesting_without_end_is_named_as_such(tmp_path: Path, content: str) -> N
     assert "is nested more than 64 levels deep" in refusal(tmp_path / "config.json")
 
 
-def test_a_pointer_tells_its_size_in_the_unit_that_fits(tmp_path: Path) -> None:
+def test_the_size_of_a_pointer_is_in_the_unit_that_fits(tmp_path: Path) -> None:
     start = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"
     assert json_file.found_instead(start + b"size 999\n") == json_file.found_instead(start + b"size 999\nx y\n")
     for size, words in ((999, "999 bytes"), (17209920, "17.2 MB"), (10**16, "10000 TB")):

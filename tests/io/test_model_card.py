@@ -58,7 +58,7 @@ def test_a_local_model_is_named_in_the_text_but_not_as_a_repository() -> None:
     assert "`a`" in text
 
 
-def test_licenses_that_differ_are_told_not_chosen() -> None:
+def test_licenses_that_differ_are_reported_not_chosen() -> None:
     other = {"license": "other", "license_name": "llama3"}
     text = card(CardSource("org/a", True, None, MIT), CardSource("org/b", True, None, other))
     assert "license" not in front_matter(text)
@@ -71,7 +71,7 @@ def test_a_recipe_cannot_break_out_of_its_fence() -> None:
     assert "\n`````yaml\n# ```` \nmerge_method: linear\n`````\n" in text
 
 
-def test_long_lists_are_cut_and_say_so() -> None:
+def test_long_lists_are_cut_and_marked_as_cut() -> None:
     text = card(CardSource("a", False, None, {}), sections={"Notes": [f"note {i}" for i in range(250)]})
     assert "- note 99\n- and 150 more, all in `mol_manifest.json`" in text
 
@@ -102,7 +102,7 @@ def test_a_license_is_read_from_a_card(tmp_path: Path) -> None:
         "number: " + "9" * 5000, "deep: " + "[" * 20_000, "cut: [", 'wide: "\\UFFFFFFFF"', "a: &a [*a]", "tab:\t- x",
     ],
 )  # fmt: skip
-def test_what_else_a_card_says_keeps_nobody_from_its_license(line: str, tmp_path: Path) -> None:
+def test_nothing_else_in_a_card_prevents_reading_its_license(line: str, tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text(f"---\n{line}\nlicense: mit\n---\n")
     assert read_license(tmp_path) == MIT
 

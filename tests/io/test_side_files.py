@@ -1,4 +1,4 @@
-"""What counts as part of a model beside its weights."""
+"""What counts as part of a model next to its weights."""
 
 from __future__ import annotations
 

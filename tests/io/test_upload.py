@@ -167,7 +167,7 @@ def test_a_commit_that_fails_says_what_where_and_the_way_out(
     assert all(method != "PUT" for method, _ in hub.requests)
 
 
-def test_somebody_elses_repository_is_not_written_to(hub: Hub, model: Path) -> None:
+def test_a_foreign_repository_is_not_written_to(hub: Hub, model: Path) -> None:
     hub.repositories["somebody/model"] = {}
     for repo, said in (("somebody/model", "the token may not write there"), ("somebody/new", "under the namespace")):
         with pytest.raises(PermissionError, match=said):
@@ -182,7 +182,7 @@ def test_a_repository_that_changes_during_the_upload_is_not_overwritten(hub: Hub
     (model / "README.md").write_text("# Another\n")
 
     class Changing(dict[str, bytes]):
-        """An upload of somebody else arrives while the commit of this one is on its way."""
+        """Another user's upload arrives while the commit of this one is on its way."""
 
         def get(self, *given: object) -> object:
             hub.commits["user/model"] = "1" * 40

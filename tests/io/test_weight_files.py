@@ -1,4 +1,4 @@
-"""Which files hold the weights of a model directory, and what is said of what stands in their place."""
+"""Which files hold the weights of a model directory, and what is reported where something else has their name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def refusal(directory: Path) -> str:
 
 @pytest.mark.parametrize("content", [POINTER, PAGE, b"\xef\xbb\xbf" + PAGE.lower(), b"\n <html>"])
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json", INDEX])
-def test_what_was_saved_in_place_of_a_file_is_named(tmp_path: Path, file: str, content: bytes) -> None:
+def test_what_was_saved_instead_of_a_file_is_named(tmp_path: Path, file: str, content: bytes) -> None:
     directory = write(tmp_path / "m", shards=3 if file == INDEX else 1)
     (directory / file).write_bytes(content)
     text = refusal(directory)
@@ -111,7 +111,7 @@ def test_an_index_that_names_fewer_shards_than_they_count_is_refused(tmp_path: P
     assert last in text
 
 
-def test_many_missing_files_are_told_in_a_few_lines(tmp_path: Path) -> None:
+def test_many_missing_files_are_listed_in_a_few_lines(tmp_path: Path) -> None:
     directory = write(tmp_path / "m", shards=9)
     for shard in directory.glob("*.safetensors"):
         shard.unlink()
@@ -135,7 +135,7 @@ def test_a_second_set_of_weights_is_worth_a_warning(tmp_path: Path) -> None:
     )
 
 
-def test_shards_of_an_earlier_save_beside_those_of_the_index_are_too(tmp_path: Path) -> None:
+def test_shards_of_an_earlier_save_next_to_those_of_the_index_are_too(tmp_path: Path) -> None:
     directory = write(tmp_path / "m", shards=2)
     write_file(directory / "model-00003-of-00003.safetensors", {"old": (1,)}, 0)
     (warning,) = Checkpoint.open(directory, name="b").warnings

@@ -1,4 +1,4 @@
-"""Tiny models on disk for tests of a run: Llama's names, seeded weights, the files that stand beside them."""
+"""Tiny models on disk for tests of a run: Llama's names, seeded weights, the files that stand next to them."""
 
 from __future__ import annotations
 

@@ -365,7 +365,7 @@ def test_directories_without_an_adapter_are_refused(tmp_path: Path) -> None:
         plan_recipe(passthrough(model, adapter))
 
 
-def test_what_is_not_at_hand_is_not_asked_for(tmp_path: Path) -> None:
+def test_what_is_not_on_disk_is_not_requested(tmp_path: Path) -> None:
     model = make_llama(tmp_path / "model", 1)
     adapter = save_adapter(tmp_path / "adapter", PLAIN)
     found = find(ModelReference.parse(f"{model}+{adapter}"))

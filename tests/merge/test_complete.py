@@ -155,7 +155,7 @@ def test_a_tied_model_needs_no_head_and_one_of_its_ends_will_do() -> None:
 
 
 def test_a_donor_without_the_tower_that_its_config_describes_is_refused() -> None:
-    """As a fine-tune on texts that kept the config of the whole; beside its base it is one."""
+    """As a fine-tune on texts that kept the config of the whole; next to its base it is one."""
     config = {
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",

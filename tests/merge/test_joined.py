@@ -79,7 +79,7 @@ def gathered(mine: str, tensor: str, paths: Mapping[str, str], ids: Mapping[str,
     names = {number: token for token, number in ids.items()}
     made = np.zeros((size, HIDDEN))
     for row in range(size):
-        found = {name: place(TOKENS[name], names.get(row), row) for name in stored}
+        found = {name: row_of(TOKENS[name], names.get(row), row) for name in stored}
         owners = [name for name, at in found.items() if 0 <= at < len(stored[name])]
         chosen = [mine] if mine in owners else ["a"] if "a" in owners else owners
         if chosen:
@@ -87,7 +87,7 @@ def gathered(mine: str, tensor: str, paths: Mapping[str, str], ids: Mapping[str,
     return made
 
 
-def place(tokens: Mapping[str, int], token: str | None, row: int) -> int:
+def row_of(tokens: Mapping[str, int], token: str | None, row: int) -> int:
     """The row of a token in a model, or of padding; -1 where it has none."""
     if token is not None:
         return tokens.get(token, -1)
@@ -371,5 +371,5 @@ def test_a_tokenizer_alone_is_enough(tmp_path: Path) -> None:
     assert found.shape == (12, HIDDEN)
     np.testing.assert_allclose(found[9], (a[0] + b[0]) / 2, rtol=1e-6)
     np.testing.assert_allclose(found[4], b[13], rtol=1e-6)
-    np.testing.assert_array_equal(found[2], np.zeros(HIDDEN))  # nobody has `new`
+    np.testing.assert_array_equal(found[2], np.zeros(HIDDEN))  # no model has `new`
     assert json.loads((tmp_path / "out" / "tokenizer.json").read_text()) == tokenizer(C)

@@ -18,9 +18,9 @@ OLD, NEW = ("language_model.model.", "", "language_model."), ("model.language_mo
 ADAPTER = "multi_modal_projector.linear.weight"
 
 
-def vision_language(name: str, places: tuple[str, str, str], *, tied: bool = False, **changes: Any) -> Checkpoint:  # noqa: ANN401
+def vision_language(name: str, prefixes: tuple[str, str, str], *, tied: bool = False, **changes: Any) -> Checkpoint:  # noqa: ANN401
     """A language model of four layers, a tower of three, and what stands between them."""
-    language, tower, head = places
+    language, tower, head = prefixes
     shapes = llama(4, prefix=language, head=False)
     shapes |= {f"{tower}vision_tower.encoder.layers.{i}.self_attn.q_proj.weight": (8, 8) for i in range(3)}
     shapes |= {f"{tower}vision_tower.post_norm.weight": (8,), f"{tower}{ADAPTER}": (8, 8)}
@@ -77,11 +77,11 @@ def test_the_norm_of_a_tower_is_not_taken_for_that_of_the_language_model() -> No
     assert planned.copied == ("model.extra.weight: copied from a, lacking in b",)
 
 
-@pytest.mark.parametrize(("places", "wanted"), [(OLD, "language_model.lm_head.weight"), (NEW, "lm_head.weight")])
-def test_a_head_that_the_donor_lacks_is_named_as_the_donor_would(places: tuple[str, str, str], wanted: str) -> None:
-    other = OLD if places is NEW else NEW
-    planned = plan(linear(0.5, 0.5), vision_language("a", places, tied=True), vision_language("b", other))
-    assert task(planned, wanted)[1] == [(0, f"{places[0]}embed_tokens.weight"), (1, f"{other[2]}lm_head.weight")]
+@pytest.mark.parametrize(("prefixes", "wanted"), [(OLD, "language_model.lm_head.weight"), (NEW, "lm_head.weight")])
+def test_a_head_that_the_donor_lacks_is_named_as_the_donor_would(prefixes: tuple[str, str, str], wanted: str) -> None:
+    other = OLD if prefixes is NEW else NEW
+    planned = plan(linear(0.5, 0.5), vision_language("a", prefixes, tied=True), vision_language("b", other))
+    assert task(planned, wanted)[1] == [(0, f"{prefixes[0]}embed_tokens.weight"), (1, f"{other[2]}lm_head.weight")]
     assert planned.model_config["tie_word_embeddings"] is False
     assert planned.dropped == ()
 
@@ -93,13 +93,13 @@ def text_only(name: str, **changes: Any) -> Checkpoint:  # noqa: ANN401
     return headers(name, llama(4), llama_config(4) | changes)
 
 
-@pytest.mark.parametrize("places", [OLD, NEW])
-def test_a_fine_tune_on_texts_is_merged_into_the_language_part_of_its_base(places: tuple[str, str, str]) -> None:
-    a, b = vision_language("a", places), text_only("b")
+@pytest.mark.parametrize("prefixes", [OLD, NEW])
+def test_a_fine_tune_on_texts_is_merged_into_the_language_part_of_its_base(prefixes: tuple[str, str, str]) -> None:
+    a, b = vision_language("a", prefixes), text_only("b")
     planned = plan(based("task_arithmetic", {"weight": 0.5}, "b"), a, b)
     assert {t.name for t in planned.plan.tensors} == set(a.tensors)
     assert planned.methods == {"task_arithmetic": len(llama(4)), "copy": 5}
-    tower = f"{places[1]}vision_tower"
+    tower = f"{prefixes[1]}vision_tower"
     assert planned.copied[-1] == f"{tower}.encoder.layers.0-2 of a (3 tensors): copied, lacking in b"
     assert f"b has no `{tower}.encoder.layers`: it is carried over from a as it is" in planned.notes
     assert (planned.dropped, planned.warnings) == ((), ())
@@ -114,7 +114,7 @@ def test_slices_carry_the_tower_along() -> None:
     assert task(planned, f"model.{ADAPTER}")[1] == [(0, f"model.{ADAPTER}")]
 
 
-def test_a_donor_of_texts_has_no_place_for_a_tower_and_says_so() -> None:
+def test_a_tower_that_a_donor_of_texts_lacks_is_left_out_with_a_warning() -> None:
     planned = plan(linear(0.5, 0.5), text_only("a"), vision_language("b", NEW))
     assert planned.methods == {"linear": len(llama(4))}
     assert planned.dropped[0] == "model.vision_tower.encoder.layers.0-2 of b (3 tensors): a has no such layers"
@@ -156,7 +156,7 @@ def test_fused_experts_against_single_ones_are_one_line() -> None:
         assert set(planned.methods) == {"linear"}
 
 
-def test_numbers_of_experts_are_told_as_those_of_layers() -> None:
+def test_numbers_of_experts_are_reported_as_those_of_layers() -> None:
     b = experts("b", fused=False, lacking=(1, 3))
     del b.tensors["model.layers.1.mlp.experts.0.up_proj.weight"]
     text = problems(linear(0.5, 0.5), experts("a", fused=False), b)

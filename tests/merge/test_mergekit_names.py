@@ -94,9 +94,9 @@ def test_options_that_cannot_be(given: dict[str, Any], kind: type[Exception], sa
 
 @pytest.mark.parametrize("out", ["", " ", "a\0b"])
 def test_an_output_path_that_is_none(out: str, tmp_path: Path) -> None:
-    for place in ({"out": out}, {"out_path": out}):
+    for target in ({"out": out}, {"out_path": out}):
         with pytest.raises(ConfigError, match="is no path; name a directory"):
-            mol.run_merge(tmp_path / "config.yml", **place)
+            mol.run_merge(tmp_path / "config.yml", **target)
     with pytest.raises(ConfigError, match="give one of them"):
         mol.run_merge(tmp_path / "config.yml", "x", out_path="y")
 

@@ -51,7 +51,7 @@ def test_every_option_is_typed_and_what_is_typed_is_an_option() -> None:
     assert all(read_options({name: 1}).keys() <= known for name in OptionFields.__annotations__)
 
 
-def test_all_problems_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         MergeOptions(threads=0, digest="md5")  # type: ignore[arg-type]
     assert len(caught.value.problems) == 2
@@ -62,7 +62,7 @@ def test_a_token_is_not_shown() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 7, 2**64, 16**5000], ids=lambda count: f"{count.bit_length()} bits")
-def test_no_more_workers_are_started_than_are_of_use(threads: int) -> None:
+def test_no_more_workers_are_started_than_the_machine_can_use(threads: int) -> None:
     workers = MergeOptions(threads=threads).workers
     assert workers == threads if threads < 16 else workers is not None and workers < 10_000
 

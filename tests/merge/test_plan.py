@@ -127,7 +127,7 @@ def test_the_plan_is_written_as_the_engine_reads_it() -> None:
 
 
 @pytest.mark.parametrize("shapes", [[(2**62, 4)], [(2**63 - 1, 2)], [(2**59,), (2**59,), (2**59,)], [(2**64 - 1,)]])
-def test_sizes_beyond_64_bits_are_an_error_in_words(shapes: list[tuple[int, ...]]) -> None:
+def test_sizes_beyond_64_bits_are_an_error_with_a_message(shapes: list[tuple[int, ...]]) -> None:
     tensors = tuple(OutputTensor(f"t{i}", "F64", shape, 0) for i, shape in enumerate(shapes))
     tasks = tuple(Task(i, COPY, (Source(0, "a"),)) for i in range(len(shapes)))
     plan = MergePlan((InputFile("/a", 1, 0, "00"),), ("model.safetensors",), tensors, tasks).to_json()

@@ -1,4 +1,4 @@
-"""What the planner does with each tensor: its method, its partners by name, its dtype, its place in the files."""
+"""What the planner does with each tensor: its method, its partners by name, its dtype, its file."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_weightless_models_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("names", ["bcd", "bacd", "bcda"])
-def test_models_draw_by_their_place_among_the_models_of_the_recipe(names: str) -> None:
+def test_models_draw_by_their_position_among_the_models_of_the_recipe(names: str) -> None:
     """Neither a model that leaves nor where the base is listed, if it is, changes what the others draw."""
     recipe = based("dare_linear", {"weight": 0.5, "density": 0.5}, *names)
     recipe["models"][names.index("c")]["parameters"] = {"weight": 1, "density": 0}
@@ -67,7 +67,7 @@ def test_models_draw_by_their_place_among_the_models_of_the_recipe(names: str) -
     assert (method["dare_linear"]["models"], len(sources)) == ([0, 2], 3)
 
 
-def test_a_model_without_any_influence_is_told() -> None:
+def test_a_model_without_any_influence_is_reported() -> None:
     told = "b has no effect: the recipe gives it no weight in any tensor"
     assert plan(linear(1, 0), *llamas("a", "b")).notes == (told,)
     recipe = based("ties", {"weight": [{"filter": "lm_head", "value": 1}, {"value": 0}]}, "b", "c")
@@ -75,7 +75,7 @@ def test_a_model_without_any_influence_is_told() -> None:
     assert plan(recipe, *llamas("a", "b", "c")).notes == (told.replace("b has", "c has"),)
 
 
-def test_a_weight_of_one_without_normalization_beside_others_is_no_copy() -> None:
+def test_a_weight_of_one_without_normalization_next_to_others_is_no_copy() -> None:
     planned = plan(linear(1, -1, parameters={"normalize": False}), *llamas("a", "b"))
     assert planned.methods == {"linear": len(llama())}
 
@@ -172,7 +172,7 @@ def test_prefixes_are_aligned_and_heads_copied_or_dropped() -> None:
     )
 
 
-def test_what_another_slice_gives_is_told_across_prefixes() -> None:
+def test_what_another_slice_supplies_is_found_across_prefixes() -> None:
     a, b = headers("a", bert(3), bert_config(3)), headers("b", bert(3, prefix=""), bert_config(3))
     planned = plan(sliced([("a", 0, 2)], [("b", 1, 3)]), a, b)
     assert "embeddings.word_embeddings.weight of b: this tensor comes from another slice" in planned.dropped
@@ -226,7 +226,7 @@ def test_every_input_tensor_is_accounted_for() -> None:
     assert {name for name in a.tensors if (0, name) not in used} == set()
     assert unused == {"extra.b"} | {n for n in llama(6) if ".layers.1." in n or ".layers.4." in n}
     assert planned.dropped == (
-        "model.layers.1, 4 of b (18 tensors): layer_alignment maps others in their place",
+        "model.layers.1, 4 of b (18 tensors): layer_alignment maps others instead",
         "extra.b of b: a has no such tensor",
     )
 
@@ -272,7 +272,7 @@ def test_out_dtype_wins_over_dtype() -> None:
 # The plan
 
 
-def test_tensors_are_spread_over_files_of_the_size_asked_for() -> None:
+def test_tensors_are_spread_over_files_of_the_requested_size() -> None:
     planned = plan(linear(0.5, 0.5), *llamas("a", "b"), out_shard_size=2000)
     outputs = planned.plan.outputs
     count = len(outputs)

@@ -45,7 +45,7 @@ def test_different_architectures_are_a_crime() -> None:
     assert "different architectures are mixed" in planned.warnings[0]
 
 
-def test_different_architectures_are_told_with_their_sizes_and_point_to_fusion() -> None:
+def test_different_architectures_are_reported_with_their_sizes_and_point_to_fusion() -> None:
     a, b = headers("a", gpt2(2), gpt2_config(2)), headers("b", bert(3), bert_config(3))
     text = problems(linear(0.5, 0.5), a, b)
     assert "fusion (MoLRuntime)" in text
@@ -176,7 +176,9 @@ def test_per_layer_lists_go_with_the_layers_at_any_depth() -> None:
         ({"full_attn_idxs": [1]}, {"full_attn_idxs": [1, 3]}),
     ],
 )
-def test_lists_that_are_per_layer_are_told_from_others(section: dict[str, Any], stacked: dict[str, Any] | None) -> None:
+def test_lists_that_are_per_layer_are_distinguished_from_others(
+    section: dict[str, Any], stacked: dict[str, Any] | None
+) -> None:
     a = headers("a", llama(4), llama_config(4) | section)
     found = plan(sliced([("a", 0, 2)], [("a", 0, 4)]), a).model_config
     wanted = section if stacked is None else stacked
@@ -190,7 +192,7 @@ def test_layers_that_fall_out_of_step_are_warned_of() -> None:
     assert plan(sliced([("a", 0, 4)], [("a", 2, 4)]), a).warnings == ()
 
 
-def test_layers_of_several_kinds_keep_their_places_when_the_config_has_no_list() -> None:
+def test_layers_of_several_kinds_keep_their_positions_when_the_config_has_no_list() -> None:
     shapes: dict[str, tuple[int, ...]] = {f"layers.{i}.{'attn' if i % 2 else 'mamba'}.weight": (2, 2) for i in range(4)}
     shapes |= {f"layers.{i}.norm.weight": (2,) for i in range(4)}
     a = headers("a", shapes, {"num_hidden_layers": 4})

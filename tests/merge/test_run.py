@@ -97,10 +97,10 @@ def test_the_manifest_holds_what_verify_needs(models: tuple[Path, Path], tmp_pat
 
 def test_files_say_nothing_of_this_machine_and_are_the_same_elsewhere(tmp_path: Path) -> None:
     results = []
-    for place in ("here", "quite/anöther place, it's far away and has a name longer than a line of eighty"):
-        models = [make_llama(tmp_path / place / name, seed) for name, seed in (("a", 1), ("b", 2))]
-        out = tmp_path / place / "out"
-        run_merge(linear(*models, output_path=str(out)), threads=len(place) % 3 + 1)
+    for folder in ("here", "quite/anöther folder, it's far away and has a name longer than a line of eighty"):
+        models = [make_llama(tmp_path / folder / name, seed) for name, seed in (("a", 1), ("b", 2))]
+        out = tmp_path / folder / "out"
+        run_merge(linear(*models, output_path=str(out)), threads=len(folder) % 3 + 1)
         files = contents_of(out)
         files.pop("mergekit_config.yml")  # the recipe as the user wrote it
         assert not any(str(tmp_path).encode() in content for content in files.values())
@@ -217,7 +217,7 @@ def test_one_missing_model_raises_the_builtin(models: tuple[Path, Path], tmp_pat
         run_merge(linear(models[0], tmp_path / "two"), tmp_path / "out")
 
 
-def test_a_merge_needs_a_place(models: tuple[Path, Path]) -> None:
+def test_a_merge_needs_an_output_directory(models: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match="give `out`, or `output_path`"):
         run_merge(linear(*models))
 

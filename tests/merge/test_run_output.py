@@ -1,4 +1,4 @@
-"""What stands beside the weights, and where an output may not go."""
+"""What stands next to the weights, and where an output may not go."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_the_tokenizer_of_the_base(tmp_path: Path) -> None:
     assert json.loads((out / "tokenizer_config.json").read_text()) == {"own": True}
 
 
-def test_no_tokenizer_and_no_card_when_asked(tmp_path: Path) -> None:
+def test_no_tokenizer_and_no_card_when_requested(tmp_path: Path) -> None:
     donor, other = make_rich(tmp_path / "a"), make_llama(tmp_path / "b", 2)
     out, _ = merge(tmp_path, linear(donor, other), copy_tokenizer=False, write_model_card=False)
     assert not {"README.md", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} & set(contents_of(out))
@@ -210,16 +210,16 @@ def model(tmp_path: Path) -> Path:
     return make_llama(tmp_path / "models" / "a", 1)
 
 
-@pytest.mark.parametrize("place", ["models/a", "models/a/out", "models", "models/../models/a", "link", "link/out"])
-def test_an_output_that_would_touch_an_input_is_refused(model: Path, tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("target", ["models/a", "models/a/out", "models", "models/../models/a", "link", "link/out"])
+def test_an_output_that_would_touch_an_input_is_refused(model: Path, tmp_path: Path, target: str) -> None:
     (tmp_path / "link").symlink_to(model)
     before = contents_of(tmp_path)
     with pytest.raises(MergeError):
-        run_merge(linear(model), tmp_path / place, overwrite=True)
+        run_merge(linear(model), tmp_path / target, overwrite=True)
     assert contents_of(tmp_path) == before
 
 
-def test_relations_to_an_input_are_told_apart(tmp_path: Path) -> None:
+def test_relations_to_an_input_are_distinguished(tmp_path: Path) -> None:
     model = tmp_path / "m" / "a"
     for out, told in (
         (model, "is an input"),
@@ -233,7 +233,7 @@ def test_relations_to_an_input_are_told_apart(tmp_path: Path) -> None:
     check_apart(tmp_path / "m" / "ab", [model])
 
 
-def test_somebody_elses_partial_directory_is_refused(model: Path, tmp_path: Path) -> None:
+def test_a_foreign_partial_directory_is_refused(model: Path, tmp_path: Path) -> None:
     partial = tmp_path / "out.partial"
     partial.mkdir()
     (partial / "thesis.tex").touch()
@@ -281,7 +281,7 @@ def test_folders_above_the_output_are_made(model: Path, tmp_path: Path) -> None:
     assert (tmp_path / "x" / "y" / "out" / "config.json").is_file()
 
 
-def test_files_and_loops_are_no_place(tmp_path: Path) -> None:
+def test_files_and_loops_are_no_output_directory(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(NotADirectoryError, match="is a file"):
@@ -297,7 +297,7 @@ def test_files_and_loops_are_no_place(tmp_path: Path) -> None:
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Give up root's rights, to which nothing is forbidden."""
+    """Drop root's rights, to which nothing is forbidden."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -315,7 +315,7 @@ def open_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_a_place_without_the_right_to_write_is_refused(open_folder: Path) -> None:
+def test_a_directory_without_the_right_to_write_is_refused(open_folder: Path) -> None:
     open_folder.chmod(0o555)
     with as_nobody(), pytest.raises(PermissionError, match="no right to write there"):
         check_output(open_folder / "new" / "out", overwrite=False)
@@ -335,8 +335,8 @@ def test_labels_are_short_unique_and_free_of_paths(tmp_path: Path) -> None:
         def __init__(self, path: Path) -> None:
             self.name, self.directory = str(path), path
 
-    places = [tmp_path / "x" / "m", tmp_path / "y" / "m", tmp_path / "n", tmp_path / "n2"]
-    models: Any = [Model(place) for place in places]
+    paths = [tmp_path / "x" / "m", tmp_path / "y" / "m", tmp_path / "n", tmp_path / "n2"]
+    models: Any = [Model(target) for target in paths]
     labels = Labels(models, ["/data/out"])
     assert [labels.of(model) for model in models] == ["x/m", "y/m", "n", "n2"]
-    assert labels.clean(f"{places[3]}, {places[2]}/config.json, /data/out") == "n2, n/config.json, out"
+    assert labels.clean(f"{paths[3]}, {paths[2]}/config.json, /data/out") == "n2, n/config.json, out"

@@ -1,4 +1,4 @@
-"""What config.json of the inputs says beside sizes: refused where shapes mean something else, warned of elsewhere."""
+"""What config.json of the inputs says next to sizes: refused where shapes mean something else, warned of elsewhere."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_so_are_groups_states_and_orders_wherever_they_are_stated(
     assert "equal shapes are cut into other parts" in problems(linear(0.5, 0.5), *pair(first, second))
 
 
-def test_unequal_widths_are_told_by_their_sizes_alone() -> None:
+def test_unequal_widths_are_reported_by_their_sizes_alone() -> None:
     a = headers("a", gpt2(2, hidden=8), gpt2_config(2, hidden=8))
     b = headers("b", gpt2(2, hidden=12), gpt2_config(2, hidden=12) | {"n_head": 3})
     text = problems(linear(0.5, 0.5), a, b)
@@ -165,7 +165,7 @@ def test_spelling_and_defaults_are_no_difference(first: dict[str, Any], second: 
     assert said(second, first) == []
 
 
-def test_what_nobody_knows_is_noted_in_one_line() -> None:
+def test_what_cannot_be_known_is_noted_in_one_line() -> None:
     assert said({"own_word": 1, "other": "x"}, {"own_word": 2, "other": "y"}) == [
         "config.json of the inputs differs in `other`, `own_word` too; the output has what a has"
     ]

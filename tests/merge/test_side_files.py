@@ -28,7 +28,7 @@ def write(directory: Path, *names: str, text: str = "private") -> None:
         (directory / name).write_text(text)
 
 
-def test_what_is_no_file_of_a_model_stays_behind_and_one_line_says_so(tmp_path: Path) -> None:
+def test_what_is_no_file_of_a_model_is_left_out_with_one_note(tmp_path: Path) -> None:
     donor, other = make_llama(tmp_path / "a", 1, LICENSE="MIT"), make_llama(tmp_path / "b", 2)
     write(
         donor, "wandb/run-1/files/output.log", "runs/events.out.tfevents.1", "nohup.out", "trainer_state.json",
@@ -130,7 +130,7 @@ def test_a_pipe_with_the_name_of_a_side_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.model", "merges.txt", "processor_config.json", "1_Pooling/config.json"])
-def test_a_pointer_in_place_of_a_side_file_is_refused(name: str, tmp_path: Path) -> None:
+def test_a_pointer_instead_of_a_side_file_is_refused(name: str, tmp_path: Path) -> None:
     donor = make_llama(tmp_path / "a", 1)
     write(donor, name, text="version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4241003\n")
     with pytest.raises(CheckpointError, match=rf"{name} is a git-lfs pointer for a file of 4.24 MB"):
@@ -173,7 +173,7 @@ def test_a_token_may_have_the_name_of_a_setting(tmp_path: Path) -> None:
         assert (out / name).read_bytes() == (donor / name).read_bytes()
 
 
-def test_stages_of_a_sentence_transformer_go_along_unmerged_and_say_so(tmp_path: Path) -> None:
+def test_stages_of_a_sentence_transformer_are_copied_unmerged_with_a_note(tmp_path: Path) -> None:
     donor, other = make_llama(tmp_path / "a", 1, modules__json=[]), make_llama(tmp_path / "b", 2)
     (donor / "2_Dense").mkdir()
     save_file({"linear.weight": llama_tensors(1)["model.norm.weight"]}, donor / "2_Dense" / "model.safetensors")

@@ -101,7 +101,7 @@ def test_the_base_tokenizer_brings_its_own_end_into_stale_configs(tmp_path: Path
     assert (config["eos_token_id"], generation) == (11, {"eos_token_id": [11, 2]})
 
 
-def test_a_tokenizer_that_tells_nothing_is_warned_of(tmp_path: Path) -> None:
+def test_a_tokenizer_without_special_tokens_is_warned_of(tmp_path: Path) -> None:
     model(tmp_path / "a")
     model(tmp_path / "b", config__json=llama_config())
     planned = plan_recipe(linear(0.5, 0.5, tokenizer_source="b"))

@@ -22,78 +22,78 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("models")
+    root = tmp_path_factory.mktemp("models")
     for seed, name in enumerate("abc"):
-        make_llama(place / name, seed, layers=3)
-    save_adapter(place / "lora", PLAIN)
-    return place
+        make_llama(root / name, seed, layers=3)
+    save_adapter(root / "lora", PLAIN)
+    return root
 
 
-def each(place: Path, *names: str, **parameters: float) -> list[dict[str, Any]]:
-    return [{"model": name if "stage" in name else str(place / name), "parameters": parameters} for name in names]
+def each(root: Path, *names: str, **parameters: float) -> list[dict[str, Any]]:
+    return [{"model": name if "stage" in name else str(root / name), "parameters": parameters} for name in names]
 
 
-def staged(place: Path, method: str, *names: str, name: str | None = None, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+def staged(root: Path, method: str, *names: str, name: str | None = None, **more: Any) -> dict[str, Any]:  # noqa: ANN401
     """A document; `weight` and `density` are each model's."""
     of_model = {key: more.pop(key) for key in ("weight", "density") if key in more}
     named = {} if name is None else {"name": name}
-    return {**named, "merge_method": method, "models": each(place, *names, **of_model), **more}
+    return {**named, "merge_method": method, "models": each(root, *names, **of_model), **more}
 
 
 def in_one(documents: Sequence[dict[str, Any]], out: Path, **options: Any) -> Any:  # noqa: ANN401
     return run_merge("---\n".join(yaml.safe_dump(document) for document in documents), out, **options)
 
 
-def one_by_one(documents: Sequence[dict[str, Any]], place: Path, **options: Any) -> Path:  # noqa: ANN401
-    """Run each document, into directories that stand for its name in those after it."""
+def one_by_one(documents: Sequence[dict[str, Any]], root: Path, **options: Any) -> Path:  # noqa: ANN401
+    """Run each document, into directories that replace its name in those after it."""
     for document in documents:
         name = document.get("name", "result")
         text = json.dumps(document)
         for earlier in documents:
             if (stage := earlier.get("name")) is not None:
-                text = text.replace(f'"{stage}"', json.dumps(str(place / stage)))
-        run_merge(json.loads(text) | {"name": None}, place / name, **options)
-    return place / "result"
+                text = text.replace(f'"{stage}"', json.dumps(str(root / stage)))
+        run_merge(json.loads(text) | {"name": None}, root / name, **options)
+    return root / "result"
 
 
-def recipes(place: Path) -> dict[str, list[dict[str, Any]]]:
-    base = {"base_model": str(place / "a")}
-    mixed = staged(place, "linear", "a", "b", name="stage", weight=0.7)
+def recipes(root: Path) -> dict[str, list[dict[str, Any]]]:
+    base = {"base_model": str(root / "a")}
+    mixed = staged(root, "linear", "a", "b", name="stage", weight=0.7)
     sliced = {
         "merge_method": "passthrough",
         "slices": [
             {"sources": [{"model": "stage", "layer_range": [0, 2]}]},
-            {"sources": [{"model": str(place / "c"), "layer_range": [1, 3]}]},
+            {"sources": [{"model": str(root / "c"), "layer_range": [1, 3]}]},
             {"sources": [{"model": "stage", "layer_range": [0, 1]}]},
         ],
     }
     return {
-        "linear, then slerp": [mixed, staged(place, "slerp", "stage", "c", parameters={"t": 0.3}, base_model="stage")],
+        "linear, then slerp": [mixed, staged(root, "slerp", "stage", "c", parameters={"t": 0.3}, base_model="stage")],
         "ties, then ties": [
-            staged(place, "ties", "b", "c", name="stage", weight=0.6, density=0.4, **base),
-            staged(place, "ties", "stage", "b", weight=1.0, density=0.5, **base),
+            staged(root, "ties", "b", "c", name="stage", weight=0.6, density=0.4, **base),
+            staged(root, "ties", "stage", "b", weight=1.0, density=0.5, **base),
         ],
         "slerp, then linear": [
-            staged(place, "slerp", "a", "b", name="stage", parameters={"t": 0.4}, **base),
-            staged(place, "linear", "stage", "c", weight=1.0),
+            staged(root, "slerp", "a", "b", name="stage", parameters={"t": 0.4}, **base),
+            staged(root, "linear", "stage", "c", weight=1.0),
         ],
         "task arithmetic, then a copy": [
-            staged(place, "task_arithmetic", "b", "c", name="stage", weight=0.5, **base),
-            staged(place, "passthrough", "stage"),
+            staged(root, "task_arithmetic", "b", "c", name="stage", weight=0.5, **base),
+            staged(root, "passthrough", "stage"),
         ],
         "dare, then nuslerp": [
-            staged(place, "dare_linear", "b", "c", name="stage", weight=0.5, density=0.5, **base),
-            staged(place, "nuslerp", "stage", "c", weight=1.0),
+            staged(root, "dare_linear", "b", "c", name="stage", weight=0.5, density=0.5, **base),
+            staged(root, "nuslerp", "stage", "c", weight=1.0),
         ],
         "three stages": [
             mixed,
-            staged(place, "slerp", "stage", "c", name="next-stage", parameters={"t": 0.2}, base_model="stage"),
-            staged(place, "ties", "stage", "next-stage", weight=1.0, density=0.6, **base),
+            staged(root, "slerp", "stage", "c", name="next-stage", parameters={"t": 0.2}, base_model="stage"),
+            staged(root, "ties", "stage", "next-stage", weight=1.0, density=0.6, **base),
         ],
         "slices of a stage": [mixed, sliced],
         "an adapter in a stage": [
-            staged(place, "passthrough", "a+lora", name="stage"),
-            staged(place, "linear", "stage", "b", weight=1.0),
+            staged(root, "passthrough", "a+lora", name="stage"),
+            staged(root, "linear", "stage", "b", weight=1.0),
         ],
     }  # fmt: skip
 
@@ -220,7 +220,7 @@ def test_heads_that_a_stage_unties_stay_so(tmp_path: Path) -> None:
 
 
 def test_a_stage_may_pair_its_rows_by_token(tmp_path: Path) -> None:
-    """Tables of gathers of stages and of the result stand beside each other in the plan."""
+    """Tables of gathers of stages and of the result stand next to each other in the plan."""
     names = [f"token{i}" for i in range(ROWS)]
     for seed, (name, tokens) in enumerate({"a": names, "b": names[::-1], "c": [*names[1:], names[0]]}.items()):
         vocabulary = {"model": {"vocab": {token: i for i, token in enumerate(tokens)}}, "added_tokens": []}

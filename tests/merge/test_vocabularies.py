@@ -1,4 +1,4 @@
-"""A row of an embedding means one token in all models of a merge, and where nobody could look it is said."""
+"""A row of an embedding means one token in all models of a merge, and where that could not be checked it is reported."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_one_id_with_two_tokens_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["added_tokens__json", "tokenizer_config__json"])
-def test_added_tokens_are_compared_beside_files_of_equal_bytes(tmp_path: Path, file: str) -> None:
+def test_added_tokens_are_compared_next_to_files_of_equal_bytes(tmp_path: Path, file: str) -> None:
     def added(token: str) -> dict[str, Any]:
         content = {token: 12} if file.startswith("added") else {"added_tokens_decoder": {"12": {"content": token}}}
         return {"tokenizer__json": None, "tokenizer__model": "binary", file: content}
@@ -149,7 +149,7 @@ def test_a_file_of_equal_bytes_is_enough(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["tokenizer__json", "tokenizer__model"])
-def test_a_pointer_in_place_of_a_tokenizer_is_refused_and_not_copied(tmp_path: Path, file: str) -> None:
+def test_a_pointer_instead_of_a_tokenizer_is_refused_and_not_copied(tmp_path: Path, file: str) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 499723\n"
     models(tmp_path, {"tokenizer__json": None} | {file: pointer})
     with pytest.raises(CheckpointError, match=r"a/tokenizer\.\w+ is a git-lfs pointer for a file of 500 kB"):

@@ -131,7 +131,7 @@ def test_models_must_be_those_of_the_recipe(here: Path) -> None:
     assert caught.value.problems == ("gpt2",)
 
 
-def test_saving_takes_a_place_and_options(here: Path) -> None:
+def test_saving_takes_a_directory_and_options(here: Path) -> None:
     linear = LinearMerge(MergeConfig(method="linear", models=["gpt2", "gpt2-finetuned-code"]))
     report = linear.save_merged_model(linear.merge(), here / "elsewhere", out_shard_size=1000)
     assert len(report.files) > 1

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def slerp(tensors: Sequence[Tensor], t: float) -> Tensor:
-    """Walk the great circle from `a` (t = 0) to `b` (t = 1); a straight line where the two are (anti)parallel.
+    """Interpolate on the great circle from `a` (t = 0) to `b` (t = 1); a straight line where the two are (anti)parallel.
 
     The angle is that of the unit vectors, and it is the original vectors that are interpolated.
     """
@@ -35,7 +35,7 @@ def nuslerp(
     nuslerp_flatten: bool = True,
     nuslerp_row_wise: bool = False,
 ) -> Tensor:
-    """Walk the great circle between two models, or between their differences from a base, as far as the weights say.
+    """Interpolate on the great circle between two models, or between their differences from a base, as far as the weights say.
 
     Each row has an angle of its own without `nuslerp_flatten`, each column with `nuslerp_row_wise`, mergekit's word for
     it. Where |cos| > 1 - 1e-8 the line is straight, and a tensor of one row is taken whole.
@@ -63,7 +63,7 @@ def nuslerp(
 def multislerp(
     tensors: Sequence[Tensor], weights: Sequence[float], *, normalize: bool = True, eps: float = 1e-8
 ) -> Tensor:
-    """Walk from the mean direction of the models, or of their differences from a base, to their mean on the sphere.
+    """Move from the mean direction of the models, or of their differences from a base, to their mean on the sphere.
 
     The result is as long as they are on average, by weight. Two whose directions cancel are added up by weight; so are
     vectors that are all zero.
@@ -88,7 +88,7 @@ def karcher(tensors: Sequence[Tensor], *, max_iter: int = 10, tol: float = 1e-5)
     """Find the point on the sphere with the least sum of squared angles, by steps along its surface.
 
     The result is as long as the models are on average. Models whose norm is at most `tol` have no direction; where all
-    are such, the result is their mean. One that lies opposite to the mean has no say in a step.
+    are such, the result is their mean. One that lies opposite to the mean has no part in a step.
     """
     norms = [norm_of(model) for model in tensors]
     units = [model / norm for model, norm in zip(tensors, norms, strict=True) if norm > tol]
@@ -113,7 +113,7 @@ def karcher(tensors: Sequence[Tensor], *, max_iter: int = 10, tol: float = 1e-5)
 
 
 def model_stock(tensors: Sequence[Tensor], *, shape: Sequence[int], filter_wise: bool = False) -> Tensor:
-    """Go from the base towards the mean of the models, the further the smaller the angles between task vectors are.
+    """Move from the base towards the mean of the models, the further the smaller the angles between task vectors are.
 
     The ratio is N c / (1 + (N - 1) c) for the mean cosine c of N models, of the tensor or of each row of the last axis;
     a product of two norms is at least 1e-6.

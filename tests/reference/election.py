@@ -27,8 +27,8 @@ def elect(
     """Elect a sign for each entry, and add up those task vectors that agree with it.
 
     The weighted deltas vote, so a negative weight flips its model's vote; "total" sums them, "count" counts their
-    signs. A draw elects plus, and a zero agrees with nobody. `normalize` divides by the weights of those who agree
-    (by 1 where these cancel or nobody agrees); `lambda_` comes after.
+    signs. A draw elects plus, and a zero agrees with no model. `normalize` divides by the weights of those that agree
+    (by 1 where these cancel or none agrees); `lambda_` comes after.
 
     Decimal weights such as 0.5, 0.3 and 0.2 are not exact in binary, so votes that cancel leave noise of either sign:
     a total of at most 2^-20 of the votes' magnitudes is a draw. Weights of both signs cancel by the same measure.

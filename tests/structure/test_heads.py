@@ -1,4 +1,4 @@
-"""The head that a file holds is believed before config.json, whatever stands beside it."""
+"""The head that a file holds is believed before config.json, whatever stands next to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that saves after each step and goes on from what there is: for tests that kill it."""
+"""A run that saves after each step and continues from what there is: for tests that kill it."""
 
 from __future__ import annotations
 

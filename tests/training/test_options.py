@@ -31,7 +31,7 @@ def domains_of(*domains: int) -> list[dict[str, torch.Tensor]]:
     ]
 
 
-def test_routers_learn_the_domains_that_they_are_told(trainer: Train) -> None:
+def test_routers_learn_the_domains_of_their_labels(trainer: Train) -> None:
     made = trainer(
         **NO_ROUTING, domain_loss_coeff=1.0, router_learning_rate=3e-2, max_steps=40, max_epochs=40, batch_size=8,
         lr_scheduler_type="constant", fusion={"router_type": "token"},

@@ -1,4 +1,4 @@
-"""A run goes on from a checkpoint as if it had never ended, bit for bit."""
+"""A run continues from a checkpoint as if it had never ended, bit for bit."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def left_by(made: MoLTrainer) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("own", [False, True])
-def test_a_run_goes_on_bit_for_bit_after_1_7_and_20_steps(own: bool, trainer: Train, tmp_path: Path) -> None:
+def test_a_run_continues_bit_for_bit_after_1_7_and_20_steps(own: bool, trainer: Train, tmp_path: Path) -> None:
     def data() -> Any:  # noqa: ANN401
         if not own:
             return ROWS
@@ -78,7 +78,7 @@ def test_a_run_goes_on_bit_for_bit_after_1_7_and_20_steps(own: bool, trainer: Tr
         assert_same(left_by(again), wanted)
 
 
-def test_a_longer_run_goes_on_from_a_final_checkpoint(trainer: Train, tmp_path: Path) -> None:
+def test_a_longer_run_continues_from_a_final_checkpoint(trainer: Train, tmp_path: Path) -> None:
     settings = {**RUN, "lr_scheduler_type": "constant"}
     whole = trainer(**settings)
     whole.train(ROWS)
@@ -143,7 +143,7 @@ class StopAt(TrainingCallback):
         ({"seed": 1}, "seed was 42 and is 1"),
     ],
 )
-def test_settings_that_the_place_in_the_data_depends_on_must_be_equal(
+def test_settings_that_the_position_in_the_data_depends_on_must_be_equal(
     settings: dict[str, int], told: str, trainer: Train, tmp_path: Path
 ) -> None:
     trainer(**{**RUN, "max_steps": 1}).train(ROWS)
@@ -182,7 +182,7 @@ def test_damaged_and_foreign_checkpoints_are_refused(trainer: Train, fuse: Fuse,
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-def test_a_killed_run_goes_on_bit_for_bit(trainer: Train, tmp_path: Path) -> None:
+def test_a_killed_run_continues_bit_for_bit(trainer: Train, tmp_path: Path) -> None:
     whole = trainer(fusion=NOISY, **RUN)
     whole.train(ROWS)
     out = tmp_path / "killed"

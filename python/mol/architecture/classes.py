@@ -50,7 +50,7 @@ class Kind(NamedTuple):
 
 
 def find_kind(config: PreTrainedConfig) -> Kind:
-    """Look the type of a config up in transformers' tables."""
+    """Find the type of a config in transformers' tables."""
     from transformers.models.auto import modeling_auto
 
     classes: dict[str, str] = {}
@@ -99,15 +99,15 @@ def _unregistered(config: PreTrainedConfig) -> type[PreTrainedModel] | None:
 def _is_model(value: object) -> TypeGuard[type[PreTrainedModel]]:
     from transformers import PreTrainedModel
 
-    # What wants a package that is not installed is a placeholder of another type.
+    # A class that needs a package that is not installed is a placeholder of another type.
     return inspect.isclass(value) and issubclass(value, PreTrainedModel)
 
 
 def _modeling(config: PreTrainedConfig) -> ModuleType | None:
-    place = type(config).__module__
-    if not place.startswith("transformers.models."):
+    module = type(config).__module__
+    if not module.startswith("transformers.models."):
         return None
     try:
-        return importlib.import_module(place.replace(".configuration_", ".modeling_"))
-    except ImportError:  # the type has its classes elsewhere, or they want a package that is not installed
+        return importlib.import_module(module.replace(".configuration_", ".modeling_"))
+    except ImportError:  # the type has its classes elsewhere, or they need a package that is not installed
         return None

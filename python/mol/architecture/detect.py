@@ -1,4 +1,4 @@
-"""Finds out what a model is: its config through transformers, then family, sizes, and the places of its parts."""
+"""Finds out what a model is: its config through transformers, then family, sizes, and where its parts are."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def _choose_class(
 def _read_paths(
     model_class: type[PreTrainedModel] | None, config: PreTrainedConfig, name: str, family: ArchitectureFamily
 ) -> Paths | None:
-    """Find the parts of a model, None where a package that it wants is not installed."""
+    """Find the parts of a model, None where a package that it needs is not installed."""
     if model_class is None:
         return None
     try:

@@ -1,9 +1,9 @@
-"""Tells the family of a model from what its type reads and which heads transformers has for it.
+"""Determines the family of a model from what its type reads and which heads transformers has for it.
 
 The rules, first match wins:
 
-1. Images and text: MULTIMODAL, also in an encoder and a decoder (Florence-2, Pix2Struct), and also text with its place
-   on a page (LayoutLM, LiLT, BROS). So is text with anything else but audio (Evolla reads proteins).
+1. Images and text: MULTIMODAL, also in an encoder and a decoder (Florence-2, Pix2Struct), and also text with its
+   position on a page (LayoutLM, LiLT, BROS). So is text with anything else but audio (Evolla reads proteins).
 2. Audio: ENCODER_DECODER where the config says so (Whisper, Moonshine); else MULTIMODAL with text (CLAP, Qwen2-Audio),
    OTHER without (wav2vec 2.0, codecs), as there is no family of audio encoders.
 3. Images or video alone: VISION, whatever halves it has (ViT, DETR).
@@ -135,7 +135,7 @@ def _declared(config: PreTrainedConfig, kind: Kind) -> set[str]:
 
 
 def _evident(config: PreTrainedConfig) -> set[str]:
-    """Return what the keys of a config tell, where no class of its type can be imported."""
+    """Return what the keys of a config show, where no class of its type can be imported."""
     reads = {"text"} if _has_vocabulary(config) else set()
     for what, keys in (("image", _IMAGE_KEYS), ("audio", _AUDIO_KEYS)):
         if any(getattr(config, key, None) is not None for key in keys):

@@ -24,7 +24,7 @@ _log = logging.getLogger("mol")
 
 
 class UniversalArchitectureHandler:
-    """Tells what models are, and remembers it: in memory by name, on disk by the contents of config.json.
+    """Detects what models are, and caches it: in memory by name, on disk by the contents of config.json.
 
     Attributes:
         trust_remote_code: run code that comes with a model whose type transformers does not know.

@@ -73,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> int:
         console = Console()
         code = _main(console, list(sys.argv[1:] if args is None else args))
         lost = out.failure
-        if lost is not None and not isinstance(lost, BrokenPipeError):  # a reader that has seen enough is no failure
+        if lost is not None and not isinstance(lost, BrokenPipeError):  # `head` closing the pipe is no failure
             console.error(f"standard output: {lost.strerror or lost}; not all that was to be printed arrived")
             code = code or FAILED
     return code
@@ -131,9 +131,9 @@ def refuse(console: Console, error: MolError | OSError | click.ClickException) -
 
 
 class _Bug:
-    """Takes what no verb foresaw: says that it is mol's fault and where to tell; the traceback only with -v.
+    """Reports an unexpected exception as a bug of mol, and where to report it; the traceback only with -v.
 
-    That memory is not to be had is nobody's fault.
+    Running out of memory is no bug.
     """
 
     def __init__(self, console: Console) -> None:

@@ -25,10 +25,10 @@ class Console:
     """One command's output. Made by `main`, set up by the verb's own `--quiet`, `--verbose` and `--json`.
 
     Attributes:
-        quiet: Only errors are said.
+        quiet: Only errors are printed.
         verbose: How often `-v` was given; lists are complete from 1 on.
         json: stdout holds one JSON document and nothing else.
-        pending: Notes found before the options were read, said once they are.
+        pending: Notes found before the options were read, printed once they are.
         clear_line: Takes a live progress line off the terminal before anything else is written there.
     """
 
@@ -42,7 +42,7 @@ class Console:
         self.clear_line: Callable[[], None] | None = None
 
     def configure(self, *, quiet: bool, verbose: int, json: bool) -> None:
-        """Take over what the verb's options say, then say what had to wait for them."""
+        """Apply the verb's options, then print what was waiting for them."""
         self.quiet, self.verbose, self.json = quiet, verbose, json
         logging.getLogger("mol").setLevel(
             logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO,
@@ -119,7 +119,7 @@ class Console:
 
 
 class LogHandler(logging.Handler):
-    """Says what the package logs (logger "mol") in the command's own words."""
+    """Prints what the package logs (logger "mol") in the form of the command's own messages."""
 
     def __init__(self, console: Console) -> None:
         """Print to this console."""

@@ -110,7 +110,7 @@ def command(console: Console, a: str, b: str, threads: int | None, cache_dir: Pa
 
 
 def distance(name: str, parts: Sequence[Sums], *, at: int | None = None) -> Distance:
-    """Take tensors together as one long vector and measure A's distance to B.
+    """Measure A's distance to B over all tensors, as one long vector.
 
     Args:
         name: What the parts make up.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def find(reference: ModelReference, cache_dir: Path | None = None) -> Checkpoint | None:
-    """Open a model if it is at hand; None where only a download could tell.
+    """Open a model if it is on this machine; None where it would have to be downloaded.
 
     Args:
         reference: A local directory, or the id of a repository with an optional revision.

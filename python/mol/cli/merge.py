@@ -58,7 +58,7 @@ def _pair(words: tuple[Path, ...], out_dir: Path | None) -> list[tuple[Path, Pat
         raise click.UsageError("no recipe is named; the command is `mol-merge CONFIG OUT`")
     if out_dir is not None:
         if STDIN in words:
-            raise click.UsageError("a recipe from standard input has no name; give OUT in place of --out-dir")
+            raise click.UsageError("a recipe from standard input has no name; give OUT instead of --out-dir")
         outs = [out_dir / word.stem for word in words]
         twice = sorted({str(out) for out in outs if outs.count(out) > 1})
         if twice:

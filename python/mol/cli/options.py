@@ -54,7 +54,7 @@ class ThreadCount(click.IntRange):
     """A number of threads; one that no machine has a use for is lowered, with a note."""
 
     def __init__(self) -> None:
-        """Take one thread or more."""
+        """Read a number of threads, at least one."""
         super().__init__(min=1)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:  # noqa: ANN401
@@ -81,7 +81,7 @@ def option(*names: str, section: str | None = "Options", **kwargs: Any) -> Decor
 
 
 def speaking(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--verbose`, `--quiet`, `--json` and `--log-level`, and hand the verb a console that obeys them first."""
+    """Add `--verbose`, `--quiet`, `--json` and `--log-level`, and pass the verb a console that follows them."""
 
     def verb(console: Console, /, **given: Any) -> Any:  # noqa: ANN401
         level = given.pop("log_level")

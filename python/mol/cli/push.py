@@ -28,7 +28,7 @@ def uploading(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options about where on the Hub a directory goes, and how."""
     for decorate in reversed([
         option("--private", is_flag=True, section="Hub", help="Only you, or your organization, may read REPO."),
-        option("--create-pr", is_flag=True, section="Hub", help="Open a pull request in place of a commit."),
+        option("--create-pr", is_flag=True, section="Hub", help="Open a pull request instead of a commit."),
         option("--revision", metavar="BRANCH", default=None, section="Hub",
                help="Branch to commit to, created if it is missing.  [default: main]"),
         option("--commit-message", metavar="TEXT", default=None, section="Hub", help="The commit's message."),
@@ -124,7 +124,7 @@ def _choose(console: Console, directory: Path, threads: int | None) -> tuple[lis
     if not (directory / MANIFEST).exists():
         return model_files(directory)
     found = check_result(console, directory, threads)
-    # The card is for its readers to be edited; whatever else differs is not what was merged.
+    # The card may have been edited since; any other file that differs is not what was merged.
     edited = [one for one in found.damage if one.file == CARD and (directory / CARD).is_file()]
     damage = [one for one in found.damage if one not in edited]
     if damage:

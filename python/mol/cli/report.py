@@ -105,7 +105,7 @@ def merge_document(report: MergeReport, recipe: Path, span: float) -> dict[str, 
 
 
 def _cost(planned: PlannedMerge, plan: str, out: Path | None, options: MergeOptions) -> dict[str, int]:
-    """Return what running a plan takes: of memory what this process has had so far, and the engine's heap."""
+    """Return what running a plan takes: peak memory of this process so far, and the engine's heap."""
     from mol import _rust
 
     needed, heap = _rust.plan_cost(plan, threads=options.workers, tile=options.tile, memory=options.memory)
@@ -117,7 +117,7 @@ def _cost(planned: PlannedMerge, plan: str, out: Path | None, options: MergeOpti
 
 
 def _peak() -> int:
-    """Return the most memory that this process has had so far, in bytes."""
+    """Return the peak memory of this process so far, in bytes."""
     try:
         # `ru_maxrss` of Linux begins with that of the process which started this one.
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

@@ -18,8 +18,8 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozens
     """Lay out rows under their heads, within the width of stdout as long as the names in the first column allow.
 
     Args:
-        heads: One word a column.
-        rows: Cells, as many a row as there are heads.
+        heads: One word per column.
+        rows: Cells, as many per row as there are heads.
         right: The columns that are set to the right, such as numbers.
     """
     # A line feed in a name would break the table, or make a row of its own.

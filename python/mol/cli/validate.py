@@ -82,7 +82,7 @@ def _check_models(recipe: MergeConfig, options: MergeOptions) -> tuple[list[Mode
     """Open what is at hand; with all of it, plan the merge.
 
     Returns:
-        The models that only a download could tell of, and the plan, if there could be one.
+        The models that would have to be downloaded first, and the plan if none has to be.
     """
     from mol.cli.local import find
     from mol.config.merge_config import ModelReference

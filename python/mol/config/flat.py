@@ -18,7 +18,7 @@ _PARTS = ("self_attn", "mlp", "embed_tokens", "lm_head")
 def is_flat(table: Table) -> bool:
     """Return whether a recipe uses a key or a shape that only the flat form has.
 
-    A key that mergekit has elsewhere (`weight` beside `model`) is a mistake in its grammar, not another form.
+    A key that mergekit has elsewhere (`weight` next to `model`) is a mistake in its grammar, not another form.
     """
     if any(table.get(key) is not None for key in ("weights", "layer_range")):
         return True
@@ -68,7 +68,7 @@ def _rewrite_entries(entries: Items) -> Items:
             if "name" in entry and "model" not in entry:
                 new.put("model", entry["name"], entry.at("name"))
             elif "name" in entry:
-                new.put("name", entry["name"], entry.at("name"))  # both: left for the reader to refuse
+                new.put("name", entry["name"], entry.at("name"))  # both: `read_fields` refuses it
             if "weight" in entry:
                 _give_parameter(new, "weight", entry["weight"], entry.at("weight"))
         elif entry is None or isinstance(entry, (Items, bool)):

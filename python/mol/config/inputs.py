@@ -94,7 +94,7 @@ class _InputReader:
 
     def _keys(self, entry: Table, known: tuple[str, ...], what: str, hints: dict[str, str]) -> None:
         if not self._reader.keys(entry, known, what, hints):
-            self._inputs.parameters_sound = False  # the word may be a parameter in the wrong place
+            self._inputs.parameters_sound = False  # the word may be a parameter at the wrong level
 
     def _parameters(self, entry: Table, *, of_model: bool) -> ParameterMap:
         before = len(self._reader.problems)
@@ -213,7 +213,7 @@ def check_inputs(
         ):
             continue  # checked again when their commits are known
         if spec.starts_from(base) and not inputs.whole and base not in listed:
-            # Models of one family have names alike: only what looks like a slip of the pen is offered.
+            # Models of one family have names alike: only what looks like a typing error is offered.
             alike = [str(model) for model in listed if _digits(str(model)) == _digits(str(base))]
             hint = suggestion(str(base), alike, cutoff=0.85)
             reader.problems.add(
@@ -233,7 +233,7 @@ def check_inputs(
                 location, f"{where}the base, {base}, is listed twice; it is subtracted, so list it once"
             )
         if subtracts and all(model == base for model in listed):
-            reader.problems.add(location, f"{where}{spec.name} needs a model besides the base, {base}")
+            reader.problems.add(location, f"{where}{spec.name} needs a model in addition to the base, {base}")
         lengths = {source.layer_range[1] - source.layer_range[0] for source in part.sources if source.layer_range}
         if len(lengths) > 1:
             ranges = ", ".join(f"{source.model} {list(source.layer_range or ())}" for source in part.sources)
@@ -275,7 +275,7 @@ def _check_count(
 ) -> bool:
     if spec.min_models <= count <= (spec.max_models or count):
         return True
-    base = {"required": ", the base among them", "optional": " besides a base"}.get(spec.base, "")
+    base = {"required": ", the base among them", "optional": " in addition to a base"}.get(spec.base, "")
     extra = f"; the base, {unlisted}, is not listed and counts too" if unlisted and spec.base == "required" else ""
     wanted = f"exactly {spec.min_models}" if spec.max_models == spec.min_models else f"at least {spec.min_models}"
     noun = "model" if spec.min_models == 1 else "models"

@@ -187,14 +187,14 @@ class MergeConfig:
     def _take_stages(
         read: Sequence[tuple[str | None, _Config]], header: str, locations: Sequence[Location] | None = None
     ) -> _Config:
-        """Give the result of several documents those that it is made of."""
+        """Attach the stages to the document of the result."""
         problems = Problems()
         notes: list[str] = []
-        places = locations or [Location(name or "") for name, _ in read]
+        found = locations or [Location(name or "") for name, _ in read]
         order, result = arrange(
             [
-                Document(name, place, config.model_references())
-                for (name, config), place in zip(read, places, strict=True)
+                Document(name, location, config.model_references())
+                for (name, config), location in zip(read, found, strict=True)
             ],
             problems,
             notes,

@@ -102,7 +102,7 @@ class ModelReference:
             model = cls.parse(inner)
             return model if value.get("lora") is None else model._with_adapter(value["lora"])
         if value.get("lora") is not None:
-            raise ConfigError("`lora` in a model reference stands beside `model`: `{model: {path}, lora: {path}}`")
+            raise ConfigError("`lora` in a model reference stands next to `model`: `{model: {path}, lora: {path}}`")
         path, revision = value.get("path"), value.get("revision")
         if not isinstance(path, (str, Path)) or not str(path).strip():
             raise ConfigError("a model reference in map form needs `path`, a directory or a hub id (a text)")
@@ -176,10 +176,10 @@ def _split_adapter(text: str) -> tuple[str, str]:
     """Split `model+adapter` at its one `+`, or at that which makes one part or both names of what exists.
 
     Raises:
-        ConfigError: a part is empty, or several places would do.
+        ConfigError: a part is empty, or several splits would do.
     """
-    places = [place for place, sign in enumerate(text) if sign == "+"]
-    parts = [(text[:place], text[place + 1 :]) for place in places]
+    signs = [at for at, sign in enumerate(text) if sign == "+"]
+    parts = [(text[:at], text[at + 1 :]) for at in signs]
     if len(parts) > 1:
         found = [[is_local(part) or "+" not in part for part in pair] for pair in parts]
         parts = [pair for pair, sound in zip(parts, found, strict=True) if all(sound)]

@@ -42,7 +42,7 @@ def name_of(table: Table, problems: Problems) -> str | None:
 
 
 def arrange(documents: Sequence[Document], problems: Problems, notes: list[str]) -> tuple[list[int], int]:
-    """Put documents in the order in which they are made.
+    """Sort documents in the order in which they are made.
 
     The result is the one without a name; where all have one, the one that no other names.
 

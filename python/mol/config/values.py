@@ -70,7 +70,7 @@ class ValueReader:
         hints: dict[str, str] | None = None,
         later: Container[str] = (),
     ) -> bool:
-        """Refuse keys that a map does not have, or note that they have no effect; tell whether none was refused.
+        """Refuse keys that a map does not have, or note that they have no effect; return whether none was refused.
 
         Args:
             table: the map.
@@ -118,9 +118,9 @@ class ValueReader:
         return None
 
     def _way_out(self, word: str, known: tuple[str, ...], what: str) -> tuple[str, bool]:
-        """Return what to write in place of an unknown key, and whether a merge may go on without it.
+        """Return what to write instead of an unknown key, and whether a merge may continue without it.
 
-        It may not where a slip of the pen, or a part of the merge in the wrong place, would be lost with it.
+        It may not where a typing error, or a key at the wrong level of the recipe, would be lost with it.
         """
         methods = METHODS.values() if self.spec is None else (self.spec,)
         if self._is_key_of_recipe(word, what):
@@ -169,8 +169,8 @@ class ValueReader:
     def model(self, value: object, location: Location) -> ModelReference | None:
         """Read a model reference; a wrong one is a problem and None.
 
-        Names of one model are one reference, the one that is read first, however they are spelled: models are told
-        apart by comparing references.
+        Names of one model are one reference, the one that is read first, however they are spelled: models are
+        distinguished by comparing references.
         """
         try:
             model = ModelReference.parse(value)

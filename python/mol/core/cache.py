@@ -147,7 +147,7 @@ class FusedCache(Cache):
         self.batch, self.seen = self.ids.shape
 
     def restart(self, fresh: FusedCache) -> None:
-        """Become an empty cache, except for the number of columns by which rows choose: all tokens are run again."""
+        """Empty the cache, except for the number of columns by which rows choose: all tokens are run again."""
         self.__dict__.update({**vars(fresh), "prompt": self.prompt})
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

@@ -17,7 +17,7 @@ class TrainedLinear(nn.Linear):
     """
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Refuse a quantized tensor as parameter, which `torchao.quantization.quantize_` puts in place of a weight.
+        """Refuse a quantized tensor as parameter; `torchao.quantization.quantize_` would put one here.
 
         Raises:
             FusionError: it is one.

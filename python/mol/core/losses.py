@@ -97,7 +97,7 @@ def compute_load_balancing_loss(
         p, _ = _masked(probabilities, kept)
     else:
         found, wanted = tuple(probabilities.shape), tuple(weights.shape)
-        raise ConfigError(f"probabilities are {found} beside weights {wanted}; they must have the same shape")
+        raise ConfigError(f"probabilities are {found} and weights {wanted}; they must have the same shape")
     return weights.shape[-1] * (_mean(choices_of(weights), kept) * _mean(p, kept)).sum()
 
 

@@ -414,7 +414,7 @@ class MoLRuntime(Runtime):
             FusionError: a "fused" model cannot be made; every reason is listed.
             PermissionError: there is no token, or it may not write there.
             ConnectionError: the Hub failed, asks to wait, or the connection broke.
-            MolError: something else is refused, as it says.
+            MolError: something else is refused; the message says what.
             OSError: something cannot be read or written.
         """
         return publish(

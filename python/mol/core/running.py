@@ -68,7 +68,7 @@ class ExpertRuns:
         return {key: dict(live) for key, live in self._live.items()}
 
     def use_carries(self, carries: Mapping[Any, Carries]) -> None:
-        """Go back to what blocks had handed on when `carries` returned it, to run blocks again."""
+        """Restore what blocks had handed on when `carries` returned it, to run blocks again."""
         self._live = {key: dict(live) for key, live in carries.items()}
 
     @staticmethod

@@ -22,7 +22,7 @@ _PREFIX: Final = "base_model.model."
 _FACTOR: Final = re.compile(
     r"(?P<module>.+)\.(?P<kind>lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)(?:\.weight)?"
 )
-# A module that was trained as a whole, and one that was saved beside its factors.
+# A module that was trained as a whole, and one that was saved along with its factors.
 _WHOLE: Final = re.compile(r"(?P<module>.+?)(?:\.modules_to_save|\.base_layer)?\.(?P<kind>weight|bias)")
 # What PEFT puts below a module that it adapts: whatever of these is left is not understood.
 _INSIDE: Final = re.compile(
@@ -82,7 +82,7 @@ class Adapter:
         tensors: every tensor by name.
         config: its adapter_config.json.
         factors: what is added, by module.
-        whole: names in the file of tensors that take the place of the model's, by theirs.
+        whole: names in the file of tensors that replace the model's, by theirs.
         digests: SHA-256 of both files.
     """
 
@@ -205,7 +205,7 @@ def _is_simple(pattern: str) -> bool:
 
 
 def _sort(tensors: Iterable[str], problems: list[str]) -> tuple[dict[str, Factors], dict[str, str]]:
-    """Sort the names of a file into factors by module, and tensors that take the place of the model's."""
+    """Sort the names of a file into factors by module, and tensors that replace the model's."""
     factors: dict[str, Factors] = {}
     whole: dict[str, str] = {}
     unknown = []

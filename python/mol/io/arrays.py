@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def need_numpy() -> None:
-    """Check that arrays can be had, before work is done for them.
+    """Check that numpy can be imported, before work is done for its arrays.
 
     Raises:
         ImportError: numpy is not installed.

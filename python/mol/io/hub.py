@@ -109,15 +109,15 @@ def hub_origin(directory: Path, cache_dir: Path | str | None = None) -> tuple[st
         directory: the directory.
         cache_dir: the Hub cache, huggingface_hub's own if None.
     """
-    place = directory.resolve()
-    match = _SNAPSHOT.fullmatch("/".join(place.parts[-3:]))
+    resolved = directory.resolve()
+    match = _SNAPSHOT.fullmatch("/".join(resolved.parts[-3:]))
     if match is None:
         return None
     if cache_dir is None:
         from huggingface_hub.constants import HF_HUB_CACHE
 
         cache_dir = HF_HUB_CACHE
-    if Path(cache_dir).expanduser().resolve() != place.parents[2]:
+    if Path(cache_dir).expanduser().resolve() != resolved.parents[2]:
         return None
     return match["id"].replace("--", "/"), match["commit"]
 
@@ -274,7 +274,7 @@ class _Hub:
         return shards
 
     def _download(self, revision: str | None, names: Sequence[str]) -> Path:
-        """Put files into the cache (those already there cost nothing) and return the snapshot's directory."""
+        """Download files into the cache (those already there cost nothing) and return the snapshot's directory."""
         from huggingface_hub import hf_hub_download
 
         directory = Path()

@@ -80,7 +80,7 @@ def read_regular(path: Path) -> bytes:
         OSError: it cannot be read.
     """
     check_regular(path, path.stat().st_mode)
-    # Opened without waiting for a writer, since a pipe may have taken the file's place by now.
+    # Opened without waiting for a writer, since a pipe may have replaced the file by now.
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         found = os.fstat(file.fileno())
         check_regular(path, found.st_mode)
@@ -107,7 +107,7 @@ def check_regular(path: Path, mode: int) -> None:
 
 
 def found_instead(head: bytes) -> str | None:
-    """Return what was saved in place of a file of a model, and the way out; None where it is nothing known.
+    """Return what was saved instead of a file of a model, and the way out; None where it is nothing known.
 
     Args:
         head: the first bytes of the file.
@@ -120,7 +120,7 @@ def found_instead(head: bytes) -> str | None:
             "or fetch the model with `hf download`"
         )
     if _WEB_PAGE.match(head):
-        return "a web page that was saved in place of the file; fetch the model with `hf download`"
+        return "a web page that was saved instead of the file; fetch the model with `hf download`"
     return None
 
 

@@ -55,8 +55,8 @@ class CardSource:
 def read_license(directory: Path) -> dict[str, str]:
     """Read what a model's own card says about its license; empty where there is no card or it does not say.
 
-    Only the lines of the license are read as YAML, and nothing in them but text: what else is wrong with somebody
-    else's card does not matter.
+    Only the lines of the license are read as YAML, and nothing in them but text: what else is wrong with another
+    model's card does not matter.
 
     Raises:
         CheckpointError: those lines are no YAML, or the card is no regular file.

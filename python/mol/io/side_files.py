@@ -51,7 +51,7 @@ _WEIGHTS: Final = frozenset({
 })  # fmt: skip
 # Written anew for every merge (the engine's journal among them), so those of an input are never copied.
 _OURS: Final = frozenset({CONFIG, CARD, MANIFEST, RECIPE, JOURNAL})
-# Weights, or an index of them, that loaders take before or in place of those that a merge wrote.
+# Weights, or an index of them, that loaders take before or instead of those that a merge wrote.
 _TAKES_OVER: Final = frozenset({
     SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json",
     "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "consolidated.safetensors", "params.json",
@@ -205,7 +205,7 @@ def _is_other(path: PurePosixPath, *, staged: bool) -> bool:
 
 
 def _whole_folder(name: str, kept: set[str]) -> str:
-    """Name the folder in place of a file that is left out, unless something in it is not."""
+    """Name the folder instead of a file that is left out, unless something in it is not."""
     folder, slash, _ = name.partition("/")
     return f"{folder}/" if slash and folder not in kept else name
 

@@ -64,7 +64,7 @@ def add_tokens(vocabulary: Vocabulary, tokens: Iterable[NewToken]) -> dict[str, 
 
 
 def _extend(path: Path, vocab: list[list[Any]], added: Sequence[Mapping[str, Any]], tokens: Sequence[NewToken]) -> None:
-    """Append to the list of a Unigram model, in which the place of a token is its id."""
+    """Append to the list of a Unigram model, in which the position of a token is its id."""
     listed = {entry[0] for entry in vocab}
     behind = {entry["id"]: entry["content"] for entry in added if entry["content"] not in listed}
     scores = {token.number: token.score for token in tokens}
@@ -73,7 +73,7 @@ def _extend(path: Path, vocab: list[list[Any]], added: Sequence[Mapping[str, Any
         if number != len(vocab):
             raise CheckpointError(
                 f"{path}: no token has the id {len(vocab)}, and a Unigram model has no gaps; choose the tokenizer of "
-                "one model (`tokenizer_source: base`) in place of the union"
+                "one model (`tokenizer_source: base`) instead of the union"
             )
         score = scores.get(number)
         vocab.append([content, lowest if score is None else score])

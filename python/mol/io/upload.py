@@ -99,7 +99,7 @@ def model_files(directory: Path) -> tuple[list[str], list[str]]:
 
 
 def check_new(out: Path) -> None:
-    """Refuse a place for what would be uploaded where something is.
+    """Refuse a repository for the upload that holds something already.
 
     Raises:
         ConfigError: something is there.

@@ -92,7 +92,7 @@ class Vocabulary:
         """Refuse a tokenizer whose files are something else, whether or not their format is read.
 
         Raises:
-            CheckpointError: a git-lfs pointer or a web page was saved in place of one.
+            CheckpointError: a git-lfs pointer or a web page was saved instead of one.
             OSError: one cannot be read.
         """
         for path in (self.main, self.unread):
@@ -227,7 +227,7 @@ def _fast(path: Path) -> _Content:
 
 
 def _kind(content: dict[str, Any], model: dict[str, Any]) -> str | None:
-    """Tell how the tokens of a `tokenizer.json` spell bytes and spaces."""
+    """Return how the tokens of a `tokenizer.json` spell bytes and spaces."""
     around = json.dumps([content.get("normalizer"), content.get("pre_tokenizer"), content.get("decoder")])
     if model.get("type") == "WordPiece":
         return "WordPiece"

@@ -1,4 +1,4 @@
-"""Finds the files that hold the weights of a model directory, or says what stands there in their place."""
+"""Finds the files that hold the weights of a model directory, or reports what is there instead."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Account:
     Attributes:
         lines: "name: reason" of each tensor, or of several layers.
         tensors: number of them.
-        warnings: towers that the output has no place for.
+        warnings: towers that the output does not have.
     """
 
     def __init__(self, donor: Model, slices: Sequence[Slice], problems: Mismatches, *, strict: bool) -> None:
@@ -105,7 +105,7 @@ class Account:
         elif self._slices[0].length:
             self.drop(f"{what}: in no slice", count)
         else:
-            self.drop(f"{what}: layer_alignment maps others in their place", count)
+            self.drop(f"{what}: layer_alignment maps others instead", count)
 
 
 def span_of(stack: Stack, model: Model, tensors: int, layers: Sequence[int] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Puts an adapter on a model: each of its tensors becomes part of an expression that the engine makes tile by tile."""
+"""Applies an adapter to a model: each of its tensors becomes part of an expression that the engine makes tile by tile."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def with_adapter(base: Checkpoint, adapter: Adapter) -> Checkpoint:
     """Return a model with an adapter on it: W + scale * B A where the adapter has factors, its own tensors elsewhere.
 
     Raises:
-        MergeError: a tensor of the adapter has no place in the model; lists all of them.
+        MergeError: a tensor of the adapter matches no tensor of the model; lists all of them.
     """
     return _Application(base, adapter).result()
 
@@ -104,7 +104,7 @@ class _Application:
         return Source(self._file, name)
 
     def _replace(self, target: str, own: str) -> None:
-        """Take a tensor that was trained as a whole in place of the model's."""
+        """Replace a tensor of the model by one that was trained as a whole."""
         info, mine = self._tensors[target], self._adapter.tensors[own]
         if mine.shape != info.shape:
             rows = " (tokens were added for its training)" if mine.shape[1:] == info.shape[1:] else ""
@@ -214,9 +214,9 @@ class _Application:
         ours = self._base.directories()[0]
         if not isinstance(trained_on, str) or not trained_on.strip():
             return
-        place = ours.directory.resolve()
-        known = {_last_word(ours.name), place.name.lower()}
-        known |= {part.rpartition("--")[2].lower() for part in place.parts if part.startswith("models--")}
+        directory = ours.directory.resolve()
+        known = {_last_word(ours.name), directory.name.lower()}
+        known |= {part.rpartition("--")[2].lower() for part in directory.parts if part.startswith("models--")}
         if _last_word(trained_on) not in known:
             yield (
                 f"the adapter {self._adapter.name} was trained on {trained_on}, and is applied to {ours.name}: unless "
@@ -224,7 +224,7 @@ class _Application:
             )
 
     def _summary(self) -> str:
-        """Say how many tensors were applied, and to what."""
+        """Describe how many tensors were applied, and to what."""
         adapter = self._adapter
         count = len(adapter.tensors)
         modules = Counter(module.rpartition(".")[2] for module in adapter.factors)
@@ -295,6 +295,6 @@ class _Names:
         return self._by_end.get(end, [])
 
     def notes(self, adapter: str, base: str) -> Iterable[str]:
-        """Tell of names that differ."""
+        """Report names that differ."""
         for theirs, ours in self._pairs:
             yield f"names of {adapter} are aligned with {base}: `{theirs}.*` is `{ours}.*`".replace("`.*`", "`*`")

@@ -42,9 +42,9 @@ class Card:
 def prepare_card(planned: PlannedMerge, options: MergeOptions) -> Card:
     """Read what the card quotes. That is optional: where it cannot be read it is left out, with a note."""
     config = planned.config
-    places = [str(place) for place in (config.output_path, config.tokenizer_source) if place is not None]
+    paths = [str(path) for path in (config.output_path, config.tokenizer_source) if path is not None]
     parts = planned.parts()
-    labels = Labels(parts, places, cache_dir=options.cache_dir)
+    labels = Labels(parts, paths, cache_dir=options.cache_dir)
     sources, notes = [], []
     for source in parts:
         license_ = {}

@@ -125,8 +125,8 @@ class Combiner:
             return problem
         parameters = self._spec.parameters
         for name, parameter in parameters.items():
-            for lane, reach in of_models.get(name, {}).items() if parameter.around else ():
-                if problem := _out_of_reach(parameter, of_models[parameter.around][lane], reach):
+            for position, reach in of_models.get(name, {}).items() if parameter.around else ():
+                if problem := _out_of_reach(parameter, of_models[parameter.around][position], reach):
                     return problem
         dropped = {
             index
@@ -192,7 +192,7 @@ def _cancelling(weights: Iterable[float], normalize: ParameterSpec | None) -> st
 
 
 def _out_of_reach(parameter: ParameterSpec, centre: float, reach: float) -> str | None:
-    """Say why the probabilities around a value are none, None where they are; at 0 and 1 nothing is left to chance."""
+    """Return why the probabilities around a value are none, None where they are; at 0 and 1 nothing is left to chance."""
     least, most = centre - reach, centre + reach
     if not 0.0 < centre < 1.0 or (least > 0.0 and most < 1.0):
         return None

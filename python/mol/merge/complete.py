@@ -77,8 +77,8 @@ def _wrong_depths(model: Model) -> Iterator[str]:
     if any(key in _PLAIN for key, _ in language):
         if main is None:
             yield from _compare_repeats(model, language) if not structure.stacks else ()
-        elif _is_beside(main, config):
-            yield _describe(model, language, f"none beside those of `{main.prefix}`")
+        elif _is_only_side_tower(main, config):
+            yield _describe(model, language, f"none except those of `{main.prefix}`")
         else:
             yield from _compare(model, [main], language, ())
     for key, section in config.items():
@@ -122,7 +122,7 @@ def _wrong_sides(model: Model) -> Iterator[str]:
             yield from _compare_repeats(model, mine or of_both, side)
 
 
-def _is_beside(main: Stack, config: Mapping[str, Any]) -> bool:
+def _is_only_side_tower(main: Stack, config: Mapping[str, Any]) -> bool:
     """Return whether the largest tower is a side tower, so that nothing is left of the language model."""
     return _generates(config) and is_side_tower(main.prefix) and sum(1 for _ in text_sections(config)) > 1
 
@@ -206,7 +206,7 @@ def _empty_layers(model: Model) -> Iterator[str]:
 def _gaps(model: Model, models: Sequence[Model]) -> Iterator[str]:
     """Report tensors that only one layer lacks, where nothing makes that layer a kind of its own.
 
-    Only a layer between others is looked at, that has nothing else in place of what it lacks: the first and the
+    Only a layer between others is looked at, that has nothing else instead of what it lacks: the first and the
     last are made otherwise in many models, and those that lack something with others of their kind may be as well.
     What another model has is reported where the two are compared.
     """
@@ -287,7 +287,7 @@ class _Ends:
 
     def lacks(self, others: Sequence[_Ends]) -> Iterator[str]:
         """Report what is not there and must be."""
-        if self.main is None or _is_beside(self.main, self.model.checkpoint.config):
+        if self.main is None or _is_only_side_tower(self.main, self.model.checkpoint.config):
             return
         config = f"config.json says {self._class()}"
         kin = [end for end in others if end.main is not None and end.main.suffixes & self.main.suffixes]

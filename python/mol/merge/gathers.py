@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mol.merge.model import Model
 
 _ZERO: Final = -1
-_Part = tuple[int, ...]  # positions of the models whose rows it holds; of several, their mean
-_PADDING: Final[_Part] = ()  # one row, the mean of the model's own
+_Section = tuple[int, ...]  # positions of the models whose rows it holds; of several, their mean
+_PADDING: Final[_Section] = ()  # one row, the mean of the model's own
 
 
 class Gathered(NamedTuple):
@@ -43,8 +43,8 @@ class _Layout(NamedTuple):
         table: which of the tables picks the rows; None where the only part is taken as it is.
     """
 
-    parts: tuple[_Part, ...]
-    members: dict[_Part, list[str]]
+    parts: tuple[_Section, ...]
+    members: dict[_Section, list[str]]
     table: str | None
 
 
@@ -57,7 +57,7 @@ class _Elsewhere(NamedTuple):
         number: how many rows all these are.
     """
 
-    parts: list[tuple[_Part, Ids, list[Ids]]]
+    parts: list[tuple[_Section, Ids, list[Ids]]]
     zeros: list[int]
     number: int
 
@@ -89,7 +89,7 @@ class Gathers:
         """
         self._joined = joined
         self._models = models
-        self._places = [model.checkpoint.directory for model in models]
+        self._directories = [model.checkpoint.directory for model in models]
         self._layouts: dict[tuple[object, ...], _Layout] = {}
         self._rows: dict[tuple[Path, int, int], Ids] = {}
         self.tables: dict[str, Mapping[str, Any]] = {}
@@ -109,27 +109,27 @@ class Gathers:
         rows = (tensors[i].shape[0] for i in tensors if self._models[i].checkpoint.directory == leader)
         return self._joined.rows(next(rows, donors))
 
-    def gather(self, lane: Model, tensors: Mapping[int, TensorInfo], names: Mapping[int, str], size: int) -> Gathered:
+    def gather(self, own: Model, tensors: Mapping[int, TensorInfo], names: Mapping[int, str], size: int) -> Gathered:
         """Return what a task reads of one model.
 
         Args:
-            lane: the model.
+            own: the model.
             tensors: the tensor in each model that has it, by the model's index.
             names: its name there.
             size: rows of the output's tensor.
         """
-        layout = self._layout(lane.index, {index: info.shape[0] for index, info in tensors.items()}, size)
-        used = {index for part in layout.parts for index in part or (lane.index,)} or {lane.index}
+        layout = self._layout(own.index, {index: info.shape[0] for index, info in tensors.items()}, size)
+        used = {index for part in layout.parts for index in part or (own.index,)} or {own.index}
         for index in used:
             model, info = self._models[index], tensors[index]
             model.used.add(names[index])
-            if info.shape[1:] != tensors[lane.index].shape[1:]:
+            if info.shape[1:] != tensors[own.index].shape[1:]:
                 self.problems[
                     f"rows of `{names[index]}` of {model.label}, of shape {list(info.shape)}, do not fit those of "
-                    f"{lane.label}, {list(tensors[lane.index].shape)}"
+                    f"{own.label}, {list(tensors[own.index].shape)}"
                 ] = None
         reads = {index: self._models[index].read(names[index]) for index in used}
-        width = math.prod(tensors[lane.index].shape[1:])
+        width = math.prod(tensors[own.index].shape[1:])
         # Tensors that an adapter makes, or brings, have a dtype of their own.
         dtypes = {
             None if names[index] in self._models[index].checkpoint.made else tensors[index].dtype for index in used
@@ -139,28 +139,28 @@ class Gathers:
         mixed = len(dtypes) > 1 or (len(used) > 1 and None in dtypes) or any(len(part) != 1 for part in layout.parts)
         if mixed:
             each = max(each, BYTES["F32"])
-        parts = [self._part(part, layout, sources, lane.index, tensors) for part in layout.parts]
+        parts = [self._part(part, layout, sources, own.index, tensors) for part in layout.parts]
         if mixed and len(parts) > 1:
             parts = [{"cast": {"of": part, "to": "F64" if each == BYTES["F64"] else "F32"}} for part in parts]
         # A source must be there, of which nothing is taken.
-        of = parts[0] if len(parts) == 1 else {"stack": parts} if parts else sources[lane.index]
+        of = parts[0] if len(parts) == 1 else {"stack": parts} if parts else sources[own.index]
         expr: Expr = of if layout.table is None else {"gather": {"of": of, "table": layout.table}}
         return Gathered((expr,), size * width * each)
 
     def _part(
         self,
-        part: _Part,
+        part: _Section,
         layout: _Layout,
         sources: Mapping[int, Expr],
-        lane: int,
+        main: int,
         tensors: Mapping[int, TensorInfo],
     ) -> Expr:
         if len(part) == 1:
             return sources[part[0]]
         if part == _PADDING:
-            height = tensors[lane].shape[0]
-            real = min(max(self._joined.taken[self._places[lane]], default=height - 1) + 1, height)
-            own = sources[lane]
+            height = tensors[main].shape[0]
+            real = min(max(self._joined.taken[self._directories[main]], default=height - 1) + 1, height)
+            own = sources[main]
             return {"mean": own if real == height else {"rows": {"of": own, "from": 0, "to": real}}}
         gathers = [
             {"gather": {"of": sources[index], "table": table}}
@@ -168,45 +168,45 @@ class Gathers:
         ]
         return {"merged": {"by": {"linear": {"weights": [1.0] * len(part), "normalize": True}}, "of": gathers}}
 
-    def _layout(self, lane: int, heights: Mapping[int, int], size: int) -> _Layout:
+    def _layout(self, main: int, heights: Mapping[int, int], size: int) -> _Layout:
         """Find where each row comes from; once for all tensors of the same heights."""
-        key = (lane, tuple(heights.items()), size)
+        key = (main, tuple(heights.items()), size)
         found = self._layouts.get(key)
         if found is None:
-            found = self._layouts[key] = self._find(lane, heights, size)
+            found = self._layouts[key] = self._find(main, heights, size)
         return found
 
-    def _find(self, lane: int, heights: Mapping[int, int], size: int) -> _Layout:
+    def _find(self, main: int, heights: Mapping[int, int], size: int) -> _Layout:
         import numpy as np
 
         rows = {index: self._rows_of(index, height, size) for index, height in heights.items()}
-        own, named = rows[lane], self._named(size)
+        own, named = rows[main], self._named(size)
         lacking = int(((own < 0) & named).sum())
         if lacking:
-            self.lacking[self._models[lane].label] = lacking
+            self.lacking[self._models[main].label] = lacking
         elsewhere = self._elsewhere(own, named, rows, heights)
-        places = own.copy()
-        places[elsewhere.zeros] = _ZERO
-        begin: dict[_Part, int] = {}
+        origins = own.copy()
+        origins[elsewhere.zeros] = _ZERO
+        begin: dict[_Section, int] = {}
         end = 0
         if elsewhere.number < size:
-            begin[lane,] = 0
-            end = heights[lane]
+            begin[main,] = 0
+            end = heights[main]
         tables = {}
         for part, where, at in elsewhere.parts:
             if len(part) == 1 and part in begin:
-                places[where] = begin[part] + at[0]
+                origins[where] = begin[part] + at[0]
                 continue
             begin[part] = end
-            places[where] = end + (at[0] if len(part) == 1 else np.arange(len(where)) if part else 0)
+            origins[where] = end + (at[0] if len(part) == 1 else np.arange(len(where)) if part else 0)
             end += heights[part[0]] if len(part) == 1 else len(where) if part else 1
             if len(part) > 1:
                 tables[part] = [self._table(column) for column in at]
-        as_it_is = list(begin) == [(lane,)] and heights[lane] == size and bool((places == np.arange(size)).all())
-        return _Layout(tuple(begin), tables, None if as_it_is else self._table(places))
+        as_it_is = list(begin) == [(main,)] and heights[main] == size and bool((origins == np.arange(size)).all())
+        return _Layout(tuple(begin), tables, None if as_it_is else self._table(origins))
 
     def _named(self, size: int) -> Ids:
-        """Tell which rows of the output stand for a token."""
+        """Return which rows of the output are of a token."""
         import numpy as np
 
         named = np.zeros(size, dtype=bool)
@@ -233,9 +233,9 @@ class Gathers:
         if ruled:
             lacking = lacking[~np.isin(lacking, list(ruled))]
         left = lacking
-        found: list[tuple[_Part, Ids, list[Ids]]] = []
+        found: list[tuple[_Section, Ids, list[Ids]]] = []
 
-        def take(part: _Part, where: Ids) -> None:
+        def take(part: _Section, where: Ids) -> None:
             if where.size:
                 found.append((part, where, [rows[index][where] for index in part]))
 
@@ -266,27 +266,27 @@ class Gathers:
         return _Elsewhere(found, zeros, len(zeros) + sum(len(where) for _, where, _ in found))
 
     def _rows_of(self, index: int, height: int, size: int) -> Ids:
-        place = self._places[index]
-        key = (place, height, size)
+        directory = self._directories[index]
+        key = (directory, height, size)
         found = self._rows.get(key)
         if found is None:
-            found = self._rows[key] = self._joined.rows_of(place, height, size)
-            beyond = int((self._joined.own[place] >= height).sum())
+            found = self._rows[key] = self._joined.rows_of(directory, height, size)
+            beyond = int((self._joined.own[directory] >= height).sum())
             if beyond:
                 self.beyond[self._models[index].label] = beyond
         return found
 
-    def _table(self, places: Ids) -> str:
-        """Write a table; `places` has for each row of the result that of the source, or zero."""
+    def _table(self, origins: Ids) -> str:
+        """Write a table; `origins` has for each row of the result that of the source, or zero."""
         import numpy as np
 
-        there = places != _ZERO
+        there = origins != _ZERO
         # A run ends where the next row is zero, or is not the source's next one.
-        follows = np.zeros(len(places), dtype=bool)
-        follows[1:] = there[1:] & there[:-1] & (places[1:] == places[:-1] + 1)
+        follows = np.zeros(len(origins), dtype=bool)
+        follows[1:] = there[1:] & there[:-1] & (origins[1:] == origins[:-1] + 1)
         firsts, zeros = np.flatnonzero(there & ~follows), np.flatnonzero(~there)
-        lengths = np.diff(np.flatnonzero(~follows), append=len(places))[there[~follows]]
-        runs = list(zip(firsts.tolist(), places[firsts].tolist(), lengths.tolist(), strict=True))
+        lengths = np.diff(np.flatnonzero(~follows), append=len(origins))[there[~follows]]
+        runs = list(zip(firsts.tolist(), origins[firsts].tolist(), lengths.tolist(), strict=True))
         name = f"v{len(self.tables)}"
-        self.tables[name] = {"rows": len(places), "runs": runs, "fills": [(row, "zero") for row in zeros.tolist()]}
+        self.tables[name] = {"rows": len(origins), "runs": runs, "fills": [(row, "zero") for row in zeros.tolist()]}
         return name

@@ -1,4 +1,4 @@
-"""Decides which token each row of the output's vocabulary stands for, and which row of each model means the same."""
+"""Decides which token each row of the output's vocabulary is for, and which row of each model means the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells whether the inputs are of one kind: one architecture, one way to store experts."""
+"""Checks that the inputs are of one kind: one architecture, one way to store experts."""
 
 from __future__ import annotations
 

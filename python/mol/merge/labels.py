@@ -22,17 +22,17 @@ class Labels:
     """Short names of inputs.
 
     The id of a Hub repository; a relative `org/name` as it stands in the recipe; else as few last parts of the path as
-    tell the inputs apart.
+    distinguish the inputs.
     """
 
     def __init__(
-        self, parts: Iterable[Part], places: Iterable[str] = (), *, cache_dir: Path | str | None = None
+        self, parts: Iterable[Part], paths: Iterable[str] = (), *, cache_dir: Path | str | None = None
     ) -> None:
         """Name the inputs.
 
         Args:
             parts: the inputs' directories.
-            places: further paths that texts may mention, e.g. the output path in the recipe.
+            paths: further paths that texts may mention, e.g. the output path in the recipe.
             cache_dir: the Hub cache in use, huggingface_hub's own if None.
         """
         directories = {part.directory: part.name for part in parts}
@@ -43,14 +43,14 @@ class Labels:
             directory: origin[0] if (origin := origins[directory]) else _as_typed(name) or short[directory.resolve()]
             for directory, name in directories.items()
         }
-        replaced = {place: Path(place).name for place in places}
+        replaced = {path: Path(path).name for path in paths}
         for directory, name in directories.items():
             replaced |= dict.fromkeys((name, str(directory), str(directory.resolve())), self._labels[directory])
         # As YAML spells a path with an apostrophe inside quotes.
-        replaced |= {place.replace("'", "''"): label for place, label in replaced.items()}
+        replaced |= {path.replace("'", "''"): label for path, label in replaced.items()}
         # Longest first, since one path may begin another.
         self._replaced = sorted(
-            ((place, label) for place, label in replaced.items() if Path(place).expanduser().is_absolute()),
+            ((path, label) for path, label in replaced.items() if Path(path).expanduser().is_absolute()),
             key=lambda pair: (-len(pair[0]), pair[0]),
         )
 
@@ -60,8 +60,8 @@ class Labels:
 
     def clean(self, text: str) -> str:
         """Replace the absolute paths of inputs in a text by their short names, and other ones by their last part."""
-        for place, label in self._replaced:
-            text = text.replace(place, label)
+        for path, label in self._replaced:
+            text = text.replace(path, label)
         return _PATH.sub(r"\1", text)
 
 

@@ -86,9 +86,9 @@ class Mismatches:
             )
         for model in self._misshapen.values():
             lines.extend(_config_differences(donor, model))
-        for (name, problem), places in self._grouped.items():
+        for (name, problem), by_layer in self._grouped.items():
             alike: dict[frozenset[tuple[int, ...]], list[int]] = {}
-            for layer, experts in places.items():
+            for layer, experts in by_layer.items():
                 alike.setdefault(frozenset(experts), []).extend(() if layer is None else (layer,))
             for of_each, layers in alike.items():
                 numbers = {number for experts in of_each for number in experts}

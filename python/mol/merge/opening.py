@@ -23,7 +23,7 @@ def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None
     """Find or download every model of a recipe and of its stages, and read the headers of their weights.
 
     Raises:
-        MolError: a model cannot be had or is damaged; where several are, a MergeError lists them.
+        MolError: a model is not available or is damaged; where several are, a MergeError lists them.
         OSError: a model is missing or may not be read.
     """
     from mol.io.adapter import Adapter

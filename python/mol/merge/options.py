@@ -59,7 +59,7 @@ class MergeOptions:
         overwrite: replace a model that is already at the output path, after the new one is complete; refused where
             other files than a model's are there.
         overwrite_all: the same, with everything that is there.
-        discard_partial: throw away what an earlier, different merge left unfinished at the same place.
+        discard_partial: throw away what an earlier, different merge left unfinished in the same directory.
         allow_nonfinite: let NaN and infinity through instead of stopping.
         strict_tensors: refuse where a tensor outside the layers would be copied or dropped.
         copy_tokenizer: write tokenizer files.
@@ -123,7 +123,7 @@ class MergeOptions:
 
     @property
     def workers(self) -> int | None:
-        """`threads`, but no more than are of use on this machine."""
+        """`threads`, but no more than this machine can use."""
         return None if self.threads is None else min(self.threads, most_threads())
 
 

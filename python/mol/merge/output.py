@@ -38,13 +38,13 @@ def check_output(out: Path, *, overwrite: bool, overwrite_all: bool = False, inp
         OSError: `out` or a folder above it is a file, a loop of links, or not writable.
         MergeError: something is there already, or an input is.
     """
-    place = find_place(out, inputs=inputs)
+    path = resolve_output(out, inputs=inputs)
     check_replaceable(out.expanduser(), overwrite=overwrite, overwrite_all=overwrite_all)
-    return place
+    return path
 
 
-def find_place(out: Path, *, inputs: Iterable[Path] = ()) -> Path:
-    """Return `out` with its links followed, a place where a directory can be, whatever is there now.
+def resolve_output(out: Path, *, inputs: Iterable[Path] = ()) -> Path:
+    """Return `out` with its links followed, after checking that a directory can be made there, whatever is there now.
 
     Args:
         out: the output directory.
@@ -54,30 +54,30 @@ def find_place(out: Path, *, inputs: Iterable[Path] = ()) -> Path:
         OSError: `out` or a folder above it is a file, a loop of links, or not writable.
         MergeError: an input is there.
     """
-    place = Path(os.path.realpath(out.expanduser() if out.parts[:1] == ("~",) else out))
+    path = Path(os.path.realpath(out.expanduser() if out.parts[:1] == ("~",) else out))
     try:
-        place.stat()
+        path.stat()
         there = True
     except (FileNotFoundError, NotADirectoryError):
         there = False
     except OSError as error:
         raise OSError(error.errno, f"{out} cannot be an output directory: {error.strerror}") from error
-    if there and not place.is_dir():
+    if there and not path.is_dir():
         raise NotADirectoryError(f"{out} is a file; name a directory for the merged model")
-    if not place.name:
+    if not path.name:
         raise MergeError(f"{out} is the root of a file system; name a directory below it")
-    above = next(folder for folder in place.parents if folder.exists())
+    above = next(folder for folder in path.parents if folder.exists())
     if not above.is_dir():
         raise NotADirectoryError(f"{out} cannot be made: {above} is a file")
     if not may(above, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, f"{out} cannot be made: no right to write there", str(above))
-    if there and os.path.ismount(place):
+    if there and os.path.ismount(path):
         raise MergeError(
             f"{out} is a mount point, and a merge appears by a rename, which cannot replace one; name a directory "
             f"below it, such as {out / 'merged'}"
         )
-    check_apart(place, inputs)
-    return place
+    check_apart(path, inputs)
+    return path
 
 
 def check_replaceable(out: Path, *, overwrite: bool, overwrite_all: bool = False) -> None:
@@ -146,12 +146,12 @@ def check_apart(out: Path, inputs: Iterable[Path]) -> None:
     if partial.is_symlink():
         problems.append(f"{partial} is a link, wanted a directory of this merge's own or nothing")
     for directory in dict.fromkeys(Path(os.path.realpath(path)) for path in inputs):
-        for place in (out, partial):
-            if place == directory:
-                problems.append(f"{place} is an input")
-            elif directory in place.parents:
-                problems.append(f"{place} lies inside the input {directory}")
-            elif place in directory.parents:
-                problems.append(f"{place} holds the input {directory}")
+        for path in (out, partial):
+            if path == directory:
+                problems.append(f"{path} is an input")
+            elif directory in path.parents:
+                problems.append(f"{path} lies inside the input {directory}")
+            elif path in directory.parents:
+                problems.append(f"{path} holds the input {directory}")
     if problems:
         raise MergeError.listing("the output would touch an input; name another directory", problems)

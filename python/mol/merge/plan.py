@@ -66,14 +66,14 @@ class Result(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One piece of work: rows of a tensor, from `row` to the first row of the next task.
+    """One task of the engine: rows of a tensor, from `row` to the first row of the next task.
 
     Attributes:
         tensor: index into `MergePlan.tensors`.
         by: the method.
-        of: what it is done to, in the order the method wants.
+        of: what it is done to, in the order the method takes them.
         row: first row of the tensor that it writes; a row is what lies along the last axis, of a vector one element.
-        reads: what the method reads beside `of`.
+        reads: what the method reads in addition to `of`.
         also: further results of the same reading, as of a sweep over recipes; their tensors may be in any output.
     """
 
@@ -110,8 +110,8 @@ class MergePlan:
     def to_json(self) -> str:
         """Return the plan as `mol._rust` takes it; floats cross exactly.
 
-        Written piece by piece, which takes half the time of one `json.dumps`: plans have up to a million small objects
-        and most of them repeat.
+        Written one object at a time, which takes half the time of one `json.dumps`: plans have up to a million small
+        objects and most of them repeat.
         """
         names = _Texts(encode_basestring_ascii)
         shapes = _Texts(json.dumps)

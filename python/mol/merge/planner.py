@@ -208,7 +208,7 @@ class _Planner:
         donor = self._donor
         tying = self._tying
         slice_, position = (self._slices[-1], 1.0) if side == "last" else (self._slices[0], 0.0)
-        if in_side_tower(donor.structure, name):  # which is not sliced, so all of it comes from one place
+        if in_side_tower(donor.structure, name):  # which is not sliced, so all of it comes from one slice
             slice_ = self._slices[0]
         decide_as = None
         if tying is not None and name == tying.head and tying.as_embedding:
@@ -366,7 +366,7 @@ class _Planner:
                     self._problems.add(
                         f"the layers of {self._donor.label} are of several kinds, and config.json has no list that "
                         f"says which layer is of which: layers {ranges(odd)} of the output would be read as another "
-                        "kind; choose ranges that keep each kind at its place"
+                        "kind; choose ranges that keep each kind at its position"
                     )
         if tie_flag(self._model_config) and self._slices[0].sources != self._slices[-1].sources:
             self._notes["head and embedding are tied: both come from the first slice"] = None

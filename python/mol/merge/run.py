@@ -121,7 +121,7 @@ def run_merge(
     from mol import _rust
     from mol.config.recipe import load_recipe
     from mol.merge.option_names import read_options
-    from mol.merge.output import find_place, partial_of
+    from mol.merge.output import partial_of, resolve_output
 
     options = replace(options or MergeOptions(), **read_options(option_fields))
     config = load_recipe(recipe)
@@ -129,10 +129,10 @@ def run_merge(
     named = config.inputs()
     names = [reference.name for pair in named for reference in (pair, pair.adapter) if reference is not None]
     local = (Path(name).expanduser() for name in names)
-    place = find_place(Path(target), inputs=filter(Path.is_dir, local))
-    # Kept from the first look at what is there until the new model is in its place.
-    with closing(_rust.PartialLock(partial_of(place), place)) as lock:
-        return _merge(config, place, lock, options, _Watch(partial_of(place), cancel, on_progress), checkpoints)
+    directory = resolve_output(Path(target), inputs=filter(Path.is_dir, local))
+    # Kept from the first look at what is there until the new model is in OUT.
+    with closing(_rust.PartialLock(partial_of(directory), directory)) as lock:
+        return _merge(config, directory, lock, options, _Watch(partial_of(directory), cancel, on_progress), checkpoints)
 
 
 def _target(out: Path | str | None, out_path: Path | str | None, config: MergeConfig) -> Path | str:
@@ -148,7 +148,7 @@ def _target(out: Path | str | None, out_path: Path | str | None, config: MergeCo
 
 def _merge(
     config: MergeConfig,
-    place: Path,
+    directory: Path,
     lock: _rust.PartialLock,
     options: MergeOptions,
     watch: _Watch,
@@ -158,11 +158,11 @@ def _merge(
     from mol.merge.output import check_apart, check_replaceable
 
     may = {"overwrite": options.overwrite, "overwrite_all": options.overwrite_all}
-    check_replaceable(place, **may)
+    check_replaceable(directory, **may)
     prepared = _prepare(config, options, checkpoints)
     inputs = [source.directory for source in prepared.planned.sources]
     inputs += [file.path.parent for source in prepared.planned.sources for file in source.files]
-    check_apart(place, [*inputs, prepared.tokenizer])
+    check_apart(directory, [*inputs, prepared.tokenizer])
     for line in prepared.planned.notes:
         _log.info("%s", line)
     for line in prepared.planned.warnings:
@@ -179,12 +179,12 @@ def _merge(
         mmap=options.mmap,
         lock=lock,
     )
-    _check_space(place, prepared.planned, found)
+    _check_space(directory, prepared.planned, found)
     # Planning may have taken hours of downloads, in which another merge may have ended here.
-    check_replaceable(place, **may)
-    executed = _execute(prepared, plan, place, lock, options, watch)
+    check_replaceable(directory, **may)
+    executed = _execute(prepared, plan, directory, lock, options, watch)
     return MergeReport(
-        out=place,
+        out=directory,
         planned=prepared.planned,
         plan_digest=executed["plan_digest"],
         files=tuple(executed["files"]),
@@ -227,7 +227,7 @@ class _Watch:
 
 
 def _execute(
-    prepared: _Prepared, plan: str, place: Path, lock: _rust.PartialLock, options: MergeOptions, watch: _Watch
+    prepared: _Prepared, plan: str, directory: Path, lock: _rust.PartialLock, options: MergeOptions, watch: _Watch
 ) -> dict[str, Any]:
     from mol import _rust
     from mol.merge.output import check_replaceable
@@ -263,9 +263,9 @@ def _execute(
             version=_rust.__version__,
         )
         watch.check()
-        check_replaceable(place, overwrite=options.overwrite, overwrite_all=options.overwrite_all)
+        check_replaceable(directory, overwrite=options.overwrite, overwrite_all=options.overwrite_all)
         overwrite = options.overwrite or options.overwrite_all
-        left = _rust.commit(str(partial), str(place), overwrite=overwrite, sync=options.sync, lock=lock)
+        left = _rust.commit(str(partial), str(directory), overwrite=overwrite, sync=options.sync, lock=lock)
         if left is not None:
             _log.warning("%s", left)
     except OSError as error:
@@ -347,12 +347,12 @@ def _plan(
     return planned, tokenizer, vocabularies, tokens
 
 
-def _check_space(place: Path, planned: PlannedMerge, preflight: str) -> None:
+def _check_space(directory: Path, planned: PlannedMerge, preflight: str) -> None:
     """Refuse a disk on which the weights fit, but not the other files."""
     found = json.loads(preflight)
-    beside = sum(file.size for file in planned.side_files)
-    if found["bytes_needed"] + beside > found["bytes_free"]:
+    others = sum(file.size for file in planned.side_files)
+    if found["bytes_needed"] + others > found["bytes_free"]:
         raise MergeError(
-            f"{place}: the merge needs {found['bytes_needed']:,} bytes for weights and {beside:,} for the files next "
-            f"to them, the disk has {found['bytes_free']:,} free; free some or choose another OUT"
+            f"{directory}: the merge needs {found['bytes_needed']:,} bytes for weights and {others:,} for the files "
+            f"next to them, the disk has {found['bytes_free']:,} free; free some or choose another OUT"
         )

@@ -87,7 +87,7 @@ def compare_settings(
     Args:
         donor: the model whose config.json the output gets.
         models: the inputs.
-        allow_crimes: warn in place of refusing.
+        allow_crimes: warn instead of refusing.
         problems: where problems go.
         notes: where notes go.
         warnings: where warnings go.

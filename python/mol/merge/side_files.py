@@ -84,7 +84,7 @@ def plan_side_files(
 
     A merge never runs code, so an input that brings some is merged, but without `trust_remote_code` neither the
     code nor what points to it (`auto_map`) goes into the output: it loads with the library's own classes or not at
-    all, and never runs what nobody vouched for.
+    all, and never runs unreviewed code.
 
     Args:
         planned: the merge; all but the tokenizer comes from its donor.
@@ -144,7 +144,7 @@ def plan_side_files(
     if template is not None:
         texts[CHAT_TEMPLATE] = template
         if TOKENIZER_SETTINGS in copies:
-            # Readers before chat_template.jinja look here.
+            # Versions older than chat_template.jinja look here.
             settings = rewritten.setdefault(TOKENIZER_SETTINGS, read_object(copies[TOKENIZER_SETTINGS].path))
             settings["chat_template"] = template
         copies.pop("chat_template.json", None)
@@ -225,7 +225,7 @@ def _of_one_model(planned: PlannedMerge, copies: Mapping[str, SideFile]) -> list
 
 
 def _find_all(chosen: Mapping[str, Path]) -> dict[str, SideFile]:
-    """Look at each file that is to be copied, and refuse all that cannot be at once."""
+    """Check each file that is to be copied, and refuse all that cannot be at once."""
     found, problems = {}, []
     for name, directory in chosen.items():
         try:
@@ -261,7 +261,7 @@ def _rewritten(
     rewritten = dict(changed)
     for name, file in copies.items():
         if is_settings(name) and name not in changed:
-            content = read_object(file.path)  # whatever becomes of it: a damaged file is refused
+            content = read_object(file.path)  # read even if it is dropped: a damaged file is refused
             if not (trust and file.path.is_relative_to(planned.donor.directory)):
                 rewritten[name] = content
     for name, content in tuple(rewritten.items()):
@@ -366,7 +366,7 @@ def _head(source: SideFile) -> bytes:
 
 
 def _open(source: SideFile) -> BufferedReader:
-    # Without waiting for a writer, since a pipe may have taken the file's place.
+    # Without waiting for a writer, since a pipe may have replaced the file.
     return os.fdopen(os.open(source.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
 
 

@@ -290,7 +290,7 @@ class TaskBuilder:
         self._count(method, read, 1)
 
     def _place(self, name: str, info: TensorInfo) -> None:
-        """Give a tensor its dtype and file in the output."""
+        """Set the dtype and file of a tensor in the output."""
         dtype = info.dtype
         size = info.bytes
         wanted = self._dtype
@@ -339,8 +339,8 @@ class TaskBuilder:
         read = sorted({same[number] for number in self._read})
         tasks = self._tasks
         if len(read) < len(files):
-            places = {old: new for new, old in enumerate(read)}
-            numbers = [places.get(number, -1) for number in same]
+            kept = {old: new for new, old in enumerate(read)}
+            numbers = [kept.get(number, -1) for number in same]
             tasks = [
                 task._replace(
                     of=tuple(

@@ -44,7 +44,7 @@ def check_vocabularies(
     Args:
         planned: the merge.
         vocabularies: by directory, of the donor and the other models, in this order.
-        allow_crimes: warn where one id has two tokens, in place of refusing.
+        allow_crimes: warn where one id has two tokens, instead of refusing.
 
     Raises:
         MergeError: listing the models.

@@ -96,7 +96,7 @@ class VocabularyRows:
         notes: dict[str, None],
         warnings: dict[str, None],
     ) -> None:
-        """State the size in config.json, and say what was found."""
+        """Write the size into config.json, and report what was found."""
         gathers, joined = self._gathers, self._joined
         assert gathers is not None  # `join` comes first
         assert joined is not None

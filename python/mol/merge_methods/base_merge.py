@@ -125,7 +125,7 @@ class BaseMergeMethod(ABC):
             cls.__doc__ = f"Merge by {spec.name}, {spec.title}: {spec.about}."
 
     def __init__(self, config: MergeConfig, options: MergeOptions | None = None) -> None:
-        """Take a recipe of this method.
+        """Store a recipe of this method.
 
         Raises:
             ConfigError: the recipe is for another method.
@@ -142,13 +142,13 @@ class BaseMergeMethod(ABC):
             Checkpoints by the model's name in the recipe, the base among them.
 
         Raises:
-            MolError: a model cannot be had or is damaged.
+            MolError: a model is not available or is damaged.
             OSError: a model is missing or may not be read.
         """
         return {str(ref): found for ref, found in resolve_checkpoints(self.config, self.options).items()}
 
     def merge(self, models: Mapping[str, Checkpoint] | None = None) -> PendingMerge:
-        """Plan the merge and check all that headers can tell; nothing is written.
+        """Plan the merge and check all that can be checked from headers; nothing is written.
 
         Args:
             models: what `load_models` gave; loaded now if None.

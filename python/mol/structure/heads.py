@@ -1,4 +1,4 @@
-"""Looks into the files of models that are said to tie: whether the head that is stored is the embedding after all."""
+"""Compares head and embedding in the files of models whose config.json says that they are tied."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def _are_equal(checkpoint: Checkpoint, a: str, b: str) -> bool:
         (found,) = _rust.compare([(paths[0], a, paths[1], b)], mmap=False)
         return found[4] == 0.0  # the largest difference
     with paths[0].open("rb") as left, paths[1].open("rb") as right:
-        places = [_begin(checkpoint, file.fileno(), name) for file, name in ((left, a), (right, b))]
+        offsets = [_begin(checkpoint, file.fileno(), name) for file, name in ((left, a), (right, b))]
         for done in range(0, first.bytes, _CHUNK):
             size = min(_CHUNK, first.bytes - done)
-            one, two = (os.pread(f.fileno(), size, at + done) for f, at in zip((left, right), places, strict=True))
+            one, two = (os.pread(f.fileno(), size, at + done) for f, at in zip((left, right), offsets, strict=True))
             if one != two:
                 return False
     return True

@@ -218,7 +218,7 @@ def _group(tensors: Iterable[str]) -> tuple[dict[str, _Layers], list[str]]:
 
 
 def _inner(prefix: str, layers: _Layers, counts: set[int]) -> tuple[dict[str, _Layers], list[str]] | None:
-    """Look for the layers inside a repeat that is none itself, such as the towers of `towers.0.layers.5`."""
+    """Find the layers inside a repeat that is none itself, such as the towers of `towers.0.layers.5`."""
     found: dict[str, _Layers] = {}
     rest: list[str] = []
     for layer, suffixes in layers.items():

@@ -207,14 +207,14 @@ def _are_runs(value: list[Any], depth: int) -> bool:
 
 
 def _written_as(old: object, depth: int, entries: list[Any]) -> Any:  # noqa: ANN401
-    """Write entries, one per layer, in the form in which config.json had them."""
+    """Write entries, one per layer, in the form that config.json has."""
     if isinstance(old, str):
         return "".join(entries)
     return [[entries, 1]] if isinstance(old, list) and _are_runs(old, depth) else entries
 
 
 def _cut(key: str, value: Any, depth: int, tails: set[int]) -> tuple[Any, list[Any]]:  # noqa: ANN401
-    """Take off what a list has beyond the layers, where it goes on with the modules that predict further tokens."""
+    """Cut what a list has beyond the layers, where it continues with the modules that predict further tokens."""
     if isinstance(value, list) and len(value) - depth in tails and not _OTHER_LIST.search(key):
         return value[:depth], value[depth:]
     return value, []

@@ -1,4 +1,4 @@
-"""Lets a caller intercept the calls of a model's blocks in one forward, in its own thread and context only."""
+"""Intercepts the calls of a model's blocks in one forward, in its own thread and context only."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def make_interceptable(blocks: Iterable[nn.Module]) -> None:
 def call_block(block: nn.Module, call: Arguments) -> Any:  # noqa: ANN401 - as the block returns it
     """Call a block's own forward, past the dispatcher of `make_interceptable`."""
     args, kwargs = call
-    placed = block.__dict__["_mol_forward"]  # such as the one of a device hook
-    return type(block).forward(block, *args, **kwargs) if placed is None else placed(*args, **kwargs)
+    replaced = block.__dict__["_mol_forward"]  # such as the one of a device hook
+    return type(block).forward(block, *args, **kwargs) if replaced is None else replaced(*args, **kwargs)
 
 
 @contextmanager

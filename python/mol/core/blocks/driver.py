@@ -43,7 +43,7 @@ Hold = Callable[[int], AbstractContextManager["torch.device | None"]]
 """Context manager that loads a block and yields its device if it differs from the model's."""
 
 _BATCH, _LENGTH = 3, 5
-"""Sizes of the traced forward, different so that axes can be told apart."""
+"""Sizes of the traced forward, different so that axes can be distinguished."""
 _LARGEST: Final = 1 << 12
 
 

@@ -74,7 +74,7 @@ class Layout:
         if math.prod(shape[:-1]) % batch or (not layout._flat and shape[0] % batch):
             raise ArchitectureError(
                 f"{name}: hidden states of shape {list(shape)} for {batch} images or sounds: which axis is which "
-                "cannot be told"
+                "cannot be determined"
             )
         return layout
 

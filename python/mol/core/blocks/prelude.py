@@ -304,7 +304,7 @@ def _mappings(call: Arguments) -> dict[Slot, dict[Any, Any]]:
 
 @contextmanager
 def untouched_caches(call: Arguments) -> Iterator[None]:
-    """Let a block run, and restore the caches that it was handed."""
+    """Context manager that restores the caches a block was handed after it has run."""
     saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
     lists: list[tuple[list[Any], list[Any]]] = []
     waiting = [value for _, value in items(call) if isinstance(value, Cache)]
@@ -331,7 +331,7 @@ def untouched_caches(call: Arguments) -> Iterator[None]:
 
 
 def with_cache(call: Arguments, cache: Cache) -> Arguments:
-    """Return the same call with another cache in place of the one that it has."""
+    """Return the same call with another cache instead of the one that it has."""
     for slot, value in list(items(call)):
         if isinstance(value, Cache):
             call = with_argument(call, slot, cache)

@@ -86,7 +86,7 @@ def _shown(name: str) -> str:
 def _license(checkpoint: Checkpoint | None) -> dict[str, str]:
     try:
         return {} if checkpoint is None else read_license(checkpoint.directory)
-    except CheckpointError as error:  # somebody else's card is no reason to lose what was trained
+    except CheckpointError as error:  # another model's card is no reason to lose what was trained
         _log.warning("%s", error)
         return {}
 

@@ -129,7 +129,7 @@ def read_checkpoint(kind: type[_R], path: str | os.PathLike[str], options: Mappi
 
 
 def _identity(file: Path) -> tuple[int, int] | None:
-    """Return what tells a file from another one that replaced it."""
+    """Return what distinguishes a file from another one that replaced it."""
     try:
         status = file.stat()
     except FileNotFoundError:

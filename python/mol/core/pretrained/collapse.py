@@ -54,7 +54,7 @@ def collapse(
     texts: Sequence[str] | None = None,
     drop_adapters: bool = False,
 ) -> Collapsed:
-    """Write a static model of a fusion: the host, with a linear merge of the experts in place of each fused layer.
+    """Write a static model of a fusion: the host, with a linear merge of the experts instead of each fused layer.
 
     Args:
         runtime: the fusion.
@@ -236,8 +236,8 @@ def _best_expert(runtime: Runtime, rows: Sequence[torch.Tensor]) -> tuple[Weight
             _merge(runtime, shares, Path(folder) / "fused")
             losses[name] = _loss(_load(Path(folder) / "fused"), rows)
     best = min(losses, key=lambda name: losses[name])
-    told = ", ".join(f"{loss:.4f} with those of `{name}`" for name, loss in losses.items())
-    return candidates[best], [f"the blocks of `{best}`, whose loss is the lowest: {told}"]
+    listed = ", ".join(f"{loss:.4f} with those of `{name}`" for name, loss in losses.items())
+    return candidates[best], [f"the blocks of `{best}`, whose loss is the lowest: {listed}"]
 
 
 def _merge(runtime: Runtime, weights: Weights, directory: Path) -> None:

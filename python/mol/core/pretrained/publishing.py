@@ -1,4 +1,4 @@
-"""Puts a fusion on the Hub, with a card: as it is, with copies of its models, or as one static model."""
+"""Uploads a fusion to the Hub, with a card: as it is, with copies of its models, or as one static model."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _names(runtime: Runtime, fusion_type: str) -> dict[str, str]:
 
 
 def _forget_places(directory: Path, names: Mapping[str, str]) -> None:
-    """Take paths of this machine out of a save."""
+    """Remove paths of this machine from a save."""
     path = directory / CONFIG
     content = _renamed(read_object(path), {name: other for name, other in names.items() if name != other})
     record = content[KEY]

@@ -341,7 +341,7 @@ def _entries(record: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 
 def _keep_theirs(directory: Path, staged: Path, before: Mapping[str, str], own: set[str]) -> None:
-    """Keep files that somebody else added, or changed, since the last save: a tokenizer's, say."""
+    """Keep files that something else added, or changed, since the last save: a tokenizer's, say."""
     extra = [path for path in staged.iterdir() if path.is_file() and path.name not in own]
     # Files of two tokenizers do not work together; the card is by itself.
     for group in ([path for path in extra if path.name != CARD], [path for path in extra if path.name == CARD]):

@@ -50,7 +50,7 @@ def test_out_that_touches_an_input_by_a_link(world: World) -> None:
             mol.run_merge(world.recipe(), out, overwrite=True)
 
 
-def test_an_input_in_the_place_of_the_partial(world: World) -> None:
+def test_an_input_instead_of_the_partial(world: World) -> None:
     moved = World(world.root, world.a, world.root / "out.partial", world.out)
     world.b.rename(moved.b)
     with moved.refuses(str(moved.b), error=MolError):
@@ -107,10 +107,10 @@ def fill(directory: Path, files: dict[str, str]) -> None:
 @pytest.mark.parametrize("every", [False, True])
 @pytest.mark.parametrize("project", PROJECTS)
 def test_what_is_no_model_is_not_overwritten(world: World, project: str, every: bool) -> None:
-    place = world.root / "project"
-    fill(place, PROJECTS[project])
-    with world.refuses(str(place), "no model", error=MergeError):
-        mol.run_merge(world.recipe(), place, overwrite=True, overwrite_all=every)
+    directory = world.root / "project"
+    fill(directory, PROJECTS[project])
+    with world.refuses(str(directory), "no model", error=MergeError):
+        mol.run_merge(world.recipe(), directory, overwrite=True, overwrite_all=every)
 
 
 @pytest.mark.parametrize(
@@ -148,19 +148,19 @@ def test_what_savers_of_models_write_is_overwritten(world: World) -> None:
 
 @pytest.mark.parametrize("kind", ["another disk", "the same disk"])
 def test_out_that_is_a_mount_point(world: World, kind: str) -> None:
-    place = world.root / "mounted"
-    place.mkdir()
+    directory = world.root / "mounted"
+    directory.mkdir()
     (world.root / "bound").mkdir()
     how = ["-t", "tmpfs", "tmpfs"] if kind == "another disk" else ["--bind", str(world.root / "bound")]
-    if subprocess.run(["mount", *how, place], capture_output=True, check=False).returncode != 0:
+    if subprocess.run(["mount", *how, directory], capture_output=True, check=False).returncode != 0:
         pytest.skip("no right to mount")
     try:
-        with world.refuses(str(place), "mount point", "below it", error=MergeError):
-            mol.run_merge(world.recipe(), place)
-        mol.run_merge(world.recipe(), place / "merged")
-        assert (place / "merged" / "config.json").is_file()
+        with world.refuses(str(directory), "mount point", "below it", error=MergeError):
+            mol.run_merge(world.recipe(), directory)
+        mol.run_merge(world.recipe(), directory / "merged")
+        assert (directory / "merged" / "config.json").is_file()
     finally:
-        subprocess.run(["umount", place], check=True)
+        subprocess.run(["umount", directory], check=True)
 
 
 def test_out_in_the_lower_layer_of_an_overlay(world: World) -> None:
@@ -283,7 +283,7 @@ def test_a_disk_that_is_too_small_for_side_files(small_disk: Path, tmp_path: Pat
         world.merge()
 
 
-# What only the data can tell.
+# What only the data can show.
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

@@ -172,7 +172,7 @@ def test_sizes_of_mergekit_and_of_people_are_read(size: str, count: int) -> None
         (["moe", "config.yml", "out"], "'moe' comes in a later version of mol"),
     ],
 )
-def test_a_wrong_line_ends_with_2_and_says_what_was_probably_meant(
+def test_a_wrong_command_ends_with_2_and_suggests_what_was_probably_meant(
     line: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(line) == 2
@@ -213,7 +213,7 @@ def test_a_recipe_that_is_not_there_and_one_that_is(
     assert f"error: {named}: no such recipe; did you mean {there}?" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_directory_in_the_place_of_a_recipe(
+def test_a_directory_instead_of_a_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -234,7 +234,7 @@ def test_help_and_version_are_also_words(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("count", [999, 2**64])
-def test_threads_are_bounded_by_what_is_of_use(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_threads_are_bounded_by_what_the_machine_can_use(count: int, capsys: pytest.CaptureFixture[str]) -> None:
     text = str(count)
     for verb in (["config.yml", "out"], ["plan", "config.yml"], ["diff", "a", "b"], ["verify", "out"]):
         _, given = understood([*verb, "-j", text])

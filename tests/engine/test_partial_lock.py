@@ -177,7 +177,7 @@ def test_journals_are_only_added_to(plan: Plan, partial: Path) -> None:
     assert execute(plan, partial)["resumed"] == 4
 
 
-def test_a_place_is_kept_from_the_first_look_until_the_commit(plan: Plan, partial: Path, out: Path) -> None:
+def test_a_directory_is_locked_from_the_first_check_until_the_commit(plan: Plan, partial: Path, out: Path) -> None:
     with closing(_rust.PartialLock(str(partial), str(out))) as lock:
         assert lock.warning is None
         assert not partial.exists()  # looking makes nothing
@@ -214,7 +214,7 @@ def test_the_second_of_two_that_found_nothing_is_refused(plan: Plan, partial: Pa
     second.close()
 
 
-def test_another_process_is_kept_out_and_a_killed_one_keeps_nobody_out(plan: Plan, partial: Path, out: Path) -> None:
+def test_a_lock_excludes_other_processes_and_ends_with_its_own(plan: Plan, partial: Path, out: Path) -> None:
     execute(plan, partial)
     code = f"from mol import _rust; lock = _rust.PartialLock({str(partial)!r}, {str(out)!r}); print(1); input()"
     command = [sys.executable, "-c", code]
@@ -245,7 +245,7 @@ def exchange(partial: Path, out: Path, old: Path) -> None:
 
 @pytest.mark.parametrize("aside", ["out.partial", "out.replaced"])
 @pytest.mark.parametrize("emptied", [False, True])
-def test_a_commit_that_was_cut_after_its_rename_is_ended_by_the_next_look(
+def test_a_commit_that_was_cut_after_its_rename_is_finished_by_the_next_check(
     plan: Plan, partial: Path, out: Path, aside: str, emptied: bool
 ) -> None:
     wanted = finished(plan, partial)
@@ -271,7 +271,7 @@ def test_a_directory_that_was_not_replaced_is_not_removed(plan: Plan, partial: P
         preflight(plan, partial)
 
 
-def test_somebodys_journal_in_out_is_left_there(plan: Plan, partial: Path, out: Path) -> None:
+def test_a_foreign_journal_in_out_is_left_there(plan: Plan, partial: Path, out: Path) -> None:
     out.mkdir()
     for text in ("Dear diary", "", '{"journal":1}\n'):
         (out / "journal").write_text(text)
