@@ -25,7 +25,7 @@ from fusion_load import WAYS, watch
 from fusion_models import EXPERTS, SEED, TINY, Models, Sizes
 from fusion_training import peak_of, step_of_loop, step_of_trainer
 from measure import cool, populate, warm
-from rows import rows_asked
+from rows import chosen_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,7 +163,7 @@ def reader(bench: Bench, model: PreTrainedModel, rows: int) -> Work:
 
 
 def writer(bench: Bench, model: PreTrainedModel, rows: int) -> Work:
-    """What writes on from a prompt, greedily, with a cache."""
+    """What generates from a prompt, greedily, with a cache."""
     ids, mask = bench.tokens(rows, bench.sizes.prompt)
     new = bench.sizes.new
     how = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "pad_token_id": 0}
@@ -364,7 +364,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--default-malloc", action="store_true", help="let glibc give memory back, see keep_memory")
     parser.add_argument("--tiny", action="store_true", help="tiny models, whose times say nothing: do the rows work?")
-    arguments, wanted = rows_asked(parser, ROWS)
+    arguments, wanted = chosen_rows(parser, ROWS)
 
     if not arguments.default_malloc:
         keep_memory()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import recipes
 import scaling
 from measure import Taken, memory_limit, run, warm
-from rows import rows_asked
+from rows import chosen_rows
 from table import MB, MOL, Bench, Line, report
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def main() -> int:
     parser.add_argument("--no-mergekit", action="store_true", help="leave mergekit out")
     parser.add_argument("--trial", action="store_true", help="small models, to see that the rows run; nothing counts")
     parser.add_argument("--keep", action="store_true", help="leave the models in DIR for the next time")
-    arguments, wanted = rows_asked(parser, ROWS)
+    arguments, wanted = chosen_rows(parser, ROWS)
 
     directory = (arguments.dir / "trial" if arguments.trial else arguments.dir).resolve()
     directory.mkdir(parents=True, exist_ok=True)

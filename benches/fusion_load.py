@@ -2,9 +2,9 @@
 
 The process imports all that any way needs, prints a line, waits for one, does its work, prints the seconds, and waits
 again, for its end takes memory too. The one that started it watches its memory until then. A fusion maps its files, as
-safetensors does, so one page after another is touched: a tensor that was never read has not been loaded. With it
-are measured two ways to the same bytes: reading them into memory, which ends where a fusion ends, and letting all of them pass
-through one small buffer, which ends with nothing in memory and is about the least that any reading can take.
+safetensors does, so one page after another is touched: a tensor that was never read has not been loaded. It is
+compared with two ways to the same bytes: reading them into memory, which ends where a fusion ends, and passing all of
+them through one small buffer, which ends with nothing in memory and is about the least that any reading can take.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ import numpy as np
 
 BASE_DEVIATION = np.float32(0.02)
 DELTA_DEVIATION = np.float32(0.002)
-PIECE = 1 << 22  # elements made at a time, each chunk from a seed of its own
+CHUNK = 1 << 22  # elements made at a time, each chunk from a seed of its own
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 
 
@@ -97,7 +97,7 @@ def decode(data: bytes, dtype: str) -> np.ndarray:
     return np.frombuffer(data, {"F32": "<f4", "F16": "<f2"}[dtype]).astype(np.float32)
 
 
-def piece(seed: tuple[int, ...], count: int, deviation: np.float32) -> np.ndarray:
+def chunk(seed: tuple[int, ...], count: int, deviation: np.float32) -> np.ndarray:
     generator = np.random.Generator(np.random.SFC64(seed))
     values = generator.standard_normal(count, dtype=np.float32)
     values *= deviation
@@ -134,19 +134,19 @@ def write_models(tensors: dict[str, tuple[int, ...]], models: dict[str, tuple[in
 
     def make(job: tuple[int, int, int]) -> dict[str, bytes]:
         index, start, count = job
-        base = piece((index, start, 0), count, BASE_DEVIATION)
+        base = chunk((index, start, 0), count, BASE_DEVIATION)
         made = {}
         for name, (number, dtype) in models.items():
             own = encode(base, dtype)
             if number:
-                own = encode(decode(own, dtype) + piece((index, start, number), count, DELTA_DEVIATION), dtype)
+                own = encode(decode(own, dtype) + chunk((index, start, number), count, DELTA_DEVIATION), dtype)
             made[name] = own
         return made
 
     jobs = [
-        (index, start, min(PIECE, math.prod(shape) - start))
+        (index, start, min(CHUNK, math.prod(shape) - start))
         for index, shape in enumerate(tensors.values())
-        for start in range(0, math.prod(shape), PIECE)
+        for start in range(0, math.prod(shape), CHUNK)
     ]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         width = 2 * (os.cpu_count() or 1)

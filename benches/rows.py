@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
 
-def rows_asked(parser: argparse.ArgumentParser, names: Collection[str]) -> tuple[argparse.Namespace, list[str]]:
+def chosen_rows(parser: argparse.ArgumentParser, names: Collection[str]) -> tuple[argparse.Namespace, list[str]]:
     """Read a benchmark's command line: its options, and which of its rows to measure; `--list` prints those and ends.
 
     Args:

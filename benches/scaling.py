@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def beside_ties(bench: Bench, name: str, *limits: float, per_input: bool = False) -> None:
+def relative_to_ties(bench: Bench, name: str, *limits: float, per_input: bool = False) -> None:
     """A recipe in the same rounds as TIES of a base and three."""
     inputs = len(recipes.models(name))
     bench.make("--many", str(inputs))
@@ -78,9 +78,9 @@ def many_tensors(bench: Bench) -> None:
 
 
 OF_MANY: dict[str, Callable[[Bench], None]] = {
-    "ties7": lambda bench: beside_ties(bench, "ties7", 1.2, 1.0, per_input=True),
-    "ties_count": lambda bench: beside_ties(bench, "ties_count", 1.1, 1.0),
-    "ties_rescale": lambda bench: beside_ties(bench, "ties_rescale", 1.7, 1.4),
+    "ties7": lambda bench: relative_to_ties(bench, "ties7", 1.2, 1.0, per_input=True),
+    "ties_count": lambda bench: relative_to_ties(bench, "ties_count", 1.1, 1.0),
+    "ties_rescale": lambda bench: relative_to_ties(bench, "ties_rescale", 1.7, 1.4),
     "linear20": twenty,
 }
 ROWS: dict[str, Callable[[Bench], None]] = {

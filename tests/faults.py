@@ -85,8 +85,8 @@ def _ask_about(calls: Sequence[str]) -> int:
 class _Answers:
     """Sets the result of each system call in the kernel, until the process is gone."""
 
-    def __init__(self, faults: Sequence[Fault], asked: int) -> None:
-        self.faults, self.asked, self.over = faults, asked, threading.Event()
+    def __init__(self, faults: Sequence[Fault], descriptor: int) -> None:
+        self.faults, self.descriptor, self.over = faults, descriptor, threading.Event()
         self.seen = [0] * len(faults)
 
     def give(self) -> None:
@@ -94,13 +94,13 @@ class _Answers:
 
         names = {_NUMBERS[fault.call][_COLUMN or 0]: fault.call for fault in self.faults}
         poll = select.poll()
-        poll.register(self.asked, select.POLLIN)
+        poll.register(self.descriptor, select.POLLIN)
         while not self.over.is_set():
             if not any(event & select.POLLIN for _, event in poll.poll(50)):
                 continue
             notice = bytearray(_NOTICE.size)
             try:
-                fcntl.ioctl(self.asked, _RECEIVE, notice)
+                fcntl.ioctl(self.descriptor, _RECEIVE, notice)
                 key, process, _, number, _, _, *arguments = _NOTICE.unpack(notice)
                 fault = self.fault_of(names[number], process, arguments)
                 answered = fault is not None and (fault.error or fault.f_type is not None)
@@ -109,7 +109,7 @@ class _Answers:
                         memory.seek(arguments[1])
                         memory.write(_FILE_SYSTEM.pack(fault.f_type))
                 reply = _REPLY.pack(key, 0, -fault.error if fault else 0, 0 if answered else _CONTINUE)
-                fcntl.ioctl(self.asked, _ANSWER, reply)
+                fcntl.ioctl(self.descriptor, _ANSWER, reply)
             except OSError as gone:
                 if gone.errno != errno.ENOENT:  # it was killed meanwhile
                     raise

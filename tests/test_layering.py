@@ -61,6 +61,7 @@ FLOORS_OF_CORE = (
     ("runtime",),  # what a fused model is
     ("building", "fitting", "reports"),
     ("pretrained",),  # the same model as transformers' models
+    ("saved_runtime",),  # how it is saved and loaded
     ("mol_runtime",),  # what it offers
     ("",),
 )

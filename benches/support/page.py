@@ -59,8 +59,8 @@ What the numbers do not say:
   to it, and texts that are longer than the model takes are refused.
 - **causal**: the blocks attend to later tokens by themselves, and their masks were replaced by causal ones.
 - **unpadded** ({unpadded} types): padding before a text would change what the blocks make of it, so it is refused
-  next to a host that generates. With all others neither such padding nor another text in the batch moves an output by more
-  than 1e-4, or the last column says so, and in checks 5 and 6 one of two texts has it.
+  next to a host that generates. With all others neither such padding nor another text in the batch moves an output by
+  more than 1e-4, or the last column says so, and in checks 5 and 6 one of two texts has it.
 - Texts of checks 3 to 6 have 8 to 13 tokens. Blocks that attend to the best k tokens are given a k of
   16: with weights drawn at random scores tie, and which of equals is taken changes with the length of a text.
 - A type that took over 150 seconds or 8 GiB was ended, and what it had not come to is a "-".

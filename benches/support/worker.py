@@ -75,13 +75,13 @@ class Judge:
             self._enter("model")
             model = checks.build(config)
         except checks.FAILURES as error:
-            self.row |= {"failed": told(error), "failed_in": self.row["stage"]}
+            self.row |= {"failed": line_of(error), "failed_in": self.row["stage"]}
             return
         self._enter("trace")
         try:
             source = self._source(model)
         except checks.FAILURES as error:
-            self.row |= {"failed": told(error), "failed_in": self.row["stage"]}
+            self.row |= {"failed": line_of(error), "failed_in": self.row["stage"]}
             return
         self.row |= {
             "stack": source.stack,
@@ -99,7 +99,7 @@ class Judge:
         try:
             causal = self._causal_source(model, source.stack)
         except checks.FAILURES as error:
-            self.row["fused"] = told(error)
+            self.row["fused"] = line_of(error)
             return
         self.row |= {"fused_stack": causal.stack, "made_causal": causal.made_causal}
         for host_type in checks.HOSTS:
@@ -107,7 +107,7 @@ class Judge:
                 for name, check in checks.fused_checks(host_type, causal):
                     self._check(f"{name} {host_type}", check)
             except checks.FAILURES as error:
-                self.row["fused"] = told(error)
+                self.row["fused"] = line_of(error)
 
     def _source(self, model: PreTrainedModel) -> Source:
         """Trace the stack that mol takes by itself, else the first that can be traced."""
@@ -121,7 +121,7 @@ class Judge:
                 source = Source(model, name, stack=stack.path)
             except MolError:
                 continue
-            self.row["named"] = told(first)
+            self.row["named"] = line_of(first)
             return source
         raise first
 
@@ -149,7 +149,7 @@ class Judge:
         try:
             note = check()
         except (checks.Failed, *checks.FAILURES) as error:
-            self.row["checks"][name] = {"holds": False, "note": told(error)}
+            self.row["checks"][name] = {"holds": False, "note": line_of(error)}
         else:
             self.row["checks"][name] = {"holds": True, "note": note or ""}
         self._save()
@@ -161,7 +161,7 @@ class Judge:
         partial.replace(self._path)
 
 
-def told(error: Exception) -> str:
+def line_of(error: Exception) -> str:
     """Return an error as one line."""
     text = " ".join(str(error).split())
     kind = "" if isinstance(error, (checks.Failed, MolError)) else f"{type(error).__name__}: "

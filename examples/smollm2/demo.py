@@ -100,7 +100,7 @@ def train(model: MoLForCausalLM, batches: torch.Tensor, steps: int) -> None:
 
 
 def write(model: MoLForCausalLM, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Write on from `PROMPT`, always taking the likeliest token."""
+    """Continue `PROMPT`, always taking the likeliest token."""
     given = tokenizer(PROMPT, return_tensors="pt")
     ids = model.generate(**given, max_new_tokens=24, do_sample=False, pad_token_id=tokenizer.eos_token_id)
     return tokenizer.decode(ids[0], skip_special_tokens=True)

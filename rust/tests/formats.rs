@@ -80,7 +80,7 @@ fn nearest(x: f64, guess: u16, widen: fn(u16) -> f64) -> u16 {
 #[test]
 fn f64_is_rounded_once() {
     let simd = Simd::detect();
-    // Ties of a 16-bit format, and values just beside them, which double rounding gets wrong.
+    // Ties of a 16-bit format, and values just next to them, which double rounding gets wrong.
     for base in patterns().into_iter().map(|bits| f32::from_bits(bits & 0x7fff_ffff)).filter(|x| *x < 6e4) {
         for x in [f64::from(base), f64::from(base) * (1.0 + 1e-12), f64::from(base) * (1.0 - 1e-12)] {
             let bytes = x.to_le_bytes();

@@ -128,8 +128,8 @@ def test_trust_is_warned_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 def test_code_of_an_unknown_type_is_not_run_unasked(handler: UniversalArchitectureHandler, tmp_path: Path) -> None:
     name = write_config(tmp_path / "m", "own_unheard_of", auto_map=AUTO_MAP)
     (tmp_path / "m" / "modeling_own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')", encoding="utf-8")
-    told = r"own_unheard_of.*code of its own.*modeling_own\.OwnConfig.*trust_remote_code=True"
-    with pytest.raises(ArchitectureError, match=told) as caught:
+    message = r"own_unheard_of.*code of its own.*modeling_own\.OwnConfig.*trust_remote_code=True"
+    with pytest.raises(ArchitectureError, match=message) as caught:
         handler.detect_architecture(name)
     assert str(caught.value).startswith(f"{name}: ")
     assert isinstance(caught.value, MolError)
@@ -161,7 +161,7 @@ def test_code_of_a_known_type_is_ignored(handler: UniversalArchitectureHandler, 
 
 
 @pytest.mark.parametrize(
-    ("document", "error", "told"),
+    ("document", "error", "message"),
     [
         ('{"model_type": "lama"}', ArchitectureError, r"does not know the model_type `lama`.*did you mean `llama`.*-U"),
         ("{}", ArchitectureError, r"config\.json has no `model_type`"),
@@ -185,12 +185,12 @@ def test_code_of_a_known_type_is_ignored(handler: UniversalArchitectureHandler, 
     ],
 )
 def test_what_cannot_be_detected_is_refused(
-    handler: UniversalArchitectureHandler, tmp_path: Path, document: str | None, error: type[Exception], told: str
+    handler: UniversalArchitectureHandler, tmp_path: Path, document: str | None, error: type[Exception], message: str
 ) -> None:
     (tmp_path / "m").mkdir()
     if document is not None:
         (tmp_path / "m" / "config.json").write_text(document, encoding="utf-8")
-    with pytest.raises(error, match=told) as caught:
+    with pytest.raises(error, match=message) as caught:
         handler.detect_architecture(str(tmp_path / "m"))
     assert str(tmp_path / "m") in str(caught.value)
 

@@ -95,15 +95,15 @@ def test_what_is_found_is_what_the_model_has(
     if rope is not None:
         assert rope == model.config.rope_parameters
 
-    told = handler.analyze_model_capabilities(model, name)
-    assert told["parameters"] == sum(parameter.numel() for parameter in model.parameters())
-    assert told["block_parameters"] == sum(parameter.numel() for parameter in blocks.parameters())
-    assert told["block_class"] == type(blocks[0]).__name__
-    assert told["has_lm_head"] == (head is not None)
-    assert told["supports_causal_lm"] == (auto == "CausalLM") == info.supports_causal_lm
-    assert told["supports_masked_lm"] == info.supports_masked_lm
+    message = handler.analyze_model_capabilities(model, name)
+    assert message["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert message["block_parameters"] == sum(parameter.numel() for parameter in blocks.parameters())
+    assert message["block_class"] == type(blocks[0]).__name__
+    assert message["has_lm_head"] == (head is not None)
+    assert message["supports_causal_lm"] == (auto == "CausalLM") == info.supports_causal_lm
+    assert message["supports_masked_lm"] == info.supports_masked_lm
     assert not info.supports_masked_lm or auto in ("MaskedLM", "Seq2SeqLM", "")
-    assert told["requires_remote_code"] is False
+    assert message["requires_remote_code"] is False
 
 
 def _first(result: Any) -> torch.Tensor:  # noqa: ANN401 - whatever a block returns

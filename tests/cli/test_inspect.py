@@ -184,7 +184,7 @@ def test_a_checkpoint_of_no_known_architecture_is_inspected_all_the_same(
 
 @pytest.mark.fusion
 @pytest.mark.parametrize(
-    ("config", "told", "sizes"),
+    ("config", "message", "sizes"),
     [
         (
             {"model_type": "t5", "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 3, "num_heads": 2,
@@ -210,12 +210,12 @@ def test_a_checkpoint_of_no_known_architecture_is_inspected_all_the_same(
     ],
 )  # fmt: skip
 def test_other_families(
-    config: dict[str, Any], told: str, sizes: str, odd: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+    config: dict[str, Any], message: str, sizes: str, odd: Callable[..., Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd(**config)
     assert main(["inspect", "odd"]) == 0
     found = entries(capsys.readouterr().out)
-    assert (found["family"], found["sizes"]) == (told, sizes)
+    assert (found["family"], found["sizes"]) == (message, sizes)
 
 
 @pytest.mark.fusion

@@ -55,7 +55,7 @@ def test_hooks_that_would_never_be_called_are_refused(way: str, fuse: Fuse) -> N
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "options",
     [
         {"target_modules": ["c_attn"]},
         {"target_modules": ["q_proj", "projection"]},
@@ -65,12 +65,12 @@ def test_hooks_that_would_never_be_called_are_refused(way: str, fuse: Fuse) -> N
         {"target_modules": ["projection"], "modules_to_save": ["embed_tokens"]},
     ],
 )
-def test_peft_is_refused_where_it_would_change_a_model(asked: dict[str, Any], fuse: Fuse) -> None:
+def test_peft_is_refused_where_it_would_change_a_model(options: dict[str, Any], fuse: Fuse) -> None:
     peft = pytest.importorskip("peft")
     model, ids = fuse("gpt2", "llama").as_causal_lm(), tokens_of(2, 6)
     before = model(ids).logits
     with pytest.raises(MolError, match=WORDS):
-        peft.get_peft_model(model, peft.LoraConfig(r=2, task_type="CAUSAL_LM", **asked))
+        peft.get_peft_model(model, peft.LoraConfig(r=2, task_type="CAUSAL_LM", **options))
     assert torch.equal(model(ids).logits, before)
 
 

@@ -37,7 +37,7 @@ def model(request: pytest.FixtureRequest, fuse: Fuse) -> Any:  # noqa: ANN401 - 
 
 
 def written(model: Any, ids: torch.Tensor, **options: Any) -> torch.Tensor:  # noqa: ANN401
-    """Write on without any cache."""
+    """Continue without any cache."""
     result: torch.Tensor = model.generate(ids, use_cache=False, **GREEDY, **options)
     return result
 
@@ -53,7 +53,7 @@ def by_hand(model: Any, ids: torch.Tensor, **options: Any) -> torch.Tensor:  # n
     return ids
 
 
-@pytest.mark.parametrize("options", [{}, {"use_cache": True}], ids=["as it is", "asked for"])
+@pytest.mark.parametrize("options", [{}, {"use_cache": True}], ids=["as it is", "requested"])
 def test_a_loop_by_hand_yields_what_generate_does(options: dict[str, bool], model: Any) -> None:  # noqa: ANN401
     ids = tokens_of(2, 6)
     assert torch.equal(by_hand(model, ids, **options), written(model, ids))

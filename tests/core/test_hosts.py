@@ -73,7 +73,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _beside_the_models(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _next_to_the_models(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(hub)
 
 
@@ -225,12 +225,12 @@ def test_images_of_other_sizes_have_other_numbers_of_patches() -> None:
 
 
 def test_a_wrapper_is_for_hosts_of_its_head() -> None:
-    told = (
+    says = (
         r"the host bert-mask \(BertForMaskedLM\) does not {}, as that of a {} must; it was made to fill masked tokens"
     )
-    with pytest.raises(MolError, match=told.format("classify images", "MoLForImageClassification")):
+    with pytest.raises(MolError, match=says.format("classify images", "MoLForImageClassification")):
         MoLForImageClassification.from_runtime(fuse("bert-mask"))
-    with pytest.raises(MolError, match=told.format("predict the next token", "MoLForCausalLM")):
+    with pytest.raises(MolError, match=says.format("predict the next token", "MoLForCausalLM")):
         fuse("bert-mask").as_causal_lm()
     with pytest.raises(MolError, match="does not predict the next token"):
         fuse("gpt2-class").generate(tokens_of(1, 4))

@@ -164,14 +164,14 @@ def test_models_of_this_machine(
     hub: Hub, repositories: dict[str, dict[str, bytes]], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """By a path they are refused in a runtime and copied in a bundle; by a repository's name there is a warning."""
-    secret = tmp_path / "secret" / "place"
+    secret = tmp_path / "secret" / "folder"
     for name in (secret / "base", Path("org") / "chat", secret / "other" / "base"):
         name.mkdir(parents=True)
         for file, content in repositories["org/chat"].items():
             (name / file).write_bytes(content)
     runtime = MoLRuntime(MoLConfig(models=[str(secret / "base"), "org/chat", str(secret / "other" / "base")]))
     runtime.add_layer([(str(secret / "base"), 0), ("org/chat", 1), (str(secret / "other" / "base"), 2)], 0)
-    with pytest.raises(ConfigError, match=r"(?s)paths of this machine.*fusion_type='bundle'.*secret/place/base"):
+    with pytest.raises(ConfigError, match=r"(?s)paths of this machine.*fusion_type='bundle'.*secret/folder/base"):
         runtime.push_to_hf("user/mol-model")
     runtime.push_to_hf("user/bundle", "bundle")
     assert not any(b"secret" in content for content in hub.repositories["user/bundle"].values())

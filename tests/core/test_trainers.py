@@ -101,7 +101,7 @@ def test_options_that_request_nothing_are_taken(options: dict[str, Any], fuse: F
 
 
 @pytest.mark.parametrize(
-    ("way", "told"),
+    ("way", "says"),
     [
         (lambda model: model.set_attn_implementation("eager"), "give attn_implementation to from_pretrained"),
         (lambda model: model.push_to_hub("org/name"), "model.runtime.push_to_hf"),
@@ -111,13 +111,13 @@ def test_options_that_request_nothing_are_taken(options: dict[str, Any], fuse: F
 )
 @pytest.mark.parametrize("mixture", [False, True])
 def test_what_would_reach_no_model_is_refused(
-    way: Callable[[Any], object], told: str, mixture: bool, fuse: Fuse, tmp_path: Path
+    way: Callable[[Any], object], says: str, mixture: bool, fuse: Fuse, tmp_path: Path
 ) -> None:
     model: Any = fuse("gpt2", "llama").as_causal_lm()
     if mixture:
         model = MoLMixture.from_models([str(Path("gpt2").resolve())])
     before = model.config._attn_implementation
-    with pytest.raises(MolError, match=told):
+    with pytest.raises(MolError, match=says):
         way(model)
     assert model.config._attn_implementation == before
     assert not Path("out").exists()

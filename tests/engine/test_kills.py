@@ -74,6 +74,6 @@ def test_ten_kills_at_random_moments(work: Work, tmp_path: Path, way: str, seed:
 def test_sixty_kills_at_random_moments(
     work: Work, tmp_path: Path, way: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = kill(work, tmp_path / "out.partial", way, 60, 55)
+    says = kill(work, tmp_path / "out.partial", way, 60, 55)
     with capsys.disabled():
-        print(f" {told}", end=" ")
+        print(f" {says}", end=" ")

@@ -56,12 +56,12 @@ def empty_journal(directory: Path) -> None:
     (directory / "thesis.tex").write_text("years of work")
 
 
-def empty_journal_beside_a_model(directory: Path) -> None:
+def empty_journal_next_to_a_model(directory: Path) -> None:
     (directory / "journal").touch()
     (directory / "model-00001-of-00002.safetensors").write_bytes(b"somebody's weights")
 
 
-def empty_journal_beside_an_index(directory: Path) -> None:
+def empty_journal_next_to_an_index(directory: Path) -> None:
     (directory / "journal").touch()
     (directory / "model.safetensors.index.json").write_text("somebody's")
 
@@ -77,8 +77,8 @@ def a_folder(directory: Path) -> None:
 SOMEBODYS = [
     no_line_feed,
     empty_journal,
-    empty_journal_beside_a_model,
-    empty_journal_beside_an_index,
+    empty_journal_next_to_a_model,
+    empty_journal_next_to_an_index,
     another_journal,
     a_folder,
 ]

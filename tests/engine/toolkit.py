@@ -314,11 +314,11 @@ def precision(case: Case) -> type[np.floating]:
     Not of those that rank values as f32 whatever the output is, as TIES does: their references ask for the precision.
     """
     wide = "F64" in {case.dtype, *(source.dtype for source in case.sources)}
-    return np.float64 if wide or (case.dtype == "F32" and not asks(case.method, "precision")) else np.float32
+    return np.float64 if wide or (case.dtype == "F32" and not takes(case.method, "precision")) else np.float32
 
 
-def asks(method: Method, word: str) -> bool:
-    """Whether the reference of a method has a parameter that no plan has."""
+def takes(method: Method, word: str) -> bool:
+    """Return whether the reference of a method has a parameter."""
     (name,) = method
     return word in inspect.signature(getattr(reference, name)).parameters
 
@@ -328,7 +328,7 @@ def expected(case: Case, name: str = "w", *, seed: int = 0) -> reference.Tensor:
     ((kind, numbers),) = case.method.items()
     known = {"precision": precision(case), "name": name, "seed": seed, "shape": case.sources[0].data.shape}
     named = {"lambda_" if word == "lambda" else word: value for word, value in numbers.items()}
-    named |= {word: value for word, value in known.items() if asks(case.method, word)}
+    named |= {word: value for word, value in known.items() if takes(case.method, word)}
     result: reference.Tensor = getattr(reference, kind)([decode(source) for source in case.sources], **named)
     return result
 

@@ -191,12 +191,12 @@ class Handler(BaseHTTPRequestHandler):
             return
         hub, user = self.server, self.user()
         if parts == ["api", "validate-yaml"]:
-            told = (
+            says = (
                 [{"message": '"license" must be one of the known ones'}]
                 if "license: wrong" in self.sent()["content"]
                 else []
             )
-            self.json({"errors": told, "warnings": []}, 400 if told else 200)
+            self.json({"errors": says, "warnings": []}, 400 if says else 200)
         elif user is None:
             self.json({"error": "Invalid credentials in Authorization header"}, 401)
         elif parts == ["api", "repos", "create"]:
@@ -295,8 +295,8 @@ class Handler(BaseHTTPRequestHandler):
         hub.repositories[key] = files
         hub.commits[key] = sha = hashlib.sha1(self.body + str(len(hub.messages)).encode()).hexdigest()
         url = f"{hub.url}/{name}"
-        told = {"success": True, "commitUrl": f"{url}/commit/{sha}", "commitOid": sha, "hookOutput": ""}
-        self.json(told | ({"pullRequestUrl": f"{url}/discussions/{number}"} if pull else {}))
+        says = {"success": True, "commitUrl": f"{url}/commit/{sha}", "commitOid": sha, "hookOutput": ""}
+        self.json(says | ({"pullRequestUrl": f"{url}/discussions/{number}"} if pull else {}))
 
     def sent(self) -> dict[str, Any]:
         return json.loads(self.body)

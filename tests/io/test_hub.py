@@ -151,7 +151,7 @@ def test_an_incomplete_cache_is_not_used(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "revision", "error", "told"),
+    ("name", "revision", "error", "says"),
     [
         ("org/none", None, FileNotFoundError, "no such directory, and no such repository"),
         ("org/model", "nowhere", CheckpointError, "no revision 'nowhere'"),
@@ -161,9 +161,9 @@ def test_an_incomplete_cache_is_not_used(hub: Hub, tmp_path: Path) -> None:
     ],
 )
 def test_a_model_that_is_not_there(
-    hub: Hub, tmp_path: Path, name: str, revision: str | None, error: type[Exception], told: str
+    hub: Hub, tmp_path: Path, name: str, revision: str | None, error: type[Exception], says: str
 ) -> None:
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=says):
         resolve(ModelReference(name, revision), cache_dir=tmp_path, endpoint=hub.url)
 
 

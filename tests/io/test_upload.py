@@ -219,22 +219,22 @@ def test_a_pull_request_against_a_branch_is_refused(hub: Hub, model: Path) -> No
 def test_no_message_holds_the_token(hub: Hub, model: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Not even where the server sends it back."""
     caplog.set_level(logging.DEBUG)
-    told = []
+    says = []
     for status in (400, 401, 403, 404, 409, 429, 500, 0):
         hub.faults = [Fault("POST", "/commit/", status, {}, f'{{"error": "{WRITER}"}}'.encode())]
         with pytest.raises((OSError, ConfigError, CheckpointError)) as caught:
             push(hub, model)
-        told.append(str(caught.value))
+        says.append(str(caught.value))
     for token in ("hf_two\nlines" + WRITER, "hf_\u00e9" + WRITER):
         with pytest.raises(ConfigError, match="characters that no token has") as caught:
             push(hub, model, token=token)
-        told.append(repr(caught.value))
+        says.append(repr(caught.value))
         with pytest.raises(ConfigError, match="characters that no token has") as caught:
             resolve(ModelReference("user/model"), endpoint=hub.url, token=token)
-        told.append(repr(caught.value))
-    told.append(repr(Destination("user/model", token=WRITER)))
-    assert "[token]" in told[0]
-    assert WRITER not in "".join(told)
+        says.append(repr(caught.value))
+    says.append(repr(Destination("user/model", token=WRITER)))
+    assert "[token]" in says[0]
+    assert WRITER not in "".join(says)
     assert WRITER not in caplog.text
 
 

@@ -24,7 +24,7 @@ def without(shapes: Shapes, *parts: str) -> Shapes:
 
 
 @pytest.mark.parametrize(
-    ("shapes", "config", "told"),
+    ("shapes", "config", "says"),
     [
         (llama(4), llama_config(6), "num_hidden_layers: 6): found 4 (`model.layers`, numbers 0-3)"),
         (llama(6), llama_config(4), "num_hidden_layers: 4): found 6 (`model.layers`, numbers 0-5)"),
@@ -49,9 +49,9 @@ def without(shapes: Shapes, *parts: str) -> Shapes:
         (without(llama(6), ".layers.0.", ".layers.3."), llama_config(6), "`model.layers.0, 3` hold no tensor"),
     ],
 )
-def test_other_layers_than_config_json_counts_are_refused(shapes: Shapes, config: dict[str, Any], told: str) -> None:
+def test_other_layers_than_config_json_counts_are_refused(shapes: Shapes, config: dict[str, Any], says: str) -> None:
     text = problems(PASS, headers("a", shapes, config))
-    assert told in text
+    assert says in text
     assert "/models/a" in text
     assert "layer_alignment" not in text
 
@@ -64,16 +64,16 @@ def test_every_incomplete_model_is_listed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("parts", "told"),
+    ("parts", "says"),
     [
         ((".layers.3.mlp.up_proj.",), "`model.layers.3.mlp.up_proj.weight` is not among its tensors"),
         ((".layers.1.self_attn.",), "`model.layers.1.self_attn.q_proj.weight`"),
         ((".layers.1.mlp.up_proj.", ".layers.4.self_attn.q_proj."), "`model.layers.4.self_attn.q_proj.weight`"),
     ],
 )
-def test_a_tensor_that_one_layer_lacks_is_missed_in_a_single_model_too(parts: tuple[str, ...], told: str) -> None:
+def test_a_tensor_that_one_layer_lacks_is_missed_in_a_single_model_too(parts: tuple[str, ...], says: str) -> None:
     text = problems(PASS, headers("a", without(llama(6), *parts), llama_config(6)))
-    assert told in text
+    assert says in text
     assert "which every other layer of `model.layers` has" in text
 
 
@@ -125,19 +125,19 @@ def test_what_is_whole_by_its_own_measure_passes(shapes: Shapes, config: dict[st
 
 
 @pytest.mark.parametrize(
-    ("part", "told"),
+    ("part", "says"),
     [
         ("model.norm", "the norm behind the last layer is not among its tensors"),
         ("lm_head", "no head (`lm_head`) is among its tensors"),
         ("embed_tokens", "no embedding of tokens is among its tensors"),
     ],
 )
-def test_a_model_without_one_of_its_ends_is_refused(part: str, told: str) -> None:
+def test_a_model_without_one_of_its_ends_is_refused(part: str, says: str) -> None:
     short = headers("a", without(llama(), part), llama_config())
-    assert f"/models/a: {told}" in problems(PASS, short)
+    assert f"/models/a: {says}" in problems(PASS, short)
     whole = headers("b", llama(), llama_config())
     for names in ("ab", "ba"):
-        assert f"/models/a: {told}" in problems(linear(0.5, 0.5, names=names), short, whole)
+        assert f"/models/a: {says}" in problems(linear(0.5, 0.5, names=names), short, whole)
 
 
 def test_a_norm_is_missed_where_another_model_has_it() -> None:

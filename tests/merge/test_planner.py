@@ -68,11 +68,11 @@ def test_models_draw_by_their_position_among_the_models_of_the_recipe(names: str
 
 
 def test_a_model_without_any_influence_is_reported() -> None:
-    told = "b has no effect: the recipe gives it no weight in any tensor"
-    assert plan(linear(1, 0), *llamas("a", "b")).notes == (told,)
+    says = "b has no effect: the recipe gives it no weight in any tensor"
+    assert plan(linear(1, 0), *llamas("a", "b")).notes == (says,)
     recipe = based("ties", {"weight": [{"filter": "lm_head", "value": 1}, {"value": 0}]}, "b", "c")
     recipe["models"][1]["parameters"] = {"weight": 1, "density": 0}
-    assert plan(recipe, *llamas("a", "b", "c")).notes == (told.replace("b has", "c has"),)
+    assert plan(recipe, *llamas("a", "b", "c")).notes == (says.replace("b has", "c has"),)
 
 
 def test_a_weight_of_one_without_normalization_next_to_others_is_no_copy() -> None:

@@ -58,8 +58,8 @@ def test_notes_come_in_the_order_of_the_recipe() -> None:
     names = ["c", "a", "e", "d", "b"]
     recipe = {"merge_method": "linear", "models": names}
     planned = plan(recipe, *(headers(name, llama(), config) for name in names))
-    told = [note.split()[2] for note in planned.notes if "has no model_type" in note]
-    assert told == names
+    says = [note.split()[2] for note in planned.notes if "has no model_type" in note]
+    assert says == names
 
 
 # Layers

@@ -221,12 +221,12 @@ def test_an_output_that_would_touch_an_input_is_refused(model: Path, tmp_path: P
 
 def test_relations_to_an_input_are_distinguished(tmp_path: Path) -> None:
     model = tmp_path / "m" / "a"
-    for out, told in (
+    for out, says in (
         (model, "is an input"),
         (model / "x", "lies inside the input"),
         (tmp_path / "m", "holds the input"),
     ):
-        with pytest.raises(MergeError, match=told):
+        with pytest.raises(MergeError, match=says):
             check_apart(out, [model])
     with pytest.raises(MergeError, match=r"a\.partial is an input"):
         check_apart(tmp_path / "a", [tmp_path / "a.partial"])

@@ -1,4 +1,4 @@
-"""A row of an embedding means one token in all models of a merge, and where that could not be checked it is reported."""
+"""A row of an embedding means one token in all models of a merge, and where that is not known it is reported."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def slerp(tensors: Sequence[Tensor], t: float) -> Tensor:
-    """Interpolate on the great circle from `a` (t = 0) to `b` (t = 1); a straight line where the two are (anti)parallel.
+    """Interpolate on the great circle from `a` (t = 0) to `b` (t = 1); on a line where the two are (anti)parallel.
 
     The angle is that of the unit vectors, and it is the original vectors that are interpolated.
     """
@@ -35,7 +35,7 @@ def nuslerp(
     nuslerp_flatten: bool = True,
     nuslerp_row_wise: bool = False,
 ) -> Tensor:
-    """Interpolate on the great circle between two models, or between their differences from a base, as far as the weights say.
+    """Interpolate between two models, or their differences from a base, on the great circle, as far as the weights say.
 
     Each row has an angle of its own without `nuslerp_flatten`, each column with `nuslerp_row_wise`, mergekit's word for
     it. Where |cos| > 1 - 1e-8 the line is straight, and a tensor of one row is taken whole.

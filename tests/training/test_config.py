@@ -32,7 +32,7 @@ def test_it_cannot_be_changed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "says"),
     [
         ({"learning_rate": -1.0}, "learning_rate is -1.0, wanted a number of 0 or more"),
         ({"router_learning_rate": float("nan")}, "router_learning_rate is nan"),
@@ -59,10 +59,10 @@ def test_it_cannot_be_changed() -> None:
         ({"use_safetensors": False}, "mol writes no pickles, which run code when they are loaded: leave it out"),
     ],
 )
-def test_what_is_wrong_is_named(settings: dict[str, object], told: str) -> None:
+def test_what_is_wrong_is_named(settings: dict[str, object], says: str) -> None:
     with pytest.raises(ConfigError) as caught:
         TrainingConfig(**settings)  # type: ignore[arg-type]
-    assert told in str(caught.value)
+    assert says in str(caught.value)
 
 
 def test_all_that_is_wrong_is_listed_at_once() -> None:
@@ -73,7 +73,7 @@ def test_all_that_is_wrong_is_listed_at_once() -> None:
 
 @pytest.mark.parametrize("way", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
 def test_ways_that_split_what_is_trained_are_refused(way: str) -> None:
-    with pytest.raises(ConfigError, match=f"accelerate was told to use {way}, .* start processes without it"):
+    with pytest.raises(ConfigError, match=f"accelerate was set to use {way}, .* start processes without it"):
         check_distribution(way)
     check_distribution("NO")
     check_distribution("MULTI_CPU")

@@ -64,12 +64,12 @@ def test_long_texts_are_cut_and_a_warning_says_how_much(
     with caplog.at_level(logging.WARNING, "mol"):
         dataset = create_simple_dataset(CHAT, tokenizer, max_length=5)
     assert {len(row["input_ids"]) for row in dataset} == {5}
-    told = f"3 of 3 texts are longer than max_length, 5 tokens, and cut: {total - 15} of {total} tokens are left out"
-    assert caplog.messages == [told]
+    says = f"3 of 3 texts are longer than max_length, 5 tokens, and cut: {total - 15} of {total} tokens are left out"
+    assert caplog.messages == [says]
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "says"),
     [
         ("one text", "texts are one string, wanted several"),
         ([], "there is no text"),
@@ -78,8 +78,8 @@ def test_long_texts_are_cut_and_a_warning_says_how_much(
         (["a", ""], r"text 1 \(''\) has no token"),
     ],
 )
-def test_what_is_no_text_is_refused(given: Any, told: str, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: ANN401
-    with pytest.raises(ConfigError, match=told):
+def test_what_is_no_text_is_refused(given: Any, says: str, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: ANN401
+    with pytest.raises(ConfigError, match=says):
         create_simple_dataset(given, tokenizer)
 
 
@@ -116,7 +116,7 @@ def test_a_loader_is_taken_as_it_is_and_others_are_made(tokenizer: PreTrainedTok
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "says"),
     [
         (iter([]), "the data are a list_iterator, wanted a DataLoader of batches, a dataset or list of rows, or texts"),
         ([], "there are no data: not a single row"),
@@ -127,6 +127,6 @@ def test_a_loader_is_taken_as_it_is_and_others_are_made(tokenizer: PreTrainedTok
         ),
     ],
 )
-def test_other_data_are_refused(given: Any, told: str, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: ANN401
-    with pytest.raises(ConfigError, match=told):
+def test_other_data_are_refused(given: Any, says: str, tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: ANN401
+    with pytest.raises(ConfigError, match=says):
         make_loader(given, 2, lambda: tokenizer, shuffle=False)

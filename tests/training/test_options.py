@@ -52,10 +52,10 @@ def test_rows_without_a_domain_supervise_nothing(trainer: Train) -> None:
     plain = trainer(**settings).train_step(batch)
     none = trainer(**settings).train_step({**batch, "domains": torch.tensor([-100, -100])})
     beyond = trainer(**settings).train_step({**batch, "domains": torch.tensor([7, 7])})  # no layer has so many experts
-    told = trainer(**settings).train_step({**batch, "domains": torch.tensor([0, 1])})
+    says = trainer(**settings).train_step({**batch, "domains": torch.tensor([0, 1])})
     assert plain["domain_loss"] == none["domain_loss"] == beyond["domain_loss"] == 0.0
-    assert told["domain_loss"] == pytest.approx(math.log(2), rel=0.2)
-    assert told["total_loss"] == pytest.approx(told["lm_loss"] + told["domain_loss"], rel=1e-5)
+    assert says["domain_loss"] == pytest.approx(math.log(2), rel=0.2)
+    assert says["total_loss"] == pytest.approx(says["lm_loss"] + says["domain_loss"], rel=1e-5)
 
 
 def test_a_row_learns_from_the_teacher_of_its_domain(trainer: Train) -> None:
@@ -151,10 +151,10 @@ def test_one_expert_with_nearly_all_tokens_is_warned_of_with_the_coefficients_in
             layer.router.classifier.bias.copy_(torch.tensor([4.0, 0.0, 0.0]))  # 96, 2 and 2 in a hundred
     with caplog.at_level(logging.WARNING, "mol"):
         made.train(rows_of(5))
-    told = [message for message in caplog.messages if message.startswith("layer ")]
-    assert [message.split(",")[0] for message in told] == [
+    says = [message for message in caplog.messages if message.startswith("layer ")]
+    assert [message.split(",")[0] for message in says] == [
         f"layer {number}: over the last 50 training steps the router gave 96.5% to gpt2[{number}]" for number in (0, 2)
     ]
     assert (
-        "a larger load_balancing_coeff (0.25) or a smaller entropy_penalty_coeff (0.125) spreads the tokens" in told[0]
+        "a larger load_balancing_coeff (0.25) or a smaller entropy_penalty_coeff (0.125) spreads the tokens" in says[0]
     )

@@ -136,7 +136,7 @@ class StopAt(TrainingCallback):
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "says"),
     [
         ({"batch_size": 2}, "batch_size was 4 and is 2"),
         ({"gradient_accumulation_steps": 1}, "gradient_accumulation_steps was 2 and is 1"),
@@ -144,12 +144,12 @@ class StopAt(TrainingCallback):
     ],
 )
 def test_settings_that_the_position_in_the_data_depends_on_must_be_equal(
-    settings: dict[str, int], told: str, trainer: Train, tmp_path: Path
+    settings: dict[str, int], says: str, trainer: Train, tmp_path: Path
 ) -> None:
     trainer(**{**RUN, "max_steps": 1}).train(ROWS)
     again = trainer(**{**RUN, **settings})
     before = weights_of(again.mol)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=says):
         again.load_checkpoint(tmp_path / "out" / "final_checkpoint")
     assert_same(weights_of(again.mol), before)
 

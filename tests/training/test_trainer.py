@@ -298,15 +298,15 @@ def test_what_cannot_be_trained_is_refused(fuse: Fuse, trainer: Train, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("batch", "told"),
+    ("batch", "says"),
     [
         ((torch.ones(1, 2),), "a batch is a tuple, wanted a dictionary with `input_ids`"),
         ({"input_ids": [[1, 2]]}, "input_ids of a batch: no tensor; a tokenizer takes return_tensors='pt'"),
         ({"attention_mask": torch.ones(1, 2)}, "a batch has attention_mask, wanted `input_ids` or `labels`"),
     ],
 )
-def test_other_batches_are_refused(batch: Any, told: str, trainer: Train) -> None:  # noqa: ANN401
-    with pytest.raises(ConfigError, match=told):
+def test_other_batches_are_refused(batch: Any, says: str, trainer: Train) -> None:  # noqa: ANN401
+    with pytest.raises(ConfigError, match=says):
         trainer().train_step(batch)
 
 

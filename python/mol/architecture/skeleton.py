@@ -104,9 +104,9 @@ def _owner(model: PreTrainedModel, path: str) -> PreTrainedModel:
     return next((owner for _, owner in models_around(model, path)), model)
 
 
-def _embeddings(*asked: PreTrainedModel) -> nn.Module | None:
+def _embeddings(*models: PreTrainedModel) -> nn.Module | None:
     """Return the input embeddings of the first of these models that has any."""
-    for model in asked:
+    for model in models:
         try:
             found: nn.Module | None = model.get_input_embeddings()
         except NotImplementedError:  # how transformers says that a class has none

@@ -36,8 +36,8 @@ mol-merge merge a.yml b.yml --out-dir ./results
 """
 
 
-def _version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
-    if asked:
+def _version(ctx: click.Context, _: click.Parameter, requested: bool) -> None:
+    if requested:
         import mol
 
         click.echo(f"mol-merge {mol.__version__}")

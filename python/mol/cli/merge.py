@@ -75,7 +75,7 @@ def _pair(words: tuple[Path, ...], out_dir: Path | None) -> list[tuple[Path, Pat
 
 
 def _load(paths: list[Path]) -> list[MergeConfig]:
-    """Read every recipe before the first is run, and tell what is wrong with any of them."""
+    """Read every recipe before the first is run, and report what is wrong with any of them."""
     from mol.errors import ConfigError
 
     if len(paths) == 1:

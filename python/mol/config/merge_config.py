@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 
-from mol.config.document import Location, Problems, Table, from_python, shown
+from mol.config.document import Location, Problems, Table, from_python
 from mol.config.fields import RecipeKeys, read_fields
 from mol.config.method_spec import Required, Scalar
 from mol.config.methods import METHODS
 from mol.config.model_reference import ModelReference, may_be_one
 from mol.config.parameters import Chain, ParameterMap, Rule
 from mol.config.sources import SliceConfig, SourceConfig
-from mol.config.stages import Document, arrange, name_of
+from mol.config.stages import Document, arrange, named_tables
 from mol.config.yaml_source import read_source
 from mol.dtypes import DTYPE_NAMES
 from mol.errors import ConfigError
@@ -163,7 +163,7 @@ class MergeConfig:
     @classmethod
     def _checked(cls, tables: Sequence[Table], header: str, source_text: str | None = None) -> Self:
         problems = Problems()
-        named = [pair for table in tables for pair in _named_tables(table, problems, alone=len(tables) == 1)]
+        named = [pair for table in tables for pair in named_tables(table, problems, alone=len(tables) == 1)]
         problems.raise_any(header)
         read = []
         listed: list[str] = []
@@ -289,7 +289,7 @@ class MergeConfig:
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML in mergekit's grammar."""
-        # No folding: a path stays in one piece, so that the card can find and shorten it.
+        # No folding: a path stays on one line, so that the card can find and shorten it.
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=1 << 31)
 
     def model_references(self) -> tuple[ModelReference, ...]:
@@ -417,23 +417,6 @@ class MergeConfig:
     def _owner(self, slice_index: int, source: int | None) -> str:
         sources = self.slices[slice_index].sources if self.slices is not None else self.models or ()
         return "the recipe" if source is None else str(sources[source].model)
-
-
-def _named_tables(table: Table, problems: Problems, *, alone: bool) -> list[tuple[str | None, Table]]:
-    """Return a document with its name, after those that stand in its `stages` with theirs."""
-    found: list[tuple[str | None, Table]] = []
-    stages = table.get("stages")
-    if stages is not None and not isinstance(stages, Table):
-        problems.add(table.at("stages"), f"`stages` is a map from names to recipes, not {shown(stages)}")
-    elif stages is not None:
-        for word, stage in stages.items():
-            if not isinstance(stage, Table):
-                problems.add(stages.at(word), f"`{word}` in `stages` is a recipe, not {shown(stage)}")
-                continue
-            stage.put("name", word, stages.at(word))
-            found.append((name_of(stage, problems), stage))
-    rest = table.without("stages")
-    return [*found, (None if alone else name_of(rest, problems), rest)]
 
 
 def _as_config(stage: object) -> MergeConfig:

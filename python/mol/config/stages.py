@@ -111,3 +111,20 @@ def _visit(
         _visit(other, needs, documents, order, [*path, number], problems)
     if number not in order:
         order.append(number)
+
+
+def named_tables(table: Table, problems: Problems, *, alone: bool) -> list[tuple[str | None, Table]]:
+    """Return a document with its name, after those that stand in its `stages` with theirs."""
+    found: list[tuple[str | None, Table]] = []
+    stages = table.get("stages")
+    if stages is not None and not isinstance(stages, Table):
+        problems.add(table.at("stages"), f"`stages` is a map from names to recipes, not {shown(stages)}")
+    elif stages is not None:
+        for word, stage in stages.items():
+            if not isinstance(stage, Table):
+                problems.add(stages.at(word), f"`{word}` in `stages` is a recipe, not {shown(stage)}")
+                continue
+            stage.put("name", word, stages.at(word))
+            found.append((name_of(stage, problems), stage))
+    rest = table.without("stages")
+    return [*found, (None if alone else name_of(rest, problems), rest)]

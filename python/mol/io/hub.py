@@ -182,7 +182,7 @@ class _Hub:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
-        with self._errors_told():
+        with self._errors_explained():
             try:
                 info = HfApi(endpoint=self._endpoint, token=self._token).model_info(
                     self._reference.name, revision=self._reference.revision
@@ -314,7 +314,7 @@ class _Hub:
         return snapshot, commit
 
     @contextmanager
-    def _errors_told(self) -> Iterator[None]:
+    def _errors_explained(self) -> Iterator[None]:
         """Context manager that turns errors of huggingface_hub into what they mean for the writer of the recipe."""
         from huggingface_hub.errors import (
             GatedRepoError,

@@ -134,7 +134,7 @@ def is_read(name: str) -> bool:
 
 
 def is_license(name: str) -> bool:
-    """Return whether a file states the terms of use of a model; no loader reads it."""
+    """Return whether a file states under which terms a model may be used; no loader reads it."""
     return bool(_LEGAL.fullmatch(name))
 
 

@@ -165,7 +165,7 @@ def upload(directory: Path, names: Sequence[str], to: Destination, *, default_me
     check_destination(to)
     paths = {name: find_file(directory, name).path for name in names}
     api = HfApi(endpoint=to.endpoint, token=_token(to))
-    with _errors_told(to):
+    with _errors_explained(to):
         repo_id = api.create_repo(to.repo_id, private=to.private or None, exist_ok=True).repo_id
         if to.revision not in (None, "main") and not _PULL.fullmatch(to.revision or ""):
             api.create_branch(repo_id, branch=to.revision or "", exist_ok=True)
@@ -212,7 +212,7 @@ def _token(to: Destination) -> str:
 
 
 @contextmanager
-def _errors_told(to: Destination) -> Iterator[None]:
+def _errors_explained(to: Destination) -> Iterator[None]:
     """Context manager that turns errors of huggingface_hub into what they mean for whoever uploads."""
     from huggingface_hub import errors
 

@@ -1,4 +1,4 @@
-"""Applies an adapter to a model: each of its tensors becomes part of an expression that the engine makes tile by tile."""
+"""Applies an adapter to a model: each of its tensors becomes part of an expression, which the engine makes by tiles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mol.merge.tied import has_scores
 from mol.structure.heads import ends_of
 from mol.structure.layers import find_structure
 from mol.structure.model_config import set_tie, tie_flag
-from mol.structure.names import head_beside
+from mol.structure.names import head_next_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -182,9 +182,9 @@ class _Application:
         ties = flag is True or (flag is None and head is None and has_scores(base.config))
         if embedding is None or not ties:
             return {}
-        beside = head_beside(structure.main.prefix if structure.main is not None else "")
+        usual = head_next_to(structure.main.prefix if structure.main is not None else "")
         touched = [*adapter.whole, *(f"{module}.weight" for module in adapter.factors)]
-        of_head = [name for name in touched if (self._names.find(name) or name) in (head, beside)]
+        of_head = [name for name in touched if (self._names.find(name) or name) in (head, usual)]
         of_embedding = [name for name in touched if self._names.find(name) == embedding]
         if not of_head and not of_embedding:
             return {}
@@ -199,7 +199,7 @@ class _Application:
         self._config = copy.deepcopy(base.config)
         set_tie(self._config, tied=False)
         if head is None:
-            head = beside
+            head = usual
             self._tensors[head] = base.tensors[embedding]
             self._made[head] = Made((self._current(embedding),), base.tensors[embedding].bytes)
         which = "head" if of_head and not of_embedding else "embedding" if not of_head else "head and embedding"

@@ -192,7 +192,7 @@ def _cancelling(weights: Iterable[float], normalize: ParameterSpec | None) -> st
 
 
 def _out_of_reach(parameter: ParameterSpec, centre: float, reach: float) -> str | None:
-    """Return why the probabilities around a value are none, None where they are; at 0 and 1 nothing is left to chance."""
+    """Return why values around a number are no probabilities, None where they are; at 0 and 1 nothing is random."""
     least, most = centre - reach, centre + reach
     if not 0.0 < centre < 1.0 or (least > 0.0 and most < 1.0):
         return None

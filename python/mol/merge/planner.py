@@ -17,12 +17,13 @@ from mol.merge.options import MergeOptions
 from mol.merge.planned import PlannedMerge
 from mol.merge.ruled import idle_rules, rule_lines
 from mol.merge.settings import compare_settings
+from mol.merge.stacking import check_fits, restack_config
 from mol.merge.tasks import ModelLayer, OutputSpec, TaskBuilder
 from mol.merge.tied import Tying, find_tying, own_head, own_head_note, state_untied
 from mol.merge.vocabulary_rows import VocabularyRows
 from mol.structure.layers import find_structures, in_side_tower, is_side_tower
-from mol.structure.model_config import LayerOrigin, broken_cycles, restack, set_dtype, tie_flag
-from mol.structure.names import is_buffer, natural_key, side_of
+from mol.structure.model_config import set_dtype, tie_flag
+from mol.structure.names import natural_key, side_of
 from mol.text import ranges
 
 if TYPE_CHECKING:
@@ -321,53 +322,13 @@ class _Planner:
                     inputs.append(ModelLayer(source.model, theirs, source.start + i))
                 out_layer = len(leads)
                 lead = inputs[slice_.lead]
-                self._check_fits(lead, stack, shapes, out_layer)
+                check_fits(lead, self._donor, stack, shapes, out_layer, self._problems)
                 position = i / last if last else 1.0
                 self._tasks.add_layer(stack.start(out_layer), lead, inputs, slice_.combine, position, out_layer, dtypes)
                 leads.append(lead)
-        self._restack(stack, leads)
-
-    def _check_fits(
-        self, lead: ModelLayer, stack: Stack, shapes: Mapping[str, set[tuple[int, ...]]], out_layer: int
-    ) -> None:
-        """Check that a layer of another model can stand among the donor's."""
-        if lead.model is self._donor:
-            return
-        for suffix, name in zip(lead.stack.layers[lead.layer], lead.stack.names(lead.layer), strict=True):
-            info = lead.model.checkpoint.tensors[name]
-            wanted = shapes.get(suffix)
-            pattern = f"{stack.prefix}.*.{suffix}"
-            if wanted is None:
-                if not is_buffer(name, info.shape):
-                    problem = f"comes from {lead.model.label}, and no layer of {self._donor.label} has it"
-                    self._problems.add_tensor(pattern, out_layer, problem)
-            elif info.shape not in wanted:
-                shape = min(wanted)
-                self._problems.add_shape(self._donor, lead.model, pattern, out_layer, info.shape, shape)
-
-    def _restack(self, stack: Stack, leads: list[ModelLayer]) -> None:
-        """Make config.json describe the sliced layers, and check that it does."""
-        origins = [LayerOrigin(lead.model.checkpoint.config, lead.layer, len(lead.stack)) for lead in leads]
-        unchanged = [lead.layer for lead in leads] == list(range(len(stack))) and leads[0].model is self._donor
-        if not unchanged:
-            notes, problems = restack(self._model_config, self._donor.structure, origins)
-            self._notes.update(dict.fromkeys(notes))
-            for problem in problems:
-                self._problems.add(problem)
-            if not notes:
-                self._warnings.update(dict.fromkeys(broken_cycles(self._model_config, self._donor.structure, origins)))
-            if not notes and len({frozenset(layer) for layer in stack.layers}) > 1:
-                odd = [
-                    i
-                    for i, lead in enumerate(leads[: len(stack)])
-                    if frozenset(lead.stack.layers[lead.layer]) != frozenset(stack.layers[i])
-                ]
-                if odd:
-                    self._problems.add(
-                        f"the layers of {self._donor.label} are of several kinds, and config.json has no list that "
-                        f"says which layer is of which: layers {ranges(odd)} of the output would be read as another "
-                        "kind; choose ranges that keep each kind at its position"
-                    )
+        notes, warnings = restack_config(self._model_config, self._donor, stack, leads, self._problems)
+        self._notes.update(dict.fromkeys(notes))
+        self._warnings.update(dict.fromkeys(warnings))
         if tie_flag(self._model_config) and self._slices[0].sources != self._slices[-1].sources:
             self._notes["head and embedding are tied: both come from the first slice"] = None
 

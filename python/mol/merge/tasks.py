@@ -174,7 +174,7 @@ class TaskBuilder:
             size += sum([info.bytes for info in found])
         for name, info, of in zip(names, infos, zip(*sources, strict=True), strict=True):
             self._tasks.append(Task(len(self._tensors), method, of))
-            self._place(name, info)
+            self._assign_file(name, info)
         self._count(method, size, len(names))
         return True
 
@@ -284,12 +284,12 @@ class TaskBuilder:
 
     def _append(self, name: str, info: TensorInfo, method: Method, sources: tuple[Expr, ...], read: int) -> None:
         self._tasks.append(Task(len(self._tensors), method, sources))
-        self._place(name, info)
+        self._assign_file(name, info)
         for expr in sources:
             self._read.update((expr.input,) if type(expr) is Source else [leaf.input for leaf in sources_of(expr)])
         self._count(method, read, 1)
 
-    def _place(self, name: str, info: TensorInfo) -> None:
+    def _assign_file(self, name: str, info: TensorInfo) -> None:
         """Set the dtype and file of a tensor in the output."""
         dtype = info.dtype
         size = info.bytes

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mol.structure.heads import ends_of
 from mol.structure.model_config import set_tie, tie_flag
-from mol.structure.names import head_beside
+from mol.structure.names import head_next_to
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,7 +80,7 @@ def find_tying(donor: Model, models: Sequence[Model]) -> Tying | None:
         theirs = ends[first.index].head or ""
         head = first.alignment.to_donor(theirs, donor.checkpoint.tensors)
         if f".{theirs}".endswith(".lm_head.weight") and donor.structure.main is not None:
-            head = head_beside(donor.structure.main.prefix)
+            head = head_next_to(donor.structure.main.prefix)
     stays_tied = mine.tied and not own
     unused = {
         index: end.head

@@ -137,19 +137,19 @@ class _Table:
             count = len(renamed[False])
             found.renamed.append(
                 f"{count} id{'s mean other tokens' if count > 1 else ' means another token'}, "
-                f"the first {self._told(*min(renamed[False]))}"
+                f"the first {self._quoted(*min(renamed[False]))}"
             )
         if renamed[True]:
             found.spare.append(
                 f"{len(renamed[True])} of its ids mean a token in one model and none in another, whose rows dilute it; "
-                f"the first {self._told(*min(renamed[True]))}"
+                f"the first {self._quoted(*min(renamed[True]))}"
             )
         return found
 
     def _is_spare(self, number: int, token: str) -> bool:
         return any(_SPARE.search(text) for text in (token, *self._tokens[number]))
 
-    def _told(self, number: int, token: str) -> str:
+    def _quoted(self, number: int, token: str) -> str:
         ours = self._tokens[number][0]
         return f"{number}: {token!r} here, {ours!r} in {self._owner[ours]}"
 

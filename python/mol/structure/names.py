@@ -76,7 +76,7 @@ def natural_key(name: str) -> tuple[tuple[int, str], ...]:
     return tuple((int(part), "") if _INTEGER.fullmatch(part) else (-1, part) for part in name.split("."))
 
 
-def head_beside(prefix: str) -> str:
+def head_next_to(prefix: str) -> str:
     """Name the head of a model whose layers are at a path: `lm_head` is next to the outermost module `model`."""
     words = prefix.split(".")
     around = words[: words.index("model")] if "model" in words else []

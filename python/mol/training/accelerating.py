@@ -16,7 +16,7 @@ def make_accelerator(config: TrainingConfig, runtime: Runtime) -> Any:  # noqa: 
     """Make an accelerator.
 
     Raises:
-        ConfigError: `accelerate launch` was told a precision or a way of sharing work that mol does not train in.
+        ConfigError: `accelerate launch` was given a precision or a way of sharing work that mol does not train in.
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
@@ -24,7 +24,7 @@ def make_accelerator(config: TrainingConfig, runtime: Runtime) -> Any:  # noqa: 
 
     wanted = config.mixed_precision
     if AcceleratorState._shared_state and wanted not in (None, AcceleratorState().mixed_precision):
-        AcceleratorState._reset_state()  # of an earlier trainer, beside which it would be refused
+        AcceleratorState._reset_state()  # of an earlier trainer, with which it would be refused
     logs = Path(config.output_dir) / "logs"
     accelerator = Accelerator(
         mixed_precision=wanted,
@@ -35,7 +35,7 @@ def make_accelerator(config: TrainingConfig, runtime: Runtime) -> Any:  # noqa: 
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=_leaves_experts_out(runtime))],
     )
     if accelerator.mixed_precision not in ("no", "bf16"):
-        raise ConfigError(f"accelerate was told mixed_precision={accelerator.mixed_precision!r}; wanted no or bf16")
+        raise ConfigError(f"accelerate was given mixed_precision={accelerator.mixed_precision!r}; wanted no or bf16")
     check_distribution(accelerator.distributed_type.value)
     return accelerator
 
@@ -48,7 +48,7 @@ def check_distribution(way: str) -> None:
     """
     if way in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"):
         raise ConfigError(
-            f"accelerate was told to use {way}, and checkpoints of training hold whole parameters: what is trained "
+            f"accelerate was set to use {way}, and checkpoints of training hold whole parameters: what is trained "
             "is small, so start processes without it, each with all of it (DistributedDataParallel)"
         )
 

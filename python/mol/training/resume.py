@@ -1,4 +1,4 @@
-"""Continues a training run from a checkpoint: the place in the data, what must be equal, and which files there are."""
+"""Continues a training run from a checkpoint: position in the data, what must be equal, and which files there are."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 _PERIODIC: Final = re.compile(r"checkpoint_step_(\d+)")
 _FILE: Final = ".safetensors"
 _FIXED: Final = ("batch_size", "gradient_accumulation_steps", "seed")
-"""Settings that the place in the data depends on."""
+"""Settings that the position in the data depends on."""
 
 
 class Position:
-    """The place of a run in its data.
+    """The position of a run in its data.
 
     Attributes:
         per_epoch: batches of this process in a pass over the data, None if that is not known.
@@ -54,7 +54,7 @@ class Position:
             )
 
     def start(self, loader: Any, epoch: int, ahead: int, state: TrainingState | None) -> Iterator[Any]:  # noqa: ANN401
-        """Begin a pass, or go on within one; returns the batches to train on.
+        """Begin a pass, or continue within one; return the batches to train on.
 
         Args:
             loader: from accelerate.

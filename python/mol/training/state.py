@@ -1,4 +1,4 @@
-"""The state of a training run as one checked SafeTensors file: weights, optimiser, generators, place in the data."""
+"""The state of a training run as one checked SafeTensors file: weights, optimiser, generators, position in the data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RandomState = dict[str, torch.Tensor]
 
 
 class TrainingState(NamedTuple):
-    """All that a run needs to go on as if it had never ended.
+    """All that a run needs to continue as if it had never ended.
 
     Attributes:
         progress: numbers, as JSON holds them: `global_step`, `current_epoch`, `batches`, ...
@@ -98,7 +98,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, tor
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Give an optimiser what `optimizer_state` returned."""
+    """Load into an optimiser what `optimizer_state` returned."""
     for name, parameter in _named(optimizer):
         if name in state:
             # As torch's own load_state_dict: `step` stays on the CPU.

@@ -49,7 +49,7 @@ class Stepper:
         config: TrainingConfig,
         steps: int | None,
         *,
-        place: bool,
+        move: bool,
     ) -> None:
         """Make optimiser and schedule; what is trained becomes float32.
 
@@ -58,7 +58,7 @@ class Stepper:
             objective: what is minimised.
             config: of the training.
             steps: of the whole run; without any the rates are constant after the warm-up.
-            place: whether to move the models to accelerate's device.
+            move: whether to move the models to accelerate's device.
         """
         self._objective = objective
         self._config = config
@@ -69,11 +69,11 @@ class Stepper:
                 parameter.data = parameter.data.float()  # steps of 1e-4 are lost to 8 bits
         optimizer = torch.optim.AdamW(parameter_groups(objective.model.named_parameters(), config))
         self.scheduler = make_schedule(optimizer, config, steps)
-        self._module, self.optimizer = accelerator.prepare(objective, optimizer, device_placement=[place, True])
+        self._module, self.optimizer = accelerator.prepare(objective, optimizer, device_placement=[move, True])
         self.rates: dict[str, float] = {}
 
     def go_on(self, state: Mapping[str, Mapping[str, torch.Tensor]], step: int) -> None:
-        """Go on after so many steps, with what the optimiser kept then."""
+        """Continue after so many steps, with what the optimiser kept then."""
         restore_optimizer(self.optimizer.optimizer, state)
         schedule = self.scheduler
         schedule.last_epoch, schedule._step_count = step, step + 1

@@ -137,9 +137,9 @@ class MoLTrainer:
         self.accelerator.free_memory()
         self._objective = self._make_objective()
         # A fusion with devices of its own stays where it is.
-        place = self.mol.config.device_map is None
+        move = self.mol.config.device_map is None
         steps = self.config.max_steps if steps is None else steps
-        self._stepper = Stepper(self.accelerator, self._objective, self.config, steps, place=place)
+        self._stepper = Stepper(self.accelerator, self._objective, self.config, steps, move=move)
 
     def compute_loss(
         self,
@@ -263,14 +263,14 @@ class MoLTrainer:
         return path
 
     def load_checkpoint(self, path: str | Path) -> None:
-        """Load a checkpoint into the fusion; `train` then goes on where it was written, bit for bit.
+        """Load a checkpoint into the fusion; `train` then continues where it was written, bit for bit.
 
         Args:
             path: as `save_checkpoint` returned it; the names of its files are taken too.
 
         Raises:
             CheckpointError: it is damaged, something else wrote it, or it is of another fusion; nothing was changed.
-            ConfigError: the number of processes, or a setting that the place in the data depends on, is another.
+            ConfigError: the number of processes, or a setting that the position in the data depends on, is another.
             OSError: it is missing.
         """
         state = TrainingState.read(checkpoint_named(path))
@@ -356,7 +356,7 @@ class MoLTrainer:
     @property
     def _stepped(self) -> Stepper:
         if self._stepper is None:
-            raise InternalError("a step was asked for before setup_optimization")
+            raise InternalError("a step was requested before setup_optimization")
         return self._stepper
 
     def _step(self, batches: Sequence[Any]) -> StepResult:

@@ -1,2 +1,2 @@
-//! Places each tensor in an output file, after the header.
+//! Chooses where in an output file each tensor is, after the header.
 pub mod safetensors;

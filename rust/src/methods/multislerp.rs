@@ -13,7 +13,7 @@ use crate::sweep::gram::{CANCELLED, Gram};
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Multislerp {
-    /// One a model, the base excluded.
+    /// One per model, the base excluded.
     pub weights: Vec<f64>,
     /// Divide the weights by their sum.
     pub normalize: bool,

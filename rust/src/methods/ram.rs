@@ -67,7 +67,7 @@ pub fn changed<F: Lanes>(epsilon: f64, factors: Option<&[f64]>) -> Box<dyn Kerne
     }
 }
 
-/// Checks that there is a model besides the base, and the threshold of changes.
+/// Checks that there is a model in addition to the base, and the threshold of changes.
 pub fn check_changes(epsilon: f64, sources: usize) -> Checked<(), String> {
     if sources < 2 {
         return Err(format!("{sources} sources, wanted a base and models"));

@@ -11,7 +11,7 @@ use std::ops::Range;
 /// Columns that are summed side by side.
 const PANEL: usize = 1024;
 
-/// Ratio of the length of a sum of vectors to the sum of their lengths below which f64 products cannot tell it from zero.
+/// Ratio of the length of a sum of vectors to the sum of their lengths below which f64 products cannot distinguish it from zero.
 pub const CANCELLED: f64 = 1e-7;
 
 /// What counts as one vector.
@@ -87,7 +87,7 @@ pub struct Gram {
 }
 
 impl Gram {
-    /// Puts the sums of pairs in their places.
+    /// Moves the sums of pairs to their positions.
     fn of(vectors: usize, pairs: &[[usize; 2]], sums: &[[f64; 1]]) -> Self {
         let mut products = vec![0.0; vectors * vectors];
         for ([a, b], [sum]) in pairs.iter().zip(sums) {

@@ -251,7 +251,7 @@ class BlockCalls:
         if any(slot is None for slot in ins):
             raise ArchitectureError(f"{self._name}: its first block is handed no hidden states")
         taking = [slot for slot in ins if slot is not None]
-        also = self._taken_besides([call for _, call, _ in trace], taking)
+        also = self._taken_also([call for _, call, _ in trace], taking)
         self.carries = [c for c in self.carries if not (c.slot in also and c.port == outs[c.call - 1])]
         return [
             CallForm(block, slot, ResultForm(result, port), also)
@@ -259,7 +259,7 @@ class BlockCalls:
         ]
 
     @staticmethod
-    def _taken_besides(calls: list[Arguments], taking: list[Slot]) -> frozenset[Slot]:
+    def _taken_also(calls: list[Arguments], taking: list[Slot]) -> frozenset[Slot]:
         """Return the slots that in every call get the same hidden states as the one that takes them."""
         if len(calls) == 1:  # arguments of all calls, such as the first hidden states, are the same in the first call
             return frozenset()

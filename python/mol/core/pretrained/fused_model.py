@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from mol.core.frozen import FROZEN, refused
-from mol.core.host import HostHead, OutputEmbeddings, host_inputs, set_options
+from mol.core.host import HostHead, OutputEmbeddings, host_inputs
 from mol.core.models.heads import (  # Head at run time: transformers reads the annotations of its subclasses
     Head,
     head_of,
@@ -21,6 +21,7 @@ from mol.core.models.loading import read_generation_config
 from mol.core.pretrained.bundle import Kind, check_kind_of_save, save_models
 from mol.core.pretrained.cards import card_of_fusion
 from mol.core.pretrained.described import read_description
+from mol.core.pretrained.embeddings import HostEmbeddings
 from mol.core.pretrained.model_config import MoLModelConfig, config_of, described, description_in
 from mol.core.pretrained.options import OF_MODELS, checked_options
 from mol.core.pretrained.rebuilding import build_runtime, load_weights, rebuild, used_models
@@ -42,7 +43,7 @@ _log: Final = logging.getLogger("mol")
 _F = TypeVar("_F", bound="FusedModel")
 
 
-class FusedModel(OutsideModels):
+class FusedModel(HostEmbeddings, OutsideModels):
     """A fused model with its host's head.
 
     `save_pretrained` writes what was trained, adapters and routers, and the names, commits and dtypes of the models;
@@ -239,47 +240,6 @@ class FusedModel(OutsideModels):
         module: torch.nn.Module = super().get_submodule(target)
         return module
 
-    def get_input_embeddings(self) -> torch.nn.Module:
-        """Return the host's."""
-        embeddings: torch.nn.Module = self.runtime.host.model.get_input_embeddings()
-        return embeddings
-
-    def set_input_embeddings(self, value: torch.nn.Module) -> None:
-        """Refuse others than the host's, which are not saved with the fusion.
-
-        Raises:
-            FusionError: always.
-        """
-        raise self._not_ours()
-
-    def get_output_embeddings(self) -> torch.nn.Module | None:
-        """Return the host's, None if it has none."""
-        return None if self.runtime.host.model.get_output_embeddings() is None else self.output_embeddings
-
-    def set_output_embeddings(self, new_embeddings: torch.nn.Module) -> None:
-        """Refuse others than the host's, which are not saved with the fusion.
-
-        Raises:
-            FusionError: always.
-        """
-        raise self._not_ours()
-
-    def resize_token_embeddings(
-        self,
-        new_num_tokens: int | None = None,
-        *args: Any,  # noqa: ANN401 - as in transformers
-        **kwargs: Any,  # noqa: ANN401
-    ) -> torch.nn.Module:
-        """Return the host's embeddings if they have this size.
-
-        Raises:
-            FusionError: they have another, and nothing is changed.
-        """
-        embeddings: Any = self.get_input_embeddings()
-        if (new_num_tokens or len(embeddings.weight)) != len(embeddings.weight) or args or set_options(kwargs):
-            raise self._not_ours()
-        return self.get_input_embeddings()
-
     def activation_checkpointing_enable(
         self,
         activation_checkpointing_kwargs: Mapping[str, Any] | None = None,
@@ -324,12 +284,6 @@ class FusedModel(OutsideModels):
         self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
     gradient_checkpointing_disable = activation_checkpointing_disable
-
-    def _not_ours(self) -> FusionError:
-        return FusionError(
-            f"the embeddings are those of the host, {self.runtime.host_name}, and not saved with the fusion: change "
-            "and save that model, and fuse it then"
-        )
 
 
 class MoLModel(FusedModel):

@@ -95,7 +95,7 @@ def _write(
     names = _names(model.runtime, fusion_type)
     kind: Any = fusion_type
     model.save_pretrained(directory, kind=kind)
-    _forget_places(directory, names)
+    _remove_paths(directory, names)
     card = (
         (directory / CARD)
         .read_text(encoding="utf-8")
@@ -140,7 +140,7 @@ def _names(runtime: Runtime, fusion_type: str) -> dict[str, str]:
     return {name: name for name in models}
 
 
-def _forget_places(directory: Path, names: Mapping[str, str]) -> None:
+def _remove_paths(directory: Path, names: Mapping[str, str]) -> None:
     """Remove paths of this machine from a save."""
     path = directory / CONFIG
     content = _renamed(read_object(path), {name: other for name, other in names.items() if name != other})
