@@ -77,7 +77,7 @@ def against_peers(
     bench.add(Line(f"{name}: RssAnon of the process", anonymous, "MB", *anonymous_limits))
 
 
-def beside(bench: Bench, name: str) -> None:
+def against_both(bench: Bench, name: str) -> None:
     """A method that no row above has, or a union of vocabularies."""
     peer_limits = (60, None) if name in ("dare_ties", "della") else None
     made_by = ("--vocabularies",) if name == "union" else ()
@@ -180,7 +180,7 @@ ROWS: dict[str, Callable[[Bench], None]] = {
     "slerp": lambda bench: against_peers(bench, "slerp", (1.3, 1.0), (25, 45)),
     "task_arithmetic": lambda bench: against_peers(bench, "task_arithmetic", (1.6, 1.2), (20, 40)),
     "ties": lambda bench: against_peers(bench, "ties", (2.2, 1.8), (150, 200)),
-    **{name: partial(beside, name=name) for name in recipes.BESIDE},
+    **{name: partial(against_both, name=name) for name in recipes.BESIDE},
     **scaling.ROWS,
     "one_tensor": one_tensor,
     "cgroup": in_cgroup,

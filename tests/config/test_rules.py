@@ -52,7 +52,10 @@ def test_parameters_of_a_rule_come_before_those_of_the_recipe() -> None:
     [
         ("{filter: mlp}", "a rule needs `copy: MODEL`, `merge_method` or `parameters`"),
         ("{filter: mlp, copy: c}", "`copy` of a rule names c, which is no input of the recipe; it has a, b"),
-        ("{filter: mlp, copy: a, merge_method: ties}", "`merge_method` beside `copy`: a rule copies one model, or has"),
+        (
+            "{filter: mlp, copy: a, merge_method: ties}",
+            "`merge_method` next to `copy`: a rule copies one model, or has",
+        ),
         ("{filter: mlp, merge_method: tis}", "unknown merge method `tis`; did you mean `ties`?"),
         ("{filter: mlp, method: ties}", "unknown key `method` in an entry of `rules`: write `merge_method`"),
         ("{filter: mlp, merge_method: ties}", "b has no `weight`; give it one under its `parameters`"),

@@ -79,7 +79,7 @@ def _read_rule(entry: Table, inputs: Inputs, base_model: ModelReference | None, 
     if entry.get("copy") is not None:
         for word in _OF_METHOD:
             if entry.get(word) is not None:
-                problems.add(entry.at(word), f"`{word}` beside `copy`: a rule copies one model, or has a method")
+                problems.add(entry.at(word), f"`{word}` next to `copy`: a rule copies one model, or has a method")
         return RuleConfig(text, copy=_model(entry["copy"], entry.at("copy"), "copy", known, reader))
     if all(entry.get(word) is None for word in ("merge_method", "models", "parameters")):
         problems.add(entry.location, "a rule needs `copy: MODEL`, `merge_method` or `parameters`")

@@ -35,15 +35,15 @@ class Gathered(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """The rows of the output's tensor, in parts that lie one behind the other.
+    """The rows of the output's tensor, in sections that lie one behind the other.
 
     Attributes:
-        parts: which models each part is made of, that of the model itself first if it is there.
-        members: of each part of several models, the rows of each in the order in which they are used.
-        table: which of the tables picks the rows; None where the only part is taken as it is.
+        sections: which models each section is made of, that of the model itself first if it is there.
+        members: of each section of several models, the rows of each in the order in which they are used.
+        table: which of the tables picks the rows; None where the only section is taken as it is.
     """
 
-    parts: tuple[_Section, ...]
+    sections: tuple[_Section, ...]
     members: dict[_Section, list[str]]
     table: str | None
 
@@ -52,12 +52,12 @@ class _Elsewhere(NamedTuple):
     """The rows that do not come from the model itself.
 
     Attributes:
-        parts: the models that rows come from, which rows, and for each of those models their rows there.
+        sections: the models that rows come from, which rows, and for each of those models their rows there.
         zeros: rows that come from nowhere.
         number: how many rows all these are.
     """
 
-    parts: list[tuple[_Section, Ids, list[Ids]]]
+    sections: list[tuple[_Section, Ids, list[Ids]]]
     zeros: list[int]
     number: int
 
@@ -119,7 +119,7 @@ class Gathers:
             size: rows of the output's tensor.
         """
         layout = self._layout(own.index, {index: info.shape[0] for index, info in tensors.items()}, size)
-        used = {index for part in layout.parts for index in part or (own.index,)} or {own.index}
+        used = {index for section in layout.sections for index in section or (own.index,)} or {own.index}
         for index in used:
             model, info = self._models[index], tensors[index]
             model.used.add(names[index])
@@ -136,37 +136,43 @@ class Gathers:
         }
         each = max(read // max(math.prod(tensors[index].shape), 1) for index, (_, read) in reads.items())
         sources = {index: of[0] for index, (of, _) in reads.items()}
-        mixed = len(dtypes) > 1 or (len(used) > 1 and None in dtypes) or any(len(part) != 1 for part in layout.parts)
+        mixed = (
+            len(dtypes) > 1
+            or (len(used) > 1 and None in dtypes)
+            or any(len(section) != 1 for section in layout.sections)
+        )
         if mixed:
             each = max(each, BYTES["F32"])
-        parts = [self._part(part, layout, sources, own.index, tensors) for part in layout.parts]
-        if mixed and len(parts) > 1:
-            parts = [{"cast": {"of": part, "to": "F64" if each == BYTES["F64"] else "F32"}} for part in parts]
+        sections = [self._section(section, layout, sources, own.index, tensors) for section in layout.sections]
+        if mixed and len(sections) > 1:
+            sections = [
+                {"cast": {"of": section, "to": "F64" if each == BYTES["F64"] else "F32"}} for section in sections
+            ]
         # A source must be there, of which nothing is taken.
-        of = parts[0] if len(parts) == 1 else {"stack": parts} if parts else sources[own.index]
+        of = sections[0] if len(sections) == 1 else {"stack": sections} if sections else sources[own.index]
         expr: Expr = of if layout.table is None else {"gather": {"of": of, "table": layout.table}}
         return Gathered((expr,), size * width * each)
 
-    def _part(
+    def _section(
         self,
-        part: _Section,
+        section: _Section,
         layout: _Layout,
         sources: Mapping[int, Expr],
         main: int,
         tensors: Mapping[int, TensorInfo],
     ) -> Expr:
-        if len(part) == 1:
-            return sources[part[0]]
-        if part == _PADDING:
+        if len(section) == 1:
+            return sources[section[0]]
+        if section == _PADDING:
             height = tensors[main].shape[0]
             real = min(max(self._joined.taken[self._directories[main]], default=height - 1) + 1, height)
             own = sources[main]
             return {"mean": own if real == height else {"rows": {"of": own, "from": 0, "to": real}}}
         gathers = [
             {"gather": {"of": sources[index], "table": table}}
-            for index, table in zip(part, layout.members[part], strict=True)
+            for index, table in zip(section, layout.members[section], strict=True)
         ]
-        return {"merged": {"by": {"linear": {"weights": [1.0] * len(part), "normalize": True}}, "of": gathers}}
+        return {"merged": {"by": {"linear": {"weights": [1.0] * len(section), "normalize": True}}, "of": gathers}}
 
     def _layout(self, main: int, heights: Mapping[int, int], size: int) -> _Layout:
         """Find where each row comes from; once for all tensors of the same heights."""
@@ -193,15 +199,15 @@ class Gathers:
             begin[main,] = 0
             end = heights[main]
         tables = {}
-        for part, where, at in elsewhere.parts:
-            if len(part) == 1 and part in begin:
-                origins[where] = begin[part] + at[0]
+        for section, where, at in elsewhere.sections:
+            if len(section) == 1 and section in begin:
+                origins[where] = begin[section] + at[0]
                 continue
-            begin[part] = end
-            origins[where] = end + (at[0] if len(part) == 1 else np.arange(len(where)) if part else 0)
-            end += heights[part[0]] if len(part) == 1 else len(where) if part else 1
-            if len(part) > 1:
-                tables[part] = [self._table(column) for column in at]
+            begin[section] = end
+            origins[where] = end + (at[0] if len(section) == 1 else np.arange(len(where)) if section else 0)
+            end += heights[section[0]] if len(section) == 1 else len(where) if section else 1
+            if len(section) > 1:
+                tables[section] = [self._table(column) for column in at]
         as_it_is = list(begin) == [(main,)] and heights[main] == size and bool((origins == np.arange(size)).all())
         return _Layout(tuple(begin), tables, None if as_it_is else self._table(origins))
 
@@ -235,9 +241,9 @@ class Gathers:
         left = lacking
         found: list[tuple[_Section, Ids, list[Ids]]] = []
 
-        def take(part: _Section, where: Ids) -> None:
+        def take(section: _Section, where: Ids) -> None:
             if where.size:
-                found.append((part, where, [rows[index][where] for index in part]))
+                found.append((section, where, [rows[index][where] for index in section]))
 
         if base is not None:
             there = rows[base][left] >= 0
