@@ -11,7 +11,7 @@ import pytest
 from mol.cli import main
 from mol.config import MergeConfig
 from mol.config.method_spec import REQUIRED
-from mol.config.methods import LATER_METHODS, METHODS
+from mol.config.methods import METHODS
 
 if TYPE_CHECKING:
     from mol.config.method_spec import MethodSpec
@@ -24,7 +24,6 @@ def test_the_list_names_every_method(capsys: pytest.CaptureFixture[str]) -> None
     lines = capsys.readouterr().out.splitlines()
     for spec in METHODS.values():
         assert [line for line in lines if line.startswith(f"{spec.name} ") and line.endswith(spec.title)]
-    assert set(LATER_METHODS) <= set(" ".join(lines).replace(",", "").split())
 
 
 @pytest.mark.parametrize("spec", METHODS.values(), ids=lambda spec: spec.name)
@@ -45,7 +44,6 @@ def test_programs_get_the_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in document["methods"]] == list(METHODS)
-    assert document["later"] == list(LATER_METHODS)
     assert main(["methods", "ties", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     density = next(each for each in row["parameters"] if each["name"] == "density")

@@ -21,10 +21,15 @@ from tests.engine.toolkit import (
     Case,
     Method,
     Stored,
+    cabs,
+    consensus,
     encode,
     execute,
+    karcher,
     linear,
+    multislerp,
     plan_of,
+    ramplus,
     slerp,
     task_arithmetic,
     thin,
@@ -115,6 +120,19 @@ SINGLE: dict[str, tuple[int, Method]] = {
     "breadcrumbs_ties": (4, thin("breadcrumbs_ties", [1.0, 0.5, -0.7], [0.5, 0.3, 0.9], gammas=[0.01, 0.1, 0.0])),
     **{f"sce {share}": (4, {"sce": {"select_topk": share}}) for share in (0.3, 1.0)},
     "model_stock": (4, {"model_stock": {"filter_wise": False}}),
+    "multislerp": (2, multislerp(0.5, 0.7)),
+    "multislerp over a base": (3, multislerp(0.5, -0.7, normalize=False)),
+    "karcher": (3, karcher()),
+    "nearswap": (2, {"nearswap": {"t": 0.001}}),
+    "arcee_fusion": (2, {"arcee_fusion": {}}),
+    "ram": (4, {"ram": {"epsilon": 1e-5}}),
+    "ramplus_tl": (4, ramplus(1e-5, 0.1, 0.2)),
+    "consensus_ta": (4, consensus("consensus_ta", [1.0, 0.5, -0.7], k=2)),
+    "consensus_ties": (4, consensus("consensus_ties", [1.0, 0.5, 0.7], densities=[0.5, 0.3, 0.9], normalize=True)),
+    "magmax": (4, {"magmax": {"lambda": 0.8}}),
+    "localize_and_stitch": (4, {"localize_and_stitch": {"densities": [0.1, 0.3, 0.5]}}),
+    "pcb": (4, {"pcb": {"densities": [0.1, 0.3, 0.5], "lambda": 0.8}}),
+    "cabs": (4, cabs(1.0, 0.5, -0.7, n=2, m=8)),
 }
 
 ROWS = {**SINGLE, **{name: row for models in MODELS for name, row in by_models(models).items()}}
@@ -124,7 +142,8 @@ CORE = (*SINGLE, *by_models(1), *by_models(3), *by_models(6))
 LARGE = (
     *("slerp 0.3", "linear: 3", "task arithmetic: 3", "ties, decimal weights that cancel", "ties, density 0.001"),
     *("ties, densities 0, 1, 0.01", "ties: 1", "ties: 3", "ties: 8", "ties, count: 3", "ties, rescale: 3"),
-    *("dare_ties", "della", "breadcrumbs_ties", "sce 0.3", "model_stock"),
+    *("dare_ties", "della", "breadcrumbs_ties", "sce 0.3", "model_stock", "multislerp", "karcher", "arcee_fusion"),
+    *("ramplus_tl", "consensus_ties", "localize_and_stitch", "pcb", "cabs"),
 )
 
 

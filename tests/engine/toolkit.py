@@ -156,6 +156,16 @@ def ramplus(epsilon: float, r: float, alpha: float) -> Method:
     return {"ramplus_tl": {"epsilon": epsilon, "r": r, "alpha": alpha}}
 
 
+def consensus(name: str, weights: list[float], *, k: int = 1, **more: Any) -> Method:  # noqa: ANN401
+    count = len(weights)
+    numbers = {"densities": [1.0] * count, "lambdas": [1.0] * count, "normalize": False, "rescale": False}
+    return {name: {"weights": weights, "k": k, **numbers, **more}}
+
+
+def cabs(*weights: float, n: int, m: int, lambda_: float = 1.0) -> Method:
+    return {"cabs": {"weights": list(weights), "n": n, "m": m, "lambda": lambda_}}
+
+
 def of_rows(most: int = 4) -> dict[str, tuple[int, Method]]:
     """Each method of the table with some numbers: how many sources it takes, and the method as a plan has it.
 

@@ -16,6 +16,8 @@ Two rules are mol's own and not in the papers:
 
 from tests.reference.angles import *
 from tests.reference.averages import *
+from tests.reference.choosing import *
+from tests.reference.consensus import *
 from tests.reference.drawing import *
 from tests.reference.election import *
 from tests.reference.elementwise import *

@@ -40,11 +40,11 @@ def elect(
     mix: Tensor = np.where(agrees, votes, 0.0).sum(axis=0)
     if normalize:
         divisor = np.where(agrees, np.asarray(weights, dtype=np.float64)[:, None], 0.0).sum(axis=0)
-        mix = mix / np.where(np.abs(divisor) <= _cancelled(weights), 1.0, divisor)
+        mix = mix / np.where(np.abs(divisor) <= cancelled(weights), 1.0, divisor)
     return base + lambda_ * mix
 
 
-def _cancelled(weights: Sequence[float]) -> float:
+def cancelled(weights: Sequence[float]) -> float:
     """The largest divisor that is the noise of weights which cancel, never as large as a weight by itself."""
     magnitudes = [abs(w) for w in weights if w]
     mixed = any(w < 0 for w in weights) and any(w > 0 for w in weights)

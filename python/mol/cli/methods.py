@@ -28,14 +28,15 @@ if TYPE_CHECKING:
 def command(console: Console, name: str | None, markdown: bool) -> None:
     """Show the table, or one row of it."""
     from mol.config.examples import example_text
-    from mol.config.methods import LATER_METHODS, METHODS, STUDY, method_named
+    from mol.config.method_spec import STUDY
+    from mol.config.methods import METHODS, method_named
 
     if name is not None:
         spec = method_named(name)
         console.document(_document(spec) | {"example": example_text(spec)})
         console.result("\n".join([*_described(spec), "", example_text(spec).rstrip()]))
         return
-    console.document({"methods": [_document(spec) for spec in METHODS.values()], "later": list(LATER_METHODS)})
+    console.document({"methods": [_document(spec) for spec in METHODS.values()]})
     if markdown:
         heads = "| `merge_method` | result | inputs | parameters (default) |\n|---|---|---|---|"
         console.result("\n".join([heads, *map(_markdown, METHODS.values())]))
@@ -43,7 +44,6 @@ def command(console: Console, name: str | None, markdown: bool) -> None:
     rows = [[spec.name, spec.title] for spec in METHODS.values()]
     console.result("\n".join(table(("method", "what it is"), rows, right=frozenset())))
     console.result()
-    console.result(field("later", ", ".join(LATER_METHODS)))
     for spec in METHODS.values():
         if spec.evidence:
             console.result(field("study", f"{spec.name}: {spec.evidence}"))
@@ -52,7 +52,7 @@ def command(console: Console, name: str | None, markdown: bool) -> None:
 
 
 def _described(spec: MethodSpec) -> list[str]:
-    from mol.config.methods import STUDY
+    from mol.config.method_spec import STUDY
 
     entries = {"method": f"{spec.name}: {spec.title}", "result": spec.about, "inputs": spec.inputs, "source": spec.url}
     if spec.evidence:

@@ -86,11 +86,13 @@ def _check_models(recipe: MergeConfig, options: MergeOptions) -> tuple[list[Mode
     """
     from mol.cli.local import find
     from mol.config.merge_config import ModelReference
+    from mol.merge.auto_weights import evenly
     from mol.merge.planner import plan_merge
     from mol.merge.run import plan_recipe
     from mol.structure.heads import find_own_heads
     from mol.structure.layers import find_structures
 
+    recipe = evenly(recipe)
     cache = None if options.cache_dir is None else Path(options.cache_dir)
     found = {reference: find(reference, cache) for reference in recipe.inputs()}
     missing = [reference for reference, checkpoint in found.items() if checkpoint is None]

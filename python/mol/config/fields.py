@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from mol.config.auto_weights import problem_of_auto
 from mol.config.chat_templates import CHAT_TEMPLATES
 from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.flat import is_flat, to_mergekit_form
@@ -115,6 +116,9 @@ def read_fields(
         _note_gradient_for_weights(parameters, inputs, reader)
     if flat and defaults and reader.spec:
         parameters = _with_flat_defaults(recipe, parameters, base_model, inputs, reader.spec, reader)
+    problem = problem_of_auto(reader.spec, base_model, inputs, parameters) if reader.spec and inputs.sound else None
+    if problem is not None:
+        reader.problems.add(recipe.at("parameters"), f"`weight: {{auto: ...}}`: {problem}")
     if reader.spec and inputs.sound:
         check_inputs(inputs, reader.spec, base_model, parameters, reader, weighs_base=weighs_base, resolved=resolved)
     rules = read_rules(recipe, inputs, base_model, parameters, reader, resolved=resolved)

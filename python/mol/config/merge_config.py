@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import yaml
 
+from mol.config.auto_weights import Auto
 from mol.config.document import Location, Problems, Table, from_python
 from mol.config.fields import RecipeKeys, read_fields
-from mol.config.method_spec import Required, Scalar
+from mol.config.method_spec import DEPTH_SCALE, Required, Scalar
 from mol.config.methods import METHODS
 from mol.config.model_reference import ModelReference, may_be_one
 from mol.config.parameters import Chain, ParameterMap, Rule
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self, Unpack
 
+    from mol.config.method_spec import ParameterSpec
     from mol.config.rules import RuleConfig
     from mol.config.tokenizer import TokenizerSection
 
@@ -255,6 +258,24 @@ class MergeConfig:
         references = self.model_references()
         return any(may_be_one(a, b) for a, b in itertools.combinations(references, 2))
 
+    def with_weights(self, weights: Mapping[ModelReference, float], note: str) -> MergeConfig:
+        """Return the recipe with a weight for each of its models in place of one that is to be found.
+
+        Args:
+            weights: by model; the base has none.
+            note: a line that says what they are.
+        """
+        config = copy.copy(self)
+        sources = tuple(
+            replace(source, parameters=ParameterMap({**source.parameters, "weight": (Rule(weights[source.model]),)}))
+            if source.model in weights
+            else source
+            for source in self.models or ()
+        )
+        rest = ParameterMap({name: rules for name, rules in self.parameters.items() if name != "weight"})
+        config.__dict__.update(models=sources, parameters=rest, notes=(*self.notes, note), _chains={})
+        return config
+
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe in mergekit's grammar; `from_dict` reads it back to an equal recipe."""
         recipe: dict[str, Any] = {"merge_method": self.method}
@@ -380,8 +401,10 @@ class MergeConfig:
         chain = self._chain(name, slice_index, source)
         if chain.constant is not None:
             return chain.constant
-        spec = METHODS[self.method].parameters[name]
+        spec = self._spec(name)
         value = chain.find(source_tensor if spec.per_model else output_tensor, position)
+        if isinstance(value, Auto):
+            raise ConfigError("the weights are found from the norms of the models, which were not read yet")
         if value is not None:
             return value
         if isinstance(spec.default, Required):
@@ -391,10 +414,17 @@ class MergeConfig:
             )
         return spec.default
 
+    def gives(self, name: str, slice_index: int) -> bool:
+        """Return whether the recipe gives a parameter of the whole merge a value, in a slice."""
+        return bool(self._chain(name, slice_index, None).links)
+
     def is_constant(self, name: str, *, slice_index: int, source: int | None) -> bool:
         """Return whether `resolve` returns the same value, or raises the same error, for every tensor."""
         chain = self._chain(name, slice_index, source)
-        return chain.constant is not None or not chain.links
+        return chain.constant is not None or not chain.links or isinstance(chain.links[0][1], Auto)
+
+    def _spec(self, name: str) -> ParameterSpec:
+        return METHODS[self.method].parameters.get(name, DEPTH_SCALE)
 
     def _chain(self, name: str, slice_index: int, source: int | None) -> Chain:
         key = (name, slice_index, source)
@@ -404,7 +434,7 @@ class MergeConfig:
         return chain
 
     def _build_chain(self, name: str, slice_index: int, source: int | None) -> Chain:
-        spec = METHODS[self.method].parameters[name]
+        spec = self._spec(name)
         levels = [self.parameters]
         sources = self.models or ()
         if self.slices is not None:

@@ -15,6 +15,7 @@ WEIGHT: Final = ParameterSpec(
     about="how much of the model; negative takes away",
     plan="weights",
     drops=True,
+    forms=("auto",),
 )
 DENSITY: Final = ParameterSpec(
     "density",
@@ -67,6 +68,25 @@ GAMMA: Final = ParameterSpec(
     high=1.0,
     about="share of each difference that is dropped because it is the largest",
     plan="gammas",
+)
+MASK: Final = ParameterSpec(
+    "lambda",
+    per_model=True,
+    kind="float",
+    default=1.0,
+    low=0.0,
+    aliases=("lambda_",),
+    about="threshold of the mask: the larger, the fewer values a model needs",
+    plan="lambdas",
+)
+VOTES: Final = ParameterSpec(
+    "k",
+    per_model=False,
+    kind="int",
+    default=1,
+    low=0,
+    high=1000,
+    about="how many models must need a value; 2 in the paper",
 )
 
 

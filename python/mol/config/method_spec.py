@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, Literal
 
+STUDY: Final = "https://arxiv.org/abs/2511.21437"
+"""A comparison by others of six methods on language models of 3 to 8 billion parameters, 12 fine-tunes of each."""
+NO_GAIN: Final = "typically no notable gain over the base on language models"
+"""What that study found of most of the six."""
+
 Scalar = float | int | bool | str
 Kind = Literal["float", "int", "bool", "str"]
 
@@ -40,6 +45,7 @@ class ParameterSpec:
         around: the parameter of the same model, a probability, that the value is added to and taken from.
         copy_at: values at which the result is one source as it is: value to position of the source, 0 for the base. Of
             a parameter that each model has, values at which the only model left is the result.
+        forms: keys of a map that a value may be written as.
     """
 
     name: str
@@ -56,6 +62,7 @@ class ParameterSpec:
     drops: bool = False
     around: str = ""
     copy_at: dict[float, int] = field(default_factory=dict, hash=False)
+    forms: tuple[str, ...] = ()
 
     @property
     def bounds(self) -> str:
@@ -70,6 +77,17 @@ class ParameterSpec:
         if self.flat_default is not None:
             return self.flat_default
         return 1.0 if isinstance(self.default, Required) else self.default
+
+
+DEPTH_SCALE: Final = ParameterSpec(
+    "depth_scale",
+    per_model=False,
+    kind="float",
+    default=1.0,
+    about="factor on the difference of the result from the base, under any method; `{alpha: A, beta: B}` is "
+    "A + B * depth, from A in the first layer to A + B in the last (LiNeS, https://arxiv.org/abs/2410.17146)",
+    forms=("alpha", "beta"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +144,13 @@ class MethodSpec:
         )
 
     def parameter(self, word: str) -> ParameterSpec | None:
-        """Find a parameter by its name or by another word for it."""
-        for spec in self.parameters.values():
+        """Find a parameter, one that all methods have included, by its name or by another word for it."""
+        for spec in (*self.parameters.values(), DEPTH_SCALE):
             if word == spec.name or word in spec.aliases:
                 return spec
         return None
+
+
+def table(*specs: ParameterSpec) -> dict[str, ParameterSpec]:
+    """Return the parameters of a method by their names."""
+    return {spec.name: spec for spec in specs}

@@ -7,30 +7,21 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
-from mol.config.method_parameters import CHANGE, DENSITY, EPSILON, GAMMA, LAMBDA, WEIGHT, normalize, rescale
-from mol.config.method_spec import REQUIRED, MethodSpec, ParameterSpec
+from mol.config.method_parameters import CHANGE, LAMBDA, WEIGHT, normalize
+from mol.config.method_spec import NO_GAIN, REQUIRED, MethodSpec, ParameterSpec, table
+from mol.config.sparse_methods import SPARSE
 from mol.errors import ConfigError
 from mol.text import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-STUDY: Final = "https://arxiv.org/abs/2511.21437"
-"""A comparison by others of six methods on language models of 3 to 8 billion parameters, 12 fine-tunes of each."""
-
-_NO_GAIN = "typically no notable gain over the base on language models"
-
-
-def _table(*specs: ParameterSpec) -> dict[str, ParameterSpec]:
-    return {spec.name: spec for spec in specs}
-
-
 METHODS: Final[dict[str, MethodSpec]] = {
     spec.name: spec
     for spec in (
         MethodSpec(
             "linear",
-            _table(replace(WEIGHT, copy_at={1.0: 0}), normalize(default=True)),
+            table(replace(WEIGHT, copy_at={1.0: 0}), normalize(default=True)),
             base="input",
             min_models=1,
             max_models=None,
@@ -41,7 +32,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "slerp",
-            _table(
+            table(
                 ParameterSpec(
                     "t",
                     per_model=False,
@@ -62,7 +53,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "nuslerp",
-            _table(
+            table(
                 replace(WEIGHT, copy_at={1.0: 0}),
                 ParameterSpec(
                     "nuslerp_flatten",
@@ -89,7 +80,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "multislerp",
-            _table(
+            table(
                 replace(WEIGHT, copy_at={1.0: 0}),
                 replace(normalize(default=True), name="normalize_weights", aliases=("normalize",), plan="normalize"),
                 ParameterSpec(
@@ -113,7 +104,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "karcher",
-            _table(
+            table(
                 ParameterSpec(
                     "max_iter",
                     per_model=False,
@@ -141,7 +132,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "nearswap",
-            _table(
+            table(
                 ParameterSpec(
                     "t",
                     per_model=False,
@@ -162,7 +153,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "arcee_fusion",
-            _table(),
+            table(),
             base="required",
             min_models=2,
             max_models=2,
@@ -173,7 +164,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "task_arithmetic",
-            _table(WEIGHT, normalize(default=False), LAMBDA),
+            table(WEIGHT, normalize(default=False), LAMBDA),
             base="required",
             min_models=2,
             max_models=None,
@@ -183,128 +174,10 @@ METHODS: Final[dict[str, MethodSpec]] = {
             divides=True,
             evidence="the only one of six methods that reliably gained over the base on language models",
         ),
-        MethodSpec(
-            "ties",
-            _table(
-                WEIGHT,
-                DENSITY,
-                normalize(default=True),
-                rescale(default=False),
-                LAMBDA,
-                ParameterSpec(
-                    "majority_sign_method",
-                    per_model=False,
-                    kind="str",
-                    default="total",
-                    choices={"total": ("sum", "mass"), "count": ()},
-                    about="signs are elected by the sum of the weighted differences, or by their number",
-                ),
-            ),
-            base="required",
-            min_models=2,
-            max_models=None,
-            title="TIES: trim, elect sign, disjoint mean",
-            url="https://arxiv.org/abs/2306.01708",
-            about="of each difference from the base the largest values are kept, a sign is elected for each element, "
-            "and the differences that have it are averaged and added to the base",
-            evidence=_NO_GAIN,
-        ),
-        MethodSpec(
-            "dare_linear",
-            _table(WEIGHT, DENSITY, normalize(default=False), rescale(default=True), LAMBDA),
-            base="required",
-            min_models=2,
-            max_models=None,
-            title="DARE: task arithmetic over differences thinned out at random",
-            url="https://arxiv.org/abs/2311.03099",
-            about="of each difference from the base values are dropped at random, the rest is made as large as the "
-            "whole was, and the weighted sum is added to the base",
-            divides=True,
-            draws=True,
-        ),
-        MethodSpec(
-            "dare_ties",
-            _table(WEIGHT, DENSITY, normalize(default=False), rescale(default=True), LAMBDA),
-            base="required",
-            min_models=2,
-            max_models=None,
-            title="DARE with TIES' election of signs",
-            url="https://arxiv.org/abs/2311.03099",
-            about="as `dare_linear`, and of what is left only the differences that have the elected sign are added",
-            draws=True,
-        ),
-        MethodSpec(
-            "della",
-            _table(WEIGHT, DENSITY, EPSILON, normalize(default=True), rescale(default=True), LAMBDA),
-            base="required",
-            min_models=2,
-            max_models=None,
-            title="DELLA: thinned out at random by magnitude, with TIES' election of signs",
-            url="https://arxiv.org/abs/2406.11617",
-            about="as `della_linear`, and of what is left only the differences that have the elected sign are averaged "
-            "and added",
-            draws=True,
-        ),
-        MethodSpec(
-            "della_linear",
-            _table(WEIGHT, DENSITY, EPSILON, normalize(default=False), rescale(default=True), LAMBDA),
-            base="required",
-            min_models=2,
-            max_models=None,
-            title="DELLA: task arithmetic over differences thinned out at random by magnitude",
-            url="https://arxiv.org/abs/2406.11617",
-            about="of each difference from the base values are dropped at random, small ones of a row more often, "
-            "the rest is made as large as the whole was, and the weighted sum is added to the base",
-            divides=True,
-            draws=True,
-        ),
-        MethodSpec(
-            "breadcrumbs",
-            _table(WEIGHT, DENSITY, GAMMA, normalize(default=False), rescale(default=False), LAMBDA),
-            base="required",
-            min_models=2,
-            max_models=None,
-            title="model breadcrumbs: without the largest and the smallest differences",
-            url="https://arxiv.org/abs/2312.06795",
-            about="of each difference from the base the largest values are dropped, of the rest the largest are kept, "
-            "and the weighted sum is added to the base",
-            divides=True,
-        ),
-        MethodSpec(
-            "breadcrumbs_ties",
-            _table(WEIGHT, DENSITY, GAMMA, normalize(default=False), rescale(default=False), LAMBDA),
-            base="required",
-            min_models=2,
-            max_models=None,
-            title="model breadcrumbs with TIES' election of signs",
-            url="https://arxiv.org/abs/2312.06795",
-            about="as `breadcrumbs`, and of what is left only the differences that have the elected sign are added",
-        ),
-        MethodSpec(
-            "sce",
-            _table(
-                ParameterSpec(
-                    "select_topk",
-                    per_model=False,
-                    kind="float",
-                    default=1.0,
-                    low=0.0,
-                    high=1.0,
-                    about="share of the values on which the models differ that is taken, those that vary most",
-                    copy_at={0.0: 0},
-                )
-            ),
-            base="required",
-            min_models=2,
-            max_models=None,
-            title="SCE: select, calculate, erase",
-            url="https://arxiv.org/abs/2408.07990",
-            about="the differences from the base that vary most between the models are kept, those that have the "
-            "elected sign are averaged by how large each model's are, and added to the base",
-        ),
+        *SPARSE,
         MethodSpec(
             "model_stock",
-            _table(
+            table(
                 ParameterSpec(
                     "filter_wise",
                     per_model=False,
@@ -320,11 +193,11 @@ METHODS: Final[dict[str, MethodSpec]] = {
             url="https://arxiv.org/abs/2403.19522",
             about="a point between the base and the mean of the models, the nearer to the mean the smaller the angles "
             "between their differences from the base are",
-            evidence=_NO_GAIN,
+            evidence=NO_GAIN,
         ),
         MethodSpec(
             "ram",
-            _table(CHANGE),
+            table(CHANGE),
             base="required",
             min_models=2,
             max_models=None,
@@ -335,7 +208,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "ramplus_tl",
-            _table(
+            table(
                 CHANGE,
                 ParameterSpec(
                     "r",
@@ -363,7 +236,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         ),
         MethodSpec(
             "passthrough",
-            _table(
+            table(
                 ParameterSpec(
                     "scale",
                     per_model=True,
@@ -385,35 +258,10 @@ METHODS: Final[dict[str, MethodSpec]] = {
     )
 }
 
-_ELSEWHERE: Final[dict[str, tuple[str, ...]]] = {
-    "nuslerp": ("nuslerp_flatten", "nuslerp_row_wise"),
-    "multislerp": (),
-    "karcher": ("max_iter", "tol"),
-    "dare_linear": (),
-    "dare_ties": (),
-    "della": ("epsilon",),
-    "della_linear": ("epsilon",),
-    "breadcrumbs": ("gamma",),
-    "breadcrumbs_ties": ("gamma",),
-    "sce": ("select_topk",),
-    "model_stock": ("filter_wise",),
-    "nearswap": (),
-    "arcee_fusion": (),
-    "ram": ("epsilon",),
-    "ramplus_tl": ("epsilon", "r", "alpha"),
-    "consensus_ta": (),
-    "consensus_ties": (),
-}
-"""Methods that mergekit or mergekitty have, each with the words of its own. A row of `METHODS` comes before this."""
-
-LATER_METHODS: Final = tuple(name for name in _ELSEWHERE if name not in METHODS)
-"""Methods of others that mol has not built yet: refused by name."""
-
 
 def _owners(word: str) -> str:
     """Name the methods that have a parameter."""
     listed = [name for name, spec in METHODS.items() if spec.parameter(word)]
-    listed += [name for name in LATER_METHODS if word in _ELSEWHERE[name]]
     return f"a parameter of {' and '.join([', '.join(listed[:-1]), listed[-1]] if len(listed) > 1 else listed)}"
 
 
@@ -422,7 +270,6 @@ def foreign_parameters() -> dict[str, str]:
     """Return the words of mergekit and of the flat form that are known, each with why it has no effect on a method."""
     rows = (spec for method in METHODS.values() for spec in method.parameters.values())
     words = {word for spec in rows for word in (spec.name, *spec.aliases)}
-    words.update(word for name in LATER_METHODS for word in _ELSEWHERE[name])
     return {
         "eps": "a guard against division by zero that is built in here",
         **{word: _owners(word) for word in sorted(words)},
@@ -444,8 +291,6 @@ def method_named(word: str) -> MethodSpec:
     """
     if word in METHODS:
         return METHODS[word]
-    known = ", ".join(f"`{name}`" for name in METHODS)
-    if word.replace("-", "_") in LATER_METHODS:
-        raise ConfigError(f"merge method `{word}` is known but not built yet; there are {known}")
-    hint = suggestion(word, METHODS) or f"; there are {known}"
+    some = ", ".join(f"`{name}`" for name in list(METHODS)[:8])
+    hint = suggestion(word, METHODS) or f"; there are {some} and more: `mol-merge methods` lists all {len(METHODS)}"
     raise ConfigError(f"unknown merge method `{word[:80]}`{hint}")

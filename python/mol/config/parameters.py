@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from mol.config.auto_weights import Auto
+
 if TYPE_CHECKING:
     from mol.config.method_spec import Scalar
 
@@ -21,16 +23,18 @@ class Rule:
     """One value of a parameter and the tensors that it is for.
 
     Attributes:
-        value: one value, or a tuple: control points of a gradient over the layers of a slice.
+        value: one value, a tuple of control points of a gradient over the layers of a slice, or a way to find it.
         filter: None is every tensor. `re:` starts a regular expression that is searched for; a text with `*`, `?` or
             `[` is a glob for the whole name; any other text is looked for as it stands.
     """
 
-    value: Scalar | tuple[Scalar, ...]
+    value: Scalar | tuple[Scalar, ...] | Auto
     filter: str | None = None
 
     def to_plain(self) -> Any:  # noqa: ANN401 - a scalar or a list
         """Return the value as YAML holds it."""
+        if isinstance(self.value, Auto):
+            return self.value.to_plain()
         return list(self.value) if isinstance(self.value, tuple) else self.value
 
 
@@ -93,7 +97,7 @@ def compile_filter(text: str) -> Matcher:
     return lambda name: text in name
 
 
-def at_position(value: Scalar | tuple[Scalar, ...], position: float) -> Scalar:
+def at_position(value: Scalar | tuple[Scalar, ...] | Auto, position: float) -> Scalar | Auto:
     """Return the value of a gradient at a position from 0 (first layer) to 1 (last layer).
 
     Numbers are interpolated linearly between evenly spaced control points; of truth values and texts the element
@@ -123,16 +127,16 @@ class Chain:
 
     def __init__(self, name: str, *levels: ParameterMap) -> None:
         """Flatten levels of parameters, highest precedence first; what stands after a rule without filter is cut."""
-        links: list[tuple[Matcher | None, Scalar | tuple[Scalar, ...]]] = []
+        links: list[tuple[Matcher | None, Scalar | tuple[Scalar, ...] | Auto]] = []
         for level in levels:
             for rule in level.get(name, ()):
                 links.append((None if rule.filter is None else compile_filter(rule.filter), rule.value))
         ends = (index for index, (matches, _) in enumerate(links) if matches is None)
         self.links = tuple(links[: next(ends, len(links)) + 1])
         only = self.links[0] if len(self.links) == 1 else None
-        self.constant = None if only is None or only[0] is not None or isinstance(only[1], tuple) else only[1]
+        self.constant = None if only is None or only[0] is not None or isinstance(only[1], (tuple, Auto)) else only[1]
 
-    def find(self, tensor: str, position: float) -> Scalar | None:
+    def find(self, tensor: str, position: float) -> Scalar | Auto | None:
         """Return the value of the first rule that fits a tensor's name, None where none does."""
         for matches, value in self.links:
             if matches is None or matches(tensor):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Final
 
+from mol.config.auto_weights import auto_of
 from mol.config.document import Items, Location, Table, shown
 from mol.config.inputs import Inputs, check_inputs
 from mol.config.methods import METHODS, method_named
@@ -93,6 +94,10 @@ def _read_rule(entry: Table, inputs: Inputs, base_model: ModelReference | None, 
     if entry.get("base_model") is not None:
         base = _model(entry["base_model"], entry.at("base_model"), "base_model", known, reader)
     values = reader.parameters(entry.get("parameters"), entry.at("parameters"), of_model=False)
+    if any(map(auto_of, [values, *(source.parameters for source in models or ())])):
+        problems.add(
+            entry.location, "`weight: {auto: ...}` weighs whole models: it belongs in the recipe's `parameters`"
+        )
     return RuleConfig(text, None, method, models, base, values)
 
 

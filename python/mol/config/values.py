@@ -9,6 +9,7 @@ import numbers
 import re
 from typing import TYPE_CHECKING
 
+from mol.config.auto_weights import Auto, read_auto
 from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.ignored import without_effect
 from mol.config.method_spec import MethodSpec, ParameterSpec, Required, Scalar
@@ -275,7 +276,7 @@ class ValueReader:
 
     def rules(self, value: object, location: Location, spec: ParameterSpec) -> tuple[Rule, ...]:
         """Read the value of a parameter in any of its forms; a wrong one is a problem and left out."""
-        if isinstance(value, Table):
+        if isinstance(value, Table) and not value.keys() & set(spec.forms):
             return self._rule(value, location, spec)
         if not isinstance(value, Items) or not any(isinstance(item, Table) for item in value):
             read = self._value(value, location, spec)
@@ -316,8 +317,21 @@ class ValueReader:
             return False, None
         return True, text
 
-    def _value(self, value: object, location: Location, spec: ParameterSpec) -> Scalar | tuple[Scalar, ...] | None:
+    def _value(
+        self, value: object, location: Location, spec: ParameterSpec
+    ) -> Scalar | tuple[Scalar, ...] | Auto | None:
         """Read one value or the control points of a gradient."""
+        if isinstance(value, Table) and value.keys() & set(spec.forms):
+            self.keys(value, spec.forms, f"`{spec.name}`")
+            if spec.forms == ("auto",):
+                auto = read_auto(value["auto"])
+                if isinstance(auto, str):
+                    self.problems.add(value.at("auto"), auto)
+                return None if isinstance(auto, str) else auto
+            alpha, beta = (self._scalar(value.get(word), value.at(word), spec) for word in ("alpha", "beta"))
+            if not isinstance(alpha, float) or not isinstance(beta, float):
+                return None
+            return (alpha, alpha + beta) if beta else alpha
         if not isinstance(value, Items):
             return self._scalar(value, location, spec)
         if not value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from mol.config.method_spec import DEPTH_SCALE
 from mol.config.methods import METHODS, weights_cancel
 from mol.config.parameters import compile_filter
 from mol.errors import ConfigError
@@ -25,12 +26,20 @@ class Combination(NamedTuple):
     Attributes:
         method: the method with its parameters.
         inputs: indices of the inputs it reads, in the method's order; inputs without influence are left out.
+        scaled: by how much of its difference from the base the result is the base's, and which input that is; None
+            where the method's result is taken as it is.
         rule: which of the recipe's rules says so; None where none does.
     """
 
     method: Method
     inputs: tuple[int, ...]
+    scaled: tuple[float, int] | None = None
     rule: int | None = None
+
+    def moved(self, inputs: Sequence[int]) -> Combination:
+        """Return the same of inputs that are numbered otherwise."""
+        scaled = None if self.scaled is None else (self.scaled[0], inputs[self.scaled[1]])
+        return self._replace(inputs=tuple(inputs[index] for index in self.inputs), scaled=scaled)
 
 
 class Combine(Protocol):
@@ -38,6 +47,10 @@ class Combine(Protocol):
 
     fixed: Combination | str | None
     """The combination, or why there is none, if it is the same for every tensor."""
+
+    def place(self, first: float, last: float) -> None:
+        """Say where the slice lies in the depth of the output, from 0 (first layer) to 1 (last layer)."""
+        ...
 
     def __call__(self, names: Sequence[str | None], output: str, position: float) -> Combination | str:
         """Decide for one tensor; see `Combiner`."""
@@ -59,6 +72,7 @@ class Combiner:
         self._config = config
         self._slice = slice_index
         self._spec = METHODS[config.method]
+        self._origin = base
         self._base = base if self._spec.starts_from(base) else None
         self._others = tuple(index for index in range(len(sources)) if index != self._base)
         # (parameter, index of the input it belongs to, position of that input in the recipe)
@@ -67,6 +81,10 @@ class Combiner:
             for parameter in self._spec.parameters.values()
             for index in (self._others if parameter.per_model else (None,))
         ]
+        self._scales = config.gives(DEPTH_SCALE.name, slice_index)
+        if self._scales:
+            self._wanted.append((DEPTH_SCALE, None, None))
+        self._span = (0.0, 1.0)
         self._memo: dict[tuple[object, ...], Combination | str] = {}
         constant = all(
             config.is_constant(parameter.name, slice_index=slice_index, source=source)
@@ -99,7 +117,7 @@ class Combiner:
                     source=source,
                     source_tensor=(None if index is None else names[index]) or output,
                     output_tensor=output,
-                    position=position,
+                    position=self._depth(position) if parameter is DEPTH_SCALE else position,
                 )
                 for parameter, index, source in self._wanted
             )
@@ -110,10 +128,38 @@ class Combiner:
             found = self._memo[values] = self._combine(values)
         return found
 
+    def place(self, first: float, last: float) -> None:
+        """See `Combine`."""
+        self._span = (first, last)
+
+    def _depth(self, position: float) -> float:
+        first, last = self._span
+        return first + position * (last - first)
+
     def _combine(self, values: Sequence[Any]) -> Combination | str:
+        """Decide by the values of the parameters, and scale the result as `depth_scale` says."""
+        if not self._scales:
+            return self._unscaled(values)
+        combination, scale = self._unscaled(values[:-1]), float(values[-1])
+        if scale == 1.0 or isinstance(combination, str):
+            return combination
+        if self._origin is None:
+            return "`depth_scale` scales the difference from the base, and the base is none of the models merged here"
+        method, inputs = combination.method, combination.inputs
+        if scale == 0.0 or (method is plan.COPY and inputs == (self._origin,)):
+            return Combination(plan.COPY, (self._origin,))
+        if method is plan.COPY:
+            return Combination(task_vector(scale), (self._origin, *inputs))
+        factor = self._spec.parameters.get("lambda")
+        if factor is not None and not factor.per_model:
+            ((name, numbers),) = method.items()
+            return Combination({name: {**numbers, "lambda": numbers["lambda"] * scale}}, inputs)
+        return Combination(method, inputs, (scale, self._origin))
+
+    def _unscaled(self, values: Sequence[Any]) -> Combination | str:
         shared: dict[str, Any] = {}
         of_models: dict[str, dict[int, Any]] = {}
-        for (parameter, index, _), value in zip(self._wanted, values, strict=True):
+        for (parameter, index, _), value in zip(self._wanted, values, strict=False):
             typed = {"float": float, "int": int}.get(parameter.kind, type(value))(value)
             if index is None:
                 shared[parameter.name] = typed
@@ -177,6 +223,11 @@ class Combiner:
             # the others draw.
             numbers["models"] = [self._others.index(index) for index in kept]
         return numbers
+
+
+def task_vector(scale: float) -> Method:
+    """Return the method that adds a part of the difference of the second source from the first to the first."""
+    return {"task_arithmetic": {"weights": [scale], "normalize": False, "lambda": 1.0}}
 
 
 def _cancelling(weights: Iterable[float], normalize: ParameterSpec | None) -> str | None:

@@ -41,17 +41,24 @@ def combiner(
     plain = Combiner(config, slice_index, positions, models.index(base) if base in models else None)
     if not config.rules:
         return plain
-    return _Ruled(plain, [_decide(config, rule, slice_index, models, base) for rule in config.rules], config.rules)
+    combiners = [plain]
+    decide = [_decide(config, rule, slice_index, models, base, combiners) for rule in config.rules]
+    return _Ruled(combiners, decide, config.rules)
 
 
 class _Ruled:
     """The rules of a recipe for one slice, and its own method for the rest."""
 
-    def __init__(self, plain: Combiner, decide: Sequence[Decide], rules: Sequence[RuleConfig]) -> None:
+    def __init__(self, combiners: Sequence[Combiner], decide: Sequence[Decide], rules: Sequence[RuleConfig]) -> None:
         tests: list[Matcher | None] = [None if rule.filter is None else compile_filter(rule.filter) for rule in rules]
         self._rules = list(zip(tests, decide, range(1, len(rules) + 1), strict=True))
-        self._plain = plain
+        self._plain = combiners[0]
+        self._combiners = combiners
         self.fixed: Combination | str | None = None
+
+    def place(self, first: float, last: float) -> None:
+        for combine in self._combiners:
+            combine.place(first, last)
 
     def __call__(self, names: Sequence[str | None], output: str, position: float) -> Combination | str:
         for matches, decide, number in self._rules:
@@ -67,8 +74,9 @@ def _decide(
     slice_index: int,
     models: Sequence[ModelReference],
     base: ModelReference | None,
+    combiners: list[Combiner],
 ) -> Decide:
-    """Return how one rule makes a tensor of a slice."""
+    """Return how one rule makes a tensor of a slice; what decides by parameters is added to the combiners."""
     if rule.copy is not None:
         return _copy(rule.copy, slice_index, models, sliced=config.slices is not None)
     own = config.under_rule(rule)
@@ -89,10 +97,11 @@ def _decide(
         positions.append(None)
     base_at = next((lane for lane, index in enumerate(inputs) if models[index] == start), None)
     inner = Combiner(own, slice_index, positions, base_at)
+    combiners.append(inner)
 
     def decide(names: Sequence[str | None], output: str, position: float) -> Combination | str:
         found = inner([names[index] for index in inputs], output, position)
-        return found if isinstance(found, str) else found._replace(inputs=tuple(inputs[lane] for lane in found.inputs))
+        return found if isinstance(found, str) else found.moved(inputs)
 
     return decide
 

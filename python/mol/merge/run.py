@@ -318,6 +318,7 @@ def _plan(
 ) -> tuple[PlannedMerge, Path, dict[Path, Vocabulary], VocabularyRemarks]:
     """Plan one document of a recipe, `whole`; return its plan, whose tokenizer it has, vocabularies and remarks."""
     from mol.io.vocabulary import read_vocabularies
+    from mol.merge.auto_weights import find_weights
     from mol.merge.identity import spelled_twice
     from mol.merge.joined import join_models
     from mol.merge.planner import plan_merge
@@ -338,6 +339,7 @@ def _plan(
         vocabulary.check()
     join = partial(join_models, config, models, vocabularies, leader)
     structures = find_structures({name: models[name] for name in named})
+    config = find_weights(config, models, structures, options)
     own_heads = find_own_heads({name: models[name] for name in named}, structures)
     planned = plan_merge(config, models, options=options, own_heads=own_heads, join=join, structures=structures)
     tokens = VocabularyRemarks((), ())

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from mol.merge.planned import PlannedMerge
 
 # Methods that compute in f32 where the result is f32; the others do so in f64, as `WIDE` of the engine's says.
-_IN_F32: Final = frozenset({"ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce"})
+_IN_F32: Final = frozenset({
+    "ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce",
+    "consensus_ta", "consensus_ties", "magmax", "localize_and_stitch", "pcb", "cabs",
+})  # fmt: skip
 
 
 def as_checkpoint(name: str, planned: PlannedMerge, tokenizer: Path) -> Checkpoint:
@@ -52,7 +55,7 @@ def as_checkpoint(name: str, planned: PlannedMerge, tokenizer: Path) -> Checkpoi
         size = math.prod(tensor.shape) * _bytes_of(dtype)
         tensors[tensor.name] = TensorInfo(dtype, tensor.shape, size, 0)
         if dtype in BYTES:
-            expr: Expr = of[0] if task.by is COPY else _computed(task.by, of, dtype)
+            expr: Expr = of[0] if task.by is COPY else computed(task.by, of, dtype)
             if not isinstance(expr, Source) or stored.get((plan.inputs[expr.input].path, expr.tensor)) != dtype:
                 expr = {"cast": {"of": expr, "to": dtype}}  # rounded as it would be in a file
             of = (with_tables(expr, f"{name}:") if plan.tables else expr,)
@@ -76,11 +79,16 @@ def as_checkpoint(name: str, planned: PlannedMerge, tokenizer: Path) -> Checkpoi
     )
 
 
-def _computed(by: Method, of: Sequence[Expr], dtype: str) -> Expr:
+def computed(by: Method, of: Sequence[Expr], dtype: str) -> Expr:
     """Return the result of a method, computed as precisely as for a tensor of a dtype that is written."""
-    if dtype == "F64" or (dtype == "F32" and _IN_F32.isdisjoint(by)):
+    if made_in_f64(by, dtype):
         of = [{"cast": {"of": expr, "to": "F64"}} for expr in of]
     return {"merged": {"by": by, "of": list(of)}}
+
+
+def made_in_f64(by: Method, dtype: str) -> bool:
+    """Return whether a method computes a tensor of a dtype in f64 though no source is."""
+    return dtype == "F64" or (dtype == "F32" and _IN_F32.isdisjoint(by))
 
 
 def _stored(planned: PlannedMerge) -> dict[tuple[str, str], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from mol.dtypes import BYTES, EXACT_DTYPES
 from mol.io.expressions import Source, renumbered, sources_of
 from mol.io.layout import shard_names
+from mol.merge.combine import task_vector
 from mol.merge.plan import COPY, InputFile, MergePlan, Method, OutputTensor, Task, sweeps
+from mol.merge.stages import computed, made_in_f64
 from mol.structure.names import is_buffer
 
 if TYPE_CHECKING:
@@ -125,7 +128,7 @@ class TaskBuilder:
                 alike = False
                 self._compare(given, lead, out_layer, pattern_start)
         fixed = combine.fixed
-        if alike and donor_dtypes is None and fixed is not None and not isinstance(fixed, str):
+        if alike and donor_dtypes is None and fixed is not None and not isinstance(fixed, str) and not fixed.scaled:
             infos = [tensors[name] for name in named[lead_start]]
             read = [(models[index], named[starts[index]]) for index in fixed.inputs]
             if self._add_alike(named[out_start], infos, read, fixed.method):
@@ -235,9 +238,12 @@ class TaskBuilder:
         shape = info.shape
         exact = info.dtype in EXACT_DTYPES
         sources: list[Expr] = []
-        read = 0
+        sizes: list[int] = []
+        dtypes: set[str] = set()
         lacking = None
-        for index in combination.inputs:
+        scaled = combination.scaled
+        indices = combination.inputs if scaled is None else tuple(dict.fromkeys((scaled[1], *combination.inputs)))
+        for index in indices:
             model, name = models[index], names[index]
             found = None if name is None else model.checkpoint.tensors.get(name)
             if name is None or found is None:
@@ -255,7 +261,8 @@ class TaskBuilder:
                 )
             of, size = model.read(name) if gather is None else gather(model)
             sources += of
-            read += size
+            sizes.append(size)
+            dtypes.add(found.dtype)
         method = combination.method
         if lacking is not None:
             self._copy(spec, lacking, gather)
@@ -265,7 +272,16 @@ class TaskBuilder:
         if exact and method is not COPY:
             method = COPY
             self.copied.append(f"{spec.name}: {info.dtype}, copied as it is and not merged")
-        self._append(spec.name, info, method, tuple(sources), read)
+        elif scaled is not None:
+            exprs = dict(zip(indices, sources, strict=True))  # of floats each input has one
+            dtype = info.dtype if self._dtype is None else self._dtype
+            made = computed(method, [exprs[index] for index in combination.inputs], dtype)
+            # What the engine counts as read: the base, and the method's result in the format in which it is made.
+            each = BYTES["F64" if "F64" in dtypes or made_in_f64(method, dtype) else "F32"]
+            read = sizes[0] + math.prod(shape) * each
+            self._append(spec.name, info, task_vector(scaled[0]), (exprs[scaled[1]], made), read, method)
+            return
+        self._append(spec.name, info, method, tuple(sources), sum(sizes))
 
     def _copy(self, spec: OutputSpec, lacking: Sequence[str], gather: Callable[[Model], Gathered] | None) -> None:
         """Copy a tensor that some inputs lack, or refuse where that would mix up a layer."""
@@ -282,12 +298,25 @@ class TaskBuilder:
         read = spec.owner.read(spec.source) if gather is None else gather(spec.owner)
         self._append(spec.name, spec.info, COPY, *read)
 
-    def _append(self, name: str, info: TensorInfo, method: Method, sources: tuple[Expr, ...], read: int) -> None:
+    def _append(
+        self,
+        name: str,
+        info: TensorInfo,
+        method: Method,
+        sources: tuple[Expr, ...],
+        read: int,
+        counted: Method | None = None,
+    ) -> None:
+        """Add a task that reads so many bytes in a sweep; it counts as one by another method where that is given."""
         self._tasks.append(Task(len(self._tensors), method, sources))
         self._assign_file(name, info)
         for expr in sources:
             self._read.update((expr.input,) if type(expr) is Source else [leaf.input for leaf in sources_of(expr)])
-        self._count(method, read, 1)
+        if counted is None:
+            self._count(method, read, 1)
+        else:
+            self._count(counted, 0, 1)
+            self.bytes_read += read
 
     def _assign_file(self, name: str, info: TensorInfo) -> None:
         """Set the dtype and file of a tensor in the output."""

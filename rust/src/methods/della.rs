@@ -36,7 +36,7 @@ pub struct Della<const ELECT: bool> {
 }
 
 /// Elements survive whose bit is set; all survive for a model without bits.
-struct Marked(Vec<Option<Bits>>);
+pub struct Marked(pub Vec<Option<Bits>>);
 
 impl<R: Real> Keep<R> for Marked {
     type Stretch = ();

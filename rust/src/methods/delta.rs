@@ -143,7 +143,7 @@ pub fn settled<R: Real>(sum: R, mass: R) -> R {
 
 /// Returns the largest divisor that is a sum of cancelling weights: noise if weights have both signs, and always less
 /// than any single weight.
-fn cancelled(weights: &[f64]) -> f64 {
+pub fn cancelled(weights: &[f64]) -> f64 {
     let mixed = weights.iter().any(|w| *w < 0.0) && weights.iter().any(|w| *w > 0.0);
     let mass: f64 = weights.iter().map(|w| w.abs()).sum();
     let least = weights.iter().map(|w| w.abs()).filter(|w| *w > 0.0).fold(f64::INFINITY, f64::min);

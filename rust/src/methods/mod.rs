@@ -1,16 +1,21 @@
 //! The methods: one file each, and one word each in the list below. A method knows no files, threads or tensor names.
 pub mod arcee_fusion;
 pub mod breadcrumbs;
+pub mod cabs;
+pub mod consensus;
 pub mod copy;
 pub mod dare;
 pub mod della;
 pub mod delta;
 pub mod karcher;
 pub mod linear;
+pub mod localize_and_stitch;
+pub mod magmax;
 pub mod model_stock;
 pub mod multislerp;
 pub mod nearswap;
 pub mod nuslerp;
+pub mod pcb;
 pub mod ram;
 pub mod ramplus_tl;
 pub mod ranked;
@@ -131,6 +136,12 @@ methods! {
     BreadcrumbsTies = breadcrumbs::Breadcrumbs<true>,
     Sce = sce::Sce,
     ModelStock = model_stock::ModelStock,
+    ConsensusTa = consensus::Consensus<false>,
+    ConsensusTies = consensus::Consensus<true>,
+    Magmax = magmax::Magmax,
+    LocalizeAndStitch = localize_and_stitch::LocalizeAndStitch,
+    Cabs = cabs::Cabs,
+    Pcb = pcb::Pcb,
 }
 
 /// Checks that numbers are finite.

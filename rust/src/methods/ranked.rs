@@ -1,8 +1,10 @@
 //! Which elements of a task vector survive by the rank of their magnitudes in the tensor; of equal ones the lowest index
 //! counts as the largest.
 use super::delta::Keep;
-use crate::lanes::At;
+use crate::error::Result;
+use crate::lanes::{At, Lanes};
 use crate::real::Real;
+use crate::sweep::Sweep;
 use crate::sweep::select::{COLLECT, Score, Threshold};
 
 /// Returns the bytes that this many searches of a tensor hold at most.
@@ -30,6 +32,19 @@ impl<R: Real> Score<R, 2> for Magnitude {
 
 /// The largest magnitudes survive, with one threshold per model.
 pub struct Largest(pub Vec<Threshold>);
+
+impl Largest {
+    /// Finds the thresholds of the largest elements of each task vector, at least one where a density is not zero.
+    pub fn of_densities<F: Lanes>(sweep: &Sweep<F>, densities: &[f64]) -> Result<Self> {
+        let count = |density: f64| match density {
+            d if d >= 1.0 => sweep.len(),
+            d if d <= 0.0 => 0,
+            d => ((d * sweep.len() as f64) as usize).max(1),
+        };
+        let wanted = densities.iter().enumerate().map(|(model, density)| (Magnitude(model), count(*density)));
+        Ok(Self(sweep.select(&wanted.collect::<Vec<_>>())?))
+    }
+}
 
 impl<R: Real> Keep<R> for Largest {
     type Stretch = Vec<R::Key>;

@@ -1,7 +1,7 @@
 //! TIES: trim, elect sign, disjoint mean (Yadav et al., 2023). Where mol, like mergekit, differs from the paper:
 //! trimming is per tensor, and the weighted task vectors vote and are averaged by weight.
 use super::delta::{Elect, factors};
-use super::ranked::{Largest, Magnitude, held};
+use super::ranked::{Largest, held};
 use super::{Checked, Merge, finite, shares, weighs};
 use crate::error::Result;
 use crate::lanes::{Kernel, Lanes};
@@ -51,13 +51,7 @@ impl Merge for Ties {
     }
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
-        let count = |density: f64| match density {
-            d if d >= 1.0 => sweep.len(),
-            d if d <= 0.0 => 0,
-            d => ((d * sweep.len() as f64) as usize).max(1),
-        };
-        let wanted = self.densities.iter().enumerate().map(|(model, density)| (Magnitude(model), count(*density)));
-        let keep = Largest(sweep.select(&wanted.collect::<Vec<_>>())?);
+        let keep = Largest::of_densities(sweep, &self.densities)?;
         let Self { ref weights, normalize, rescale, lambda, .. } = *self;
         let factors = factors(sweep, &keep, weights, rescale)?;
         Ok(match self.majority_sign_method {
