@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
+from mol import _rust
 from mol.errors import MolError
 from tests.engine.toolkit import (
     Case,
@@ -105,3 +108,101 @@ def test_what_is_read_together_is_done_together(tmp_path: Path) -> None:
         (tmp_path / "out.partial" / f"{name}.safetensors.journal").read_text().count("crc64nvme") for name in RECIPES
     ]
     assert done == [3, 3, 3]
+
+
+def in_directories(directory: Path, *names: str) -> Plan:
+    """The same tensors in every result, each in a directory of its own and in two files."""
+    plan = plan_for(directory, *names)
+    files = [f"{name}/model-{part}.safetensors" for name in names for part in (1, 2)]
+    tensors = [
+        tensor | {"name": f"w{i % TENSORS}", "output": 2 * tensor["output"] + (i % TENSORS > 3)}
+        for i, tensor in enumerate(plan["tensors"])
+    ]
+    return plan | {"outputs": outputs(*files), "tensors": tensors}
+
+
+def everything(partial: Path) -> dict[str, bytes]:
+    files = [path for path in sorted(partial.rglob("*")) if path.is_file()]
+    return {path.relative_to(partial).as_posix(): path.read_bytes() for path in files}
+
+
+def test_results_in_directories_hold_tensors_of_one_name(tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    report = execute(in_directories(tmp_path, *RECIPES), partial, digest="blake3")
+    assert {entry["name"] for entry in report["files"]} == {
+        f"{n}/model-{i}.safetensors" for n in RECIPES for i in (1, 2)
+    }
+    found = everything(partial)
+    for name in RECIPES:
+        alone = execute(in_directories(tmp_path, name), tmp_path / f"{name}.partial", digest="blake3")
+        theirs = everything(tmp_path / f"{name}.partial")
+        assert {path: found[path] for path in found if path.startswith(f"{name}/m") and "journal" not in path} == {
+            path: theirs[path] for path in theirs if path.startswith(f"{name}/m") and "journal" not in path
+        }
+        assert [entry for entry in report["tensors"] if entry["file"].startswith(f"{name}/")] == alone["tensors"]
+        index = json.loads(found[f"{name}/model.safetensors.index.json"])
+        assert index["weight_map"]["w6"] == "model-2.safetensors"
+
+
+def test_a_sweep_that_shrinks_leaves_nothing_of_what_it_had(tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    less, whole = in_directories(tmp_path, "ties", "arc"), in_directories(tmp_path, *RECIPES)
+    execute(whole, partial)
+    (partial / "wide" / "config.json").write_text("{}")
+    less |= {"inputs": whole["inputs"]}
+    assert execute(less, partial)["resumed"] == 2 * TENSORS
+    assert sorted(path.name for path in partial.iterdir()) == ["arc", "journal", "ties"]
+    _rust.commit(str(partial), str(tmp_path / "out"), sync=False)
+    assert sorted(everything(tmp_path / "out")) == sorted(
+        f"{name}/{file}"
+        for name in ("ties", "arc")
+        for file in ("model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json")
+    )
+
+
+def test_a_link_in_place_of_a_directory_is_not_followed(tmp_path: Path) -> None:
+    plan, partial, elsewhere = in_directories(tmp_path, "ties", "arc"), tmp_path / "out.partial", tmp_path / "elsewhere"
+    execute(plan, partial, outputs=[0])
+    shutil.rmtree(partial / "arc")
+    elsewhere.mkdir()
+    (partial / "arc").symlink_to(elsewhere)
+    execute(plan, partial)
+    assert list(elsewhere.iterdir()) == []
+    assert not (partial / "arc").is_symlink()
+
+
+def test_a_result_may_be_made_of_some_of_the_sources(tmp_path: Path) -> None:
+    plan = plan_for(tmp_path, "wide", "arc")
+    some = plan_for(tmp_path, "wide", "arc")
+    for i, task in enumerate(some["tasks"]):
+        task["by"] = [linear(1.0, 2.0), linear(1.0)]
+        task["to"][1]["of"] = [1]
+        plan["tasks"][i] = {"to": [task["to"][0]], "by": linear(1.0, 2.0), "of": task["of"]}
+        plan["tasks"].append({"to": [{"tensor": TENSORS + i, "row": 0}], "by": linear(1.0), "of": task["of"][1:]})
+    execute(plan | {"inputs": some["inputs"]}, tmp_path / "apart.partial")
+    assert execute(some, tmp_path / "apart.partial")["resumed"] == 2 * TENSORS
+    execute(some, tmp_path / "together.partial")
+    assert shard_bytes(tmp_path / "apart.partial") == shard_bytes(tmp_path / "together.partial")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../out.safetensors", "/out.safetensors", "a/b/c.safetensors", ".a/b.safetensors", "a/../b.safetensors",
+     "./b.safetensors", "a//b.safetensors", "a/.safetensors/", "/a.safetensors/b", "a/b"],
+)  # fmt: skip
+def test_outputs_do_not_leave_their_place(name: str, tmp_path: Path) -> None:
+    plan = plan_for(tmp_path, "ties")
+    with pytest.raises(MolError, match=r"is not the name of a \.safetensors file"):
+        execute(plan | {"outputs": outputs(name)}, tmp_path / "out.partial")
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_what_a_result_is_made_of_is_listed_and_each_name_is_written_once_in_a_directory(tmp_path: Path) -> None:
+    plan = in_directories(tmp_path, "ties", "arc")
+    plan["tasks"][0]["to"][1]["of"] = [0, 2]
+    with pytest.raises(MolError, match="task 0 makes a result of expression 2, but it lists 2"):
+        execute(plan, tmp_path / "out.partial")
+    plan = in_directories(tmp_path, "ties", "arc")
+    plan["tensors"][TENSORS]["name"] = "w1"
+    with pytest.raises(MolError, match="tensor `w1` is written twice"):
+        execute(plan, tmp_path / "out.partial")

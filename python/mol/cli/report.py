@@ -38,7 +38,8 @@ def plan_lines(
         *listing("inputs", [_input(planned, i) for i in range(len(planned.sources))], limit=None),
         field("output", f"{where}{dtypes} in {units.amount(len(plan.outputs), 'file')}, "
                         f"{units.size(planned.bytes_written)}"),
-        *listing("files", [_side_file(file) for file in planned.side_files], limit=None),
+        *listing("results", tuple(planned.results), limit=None),
+        *listing("files", _side_files(planned), limit=None),
         field("tensors", f"{len(plan.tensors):,}: {_by_method(planned.methods)}{_dropped(planned)}"),
         *_details(console, planned),
         field("cost", f"read {units.size(planned.bytes_read)}{_again(planned.methods)}, "
@@ -80,6 +81,7 @@ def merge_text(console: Console, report: MergeReport, out: Path, span: float) ->
     return [
         field("merged", f"{units.amount(len(planned.plan.tensors), 'tensor')}: "
                         f"{_by_method(planned.methods)}{_dropped(planned)}{resumed}"),
+        *listing("results", tuple(planned.results), limit=None),
         *_lists(console, planned),
         field("bytes", f"read {units.size(report.bytes_read)}, wrote {units.size(report.bytes_written)} "
                        f"in {units.seconds(span)}{rate}"),
@@ -129,6 +131,7 @@ def _peak() -> int:
 
 def _account(planned: PlannedMerge) -> dict[str, object]:
     return {
+        **({"results": list(planned.results)} if planned.results else {}),
         "inputs": [{"name": source.name, "revision": source.revision} for source in planned.sources],
         "tensors": len(planned.plan.tensors),
         "methods": dict(planned.methods),
@@ -144,6 +147,14 @@ def _input(planned: PlannedMerge, index: int) -> str:
     role = " (gives config and tokenizer)" if source is planned.donor else ""
     commit = f" at {source.revision[:12]}" if source.revision else ""
     return f"{source.name}{commit}{role}"
+
+
+def _side_files(planned: PlannedMerge) -> list[str]:
+    """Describe the files beside the weights; of a sweep those of its first result, since all have the same."""
+    if not planned.results:
+        return [_side_file(file) for file in planned.side_files]
+    first = next(iter(planned.results.values()))
+    return ["in each result:", *(f"  {_side_file(file)}" for file in first.side_files)]
 
 
 def _side_file(file: OutputFile) -> str:

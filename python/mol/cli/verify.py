@@ -47,28 +47,38 @@ class Damage(NamedTuple):
         help="Number of worker threads.  [default: all cores]")  # fmt: skip
 @speaking
 def command(console: Console, directory: Path, threads: int | None) -> int:
-    """Check one directory."""
+    """Check one directory, or each result of a sweep."""
+    from mol.merge.sweep import listed_results
+
+    results = listed_results(directory)
+    documents = [_verify(console, directory / name, threads) for name in results or ("",)]
+    console.document(documents if results else documents[0])
+    return int(any(document["damage"] for document in documents))
+
+
+def _verify(console: Console, directory: Path, threads: int | None) -> dict[str, Any]:
+    """Check one result and say what was found."""
     started = time.monotonic()
     found = check_result(console, directory, threads)
     for name in found.unlisted:
         if not is_read(name):
             console.warning(f"{directory / name} is not in {MANIFEST}; it was not checked")
     total = sum(entry["size"] for entry in (*found.files.values(), *found.others.values()))
-    console.document({
+    document = {
         "directory": str(directory), "ok": not found.damage, "files": len(found.files), "tensors": found.tensors,
         "side_files": len(found.others), "bytes": total, "unlisted": found.unlisted,
         "damage": [one._asdict() for one in found.damage],
-    })  # fmt: skip
+    }  # fmt: skip
     if found.damage:
         console.error(str(found.error()))
-        return 1
+        return document
     console.status(field(
         "verified",
         f"{units.amount(found.tensors, 'tensor')} in {units.amount(len(found.files), 'file')}, "
         f"{units.amount(len(found.others), 'side file')}, {units.size(total)}, all as written "
         f"({units.seconds(time.monotonic() - started)})",
     ))  # fmt: skip
-    return 0
+    return document
 
 
 class Checked(NamedTuple):

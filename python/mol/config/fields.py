@@ -65,9 +65,10 @@ class RecipeKeys(TypedDict, total=False):
     name: str
     rules: Sequence[Mapping[str, Any] | RuleConfig] | None
     stages: Mapping[str, object]  # recipes in any form, by name
+    sweep: Mapping[str, Sequence[object]] | None  # lists of values, by parameter
 
 
-_KEYS = ("models", "parameters", *(key for key in RecipeKeys.__annotations__ if key != "stages"))
+_KEYS = ("models", "parameters", *(key for key in RecipeKeys.__annotations__ if key not in ("stages", "sweep")))
 
 
 def read_fields(

@@ -98,7 +98,7 @@ def _rewrite_parameters(recipe: Table, table: Table, spec: MethodSpec | None, pr
     if len(holders) == 2:
         problems.add(parameters.at("weights"), "`weights` is given twice, in `parameters` and next to it")
     elif holders:
-        _spread_weights(recipe, holders[0]["weights"], holders[0].at("weights"), problems)
+        spread_weights(recipe, holders[0]["weights"], holders[0].at("weights"), problems)
     if not isinstance(given, Table):
         return
     rest = given.without("weights", "layer_params", *_PARTS)
@@ -158,7 +158,7 @@ def _extend_rules(rules: Items, value: object, location: Location) -> None:
         rules.put(always, location)
 
 
-def _spread_weights(recipe: Table, weights: object, location: Location, problems: Problems) -> None:
+def spread_weights(recipe: Table, weights: object, location: Location, problems: Problems) -> None:
     """Set each model's entry of `weights`, a list in the order of the models or a map by model."""
     key = "models" if isinstance(recipe.get("models"), Items) else "slices"
     entries = [entry for entry in _entries(recipe, key) if isinstance(entry, Table) and "sources" not in entry]

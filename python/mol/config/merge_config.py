@@ -6,7 +6,7 @@ import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 import yaml
 
@@ -19,6 +19,7 @@ from mol.config.model_reference import ModelReference, may_be_one
 from mol.config.parameters import Chain, ParameterMap, Rule
 from mol.config.sources import SliceConfig, SourceConfig
 from mol.config.stages import Document, arrange, named_tables
+from mol.config.sweep import expand, plain
 from mol.config.yaml_source import read_source
 from mol.dtypes import DTYPE_NAMES
 from mol.errors import ConfigError
@@ -36,6 +37,18 @@ if TYPE_CHECKING:
     _Config = TypeVar("_Config", bound="MergeConfig")
 
 __all__ = ["MergeConfig", "ModelReference", "ParameterMap", "Rule", "Scalar", "SliceConfig", "SourceConfig"]
+
+
+class Swept(NamedTuple):
+    """One result of a sweep.
+
+    Attributes:
+        values: what its parameters are, as YAML holds them.
+        config: its recipe.
+    """
+
+    values: Mapping[str, Any]
+    config: MergeConfig
 
 
 @dataclass(frozen=True, init=False)
@@ -65,6 +78,8 @@ class MergeConfig:
         allow_crimes: as in MergeOptions.
         stages: recipes whose results this one takes as models, by the names that it calls them; each after those that
             it needs itself.
+        sweep: the recipes of the results, by their directories in the output, where the recipe has several values for
+            a parameter; what else is said here is that of the first.
         notes: one line for each thing in the recipe that has no effect, or that was filled in.
         warnings: the same for what has no effect in mergekit either, and might be meant to have one.
         source_text: the YAML as it was read.
@@ -87,10 +102,12 @@ class MergeConfig:
     trust_remote_code: bool
     allow_crimes: bool
     stages: Mapping[str, MergeConfig] = field(hash=False)
+    sweep: Mapping[str, Swept] = field(init=False, hash=False)
     notes: tuple[str, ...] = field(compare=False)
     warnings: tuple[str, ...] = field(init=False, compare=False)
     source_text: str | None = field(compare=False, repr=False)
     locations: dict[ModelReference, str] = field(init=False, compare=False, repr=False)
+    _given: Mapping[str, Any] = field(init=False, compare=False, repr=False)
     _chains: dict[tuple[str, int, int | None], Chain] = field(init=False, compare=False, repr=False)
 
     def __init__(
@@ -119,6 +136,9 @@ class MergeConfig:
         stages = keys.pop("stages", None) or {}
         given = {"method": method, "models": models, "parameters": parameters, **keys}
         table = from_python({key: value for key, value in given.items() if value is not None})
+        if "sweep" in table:
+            self._fill_swept(table, "invalid recipe", source_text, notes, flat=True, staged=bool(stages))
+            return
         # The parts of a recipe that was checked before (dataclasses.replace) have their defaults already.
         parts = [*_listed(models), *_listed(keys.get("slices"))]
         fresh = not parts or any(not isinstance(part, (SourceConfig, SliceConfig)) for part in parts)
@@ -130,7 +150,44 @@ class MergeConfig:
 
     def _fill(self, read: Mapping[str, Any], source_text: str | None, notes: Sequence[str] = ()) -> None:
         kept = tuple(dict.fromkeys((*notes, *read["notes"])))
-        self.__dict__.update(read, stages={}, notes=kept, source_text=source_text, _chains={})
+        self.__dict__.update(read, stages={}, sweep={}, notes=kept, source_text=source_text, _chains={})
+
+    def _fill_swept(
+        self,
+        table: Table,
+        header: str,
+        source_text: str | None,
+        notes: Sequence[str] = (),
+        *,
+        flat: bool | None = None,
+        staged: bool = False,
+    ) -> None:
+        """Read a recipe that has a `sweep`: each of the recipes that it stands for."""
+        problems = Problems()
+        if staged:
+            problems.add(table.at("sweep"), "`sweep` in a recipe of several documents; sweep over one document")
+        variants = expand(table, problems)
+        problems.raise_any(header)
+        found: dict[str, Swept] = {}
+        listed: dict[str, None] = {}
+        for variant in variants:
+            config = object.__new__(type(self))
+            try:
+                config._fill(read_fields(variant.table, header, flat=flat), None, notes)
+            except ConfigError as error:
+                listed.update(dict.fromkeys(error.problems or [str(error)]))
+            found[variant.directory] = Swept(variant.values, config)
+        if listed:
+            raise ConfigError.listing(header, list(listed))
+        configs = [swept.config for swept in found.values()]
+        self.__dict__.update(configs[0].__dict__, sweep=found, source_text=source_text, _given=plain(table), _chains={})
+        for word in ("notes", "warnings"):
+            lines = dict.fromkeys(line for config in configs for line in getattr(config, word))
+            object.__setattr__(self, word, tuple(lines))
+        locations: dict[ModelReference, str] = {}
+        for config in reversed(configs):
+            locations.update(config.locations)
+        object.__setattr__(self, "locations", locations)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the chains, which hold functions and are made again when needed."""
@@ -168,6 +225,11 @@ class MergeConfig:
         problems = Problems()
         named = [pair for table in tables for pair in named_tables(table, problems, alone=len(tables) == 1)]
         problems.raise_any(header)
+        for _, table in named:
+            if table.get("sweep") is not None:
+                swept = cls.__new__(cls)
+                swept._fill_swept(table, header, source_text, staged=len(named) > 1)
+                return swept
         read = []
         listed: list[str] = []
         for name, table in named:
@@ -277,7 +339,12 @@ class MergeConfig:
         return config
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe in mergekit's grammar; `from_dict` reads it back to an equal recipe."""
+        """Return the recipe in mergekit's grammar; `from_dict` reads it back to an equal recipe.
+
+        One with a `sweep` is returned as it was given.
+        """
+        if self.sweep:
+            return dict(self._given)
         recipe: dict[str, Any] = {"merge_method": self.method}
         if self.models is not None:
             recipe["models"] = [source.to_dict() for source in self.models]
@@ -355,7 +422,7 @@ class MergeConfig:
 
     def inputs(self) -> tuple[ModelReference, ...]:
         """Return every model that is read, of the recipe and of its stages, once."""
-        configs = (*self.stages.values(), self)
+        configs = (*self.stages.values(), self, *(swept.config for swept in self.sweep.values()))
         named = [reference for config in configs for reference in config.model_references()]
         return tuple(dict.fromkeys(reference for reference in named if not self.is_stage(reference)))
 

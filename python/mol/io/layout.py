@@ -27,6 +27,8 @@ ADAPTER: Final = "adapter_model.safetensors"
 
 MANIFEST: Final = "mol_manifest.json"
 RECIPE: Final = "mergekit_config.yml"
+SWEEP: Final = "mol_sweep.json"
+"""At the top of the output of a sweep: the directories of its results."""
 JOURNAL: Final = "journal"
 PARTIAL: Final = ".partial"
 """What follows the name of an output directory in that of the directory in which the merge works."""

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Final
 
 from mol.errors import CheckpointError, MergeError
 from mol.io.json_file import may, read_object
-from mol.io.layout import CARD, CONFIG, MANIFEST, PARTIAL, RECIPE, is_saved_index, is_saved_weights
+from mol.io.layout import CARD, CONFIG, MANIFEST, PARTIAL, RECIPE, SWEEP, is_saved_index, is_saved_weights
 from mol.io.side_files import sort_side_files
 from mol.merge.manifest import listed_files
+from mol.merge.sweep import listed_results
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _WRITTEN: Final = frozenset({CONFIG, CARD, RECIPE, MANIFEST, ".gitattributes"})
 _NAMED: Final = 10  # files that an error names
@@ -90,6 +91,10 @@ def check_replaceable(out: Path, *, overwrite: bool, overwrite_all: bool = False
         return
     if not (overwrite or overwrite_all):
         raise MergeError(f"{out} is not empty; name another directory, or replace it with overwrite (--overwrite)")
+    results = [name for name in listed_results(out) if (out / name).is_dir() and not (out / name).is_symlink()]
+    if results:
+        _check_sweep(out, results, overwrite=overwrite, overwrite_all=overwrite_all)
+        return
     names = sorted(_everything(out))
     listed, others = listed_files(out)
     weights = {name for name in names if is_saved_weights(name)} | (listed & set(names))
@@ -100,7 +105,20 @@ def check_replaceable(out: Path, *, overwrite: bool, overwrite_all: bool = False
         )
     side = sort_side_files(names)
     known = {*_WRITTEN, *weights, *others, *side.tokenizer, *side.other}
-    foreign = [name for name in names if name not in known and not is_saved_index(name)]
+    _refuse_foreign(
+        out, [name for name in names if name not in known and not is_saved_index(name)], overwrite_all=overwrite_all
+    )
+
+
+def _check_sweep(out: Path, results: Sequence[str], *, overwrite: bool, overwrite_all: bool) -> None:
+    """Check the results of a sweep, each of which is a model, and what lies beside their directories."""
+    for name in results:
+        check_replaceable(out / name, overwrite=overwrite, overwrite_all=overwrite_all)
+    beside = sorted(path.name for path in out.iterdir() if path.name not in {SWEEP, *results})
+    _refuse_foreign(out, beside, overwrite_all=overwrite_all)
+
+
+def _refuse_foreign(out: Path, foreign: Sequence[str], *, overwrite_all: bool) -> None:
     if foreign and not overwrite_all:
         more = [f"and {len(foreign) - _NAMED:,} more"] if len(foreign) > _NAMED else []
         raise MergeError.listing(

@@ -58,11 +58,13 @@ class Result(NamedTuple):
         tensor: index into `MergePlan.tensors`.
         by: the method.
         row: first row of the tensor that it writes.
+        of: which of the task's sources it is made of, None for all.
     """
 
     tensor: int
     by: Method
     row: int = 0
+    of: tuple[int, ...] | None = None
 
 
 class Task(NamedTuple):
@@ -75,6 +77,7 @@ class Task(NamedTuple):
         row: first row of the tensor that it writes; a row is what lies along the last axis, of a vector one element.
         reads: what the method reads in addition to `of`.
         also: further results of the same reading, as of a sweep over recipes; their tensors may be in any output.
+        own: which of `of` the first result is made of, None for all.
     """
 
     tensor: int
@@ -83,6 +86,7 @@ class Task(NamedTuple):
     row: int = 0
     reads: tuple[Expr, ...] = ()
     also: tuple[Result, ...] = ()
+    own: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ class MergePlan:
 
     Attributes:
         inputs: files read.
-        outputs: names of the files written.
+        outputs: names of the files written; `DIRECTORY/NAME` where there are several results.
         tensors: what they hold, in the order of the files.
         tasks: how it is made, in the order of the tensors and of their rows.
         tables: row gathers by name: `rows`, `runs` and `fills`.
@@ -130,12 +134,12 @@ class MergePlan:
             return text
 
         last, method_of_last = COPY, of_method(COPY)
-        for tensor, by, of, row, reads, also in self.tasks:
+        for tensor, by, of, row, reads, also, own in self.tasks:
             if by is not last:
                 last, method_of_last = by, of_method(by)
-            to, method = f'{{"tensor": {tensor}, "row": {row}}}', method_of_last
+            to, method = _place(tensor, row, own), method_of_last
             if also:
-                to = ", ".join([to, *(f'{{"tensor": {result.tensor}, "row": {result.row}}}' for result in also)])
+                to = ", ".join([to, *(_place(result.tensor, result.row, result.of) for result in also)])
                 method = f"[{', '.join([method, *(of_method(result.by) for result in also)])}]"
             parts = [
                 f"[{expr.input}, {names[expr.tensor]}]" if isinstance(expr, Source) else _json(expr) for expr in of
@@ -153,6 +157,12 @@ class MergePlan:
             "tables": self.tables,
         }
         return f'{_json(head)[:-1]}, "tensors": [{", ".join(tensors)}], "tasks": [{", ".join(tasks)}]}}'
+
+
+def _place(tensor: int, row: int, of: tuple[int, ...] | None) -> str:
+    if of is None:
+        return f'{{"tensor": {tensor}, "row": {row}}}'
+    return f'{{"tensor": {tensor}, "row": {row}, "of": {list(of)}}}'
 
 
 class _Texts(dict[Any, str]):

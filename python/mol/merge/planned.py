@@ -51,6 +51,8 @@ class PlannedMerge:
         joined: the vocabulary of the output, where rows are paired by token; None where they are by number.
         side_files: every other file of the output than its weights; empty until these are planned.
         ruled: which of the recipe's rules made a tensor of the output, counted from 1, by its name.
+        results: where the recipe has a sweep, the merge of each directory of the output; what is said here is then of
+            all of them.
     """
 
     plan: MergePlan
@@ -69,6 +71,7 @@ class PlannedMerge:
     joined: Joined | None = None
     side_files: tuple[OutputFile, ...] = ()
     ruled: Mapping[str, int] = field(default_factory=dict)
+    results: Mapping[str, PlannedMerge] = field(default_factory=dict)
 
     def parts(self) -> tuple[Part, ...]:
         """Return every directory that the sources are made of, once, in their order."""

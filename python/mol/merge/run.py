@@ -162,7 +162,7 @@ def _merge(
     prepared = _prepare(config, options, checkpoints)
     inputs = [source.directory for source in prepared.planned.sources]
     inputs += [file.path.parent for source in prepared.planned.sources for file in source.files]
-    check_apart(directory, [*inputs, prepared.tokenizer])
+    check_apart(directory, [*inputs, *(result.tokenizer for result in prepared.results.values())])
     for line in prepared.planned.notes:
         _log.info("%s", line)
     for line in prepared.planned.warnings:
@@ -195,13 +195,21 @@ def _merge(
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class _Result:
     """A planned merge, where its tokenizer comes from, what else goes into the output, and what its card quotes."""
 
     planned: PlannedMerge
     tokenizer: Path
     side: SideFilePlan
     card: Card
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What is run, and its results by their directories in the output: that of a sweep has several, others one, ""."""
+
+    planned: PlannedMerge
+    results: Mapping[str, _Result]
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +239,6 @@ def _execute(
 ) -> dict[str, Any]:
     from mol import _rust
     from mol.merge.output import check_replaceable
-    from mol.merge.side_files import write_side_files
 
     partial = watch.partial
 
@@ -253,15 +260,7 @@ def _execute(
         )
         if lock.warning is not None:
             _log.warning("%s", lock.warning)
-        write_side_files(
-            partial,
-            prepared.planned,
-            prepared.side,
-            executed,
-            card=prepared.card,
-            options=options,
-            version=_rust.__version__,
-        )
+        _write_side_files(partial, prepared, executed, options)
         watch.check()
         check_replaceable(directory, overwrite=options.overwrite, overwrite_all=options.overwrite_all)
         overwrite = options.overwrite or options.overwrite_all
@@ -276,16 +275,48 @@ def _execute(
     return executed
 
 
+def _write_side_files(partial: Path, prepared: _Prepared, executed: Mapping[str, Any], options: MergeOptions) -> None:
+    from mol import _rust
+    from mol.merge.side_files import write_side_files
+    from mol.merge.sweep import part_of, write_list
+
+    digests = {"": executed["plan_digest"]}
+    if prepared.planned.results:
+        digests = {name: _rust.plan_digest(one.plan.to_json()) for name, one in prepared.planned.results.items()}
+        write_list(partial, prepared.planned.config, digests, _rust.__version__)
+    for directory, result in prepared.results.items():
+        write_side_files(
+            partial / directory,
+            result.planned,
+            result.side,
+            part_of(executed, directory, digests[directory]),
+            card=result.card,
+            options=options,
+            version=_rust.__version__,
+        )
+
+
 def _prepare(
     config: MergeConfig, options: MergeOptions, checkpoints: Mapping[ModelReference, Checkpoint] | None
 ) -> _Prepared:
-    from mol.merge.card import prepare_card
-    from mol.merge.identity import refuse_unnameable, same_weights
-    from mol.merge.side_files import output_files, plan_side_files
-    from mol.merge.stages import as_checkpoint
+    from mol.merge.identity import refuse_unnameable
+    from mol.merge.sweep import join
 
     opened = resolve_checkpoints(config, options) if checkpoints is None else checkpoints
     refuse_unnameable(opened)
+    if not config.sweep:
+        result = _prepare_one(config, options, opened)
+        return _Prepared(result.planned, {"": result})
+    results = {name: _prepare_one(swept.config, options, opened) for name, swept in config.sweep.items()}
+    return _Prepared(join(config, {name: result.planned for name, result in results.items()}), results)
+
+
+def _prepare_one(config: MergeConfig, options: MergeOptions, opened: Mapping[ModelReference, Checkpoint]) -> _Result:
+    from mol.merge.card import prepare_card
+    from mol.merge.identity import same_weights
+    from mol.merge.side_files import output_files, plan_side_files
+    from mol.merge.stages import as_checkpoint
+
     models = dict(opened)
     for name, stage in config.stages.items():
         try:
@@ -310,7 +341,7 @@ def _prepare(
     card = replace(card, remarks=(*planned.warnings, *planned.notes))
     files = output_files(planned, side, card, options)
     planned = replace(planned, notes=(*planned.notes, *side.left_out), side_files=files)
-    return _Prepared(planned, tokenizer, side, card)
+    return _Result(planned, tokenizer, side, card)
 
 
 def _plan(

@@ -11,10 +11,24 @@ use std::path::Path;
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OutputFile {
-    /// File name.
+    /// File name, or `DIRECTORY/NAME` for one of several results that appear together, as of a sweep.
     pub name: String,
     /// File format.
     pub format: FileFormat,
+}
+
+impl OutputFile {
+    /// Returns the directory of the result that the file belongs to; empty if there is one result only.
+    pub fn directory(&self) -> &str {
+        self.name.rsplit_once('/').map_or("", |(directory, _)| directory)
+    }
+}
+
+/// Returns whether a name is that of a file, or of a file in a directory that is no hidden one.
+pub fn is_inside(name: &str) -> bool {
+    let plain = |name: &str| Path::new(name).file_name() == Some(name.as_ref());
+    name.split_once('/')
+        .map_or(plain(name), |(directory, file)| plain(directory) && !directory.starts_with('.') && plain(file))
 }
 
 /// A file format.
@@ -107,7 +121,7 @@ impl Plan {
         self.check_sizes()?;
         let mut names = HashSet::new();
         for OutputFile { name, .. } in &self.outputs {
-            if Path::new(name).file_name() != Some(name.as_ref()) || !name.ends_with(".safetensors") {
+            if !is_inside(name) || !name.ends_with(".safetensors") {
                 return Err(fault(format!("output `{name}` is not the name of a .safetensors file")));
             }
             if !names.insert(name.as_str()) {
@@ -119,11 +133,11 @@ impl Plan {
         }
         let (mut names, mut output) = (HashSet::with_capacity(self.tensors.len()), 0);
         for tensor in &self.tensors {
-            if !names.insert(tensor.name.as_str()) {
-                return Err(fault(format!("tensor `{}` is written twice", tensor.name)));
-            }
             if tensor.output < output || tensor.output >= self.outputs.len() {
                 return Err(fault(format!("tensor `{}` is not in the order of the output files", tensor.name)));
+            }
+            if !names.insert((self.outputs[tensor.output].directory(), tensor.name.as_str())) {
+                return Err(fault(format!("tensor `{}` is written twice", tensor.name)));
             }
             output = tensor.output;
         }

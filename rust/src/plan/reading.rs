@@ -11,11 +11,20 @@ use std::fmt;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Reading {
-    to: Vec<Target>,
+    to: Vec<Place>,
     by: By,
     of: Vec<Expr>,
     #[serde(default)]
     with: Vec<Expr>,
+}
+
+/// Where a result is written, and which of the expressions it is made of: all, if not said.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Place {
+    tensor: usize,
+    row: usize,
+    of: Option<Vec<usize>>,
 }
 
 /// One method, or one per result.
@@ -82,11 +91,23 @@ fn split(Reading { to, by, of, with }: Reading, reading: usize, tasks: &mut Vec<
     }
     let (last, further) = (to.len() - 1, to.into_iter().zip(by));
     let (mut of, mut with) = (of, with);
-    for (result, (to, by)) in further.enumerate() {
-        // The last result takes the expressions: cloning them is rarely needed.
-        let of = if result < last { of.clone() } else { std::mem::take(&mut of) };
+    for (result, (Place { tensor, row, of: chosen }, by)) in further.enumerate() {
+        let to = Target { tensor, row };
+        let of = match chosen {
+            Some(chosen) => {
+                let pick = |index: &usize| of.get(*index).cloned().ok_or_else(|| missing(*index, of.len()));
+                chosen.iter().map(pick).collect::<Result<_, String>>()?
+            }
+            None if result < last => of.clone(),
+            // The last result takes the expressions: cloning them is rarely needed.
+            None => std::mem::take(&mut of),
+        };
         let with = if result < last { with.clone() } else { std::mem::take(&mut with) };
         tasks.push(Task { to: [to], by, of, with, reading });
     }
     Ok(())
+}
+
+fn missing(index: usize, listed: usize) -> String {
+    format!("makes a result of expression {index}, but it lists {listed}")
 }

@@ -8,6 +8,7 @@ use super::writer::{INDEX, holds_outputs_alone};
 use crate::error::{Error, Result};
 use crate::plan::Plan;
 use std::collections::HashMap;
+use std::fs;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -128,14 +129,39 @@ pub(super) fn write_head(lock: &mut Lock, plan: &Plan, head: &Head, sync: bool) 
         drop_stale(lock.partial(), &before, head)?;
         file.write_all(first.as_bytes()).map_err(Error::io(&path))?;
     }
-    Ok(())
+    let directories = head.directories().into_iter().filter(|directory| !directory.is_empty());
+    directories.map(|directory| lock.partial().join(directory)).try_for_each(|path| own_directory(&path))
+}
+
+/// Creates the directory of a result; what is at its path but is no directory, such as a link, is removed.
+fn own_directory(path: &Path) -> Result<()> {
+    if fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir()) {
+        return Ok(());
+    }
+    remove(path)?;
+    fs::create_dir(path).map_err(Error::io(path))
 }
 
 /// Removes output files of earlier work that this plan does not have.
 fn drop_stale(partial: &Path, before: &Head, now: &Head) -> Result<()> {
+    let directories = now.directories();
+    for directory in before.directories() {
+        if !directories.contains(directory) && !directory.is_empty() {
+            remove(&partial.join(directory))?;
+        }
+    }
     for output in before.outputs().filter(|output| !now.outputs.iter().any(|name| name == output)) {
         remove(&partial.join(output))?;
         remove(&partial.join(claims::name(output)))?;
     }
-    if now.outputs.len() < 2 { remove(&partial.join(INDEX)) } else { Ok(()) }
+    for directory in before.directories() {
+        if now.outputs().filter(|output| is_in(output, directory)).count() < 2 {
+            remove(&partial.join(directory).join(INDEX))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_in(output: &str, directory: &str) -> bool {
+    output.rsplit_once('/').map_or("", |(directory, _)| directory) == directory
 }

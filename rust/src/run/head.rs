@@ -4,8 +4,9 @@ use super::claims;
 use super::flock::Owner;
 use super::paths::remove;
 use crate::error::{Error, Result};
-use crate::plan::Plan;
+use crate::plan::{Plan, is_inside};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Name of the file in the partial directory.
@@ -38,9 +39,14 @@ impl Head {
         Ok(blake3::hash(json(self)?.as_bytes()).to_hex().to_string())
     }
 
-    /// Returns the output files whose names are plain file names.
+    /// Returns the output files whose names do not lead out of the directory.
     pub fn outputs(&self) -> impl Iterator<Item = &str> {
-        self.outputs.iter().map(String::as_str).filter(|name| Path::new(name).file_name() == Some(name.as_ref()))
+        self.outputs.iter().map(String::as_str).filter(|name| is_inside(name))
+    }
+
+    /// Returns the directories of the output files, each once.
+    pub fn directories(&self) -> BTreeSet<&str> {
+        self.outputs().map(|name| name.rsplit_once('/').map_or("", |(directory, _)| directory)).collect()
     }
 }
 

@@ -230,19 +230,20 @@ impl Run<'_> {
 
     /// Builds the report; if a digest was requested, the finished files are read back.
     fn report<'a>(&self, plan: &'a Plan, outputs: &BTreeSet<usize>, lock: &Lock) -> Result<Report<'a>> {
-        let mut digests = HashMap::new();
+        let mut digests: HashMap<usize, HashMap<_, _>> = HashMap::new();
         if self.options.digest.is_some() {
             let sum = |output: &usize| {
                 let path = lock.partial().join(&self.plan.outputs[*output].name);
-                Ok(audit::sum_file(&path, self.options.digest, self.options.mmap, self.watch)?.tensors)
+                let sums = audit::sum_file(&path, self.options.digest, self.options.mmap, self.watch)?.tensors;
+                Ok((*output, sums.into_iter().map(|sum| (sum.name, sum.digest)).collect()))
             };
-            let sums = pool(self.options.threads, || outputs.iter().map(sum).collect::<Result<Vec<_>>>())??;
-            digests.extend(sums.into_iter().flatten().map(|sum| (sum.name, sum.digest)));
+            digests = pool(self.options.threads, || outputs.iter().map(sum).collect::<Result<_>>())??;
         }
         let (mut files, mut tensors) = (Vec::new(), Vec::new());
         for output in outputs {
             let crcs = self.checksums(*output);
             files.push(report::file(plan, self.writer, *output, &crcs));
+            let mut digests = digests.remove(output).unwrap_or_default();
             tensors.extend(report::tensors(plan, self.writer, *output, &crcs, &mut digests));
         }
         let (read, written) = self.watch.progress();

@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 use crate::layout::safetensors::{Layout, layouts};
 use crate::plan::{OutputFile, OutputTensor, Plan};
 use crate::store::is_remote;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -159,20 +160,28 @@ impl<'a> Writer<'a> {
         synced.and(close(file)).map_err(Error::io(&output.path))
     }
 
-    /// Writes the index of a checkpoint in several files. It depends only on the plan, so several processes may write
-    /// it.
+    /// Writes the index of each checkpoint in several files. It depends only on the plan, so several processes may
+    /// write it.
     pub fn write_index(&self, partial: &Path) -> Result<()> {
-        if self.plan.outputs.len() < 2 {
-            return Ok(());
-        }
-        let tensors = &self.plan.tensors;
-        let file = |tensor: &OutputTensor| self.plan.outputs[tensor.output].name.as_str();
-        let weight_map: BTreeMap<&str, &str> =
+        let outputs = &self.plan.outputs;
+        let directories: BTreeSet<&str> = outputs.iter().map(OutputFile::directory).collect();
+        directories.into_iter().try_for_each(|directory| {
+            let files = outputs.iter().filter(|output| output.directory() == directory).count();
+            if files < 2 { Ok(()) } else { self.write_index_of(partial, directory) }
+        })
+    }
+
+    fn write_index_of(&self, partial: &Path, directory: &str) -> Result<()> {
+        let outputs = &self.plan.outputs;
+        let tensors: Vec<&OutputTensor> =
+            self.plan.tensors.iter().filter(|tensor| outputs[tensor.output].directory() == directory).collect();
+        let file = |tensor: &OutputTensor| Path::new(&outputs[tensor.output].name).file_name().and_then(OsStr::to_str);
+        let weight_map: BTreeMap<&str, Option<&str>> =
             tensors.iter().map(|tensor| (tensor.name.as_str(), file(tensor))).collect();
-        let total_size: usize = tensors.iter().map(OutputTensor::bytes).sum();
+        let total_size: usize = tensors.iter().map(|tensor| tensor.bytes()).sum();
         let index = serde_json::json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
         let text = serde_json::to_string_pretty(&index).map_err(|e| Error::Panic(format!("index: {e}")))? + "\n";
-        let path = partial.join(INDEX);
+        let path = partial.join(directory).join(INDEX);
         make_way(&path)?;
         if fs::read(&path).is_ok_and(|found| found == text.as_bytes()) {
             return Ok(());
@@ -190,30 +199,41 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// Returns whether everything in a directory, except journals and index, is an output of this plan by size and header.
+/// Returns whether everything in a directory, except journals and indexes, is an output of this plan by size and header.
 pub(crate) fn holds_outputs_alone(plan: &Plan, partial: &Path) -> Result<bool> {
-    let mut some = false;
     let layouts = layouts(plan)?;
-    for entry in fs::read_dir(partial).map_err(Error::io(partial))? {
-        let entry = entry.map_err(Error::io(partial))?;
-        let name = entry.file_name();
-        if name == head::NAME || name == INDEX {
-            continue;
+    let directories: BTreeSet<&str> = plan.outputs.iter().map(OutputFile::directory).chain([""]).collect();
+    let mut some = false;
+    for directory in &directories {
+        let here = partial.join(directory);
+        let entries = match fs::read_dir(&here) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            entries => entries.map_err(Error::io(&here))?,
+        };
+        for entry in entries {
+            let entry = entry.map_err(Error::io(&here))?;
+            let file = entry.file_name();
+            let Some(file) = file.to_str() else { return Ok(false) };
+            let name = if directory.is_empty() { file.to_owned() } else { format!("{directory}/{file}") };
+            let is_directory = directory.is_empty() && directories.contains(file);
+            if file == head::NAME && directory.is_empty() || file == INDEX || is_directory {
+                continue;
+            }
+            if plan.outputs.iter().any(|output| name == claims::name(&output.name)) {
+                continue;
+            }
+            let output = plan.outputs.iter().zip(&layouts).find(|(output, _)| name == output.name);
+            let Some((_, layout)) = output else { return Ok(false) };
+            let found = open_own(&entry.path()).and_then(|file| {
+                let mut start = vec![0; layout.prefix.len()];
+                file.read_exact_at(&mut start, 0)?;
+                Ok(start == layout.prefix && file.metadata()?.len() == layout.size)
+            });
+            if !found.unwrap_or(false) {
+                return Ok(false);
+            }
+            some = true;
         }
-        if plan.outputs.iter().any(|output| name == claims::name(&output.name).as_str()) {
-            continue;
-        }
-        let output = plan.outputs.iter().zip(&layouts).find(|(output, _)| name == output.name.as_str());
-        let Some((_, layout)) = output else { return Ok(false) };
-        let found = open_own(&entry.path()).and_then(|file| {
-            let mut start = vec![0; layout.prefix.len()];
-            file.read_exact_at(&mut start, 0)?;
-            Ok(start == layout.prefix && file.metadata()?.len() == layout.size)
-        });
-        if !found.unwrap_or(false) {
-            return Ok(false);
-        }
-        some = true;
     }
     Ok(some)
 }
