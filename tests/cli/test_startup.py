@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from mol.cli import cli
+
 HEAVY = (
     "torch",
     "transformers",
@@ -73,3 +75,12 @@ def test_the_command_is_installed() -> None:
         pytest.skip("mol-merge is not installed next to this Python; `make build` does it")
     done = subprocess.run([command, "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("mol-merge ")
+
+
+def test_a_verb_loads_no_other(tmp_path: Path) -> None:
+    verbs = {f"mol.cli.{name.replace('-', '_')}" for name in cli.commands}
+    _, modules, _ = start("methods", "linear")
+    assert modules & verbs == {"mol.cli.methods"}
+    (tmp_path / "c.yml").write_text("merge_method: linear\n")
+    _, modules, _ = start(str(tmp_path / "c.yml"), str(tmp_path / "out"))
+    assert modules & verbs == {"mol.cli.merge"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import UserDict
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,6 +60,21 @@ class Verb(click.Command):
                     formatter.write(f"{line}\n")
 
 
+class Verbs(UserDict[str, Any]):
+    """The verbs in the order of the help; the module of each is loaded when it is looked up."""
+
+    def __init__(self, *names: str) -> None:
+        """Take the names of verbs, for each of which there is a module here."""
+        super().__init__(dict.fromkeys(names))
+
+    def __getitem__(self, name: str) -> click.Command:
+        """Return the verb of this name."""
+        if self.data[name] is None:
+            self.data[name] = import_module(f"mol.cli.{name.replace('-', '_')}").command
+        verb: click.Command = self.data[name]
+        return verb
+
+
 class VerbGroup(click.Group):
     """Puts the verb first, `merge` where none is named, and suggests the verb that was probably meant."""
 
@@ -110,7 +127,6 @@ class VerbGroup(click.Group):
 
     def _first_word(self, args: Sequence[str]) -> int | None:
         """Return the index of the first argument that is neither an option nor an option's value."""
-        takes_value = self._options_with_value()
         at = 0
         while at < len(args):
             arg = args[at]
@@ -118,7 +134,7 @@ class VerbGroup(click.Group):
                 return at + 1 if at + 1 < len(args) else None
             if not arg.startswith("-") or arg == "-":
                 return at
-            at += 2 if self._value_follows(arg, takes_value) else 1
+            at += 2 if self._value_follows(arg, self._options_with_value()) else 1
         return None
 
     @staticmethod
