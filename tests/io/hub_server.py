@@ -47,6 +47,8 @@ class Hub(ThreadingHTTPServer):
         requests: method and path of each request, in order.
         owner: the user whose token WRITER is.
         objects: large files that arrived, by SHA-256, whether or not a commit names them.
+        part_size: larger files are to be sent in parts of so many bytes; in one if None.
+        parts: those that arrived, by SHA-256 of the file and number.
     """
 
     daemon_threads = True
@@ -66,6 +68,8 @@ class Hub(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.requests: list[tuple[str, str]] = []
         self.objects: dict[str, bytes] = {}
+        self.part_size: int | None = None
+        self.parts: dict[tuple[str, int], bytes] = {}
 
     @property
     def url(self) -> str:
@@ -197,6 +201,8 @@ class Handler(BaseHTTPRequestHandler):
                 else []
             )
             self.json({"errors": says, "warnings": []}, 400 if says else 200)
+        elif parts[0] == "complete":
+            self.complete(parts[1])
         elif user is None:
             self.json({"error": "Invalid credentials in Authorization header"}, 401)
         elif parts == ["api", "repos", "create"]:
@@ -210,7 +216,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         parts = self.arrived()
-        if parts is not None:
+        if parts is not None and parts[0] == "parts":
+            self.server.parts[parts[1], int(parts[2])] = self.body
+            self.answer(200, b"", {"ETag": f'"{hashlib.md5(self.body).hexdigest()}"'})
+        elif parts is not None:
             assert hashlib.sha256(self.body).hexdigest() == parts[1]
             self.server.objects[parts[1]] = self.body
             self.answer(200, b"")
@@ -266,12 +275,28 @@ class Handler(BaseHTTPRequestHandler):
         hub = self.server
         answers = []
         for one in self.sent()["objects"]:
-            upload = {"href": f"{hub.url}/objects/{one['oid']}?X-Amz-Signature=secret"}
+            upload: dict[str, Any] = {"href": f"{hub.url}/objects/{one['oid']}?X-Amz-Signature=secret"}
+            if hub.part_size is not None and one["size"] > hub.part_size:
+                numbers = range(1, -(-one["size"] // hub.part_size) + 1)
+                urls = {f"{n:05}": f"{hub.url}/parts/{one['oid']}/{n}?X-Amz-Signature=secret" for n in numbers}
+                upload = {"href": f"{hub.url}/complete/{one['oid']}"}
+                upload["header"] = {"chunk_size": str(hub.part_size), **urls}
             verify = {"href": f"{hub.url}/verify"}
             answers.append(
                 one | ({} if one["oid"] in hub.objects else {"actions": {"upload": upload, "verify": verify}})
             )
         self.json({"transfer": "basic", "objects": answers})
+
+    def complete(self, oid: str) -> None:
+        """Put the parts of a file together, in the order and with the checksums that the client names."""
+        hub, sent = self.server, self.sent()
+        named = [(oid, part["partNumber"]) for part in sent["parts"]]
+        tags = [part["etag"].strip('"') for part in sent["parts"]]
+        assert tags == [hashlib.md5(hub.parts[part]).hexdigest() for part in named]
+        whole = b"".join(hub.parts[part] for part in named)
+        assert hashlib.sha256(whole).hexdigest() == sent["oid"] == oid
+        hub.objects[oid] = whole
+        self.answer(200, b"{}")
 
     def commit(self, name: str, key: str, *, pull: bool) -> None:
         hub = self.server

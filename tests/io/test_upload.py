@@ -65,6 +65,29 @@ def test_a_directory_arrives_in_one_commit_and_is_found_again(hub: Hub, model: P
     assert {name: (directory / name).read_bytes() for name in contents(model)} == contents(model)
 
 
+@pytest.mark.parametrize("parts", [2, 7])
+def test_a_file_that_is_larger_than_a_part_arrives_in_parts(hub: Hub, model: Path, parts: int) -> None:
+    whole = (model / "model.safetensors").read_bytes()
+    hub.part_size = size = -(-len(whole) // parts)
+    push(hub, model)
+    assert held(hub) == contents(model)
+    sent = [hub.parts[key] for key in sorted(hub.parts)]
+    assert [len(part) for part in sent] == [*[size] * (parts - 1), len(whole) - size * (parts - 1)]
+    assert b"".join(sent) == whole
+    assert not any(path.startswith("/objects/") for _, path in hub.requests)
+
+
+def test_a_file_of_which_a_part_is_refused_is_in_no_commit_and_arrives_the_next_time(hub: Hub, model: Path) -> None:
+    hub.part_size = 1000
+    hub.faults.append(Fault("PUT", "/parts/", 400, body=b"<Code>RequestTimeout</Code>"))
+    with pytest.raises(ConfigError, match="user/model: the Hub refused the upload"):
+        push(hub, model)
+    assert hub.messages == []
+    assert hub.objects == {}
+    push(hub, model)
+    assert held(hub) == contents(model)
+
+
 def test_a_name_alone_is_in_the_namespace_of_the_token(hub: Hub, model: Path) -> None:
     assert push(hub, model, "model").repo_id == "user/model"
     assert held(hub) == contents(model)
