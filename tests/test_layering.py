@@ -55,7 +55,7 @@ ALLOWED = {
 FLOORS_OF_CORE = (
     ("linear", "losses", "safetensors_io", "selection", "state_dicts", "top_k", "models.heads", "models.weights"),
     ("adapters", "routers", "cache"),
-    ("blocks", "mol_layer"),  # any block of any model, run alone; and the layer that mixes some
+    ("blocks", "mol_layer", "expert_loads"),  # any block of any model, run alone; and the layer that mixes some
     ("models", "frozen", "running", "reports.notes", "reports.stats", "reports.starved"),
     ("host", "fusion"),  # the host's own forward, with fused layers in it
     ("runtime",),  # what a fused model is

@@ -326,7 +326,7 @@ def test_factory() -> None:
         token = create_router(name, 8, 3, **options)
         assert isinstance(token, TokenLevelRouter)
         assert (token.hidden_dim, token.num_experts, token.noise_std, token.top_k) == (8, 3, 0.3, 2)
-    with pytest.raises(TypeError, match="no router takes pooling, tau; there are dropout_rate, noise_std"):
+    with pytest.raises(TypeError, match="no router takes pooling, tau; there are dropout_rate, expert_bias, noise_std"):
         create_router("simple", 8, 3, tau=1.0, pooling="max")
 
 

@@ -18,11 +18,14 @@ AdapterType = Literal["linear", "bottleneck"]
 RouterType = Literal["simple", "token", "token_level"]
 AdapterInit = Literal["identity", "orthogonal", "lstsq"]
 Dispatch = Literal["dense", "sequence", "token"]
+Balance = Literal["loss", "bias"]
 
 REMOTE_CODE_WARNING: Final = (
     "trust_remote_code: Python code that comes with a model will be run if transformers does not know the model's "
     "type; trust the authors of such models, or read their code first"
 )
+BIAS_UPDATE_RATE: Final = 1e-3
+"""That of Wang et al. (2024, arXiv 2408.15664) and of DeepSeek-V3."""
 PERSONAL: Final = frozenset({"cache_dir", "device_map", "paths", "token", "trust_remote_code"})
 """Settings of one machine or one person, which are never saved and never taken from a file."""
 _log = logging.getLogger("mol")
@@ -48,7 +51,11 @@ class MoLConfig:
             "token" the tokens that did. The last two do `top_k_experts` of E experts' work per token.
         router_prefix: with "sequence" dispatch, the number of first tokens of a row by which it chooses; `generate`
             uses the whole prompt.
-        load_balancing_coeff: of the load balancing loss that is added to the loss in training; keeps experts in use.
+        balance: what keeps experts in use in training: "loss" adds the load balancing loss to the loss; "bias" adds
+            none, and moves a bias per expert of each router, which counts where `top_k_experts` are chosen and not in
+            their weights. `MoLTrainer` moves it after each optimiser step, other trainers call
+            `MoLRuntime.update_expert_biases`.
+        load_balancing_coeff: of the load balancing loss, with `balance` "loss".
         entropy_penalty_coeff: of the mean token entropy of the routers, added to the loss in training. It makes
             choices sharp, and above about half of the other one expert ends up with all tokens, whatever it is worth.
         trust_remote_code: run code that comes with a model; a warning says so.
@@ -82,6 +89,7 @@ class MoLConfig:
     top_k_experts: int | None = None
     dispatch: Dispatch = "dense"
     router_prefix: int = 16
+    balance: Balance = "loss"
     load_balancing_coeff: float = 0.02
     entropy_penalty_coeff: float = 0.001
     trust_remote_code: bool = False
@@ -127,6 +135,7 @@ class MoLConfig:
             ("adapter_init", AdapterInit),
             ("router_type", RouterType),
             ("dispatch", Dispatch),
+            ("balance", Balance),
         )
         for name, allowed in choices:
             if getattr(self, name) not in get_args(allowed):
@@ -155,6 +164,11 @@ class MoLConfig:
                 f'device_map is {self.device_map!r}, and mol chooses no devices by itself: give one device, "cpu" say, '
                 "or devices by model or block"
             )
+        if self.balance == "bias" and self.top_k_experts is None:
+            yield (
+                'balance is "bias", which counts where experts are chosen, and without top_k_experts every token is '
+                "given to all of them: set top_k_experts, or leave out balance, for the loss"
+            )
         if self.quantization_config is not None:
             yield (
                 'quantization_config is given, and mol does not run quantized blocks: leave it out; dtype="bfloat16", '
@@ -170,6 +184,11 @@ class MoLConfig:
                 block_of = re.sub(r"\[\d+\]$", "", model) if setting == "device_map" else model
                 if model not in models and block_of not in models:
                     yield f"{setting} names {model!r}, which is not one of models"
+
+    @property
+    def balance_loss_coeff(self) -> float:
+        """The coefficient of the load balancing loss; 0 if a bias does its work."""
+        return self.load_balancing_coeff if self.balance == "loss" else 0.0
 
     @property
     def expert_bytes(self) -> int | None:

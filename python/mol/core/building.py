@@ -72,6 +72,7 @@ def build_layer(runtime: Runtime, requested: Sequence[Requested], position: int)
         router_type=settings.router_type,
         temperature=settings.temperature,
         top_k=settings.top_k_experts,
+        biased=settings.balance == "bias",
     )
     return layer.to(host.device)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mol.core.adapters import AdapterOptions, BaseAdapter, IdentityAdapter, create_adapter
-from mol.core.routers import BaseRouter, create_router
+from mol.core.routers import BaseRouter, RouterOptions, create_router
 from mol.core.selection import Picked, Pinned, Selection, Whole
 
 if TYPE_CHECKING:
@@ -144,14 +144,25 @@ class MoLLayer(nn.Module):
 
     @classmethod
     def build(
-        cls, experts: Sequence[Expert], host_width: int, *, router_type: str, temperature: float, top_k: int | None
+        cls,
+        experts: Sequence[Expert],
+        host_width: int,
+        *,
+        router_type: str,
+        temperature: float,
+        top_k: int | None,
+        biased: bool = False,
     ) -> MoLLayer:
-        """Make a layer with a fresh router; see `create_router`. `top_k` above the number of experts is all of them."""
+        """Make a layer with a fresh router; see `create_router`. `top_k` above the number of experts is all of them.
+
+        Then nothing is chosen, and the router has no `expert_bias` where others are to be `biased`.
+        """
         if len(experts) == 1:
             return cls(experts, None)
         kept = None if top_k is None else min(top_k, len(experts))
-        router = create_router(router_type, host_width, len(experts), temperature=temperature, top_k=kept)
-        return cls(experts, router)
+        biased = biased and kept not in (None, len(experts))
+        options: RouterOptions = {"temperature": temperature, "top_k": kept, "expert_bias": biased}
+        return cls(experts, create_router(router_type, host_width, len(experts), **options))
 
     @property
     def built(self) -> list[Expert]:

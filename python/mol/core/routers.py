@@ -79,8 +79,11 @@ class BaseRouter(nn.Module, ABC):
         top_k: how many experts get a weight, all if None; may be changed while training.
         noise_std: of what is added to logits, in training.
         classifier: features to logits.
+        expert_bias: is added to logits where the `top_k` experts are chosen (E,); None if nothing is. It has no
+            gradient, see `mol.core.expert_loads`.
     """
 
+    expert_bias: torch.Tensor | None
     options: ClassVar[frozenset[str]]
     """Options of its constructor next to `hidden_dim` and `num_experts`."""
 
@@ -93,6 +96,7 @@ class BaseRouter(nn.Module, ABC):
         top_k: int | None = None,
         dropout_rate: float = 0.0,
         noise_std: float = 0.0,
+        expert_bias: bool = False,
     ) -> None:
         """Make the classifier, whose choice is nearly even at first.
 
@@ -103,6 +107,7 @@ class BaseRouter(nn.Module, ABC):
             top_k: how many experts get a weight; all if None.
             dropout_rate: share of the features that is dropped in training.
             noise_std: of what is added to logits, in training.
+            expert_bias: choose by logits with a bias, which is 0 at first.
 
         Raises:
             ConfigError: a setting is out of range.
@@ -127,6 +132,7 @@ class BaseRouter(nn.Module, ABC):
         self.classifier = FloatLinear(hidden_dim, num_experts)
         nn.init.normal_(self.classifier.weight, std=_INIT_STD / math.sqrt(hidden_dim))
         nn.init.zeros_(self.classifier.bias)
+        self.register_buffer("expert_bias", torch.zeros(num_experts) if expert_bias else None)
 
     @abstractmethod
     def features(
@@ -217,7 +223,8 @@ class BaseRouter(nn.Module, ABC):
         if self.training and self.noise_std > 0.0:
             logits = logits + torch.randn_like(logits) * self.noise_std
         logits = logits / self.temperature
-        return top_k_weights(logits, self.num_experts if self.top_k is None else self.top_k), logits
+        kept = self.num_experts if self.top_k is None else self.top_k
+        return top_k_weights(logits, kept, self.expert_bias), logits
 
     def extra_repr(self) -> str:
         """Show the settings."""
@@ -253,7 +260,7 @@ class SimpleRouter(BaseRouter):
         attention: v, or None.
     """
 
-    options = frozenset({"pooling_type", "temperature", "dropout_rate", "top_k"})
+    options = frozenset({"pooling_type", "temperature", "dropout_rate", "top_k", "expert_bias"})
 
     def __init__(
         self,
@@ -263,6 +270,8 @@ class SimpleRouter(BaseRouter):
         temperature: float = 1.0,
         dropout_rate: float = 0.1,
         top_k: int | None = None,
+        *,
+        expert_bias: bool = False,
     ) -> None:
         """Make a router; see `BaseRouter` for the other settings.
 
@@ -273,11 +282,13 @@ class SimpleRouter(BaseRouter):
             temperature: of the softmax, above 0.
             dropout_rate: share of the features that is dropped in training.
             top_k: how many experts get a weight; all if None.
+            expert_bias: choose by logits with a bias, which is 0 at first.
 
         Raises:
             ConfigError: a setting is out of range.
         """
-        super().__init__(hidden_dim, num_experts, temperature=temperature, top_k=top_k, dropout_rate=dropout_rate)
+        settings = {"temperature": temperature, "dropout_rate": dropout_rate}
+        super().__init__(hidden_dim, num_experts, top_k=top_k, expert_bias=expert_bias, **settings)
         if pooling_type not in _POOLINGS:
             raise ConfigError(f"pooling_type {pooling_type!r} is not one of {', '.join(_POOLINGS)}")
         self.pooling_type = pooling_type
@@ -319,7 +330,7 @@ class SimpleRouter(BaseRouter):
 class TokenLevelRouter(BaseRouter):
     """Weighs experts by each token alone (Shazeer et al., 2017; noise as there, of a fixed size)."""
 
-    options = frozenset({"temperature", "top_k", "dropout_rate", "noise_std"})
+    options = frozenset({"temperature", "top_k", "dropout_rate", "noise_std", "expert_bias"})
 
     def __init__(
         self,
@@ -329,6 +340,8 @@ class TokenLevelRouter(BaseRouter):
         top_k: int | None = None,
         dropout_rate: float = 0.1,
         noise_std: float = 0.1,
+        *,
+        expert_bias: bool = False,
     ) -> None:
         """Make a router; see `BaseRouter` for the settings.
 
@@ -336,7 +349,7 @@ class TokenLevelRouter(BaseRouter):
             ConfigError: a setting is out of range.
         """
         settings = {"temperature": temperature, "dropout_rate": dropout_rate, "noise_std": noise_std}
-        super().__init__(hidden_dim, num_experts, top_k=top_k, **settings)
+        super().__init__(hidden_dim, num_experts, top_k=top_k, expert_bias=expert_bias, **settings)
 
     def features(
         self, tokens: torch.Tensor, mask: torch.Tensor | None, state: RouterState | None
@@ -361,6 +374,7 @@ class RouterOptions(TypedDict, total=False):
     dropout_rate: float
     noise_std: float
     top_k: int | None
+    expert_bias: bool
 
 
 def create_router(router_type: str, hidden_dim: int, num_experts: int, **options: Unpack[RouterOptions]) -> BaseRouter:

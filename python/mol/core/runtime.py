@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from mol.config.mol_config import BIAS_UPDATE_RATE
 from mol.core.blocks.placement import Memory
+from mol.core.expert_loads import ExpertLoads
 from mol.core.frozen import Frozen, NamesModels, names_in
 from mol.core.fusion import Fusion, HostRun, Pass
 from mol.core.host import HostHead, check_noise, host_inputs
@@ -42,6 +44,7 @@ class Runtime(NamesModels, nn.Module):
         lm_head: logits from hidden states; None until it is made.
         opened: the models that are open, by name.
         notes: what blocks of a model do without in this host, by the model's name.
+        loads: the tokens of each expert since `update_expert_biases`; counted if a router has a bias.
         gradient_checkpointing: in training, run layers again in the backward pass instead of keeping their activations.
     """
 
@@ -60,11 +63,12 @@ class Runtime(NamesModels, nn.Module):
         # Sources are no modules, so that state_dict, to() of the trained parts and FSDP see adapters and routers only.
         self.opened: dict[str, Source] = {}
         self.notes: dict[str, list[Note]] = {}
+        self.loads = ExpertLoads()
         self._host_name = config.models[0]
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._memory = Memory(config.expert_bytes)
         self._frozen: dict[Source, tuple[list[str], Frozen]] = {}
-        self._watch = ShareWatch(config.load_balancing_coeff, config.entropy_penalty_coeff)
+        self.watch_shares(config.balance_loss_coeff, config.entropy_penalty_coeff)
         self._opening = threading.RLock()
         self.train(mode=False)
 
@@ -162,7 +166,23 @@ class Runtime(NamesModels, nn.Module):
 
     def watch_shares(self, load_balancing_coeff: float, entropy_penalty_coeff: float) -> None:
         """Watch the shares of experts anew; warnings name these coefficients, of whoever trains."""
-        self._watch = ShareWatch(load_balancing_coeff, entropy_penalty_coeff)
+        balance = self.config.balance
+        self._watch = ShareWatch(load_balancing_coeff, entropy_penalty_coeff, balance)
+
+    def update_expert_biases(self, rate: float = BIAS_UPDATE_RATE) -> None:
+        """Move the biases by which routers choose, after an optimiser step; see `MoLConfig.balance`.
+
+        b_e += rate * sign(mean load - load_e), as in Wang et al. (2024, arXiv 2408.15664), where the load of an expert
+        are the tokens that chose it in the training forwards since the last call, in all processes of
+        torch.distributed, which all call this. `MoLTrainer` does so itself.
+
+        Args:
+            rate: how far a bias moves, in logits.
+
+        Raises:
+            ConfigError: no router has a bias.
+        """
+        self.loads.update(self.fusion().layers, rate)
 
     def fusion(self) -> Fusion:
         """Return the parts that a forward needs, with the models of all layers open."""
@@ -268,6 +288,7 @@ class Runtime(NamesModels, nn.Module):
         run = Pass(fusion, host_run.mask, host_run.length, host_run.cache, host_run.prompt, recompute=recompute)
         output = run.run_host(host_run.forward)
         if learns:
+            self.loads.see(run.routings, fusion.layers)
             self._watch.see(run.routings, {position: layer.specs for position, layer in fusion.layers.items()})
         return output, run
 

@@ -256,7 +256,7 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
     @property
     def _trains_routers(self) -> bool:
         settings = self.runtime.config
-        return bool(settings.load_balancing_coeff or settings.entropy_penalty_coeff)
+        return bool(settings.balance_loss_coeff or settings.entropy_penalty_coeff)
 
     def _routing_loss(self, mask: torch.Tensor) -> torch.Tensor:
         """Return the loss of the routers of the last forward; the mask (B, S) is that of its tokens."""
@@ -264,7 +264,7 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
         return compute_routing_loss(
             self.routings.values(),
             mask,
-            load_balancing_coeff=settings.load_balancing_coeff,
+            load_balancing_coeff=settings.balance_loss_coeff,
             entropy_penalty_coeff=settings.entropy_penalty_coeff,
         )
 

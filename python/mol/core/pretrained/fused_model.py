@@ -348,7 +348,7 @@ class MoLModel(FusedModel):
     def _warn_of_untrained_losses(self) -> None:
         settings = self.runtime.config
         chosen = any(logits is not None for _, logits in self.routings.values())
-        if chosen and (settings.load_balancing_coeff or settings.entropy_penalty_coeff) and not self._has_warned:
+        if chosen and (settings.balance_loss_coeff or settings.entropy_penalty_coeff) and not self._has_warned:
             self._has_warned = True
             _log.warning(
                 "the loss is computed outside of the model, so routers are trained without load_balancing_coeff and "

@@ -10,6 +10,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mol.config.mol_config import Balance
     from mol.core.mol_layer import ExpertSpec, Routing
 
 _log: Final = logging.getLogger("mol")
@@ -24,9 +25,12 @@ _MOST: Final = 0.95
 class ShareWatch:
     """Sums the weight of each expert over the last forwards of training."""
 
-    def __init__(self, load_balancing_coeff: float, entropy_penalty_coeff: float) -> None:
-        """Start with no forward; a warning names these coefficients."""
-        self._coefficients = load_balancing_coeff, entropy_penalty_coeff
+    def __init__(self, load_balancing_coeff: float, entropy_penalty_coeff: float, balance: Balance = "loss") -> None:
+        """Start with no forward; a warning names these coefficients, or what balances without a loss."""
+        larger = f"load_balancing_coeff ({load_balancing_coeff:g})"
+        if balance == "bias":
+            larger = "rate of update_expert_biases (bias_update_rate of TrainingConfig) after each step"
+        self._remedy = f"a larger {larger} or a smaller entropy_penalty_coeff ({entropy_penalty_coeff:g})"
         self._sums: dict[int, torch.Tensor] = {}
         self._count = 0
         self._said: set[tuple[int, int]] = set()
@@ -53,9 +57,8 @@ class ShareWatch:
                     self._said.add((position, number))
                     _log.warning(
                         "layer %d: over the last %d training steps the router gave %.1f%% to %s, one of %d experts, so "
-                        "it learns nothing; a larger load_balancing_coeff (%g) or a smaller entropy_penalty_coeff (%g) "
-                        "keeps it in use",
-                        position, _STEPS, 100 * share, specs[position][number], len(shares), *self._coefficients,
+                        "it learns nothing; %s keeps it in use",
+                        position, _STEPS, 100 * share, specs[position][number], len(shares), self._remedy,
                     )  # fmt: skip
             first = max(range(len(shares)), key=shares.__getitem__)
             told = any(layer == position for layer, _ in self._said)
@@ -63,8 +66,7 @@ class ShareWatch:
                 self._said.add((position, -1))
                 _log.warning(
                     "layer %d: over the last %d training steps the router gave %.1f%% to %s, one of %d experts, so the "
-                    "others hardly learn; a larger load_balancing_coeff (%g) or a smaller entropy_penalty_coeff (%g) "
-                    "spreads the tokens",
-                    position, _STEPS, 100 * shares[first], specs[position][first], len(shares), *self._coefficients,
+                    "others hardly learn; %s spreads the tokens",
+                    position, _STEPS, 100 * shares[first], specs[position][first], len(shares), self._remedy,
                 )  # fmt: skip
         self._sums.clear()
