@@ -18,7 +18,11 @@ from tests.training.toolkit import rows_of
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-KINDS = {"dense": {}, "top_1": {"top_k_experts": 1, "router_type": "token"}}
+KINDS = {
+    "dense": {},
+    "top_1": {"top_k_experts": 1, "router_type": "token"},
+    "bias": {"top_k_experts": 1, "router_type": "token", "balance": "bias"},
+}
 
 
 class Losses(TrainingCallback):
@@ -42,6 +46,7 @@ def main(models: str, out: str, processes: str, kind: str) -> None:
     losses = Losses()
     config = TrainingConfig(
         learning_rate=1e-3, router_learning_rate=1e-3, load_balancing_coeff=0.5, entropy_penalty_coeff=0.1,
+        bias_update_rate=0.05,
         max_epochs=2, warmup_steps=0, eval_steps=None, save_steps=None, batch_size=8 // int(processes), output_dir=out,
     )  # fmt: skip
     trainer = MoLTrainer(mol, config, callbacks=[losses])

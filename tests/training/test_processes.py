@@ -52,7 +52,7 @@ def run(processes: int, models: Path, out: Path, kind: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("kind", ["dense", "top_1"])
+@pytest.mark.parametrize("kind", ["dense", "top_1", "bias"])
 def test_two_processes_train_like_one_with_the_same_global_batch(
     kind: str, tmp_path: Path, models: Path, fuse: Callable[..., Any]
 ) -> None:
@@ -65,3 +65,6 @@ def test_two_processes_train_like_one_with_the_same_global_batch(
     assert two["balances"] == pytest.approx(one["balances"], rel=1e-4)
     assert two["eval"] == pytest.approx(one["eval"], rel=1e-4)
     assert apart(two["weights"], one["weights"]) < 1e-4
+    biases = [value for name, value in one["weights"].items() if name.endswith("expert_bias")]
+    assert len(biases) == (2 if kind == "bias" else 0)
+    assert all(value.any() for value in biases)

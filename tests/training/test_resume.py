@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
 from mol.core.mol_runtime import MoLRuntime
 from mol.errors import CheckpointError, ConfigError
 from mol.training import MoLTrainer, TrainingCallback, TrainingConfig
 from mol.training.data import collate_rows
-from mol.training.state import optimizer_state, random_state
+from mol.training.state import TrainingState, optimizer_state, random_state
+from tests.core.test_safe_files import STEPS, in_a_process_of_its_own
 from tests.core.zoo import tokens_of
 from tests.training.toolkit import assert_same, rows_of, weights_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tests.core.conftest import Fuse
     from tests.training.conftest import Train
@@ -178,6 +180,52 @@ def test_damaged_and_foreign_checkpoints_are_refused(trainer: Train, fuse: Fuse,
     file.write_bytes(whole)
     with pytest.raises(CheckpointError, match="it is damaged or edited"):
         trainer(**RUN).load_checkpoint(name)
+
+
+def test_a_later_format_is_named(trainer: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as later:
+        later.setattr("mol.training.state._FORMAT", 2)
+        trainer(**{**RUN, "max_steps": 1}).train(ROWS)
+    with pytest.raises(
+        ConfigError, match=r"final_checkpoint\.state\.safetensors is in format 2, written by mol .* reads"
+    ):
+        trainer(**RUN).load_checkpoint(tmp_path / "out" / "final_checkpoint")
+
+
+def test_a_save_that_is_killed_at_any_step_leaves_the_old_or_the_new_state(trainer: Train, tmp_path: Path) -> None:
+    made, batch = trainer(fusion=NOISY, learning_rate=1e-2, lr_scheduler_type="constant"), collate_rows(ROWS[:4])
+    made.train_step(batch)
+    path = made.save_checkpoint(is_best=True)
+    old, before = TrainingState.read(path), {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    made.train_step(batch)
+    found, died = [], True
+    while died:
+        for name, content in before.items():
+            (path.parent / name).write_bytes(content)
+        left = [len(found)]
+
+        def watch(event: str, arguments: tuple[object, ...], left: list[int] = left) -> None:
+            if event in STEPS and str(path.parent) in str(arguments[0]):
+                left[0] -= 1
+                if left[0] < 0:
+                    os._exit(9)
+
+        def save(watch: Callable[[str, tuple[object, ...]], None] = watch) -> None:
+            sys.addaudithook(watch)
+            made.save_checkpoint(is_best=True)
+
+        died = in_a_process_of_its_own(save) == 9
+        state, weights = TrainingState.read(path), load_file(path.with_suffix(".safetensors"))
+        # Weights, optimiser and numbers are of one step, and so is the file for MoLRuntime.load_checkpoint.
+        for kept, step in ((state.weights, state.progress["global_step"]), (weights, None)):
+            is_old = all(map(torch.equal, kept.values(), old.weights.values()))
+            assert step in (None, 1 if is_old else 2)
+            if not is_old:
+                assert_same(kept, weights_of(made.mol))
+        found.append(state.progress["global_step"])
+    assert set(found) == {1, 2}
+    assert found == sorted(found)
+    assert len(found) > 16
 
 
 @pytest.mark.slow

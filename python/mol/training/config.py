@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
+from mol.config.mol_config import BIAS_UPDATE_RATE
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ Tracker = Literal["wandb", "tensorboard", "trackio"]
 
 _FROM_0: Final = (
     "learning_rate", "router_learning_rate", "weight_decay", "z_loss_coeff", "early_stopping_threshold",
-    "mutual_information_coeff", "domain_loss_coeff", "distillation_coeff",
+    "mutual_information_coeff", "domain_loss_coeff", "distillation_coeff", "bias_update_rate",
 )  # fmt: skip
 _COUNTS: Final = {
     "batch_size": 1, "max_epochs": 1, "warmup_steps": 0, "logging_steps": 1, "gradient_accumulation_steps": 1,
@@ -51,12 +52,15 @@ class TrainingConfig:
         save_steps: optimiser steps between two checkpoints; if None there are the final and the best one alone.
         save_total_limit: the most periodic checkpoints to keep, the oldest are removed; all if None.
         gradient_clip_norm: the largest norm of all gradients together; they are not clipped if None.
-        load_balancing_coeff: of the load balancing loss, which keeps experts in use; as in `MoLConfig` if None.
+        load_balancing_coeff: of the load balancing loss, which keeps experts in use; as in `MoLConfig` if None, where
+            `balance` "bias" makes it 0.
         entropy_penalty_coeff: of the mean entropy of the routers' choices, which makes choices sharp; as in `MoLConfig`
             if None.
         z_loss_coeff: of the squared log-partition of the routers' logits, which keeps them small.
         mutual_information_coeff: of the information of a token about its expert, in nats, which is subtracted: it grows
             where each choice is sharp and all experts are in use.
+        bias_update_rate: how far each step moves the biases of `MoLConfig(balance="bias")`, in logits; see
+            `MoLRuntime.update_expert_biases`.
         domain_loss_coeff: of the cross entropy between choices and the `domains` (B,) of a batch, for each row the
             number of the expert that it belongs to, -100 for none.
         distillation_coeff: of the divergence between what the teacher of a row's domain predicts and what the fusion
@@ -104,6 +108,7 @@ class TrainingConfig:
     early_stopping_threshold: float = 0.0
     z_loss_coeff: float = 0.0
     mutual_information_coeff: float = 0.0
+    bias_update_rate: float = BIAS_UPDATE_RATE
     domain_loss_coeff: float = 0.0
     distillation_coeff: float = 0.0
     dense_steps: int = 0

@@ -50,7 +50,7 @@ class Objective(nn.Module):
         model.adds_routing_loss = False
         own = model.runtime.config
         self.coefficients = {
-            "load_balance_loss": _first(config.load_balancing_coeff, own.load_balancing_coeff),
+            "load_balance_loss": _first(config.load_balancing_coeff, own.balance_loss_coeff),
             "router_entropy": _first(config.entropy_penalty_coeff, own.entropy_penalty_coeff),
             "z_loss": config.z_loss_coeff,
             "mutual_information": -config.mutual_information_coeff,  # the more the better
@@ -59,6 +59,11 @@ class Objective(nn.Module):
         }
         self._reduce = reduce
         self._teachers = teachers
+        self._sums: torch.Tensor | None = None
+
+    def start_step(self) -> None:
+        """Begin an optimiser step: the batches from now on are of another one."""
+        self._sums = None
 
     def forward(
         self, batch: Mapping[str, torch.Tensor], labels: torch.Tensor | float, tokens: torch.Tensor | float
@@ -78,7 +83,7 @@ class Objective(nn.Module):
         loss: torch.Tensor = output.loss.float()
         mask, domains = self.mask_of(batch), batch.get("domains")
         # Processes may have unequal numbers of batches to evaluate, so there nobody waits for the others.
-        reduce = self._reduce if self.training else _itself
+        reduce = self._of_step if self.training else _itself
         routings = list(self.model.routings.values())
         more = [loss.new_zeros(()), loss.new_zeros(())]
         if domains is not None and self.coefficients["domain_loss"]:
@@ -143,6 +148,12 @@ class Objective(nn.Module):
         mask = self.mask_of(batch)
         labels = self.model.count_labels(batch["labels"], mask)
         return torch.stack([labels, mask.ne(0).sum().to(labels.device)]).double()
+
+    def _of_step(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a tensor over all processes and over the batches of the step so far."""
+        whole = self._reduce(tensor)
+        self._sums = whole if self._sums is None else self._sums + whole
+        return self._sums
 
 
 def _first(given: float | None, default: float) -> float:

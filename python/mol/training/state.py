@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
 
-from mol.core.safetensors_io import read_verified, save_model_safe, weights_file
-from mol.errors import CheckpointError, ConfigError
+from mol import _rust
+from mol.core.safetensors_io import later_format, read_verified, save_model_safe, weights_file
+from mol.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -52,7 +53,7 @@ class TrainingState(NamedTuple):
         for rank, pair in enumerate(self.random):
             for when, states in zip(("now", "epoch"), pair, strict=True):
                 tensors |= {f"{_RANDOM}/{rank}/{when}/{name}": value for name, value in states.items()}
-        content = {"format": _FORMAT, **self.progress}
+        content = {**self.progress, "format": _FORMAT, "version": _rust.__version__}
         return save_model_safe(_Tensors(tensors), _file(checkpoint), {_KEY: json.dumps(content, sort_keys=True)})
 
     @classmethod
@@ -72,8 +73,8 @@ class TrainingState(NamedTuple):
         if text is None:
             raise CheckpointError(f"{file} holds no state of a training run, so MoLTrainer did not write it")
         content = json.loads(text)
-        if content.pop("format") != _FORMAT:
-            raise ConfigError(f"{file} is of a later version of mol: upgrade mol-merge")
+        if content["format"] != _FORMAT:
+            raise later_format(file, content, _FORMAT)
         state = cls(content, {}, {}, [({}, {}) for _ in range(content["processes"])])
         for name, value in load_file(file).items():
             kind, rest = name.split("/", 1)

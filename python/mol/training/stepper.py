@@ -94,6 +94,7 @@ class Stepper:
             FusionError: loss or gradients are not finite; the step was not made.
         """
         batches = [self._objective.prepared(batch) for batch in given]
+        self._objective.start_step()
         counts = sum_over_processes(
             self._accelerator, torch.stack([self._objective.counts(batch) for batch in batches]).sum(0)
         )

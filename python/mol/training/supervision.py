@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from mol.core.mol_layer import Routing
+    from mol.core.runtime import Runtime
 
 UNKNOWN: Final = -100
 """The domain of a row that belongs to no expert in particular."""
@@ -72,6 +73,22 @@ class Teachers:
         self._models = dict(models)
         for model in self._models.values():
             model.requires_grad_(requires_grad=False).eval()
+
+    @classmethod
+    def checked(
+        cls, models: Mapping[int, PreTrainedModel] | None, coefficient: float, runtime: Runtime
+    ) -> Teachers | None:
+        """Return the teachers of a fusion, None without any.
+
+        Raises:
+            ConfigError: there are models and no coefficient, or the other way round; or see `Teachers`.
+        """
+        if bool(models) != bool(coefficient):
+            raise ConfigError(
+                "distillation takes both, teachers (the models, by domain) and a distillation_coeff above 0: give both "
+                "or neither"
+            )
+        return cls(models, runtime.open_host().model.config.get_text_config().vocab_size) if models else None
 
     def term(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -11,11 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from mol.core.expert_loads import check_biased
 from mol.core.pretrained.fused_model import FusedModel
 from mol.core.runtime import Runtime
 from mol.errors import ConfigError, InternalError
 from mol.training.accelerating import end_trackers, make_accelerator, prepare_loader, start_trackers
 from mol.training.annealing import Annealing
+from mol.training.best import BestSoFar
 from mol.training.config import TrainingConfig
 from mol.training.data import create_simple_dataset, length_of, make_loader
 from mol.training.evaluation import evaluate
@@ -53,7 +54,6 @@ class MoLTrainer:
         config: the settings.
         global_step: optimiser steps so far.
         current_epoch: the number of the pass over the data, from 0.
-        best_loss: the lowest `eval_loss` so far.
         output_dir: where checkpoints are written.
         should_stop: set by a callback, ends training after the current step.
         accelerator: of accelerate.
@@ -93,19 +93,24 @@ class MoLTrainer:
         self.callbacks = tuple(callbacks)
         self.output_dir = Path(self.config.output_dir)
         self.global_step = self.current_epoch = 0
-        self.best_loss = math.inf
         self.should_stop = False
         parameter_groups(self.model.named_parameters(), self.config)  # to refuse early
         self._tokenizer = tokenizer
         self.accelerator = make_accelerator(self.config, self.mol)
-        self._teachers = self._checked_teachers(teachers)
+        if self.mol.config.balance == "bias":
+            check_biased(self.mol.fusion().layers)
+        self._teachers = Teachers.checked(teachers, self.config.distillation_coeff, self.mol)
         self._annealing = Annealing(self.mol, self.config.dense_steps)
         self._objective = self._make_objective()
         self._stepper: Stepper | None = None
-        self._evaluated: int | None = None
-        self._without_gain = 0
+        self._best = BestSoFar()
         self._position = Position()
         self._resumed: TrainingState | None = None
+
+    @property
+    def best_loss(self) -> float:
+        """The lowest `eval_loss` so far."""
+        return self._best.loss
 
     @property
     def optimizer(self) -> Any:  # noqa: ANN401 - as accelerate wraps it
@@ -160,6 +165,7 @@ class MoLTrainer:
         """
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         batch = self._objective.prepared({name: value for name, value in given.items() if value is not None})
+        self._objective.start_step()
         with self.accelerator.autocast():
             loss, terms = self._objective(batch, *self._objective.counts(batch).clamp(min=1.0))
         return loss, self._objective.named(terms)
@@ -217,7 +223,7 @@ class MoLTrainer:
             start_trackers(self.accelerator, self.config)
             self._call("on_train_begin")
             self._run(loader, checked, steps, progress)
-            if checked is not None and self._evaluated != self.global_step:
+            if checked is not None and self._best.evaluated != self.global_step:
                 self._evaluate_and_keep(checked, progress)
             self.save_checkpoint(is_final=True)
             self._call("on_train_end")
@@ -280,9 +286,7 @@ class MoLTrainer:
         load_trained(self.mol, state.weights, str(path))
         self._resumed = state
         self.global_step, self.current_epoch = state.progress["global_step"], state.progress["current_epoch"]
-        best = state.progress["best_loss"]
-        self.best_loss = math.inf if best is None else best
-        self._without_gain, self._evaluated = state.progress["without_gain"], state.progress["evaluated"]
+        self._best = BestSoFar.read(state.progress)
 
     def _state(self) -> TrainingState:
         from accelerate.utils import gather_object
@@ -293,9 +297,7 @@ class MoLTrainer:
             "current_epoch": self.current_epoch,
             "batches": self._position.batches,
             "per_epoch": self._position.per_epoch,
-            "best_loss": None if math.isinf(self.best_loss) else self.best_loss,
-            "without_gain": self._without_gain,
-            "evaluated": self._evaluated,
+            **self._best.progress(),
             "settings": self.config.to_dict(),
         }
         now = random_state()
@@ -315,7 +317,7 @@ class MoLTrainer:
         if self._resumed is None:
             set_seed(self.config.seed)
             self.global_step = self.current_epoch = 0
-            self.best_loss, self._without_gain, self._evaluated = math.inf, 0, None
+            self._best = BestSoFar()
             return
         self._stepped.go_on(self._resumed.optimizer, self.global_step)
 
@@ -362,12 +364,15 @@ class MoLTrainer:
     def _step(self, batches: Sequence[Any]) -> StepResult:
         """Train on the batches of one optimiser step."""
         self._annealing.set_for(self.global_step)
+        self.mol.loads.clear()
         before = self.mol.gradient_checkpointing
         self.mol.gradient_checkpointing = before or self.config.use_gradient_checkpointing
         try:
             made = self._stepped.step(batches, self.global_step + 1)
         finally:
             self.mol.gradient_checkpointing = before
+        if self.mol.config.balance == "bias":
+            self.mol.update_expert_biases(self.config.bias_update_rate)
         self.global_step += 1
         return made
 
@@ -375,16 +380,6 @@ class MoLTrainer:
         made = Objective(self.model, self.config, partial(sum_over_processes, self.accelerator), self._teachers)
         self.mol.watch_shares(made.coefficients["load_balance_loss"], made.coefficients["router_entropy"])
         return made
-
-    def _checked_teachers(self, models: Mapping[int, PreTrainedModel] | None) -> Teachers | None:
-        if bool(models) != bool(self.config.distillation_coeff):
-            raise ConfigError(
-                "distillation takes both, teachers (the models, by domain) and a distillation_coeff above 0: give both "
-                "or neither"
-            )
-        if not models:
-            return None
-        return Teachers(models, self.mol.open_host().model.config.get_text_config().vocab_size)
 
     def _report(self, metrics: dict[str, float], progress: Progress) -> None:
         rate = progress.report(metrics)
@@ -394,17 +389,13 @@ class MoLTrainer:
     def _evaluate_and_keep(self, checked: Any, progress: Progress) -> None:  # noqa: ANN401 - a loader
         """Evaluate, write the best checkpoint if it is, and decide whether to stop early."""
         metrics = self.evaluate(checked)
-        self._evaluated = self.global_step
         loss = metrics["eval_loss"]
         progress.write(f"step {self.global_step}: eval_loss {loss:.4f}, eval_lm_loss {metrics['eval_lm_loss']:.4f}")
         self.accelerator.log({f"eval/{name[5:]}": value for name, value in metrics.items()}, step=self.global_step)
-        gained = loss < self.best_loss - self.config.early_stopping_threshold
-        self._without_gain = 0 if gained else self._without_gain + 1
-        if loss < self.best_loss:
-            self.best_loss = loss
+        if self._best.see(loss, self.global_step, self.config.early_stopping_threshold):
             self.save_checkpoint(is_best=True)
         patience = self.config.early_stopping_patience
-        if patience is not None and self._without_gain >= patience:
+        if patience is not None and self._best.without_gain >= patience:
             progress.write(f"step {self.global_step}: {patience} evaluations without a lower loss, training ends")
             self.should_stop = True
         self._call("on_evaluate", metrics)
