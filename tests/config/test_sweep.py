@@ -1,4 +1,4 @@
-"""`sweep`: which recipes one stands for, what their directories are called, and what is refused."""
+"""`sweep`: which recipes one lists, what their directories are called, and what is refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_several_parameters_are_a_grid() -> None:
     ]
 
 
-def test_what_a_sweep_says_is_stronger_than_the_parameters_beside_it() -> None:
+def test_what_a_sweep_says_is_stronger_than_the_parameters_of_the_recipe() -> None:
     config = MergeConfig.from_dict({**SLERP, "parameters": {"t": 0.9}, "sweep": {"t": [0.1, 0.2]}})
     assert [swept.config.parameters.to_dict() for swept in config.sweep.values()] == [{"t": 0.1}, {"t": 0.2}]
 

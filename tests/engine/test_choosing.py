@@ -120,7 +120,7 @@ def test_what_is_kept_twice_is_averaged(tmp_path: Path) -> None:
 
 
 def test_a_model_leaves_what_it_does_not_keep_to_the_next(tmp_path: Path) -> None:
-    """One of four neighbours each: the second may not have the first's, and one that is zero takes no place."""
+    """One of four neighbours each: the second may not have the first's, and one that is zero is not taken."""
     a = [4.0, 3.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     b = [8.0, 1.0, 2.0, 0.0, 0.0, 1.0, 0.5, 0.0]
     added = of(cabs(1.0, 1.0, n=1, m=4), [8.0] * 8, a, b, directory=tmp_path)

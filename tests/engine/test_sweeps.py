@@ -160,7 +160,7 @@ def test_a_sweep_that_shrinks_leaves_nothing_of_what_it_had(tmp_path: Path) -> N
     )
 
 
-def test_a_link_in_place_of_a_directory_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_instead_of_a_directory_is_not_followed(tmp_path: Path) -> None:
     plan, partial, elsewhere = in_directories(tmp_path, "ties", "arc"), tmp_path / "out.partial", tmp_path / "elsewhere"
     execute(plan, partial, outputs=[0])
     shutil.rmtree(partial / "arc")
@@ -190,7 +190,7 @@ def test_a_result_may_be_made_of_some_of_the_sources(tmp_path: Path) -> None:
     ["../out.safetensors", "/out.safetensors", "a/b/c.safetensors", ".a/b.safetensors", "a/../b.safetensors",
      "./b.safetensors", "a//b.safetensors", "a/.safetensors/", "/a.safetensors/b", "a/b"],
 )  # fmt: skip
-def test_outputs_do_not_leave_their_place(name: str, tmp_path: Path) -> None:
+def test_outputs_do_not_leave_their_directory(name: str, tmp_path: Path) -> None:
     plan = plan_for(tmp_path, "ties")
     with pytest.raises(MolError, match=r"is not the name of a \.safetensors file"):
         execute(plan | {"outputs": outputs(name)}, tmp_path / "out.partial")

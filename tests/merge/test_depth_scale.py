@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 LINE = {"alpha": 0.25, "beta": 0.5}
 METHODS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
-    # models beside the base, parameters of each, parameters of the merge
+    # models other than the base, parameters of each, parameters of the merge
     "task_arithmetic": (2, {"weight": 0.5}, {"lambda": 0.8}),
     "ties": (2, {"weight": 0.5, "density": 0.6}, {}),
     "consensus_ta": (2, {"weight": 0.5}, {}),

@@ -150,7 +150,7 @@ def _input(planned: PlannedMerge, index: int) -> str:
 
 
 def _side_files(planned: PlannedMerge) -> list[str]:
-    """Describe the files beside the weights; of a sweep those of its first result, since all have the same."""
+    """Describe the files other than the weights; of a sweep those of its first result, since all have the same."""
     if not planned.results:
         return [_side_file(file) for file in planned.side_files]
     first = next(iter(planned.results.values()))

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from mol.config.auto_weights import problem_of_auto
 from mol.config.chat_templates import CHAT_TEMPLATES
 from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.flat import is_flat, to_mergekit_form
-from mol.config.inputs import Inputs, check_inputs, read_inputs
+from mol.config.inputs import Inputs, check_inputs, problem_of_auto, read_inputs
 from mol.config.method_spec import MethodSpec, Required
 from mol.config.methods import METHODS, method_named
 from mol.config.model_reference import is_local

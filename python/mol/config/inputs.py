@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from mol.config.auto_weights import Auto
 from mol.config.document import Items, Location, Table, shown
 from mol.config.method_spec import REQUIRED, MethodSpec
 from mol.config.methods import weights_cancel
@@ -328,3 +329,23 @@ def _check_sum(
             dividing = f"`{parameter.name}: true` divides by their sum"
             way_out = f"change them or set `{parameter.name}: false`"
         reader.problems.add(location, f"{where}the weights {numbers} sum to zero, and {dividing}; {way_out}")
+
+
+def problem_of_auto(
+    spec: MethodSpec, base: ModelReference | None, inputs: Inputs, parameters: ParameterMap
+) -> str | None:
+    """Return why models cannot be weighed by norms, None if they can or are not."""
+    holders = [source.parameters for part in inputs.slices for source in part.sources]
+    holders += [part.parameters for part in inputs.slices]
+    elsewhere = [rule.value for holder in holders for rule in holder.get("weight", ())]
+    rules = [rule.value for rule in parameters.get("weight", ())]
+    if not any(isinstance(value, Auto) for value in (*elsewhere, *rules)):
+        return None
+    if elsewhere or len(rules) > 1:
+        return "it gives all models their weights: write it once, in `parameters` of the recipe, and no other `weight`"
+    if not inputs.whole:
+        return "it weighs whole models, and the recipe cuts them into `slices`: give each source a `weight`"
+    if not spec.starts_from(base):
+        way_out = "add a `base_model`" if spec.base == "optional" else "such as task_arithmetic does"
+        return f"it weighs models by their differences from a base, and {spec.name} starts from none; {way_out}"
+    return None

@@ -162,7 +162,7 @@ class MergeConfig:
         flat: bool | None = None,
         staged: bool = False,
     ) -> None:
-        """Read a recipe that has a `sweep`: each of the recipes that it stands for."""
+        """Read a recipe that has a `sweep`: each of the recipes that it lists."""
         problems = Problems()
         if staged:
             problems.add(table.at("sweep"), "`sweep` in a recipe of several documents; sweep over one document")
@@ -321,7 +321,7 @@ class MergeConfig:
         return any(may_be_one(a, b) for a, b in itertools.combinations(references, 2))
 
     def with_weights(self, weights: Mapping[ModelReference, float], note: str) -> MergeConfig:
-        """Return the recipe with a weight for each of its models in place of one that is to be found.
+        """Return the recipe with a weight for each of its models instead of one that is to be found.
 
         Args:
             weights: by model; the base has none.

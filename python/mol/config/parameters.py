@@ -142,3 +142,9 @@ class Chain:
             if matches is None or matches(tensor):
                 return at_position(value, position)
         return None
+
+
+def auto_of(parameters: ParameterMap) -> Auto | None:
+    """Return the way in which a recipe weighs its models by norms, None where it gives weights itself."""
+    found = [rule.value for rule in parameters.get("weight", ())]
+    return found[0] if found and isinstance(found[0], Auto) else None

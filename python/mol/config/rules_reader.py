@@ -5,17 +5,16 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Final
 
-from mol.config.auto_weights import auto_of
 from mol.config.document import Items, Location, Table, shown
 from mol.config.inputs import Inputs, check_inputs
 from mol.config.methods import METHODS, method_named
+from mol.config.parameters import ParameterMap, auto_of
 from mol.config.rules import RuleConfig
 from mol.config.sources import SourceConfig
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:
     from mol.config.model_reference import ModelReference
-    from mol.config.parameters import ParameterMap
     from mol.config.values import ValueReader
 
 _OF_METHOD: Final = ("merge_method", "models", "base_model", "parameters")

@@ -10,7 +10,7 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-from mol.config.auto_weights import auto_of
+from mol.config.parameters import auto_of
 from mol.dtypes import FLOAT_DTYPES
 from mol.errors import MergeError
 
@@ -110,7 +110,7 @@ def _norm(
 
 
 def evenly(config: MergeConfig) -> MergeConfig:
-    """Return the recipe with even weights in place of those that are to be found, to check it without reading any."""
+    """Return the recipe with even weights instead of those that are to be found, to check it without reading any."""
     if auto_of(config.parameters) is None:
         return config
     models = [source.model for source in config.models or () if source.model != config.base_model]

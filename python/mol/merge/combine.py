@@ -48,8 +48,8 @@ class Combine(Protocol):
     fixed: Combination | str | None
     """The combination, or why there is none, if it is the same for every tensor."""
 
-    def place(self, first: float, last: float) -> None:
-        """Say where the slice lies in the depth of the output, from 0 (first layer) to 1 (last layer)."""
+    def set_depth(self, first: float, last: float) -> None:
+        """Set where the slice lies in the depth of the output, from 0 (first layer) to 1 (last layer)."""
         ...
 
     def __call__(self, names: Sequence[str | None], output: str, position: float) -> Combination | str:
@@ -128,7 +128,7 @@ class Combiner:
             found = self._memo[values] = self._combine(values)
         return found
 
-    def place(self, first: float, last: float) -> None:
+    def set_depth(self, first: float, last: float) -> None:
         """See `Combine`."""
         self._span = (first, last)
 

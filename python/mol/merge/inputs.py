@@ -55,13 +55,13 @@ def make_slices(config: MergeConfig, models: Mapping[ModelReference, Model], pro
     return [_slice(config, 0, config.models, config.base_model, models, problems)]
 
 
-def place_slices(slices: Sequence[Slice]) -> None:
-    """Tell each slice where it lies in the depth of the output; whole models take all of it."""
+def set_depths(slices: Sequence[Slice]) -> None:
+    """Set for each slice where it lies in the depth of the output; whole models take all of it."""
     last = sum(slice_.length for slice_ in slices) - 1
     first = 0
     for slice_ in slices:
         if last > 0:
-            slice_.combine.place(first / last, (first + slice_.length - 1) / last)
+            slice_.combine.set_depth(first / last, (first + slice_.length - 1) / last)
         first += slice_.length
 
 

@@ -111,7 +111,7 @@ def check_replaceable(out: Path, *, overwrite: bool, overwrite_all: bool = False
 
 
 def _check_sweep(out: Path, results: Sequence[str], *, overwrite: bool, overwrite_all: bool) -> None:
-    """Check the results of a sweep, each of which is a model, and what lies beside their directories."""
+    """Check the results of a sweep, each of which is a model, and what else lies in OUT."""
     for name in results:
         check_replaceable(out / name, overwrite=overwrite, overwrite_all=overwrite_all)
     beside = sorted(path.name for path in out.iterdir() if path.name not in {SWEEP, *results})

@@ -137,9 +137,9 @@ class MergePlan:
         for tensor, by, of, row, reads, also, own in self.tasks:
             if by is not last:
                 last, method_of_last = by, of_method(by)
-            to, method = _place(tensor, row, own), method_of_last
+            to, method = _target(tensor, row, own), method_of_last
             if also:
-                to = ", ".join([to, *(_place(result.tensor, result.row, result.of) for result in also)])
+                to = ", ".join([to, *(_target(result.tensor, result.row, result.of) for result in also)])
                 method = f"[{', '.join([method, *(of_method(result.by) for result in also)])}]"
             parts = [
                 f"[{expr.input}, {names[expr.tensor]}]" if isinstance(expr, Source) else _json(expr) for expr in of
@@ -159,7 +159,7 @@ class MergePlan:
         return f'{_json(head)[:-1]}, "tensors": [{", ".join(tensors)}], "tasks": [{", ".join(tasks)}]}}'
 
 
-def _place(tensor: int, row: int, of: tuple[int, ...] | None) -> str:
+def _target(tensor: int, row: int, of: tuple[int, ...] | None) -> str:
     if of is None:
         return f'{{"tensor": {tensor}, "row": {row}}}'
     return f'{{"tensor": {tensor}, "row": {row}, "of": {list(of)}}}'

@@ -10,7 +10,7 @@ from mol.errors import ConfigError, MergeError
 from mol.merge.account import Account, span_of
 from mol.merge.combine import idle_filters
 from mol.merge.complete import check_complete
-from mol.merge.inputs import layers_for, make_slices, open_models, place_slices
+from mol.merge.inputs import layers_for, make_slices, open_models, set_depths
 from mol.merge.kinship import check_kinship
 from mol.merge.mismatch import Mismatches
 from mol.merge.options import MergeOptions
@@ -98,7 +98,7 @@ class _Planner:
         self._warnings = dict.fromkeys(config.warnings)
         self._warnings.update((line, None) for model in self._models for line in model.checkpoint.warnings)
         self._slices = make_slices(config, models, self._problems)
-        place_slices(self._slices)
+        set_depths(self._slices)
         self._dtype = output_dtype(config, options)
         if config.out_dtype and config.dtype and options.dtype is None:
             self._notes["`dtype` has no effect with `out_dtype`: inputs are read as they are, and rounded once"] = None

@@ -56,9 +56,9 @@ class _Ruled:
         self._combiners = combiners
         self.fixed: Combination | str | None = None
 
-    def place(self, first: float, last: float) -> None:
+    def set_depth(self, first: float, last: float) -> None:
         for combine in self._combiners:
-            combine.place(first, last)
+            combine.set_depth(first, last)
 
     def __call__(self, names: Sequence[str | None], output: str, position: float) -> Combination | str:
         for matches, decide, number in self._rules:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _FORMAT: Final = 1
 
 
-class _Piece(NamedTuple):
+class _Part(NamedTuple):
     """A result of a task of one of the plans: its tensor in the joined plan, its method and its sources there."""
 
     tensor: int
@@ -100,7 +100,7 @@ def _join_plans(plans: Mapping[str, MergePlan]) -> MergePlan:
     outputs: list[str] = []
     tensors: list[OutputTensor] = []
     tables: dict[str, Mapping[str, Any]] = {}
-    pieces: dict[tuple[str, int], list[_Piece]] = {}
+    parts: dict[tuple[str, int], list[_Part]] = {}
     for directory, plan in plans.items():
         number = [numbers[file.path] for file in plan.inputs]
         prefix = (
@@ -115,7 +115,7 @@ def _join_plans(plans: Mapping[str, MergePlan]) -> MergePlan:
             if of is None:
                 of = of_old[id(task.of)] = tuple(_moved(expr, number, prefix) for expr in task.of)
             name = plan.tensors[task.tensor].name
-            pieces.setdefault((name, task.row), []).append(_Piece(len(tensors) + task.tensor, task, of))
+            parts.setdefault((name, task.row), []).append(_Part(len(tensors) + task.tensor, task, of))
         tensors += [tensor._replace(output=tensor.output + len(outputs)) for tensor in plan.tensors]
         outputs += [f"{directory}/{name}" for name in plan.outputs]
     first = next(iter(plans.values()))
@@ -123,7 +123,7 @@ def _join_plans(plans: Mapping[str, MergePlan]) -> MergePlan:
         inputs=tuple(inputs.values()),
         outputs=tuple(outputs),
         tensors=tuple(tensors),
-        tasks=tuple(sorted((_task(found) for found in pieces.values()), key=lambda task: (task.tensor, task.row))),
+        tasks=tuple(sorted((_task(found) for found in parts.values()), key=lambda task: (task.tensor, task.row))),
         tables=tables,
         seed=first.seed,
         allow_nonfinite=first.allow_nonfinite,
@@ -141,15 +141,15 @@ def _moved(expr: Expr, number: Sequence[int], prefix: str) -> Expr:
     return with_tables(moved, prefix) if prefix else moved
 
 
-def _task(pieces: Sequence[_Piece]) -> Task:
+def _task(parts: Sequence[_Part]) -> Task:
     """Make one task of the same rows of a tensor in several results: its sources are what all of them are made of."""
     of: list[Expr] = []
-    for piece in pieces:
-        of += [expr for expr in piece.of if expr not in of]
-    chosen = [tuple(of.index(expr) for expr in piece.of) for piece in pieces]
+    for part in parts:
+        of += [expr for expr in part.of if expr not in of]
+    chosen = [tuple(of.index(expr) for expr in part.of) for part in parts]
     whole = tuple(range(len(of)))
     own = [None if choice == whole else choice for choice in chosen]
-    (tensor, task, _), *others = pieces
+    (tensor, task, _), *others = parts
     also = [
         Result(other.tensor, other.task.by, other.task.row, choice)
         for other, choice in zip(others, own[1:], strict=True)
@@ -175,7 +175,7 @@ def part_of(executed: Mapping[str, Any], directory: str, digest: str) -> Mapping
 def write_list(partial: Path, config: MergeConfig, digests: Mapping[str, str], version: str) -> None:
     """Write what the output of a sweep holds: its directories, the values of their parameters, digests of the plans.
 
-    What an earlier attempt with other options may have left beside the directories is removed.
+    What an earlier attempt with other options may have left next to the directories is removed.
     """
     for path in partial.iterdir():
         if path.name not in {JOURNAL, *digests}:
