@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from mol.config import MergeConfig
+from mol.errors import ConfigError
 from mol.merge import plan_recipe, run_merge
 from tests.engine.toolkit import decode, read_shard
 from tests.merge.models import make_llama
@@ -114,6 +116,20 @@ def test_slices_are_as_deep_as_they_lie_in_the_output() -> None:
     by = [task(planned, f"model.layers.{i}.mlp.up_proj.weight")[0] for i in range(5)]
     assert by[0] == {"copy": {}}
     assert [found["task_arithmetic"]["lambda"] for found in by[1:]] == [0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ({"alpha": 0.3}, "`depth_scale` needs both, as in {alpha: 0.2, beta: 0.8}"),
+        ({"alpha": 0.3, "beta": "much"}, "`depth_scale` is 'much'; it must be a finite number"),
+        ({"alpha": 1e308, "beta": 1e308}, "`depth_scale` is inf; it must be a finite number"),
+        ("deep", "`depth_scale` is 'deep'; it must be a finite number"),
+    ],
+)
+def test_a_line_has_two_numbers(value: object, problem: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(problem)):
+        MergeConfig.from_dict(based("ties", {"weight": 1}, "b", parameters={"depth_scale": value}))
 
 
 def test_without_a_base_there_is_nothing_to_scale() -> None:

@@ -328,10 +328,14 @@ class ValueReader:
                 if isinstance(auto, str):
                     self.problems.add(value.at("auto"), auto)
                 return None if isinstance(auto, str) else auto
-            alpha, beta = (self._scalar(value.get(word), value.at(word), spec) for word in ("alpha", "beta"))
+            if any(value.get(word) is None for word in spec.forms):
+                self.problems.add(location, f"`{spec.name}` needs both, as in {{alpha: 0.2, beta: 0.8}}")
+                return None
+            alpha, beta = (self._scalar(value[word], value.at(word), spec) for word in spec.forms)
             if not isinstance(alpha, float) or not isinstance(beta, float):
                 return None
-            return (alpha, alpha + beta) if beta else alpha
+            last = self._scalar(alpha + beta, location, spec)
+            return (alpha, last) if isinstance(last, float) and beta else alpha
         if not isinstance(value, Items):
             return self._scalar(value, location, spec)
         if not value:
