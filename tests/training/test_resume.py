@@ -20,7 +20,7 @@ from mol.errors import CheckpointError, ConfigError
 from mol.training import MoLTrainer, TrainingCallback, TrainingConfig
 from mol.training.data import collate_rows
 from mol.training.state import TrainingState, optimizer_state, random_state
-from tests.core.test_safe_files import STEPS, in_a_process_of_its_own
+from tests.core.test_safe_writes import STEPS, in_a_process_of_its_own
 from tests.core.zoo import tokens_of
 from tests.training.toolkit import assert_same, rows_of, weights_of
 
