@@ -26,11 +26,7 @@ from mol.config.methods import METHODS, foreign_parameters, weights_cancel
         ("arcee_fusion", {}, {}),
         ("ram", {}, {"epsilon": 1e-5}),
         ("ramplus_tl", {}, {"epsilon": 1e-5, "r": 0.1, "alpha": 0.2}),
-        (
-            "consensus_ta",
-            {"weight": REQUIRED, "density": 1.0, "lambda": 1.0},
-            {"k": 1, "normalize": False, "rescale": False},
-        ),
+        ("consensus_ta", {"weight": REQUIRED, "lambda": 1.0}, {"k": 1, "normalize": False}),
         (
             "consensus_ties",
             {"weight": REQUIRED, "density": 1.0, "lambda": 1.0},

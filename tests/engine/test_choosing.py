@@ -35,12 +35,13 @@ def pcb(*densities: float, lambda_: float = 1.0) -> Method:
 
 CASES: dict[str, tuple[int, Method]] = {
     "consensus_ta": (4, consensus("consensus_ta", [1.0, 0.5, 0.75], k=2)),
-    "consensus_ta, masks of their own": (
-        4,
-        consensus("consensus_ta", [1.0, -0.5, 0.75], lambdas=[0.2, 0.6, 1.5], densities=[0.5, 1.0, 0.1], rescale=True),
-    ),
+    "consensus_ta, masks of their own": (4, consensus("consensus_ta", [1.0, -0.5, 0.75], lambdas=[0.2, 0.6, 1.5])),
     "consensus_ta of one": (2, consensus("consensus_ta", [0.4], normalize=True)),
     "consensus_ties": (4, consensus("consensus_ties", [1.0, 0.5, 0.75], k=2, densities=[0.5, 0.9, 0.3])),
+    "consensus_ties, rescaled": (
+        4,
+        consensus("consensus_ties", [1.0, -0.5, 0.75], lambdas=[0.2, 0.6, 1.5], densities=[0.5, 1, 0.1], rescale=True),
+    ),
     "consensus_ties, normalized": (
         4,
         consensus("consensus_ties", [1.0, -0.5, 0.75], lambdas=[0.5] * 3, normalize=True),

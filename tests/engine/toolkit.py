@@ -158,7 +158,8 @@ def ramplus(epsilon: float, r: float, alpha: float) -> Method:
 
 def consensus(name: str, weights: list[float], *, k: int = 1, **more: Any) -> Method:  # noqa: ANN401
     count = len(weights)
-    numbers = {"densities": [1.0] * count, "lambdas": [1.0] * count, "normalize": False, "rescale": False}
+    trimming = {"densities": [1.0] * count, "rescale": False} if name == "consensus_ties" else {}
+    numbers = {"lambdas": [1.0] * count, "normalize": False, **trimming}
     return {name: {"weights": weights, "k": k, **numbers, **more}}
 
 

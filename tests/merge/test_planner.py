@@ -13,6 +13,11 @@ from tests.tiny import bert, bert_config, gpt2, gpt2_config, headers, llama, lla
 # What is done
 
 
+def test_no_more_models_can_need_a_value_than_there_are() -> None:
+    recipe = based("consensus_ta", {"weight": 1}, "b", "c", parameters={"k": 3})
+    assert "`k` is 3, and there are 2 models next to the base" in problems(recipe, *llamas(*"abc"))
+
+
 def test_every_tensor_is_merged_in_natural_order() -> None:
     planned = plan(linear(0.25, 0.75), *llamas("a", "b", layers=12))
     names = [t.name for t in tensors(planned)]

@@ -20,19 +20,17 @@ if TYPE_CHECKING:
 def consensus_ta(
     tensors: Sequence[Tensor],
     weights: Sequence[float],
-    densities: Sequence[float],
     lambdas: Sequence[float],
     k: int = 1,
     *,
     normalize: bool = False,
-    rescale: bool = False,
     precision: type[np.floating] = np.float32,
 ) -> Tensor:
     """Task arithmetic without the entries that fewer than `k` models need; see `_needed`."""
     base, *models = tensors
     sum_of_weights = sum(weights)
     divisor = sum_of_weights if normalize and abs(sum_of_weights) >= 1e-8 else 1.0
-    votes = _votes(tensors, weights, densities, rescale=rescale, precision=precision)
+    votes = _votes(tensors, weights, [1.0] * len(models), rescale=False, precision=precision)
     merged = _in_order(votes) * precision(1.0 / divisor)
     return base + np.where(_needed(base, models, merged, lambdas, precision) >= k, merged.astype(np.float64), 0.0)
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def command(console: Console, name: str | None, markdown: bool) -> None:
     """Show the table, or one row of it."""
     from mol.config.examples import example_text
-    from mol.config.method_spec import STUDY
+    from mol.config.method_spec import DEPTH_SCALE, STUDY
     from mol.config.methods import METHODS, method_named
 
     if name is not None:
@@ -44,6 +44,7 @@ def command(console: Console, name: str | None, markdown: bool) -> None:
     rows = [[spec.name, spec.title] for spec in METHODS.values()]
     console.result("\n".join(table(("method", "what it is"), rows, right=frozenset())))
     console.result()
+    console.result(field("any", f"{DEPTH_SCALE.name}: {DEPTH_SCALE.about}"))
     for spec in METHODS.values():
         if spec.evidence:
             console.result(field("study", f"{spec.name}: {spec.evidence}"))

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     cls=Verb,
     short_help="Show what a merge would do and cost; writes nothing.",
     help="Show what merging CONFIG would do and cost: methods, copies, drops, alignments, bytes, memory. Reads headers "
-    "only, and heads that config.json calls tied; writes nothing. A model on the Hub that is not in the cache is "
+    "only, heads that config.json calls tied, and all weights once where the recipe takes weights from norms; writes "
+    "nothing. A model on the Hub that is not in the cache is "
     "downloaded first.",
 )
 @click.argument("config", type=PATH)

@@ -87,6 +87,7 @@ VOTES: Final = ParameterSpec(
     low=0,
     high=1000,
     about="how many models must need a value; 2 in the paper",
+    of_models=True,
 )
 
 

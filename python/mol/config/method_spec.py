@@ -46,6 +46,7 @@ class ParameterSpec:
         copy_at: values at which the result is one source as it is: value to position of the source, 0 for the base. Of
             a parameter that each model has, values at which the only model left is the result.
         forms: keys of a map that a value may be written as.
+        of_models: it counts models other than the base, so there are at least as many.
     """
 
     name: str
@@ -63,6 +64,7 @@ class ParameterSpec:
     around: str = ""
     copy_at: dict[float, int] = field(default_factory=dict, hash=False)
     forms: tuple[str, ...] = ()
+    of_models: bool = False
 
     @property
     def bounds(self) -> str:

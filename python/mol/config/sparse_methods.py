@@ -130,7 +130,7 @@ SPARSE: Final = (
     ),
     MethodSpec(
         "consensus_ta",
-        table(WEIGHT, DENSITY, MASK, VOTES, normalize(default=False), rescale(default=False)),
+        table(WEIGHT, MASK, VOTES, normalize(default=False)),
         base="required",
         min_models=2,
         max_models=None,

@@ -171,6 +171,8 @@ class Combiner:
             return problem
         parameters = self._spec.parameters
         for name, parameter in parameters.items():
+            if parameter.of_models and shared[name] > len(self._others):
+                return f"`{name}` is {shared[name]}, and there are {len(self._others)} models next to the base"
             for position, reach in of_models.get(name, {}).items() if parameter.around else ():
                 if problem := _out_of_reach(parameter, of_models[parameter.around][position], reach):
                     return problem

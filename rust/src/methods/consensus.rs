@@ -1,8 +1,8 @@
 //! Consensus merging (Wang et al., 2024): task arithmetic (`consensus_ta`) or TIES (`consensus_ties`) without the elements
 //! that fewer than `k` models need. A model needs an element, which is its TALL mask, where
 //! `|d| >= lambda * |merged - d|`, for its task vector `d` and the merged one. Where mol, like mergekitty, differs from the
-//! paper: the task vectors are weighted and trimmed before they are merged, per tensor; the masks compare whole ones.
-use super::delta::{Keep, cancelled, factors, see, settled};
+//! paper: the task vectors are weighted, and those of TIES trimmed, before they are merged; the masks compare whole ones.
+use super::delta::{All, Keep, cancelled, factors, see, settled};
 use super::ranked::{Largest, held};
 use super::{Checked, Merge, not_negative, shares, weighs};
 use crate::error::Result;
@@ -10,11 +10,24 @@ use crate::lanes::{At, Combine, Each, Kernel, Lanes};
 use crate::real::Real;
 use crate::sweep::Sweep;
 
-/// Base (the first source) plus those elements of the merged task vector that enough models need; with `ELECT` it is
-/// merged as TIES does it.
+/// Base (the first source) plus those elements of the sum of weighted task vectors that enough models need.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Consensus<const ELECT: bool> {
+pub struct ConsensusTa {
+    /// One per model, base excluded.
+    pub weights: Vec<f64>,
+    /// Thresholds of the masks, one per model: the larger, the fewer elements a model needs.
+    pub lambdas: Vec<f64>,
+    /// How many models must need an element.
+    pub k: u32,
+    /// Divide by the sum of the weights.
+    pub normalize: bool,
+}
+
+/// Base (the first source) plus those elements of the merged task vector of TIES that enough models need.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConsensusTies {
     /// One per model, base excluded.
     pub weights: Vec<f64>,
     /// Fraction of elements kept before the merge, one per model.
@@ -23,15 +36,15 @@ pub struct Consensus<const ELECT: bool> {
     pub lambdas: Vec<f64>,
     /// How many models must need an element.
     pub k: u32,
-    /// Divide by the sum of the weights, with `ELECT` of those that agree.
+    /// Divide by the sum of the weights that agree.
     pub normalize: bool,
     /// Rescale survivors so that each task vector keeps its L1 norm.
     pub rescale: bool,
 }
 
 /// `base + merged` where the masks of at least `k` models are set.
-struct Needed<R: Real, const ELECT: bool> {
-    keep: Largest,
+struct Needed<R: Real, K, const ELECT: bool> {
+    keep: K,
     weights: Vec<R>,
     factors: Vec<R>,
     lambdas: Vec<R>,
@@ -43,13 +56,30 @@ struct Needed<R: Real, const ELECT: bool> {
     cancelled: R::Key,
 }
 
-impl<R: Real, const ELECT: bool> Needed<R, ELECT> {
+impl<R: Real, K: Keep<R>, const ELECT: bool> Needed<R, K, ELECT> {
+    /// Builds the formula; `factors` are the weights, possibly rescaled.
+    fn new(keep: K, weights: &[f64], factors: &[f64], lambdas: &[f64], k: u32, normalize: bool) -> Self {
+        let real = |numbers: &[f64]| numbers.iter().map(|x| R::from_f64(*x)).collect();
+        let sum: f64 = weights.iter().sum();
+        let divisor = if normalize && sum.abs() >= 1e-8 { sum } else { 1.0 };
+        Self {
+            keep,
+            weights: real(weights),
+            factors: real(factors),
+            lambdas: real(lambdas),
+            k: R::from_f64(k.into()),
+            normalize,
+            scale: R::from_f64(1.0 / divisor),
+            cancelled: R::from_f64(cancelled(weights)).key(),
+        }
+    }
+
     /// Merges the task vectors, which `x` holds after the base.
     #[inline(always)]
-    fn merged<const N: usize>(&self, keys: &Vec<R::Key>, at: At, x: &[[R; N]]) -> [R; N] {
+    fn merged<const N: usize>(&self, stretch: &K::Stretch, at: At, x: &[[R; N]]) -> [R; N] {
         let zero = [R::default(); N];
         let (mut sum, mut mass) = (zero, zero);
-        let survivors = |k: usize| self.keep.apply(keys, at, k - 1, x[k], x[k].map(|d| d * self.factors[k - 1]));
+        let survivors = |k: usize| self.keep.apply(stretch, at, k - 1, x[k], x[k].map(|d| d * self.factors[k - 1]));
         for k in 1..x.len() {
             let v = survivors(k);
             for j in 0..N {
@@ -82,15 +112,15 @@ impl<R: Real, const ELECT: bool> Needed<R, ELECT> {
     }
 }
 
-impl<R: Real, const ELECT: bool> Combine<R> for Needed<R, ELECT> {
-    type Stretch = Vec<R::Key>;
+impl<R: Real, K: Keep<R>, const ELECT: bool> Combine<R> for Needed<R, K, ELECT> {
+    type Stretch = K::Stretch;
 
-    fn stretch(&self, from: usize) -> (Vec<R::Key>, usize) {
-        Keep::<R>::stretch(&self.keep, from)
+    fn stretch(&self, from: usize) -> (K::Stretch, usize) {
+        self.keep.stretch(from)
     }
 
     #[inline(always)]
-    fn lanes<const N: usize>(&self, keys: &Vec<R::Key>, at: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
+    fn lanes<const N: usize>(&self, stretch: &K::Stretch, at: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
         let base = x[0];
         let mut witness = base;
         for k in 1..x.len() {
@@ -99,7 +129,7 @@ impl<R: Real, const ELECT: bool> Combine<R> for Needed<R, ELECT> {
                 x[k][j] = x[k][j] - base[j];
             }
         }
-        let merged = self.merged(keys, at, x);
+        let merged = self.merged(stretch, at, x);
         let mut count = [R::default(); N];
         for k in 1..x.len() {
             for j in 0..N {
@@ -115,7 +145,31 @@ impl<R: Real, const ELECT: bool> Combine<R> for Needed<R, ELECT> {
     }
 }
 
-impl<const ELECT: bool> Merge for Consensus<ELECT> {
+/// Checks the thresholds of the masks, one per model.
+fn check_masks(lambdas: &[f64], models: usize) -> Checked<(), String> {
+    if lambdas.len() != models {
+        return Err(format!("{} lambdas, wanted {models}", lambdas.len()));
+    }
+    lambdas.iter().try_for_each(|lambda| not_negative("lambda", *lambda))
+}
+
+impl Merge for ConsensusTa {
+    const SWEEPS: u64 = 1;
+    // Masks are compared as f32, so that they are the same for every output dtype.
+    const WIDE: bool = false;
+
+    fn check(&self, sources: usize) -> Checked<(), String> {
+        weighs(&self.weights, 1, sources)?;
+        check_masks(&self.lambdas, self.weights.len())
+    }
+
+    fn prepare<F: Lanes>(&self, _: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
+        let Self { weights, lambdas, k, normalize } = self;
+        Ok(Box::new(Each(Needed::<F::Real, _, false>::new(All, weights, weights, lambdas, *k, *normalize))))
+    }
+}
+
+impl Merge for ConsensusTies {
     const SWEEPS: u64 = 2;
     // Magnitudes are ranked and masks are compared as f32, so that they are the same for every output dtype.
     const WIDE: bool = false;
@@ -123,10 +177,7 @@ impl<const ELECT: bool> Merge for Consensus<ELECT> {
     fn check(&self, sources: usize) -> Checked<(), String> {
         weighs(&self.weights, 1, sources)?;
         shares(&self.densities, sources)?;
-        if self.lambdas.len() != self.weights.len() {
-            return Err(format!("{} lambdas, wanted {}", self.lambdas.len(), self.weights.len()));
-        }
-        self.lambdas.iter().try_for_each(|lambda| not_negative("lambda", *lambda))
+        check_masks(&self.lambdas, self.weights.len())
     }
 
     fn resident(&self, rows: usize, columns: usize, sources: usize) -> usize {
@@ -134,19 +185,9 @@ impl<const ELECT: bool> Merge for Consensus<ELECT> {
     }
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
-        let keep = Largest::of_densities(sweep, &self.densities)?;
-        let real = |numbers: &[f64]| numbers.iter().map(|x| F::Real::from_f64(*x)).collect();
-        let sum: f64 = self.weights.iter().sum();
-        let divisor = if self.normalize && sum.abs() >= 1e-8 { sum } else { 1.0 };
-        Ok(Box::new(Each(Needed::<F::Real, ELECT> {
-            weights: real(&self.weights),
-            factors: real(&factors(sweep, &keep, &self.weights, self.rescale)?),
-            lambdas: real(&self.lambdas),
-            k: F::Real::from_f64(self.k.into()),
-            normalize: self.normalize,
-            scale: F::Real::from_f64(1.0 / divisor),
-            cancelled: F::Real::from_f64(cancelled(&self.weights)).key(),
-            keep,
-        })))
+        let Self { weights, densities, lambdas, k, normalize, rescale } = self;
+        let keep = Largest::of_densities(sweep, densities)?;
+        let factors = factors(sweep, &keep, weights, *rescale)?;
+        Ok(Box::new(Each(Needed::<F::Real, _, true>::new(keep, weights, &factors, lambdas, *k, *normalize))))
     }
 }
