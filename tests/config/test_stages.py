@@ -95,3 +95,40 @@ def test_stages_that_are_no_recipes(stages: object, problem: str) -> None:
     with pytest.raises(ConfigError, match="invalid recipe") as caught:
         MergeConfig.from_dict({"merge_method": "passthrough", "models": [{"model": "first"}], "stages": stages})
     assert problem in str(caught.value)
+
+
+THEN = """then:
+  merge_method: slerp
+  base_model: a
+  models: [{model: merged}, {model: a}]
+  parameters: {t: 0.3}
+"""
+
+
+def test_then_is_a_document_after_the_recipe() -> None:
+    config = read(LINEAR + THEN)
+    after = THEN.removeprefix("then:\n").replace("  ", "")
+    assert config == read(f"name: merged\n{LINEAR}", after)
+    assert config.method == "slerp"
+    assert list(config.stages) == ["merged"]
+    assert MergeConfig.from_dict(config.to_dict()) == config
+    named = read(f"name: mine\n{LINEAR}{THEN.replace('merged', 'mine')}")
+    assert list(named.stages) == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (LINEAR + THEN.replace("merged", "b"), "no step of `then` has `merged` among its models"),
+        (LINEAR + "then: slerp\n", "`then` is a recipe for what is made above, or a list of recipes, not 'slerp'"),
+        (LINEAR + "then: [3]\n", "`then` is a recipe for what is made above, or a list of recipes, not 3"),
+        (LINEAR + THEN + "---\n" + LINEAR, "`then` in one of several documents; write that step as a document, too"),
+        (LINEAR + THEN + "stages: {}\n", "`stages` and `then` in one recipe; name every step in `stages`"),
+        (LINEAR + THEN + "sweep: {weight: [1, 2]}\n", "`sweep` in a recipe of several documents"),
+        (LINEAR + THEN + "  sweep: {t: [0.1, 0.2]}\n", "`sweep` in a recipe of several documents"),
+    ],
+)
+def test_what_then_refuses(text: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(text)
+    assert problem in str(caught.value)

@@ -233,3 +233,29 @@ def test_a_stage_may_pair_its_rows_by_token(tmp_path: Path) -> None:
     in_one(documents, tmp_path / "out")
     result = one_by_one(documents, tmp_path)
     assert contents_of(result)["model.safetensors"] == contents_of(tmp_path / "out")["model.safetensors"]
+
+
+def test_then_is_a_document_in_another_spelling(models: Path, tmp_path: Path) -> None:
+    first = staged(models, "ties", "b", "c", weight=0.6, density=0.4, base_model=str(models / "a"))
+    second = staged(
+        models, "slerp", "merged", "a", parameters={"t": 0.3}, base_model=str(models / "a"), dtype="bfloat16"
+    )
+    second["models"][0]["model"] = "merged"
+    run_merge({**first, "then": second}, tmp_path / "then")
+    in_one([{**first, "name": "merged"}, second], tmp_path / "documents")
+    one_by_one([{**first, "name": "merged"}, second], tmp_path)
+    weights = [contents_of(tmp_path / name)["model.safetensors"] for name in ("then", "documents", "result")]
+    assert weights[0] == weights[1] == weights[2]
+
+
+def test_then_may_be_several_steps(models: Path, tmp_path: Path) -> None:
+    first = staged(models, "linear", "a", "b", weight=0.5)
+    second = {"merge_method": "linear", "models": each(models, "c", weight=1.0)}
+    second["models"].append({"model": "merged", "parameters": {"weight": 2.0}})
+    third = {"merge_method": "slerp", "base_model": "merged", "parameters": {"t": 0.2}}
+    third["models"] = [{"model": "merged"}, {"model": "merged2"}]
+    run_merge({**first, "then": [second, third]}, tmp_path / "then")
+    in_one([{**first, "name": "merged"}, {**second, "name": "merged2"}, third], tmp_path / "documents")
+    assert (tmp_path / "then" / "model.safetensors").read_bytes() == (
+        tmp_path / "documents" / "model.safetensors"
+    ).read_bytes()

@@ -47,7 +47,7 @@ def command(console: Console, words: tuple[Path, ...], out_dir: Path | None, **g
     jobs = [(path, recipe, _output(path, recipe, out)) for (path, out), recipe in zip(pairs, recipes, strict=True)]
     if out_dir is None:
         ((path, recipe, out),) = jobs
-        console.document(_merge(console, path, recipe, out, options))
+        console.document(merge_one(console, path, recipe, out, options))
         return 0
     return _merge_all(console, jobs, options)
 
@@ -100,7 +100,7 @@ def _output(path: Path, recipe: MergeConfig, out: Path | None) -> Path:
     return Path(recipe.output_path)
 
 
-def _merge(console: Console, path: Path, recipe: MergeConfig, out: Path, options: MergeOptions) -> dict[str, object]:
+def merge_one(console: Console, path: Path, recipe: MergeConfig, out: Path, options: MergeOptions) -> dict[str, object]:
     """Run one recipe and say how it went; interrupted, say how to go on."""
     from mol.cli.progress import Progress
     from mol.cli.report import merge_document, merge_text
@@ -133,7 +133,7 @@ def _merge_all(console: Console, jobs: list[tuple[Path, MergeConfig, Path]], opt
     for number, (path, recipe, out) in enumerate(jobs, start=1):
         console.status(f"{'' if number == 1 else chr(10)}{path} ({number} of {len(jobs)})")
         try:
-            documents.append(_merge(console, path, recipe, out, options))
+            documents.append(merge_one(console, path, recipe, out, options))
         except (MolError, OSError) as error:
             failed.append(str(path))
             console.error(describe(error))

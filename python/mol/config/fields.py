@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from mol.config.average import is_average, write_out
 from mol.config.chat_templates import CHAT_TEMPLATES
 from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.flat import is_flat, to_mergekit_form
@@ -65,9 +66,14 @@ class RecipeKeys(TypedDict, total=False):
     rules: Sequence[Mapping[str, Any] | RuleConfig] | None
     stages: Mapping[str, object]  # recipes in any form, by name
     sweep: Mapping[str, Sequence[object]] | None  # lists of values, by parameter
+    checkpoints: str | Path | Sequence[str | Path] | None  # of an average, as is `last`
+    last: int | None
 
 
-_KEYS = ("models", "parameters", *(key for key in RecipeKeys.__annotations__ if key not in ("stages", "sweep")))
+_OF_FORMS = ("stages", "sweep", "checkpoints", "last")
+"""Keys that are written out before the others are read."""
+
+_KEYS = ("models", "parameters", *(key for key in RecipeKeys.__annotations__ if key not in _OF_FORMS))
 
 
 def read_fields(
@@ -93,7 +99,12 @@ def read_fields(
         ConfigError: lists everything that is wrong.
     """
     reader = ValueReader(None, Problems(), [])
-    recipe = _take_method(_without_holders(table, reader), reader)
+    recipe = _without_holders(table, reader)
+    if is_average(recipe):
+        recipe = write_out(recipe, reader.problems, reader.notes)
+        reader.problems.raise_any(header)
+        flat = False
+    recipe = _take_method(recipe, reader)
     reader.recipe = recipe
     if flat is None:
         flat = is_flat(recipe)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 import yaml
 
 from mol.config.auto_weights import Auto
+from mol.config.average import is_average
 from mol.config.document import Location, Problems, Table, from_python
 from mol.config.fields import RecipeKeys, read_fields
 from mol.config.method_spec import DEPTH_SCALE, Required, Scalar
@@ -235,7 +236,9 @@ class MergeConfig:
         for name, table in named:
             config = cls.__new__(cls)
             try:
-                config._fill(read_fields(table, header, staged=len(named) > 1), source_text)
+                # An average is written out, so that what is quoted later names its checkpoints.
+                text = None if is_average(table) else source_text
+                config._fill(read_fields(table, header, staged=len(named) > 1), text)
             except ConfigError as error:  # the problems of all documents are listed
                 if len(named) == 1:
                     raise
@@ -246,7 +249,15 @@ class MergeConfig:
         if len(read) == 1:
             return read[0][1]
         locations = [table.at("name") for _, table in named]
-        return cls._take_stages(read, header, locations)
+        config = cls._take_stages(read, header, locations)
+        then = next((table for table in tables if table.get("then") is not None), None)
+        if then is not None and len(config.stages) < len(read) - 1:
+            idle = ", ".join(f"`{name}`" for name, _ in read[:-1] if name not in config.stages)
+            problems.add(
+                then.at("then"), f"no step of `then` has {idle} among its models, which is what is made before"
+            )
+            problems.raise_any(header)
+        return config
 
     @staticmethod
     def _take_stages(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from mol.config.document import Location, Problems, Table, shown
+from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.model_reference import is_local
+
+MERGED: Final = "merged"
+"""What the steps of `then` call the result of the recipe that they stand in."""
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,6 +42,30 @@ def name_of(table: Table, problems: Problems) -> str | None:
     else:
         return name
     return None
+
+
+def steps_of(table: Table, problems: Problems) -> list[Table]:
+    """Return a recipe with `then` as the documents that it stands for, in their order.
+
+    The result of the recipe is `merged` in the steps after it, that of the second one `merged2`, or what `name` says.
+    """
+    after = table["then"]
+    entries = after if isinstance(after, Items) else [after]
+    steps = [table.without("then")]
+    for number, entry in enumerate(entries):
+        if isinstance(entry, Table):
+            steps.append(entry.without())
+        else:
+            where = after.locations[number] if isinstance(after, Items) else table.at("then")
+            problems.add(where, f"`then` is a recipe for what is made above, or a list of recipes, not {shown(entry)}")
+    if table.get("stages") is not None:
+        problems.add(table.at("stages"), "`stages` and `then` in one recipe; name every step in `stages`")
+    for number, step in enumerate(steps[:-1], start=1):
+        if step.get("name") is None:
+            step.put("name", MERGED if number == 1 else f"{MERGED}{number}", step.at("name"))
+        if "then" in step:
+            problems.add(step.at("then"), "`then` inside of `then`; a list under the first one holds all steps")
+    return steps
 
 
 def arrange(documents: Sequence[Document], problems: Problems, notes: list[str]) -> tuple[list[int], int]:
@@ -116,6 +143,11 @@ def _visit(
 def named_tables(table: Table, problems: Problems, *, alone: bool) -> list[tuple[str | None, Table]]:
     """Return a document with its name, after those that stand in its `stages` with theirs."""
     found: list[tuple[str | None, Table]] = []
+    if table.get("then") is not None:
+        if not alone:
+            problems.add(table.at("then"), "`then` in one of several documents; write that step as a document, too")
+        *before, result = steps_of(table, problems)
+        return [*((name_of(step, problems), step) for step in before), (None, result)]
     stages = table.get("stages")
     if stages is not None and not isinstance(stages, Table):
         problems.add(table.at("stages"), f"`stages` is a map from names to recipes, not {shown(stages)}")

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from mol.config.average import AVERAGE, WORDS, is_average
 from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.flat import is_flat, spread_weights
 from mol.config.methods import METHODS
@@ -70,6 +71,9 @@ def expand(table: Table, problems: Problems) -> list[Variant]:
     method = table.get("merge_method") or table.get("method")
     spec = METHODS.get(method) if isinstance(method, str) else None
     before = len(problems)
+    for word in sweep if is_average(table) else ():
+        if word not in WORDS:
+            problems.add(sweep.at(word), f"`{word}` in `sweep`: {AVERAGE} has `last` and `weights`")
     choices = [list(_choices(word, sweep, spec, table, problems)) for word in sweep]
     count = math.prod(map(len, choices))
     if count > MOST:
@@ -148,6 +152,9 @@ def _parameters(entry: Table) -> Table:
 
 def _give(recipe: Table, choice: _Choice, spec: MethodSpec | None, problems: Problems) -> None:
     """Set a parameter of a recipe, whatever it was."""
+    if is_average(recipe):
+        recipe.put(choice.word, choice.value, choice.location)
+        return
     if choice.word == _WEIGHTS and not is_flat(recipe):
         for entry in _tables(recipe.get("models")):
             entry.put("parameters", _parameters(entry).without("weight"), entry.at("parameters"))
