@@ -29,6 +29,11 @@ def on_base(method: str, base: str, tuned: tuple[str, ...], parameters: str, ext
     return (base, *tuned), f"merge_method: {method}\nbase_model: @{base}\nmodels:\n{entries}{extra}dtype: bfloat16\n"
 
 
+def average(extra: str) -> tuple[tuple[str, ...], str]:
+    entries = "".join(f"  - @{name}\n" for name in MANY)
+    return MANY, f"merge_method: average\ncheckpoints:\n{entries}weights: minus-sqrt\n{extra}dtype: bfloat16\n"
+
+
 RECIPES: dict[str, tuple[tuple[str, ...], str]] = {
     "linear": linear({"base": 0.5, "tuned_a": 0.5}),
     "slerp": (
@@ -61,6 +66,18 @@ RECIPES: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "ties_rescale": on_base("ties", MANY[0], MANY[1:4], "weight: 0.5, density: 0.5", "parameters:\n  rescale: true\n"),
     "linear20": linear(dict.fromkeys(MANY, 0.05)),
+    "average20": average(""),
+    "windows": average("sweep: {last: [5, 10, 20]}\n"),
+    "linear_sweep": (
+        ("base", "tuned_a"),
+        "merge_method: linear\nmodels:\n  - model: @base\n  - model: @tuned_a\n"
+        "sweep:\n  weights: [[9, 1], [7, 3], [5, 5], [3, 7], [1, 9]]\ndtype: bfloat16\n",
+    ),
+    "slerp_sweep": (
+        ("base", "tuned_a"),
+        "merge_method: slerp\nbase_model: @base\nmodels:\n  - model: @base\n  - model: @tuned_a\n"
+        "sweep:\n  t: [0.1, 0.3, 0.5, 0.7, 0.9]\ndtype: bfloat16\n",
+    ),
     "many": linear({"many_a": 0.7, "many_b": 0.3}),
     # Two models that are not there: `validate` reads the recipe alone.
     "missing": linear({"nobody/model-a": 0.7, "nobody/model-b": 0.3}),

@@ -24,19 +24,49 @@ def relative_to_ties(bench: Bench, name: str, *limits: float, per_input: bool = 
     bench.add(bench.compare(what, many, few, "x", *limits, per=per))
 
 
-def twenty(bench: Bench) -> None:
-    """A mean of twenty models against reading their files."""
+def of_twenty(bench: Bench, name: str, *limits: float) -> None:
+    """A mean of twenty models, or an average of as many checkpoints, against reading their files."""
     bench.make("--many", "20")
-    files = bench.weights(recipes.models("linear20"))
+    files = bench.weights(recipes.models(name))
     command = ["sh", "-c", 'cat "$@" > /dev/null', "sh", *map(str, files)]
 
     def cat() -> Taken:
         bench.fresh("mol")  # its pages
         return run(command, log=bench.directory / "log-cat")
 
-    taken = {"linear20: cat": ("linear20", cat), "linear20: mol": ("linear20", lambda: bench.mol("linear20"))}
-    read, merged = bench.in_turns(taken)
-    bench.add(bench.compare("linear20: against cat of 20 files", merged, read, "x cat", 1.3, 1.05))
+    read, merged = bench.in_turns({f"{name}: cat": (name, cat), f"{name}: mol": (name, lambda: bench.mol(name))})
+    bench.add(
+        bench.compare(f"{name}: against cat of 20 files", merged, read, "x cat", *limits),
+        Line(f"{name}: RssAnon of the process", max(one.anonymous for one in merged) / MB, "MB", 100),
+    )
+
+
+def windows(bench: Bench) -> None:
+    """Averages of the last 5, 10 and 20 checkpoints at once, against that of 20."""
+    bench.make("--many", "20")
+    one, three = bench.in_turns({f"{name}: mol": (name, partial(bench.mol, name)) for name in ("average20", "windows")})
+    bench.add(bench.compare("windows of 5, 10 and 20: against the average of 20", three, one, "x"))
+
+
+def sweep(bench: Bench, name: str, *limits: float) -> None:
+    """Five values at once, against reading the inputs and writing five outputs, and against one value."""
+    bench.make()
+    files = bench.weights(recipes.models(name))
+    copies = 'mkdir "$0"; cat "$@" > /dev/null; for i in 1 2 3 4 5; do cp "$1" "$0/$i"; done'
+
+    def cp() -> Taken:
+        return run(["sh", "-ec", copies, str(bench.fresh("cp")), *map(str, files)], log=bench.directory / "log-cp")
+
+    alone = name.removesuffix("_sweep")
+    read, five, one = bench.in_turns({
+        f"{name}: cat and 5 cp": (name, cp),
+        f"{name}: mol": (name, lambda: bench.mol(name)),
+        f"{alone}: mol": (alone, lambda: bench.mol(alone)),
+    })  # fmt: skip
+    bench.add(
+        bench.compare(f"{name} of 5: against cat of the inputs and 5 cp of one", five, read, "x", *limits),
+        bench.compare(f"{name} of 5: against 5 merges", five, one, "x", per=5),
+    )
 
 
 def cold(bench: Bench, name: str, *limits: float) -> None:
@@ -81,10 +111,14 @@ OF_MANY: dict[str, Callable[[Bench], None]] = {
     "ties7": lambda bench: relative_to_ties(bench, "ties7", 1.2, 1.0, per_input=True),
     "ties_count": lambda bench: relative_to_ties(bench, "ties_count", 1.1, 1.0),
     "ties_rescale": lambda bench: relative_to_ties(bench, "ties_rescale", 1.7, 1.4),
-    "linear20": twenty,
+    "linear20": lambda bench: of_twenty(bench, "linear20", 1.3, 1.05),
+    "average20": lambda bench: of_twenty(bench, "average20", 1.3, 1.05),
+    "windows": windows,
 }
 ROWS: dict[str, Callable[[Bench], None]] = {
     "cold_linear": lambda bench: cold(bench, "linear", 1.3, 1.1),
     "cold_ties": lambda bench: cold(bench, "ties", 1.5, 1.2),
+    "sweep_linear": lambda bench: sweep(bench, "linear_sweep", 1.2),
+    "sweep_slerp": lambda bench: sweep(bench, "slerp_sweep", 1.2),
     "plan": many_tensors,
 }
