@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def run_of(place: Path, *names: str) -> str:
+def run_of(directory: Path, *names: str) -> str:
     for name in names:
-        (place / name).mkdir(parents=True)
-    return str(place)
+        (directory / name).mkdir(parents=True)
+    return str(directory)
 
 
 def taken(recipe: dict[str, Any]) -> list[tuple[str, float]]:

@@ -26,14 +26,14 @@ STEPS = (5, 10, 20, 100, 1000)
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Checkpoints as transformers' Trainer saves them; unpickling what lies beside the weights would fail."""
+    """Checkpoints as transformers' Trainer saves them; unpickling the files next to the weights would fail."""
     for step in STEPS:
-        place = make_llama(
+        saved = make_llama(
             tmp_path / "run" / f"checkpoint-{step}", step, trainer_state__json={"global_step": step},
             tokenizer_config__json={"model_max_length": step}, generation_config__json={"max_length": step},
         )  # fmt: skip
         for name in BESIDE:
-            (place / name).write_bytes(b"\x80\x02cposix\nsystem\n")
+            (saved / name).write_bytes(b"\x80\x02cposix\nsystem\n")
     return tmp_path / "run"
 
 
@@ -123,7 +123,7 @@ print(max(seen) - seen[0])
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not tell")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not report it")
 def test_fifty_checkpoints_take_few_open_files_and_little_memory(tmp_path: Path) -> None:
     """What is read at a time does not grow with the number of inputs: 50 x 4 MiB here, in less than 16 MiB."""
     run = tmp_path / "run"
@@ -133,10 +133,10 @@ def test_fifty_checkpoints_take_few_open_files_and_little_memory(tmp_path: Path)
 
     save_file(weights, first / "model.safetensors", metadata={"format": "pt"})
     for step in range(2, 51):
-        place = run / f"step_{step}"
-        place.mkdir()
+        saved = run / f"step_{step}"
+        saved.mkdir()
         for file in first.iterdir():
-            (place / file.name).write_bytes(file.read_bytes())
+            (saved / file.name).write_bytes(file.read_bytes())
     recipe = {"merge_method": "average", "checkpoints": str(run), "sweep": {"last": [5, 50]}}
     done = subprocess.run(
         [sys.executable, "-c", CHILD, json.dumps(recipe), str(tmp_path / "out")],

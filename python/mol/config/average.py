@@ -66,7 +66,7 @@ def checkpoint_weights(rule: str, count: int) -> list[float]:
 
 
 def write_out(table: Table, problems: Problems, notes: list[str]) -> Table:
-    """Write an average out as the linear merge that it stands for; the newest checkpoint gives config and tokenizer.
+    """Write an average out as the linear merge that it means; the newest checkpoint gives config and tokenizer.
 
     Args:
         table: the recipe, with `checkpoints` or `models`, and perhaps `last` and `weights`.
@@ -130,7 +130,7 @@ def _find(value: Any, location: Location, problems: Problems, notes: list[str]) 
 
 
 def _of_text(text: str, location: Location, problems: Problems, *, alone: bool) -> list[str]:
-    """Return what one name stands for: a checkpoint, those of a run's directory, of a pattern, or several revisions."""
+    """Return what one name means: a checkpoint, those of a run's directory, of a pattern, or several revisions."""
     path = Path(text).expanduser()
     if not is_local(text):
         if "*" in path.name:
@@ -174,7 +174,7 @@ def _of_pattern(text: str, path: Path, location: Location, problems: Problems) -
 
 
 def _by_step(names: Sequence[Any]) -> list[Any]:
-    """Return checkpoints in the order of their steps if they are of one run, told by names that differ in it alone."""
+    """Return checkpoints in the order of their steps if they are of one run: their names differ in it alone."""
     matches = [_IN_A_NAME.match(name) if isinstance(name, str) else None for name in names]
     steps = [(match[1], int(match[2])) for match in matches if match is not None]
     if len(steps) < len(names) or len({start for start, _ in steps}) != 1:

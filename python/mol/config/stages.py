@@ -45,7 +45,7 @@ def name_of(table: Table, problems: Problems) -> str | None:
 
 
 def steps_of(table: Table, problems: Problems) -> list[Table]:
-    """Return a recipe with `then` as the documents that it stands for, in their order.
+    """Return a recipe with `then` as the documents that it means, in their order.
 
     The result of the recipe is `merged` in the steps after it, that of the second one `merged2`, or what `name` says.
     """
