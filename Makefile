@@ -143,6 +143,10 @@ bench-build: .venv/.installed ## the wheel from nothing: its size, and what the 
 bench-fusion: .venv/.installed ## fused models against their parents, in the same rounds, one table (ROWS=)
 	$(BIN)/python benches/bench_fusion.py $(ROWS)
 
+.PHONY: parity
+parity: .venv/.installed ## compare with mergekit over every method that both have and write docs/parity.md, ten minutes
+	$(BIN)/python benches/parity/run.py
+
 .PHONY: support-table
 support-table: .venv/.installed ## judge every model type of transformers and write docs/support.md, half an hour (SUPPORT=--fresh)
 	$(BIN)/python benches/support/run.py $(SUPPORT)
