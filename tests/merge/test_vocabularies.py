@@ -130,6 +130,22 @@ def test_where_ids_were_not_compared_it_is_said(
     assert any(note.startswith(start) for note in plan(2).notes)
 
 
+@pytest.mark.parametrize(
+    "second", [BINARY | {"tokenizer__model": "other"}, {"tokenizer__json": None, "tekken__json": {}}]
+)
+def test_rows_that_a_recipe_wants_by_token_and_gets_by_number_are_warned_of(
+    tmp_path: Path, second: dict[str, Any]
+) -> None:
+    models(tmp_path, BINARY, second)
+    (warning,) = plan(2, tokenizer_source="base").warnings
+    file = next(name.replace("__", ".") for name, content in second.items() if content is not None)
+    assert warning == (
+        f"b has {file}, whose format is not read here, so rows of b and a are not paired by token but by number; with "
+        "a tokenizer.json they would be, which transformers writes: "
+        "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+    )
+
+
 def test_no_tokenizer_anywhere_is_said_once_and_not_of_models_without_a_vocabulary(tmp_path: Path) -> None:
     models(tmp_path, *[{"tokenizer__json": None}] * 3)
     line = "no model has a tokenizer: ids were not compared"

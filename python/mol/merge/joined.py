@@ -210,11 +210,14 @@ class _Joiner:
         found: list[NewToken] = []
         merged = (self._checkpoints[model].directory for model in self._config.merged_models())
         for model in dict.fromkeys(merged) if self._union else ():
-            vocabulary, theirs = self._vocabularies[model], ids[model]
-            for token in sorted(theirs.keys() - known, key=theirs.__getitem__) if theirs else ():
-                flags = vocabulary.flags.get(token)
-                found.append(NewToken(token, number + len(found), flags, vocabulary.scores.get(token)))
-                known.add(token)
+            vocabulary, theirs = self._vocabularies[model], ids[model] or {}
+            of_added, scores = vocabulary.flags, vocabulary.scores
+            lacking = sorted([token for token in theirs if token not in known], key=theirs.__getitem__)
+            found += [
+                NewToken(token, at, of_added.get(token), scores.get(token))
+                for at, token in enumerate(lacking, number + len(found))
+            ]
+            known.update(lacking)
         for rule in self._of_recipe():
             if rule.token not in known:
                 known_flags = (vocabulary.flags.get(rule.token) for vocabulary in self._vocabularies.values())

@@ -176,7 +176,10 @@ class _Planner:
         for reason in joined.by_number:
             if unequal:
                 self._problems.add(f"{reason}, and vocabularies differ in size ({unequal}); add the tokenizer")
-            self._notes[f"{reason} but by number"] = None
+            self._warnings[
+                f"{reason} but by number; with a tokenizer.json they would be, which transformers writes: "
+                "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+            ] = None
         self._refuse()
         if self._config.tokenizer_source is None:
             self._warnings[
