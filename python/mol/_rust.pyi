@@ -51,6 +51,16 @@ def read_header(
         OSError: The file cannot be read.
     """
 
+def read_vocabulary(data: bytes) -> tuple[dict[str, int], str] | None:
+    """Read the bytes of a `tokenizer.json` whose vocabulary is a map.
+
+    Args:
+        data: The file.
+
+    Returns:
+        The id of each token of its model, and all else but the merges as JSON; None if it is no such file.
+    """
+
 def methods() -> list[tuple[str, list[str], int]]:
     """List the methods of the engine.
 

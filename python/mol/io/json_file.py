@@ -54,7 +54,11 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
             has.
         OSError: it cannot be read.
     """
-    data = read_regular(path)
+    return parse_json(path, read_regular(path))
+
+
+def parse_json(path: Path, data: str | bytes) -> Any:  # noqa: ANN401 - whatever the file holds
+    """Parse what was read of a JSON file; see `read_json`."""
     too_deep = f"{path} is nested more than {_DEEPEST} levels deep; no model's is"
     try:
         content = json.loads(data, parse_int=_integer)
@@ -63,7 +67,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
     except _TooManyDigits as error:
         raise CheckpointError(f"{path} holds {error}; no model's does") from error
     except ValueError as error:
-        instead = found_instead(data)
+        instead = found_instead(data) if isinstance(data, bytes) else None
         if instead is not None:
             raise CheckpointError(f"{path} is {instead}") from error
         raise CheckpointError(f"{path} is not JSON: {error}; fetch the file again from where it came") from error

@@ -15,10 +15,12 @@ use crate::run::lock::Lock;
 use crate::run::preflight::preflight as check;
 use crate::run::{self, Options, TILE, heap};
 use crate::simd::Simd;
+use crate::vocabulary::Vocabulary;
 use crate::watch::Watch;
 use boundary::{enter, json, watched};
 use pyo3::IntoPyObjectExt;
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -38,6 +40,16 @@ fn read_header(py: Python<'_>, path: PathBuf, known: Option<HashSet<(String, u64
     };
     let rows = tensors.map(|tensors| tensors.into_iter().map(row).collect::<PyResult<Vec<_>>>()).transpose()?;
     (size, mtime_ns, digest, rows).into_bound_py_any(py)
+}
+
+#[pyfunction]
+fn read_vocabulary<'py>(py: Python<'py>, data: &[u8]) -> PyResult<Option<(Bound<'py, PyDict>, String)>> {
+    let Some(Vocabulary { ids, rest }) = enter(py, || Ok(Vocabulary::read(data)))? else { return Ok(None) };
+    let tokens = PyDict::new(py);
+    for (token, id) in ids {
+        tokens.set_item(token, id)?;
+    }
+    Ok(Some((tokens, rest)))
 }
 
 #[pyfunction]
@@ -199,6 +211,7 @@ fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add_class::<PartialLock>()?;
     module.add_function(wrap_pyfunction!(read_header, module)?)?;
+    module.add_function(wrap_pyfunction!(read_vocabulary, module)?)?;
     module.add_function(wrap_pyfunction!(methods, module)?)?;
     module.add_function(wrap_pyfunction!(plan_digest, module)?)?;
     module.add_function(wrap_pyfunction!(plan_cost, module)?)?;
