@@ -63,6 +63,7 @@ FLOORS_OF_CORE = (
     ("pretrained",),  # the same model as transformers' models
     ("saved_runtime",),  # how it is saved and loaded
     ("mol_runtime",),  # what it offers
+    ("evaluation",),
     ("",),
 )
 # Imported inside functions only, in rooms where they are imported at all; the rooms of fusion are made of them.

@@ -100,7 +100,7 @@ def test_the_package_loads_no_framework_but_for_fusion() -> None:
     code = (
         "import sys, mol\n"
         "fusion = {name for name in mol.__all__ if name.startswith('MoL')} - {'MoLConfig'}\n"
-        "fusion |= {'push_mol_to_hf', 'suggest_layers'}\n"
+        "fusion |= {'evaluate', 'push_mol_to_hf', 'suggest_layers'}\n"
         "for name in {*mol.__all__} - fusion: getattr(mol, name)\n"
         "print(*{'torch', 'transformers', 'numpy', 'huggingface_hub', 'safetensors', 'click'} & set(sys.modules))"
     )

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         MoLRuntime,
         suggest_layers,
     )
+    from mol.core.evaluation.evaluate import evaluate
+    from mol.core.evaluation.scores import DomainScore, Evaluation
     from mol.core.mol_runtime import push_mol_to_hf
     from mol.core.safetensors_io import is_safetensors_available, load_model_safe, save_model_safe
     from mol.errors import (
@@ -50,6 +52,8 @@ __all__ = [
     "BaseMergeMethod",
     "CheckpointError",
     "ConfigError",
+    "DomainScore",
+    "Evaluation",
     "FusionError",
     "InternalError",
     "LinearMerge",
@@ -80,6 +84,7 @@ __all__ = [
     "UniversalArchitectureHandler",
     "__version__",
     "create_simple_dataset",
+    "evaluate",
     "is_safetensors_available",
     "load_model_safe",
     "load_recipe",
@@ -103,6 +108,8 @@ if not TYPE_CHECKING:
             "MoLForCausalLM", "MoLForImageClassification", "MoLForMaskedLM", "MoLForSequenceClassification",
             "MoLForTokenClassification", "MoLMixture", "MoLRuntime", "suggest_layers",
         ),
+        "mol.core.evaluation.evaluate": ("evaluate",),
+        "mol.core.evaluation.scores": ("DomainScore", "Evaluation"),
         "mol.core.mol_runtime": ("push_mol_to_hf",),
         "mol.core.safetensors_io": ("is_safetensors_available", "load_model_safe", "save_model_safe"),
         "mol.errors": (

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from mol.config.mol_config import MoLConfig
+from mol.core.models.causality import attends_to_later_tokens
 from mol.core.models.loading import load_tokenizer, load_whole
 from mol.core.pretrained.fused_model import FusedModel
 from mol.errors import ConfigError, FusionError
@@ -48,10 +48,7 @@ def check_kind(model: PreTrainedModel) -> None:
     kind = f"{type(model).__name__} ({model.name_or_path or 'unnamed'})"
     if isinstance(model, FusedModel) or not model.can_generate() or model.config.is_encoder_decoder:
         raise FusionError(f"{kind} cannot be mixed: it is no single language model with a head")
-    ids = torch.arange(4, device=model.device)[None]
-    with torch.no_grad():
-        first, other = (model.eval()(input_ids=tokens).logits[:, :-1] for tokens in (ids, ids + ids.eq(3)))
-    if not torch.allclose(first, other, rtol=0.0, atol=1e-5):
+    if attends_to_later_tokens(model):
         raise FusionError(f"{kind} cannot be mixed: its outputs depend on later tokens, so it does not predict them")
 
 

@@ -1,0 +1,1 @@
+"""Measures language models on texts: bits per byte and perplexity by domain."""
