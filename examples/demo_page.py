@@ -20,6 +20,7 @@ body { color: var(--fg); background: var(--bg); font: 15px/1.5 system-ui, sans-s
 h1 { font-size: 1.5rem; } h2 { font-size: 1.05rem; margin: 2rem 0 .4rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .87rem; }
 th, td { text-align: left; vertical-align: top; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--soft); }
+td { white-space: pre-wrap; min-width: 4rem; } p { margin: .4rem 0; }
 pre { overflow-x: auto; font-size: .8rem; } svg { width: 100%; max-width: 46rem; height: auto; display: block; }
 svg text { font: 12px system-ui, sans-serif; fill: var(--fg); } .axis { stroke: var(--soft); fill: none; }
 """
@@ -71,7 +72,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def bars(label: str, rows: Sequence[tuple[str, float]]) -> str:
-    """Return horizontal bars from 0, each with its value."""
+    """Return horizontal bars from 0 below their label, each with its value."""
     most = max((value for _, value in rows if math.isfinite(value)), default=1.0) or 1.0
     parts = []
     for number, (name, value) in enumerate(rows):
@@ -82,7 +83,7 @@ def bars(label: str, rows: Sequence[tuple[str, float]]) -> str:
             f'<rect x="{_LEFT}" y="{y + 4}" width="{length:.1f}" height="18" fill="var(--c0)"/>'
             f'<text x="{_LEFT + length + 6:.1f}" y="{y + 17}">{value:.3f}</text>'
         )
-    return _svg(label, _ROW * len(rows), "".join(parts))
+    return f"<p>{Page.escape(label)}</p>" + _svg(label, _ROW * len(rows), "".join(parts))
 
 
 def stacked(names: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]]) -> str:
