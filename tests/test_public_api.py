@@ -56,6 +56,30 @@ def test_import_paths(module: str, name: str) -> None:
     assert getattr(import_module(module), name) is getattr(mol, name)
 
 
+OF_PARTS = {
+    "mol": ["save_model_safe", "load_model_safe", "is_safetensors_available", "push_mol_to_hf"],
+    "mol.config": ["SliceConfig"],
+    "mol.core": [
+        "UniversalArchitectureHandler", "ArchitectureInfo", "LinearAdapter", "BottleneckAdapter", "SimpleRouter",
+        "TokenLevelRouter",
+    ],
+    "mol.core.mol_runtime": ["LayerSpec", "MoLLayer"],
+    "mol.core.adapters": ["BaseAdapter", "LinearAdapter", "BottleneckAdapter", "create_adapter"],
+    "mol.core.routers": [
+        "BaseRouter", "SimpleRouter", "TokenLevelRouter", "create_router", "compute_router_entropy",
+        "compute_load_balancing_loss",
+    ],
+}  # fmt: skip
+"""Names of the first implementation that are not all in the face."""
+
+
+@pytest.mark.fusion
+@pytest.mark.parametrize(("module", "names"), OF_PARTS.items())
+def test_import_paths_of_parts(module: str, names: list[str]) -> None:
+    for name in names:
+        exec(f"from {module} import {name}")
+
+
 @pytest.mark.parametrize(
     "module",
     [

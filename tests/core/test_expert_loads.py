@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from mol.config.mol_config import MoLConfig
 from mol.core.mol_runtime import MoLForCausalLM, MoLRuntime
@@ -128,6 +129,22 @@ def test_biases_of_a_cast_model_still_move(fuse: Fuse) -> None:
     runtime.update_expert_biases(1e-3)
     assert all(bias.dtype == np.float32 for bias in biases_of(runtime))
     assert not any(np.isin(bias, [1.0, 0.0]).any() for bias in biases_of(runtime))
+
+
+def test_a_callback_of_transformers_trainer_moves_biases(fuse: Fuse, tmp_path: Path) -> None:
+    class Balance(TrainerCallback):
+        def on_optimizer_step(self, *_: Any, model: MoLForCausalLM, **others: Any) -> None:  # noqa: ANN401
+            model.runtime.update_expert_biases(0.5)
+
+    runtime = fuse("gpt2", "llama", **BIAS)
+    set_biases(runtime, -9.0, 0.0)  # so that all go to the second
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=2, use_cpu=True, report_to=[], disable_tqdm=True, save_strategy="no",
+        per_device_train_batch_size=2, gradient_accumulation_steps=2,
+    )  # fmt: skip
+    rows = [{"input_ids": row, "labels": row} for row in tokens_of(8, 6)]
+    Trainer(runtime.as_causal_lm(), arguments, train_dataset=rows, callbacks=[Balance()]).train()
+    assert [bias.tolist() for bias in biases_of(runtime)] == [[-8.0, -1.0]] * 2
 
 
 def test_routing_to_all_experts_is_refused(fuse: Fuse) -> None:

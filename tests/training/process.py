@@ -36,7 +36,7 @@ class Losses(TrainingCallback):
 
 
 def main(models: str, out: str, processes: str, kind: str) -> None:
-    """Train on batches of eight rows, split over the processes."""
+    """Train on batches of eight rows, split over the processes, from the latest checkpoint if there is one."""
     os.chdir(models)
     torch.manual_seed(0)
     mol = MoLRuntime(MoLConfig(models=["gpt2", "llama"], **KINDS[kind])).eval()  # type: ignore[arg-type]
@@ -46,11 +46,11 @@ def main(models: str, out: str, processes: str, kind: str) -> None:
     losses = Losses()
     config = TrainingConfig(
         learning_rate=1e-3, router_learning_rate=1e-3, load_balancing_coeff=0.5, entropy_penalty_coeff=0.1,
-        bias_update_rate=0.05,
-        max_epochs=2, warmup_steps=0, eval_steps=None, save_steps=None, batch_size=8 // int(processes), output_dir=out,
+        bias_update_rate=0.003,
+        max_epochs=2, warmup_steps=0, eval_steps=None, save_steps=2, batch_size=8 // int(processes), output_dir=out,
     )  # fmt: skip
     trainer = MoLTrainer(mol, config, callbacks=[losses])
-    trainer.train(rows_of(*[5, 9, 7] * 8))
+    trainer.train(rows_of(*[5, 9, 7] * 8), resume_from_checkpoint=True)
     found = {
         "losses": [one["total_loss"] for one in losses.seen],
         "entropies": [one["router_entropy"] for one in losses.seen],
