@@ -49,7 +49,8 @@ cli = VerbGroup(
     help=HELP,
     epilog="Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted, 143 terminated.",
     commands=Verbs(
-        "merge", "average", "plan", "validate", "methods", "examples", "inspect", "diff", "verify", "eval", "push", "push-hf"
+        "merge", "average", "plan", "validate", "methods", "examples", "inspect", "diff", "verify", "eval", "push",
+        "push-hf",
     ),
     params=[
         click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version,
