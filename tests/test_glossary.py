@@ -40,7 +40,7 @@ INSTEAD = {
 MEANINGS = {
     "[Ll]anes?": {"rust": "the elements of a SIMD vector"},
     "in place(?! of)": {"python": "to change the object itself", "rust": "without a copy"},
-    "last place": {"rust": "a unit in the last place of a float"},
+    "last place": {"python": "a unit in the last place of a float", "rust": "a unit in the last place of a float"},
     "into place": {"python": "to the bits where a value belongs"},
     "such place": {"python": "of a path that does not exist"},
     "tell me a story": {"python": "of a text that a model reads"},

@@ -93,7 +93,7 @@ def _trimmed(tensor: Tensor) -> tuple[Array, str]:
 
 
 def _voted(tensor: Tensor) -> tuple[Array, str]:
-    """Sums of votes that are small beside their terms, with every choice of who votes."""
+    """Sums of votes that are small compared with their terms, with every choice of who votes."""
     numbers, deltas = tensor.numbers, tensor.deltas
     weights = np.asarray(numbers.get("weights", [1.0] * len(deltas)), dtype=np.float64)
     if numbers.get("rescale"):

@@ -21,7 +21,7 @@ RANDOM: Final = ("dare_linear", "dare_ties", "della", "della_linear")
 
 @dataclass(frozen=True)
 class Words:
-    """What a method is given: parameters of each model and of all, and how many models beside the base."""
+    """What a method is given: parameters of each model and of all, and how many models other than the base."""
 
     each: dict[str, tuple[float, ...]]
     shared: dict[str, Any]
@@ -49,13 +49,13 @@ METHODS: Final[dict[str, Words]] = {
     "ram": Words({}, {}),
     "ramplus_tl": Words({}, {}),
     "passthrough": Words({}, {"scale": 0.7}, 1, base=False),
-    # One model, whose differences can be told from the result.
+    # One model, whose differences can be computed from the result.
     "dare_linear": Words({"weight": (1.0,), "density": (0.6,)}, {}, 1),
     "dare_ties": Words({"weight": (1.0,), "density": (0.6,)}, {}, 1),
     "della": Words({"weight": (1.0,), "density": (0.6,), "epsilon": (0.3,)}, {}, 1),
     "della_linear": Words({"weight": (1.0,), "density": (0.6,), "epsilon": (0.3,)}, {}, 1),
 }
-# Settings beside the defaults, on Llama alone.
+# Settings other than the defaults, on Llama alone.
 SETTINGS: Final[dict[str, tuple[str, Words]]] = {
     "linear, not normalized": ("linear", Words({"weight": (0.5, 0.3, 0.4)}, {"normalize": False}, base=False)),
     "slerp, beyond the end": ("slerp", Words({}, {"t": 1.3}, 1, listed=True)),
@@ -91,7 +91,7 @@ class Compared:
     """One recipe, run by both.
 
     Attributes:
-        setting: the method, or the method with what is set beside the defaults.
+        setting: the method, or the method with what is set other than the defaults.
         method: the method.
         form: of the recipe, or the architecture.
         dtype: of models and result, a key of `DTYPES`.

@@ -50,42 +50,48 @@ class Peer:
     made: Path
     inputs: str
 
-    def place(self, name: str, recipe: Mapping[str, Any]) -> Path:
+    def directory_of(self, name: str, recipe: Mapping[str, Any]) -> Path:
         """Where the result of a recipe lies, or will."""
         text = json.dumps([recipe, self.inputs, VERSION], sort_keys=True)
         return self.made / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
     def run(self, recipes: Mapping[str, Mapping[str, Any]]) -> None:
-        """Make what is not there; a recipe that fails leaves the end of what was said in `failed.txt` of its place."""
-        waiting = {self.place(name, recipe): recipe for name, recipe in recipes.items()}
-        todo = [place for place in waiting if not _is_there(place) and not (place / "failed.txt").exists()]
+        """Make what is not there; a recipe that fails leaves the end of its output in `failed.txt` of its directory."""
+        waiting = {self.directory_of(name, recipe): recipe for name, recipe in recipes.items()}
+        todo = [
+            directory for directory in waiting if not _is_there(directory) and not (directory / "failed.txt").exists()
+        ]
         for with_tokenizer in (False, True):
             self._all(
                 [p for p in todo if ("tokenizer_source" in waiting[p]) == with_tokenizer], waiting, with_tokenizer
             )
 
-    def _all(self, places: Sequence[Path], recipes: Mapping[Path, Mapping[str, Any]], with_tokenizer: bool) -> None:
-        """One process for all. What stops it is run alone, and the rest goes on; if nothing came of it, by halves."""
-        while places:
-            said = self._once(places, recipes, with_tokenizer)
-            left = [place for place in places if not _is_there(place)]
-            print(f"mergekit made {len(places) - len(left)} of {len(places)}", flush=True)
-            if len(places) == 1 and left:
-                shutil.rmtree(places[0], ignore_errors=True)
-                places[0].mkdir(parents=True)
-                (places[0] / "failed.txt").write_text(said, encoding="utf-8")
+    def _all(
+        self, directories: Sequence[Path], recipes: Mapping[Path, Mapping[str, Any]], with_tokenizer: bool
+    ) -> None:
+        """One process for all. What stops it is run alone, and the rest continues; if nothing came of it, by halves."""
+        while directories:
+            said = self._once(directories, recipes, with_tokenizer)
+            left = [directory for directory in directories if not _is_there(directory)]
+            print(f"mergekit made {len(directories) - len(left)} of {len(directories)}", flush=True)
+            if len(directories) == 1 and left:
+                shutil.rmtree(directories[0], ignore_errors=True)
+                directories[0].mkdir(parents=True)
+                (directories[0] / "failed.txt").write_text(said, encoding="utf-8")
                 return
-            if len(left) == len(places):
+            if len(left) == len(directories):
                 self._all(left[: len(left) // 2], recipes, with_tokenizer)
-                places = left[len(left) // 2 :]
+                directories = left[len(left) // 2 :]
                 continue
             if left:
                 self._all(left[:1], recipes, with_tokenizer)
-            places = left[1:]
+            directories = left[1:]
 
-    def _once(self, places: Iterable[Path], recipes: Mapping[Path, Mapping[str, Any]], with_tokenizer: bool) -> str:
+    def _once(
+        self, directories: Iterable[Path], recipes: Mapping[Path, Mapping[str, Any]], with_tokenizer: bool
+    ) -> str:
         self.made.mkdir(parents=True, exist_ok=True)
-        documents = [{"name": place.name, **recipes[place]} for place in places]
+        documents = [{"name": directory.name, **recipes[directory]} for directory in directories]
         file = self.made / "recipes.yml"
         file.write_text(yaml.safe_dump_all(documents, sort_keys=False), encoding="utf-8")
         command = [str(self.commands / "mergekit-multi"), str(file), "-I", str(self.made), *_OPTIONS]
@@ -103,6 +109,6 @@ class Peer:
         return done.stdout[-4000:]
 
 
-def _is_there(place: Path) -> bool:
+def _is_there(directory: Path) -> bool:
     # config.json is what it writes last.
-    return any(place.glob("*.safetensors")) and (place / "config.json").exists()
+    return any(directory.glob("*.safetensors")) and (directory / "config.json").exists()

@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verdicts = {}
     for one in wanted:
         with tempfile.TemporaryDirectory(dir=chosen.dir) as scratch:
-            found = judge(one, models, mergekit.place(one.name, one.recipe(models)), Path(scratch))
+            found = judge(one, models, mergekit.directory_of(one.name, one.recipe(models)), Path(scratch))
         verdicts[one] = found
         if chosen.names or found.word in ("unexplained", "fails"):
             print(f"{one.name}: {verdict_page.line(found)}", flush=True)

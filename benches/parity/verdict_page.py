@@ -20,7 +20,7 @@ _WORDS: Final = {
     "unexplained": "UNEXPLAINED",
 }  # fmt: skip
 
-_TOP: Final = """# Results beside mergekit's
+_TOP: Final = """# Results compared with mergekit's
 
 `make parity` wrote this page with mergekit {version}, installed into an environment of its own and used by its command
 alone. Both programs merge tiny models of random weights, a base of normal deviates of .02 and fine-tunes that differ
@@ -94,14 +94,14 @@ def _notes(verdicts: Mapping[Compared, Verdict]) -> list[str]:
             found.setdefault(reason, []).append(one)
     lines = []
     for reason, where in found.items():
-        places = []
+        recipes = []
         for dtype in worlds.DTYPES:
             of_dtype = [one for one in where if one.dtype == dtype]
             forms = {one.form for one in of_dtype}
             form = f", {forms.pop()}" if len(forms) == 1 else ""
             if of_dtype:
-                places.append(f"{dtype}{form}: {', '.join(dict.fromkeys(one.method for one in of_dtype))}")
-        lines.append(f"- {reason[0].upper()}{reason[1:]}. ({'; '.join(places)})")
+                recipes.append(f"{dtype}{form}: {', '.join(dict.fromkeys(one.method for one in of_dtype))}")
+        lines.append(f"- {reason[0].upper()}{reason[1:]}. ({'; '.join(recipes)})")
     return lines
 
 

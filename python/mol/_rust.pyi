@@ -23,6 +23,7 @@ __all__ = [
     "plan_digest",
     "preflight",
     "read_header",
+    "read_vocabulary",
 ]
 
 __version__: Final[str]

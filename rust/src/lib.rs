@@ -5,7 +5,7 @@
 //! schedules tasks, writes tiles at their offsets and records what is finished; [`job`] computes one tensor: a
 //! [`source`] provides elements, [`sweep`] computes statistics of the whole tensor, one of the [`methods`] combines the
 //! elements in [`lanes`], and [`encode`] converts results to bytes; [`layout`] places each tensor in an output file.
-//! Beside it, [`vocabulary`] reads the tokens of a model.
+//! Apart from it, [`vocabulary`] reads the tokens of a model.
 pub mod audit;
 pub mod codes;
 pub mod container;
