@@ -46,7 +46,7 @@ def main(models: str, out: str, processes: str, kind: str) -> None:
     losses = Losses()
     config = TrainingConfig(
         learning_rate=1e-3, router_learning_rate=1e-3, load_balancing_coeff=0.5, entropy_penalty_coeff=0.1,
-        bias_update_rate=0.003,
+        bias_update_rate=0.003, max_steps=5,
         max_epochs=2, warmup_steps=0, eval_steps=None, save_steps=2, batch_size=8 // int(processes), output_dir=out,
     )  # fmt: skip
     trainer = MoLTrainer(mol, config, callbacks=[losses])

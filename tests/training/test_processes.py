@@ -60,7 +60,7 @@ def test_two_processes_train_like_one_with_the_same_global_batch(
     del fuse  # it moves here to where the models are; so do the processes
     one = run(1, models, tmp_path / "one", kind)
     two = run(2, models, tmp_path / "two", kind)
-    assert len(one["losses"]) == 6
+    assert len(one["losses"]) == 5
     assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
     assert two["entropies"] == pytest.approx(one["entropies"], rel=1e-4)
     assert two["balances"] == pytest.approx(one["balances"], rel=1e-4)
@@ -68,7 +68,7 @@ def test_two_processes_train_like_one_with_the_same_global_batch(
     assert apart(two["weights"], one["weights"]) < 1e-4
     biases = [value for name, value in one["weights"].items() if name.endswith("expert_bias")]
     assert len(biases) == (2 if kind == "bias" else 0)
-    assert any(value.any() for value in biases) is (kind == "bias")
+    assert all(value.any() for value in biases)  # as many moves up as down are not possible in five steps
 
 
 @pytest.mark.slow
