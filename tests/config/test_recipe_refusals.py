@@ -72,8 +72,11 @@ def test_methods(word: str, message: str) -> None:
         ),
         ("merge_method: linear\n", "config.yml:1: a recipe has either `models` or `slices`; here is neither"),
         (SLERP + "slices: []\n", "config.yml:8: a recipe has either `models` or `slices`; here is both"),
-        (SLERP + "modles: []\n", "config.yml:8: unknown key `modles` in a recipe; did you mean `models`?"),
-        (SLERP + "modules: {}\n", "config.yml:8: `modules`: models of several modules come later"),
+        (SLERP + "modles: []\n", "config.yml:8: unknown key `modles` in a recipe; did you mean `modules`?"),
+        (
+            "merge_method: linear\nmodules: {}\n",
+            "config.yml:2: `modules` is a map from the names of modules to `models` or `slices`, not empty",
+        ),
         (SLERP + "name: b\n", "config.yml:8: a model is called `b`, as this recipe is; it cannot be made of itself"),
         (SLERP + "method: ties\n", "config.yml:8: `method` and `merge_method` differ; give one of them"),
         (

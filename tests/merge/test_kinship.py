@@ -144,12 +144,12 @@ def experts(name: str, *, fused: bool, count: int = 4, lacking: tuple[int, ...] 
     return headers(name, shapes, llama_config(3))
 
 
-def test_fused_experts_against_single_ones_are_one_line() -> None:
-    text = problems(linear(0.5, 0.5), experts("a", fused=False), experts("b", fused=True))
+def test_fused_experts_against_single_ones_that_lack_some_are_one_line() -> None:
+    text = problems(linear(0.5, 0.5), experts("a", fused=False, lacking=(1,)), experts("b", fused=True))
     assert text.splitlines()[1:] == [
         "  - experts are stored in two layouts: one by one in a (`model.layers.*.mlp.experts.0.down_proj.weight`), "
-        "fused in b (`model.layers.*.mlp.experts.down_proj`); save all models the same way, with one version of "
-        "transformers"
+        "fused in b (`model.layers.*.mlp.experts.down_proj`); these cannot be brought into one, so save all models the "
+        "same way, with one version of transformers"
     ]
     for fused in (True, False):
         planned = plan(linear(0.5, 0.5), experts("a", fused=fused), experts("b", fused=fused))

@@ -185,11 +185,84 @@ def test_lists_that_are_per_layer_are_distinguished_from_others(
     assert {key: found[key] for key in section} == wanted
 
 
-def test_layers_that_fall_out_of_step_are_warned_of() -> None:
-    a = headers("a", llama(4), llama_config(4) | {"sliding_window_pattern": 2})
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+KINDS = [SLIDING, FULL, SLIDING, SLIDING, FULL]
+
+
+@pytest.mark.parametrize(
+    ("section", "stated"),
+    [
+        ({"sliding_window_pattern": 2}, {"layer_types": KINDS}),
+        ({"model_type": "gemma2"}, {"layer_types": KINDS}),
+        ({"full_attention_interval": 4}, {"layer_types": [LINEAR] * 4 + [FULL]}),
+        (
+            {"decoder_sparse_step": 2, "mlp_only_layers": [3]},
+            {"decoder_sparse_step": 1, "mlp_only_layers": [0, 2, 3, 4]},
+        ),
+        ({"interleave_moe_layer_step": 2}, {"moe_layers": [1, 4]}),
+        ({"no_rope_layer_interval": 4}, {"no_rope_layers": [1, 1, 1, 1, 0]}),
+        ({"moe_layers": [0, 1, 2, 3]}, {"moe_layers": [0, 1, 2, 3, 4]}),
+        ({"max_window_layers": 3, "use_sliding_window": True}, {"max_window_layers": 4}),
+        ({"max_window_layers": 28, "use_sliding_window": False}, {"max_window_layers": 5}),
+        ({"first_k_dense_replace": 3}, {"first_k_dense_replace": 4}),
+        ({"num_kv_shared_layers": 2}, {"num_kv_shared_layers": 3}),
+        ({"attn_layer_period": 2, "layers_block_type": list("abab")}, {"layers_block_type": list("abaab")}),
+        (
+            {"block_configs": [{"n": i} for i in range(4)]},
+            {"block_configs": [{"n": i} for i in (0, 1, 2, 2, 3)]},
+        ),
+    ],
+)  # fmt: skip
+def test_what_hangs_on_the_number_of_a_layer_moves_with_it(section: dict[str, Any], stated: dict[str, Any]) -> None:
+    a = headers("a", llama(4), llama_config(4) | section)
     planned = plan(sliced([("a", 0, 3)], [("a", 2, 4)]), a)
-    assert "`sliding_window_pattern: 2` makes the kind of a layer depend on its number" in planned.warnings[0]
-    assert plan(sliced([("a", 0, 4)], [("a", 2, 4)]), a).warnings == ()
+    assert {key: planned.model_config[key] for key in stated} == stated
+    assert (
+        any(next(iter(stated)) in note or "layer_types" in note for note in planned.notes) or section.keys() == stated
+    )
+    whole = plan(sliced([("a", 0, 4)]), a).model_config
+    assert {key: whole[key] for key in section} == section
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        (
+            {"first_k_dense_replace": 1},
+            "`first_k_dense_replace: 1` says from which number on layers are of another kind",
+        ),
+        ({"max_window_layers": 2, "use_sliding_window": True}, "`max_window_layers: 2` says from which number on"),
+        ({"attn_layer_period": 3}, "`attn_layer_period: 3` makes the kind of a layer depend on its number"),
+        ({"text_config": {"moe_layer_freq": 3}}, "`text_config.moe_layer_freq: 3` makes the kind of a layer depend on"),
+    ],
+)
+def test_kinds_that_cannot_be_stated_are_refused_by_name(section: dict[str, Any], problem: str) -> None:
+    a = headers("a", llama(4), llama_config(4) | section)
+    assert problem in problems(sliced([("a", 1, 3)], [("a", 0, 2)]), a)
+
+
+def test_layers_that_stay_in_step_change_nothing() -> None:
+    a = headers("a", llama(4), llama_config(4) | {"attn_layer_period": 2, "sliding_window_pattern": 2})
+    planned = plan(sliced([("a", 0, 4)], [("a", 2, 4)]), a)
+    assert (planned.notes, "layer_types" in planned.model_config) == ((), False)
+
+
+def test_layers_of_a_pruned_model_keep_what_each_has() -> None:
+    """Nemotrons have layers without attention and of several widths, which `block_configs` lists."""
+    shapes = {name: shape for name, shape in llama(4).items() if "layers.1.self_attn" not in name}
+    shapes |= {f"model.layers.2.mlp.{p}_proj.weight": (4, 8) for p in ("gate", "up")}
+    shapes["model.layers.2.mlp.down_proj.weight"] = (8, 4)
+    blocks = [{"attention": {"no_op": i == 1}, "ffn": {"ffn_mult": 0.5 if i == 2 else 2.0}} for i in range(4)]
+    a, b = (headers(name, shapes, llama_config(4) | {"block_configs": blocks}) for name in "ab")
+    assert plan(linear(0.5, 0.5), a, b).methods == {"linear": len(shapes)}
+    planned = plan(sliced([("a", 0, 3)], [("b", 1, 4)]), a, b)
+    assert planned.model_config["block_configs"] == [blocks[i] for i in (0, 1, 2, 1, 2, 3)]
+    made = {made.name: made.shape for made in tensors(planned)}
+    assert made["model.layers.4.mlp.down_proj.weight"] == (8, 4)
+    assert [i for i in range(6) if f"model.layers.{i}.self_attn.q_proj.weight" not in made] == [1, 3]
+    assert "of several kinds" not in problems(
+        sliced([("a", 0, 2), ("b", 1, 3)], merge_method="linear", parameters={"weight": 1}), a, b
+    )
 
 
 def test_layers_of_several_kinds_keep_their_positions_when_the_config_has_no_list() -> None:

@@ -117,6 +117,8 @@ def models(function: Callable[..., Any]) -> Callable[..., Any]:
                help="Admit other architectures, heads or tokens where tensors have equal shapes."),
         option("--strict-tensors", is_flag=True, section="Models",
                help="Refuse tensors that only some models have, instead of copying or dropping them."),
+        option("--expert-layout", type=click.Choice(["single", "fused"]), section="Models",
+               help="Store experts in a tensor for each, or all in one; the donor's way by default."),
         option("--transformers-cache", "--cache-dir", "cache_dir", type=PATH, metavar="DIR",
                section="Models", help="The Hugging Face cache to use for models that are no local directory."),
     ])  # fmt: skip
@@ -141,6 +143,8 @@ def merging(function: Callable[..., Any]) -> Callable[..., Any]:
                help="Write README.md.  [default: yes]"),
         option("--digest", type=click.Choice(["blake3", "sha256"]), default=None, section="Result",
                help="Add a cryptographic digest of each tensor to the manifest."),
+        option("--check-load", is_flag=True, section="Result",
+               help="Load the result with transformers (names and shapes only) before it appears."),
         option("--allow-nonfinite", is_flag=True, section="Result",
                help="Do not stop at NaN, infinity or overflow."),
         option("--random-seed", "--seed", "seed", type=click.IntRange(min=0), metavar="N", default=None,

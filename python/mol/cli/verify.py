@@ -45,13 +45,20 @@ class Damage(NamedTuple):
 @click.argument("directory", metavar="DIR", type=click.Path(path_type=Path, readable=False))
 @option("-j", "--threads", "--num-threads", "threads", type=ThreadCount(), metavar="N", default=None,
         help="Number of worker threads.  [default: all cores]")  # fmt: skip
+@option("--check-load", is_flag=True, help="Also load it with transformers: its class, names and shapes.")
 @speaking
-def command(console: Console, directory: Path, threads: int | None) -> int:
+def command(console: Console, directory: Path, threads: int | None, check_load: bool) -> int:
     """Check one directory, or each result of a sweep."""
+    from mol.merge import check_load as loading
     from mol.merge.sweep import listed_results
 
+    if check_load:
+        loading.check_can_load()
     results = listed_results(directory)
     documents = [_verify(console, directory / name, threads) for name in results or ("",)]
+    if check_load and not any(document["damage"] for document in documents):
+        for name in results or ("",):
+            console.status(field("loads", loading.check_load(directory / name).removeprefix("loads ")))
     console.document(documents if results else documents[0])
     return int(any(document["damage"] for document in documents))
 

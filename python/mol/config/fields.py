@@ -13,8 +13,9 @@ from mol.config.inputs import Inputs, check_inputs, problem_of_auto, read_inputs
 from mol.config.method_spec import MethodSpec, Required
 from mol.config.methods import METHODS, method_named
 from mol.config.model_reference import is_local
+from mol.config.modules import read_modules
 from mol.config.parameters import ParameterMap, Rule
-from mol.config.rules_reader import read_rules
+from mol.config.rules_reader import Part, read_rules
 from mol.config.tokenizer_reader import read_tokenizer
 from mol.config.values import ValueReader
 from mol.dtypes import DTYPE_WORDS, DTYPES
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mol.config.model_reference import ModelReference
+    from mol.config.modules import ModuleConfig
     from mol.config.rules import RuleConfig
     from mol.config.sources import SliceConfig
     from mol.config.tokenizer import TokenizerSection
@@ -37,7 +39,6 @@ _NO_EFFECT = {
     "use_safetensors": "weights are always written as safetensors",
 }
 _LATER = {
-    "modules": "models of several modules come later",
     "push_to_hub": "upload the finished directory instead",
     "repo_id": "upload the finished directory instead",
     "target_hidden_dim": "this belongs to fusion, not to a merge",
@@ -63,6 +64,7 @@ class RecipeKeys(TypedDict, total=False):
     weights: Sequence[float] | Mapping[str, float]
     layer_range: Sequence[int]
     name: str
+    modules: Mapping[str, Mapping[str, Any]] | tuple[ModuleConfig, ...] | None
     rules: Sequence[Mapping[str, Any] | RuleConfig] | None
     stages: Mapping[str, object]  # recipes in any form, by name
     sweep: Mapping[str, Sequence[object]] | None  # lists of values, by parameter
@@ -116,7 +118,8 @@ def read_fields(
     parameters = reader.parameters(recipe.get("parameters"), recipe.at("parameters"), of_model=False)
     parameters_sound = len(reader.problems) == before
     reader.shared = parameters
-    inputs = read_inputs(recipe, reader)
+    divided = recipe.get("modules") is not None
+    inputs = Inputs() if divided else read_inputs(recipe, reader)
     inputs.parameters_sound &= parameters_sound
     base_model = None
     if recipe.get("base_model") is not None:
@@ -130,9 +133,22 @@ def read_fields(
     problem = problem_of_auto(reader.spec, base_model, inputs, parameters) if reader.spec and inputs.sound else None
     if problem is not None:
         reader.problems.add(recipe.at("parameters"), f"`weight: {{auto: ...}}`: {problem}")
-    if reader.spec and inputs.sound:
+    modules = read_modules(recipe, base_model, parameters, reader, resolved=resolved)
+    if divided:
+        for word in ("models", "slices"):
+            if recipe.get(word) is not None:
+                reader.problems.add(recipe.at(word), f"`{word}` next to `modules`: write it into each of the modules")
+        inputs.slices = [part for _, found, _ in modules for part in found.slices]
+    elif reader.spec and inputs.sound:
         check_inputs(inputs, reader.spec, base_model, parameters, reader, weighs_base=weighs_base, resolved=resolved)
-    rules = read_rules(recipe, inputs, base_model, parameters, reader, resolved=resolved)
+    parts = [
+        Part(
+            found, spec, module.base_model, module.over(parameters, str(reader.spec and reader.spec.name)), alone=False
+        )
+        for module, found, spec in modules
+    ]
+    parts = parts or [Part(inputs, reader.spec, base_model, parameters, alone=True)]
+    rules = read_rules(recipe, parts, base_model, reader, resolved=resolved)
     if not staged:
         _note_name(recipe, inputs, reader)
     tokenizer = read_tokenizer(recipe, base_model, inputs, reader)
@@ -140,7 +156,8 @@ def read_fields(
     return {
         "method": reader.spec.name if reader.spec else "",
         "models": inputs.slices[0].sources if inputs.whole else None,
-        "slices": None if inputs.whole else tuple(inputs.slices),
+        "slices": None if inputs.whole or divided else tuple(inputs.slices),
+        "modules": tuple(module for module, _, _ in modules),
         "base_model": base_model,
         "parameters": parameters,
         "rules": rules,

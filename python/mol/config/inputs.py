@@ -47,9 +47,9 @@ class Inputs:
         return list(dict.fromkeys(source.model for part in self.slices for source in part.sources))
 
 
-def read_inputs(recipe: Table, reader: ValueReader) -> Inputs:
-    """Read the inputs of a recipe in mergekit's grammar."""
-    return _InputReader(reader).read(recipe)
+def read_inputs(recipe: Table, reader: ValueReader, what: str = "a recipe") -> Inputs:
+    """Read the inputs of a recipe, or of a module of one, in mergekit's grammar."""
+    return _InputReader(reader).read(recipe, what)
 
 
 class _InputReader:
@@ -57,12 +57,12 @@ class _InputReader:
         self._reader = reader
         self._inputs = Inputs()
 
-    def read(self, recipe: Table) -> Inputs:
+    def read(self, recipe: Table, what: str) -> Inputs:
         inputs = self._inputs
         models, slices = recipe.get("models"), recipe.get("slices")
         if (models is None) == (slices is None):
             found, location = ("neither", recipe.location) if models is None else ("both", recipe.at("slices"))
-            self._refuse(location, f"a recipe has either `models` or `slices`; here is {found}")
+            self._refuse(location, f"{what} has either `models` or `slices`; here is {found}")
         if models is not None:
             inputs.slices.append(SliceConfig(self._sources(models, recipe.at("models"), "models", ranged=False)))
             inputs.locations.append(recipe.at("models"))

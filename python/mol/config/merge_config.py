@@ -18,7 +18,7 @@ from mol.config.method_spec import DEPTH_SCALE, Required, Scalar
 from mol.config.methods import METHODS
 from mol.config.model_reference import ModelReference, may_be_one
 from mol.config.parameters import Chain, ParameterMap, Rule
-from mol.config.sources import SliceConfig, SourceConfig
+from mol.config.sources import SliceConfig, SourceConfig, rename
 from mol.config.stages import Document, arrange, named_tables
 from mol.config.sweep import expand, plain
 from mol.config.yaml_source import read_source
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from mol.config.method_spec import ParameterSpec
+    from mol.config.modules import ModuleConfig
     from mol.config.rules import RuleConfig
     from mol.config.tokenizer import TokenizerSection
 
@@ -63,6 +64,7 @@ class MergeConfig:
         models: whole models, as listed; None where the recipe has slices. Exactly one of the two is given. For a
             method that starts from its base, the base may be among them or not.
         slices: ranges of layers, stacked in order.
+        modules: what each module is made of, where the recipe has `modules` instead of the two.
         base_model: the base of all slices that name none of their own; donor of config and tokenizer.
         parameters: parameters of lowest precedence.
         rules: other methods, or copies, for tensors by their names.
@@ -90,6 +92,7 @@ class MergeConfig:
     method: str
     models: tuple[SourceConfig, ...] | None
     slices: tuple[SliceConfig, ...] | None
+    modules: tuple[ModuleConfig, ...]
     base_model: ModelReference | None
     parameters: ParameterMap
     rules: tuple[RuleConfig, ...]
@@ -135,6 +138,10 @@ class MergeConfig:
             ConfigError: lists everything that is wrong with the recipe.
         """
         stages = keys.pop("stages", None) or {}
+        modules = keys.get("modules")
+        checked = isinstance(modules, tuple) and bool(modules)
+        if isinstance(modules, tuple):
+            keys["modules"] = {module.name: module.to_dict() for module in modules} or None
         given = {"method": method, "models": models, "parameters": parameters, **keys}
         table = from_python({key: value for key, value in given.items() if value is not None})
         if "sweep" in table:
@@ -142,7 +149,7 @@ class MergeConfig:
             return
         # The parts of a recipe that was checked before (dataclasses.replace) have their defaults already.
         parts = [*_listed(models), *_listed(keys.get("slices"))]
-        fresh = not parts or any(not isinstance(part, (SourceConfig, SliceConfig)) for part in parts)
+        fresh = not (parts or checked) or any(not isinstance(part, (SourceConfig, SliceConfig)) for part in parts)
         read = read_fields(table, "invalid recipe", flat=True, defaults=fresh, staged=bool(stages))
         self._fill(read, source_text, notes)
         if stages:
@@ -293,9 +300,6 @@ class MergeConfig:
         if not names and not self._names_may_coincide():
             return self
 
-        def sources(given: Sequence[SourceConfig]) -> list[SourceConfig]:
-            return [replace(source, model=names.get(source.model, source.model)) for source in given]
-
         table = from_python(self.to_dict())
         if self.base_model is not None and self.base_model in names:
             table["base_model"] = names[self.base_model]
@@ -304,17 +308,11 @@ class MergeConfig:
         elif isinstance(self.tokenizer_source, ModelReference) and self.tokenizer_source in names:
             table["tokenizer_source"] = names[self.tokenizer_source]
         if self.models is not None:
-            table["models"] = from_python(sources(self.models))
+            table["models"] = from_python(rename(SliceConfig(self.models), names).sources)
         if self.slices is not None:
-            parts = [
-                replace(
-                    part,
-                    sources=tuple(sources(part.sources)),
-                    base_model=None if part.base_model is None else names.get(part.base_model, part.base_model),
-                )
-                for part in self.slices
-            ]
-            table["slices"] = from_python(parts)
+            table["slices"] = from_python([rename(part, names) for part in self.slices])
+        if self.modules:
+            table["modules"] = from_python({module.name: module.renamed(names).to_dict() for module in self.modules})
         if self.rules:
             table["rules"] = from_python([rule.renamed(names) for rule in self.rules])
         config = object.__new__(type(self))
@@ -361,6 +359,8 @@ class MergeConfig:
             recipe["models"] = [source.to_dict() for source in self.models]
         if self.slices is not None:
             recipe["slices"] = [part.to_dict() for part in self.slices]
+        if self.modules:
+            recipe["modules"] = {module.name: module.to_dict() for module in self.modules}
         if self.base_model is not None:
             recipe["base_model"] = self.base_model.to_plain()
         if self.parameters:
@@ -398,11 +398,15 @@ class MergeConfig:
 
     def merged_models(self) -> tuple[ModelReference, ...]:
         """Return every model that is merged, once, in the recipe's order; bases that are not listed come last."""
-        parts = self.slices or ()
-        found = [source.model for source in self.models or ()]
-        found += [source.model for part in parts for source in part.sources]
-        found += [base for base in (self.base_model, *(part.base_model for part in parts)) if base is not None]
-        return tuple(dict.fromkeys(found))
+        parts = self._parts()
+        found = [source.model for part in parts for source in part.sources]
+        bases = (self.base_model, *(m.base_model for m in self.modules), *(part.base_model for part in parts))
+        return tuple(dict.fromkeys((*found, *(base for base in bases if base is not None))))
+
+    def _parts(self) -> tuple[SliceConfig, ...]:
+        """Return the slices of the recipe and of its modules; models count as one."""
+        own = (SliceConfig(self.models),) if self.models is not None else self.slices or ()
+        return (*own, *(part for module in self.modules for part in module.parts()))
 
     def under_rule(self, rule: RuleConfig) -> MergeConfig:
         """Return the recipe for the tensors that one of its rules has another method for."""
@@ -414,17 +418,29 @@ class MergeConfig:
             start = rule.base_model or given.base_model or base
             return rule.inputs(given, None if METHODS[method].base == "input" else start, own=own)
 
-        config = object.__new__(type(self))
-        config.__dict__.update(
-            self.__dict__,
+        return self._derived(
             method=method,
             models=None if self.models is None else part(SliceConfig(self.models)).sources,
             slices=None if self.slices is None else tuple(map(part, self.slices)),
             base_model=base,
             parameters=rule.over(self.parameters, own=own),
             rules=(),
-            _chains={},
         )
+
+    def of_module(self, module: ModuleConfig) -> MergeConfig:
+        """Return the recipe for one of its modules."""
+        return self._derived(
+            method=module.method or self.method,
+            models=module.models,
+            slices=module.slices,
+            modules=(),
+            base_model=module.base_model or self.base_model,
+            parameters=module.over(self.parameters, self.method),
+        )
+
+    def _derived(self, **fields: object) -> MergeConfig:
+        config = object.__new__(type(self))
+        config.__dict__.update(self.__dict__, **fields, _chains={})
         return config
 
     def is_stage(self, reference: ModelReference) -> bool:
@@ -443,9 +459,10 @@ class MergeConfig:
 
     def filters(self) -> Iterator[tuple[str, str]]:
         """Yield each parameter with each filter that some value of it has, as often as the recipe holds them."""
-        parts = self.slices or ()
-        holders = [self.parameters, *(part.parameters for part in parts), *(rule.parameters for rule in self.rules)]
-        sources = [*(self.models or ()), *(source for part in parts for source in part.sources)]
+        parts = self._parts()
+        holders = [self.parameters, *(module.parameters for module in self.modules)]
+        holders += [*(part.parameters for part in parts), *(rule.parameters for rule in self.rules)]
+        sources = [source for part in parts for source in part.sources]
         sources += [source for rule in self.rules for source in rule.models or ()]
         for parameters in (*holders, *(source.parameters for source in sources)):
             for name, rules in parameters.items():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from mol.config.auto_weights import Auto
+from mol.config.expert_names import is_about_experts, other_names
 
 if TYPE_CHECKING:
     from mol.config.method_spec import Scalar
@@ -83,13 +84,26 @@ class ParameterMap(Mapping[str, tuple[Rule, ...]]):
         return plain
 
 
+def chained(levels: Sequence[ParameterMap]) -> ParameterMap:
+    """Return one map of several levels of parameters, the strongest first."""
+    names = dict.fromkeys(name for level in levels for name in level)
+    return ParameterMap({name: tuple(rule for level in levels for rule in level.get(name, ())) for name in names})
+
+
 @lru_cache(maxsize=1024)
 def compile_filter(text: str) -> Matcher:
-    """Turn a filter into a test of a tensor's name.
+    """Turn a filter into a test of a tensor's name; one for experts fits them however they are stored.
 
     Raises:
         re.error: the text after `re:` is no regular expression.
     """
+    matches = _matcher(text)
+    if not is_about_experts(text):
+        return matches
+    return lambda name: matches(name) or ("experts." in name and any(map(matches, other_names(name))))
+
+
+def _matcher(text: str) -> Matcher:
     if text.startswith("re:"):
         return re.compile(text[3:]).search
     if any(sign in text for sign in "*?["):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from mol.config.parameters import ParameterMap
-from mol.config.sources import SliceConfig, SourceConfig
+from mol.config.parameters import ParameterMap, chained
+from mol.config.sources import SliceConfig, SourceConfig, rename
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from mol.config.model_reference import ModelReference
 
@@ -67,9 +67,7 @@ class RuleConfig:
         def new(model: ModelReference | None) -> ModelReference | None:
             return None if model is None else names.get(model, model)
 
-        models = None
-        if self.models is not None:
-            models = tuple(replace(source, model=names.get(source.model, source.model)) for source in self.models)
+        models = None if self.models is None else rename(SliceConfig(self.models), names).sources
         return replace(self, copy=new(self.copy), models=models, base_model=new(self.base_model))
 
     def inputs(self, part: SliceConfig, base: ModelReference | None, *, own: bool) -> SliceConfig:
@@ -85,15 +83,9 @@ class RuleConfig:
         for source in part.sources:
             if self.models is None or source.model in given or source.model == base:
                 levels = [given.get(source.model, ParameterMap()), self.parameters]
-                sources.append(replace(source, parameters=_chained([*levels, *([] if own else [source.parameters])])))
+                sources.append(replace(source, parameters=chained([*levels, *([] if own else [source.parameters])])))
         return SliceConfig(tuple(sources), self.base_model or part.base_model, self.over(part.parameters, own=own))
 
     def over(self, parameters: ParameterMap, *, own: bool) -> ParameterMap:
         """Return the entry's parameters, then those of the recipe unless the method is the entry's own."""
-        return self.parameters if own else _chained([self.parameters, parameters])
-
-
-def _chained(levels: Sequence[ParameterMap]) -> ParameterMap:
-    """Return one map of several levels of parameters, the strongest first."""
-    names = dict.fromkeys(name for level in levels for name in level)
-    return ParameterMap({name: tuple(rule for level in levels for rule in level.get(name, ())) for name in names})
+        return self.parameters if own else chained([self.parameters, parameters])

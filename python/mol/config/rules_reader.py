@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.config.document import Items, Location, Table, shown
 from mol.config.inputs import Inputs, check_inputs
@@ -14,6 +14,9 @@ from mol.config.sources import SourceConfig
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from mol.config.method_spec import MethodSpec
     from mol.config.model_reference import ModelReference
     from mol.config.values import ValueReader
 
@@ -26,22 +29,33 @@ _HINTS: Final = {
 }
 
 
+class Part(NamedTuple):
+    """What rules may find a tensor in: the inputs of a recipe, or of one of its modules.
+
+    Attributes:
+        inputs: models or slices.
+        spec: the method.
+        base: the base, if it is not the recipe's.
+        parameters: those of the recipe and of the module.
+        alone: there is no other.
+    """
+
+    inputs: Inputs
+    spec: MethodSpec | None
+    base: ModelReference | None
+    parameters: ParameterMap
+    alone: bool
+
+
 def read_rules(
-    recipe: Table,
-    inputs: Inputs,
-    base_model: ModelReference | None,
-    parameters: ParameterMap,
-    reader: ValueReader,
-    *,
-    resolved: bool,
+    recipe: Table, parts: Sequence[Part], base_model: ModelReference | None, reader: ValueReader, *, resolved: bool
 ) -> tuple[RuleConfig, ...]:
     """Read the rules of a recipe whose inputs are known.
 
     Args:
         recipe: the recipe.
-        inputs: its models or slices.
+        parts: its models or slices, of each module if it has several.
         base_model: its base.
-        parameters: its parameters.
         reader: collects the problems.
         resolved: whether names that differ are known to be different models.
     """
@@ -58,9 +72,11 @@ def read_rules(
             reader.problems.add(location, f"an entry of `rules` is a map, not {shown(entry)}")
             continue
         before = len(reader.problems)
-        rule = _read_rule(entry, inputs, base_model, reader)
-        if rule.copy is None and len(reader.problems) == before and inputs.sound:
-            _check(rule, location, inputs, base_model, parameters, reader, resolved=resolved)
+        known = [model for part in parts for model in (*part.inputs.models(), part.base)]
+        rule = _read_rule(entry, [model for model in (*known, base_model) if model is not None], reader)
+        for part in parts:
+            if rule.copy is None and len(reader.problems) == before and part.inputs.sound:
+                _check(rule, location, part, base_model, reader, resolved=resolved)
         rules.append(rule)
     for first, second in itertools.combinations(enumerate(rules, 1), 2):
         if first[1].filter in (None, second[1].filter):
@@ -70,9 +86,8 @@ def read_rules(
     return tuple(rules)
 
 
-def _read_rule(entry: Table, inputs: Inputs, base_model: ModelReference | None, recipe: ValueReader) -> RuleConfig:
+def _read_rule(entry: Table, known: Sequence[ModelReference], recipe: ValueReader) -> RuleConfig:
     problems = recipe.problems
-    known = [*inputs.models(), *([] if base_model is None else [base_model])]
     reader = recipe.of_method(recipe.spec)
     reader.keys(entry, ("filter", "copy", *_OF_METHOD), "an entry of `rules`", _HINTS)
     _, text = reader.filter(entry)
@@ -115,7 +130,7 @@ def _method(entry: Table, reader: ValueReader) -> str | None:
 
 
 def _models(
-    value: object, location: Location, known: list[ModelReference], reader: ValueReader
+    value: object, location: Location, known: Sequence[ModelReference], reader: ValueReader
 ) -> tuple[SourceConfig, ...]:
     if not isinstance(value, Items) or not value:
         reader.problems.add(location, f"`models` of a rule is a list of models of the recipe, not {shown(value)}")
@@ -137,7 +152,7 @@ def _models(
 
 
 def _model(
-    value: object, location: Location, word: str, known: list[ModelReference], reader: ValueReader
+    value: object, location: Location, word: str, known: Sequence[ModelReference], reader: ValueReader
 ) -> ModelReference | None:
     model = reader.model(value, location)
     if model is None or model in known:
@@ -150,25 +165,29 @@ def _model(
 def _check(
     rule: RuleConfig,
     location: Location,
-    inputs: Inputs,
+    part: Part,
     base_model: ModelReference | None,
-    parameters: ParameterMap,
     reader: ValueReader,
     *,
     resolved: bool,
 ) -> None:
     """Check inputs, base and parameters of a rule as those of a recipe; where a slice lacks some, the plan does."""
-    own = rule.method is not None and (reader.spec is None or rule.method != reader.spec.name)
-    checker = reader.of_method(METHODS[rule.method] if rule.method is not None else reader.spec)
+    own = rule.method is not None and (part.spec is None or rule.method != part.spec.name)
+    checker = reader.of_method(METHODS[rule.method] if rule.method is not None else part.spec)
     if checker.spec is None:
         return
-    listed = {source.model for source in rule.models or ()}
-    parts = [part for part in inputs.slices if inputs.whole or listed.issubset(source.model for source in part.sources)]
+    inputs, listed = part.inputs, {source.model for source in rule.models or ()}
+    slices = [
+        given
+        for given in inputs.slices
+        if (part.alone and inputs.whole) or listed.issubset(source.model for source in given.sources)
+    ]
     # What takes its base for an input like any other takes the models that are listed.
-    base = None if checker.spec.base == "input" else rule.base_model or base_model
-    found = Inputs([], [location] * len(parts), inputs.whole, parameters_sound=inputs.parameters_sound)
-    for part in parts:
-        start = None if checker.spec.base == "input" else rule.base_model or part.base_model or base
-        found.slices.append(rule.inputs(part, start, own=own))
-    shared = rule.over(parameters, own=own)
-    check_inputs(found, checker.spec, base, shared, checker, weighs_base=False, resolved=resolved)
+    base = None if checker.spec.base == "input" else rule.base_model or part.base or base_model
+    found = Inputs([], [location] * len(slices), inputs.whole, parameters_sound=inputs.parameters_sound)
+    for given in slices:
+        start = None if checker.spec.base == "input" else rule.base_model or given.base_model or base
+        found.slices.append(rule.inputs(given, start, own=own))
+    check_inputs(
+        found, checker.spec, base, rule.over(part.parameters, own=own), checker, weighs_base=False, resolved=resolved
+    )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from mol.config.parameters import ParameterMap
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from mol.config.model_reference import ModelReference
 
 
@@ -57,3 +59,10 @@ class SliceConfig:
         if self.parameters:
             entry["parameters"] = self.parameters.to_dict()
         return entry
+
+
+def rename(part: SliceConfig, names: Mapping[ModelReference, ModelReference]) -> SliceConfig:
+    """Return a slice with other names of models."""
+    sources = tuple(replace(source, model=names.get(source.model, source.model)) for source in part.sources)
+    base = None if part.base_model is None else names.get(part.base_model, part.base_model)
+    return replace(part, sources=sources, base_model=base)

@@ -22,12 +22,12 @@ from mol.text import closest, suggestion
 if TYPE_CHECKING:
     from collections.abc import Container
 
-_INPUTS = frozenset(("base_model", "models", "slices"))
+_INPUTS = frozenset(("base_model", "models", "modules", "slices"))
 _MOST_IGNORED = 100
 _SLIP = 0.8  # how like a known word one is that was meant
 _KEYS_OF_RECIPE = frozenset((
-    "base_model", "chat_template", "dtype", "layer_alignment", "merge_method", "models", "out_dtype", "output_path",
-    "precision", "rules", "slices", "tokenizer", "tokenizer_source",
+    "base_model", "chat_template", "dtype", "layer_alignment", "merge_method", "models", "modules", "out_dtype",
+    "output_path", "precision", "rules", "slices", "tokenizer", "tokenizer_source",
 ))  # fmt: skip
 
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from mol.merge.mismatch import Mismatches
-    from mol.merge.model import Model, Slice
+    from mol.merge.model import Model
+    from mol.merge.parts import Parts
     from mol.structure.layers import Stack
 
 
@@ -25,17 +26,17 @@ class Account:
         warnings: towers that the output does not have.
     """
 
-    def __init__(self, donor: Model, slices: Sequence[Slice], problems: Mismatches, *, strict: bool) -> None:
+    def __init__(self, donor: Model, parts: Parts, problems: Mismatches, *, strict: bool) -> None:
         """Start with nothing.
 
         Args:
             donor: the model whose tensors the output has.
-            slices: what is merged.
+            parts: what is merged.
             problems: where what may not be dropped goes.
             strict: refuse to drop tensors that only the donor lacks.
         """
         self._donor = donor
-        self._slices = slices
+        self._parts = parts
         self._problems = problems
         self._strict = strict
         self.lines: list[str] = []
@@ -52,8 +53,11 @@ class Account:
         known = self._donor.checkpoint.tensors
         for model in models:
             left = model.checkpoint.tensors.keys() - model.used
-            if not left:
-                continue
+            for name, others in self._parts.others(model):
+                if count := len(others & left):
+                    what = f"`{name}` of {model.label} ({count} tensor{'s' * (count > 1)})"
+                    self.drop(f"{what}: this module is made of other models", count)
+                    left -= others
             for stack in model.structure.stacks:
                 self._close_stack(model, stack, left)
             for tail in model.structure.tails:
@@ -91,10 +95,12 @@ class Account:
         if not unused:
             return
         what = span_of(stack, model, count, unused)
-        paired = any(theirs is stack for theirs in model.alignment.stacks.values())
-        if not paired and model in self._slices[0].models:
+        ours = next((prefix for prefix, theirs in model.alignment.stacks.items() if theirs is stack), None)
+        if ours is None and (self._parts.divided or model in self._parts.of("")[0].models):
             without = f"{self._donor.label} has no such layers"
-            if self._strict or not is_side_tower(stack.prefix) or stack is model.structure.main:
+            if not self._parts.divided and (
+                self._strict or not is_side_tower(stack.prefix) or stack is model.structure.main
+            ):
                 self._problems.add(f"{what}: {without}")
                 return
             self.drop(f"{what}: {without}", count)
@@ -102,7 +108,7 @@ class Account:
                 f"{model.label} has `{stack.prefix}` and {self._donor.label}, after which the output is built, has no "
                 "such tower: it is left out"
             )
-        elif self._slices[0].length:
+        elif ours is None or any(slice_.length and model in slice_.models for slice_ in self._parts.of(ours)):
             self.drop(f"{what}: in no slice", count)
         else:
             self.drop(f"{what}: layer_alignment maps others instead", count)

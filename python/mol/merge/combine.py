@@ -10,6 +10,7 @@ from mol.config.parameters import compile_filter
 from mol.errors import ConfigError
 from mol.io.expressions import sources_of
 from mol.merge import plan
+from mol.merge.experts import matrix_names
 from mol.text import suggestion
 
 if TYPE_CHECKING:
@@ -261,6 +262,7 @@ def idle_filters(config: MergeConfig, plan: MergePlan) -> Iterator[str]:
     if not filters:
         return
     names = {tensor.name for tensor in plan.tensors} | {name for task in plan.tasks for _, name in sources_of(task.of)}
+    names.update(matrix_names(plan.tensors))
     for parameter, text in filters:
         if not any(map(compile_filter(text), names)):
             parts = sorted({part for name in names for part in name.split(".")})

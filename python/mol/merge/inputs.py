@@ -44,15 +44,31 @@ def open_models(
     return models, models[config.donor()]
 
 
-def make_slices(config: MergeConfig, models: Mapping[ModelReference, Model], problems: Mismatches) -> list[Slice]:
-    """Find the inputs of each slice; whole models are one slice without a range."""
+def make_slices(
+    config: MergeConfig,
+    models: Mapping[ModelReference, Model],
+    problems: Mismatches,
+    stack: Stack | None,
+    where: str = "",
+) -> list[Slice]:
+    """Find the inputs of each slice; whole models are one slice without a range.
+
+    Args:
+        config: the recipe, or that of a module.
+        models: every model.
+        problems: where ranges that a model does not have go.
+        stack: the layers of the donor that ranges are of.
+        where: what problems begin with.
+    """
     if config.slices is not None:
         return [
-            _slice(config, index, slice_.sources, slice_.base_model or config.base_model, models, problems)
+            _Slicer(config, index, models, problems, stack, f"{where}slice {index + 1}: ").slice(
+                slice_.sources, slice_.base_model or config.base_model
+            )
             for index, slice_ in enumerate(config.slices)
         ]
     assert config.models is not None  # MergeConfig has one of the two
-    return [_slice(config, 0, config.models, config.base_model, models, problems)]
+    return [_Slicer(config, 0, models, problems, stack, where).slice(config.models, config.base_model)]
 
 
 def set_depths(slices: Sequence[Slice]) -> None:
@@ -65,53 +81,73 @@ def set_depths(slices: Sequence[Slice]) -> None:
         first += slice_.length
 
 
-def _slice(
-    config: MergeConfig,
-    index: int,
-    sources: Sequence[SourceConfig],
-    base: ModelReference | None,
-    models: Mapping[ModelReference, Model],
-    problems: Mismatches,
-) -> Slice:
-    spec = METHODS[config.method]
-    references = [source.model for source in sources]
-    if spec.starts_from(base) and base is not None and base not in references and config.slices is None:
-        references.append(base)
-    where = f"slice {index + 1}: " if config.slices is not None else ""
-    base_position = references.index(base) if base is not None and base in references else None
-    spans = [_span(models[source.model], source, where, problems) for source in sources]
-    if config.slices is None:
-        for source, span in zip(sources, spans, strict=True):
-            if span != (0, depth := _depth(models[source.model])):
-                problems.add(
-                    f"`layer_range` {list(span)} of {models[source.model].label}, which has {depth} layers: an entry "
-                    "of `models` is a whole model; write `slices` to choose layers"
-                )
-        spans = [(0, 0)] * len(references)
-    opened = tuple(SliceSource(models[ref], start) for ref, (start, _) in zip(references, spans, strict=True))
-    combine = combiner(config, index, sources, references, base)
-    if isinstance(combine.fixed, str):
-        problems.add(f"{where}{combine.fixed}")
-    return Slice(opened, min(end - start for start, end in spans), base_position or 0, combine)
+class _Slicer:
+    """Finds the inputs of one slice."""
 
+    def __init__(
+        self,
+        config: MergeConfig,
+        index: int,
+        models: Mapping[ModelReference, Model],
+        problems: Mismatches,
+        stack: Stack | None,
+        where: str,
+    ) -> None:
+        self._config = config
+        self._index = index
+        self._models = models
+        self._problems = problems
+        self._stack = stack
+        self._where = where
 
-def _depth(model: Model) -> int:
-    return 0 if model.structure.main is None else len(model.structure.main)
-
-
-def _span(model: Model, source: SourceConfig, where: str, problems: Mismatches) -> tuple[int, int]:
-    """Return the layers of a source, checked against what the model has."""
-    depth = _depth(model)
-    if source.layer_range is None:
-        return 0, depth
-    start, end = source.layer_range
-    if model.structure.main is None:
-        problems.add(f"{where}{model.label} cannot be cut into layers: {model.structure.ambiguity}")
-    elif end > depth:
-        problems.add(
-            f"{where}layer_range [{start}, {end}] of {model.label} is not within its {depth} layers, [0, {depth}]"
+    def slice(self, sources: Sequence[SourceConfig], base: ModelReference | None) -> Slice:
+        """Find them, the base too if the method starts from it."""
+        config, models, problems = self._config, self._models, self._problems
+        references = [source.model for source in sources]
+        starts = METHODS[config.method].starts_from(base)
+        if starts and base is not None and base not in references and config.slices is None:
+            references.append(base)
+        base_position = references.index(base) if base is not None and base in references else None
+        spans = [self._span(models[source.model], source) for source in sources]
+        if config.slices is None:
+            for source, span in zip(sources, spans, strict=True):
+                stack = self._stack_of(models[source.model])
+                if source.layer_range is not None and span != (0, depth := 0 if stack is None else len(stack)):
+                    problems.add(
+                        f"{self._where}`layer_range` {list(span)} of {models[source.model].label}, which has {depth} "
+                        "layers: an entry of `models` is a whole model; write `slices` to choose layers"
+                    )
+            spans = [(0, 0)] * len(references)
+        opened = tuple(
+            SliceSource(models[ref], start, self._stack_of(models[ref]))
+            for ref, (start, _) in zip(references, spans, strict=True)
         )
-    return start, end
+        combine = combiner(config, self._index, sources, references, base)
+        if isinstance(combine.fixed, str):
+            problems.add(f"{self._where}{combine.fixed}")
+        return Slice(opened, min(end - start for start, end in spans), base_position or 0, combine, self._stack)
+
+    def _stack_of(self, model: Model) -> Stack | None:
+        """Return the layers of a model that correspond to the donor's."""
+        main = model.structure.main
+        return main if self._stack is None else model.alignment.stacks.get(self._stack.prefix, main)
+
+    def _span(self, model: Model, source: SourceConfig) -> tuple[int, int]:
+        """Return the layers of a source, checked against what the model has."""
+        stack = self._stack_of(model)
+        depth = 0 if stack is None else len(stack)
+        if source.layer_range is None:
+            return 0, depth
+        start, end = source.layer_range
+        if stack is None or self._stack is None:
+            reason = model.structure.ambiguity or "it has no layers that correspond to the base's"
+            self._problems.add(f"{self._where}{model.label} cannot be cut into layers: {reason}")
+        elif end > depth:
+            self._problems.add(
+                f"{self._where}layer_range [{start}, {end}] of {model.label} is not within its {depth} layers, "
+                f"[0, {depth}]"
+            )
+        return start, end
 
 
 def layers_for(

@@ -57,7 +57,7 @@ def _are_kin(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def _check_experts(models: Sequence[Model], problems: Mismatches) -> None:
-    """Refuse experts that one model stores one by one and another fused: version 5 of transformers changed that."""
+    """Refuse experts in two layouts that could not be brought into one: some are missing, or have further tensors."""
     single = {model.label: name for model in models if (name := _example(model, _SINGLE)) is not None}
     rest = [model for model in models if model.label not in single] if single else []
     fused = {model.label: name for model in rest if (name := _example(model, _FUSED)) is not None}
@@ -65,7 +65,8 @@ def _check_experts(models: Sequence[Model], problems: Mismatches) -> None:
         one, other = next(iter(single.values())), next(iter(fused.values()))
         problems.add(
             f"experts are stored in two layouts: one by one in {', '.join(single)} (`{one}`), fused in "
-            f"{', '.join(fused)} (`{other}`); save all models the same way, with one version of transformers"
+            f"{', '.join(fused)} (`{other}`); these cannot be brought into one, so save all models the same way, with "
+            "one version of transformers"
         )
 
 

@@ -1,18 +1,18 @@
-"""The inputs of a merge: models with their layers found, and the inputs of each slice."""
+"""The parts of a merge: models with their layers found, the inputs of each slice, a tensor that is to be made."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mol.io.expressions import Source, renumbered
 
 if TYPE_CHECKING:
-    from mol.io.checkpoint import Checkpoint
+    from mol.io.checkpoint import Checkpoint, TensorInfo
     from mol.io.expressions import Expr
     from mol.merge.combine import Combine
     from mol.structure.alignment import Alignment
-    from mol.structure.layers import Structure
+    from mol.structure.layers import Stack, Structure
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +55,12 @@ class SliceSource:
     Attributes:
         model: the model.
         start: its first layer, for slices and layer ranges.
+        stack: the layers that these are of, None where it has none.
     """
 
     model: Model
     start: int
+    stack: Stack | None
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,46 @@ class Slice:
         length: number of output layers; 0 where whole models are merged.
         lead: the input whose layers say which tensors the output's have.
         combine: decides how each tensor is made.
+        stack: the donor's layers, which those of the output replace.
     """
 
     sources: tuple[SliceSource, ...]
     length: int
     lead: int
     combine: Combine
+    stack: Stack | None
 
     @property
     def models(self) -> list[Model]:
         """The models of its inputs, in their order."""
         return [source.model for source in self.sources]
+
+
+class ModelLayer(NamedTuple):
+    """One layer of one model."""
+
+    model: Model
+    stack: Stack
+    layer: int
+
+
+class OutputSpec(NamedTuple):
+    """An output tensor to be made.
+
+    Attributes:
+        name: its name.
+        info: the tensor whose shape, and dtype where the recipe sets none, it has.
+        owner: the model of that tensor, from which it is copied where others lack it.
+        source: the name of that tensor there.
+        position: from 0 (first layer) to 1 (last layer).
+        pattern: its name with `*` for the layer.
+        layer: number of the layer in the output, None outside the layers.
+    """
+
+    name: str
+    info: TensorInfo
+    owner: Model
+    source: str
+    position: float
+    pattern: str
+    layer: int | None

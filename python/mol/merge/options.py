@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 Simd = Literal["auto", "off", "avx2", "avx512"]
 Digest = Literal["blake3", "sha256"]
+ExpertLayout = Literal["single", "fused"]
 
 
 class OptionFields(TypedDict, total=False):
@@ -43,11 +44,13 @@ class OptionFields(TypedDict, total=False):
     transformers_cache: Path | str | None
     token: str | None
     dtype: str | None
+    expert_layout: ExpertLayout | None
+    check_load: bool
 
 
 @dataclass(frozen=True, slots=True)
 class MergeOptions:
-    """Everything about a run that the recipe does not say; none of it changes a tensor's bytes but `dtype` and `seed`.
+    """Everything about a run that the recipe does not say; none of it changes a value but `dtype` and `seed`.
 
     Attributes:
         threads: worker threads, all cores if None.
@@ -75,6 +78,9 @@ class MergeOptions:
         cache_dir: the Hub cache, huggingface_hub's own if None.
         token: the Hub token, huggingface_hub's own if None.
         dtype: overrides the recipe's `dtype`, any spelling the recipe takes.
+        expert_layout: how the output stores experts: a tensor for each ("single") or all in one ("fused"); None as the
+            donor does.
+        check_load: instantiate the result with transformers before it appears, and compare names and shapes.
     """
 
     threads: int | None = None
@@ -98,6 +104,8 @@ class MergeOptions:
     cache_dir: Path | str | None = None
     token: str | None = field(default=None, repr=False)
     dtype: str | None = None
+    expert_layout: ExpertLayout | None = None
+    check_load: bool = False
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges, all at once."""
@@ -110,6 +118,7 @@ class MergeOptions:
         )
         texts = (
             ("digest", self.digest, (None, *get_args(Digest)), "it is blake3, sha256 or none"),
+            ("expert_layout", self.expert_layout, (None, *get_args(ExpertLayout)), "it is single, fused or none"),
             ("simd", self.simd, get_args(Simd), f"it is one of {', '.join(get_args(Simd))}"),
             ("mmap", self.mmap, (None, True, False), "it is True, False or none"),
         )

@@ -10,29 +10,35 @@ from mol.errors import ConfigError, MergeError
 from mol.merge.account import Account, span_of
 from mol.merge.combine import idle_filters
 from mol.merge.complete import check_complete
-from mol.merge.inputs import layers_for, make_slices, open_models, set_depths
+from mol.merge.experts import in_one_layout, router_warning
+from mol.merge.inputs import layers_for, open_models
 from mol.merge.kinship import check_kinship
 from mol.merge.mismatch import Mismatches
+from mol.merge.model import ModelLayer, OutputSpec
 from mol.merge.options import MergeOptions
+from mol.merge.parts import Parts
+from mol.merge.plan import COPY
 from mol.merge.planned import PlannedMerge
 from mol.merge.ruled import idle_rules, rule_lines
 from mol.merge.settings import compare_settings
-from mol.merge.stacking import check_fits, restack_config
-from mol.merge.tasks import ModelLayer, OutputSpec, TaskBuilder
+from mol.merge.stacking import Stacker
+from mol.merge.tasks import TaskBuilder
 from mol.merge.tied import Tying, find_tying, own_head, own_head_note, state_untied
 from mol.merge.vocabulary_rows import VocabularyRows
+from mol.structure.experts import expert_rows
+from mol.structure.heads import ends_of
 from mol.structure.layers import find_structures, in_side_tower, is_side_tower
-from mol.structure.model_config import set_dtype, tie_flag
+from mol.structure.model_config import set_dtype
 from mol.structure.names import natural_key, side_of
 from mol.text import ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Mapping
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
     from mol.config.merge_config import MergeConfig, ModelReference
     from mol.io.checkpoint import Checkpoint
     from mol.merge.joined import Joined
-    from mol.merge.model import Model
+    from mol.merge.model import Model, Slice
     from mol.structure.layers import Stack, Structure
 
 
@@ -59,7 +65,12 @@ def plan_merge(
     Raises:
         MergeError: the checkpoints do not fit together or the recipe does not fit them; lists every problem.
     """
-    return _Planner(config, checkpoints, options or MergeOptions(), own_heads, join, structures).plan()
+    options = options or MergeOptions()
+    found = dict(find_structures(checkpoints) if structures is None else structures)
+    models = in_one_layout(checkpoints, config.donor(), options.expert_layout)
+    changed = {name: model for name, model in models.items() if model is not checkpoints[name]}
+    found.update(find_structures(changed))
+    return _Planner(config, models, options, own_heads, join, found).plan()
 
 
 def output_dtype(config: MergeConfig, options: MergeOptions) -> str | None:
@@ -84,12 +95,11 @@ class _Planner:
         options: MergeOptions,
         own_heads: Container[ModelReference],
         join: Callable[[], Joined] | None,
-        structures: Mapping[ModelReference, Structure] | None,
+        structures: Mapping[ModelReference, Structure],
     ) -> None:
         self._config = config
         self._join = join
         self._options = options
-        structures = find_structures(checkpoints) if structures is None else structures
         models, self._donor = open_models(config, checkpoints, structures, own_heads)
         self._models = list(models.values())
         self._problems = Mismatches()
@@ -97,18 +107,22 @@ class _Planner:
         self._notes.update((line, None) for model in self._models for line in model.checkpoint.notes)
         self._warnings = dict.fromkeys(config.warnings)
         self._warnings.update((line, None) for model in self._models for line in model.checkpoint.warnings)
-        self._slices = make_slices(config, models, self._problems)
-        set_depths(self._slices)
+        self._parts = Parts(config, models, self._donor, self._problems, self._notes)
         self._dtype = output_dtype(config, options)
         if config.out_dtype and config.dtype and options.dtype is None:
             self._notes["`dtype` has no effect with `out_dtype`: inputs are read as they are, and rounded once"] = None
+        stored = self._donor.checkpoint.tensors
         self._tasks = TaskBuilder(
-            self._problems, dtype=self._dtype, strict=options.strict_tensors, shard_size=options.out_shard_size
+            self._problems,
+            dtype=self._dtype,
+            strict=options.strict_tensors,
+            shard_size=options.out_shard_size,
+            fused_experts=any(expert_rows(name, stored) > 1 for name in stored),
         )
         self._model_config = copy.deepcopy(self._donor.checkpoint.config)
         self._tying: Tying | None = None
         self._vocabulary: VocabularyRows | None = None
-        self._account = Account(self._donor, self._slices, self._problems, strict=options.strict_tensors)
+        self._account = Account(self._donor, self._parts, self._problems, strict=options.strict_tensors)
 
     def plan(self) -> PlannedMerge:
         models = list({model.index: model for model in (self._donor, *self._taking_part())}.values())
@@ -118,7 +132,7 @@ class _Planner:
         self._note_alignments()
         self._refuse()  # what follows relies on ranges and inputs that hold
         self._notes.update((note, None) for model in models if (note := own_head_note(model)) is not None)
-        self._tying = find_tying(self._donor, self._taking_part())
+        self._tying = find_tying(self._donor, self._writing())
         head = own_head(self._donor, self._tying)
         if head is not None and (note := state_untied(self._model_config, head)):
             self._notes[note] = None
@@ -126,12 +140,14 @@ class _Planner:
         sides = self._sides()
         for name in sides["first"]:
             self._add_loose(name, "first")
+        stacker = Stacker(self._donor, self._tasks, self._model_config, self._problems, self._notes)
         for stack in self._donor.structure.stacks:
-            if stack is self._donor.structure.main and self._slices[0].length:
-                self._add_slices(stack)
+            slices = self._parts.of(stack.prefix)
+            if stack is self._parts.stack(slices):
+                stacker.add(stack, slices)
             else:
-                self._add_stack(stack)
-            self._add_tail(stack)
+                self._add_stack(stack, slices[0])
+            self._add_tail(stack, slices)
         for name in sides["last"]:
             self._add_loose(name, "last")
         if self._tying is not None:
@@ -153,7 +169,12 @@ class _Planner:
 
     def _taking_part(self) -> list[Model]:
         """Return the models that are inputs of some slice, once each."""
-        return list({model.index: model for slice_ in self._slices for model in slice_.models}.values())
+        return _models_of(slice_ for slices in self._parts.all() for slice_ in slices)
+
+    def _writing(self) -> list[Model]:
+        """Return the models that are inputs of the part with the embedding, once each."""
+        embedding, _ = ends_of(self._donor.checkpoint, self._donor.structure)
+        return self._taking_part() if embedding is None else _models_of(self._parts.of(embedding))
 
     def _note_alignments(self) -> None:
         for model in self._taking_part():
@@ -167,7 +188,7 @@ class _Planner:
         if self._join is None:
             return
         found = VocabularyRows(self._donor, self._models, self._tying)
-        unequal = found.unequal(self._taking_part())
+        unequal = found.unequal(self._writing())
         if self._config.tokenizer_source is None and not unequal:
             return
         joined = self._join()
@@ -199,11 +220,12 @@ class _Planner:
         unknown = []
         for name in sorted(self._donor.structure.loose, key=natural_key):
             side = side_of(name)
-            if side == "unknown":
+            slices = self._parts.of(name)
+            # The side decides nothing where all tensors are made alike.
+            if side == "unknown" and (len(slices) > 1 or slices[0].combine.fixed is None):
                 unknown.append(name)
             sides["last" if side == "last" else "first"].append(name)
-        # The side decides nothing where all tensors are made alike.
-        if unknown and (len(self._slices) > 1 or self._slices[0].combine.fixed is None):
+        if unknown:
             listed = ", ".join(f"`{name}`" for name in unknown)
             self._notes[f"assumed to come before the layers, since their names do not show it: {listed}"] = None
         return sides
@@ -212,12 +234,13 @@ class _Planner:
         """Make a tensor outside the layers."""
         donor = self._donor
         tying = self._tying
-        slice_, position = (self._slices[-1], 1.0) if side == "last" else (self._slices[0], 0.0)
-        if in_side_tower(donor.structure, name):  # which is not sliced, so all of it comes from one slice
-            slice_ = self._slices[0]
+        slices = self._parts.of(name)
+        slice_, position = (slices[-1], 1.0) if side == "last" else (slices[0], 0.0)
+        if not self._parts.divided and in_side_tower(donor.structure, name):
+            slice_ = slices[0]  # it is not sliced, so all of it comes from one slice
         decide_as = None
         if tying is not None and name == tying.head and tying.as_embedding:
-            slice_, position, decide_as = self._slices[0], 0.0, tying.embedding
+            slice_, position, decide_as = self._parts.of(tying.embedding)[0], 0.0, tying.embedding
         models = slice_.models
         if tying is not None and name == tying.head:
             if tying.as_embedding:
@@ -237,7 +260,7 @@ class _Planner:
     def _finish_head(self, tying: Tying) -> None:
         """Write the head that a tied donor lacks, and report heads on disk that are ignored."""
         if not tying.in_donor and not tying.as_embedding:
-            slice_ = self._slices[-1]
+            slice_ = self._parts.of(tying.embedding)[-1]
             models = slice_.models
             names = [tying.heads[model.index] for model in models]
             for model, found in zip(models, names, strict=True):
@@ -256,11 +279,11 @@ class _Planner:
                 self._account.drop(f"{name} of {model.label}: {reason}")
         self._notes.update(dict.fromkeys(tying.notes))
 
-    def _add_stack(self, stack: Stack) -> None:
+    def _add_stack(self, stack: Stack, slice_: Slice) -> None:
         """Make a tower of layers from whole models: in order, as many as the donor has."""
-        slice_, donor = self._slices[0], self._donor
+        donor = self._donor
         lacking = [model.label for model in slice_.models if model.alignment.stacks.get(stack.prefix) is None]
-        if lacking and is_side_tower(stack.prefix) and stack is not donor.structure.main:
+        if lacking and not self._parts.divided and is_side_tower(stack.prefix) and stack is not donor.structure.main:
             self._carry(stack, ", ".join(dict.fromkeys(lacking)))
             return
         strict = self._config.layer_alignment == "strict"
@@ -291,13 +314,13 @@ class _Planner:
         self._tasks.copied.append(f"{span_of(stack, self._donor, count)}: copied, lacking in {lacking}")
         self._notes[f"{lacking} has no `{stack.prefix}`: it is carried over from {self._donor.label} as it is"] = None
 
-    def _add_tail(self, stack: Stack) -> None:
+    def _add_tail(self, stack: Stack, slices: Sequence[Slice]) -> None:
         """Copy what predicts further tokens behind the layers of the donor, numbered on from the output's."""
         for tail in self._donor.structure.tails:
             if tail.prefix != stack.prefix:
                 continue
-            sliced = stack is self._donor.structure.main and self._slices[0].length
-            depth = sum(slice_.length for slice_ in self._slices) if sliced else len(stack)
+            sliced = stack is self._parts.stack(slices)
+            depth = sum(slice_.length for slice_ in slices) if sliced else len(stack)
             count = self._tasks.add_copies(tail, self._donor, depth)
             line = f"{span_of(tail, self._donor, count)}: copied, predicts further tokens and is no layer of the stack"
             self._tasks.copied.append(line if depth == tail.first else f"{line}; it is numbered {depth} in the output")
@@ -305,36 +328,6 @@ class _Planner:
                 f"`{tail.prefix}.{ranges(tail.first + i for i in range(len(tail)))}` of {self._donor.label} predicts "
                 f"further tokens: it is copied, and the {len(stack)} layers before it are what is merged"
             ] = None
-
-    def _add_slices(self, stack: Stack) -> None:
-        """Make the main tower from slices, one after the other."""
-        dtypes: dict[str, str] = {}
-        shapes: dict[str, set[tuple[int, ...]]] = {}
-        for layer in range(len(stack)):
-            for suffix, name in zip(stack.layers[layer], stack.names(layer), strict=True):
-                info = self._donor.checkpoint.tensors[name]
-                dtypes.setdefault(suffix, info.dtype)
-                shapes.setdefault(suffix, set()).add(info.shape)
-        leads: list[ModelLayer] = []
-        for slice_ in self._slices:
-            last = slice_.length - 1
-            for i in range(slice_.length):
-                inputs = []
-                for source in slice_.sources:
-                    theirs = source.model.structure.main
-                    assert theirs is not None  # make_slices refuses ranges of a model without
-                    inputs.append(ModelLayer(source.model, theirs, source.start + i))
-                out_layer = len(leads)
-                lead = inputs[slice_.lead]
-                check_fits(lead, self._donor, stack, shapes, out_layer, self._problems)
-                position = i / last if last else 1.0
-                self._tasks.add_layer(stack.start(out_layer), lead, inputs, slice_.combine, position, out_layer, dtypes)
-                leads.append(lead)
-        notes, warnings = restack_config(self._model_config, self._donor, stack, leads, self._problems)
-        self._notes.update(dict.fromkeys(notes))
-        self._warnings.update(dict.fromkeys(warnings))
-        if tie_flag(self._model_config) and self._slices[0].sources != self._slices[-1].sources:
-            self._notes["head and embedding are tied: both come from the first slice"] = None
 
     def _refuse(self) -> None:
         if not self._problems:
@@ -367,11 +360,14 @@ class _Planner:
                 note = f"{model.label} has no effect: the recipe gives it no weight in any tensor"
                 self._notes[note] = None
         self._warnings.update(dict.fromkeys(idle_filters(self._config, plan)))
+        if any("experts." in tensor.name for tensor in plan.tensors):
+            merged = (plan.tensors[task.tensor].name for task in plan.tasks if task.by is not COPY)
+            if warning := router_warning(merged, self._donor.label):
+                self._warnings[warning] = None
         ruled = self._tasks.ruled
         self._notes.update(dict.fromkeys(rule_lines(self._config, ruled)))
         if self._config.rules:
-            names = [tensor.name for tensor in plan.tensors]
-            self._warnings.update(dict.fromkeys(idle_rules(self._config, ruled, names)))
+            self._warnings.update(dict.fromkeys(idle_rules(self._config, ruled, plan.tensors)))
         return PlannedMerge(
             plan,
             self._config,
@@ -389,3 +385,8 @@ class _Planner:
             joined=None if vocabulary is None else vocabulary.joined,
             ruled=ruled,
         )
+
+
+def _models_of(slices: Iterable[Slice]) -> list[Model]:
+    """Return the models that are inputs of some slice, once each."""
+    return list({model.index: model for slice_ in slices for model in slice_.models}.values())

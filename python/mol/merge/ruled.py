@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from mol.config.methods import METHODS
 from mol.config.parameters import compile_filter
 from mol.merge.combine import Combination, Combiner
+from mol.merge.experts import matrix_names
 from mol.merge.plan import COPY
 from mol.text import suggestion
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mol.config.parameters import Matcher
     from mol.config.rules import RuleConfig
     from mol.merge.combine import Combine
+    from mol.merge.plan import OutputTensor
 
     Decide = Callable[[Sequence[str | None], str, float], Combination | str]
 
@@ -124,8 +126,9 @@ def rule_lines(config: MergeConfig, taken: Mapping[str, int]) -> Iterator[str]:
             yield f"rule {number} ({rule}) made {count} tensor{'s' * (count > 1)}"
 
 
-def idle_rules(config: MergeConfig, taken: Mapping[str, int], names: Sequence[str]) -> Iterator[str]:
+def idle_rules(config: MergeConfig, taken: Mapping[str, int], tensors: Sequence[OutputTensor]) -> Iterator[str]:
     """Report each rule that made no tensor."""
+    names = [*(tensor.name for tensor in tensors), *matrix_names(tensors)]
     made = set(taken.values())
     for number, rule in enumerate(config.rules, 1):
         if number in made:

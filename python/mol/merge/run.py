@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mol.config.model_reference import ModelReference
-from mol.errors import ConfigError, MergeCancelled, MergeError, MolError
+from mol.errors import CheckpointError, ConfigError, MergeCancelled, MergeError, MolError
 from mol.merge.opening import resolve_checkpoints, tokenizer_directory
 from mol.merge.options import MergeOptions
 
@@ -124,6 +124,10 @@ def run_merge(
     from mol.merge.output import partial_of, resolve_output
 
     options = replace(options or MergeOptions(), **read_options(option_fields))
+    if options.check_load:
+        from mol.merge.check_load import check_can_load
+
+        check_can_load()
     config = load_recipe(recipe)
     target = _target(out, out_path, config)
     named = config.inputs()
@@ -261,6 +265,8 @@ def _execute(
         if lock.warning is not None:
             _log.warning("%s", lock.warning)
         _write_side_files(partial, prepared, executed, options)
+        if options.check_load:
+            _check_load(prepared, options, watch)
         watch.check()
         check_replaceable(directory, overwrite=options.overwrite, overwrite_all=options.overwrite_all)
         overwrite = options.overwrite or options.overwrite_all
@@ -294,6 +300,21 @@ def _write_side_files(partial: Path, prepared: _Prepared, executed: Mapping[str,
             options=options,
             version=_rust.__version__,
         )
+
+
+def _check_load(prepared: _Prepared, options: MergeOptions, watch: _Watch) -> None:
+    """Load what is finished with transformers, before it replaces anything."""
+    from mol.merge.check_load import check_load
+
+    code = options.trust_remote_code or prepared.planned.config.trust_remote_code
+    try:
+        _log.info("%s", check_load(watch.partial, trust_remote_code=code))
+    except CheckpointError as error:
+        kept = f"the result is kept in {watch.partial}: the same merge without --check-load moves it to OUT"
+        if not error.problems:
+            raise MergeError(f"{error}; {kept}") from error
+        header = str(error).partition(":\n")[0]
+        raise MergeError.listing(f"{header}; {kept}", error.problems) from error
 
 
 def _prepare(

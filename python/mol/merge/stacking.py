@@ -1,10 +1,12 @@
-"""Checks that layers of several models fit into one stack, and makes config.json describe it."""
+"""Makes a tower of layers from slices of several models, and config.json describe it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mol.structure.model_config import LayerOrigin, broken_cycles, restack
+from mol.merge.model import ModelLayer
+from mol.structure.layer_kinds import move_kinds
+from mol.structure.model_config import LayerOrigin, restack, tie_flag
 from mol.structure.names import is_buffer
 from mol.text import ranges
 
@@ -12,74 +14,102 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mol.merge.mismatch import Mismatches
-    from mol.merge.model import Model
-    from mol.merge.tasks import ModelLayer
+    from mol.merge.model import Model, Slice
+    from mol.merge.tasks import TaskBuilder
     from mol.structure.layers import Stack
 
 
-def check_fits(
-    lead: ModelLayer,
-    donor: Model,
-    stack: Stack,
-    shapes: Mapping[str, set[tuple[int, ...]]],
-    out_layer: int,
-    problems: Mismatches,
-) -> None:
-    """Check that a layer of another model can stand among the donor's.
+class Stacker:
+    """Puts layers one upon the other."""
 
-    Args:
-        lead: the layer.
-        donor: the model whose stack it goes into.
-        stack: of the donor.
-        shapes: those of each tensor in the donor's layers, by its name within a layer.
-        out_layer: its number in the output.
-        problems: collects what does not fit.
-    """
-    if lead.model is donor:
-        return
-    for suffix, name in zip(lead.stack.layers[lead.layer], lead.stack.names(lead.layer), strict=True):
-        info = lead.model.checkpoint.tensors[name]
-        wanted = shapes.get(suffix)
-        pattern = f"{stack.prefix}.*.{suffix}"
-        if wanted is None:
-            if not is_buffer(name, info.shape):
-                problem = f"comes from {lead.model.label}, and no layer of {donor.label} has it"
-                problems.add_tensor(pattern, out_layer, problem)
-        elif info.shape not in wanted:
-            problems.add_shape(donor, lead.model, pattern, out_layer, info.shape, min(wanted))
+    def __init__(
+        self, donor: Model, tasks: TaskBuilder, config: dict[str, Any], problems: Mismatches, notes: dict[str, None]
+    ) -> None:
+        """Start with nothing.
 
+        Args:
+            donor: the model whose names the output has.
+            tasks: where what makes the layers goes.
+            config: config.json of the output, changed in place.
+            problems: where everything that does not fit goes.
+            notes: where it is said what was changed.
+        """
+        self._donor = donor
+        self._tasks = tasks
+        self._config = config
+        self._problems = problems
+        self._notes = notes
 
-def restack_config(
-    model_config: dict[str, Any], donor: Model, stack: Stack, leads: Sequence[ModelLayer], problems: Mismatches
-) -> tuple[Sequence[str], Sequence[str]]:
-    """Make config.json describe the sliced layers, and check that it does; return notes and warnings.
+    def add(self, stack: Stack, slices: Sequence[Slice]) -> None:
+        """Make a tower from slices, one after the other."""
+        dtypes: dict[str, str] = {}
+        shapes: dict[str, set[tuple[int, ...]]] = {}
+        for layer in range(len(stack)):
+            for suffix, name in zip(stack.layers[layer], stack.names(layer), strict=True):
+                info = self._donor.checkpoint.tensors[name]
+                dtypes.setdefault(suffix, info.dtype)
+                shapes.setdefault(suffix, set()).add(info.shape)
+        leads: list[ModelLayer] = []
+        for slice_ in slices:
+            last = slice_.length - 1
+            for i in range(slice_.length):
+                inputs = []
+                for source in slice_.sources:
+                    assert source.stack is not None  # make_slices refuses ranges of a model without
+                    inputs.append(ModelLayer(source.model, source.stack, source.start + i))
+                out_layer = len(leads)
+                lead = inputs[slice_.lead]
+                self._check_fits(lead, stack, shapes, out_layer)
+                position = i / last if last else 1.0
+                self._tasks.add_layer(stack.start(out_layer), lead, inputs, slice_.combine, position, out_layer, dtypes)
+                leads.append(lead)
+        self._restack(stack, leads)
+        if tie_flag(self._config) and slices[0].sources != slices[-1].sources:
+            self._notes["head and embedding are tied: both come from the first slice"] = None
 
-    Args:
-        model_config: of the output, changed in place.
-        donor: the model that it comes from.
-        stack: of the donor.
-        leads: for each layer of the output the one that determines its tensors.
-        problems: collects what config.json cannot describe.
-    """
-    if [lead.layer for lead in leads] == list(range(len(stack))) and leads[0].model is donor:
-        return (), ()
-    origins = [LayerOrigin(lead.model.checkpoint.config, lead.layer, len(lead.stack)) for lead in leads]
-    notes, found = restack(model_config, donor.structure, origins)
-    for problem in found:
-        problems.add(problem)
-    if notes:
-        return notes, ()
-    warnings = broken_cycles(model_config, donor.structure, origins)
-    if len({frozenset(layer) for layer in stack.layers}) > 1:
-        odd = [
-            i
-            for i, lead in enumerate(leads[: len(stack)])
-            if frozenset(lead.stack.layers[lead.layer]) != frozenset(stack.layers[i])
-        ]
-        if odd:
-            problems.add(
-                f"the layers of {donor.label} are of several kinds, and config.json has no list that says which layer "
-                f"is of which: layers {ranges(odd)} of the output would be read as another kind; choose ranges that "
-                "keep each kind at its position"
+    def _check_fits(
+        self, lead: ModelLayer, stack: Stack, shapes: Mapping[str, set[tuple[int, ...]]], out_layer: int
+    ) -> None:
+        """Check that a layer of another model can stand among the donor's."""
+        if lead.model is self._donor:
+            return
+        for suffix, name in zip(lead.stack.layers[lead.layer], lead.stack.names(lead.layer), strict=True):
+            info = lead.model.checkpoint.tensors[name]
+            wanted = shapes.get(suffix)
+            pattern = f"{stack.prefix}.*.{suffix}"
+            if wanted is None:
+                if not is_buffer(name, info.shape):
+                    problem = f"comes from {lead.model.label}, and no layer of {self._donor.label} has it"
+                    self._problems.add_tensor(pattern, out_layer, problem)
+            elif info.shape not in wanted:
+                shape = min(wanted)
+                self._problems.add_shape(self._donor, lead.model, pattern, out_layer, info.shape, shape)
+
+    def _restack(self, stack: Stack, leads: list[ModelLayer]) -> None:
+        """Make config.json describe the sliced layers, and check that it does."""
+        origins = [LayerOrigin(lead.model.checkpoint.config, lead.layer, len(lead.stack)) for lead in leads]
+        unchanged = [lead.layer for lead in leads] == list(range(len(stack))) and leads[0].model is self._donor
+        if not unchanged:
+            notes, problems = restack(self._config, self._donor.structure, stack, origins)
+            self._notes.update(dict.fromkeys(notes))
+            for problem in problems:
+                self._problems.add(problem)
+            moved, problems = move_kinds(
+                self._config, self._donor.checkpoint.config, self._donor.structure, stack, origins
             )
-    return notes, warnings
+            notes += moved
+            self._notes.update(dict.fromkeys(moved))
+            for problem in problems:
+                self._problems.add(problem)
+            if not notes and len({frozenset(layer) for layer in stack.layers}) > 1:
+                odd = [
+                    i
+                    for i, lead in enumerate(leads[: len(stack)])
+                    if frozenset(lead.stack.layers[lead.layer]) != frozenset(stack.layers[i])
+                ]
+                if odd:
+                    self._problems.add(
+                        f"the layers of {self._donor.label} are of several kinds, and config.json has no list that "
+                        f"says which layer is of which: layers {ranges(odd)} of the output would be read as another "
+                        "kind; choose ranges that keep each kind at its position"
+                    )

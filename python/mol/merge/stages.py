@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,10 +14,10 @@ from mol.io.expressions import Source, with_tables
 from mol.merge.plan import COPY
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from mol.io.expressions import Expr
-    from mol.merge.plan import Method
+    from mol.merge.plan import Method, Task
     from mol.merge.planned import PlannedMerge
 
 # Methods that compute in f32 where the result is f32; the others do so in f64, as `WIDE` of the engine's says.
@@ -50,14 +51,15 @@ def as_checkpoint(name: str, planned: PlannedMerge, tokenizer: Path) -> Checkpoi
     stored = _stored(planned)
     tensors: dict[str, TensorInfo] = {}
     made: dict[str, Made] = {}
-    for tensor, task in zip(plan.tensors, plan.tasks, strict=True):
-        dtype, of = tensor.dtype, task.of
+    tasks = {number: list(group) for number, group in groupby(plan.tasks, key=lambda task: task.tensor)}
+    for number, tensor in enumerate(plan.tensors):
+        dtype = tensor.dtype
         size = math.prod(tensor.shape) * _bytes_of(dtype)
         tensors[tensor.name] = TensorInfo(dtype, tensor.shape, size, 0)
+        of = tasks[number][0].of
         if dtype in BYTES:
-            expr: Expr = of[0] if task.by is COPY else computed(task.by, of, dtype)
-            if not isinstance(expr, Source) or stored.get((plan.inputs[expr.input].path, expr.tensor)) != dtype:
-                expr = {"cast": {"of": expr, "to": dtype}}  # rounded as it would be in a file
+            exprs = [_rounded(task, planned, stored, dtype) for task in tasks[number]]
+            expr: Expr = exprs[0] if len(exprs) == 1 else {"stack": exprs}
             of = (with_tables(expr, f"{name}:") if plan.tables else expr,)
         made[tensor.name] = Made(of, size * len(of))
     counted = ", ".join(f"{count} by {method}" for method, count in planned.methods.items())
@@ -77,6 +79,15 @@ def as_checkpoint(name: str, planned: PlannedMerge, tokenizer: Path) -> Checkpoi
         {f"{name}:{table}": rows for table, rows in plan.tables.items()},
         planned.parts(),
     )
+
+
+def _rounded(task: Task, planned: PlannedMerge, stored: Mapping[tuple[str, str], str], dtype: str) -> Expr:
+    """Return what a task makes, rounded as it would be in a file."""
+    expr: Expr = task.of[0] if task.by is COPY else computed(task.by, task.of, dtype)
+    path = planned.plan.inputs[expr.input].path if isinstance(expr, Source) else ""
+    if isinstance(expr, Source) and stored.get((path, expr.tensor)) == dtype:
+        return expr
+    return {"cast": {"of": expr, "to": dtype}}
 
 
 def computed(by: Method, of: Sequence[Expr], dtype: str) -> Expr:

@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from mol.dtypes import BYTES, EXACT_DTYPES
 from mol.io.expressions import Source, renumbered, sources_of
 from mol.io.layout import shard_names
-from mol.merge.combine import task_vector
+from mol.merge.combine import Combination, task_vector
+from mol.merge.experts import rows_of
+from mol.merge.model import OutputSpec
 from mol.merge.plan import COPY, InputFile, MergePlan, Method, OutputTensor, Task, sweeps
 from mol.merge.stages import computed, made_in_f64
+from mol.structure.experts import expert_rows, matrix_name
 from mol.structure.names import is_buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from typing import Any
 
     from mol.io.checkpoint import TensorInfo
@@ -24,46 +27,18 @@ if TYPE_CHECKING:
     from mol.merge.combine import Combine
     from mol.merge.gathers import Gathered
     from mol.merge.mismatch import Mismatches
-    from mol.merge.model import Model
+    from mol.merge.model import Model, ModelLayer
     from mol.structure.layers import Stack
 
 _WAY_OUT: Final = "all must have it, or leave one model out"
 
 
-class ModelLayer(NamedTuple):
-    """One layer of one model."""
-
-    model: Model
-    stack: Stack
-    layer: int
-
-
-class OutputSpec(NamedTuple):
-    """An output tensor to be made.
-
-    Attributes:
-        name: its name.
-        info: the tensor whose shape, and dtype where the recipe sets none, it has.
-        owner: the model of that tensor, from which it is copied where others lack it.
-        source: the name of that tensor there.
-        position: from 0 (first layer) to 1 (last layer).
-        pattern: its name with `*` for the layer.
-        layer: number of the layer in the output, None outside the layers.
-    """
-
-    name: str
-    info: TensorInfo
-    owner: Model
-    source: str
-    position: float
-    pattern: str
-    layer: int | None
-
-
 class TaskBuilder:
     """Collects tasks in the order of the output."""
 
-    def __init__(self, problems: Mismatches, *, dtype: str | None, strict: bool, shard_size: int) -> None:
+    def __init__(
+        self, problems: Mismatches, *, dtype: str | None, strict: bool, shard_size: int, fused_experts: bool = False
+    ) -> None:
         """Start with none.
 
         Args:
@@ -71,7 +46,9 @@ class TaskBuilder:
             dtype: the output's, None to keep each tensor's.
             strict: refuse to copy tensors that some input lacks.
             shard_size: most bytes of tensors in one output file; a larger tensor gets a file of its own.
+            fused_experts: tensors may hold several experts, each of which is merged by itself.
         """
+        self._fused_experts = fused_experts
         self._problems = problems
         self._dtype = dtype
         self._strict = strict
@@ -128,7 +105,9 @@ class TaskBuilder:
                 alike = False
                 self._compare(given, lead, out_layer, pattern_start)
         fixed = combine.fixed
-        if alike and donor_dtypes is None and fixed is not None and not isinstance(fixed, str) and not fixed.scaled:
+        plain = fixed is not None and not isinstance(fixed, str) and not (fixed.scaled or self._divides(fixed.method))
+        if alike and donor_dtypes is None and plain:
+            assert isinstance(fixed, Combination)
             infos = [tensors[name] for name in named[lead_start]]
             read = [(models[index], named[starts[index]]) for index in fixed.inputs]
             if self._add_alike(named[out_start], infos, read, fixed.method):
@@ -229,25 +208,44 @@ class TaskBuilder:
         output = spec.name if decide_as is None else decide_as
         combination = combine.fixed
         if combination is None:
+            if self._add_apart(spec, models, names, combine):
+                return
             combination = combine(names, output, spec.position)
             if isinstance(combination, str):
                 self._problems.add_tensor(spec.pattern, spec.layer, f"cannot be made: {combination}")
         if isinstance(combination, str):
             return
-        info = spec.info
-        shape = info.shape
+        reads, lacking = self._sources(spec, models, names, _inputs([combination]), gather)
+        if lacking:
+            self._copy(spec, lacking, gather)
+            return
+        if combination.rule is not None:
+            self.ruled[spec.name] = combination.rule
+        if spec.info.dtype in EXACT_DTYPES and combination.method is not COPY:
+            combination = combination._replace(method=COPY, inputs=tuple(reads.of), scaled=None)
+            self.copied.append(f"{spec.name}: {spec.info.dtype}, copied as it is and not merged")
+        divides = self._divides(combination.method)
+        matrices = expert_rows(spec.source, spec.owner.checkpoint.tensors) if divides else 1
+        self._append_made(spec, [combination] * matrices, reads)
+
+    def _sources(
+        self,
+        spec: OutputSpec,
+        models: Sequence[Model],
+        names: Sequence[str | None],
+        inputs: Iterable[int],
+        gather: Callable[[Model], Gathered] | None,
+    ) -> tuple[_Reads, list[str]]:
+        """Return what is read of each input, and the inputs that lack the tensor."""
+        info, shape = spec.info, spec.info.shape
         exact = info.dtype in EXACT_DTYPES
-        sources: list[Expr] = []
-        sizes: list[int] = []
-        dtypes: set[str] = set()
-        lacking = None
-        scaled = combination.scaled
-        indices = combination.inputs if scaled is None else tuple(dict.fromkeys((scaled[1], *combination.inputs)))
-        for index in indices:
+        reads = _Reads({}, {}, set())
+        lacking = []
+        for index in inputs:
             model, name = models[index], names[index]
             found = None if name is None else model.checkpoint.tensors.get(name)
             if name is None or found is None:
-                lacking = [*(lacking or ()), model.label]
+                lacking.append(model.label)
                 continue
             if found.shape != shape and (gather is None or found.shape[1:] != shape[1:]):
                 wanted = shape if gather is None else (*found.shape[:1], *shape[1:])
@@ -259,29 +257,73 @@ class TaskBuilder:
                     f"is {found.dtype} in {model.label} and {info.dtype} in {spec.owner.label}; integer and bool "
                     "tensors are copied when they are equal, never cast",
                 )
-            of, size = model.read(name) if gather is None else gather(model)
-            sources += of
-            sizes.append(size)
-            dtypes.add(found.dtype)
-        method = combination.method
-        if lacking is not None:
-            self._copy(spec, lacking, gather)
-            return
-        if combination.rule is not None:
-            self.ruled[spec.name] = combination.rule
-        if exact and method is not COPY:
-            method = COPY
-            self.copied.append(f"{spec.name}: {info.dtype}, copied as it is and not merged")
-        elif scaled is not None:
-            exprs = dict(zip(indices, sources, strict=True))  # of floats each input has one
-            dtype = info.dtype if self._dtype is None else self._dtype
-            made = computed(method, [exprs[index] for index in combination.inputs], dtype)
-            # What the engine counts as read: the base, and the method's result in the format in which it is made.
-            each = BYTES["F64" if "F64" in dtypes or made_in_f64(method, dtype) else "F32"]
-            read = sizes[0] + math.prod(shape) * each
-            self._append(spec.name, info, task_vector(scaled[0]), (exprs[scaled[1]], made), read, method)
-            return
-        self._append(spec.name, info, method, tuple(sources), sum(sizes))
+            reads.of[index], reads.sizes[index] = model.read(name) if gather is None else gather(model)
+            reads.dtypes.add(found.dtype)
+        return reads, lacking
+
+    def _add_apart(
+        self, spec: OutputSpec, models: Sequence[Model], names: Sequence[str | None], combine: Combine
+    ) -> bool:
+        """Make a tensor of all experts matrix by matrix where the recipe makes some otherwise than others.
+
+        Returns:
+            Whether it does; else nothing is made.
+        """
+        tensors = spec.owner.checkpoint.tensors
+        count = expert_rows(spec.source, tensors) if self._fused_experts else 1
+        if count == 1:
+            return False
+        experts = spec.info.shape[0]
+        found: list[Combination] = []
+        for number in range(count):
+            own = [None if name is None else matrix_name(name, number, count, experts) for name in names]
+            output = matrix_name(spec.name, number, count, experts)
+            combination = combine(own, output, spec.position)
+            if isinstance(combination, str):
+                return False  # reported of the tensor
+            found.append(combination)
+        if all(one == found[0] for one in found):
+            return False
+        reads, lacking = self._sources(spec, models, names, _inputs(found), None)
+        if lacking:
+            self._copy(spec, lacking, None)
+            return True
+        for number, one in enumerate(found):
+            if one.rule is not None:
+                self.ruled.setdefault(spec.name, one.rule)
+                self.ruled[matrix_name(spec.name, number, count, experts)] = one.rule
+        self._append_made(spec, found, reads)
+        return True
+
+    def _append_made(self, spec: OutputSpec, made: Sequence[Combination], reads: _Reads) -> None:
+        """Add the tasks of a tensor: one, or one for each of the matrices that it divides into."""
+        info, count = spec.info, len(made)
+        dtype = info.dtype if self._dtype is None else self._dtype
+        rows = math.prod(info.shape[:-1]) // count
+        for number, one in enumerate(made):
+            of = reads.of
+            if count > 1:
+                of = {i: tuple(rows_of(expr, number, count, rows) for expr in exprs) for i, exprs in of.items()}
+            method, exprs = one.method, tuple(expr for index in one.inputs for expr in of[index])
+            share = 1 if number == 0 else 0  # a tensor counts once
+            if one.scaled is None:
+                self._count(method, sum(reads.sizes[index] for index in one.inputs) // count, share)
+            else:
+                scale, base = one.scaled
+                result = computed(method, exprs, dtype)
+                # What the engine counts as read: the base, and the method's result in the format in which it is made.
+                each = BYTES["F64" if "F64" in reads.dtypes or made_in_f64(method, dtype) else "F32"]
+                self.bytes_read += (reads.sizes[base] + math.prod(info.shape) * each) // count
+                self._count(method, 0, share)
+                method, exprs = task_vector(scale), (*of[base], result)
+            self._tasks.append(Task(len(self._tensors), method, exprs, number * rows))
+            for expr in exprs:
+                self._read.update((expr.input,) if type(expr) is Source else [leaf.input for leaf in sources_of(expr)])
+        self._assign_file(spec.name, info)
+
+    def _divides(self, method: Method) -> bool:
+        """Return whether each expert of a tensor has to be merged by itself: the method looks at tensors as a whole."""
+        return self._fused_experts and any(sweeps(kind) > 1 for kind in method)
 
     def _copy(self, spec: OutputSpec, lacking: Sequence[str], gather: Callable[[Model], Gathered] | None) -> None:
         """Copy a tensor that some inputs lack, or refuse where that would mix up a layer."""
@@ -298,25 +340,12 @@ class TaskBuilder:
         read = spec.owner.read(spec.source) if gather is None else gather(spec.owner)
         self._append(spec.name, spec.info, COPY, *read)
 
-    def _append(
-        self,
-        name: str,
-        info: TensorInfo,
-        method: Method,
-        sources: tuple[Expr, ...],
-        read: int,
-        counted: Method | None = None,
-    ) -> None:
-        """Add a task that reads so many bytes in a sweep; it counts as one by another method where that is given."""
+    def _append(self, name: str, info: TensorInfo, method: Method, sources: tuple[Expr, ...], read: int) -> None:
         self._tasks.append(Task(len(self._tensors), method, sources))
         self._assign_file(name, info)
         for expr in sources:
             self._read.update((expr.input,) if type(expr) is Source else [leaf.input for leaf in sources_of(expr)])
-        if counted is None:
-            self._count(method, read, 1)
-        else:
-            self._count(counted, 0, 1)
-            self.bytes_read += read
+        self._count(method, read, 1)
 
     def _assign_file(self, name: str, info: TensorInfo) -> None:
         """Set the dtype and file of a tensor in the output."""
@@ -390,3 +419,19 @@ class TaskBuilder:
             seed=seed,
             allow_nonfinite=allow_nonfinite,
         )
+
+
+class _Reads(NamedTuple):
+    """What is read for a tensor: of each input the expressions and the bytes of a sweep; the dtypes of all."""
+
+    of: dict[int, tuple[Expr, ...]]
+    sizes: dict[int, int]
+    dtypes: set[str]
+
+
+def _inputs(combinations: Iterable[Combination]) -> list[int]:
+    """Return the inputs that are read, each once; of a scaled result the base comes first."""
+    found: dict[int, None] = {}
+    for one in combinations:
+        found.update(dict.fromkeys((() if one.scaled is None else (one.scaled[1],)) + one.inputs))
+    return list(found)

@@ -8,7 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.dtypes import DTYPE_NAMES
-from mol.structure.layers import Structure, is_layer_count_key, tail_counts
+from mol.structure.layers import Stack, Structure, is_layer_count_key, is_side_tower, tail_counts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -18,14 +18,14 @@ _TIE_KEY: Final = "tie_word_embeddings"
 _INDEX_LIST: Final = re.compile(r"(?:^|_)(?:layers?|blocks?|idxs)(?:_|$)")
 
 # Lists that have nothing to do with layers, however long they are, and sections that hold factors of frequencies.
-_OTHER_LIST: Final = re.compile(r"token_ids?$|^architectures$|^(?:vision|image|audio|video)_")
+_OTHER_LIST: Final = re.compile(r"token_ids?$|tokens$|^architectures$|^(?:vision|image|audio|video)_")
 _OTHER_SECTION: Final = re.compile(r"rope_(?:scaling|parameters)")
 
 TEXT_SECTIONS: Final = ("text_config", "language_config", "llm_config", "thinker_config", "text_model_config")
 """Sections of config.json that describe the language model among several towers."""
 
-# Keys that make every n-th layer another kind: sliding_window_pattern, full_attention_interval, attn_layer_period.
-_CYCLE: Final = re.compile(r"_pattern$|_interval$|_period$|_every_n_layers$|(?:sparse|layer)_step$")
+# Sections of side towers, with words in the paths of their tensors.
+_SIDE_SECTIONS: Final = (("vision", "visual", "vit", "image"), ("audio", "speech", "sound"))
 
 
 class LayerOrigin(NamedTuple):
@@ -99,7 +99,7 @@ def text_sections(config: dict[str, Any] | Mapping[str, Any]) -> Iterator[Any]:
 
 
 def restack(
-    config: dict[str, Any], structure: Structure, origins: Sequence[LayerOrigin]
+    config: dict[str, Any], structure: Structure, stack: Stack, origins: Sequence[LayerOrigin]
 ) -> tuple[list[str], list[str]]:
     """Make config.json describe other layers than the donor's: their number, and every list with one entry per layer.
 
@@ -111,24 +111,27 @@ def restack(
     Args:
         config: the donor's config.json, changed in place.
         structure: the donor's.
+        stack: its layers, which others replace.
         origins: for each output layer where it comes from.
 
     Returns:
         Notes on what was changed, and problems.
     """
-    assert structure.main is not None  # the planner refuses slices without one
-    depth = len(structure.main)
+    depth = len(stack)
     notes: list[str] = []
     counted = False
     tails = tail_counts(config)
-    for path, mapping in _sections(config, structure):
+    _state_sides(config, stack)
+    for path, mapping in sections(config, structure, stack):
         for key, whole in list(mapping.items()):
+            if _is_of_other_side(key, stack, mapping):
+                continue
             value, rest = _cut(key, whole, depth, tails)
             where = ".".join((*path, key))
             if type(value) is int and value == depth and is_layer_count_key(key):
                 mapping[key] = len(origins)
                 counted = True
-            elif (entries := _per_layer(key, value, depth)) is not None:
+            elif not _lists_all(key, value, depth) and (entries := _per_layer(key, value, depth)) is not None:
                 entries = [_entry(origin, path, key, entries, tails) for origin in origins]
                 mapping[key] = (
                     [*_written_as(value, depth, entries), *rest] if rest else _written_as(value, depth, entries)
@@ -147,20 +150,6 @@ def restack(
     ]
 
 
-def broken_cycles(config: dict[str, Any], structure: Structure, origins: Sequence[LayerOrigin]) -> list[str]:
-    """Report keys that make every n-th layer another kind, where layers now stand at positions of another kind."""
-    return [
-        f"config.json: `{key}: {value}` makes the kind of a layer depend on its number, and layers of the output have "
-        f"numbers of another kind than where they come from; choose ranges that move layers by a multiple of {value}"
-        for _, mapping in _sections(config, structure)
-        for key, value in mapping.items()
-        if type(value) is int
-        and value > 1
-        and _CYCLE.search(key)
-        and any((i - origin.layer) % value for i, origin in enumerate(origins))
-    ]
-
-
 def _mappings(config: dict[str, Any] | Mapping[str, Any]) -> Iterator[Any]:
     """Yield config.json and every object in it, outermost first."""
     yield config
@@ -169,19 +158,47 @@ def _mappings(config: dict[str, Any] | Mapping[str, Any]) -> Iterator[Any]:
             yield from _mappings(value)
 
 
-def _sections(
-    config: dict[str, Any], structure: Structure, path: tuple[str, ...] = ()
+def sections(
+    config: dict[str, Any], structure: Structure, stack: Stack, path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Yield the objects of config.json that may speak of the main stack, with their paths."""
-    yield path, config
-    assert structure.main is not None
+    """Yield the objects of config.json that may speak of a stack, with their paths."""
+    beside = structure.main is not None and stack is not structure.main and is_side_tower(stack.prefix)
+    if path or not beside:
+        yield path, config
     for key, value in config.items():
         if not isinstance(value, dict) or _OTHER_SECTION.fullmatch(key):
             continue
         tower = key.removesuffix("_config")
-        elsewhere = any(tower in stack.prefix for stack in structure.stacks if stack is not structure.main)
-        if not elsewhere or tower in structure.main.prefix:
-            yield from _sections(value, structure, (*path, key))
+        if beside and not path and not _is_of_tower(tower, stack.prefix):
+            continue
+        elsewhere = any(_is_of_tower(tower, other.prefix) for other in structure.stacks if other is not stack)
+        if not elsewhere or _is_of_tower(tower, stack.prefix):
+            yield from sections(value, structure, stack, (*path, key))
+
+
+def _is_of_tower(tower: str, prefix: str) -> bool:
+    """Return whether a section describes the tower at a path: `vision_config` describes `visual.blocks`."""
+    return tower in prefix or any(tower in words and any(word in prefix for word in words) for words in _SIDE_SECTIONS)
+
+
+def _state_sides(config: dict[str, Any], stack: Stack) -> None:
+    """State the depth of a T5's decoder, which is the encoder's where nothing is stated."""
+    if _side(stack.prefix) and type(config.get("num_layers")) is int and config.get("num_decoder_layers") is None:
+        config["num_decoder_layers"] = config["num_layers"]
+
+
+def _side(text: str) -> str:
+    words = re.split(r"[._]", text)
+    return next((side for side in ("decoder", "encoder") if side in words), "")
+
+
+def _is_of_other_side(key: str, stack: Stack, mapping: Mapping[str, Any]) -> bool:
+    """Return whether a key speaks of the other side of an encoder and a decoder than a stack is of."""
+    mine, theirs = _side(stack.prefix), _side(key)
+    if not mine or theirs == mine:
+        return False
+    # What names no side counts the encoder's layers where the decoder's are counted apart.
+    return bool(theirs) or (mine == "decoder" and any(is_layer_count_key(k) and _side(k) == mine for k in mapping))
 
 
 def _per_layer(key: str, value: object, depth: int) -> Sequence[Any] | None:
@@ -222,13 +239,13 @@ def _cut(key: str, value: Any, depth: int, tails: set[int]) -> tuple[Any, list[A
 
 def _entry(origin: LayerOrigin, path: tuple[str, ...], key: str, donors: Sequence[Any], tails: set[int]) -> Any:  # noqa: ANN401
     """Return the entry of a per-layer list that belongs to a layer, from the layer's own model if it has the list."""
-    own = _per_layer(key, _cut(key, _lookup(origin.config, path).get(key), origin.depth, tails)[0], origin.depth)
+    own = _per_layer(key, _cut(key, lookup(origin.config, path).get(key), origin.depth, tails)[0], origin.depth)
     source = donors if own is None else own
     return copy.deepcopy(source[min(origin.layer, len(source) - 1)])
 
 
 def _indices(origin: LayerOrigin, path: tuple[str, ...], key: str, donors: list[Any]) -> list[Any]:
-    own = _lookup(origin.config, path).get(key)
+    own = lookup(origin.config, path).get(key)
     return own if isinstance(own, list) else donors
 
 
@@ -243,7 +260,13 @@ def _is_index_list(key: str, value: list[Any], depth: int) -> bool:
     )
 
 
-def _lookup(config: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any]:
+def _lists_all(key: str, value: object, depth: int) -> bool:
+    """Return whether a list of layer numbers names every layer, as `moe_layers` of some models does."""
+    return isinstance(value, list) and key.endswith(("layers", "idxs")) and value == list(range(depth))
+
+
+def lookup(config: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any]:
+    """Return the object at a path of config.json; an empty one where there is none."""
     for key in path:
         inner = config.get(key)
         if not isinstance(inner, dict):
