@@ -24,7 +24,9 @@ SIDES |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 def llava() -> Any:  # noqa: ANN401
     vision = transformers.CLIPVisionConfig(**TEXT, image_size=8, patch_size=4)
-    return transformers.LlavaConfig(vision, transformers.LlamaConfig(**TEXT), image_token_index=31)
+    return transformers.LlavaConfig(
+        vision_config=vision, text_config=transformers.LlamaConfig(**TEXT), image_token_index=31
+    )
 
 
 def whisper() -> Any:  # noqa: ANN401
