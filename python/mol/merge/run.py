@@ -308,7 +308,10 @@ def _check_load(prepared: _Prepared, options: MergeOptions, watch: _Watch) -> No
 
     code = options.trust_remote_code or prepared.planned.config.trust_remote_code
     try:
-        _log.info("%s", check_load(watch.partial, trust_remote_code=code))
+        for directory in prepared.results:
+            _log.info(
+                "%s", " ".join((directory, check_load(watch.partial / directory, trust_remote_code=code))).strip()
+            )
     except CheckpointError as error:
         kept = f"the result is kept in {watch.partial}: the same merge without --check-load moves it to OUT"
         if not error.problems:
