@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import choices
 import numpy as np
 
-from tests.engine.toolkit import SIGNIFICAND_BITS, STORAGE, Case, Stored, asks, decode, encode, expected, read_header
+from tests.engine.toolkit import SIGNIFICAND_BITS, STORAGE, Case, Stored, decode, encode, expected, read_header, takes
 from tests.merge.toolkit import made_of
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _judge(
     whole = "experts." in name and made.case.sources[0].data.ndim == 3
     # Experts were merged one by one, and the truth of them is that of the stack only where no statistic is taken. The
     # methods that rank values do so in f32, and compute in it.
-    ranks = asks(made.case.method, "precision")
+    ranks = takes(made.case.method, "precision")
     allowed = 0.5 + (4 if ranks and made.case.dtype == "F32" else _NOISE * 2.0 ** (SIGNIFICAND_BITS[made.case.dtype]))
     if not whole:
         verdict.ours = max(verdict.ours, float(off.max()))
