@@ -83,8 +83,8 @@ rust-test: tools ## cargo test
 	cargo test $(MANIFEST) --locked
 
 .PHONY: python-test
-python-test: .venv/.installed ## pytest
-	$(BIN)/pytest
+python-test: .venv/.installed ## pytest, in as many processes as there are cores, at most four
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 # libFuzzer's instrumentation, as cargo-fuzz asks for it; no nightly compiler is needed.
 COVERAGE := -sanitizer-coverage-level=4 -sanitizer-coverage-inline-8bit-counters -sanitizer-coverage-pc-table -sanitizer-coverage-trace-compares

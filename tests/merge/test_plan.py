@@ -10,7 +10,7 @@ import pytest
 
 from mol import _rust
 from mol.errors import MergeError
-from mol.io.expressions import Source, sources_of
+from mol.io.expressions import Leaf, leaves
 from mol.merge.plan import COPY, InputFile, MergePlan, OutputTensor, Result, Task
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from mol.merge.plan import Method
 
 FIXTURE = Path(__file__).parents[1] / "data" / "plan_v2.json"
-CODES = {"scaled": {"of": Source(1, "b.q"), "by": Source(1, "b.q_scale"), "block": (128, 1)}}
-ADAPTED = {"of": Source(0, "h"), "a": Source(1, "h.A"), "b": Source(1, "h.B"), "scale": 0.5, "magnitude": None}
+CODES = {"scaled": {"of": Leaf(1, "b.q"), "by": Leaf(1, "b.q_scale"), "block": (128, 1)}}
+ADAPTED = {"of": Leaf(0, "h"), "a": Leaf(1, "h.A"), "b": Leaf(1, "h.B"), "scale": 0.5, "magnitude": None}
 
 
 def scale(factor: float) -> Method:
@@ -74,25 +74,25 @@ def test_the_plan_is_written_as_the_engine_reads_it() -> None:
             "v0": {
                 "rows": 6,
                 "runs": [(0, 1, 3), (4, 0, 1)],
-                "fills": [(3, "zero"), (5, {"mean": [(Source(0, "h"), 2), (Source(1, "b.h"), 0)]})],
+                "fills": [(3, "zero"), (5, {"mean": [(Leaf(0, "h"), 2), (Leaf(1, "b.h"), 0)]})],
             }
         },
         tasks=(
-            Task(0, COPY, (Source(0, "a"), Source(1, "b.a"))),
-            Task(1, scale(-0.1), (Source(0, "b"),)),
-            Task(2, linear([0.1, 2.5e-8], normalize=True), (Source(0, "c"), Source(1, "b.c"))),
-            Task(3, slerp(1 / 3), (Source(0, "d"), Source(1, "b.d"))),
-            Task(4, task_arithmetic([-1.0], normalize=False, lambda_=0.7), (Source(0, "e"), Source(1, 'b."e"\n'))),
+            Task(0, COPY, (Leaf(0, "a"), Leaf(1, "b.a"))),
+            Task(1, scale(-0.1), (Leaf(0, "b"),)),
+            Task(2, linear([0.1, 2.5e-8], normalize=True), (Leaf(0, "c"), Leaf(1, "b.c"))),
+            Task(3, slerp(1 / 3), (Leaf(0, "d"), Leaf(1, "b.d"))),
+            Task(4, task_arithmetic([-1.0], normalize=False, lambda_=0.7), (Leaf(0, "e"), Leaf(1, 'b."e"\n'))),
             Task(
                 5,
                 ties([0.5, 1.0], [0.2, 1.0], normalize=True, rescale=False, lambda_=1.0, majority_sign_method="count"),
-                (Source(0, "f"), Source(1, "b.f"), Source(1, "b.g")),
+                (Leaf(0, "f"), Leaf(1, "b.f"), Leaf(1, "b.g")),
                 also=(Result(9, task_arithmetic([0.25, 0.5], normalize=True, lambda_=1.5)),),
             ),
             Task(
                 6,
                 dare_linear([0.5, 1.0], [0.2, 1.0], [0, 2**32 - 1], normalize=False, rescale=True, lambda_=1.0),
-                (Source(0, "f"), Source(1, "b.f"), Source(1, "b.g")),
+                (Leaf(0, "f"), Leaf(1, "b.f"), Leaf(1, "b.g")),
             ),
             Task(
                 7,
@@ -100,7 +100,7 @@ def test_the_plan_is_written_as_the_engine_reads_it() -> None:
                 (
                     {
                         "rows": {
-                            "of": {"transpose": {"columns": {"of": Source(0, "g"), "from": 2, "to": 5}}},
+                            "of": {"transpose": {"columns": {"of": Leaf(0, "g"), "from": 2, "to": 5}}},
                             "from": 0,
                             "to": 3,
                         }
@@ -111,11 +111,11 @@ def test_the_plan_is_written_as_the_engine_reads_it() -> None:
                 7,
                 linear([1.0, 1.0], normalize=True),
                 (
-                    {"stack": [Source(0, "g.1"), Source(0, "g.2")]},
+                    {"stack": [Leaf(0, "g.1"), Leaf(0, "g.2")]},
                     {"cast": {"of": {"merged": {"by": scale(2.0), "of": [CODES]}}, "to": "BF16"}},
                 ),
                 row=3,
-                reads=(Source(1, "b.fisher"),),
+                reads=(Leaf(1, "b.fisher"),),
             ),
             Task(8, COPY, ({"gather": {"of": {"lora": ADAPTED}, "table": "v0"}},)),
         ),
@@ -123,13 +123,13 @@ def test_the_plan_is_written_as_the_engine_reads_it() -> None:
         allow_nonfinite=True,
     )
     assert json.loads(plan.to_json()) == json.loads(FIXTURE.read_text(encoding="utf-8"))
-    assert list(sources_of(plan.tasks[-1].of)) == [Source(0, "h"), Source(1, "h.A"), Source(1, "h.B")]
+    assert list(leaves(plan.tasks[-1].of)) == [Leaf(0, "h"), Leaf(1, "h.A"), Leaf(1, "h.B")]
 
 
 @pytest.mark.parametrize("shapes", [[(2**62, 4)], [(2**63 - 1, 2)], [(2**59,), (2**59,), (2**59,)], [(2**64 - 1,)]])
 def test_sizes_beyond_64_bits_are_an_error_with_a_message(shapes: list[tuple[int, ...]]) -> None:
     tensors = tuple(OutputTensor(f"t{i}", "F64", shape, 0) for i, shape in enumerate(shapes))
-    tasks = tuple(Task(i, COPY, (Source(0, "a"),)) for i in range(len(shapes)))
+    tasks = tuple(Task(i, COPY, (Leaf(0, "a"),)) for i in range(len(shapes)))
     plan = MergePlan((InputFile("/a", 1, 0, "00"),), ("model.safetensors",), tensors, tasks).to_json()
     for ask in (_rust.plan_cost, _rust.plan_digest):
         with pytest.raises(MergeError, match="is more than any disk holds"):
@@ -138,6 +138,6 @@ def test_sizes_beyond_64_bits_are_an_error_with_a_message(shapes: list[tuple[int
 
 def test_the_cost_of_many_threads_does_not_overflow() -> None:
     method = ties([1.0], [0.5], normalize=True, rescale=False, lambda_=1.0, majority_sign_method="total")
-    tensor, task = OutputTensor("t", "F32", (1 << 20,), 0), Task(0, method, (Source(0, "a"), Source(1, "a")))
+    tensor, task = OutputTensor("t", "F32", (1 << 20,), 0), Task(0, method, (Leaf(0, "a"), Leaf(1, "a")))
     plan = MergePlan((InputFile("/a", 1, 0, "00"),) * 2, ("model.safetensors",), (tensor,), (task,)).to_json()
     assert _rust.plan_cost(plan, threads=2**63)[1] >= 2**63

@@ -10,7 +10,7 @@ import pytest
 from mol import _rust
 from mol.config import MergeConfig, ModelReference
 from mol.errors import MergeError
-from mol.io.expressions import Source, sources_of
+from mol.io.expressions import Leaf, leaves
 from mol.merge.options import MergeOptions
 from mol.merge.plan import OutputTensor
 from mol.merge.planner import plan_merge
@@ -55,13 +55,13 @@ class Made(NamedTuple):
     shape: tuple[int, ...]
     output: int
     method: Method
-    sources: list[Source]
+    sources: list[Leaf]
 
 
 def tensors(planned: PlannedMerge) -> list[Made]:
     """Every tensor of the output, each made by one task from whole tensors."""
     made = zip(planned.plan.tensors, planned.plan.tasks, strict=True)
-    return [Made(*tensor, task.by, list(sources_of(task.of))) for tensor, task in made]
+    return [Made(*tensor, task.by, list(leaves(task.of))) for tensor, task in made]
 
 
 def task(planned: PlannedMerge, name: str) -> tuple[dict[str, Any], list[tuple[int, str]]]:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 
-class Source(NamedTuple):
-    """A tensor in an input file: the expression that most tasks read.
+class Leaf(NamedTuple):
+    """A tensor in an input file: the expression that most tasks read, and what all others are made of.
 
     Attributes:
         input: index into a list of files: those of a checkpoint, or `MergePlan.inputs`.
@@ -18,18 +18,18 @@ class Source(NamedTuple):
     tensor: str
 
 
-Expr: TypeAlias = Source | Mapping[str, Any]
+Expr: TypeAlias = Leaf | Mapping[str, Any]
 """A tensor, or one entry, name of an expression to what it is made of, such as
-`{"rows": {"of": Source(0, "qkv"), "from": 0, "to": 512}}`. rust/src/plan/expr.rs lists them."""
+`{"rows": {"of": Leaf(0, "qkv"), "from": 0, "to": 512}}`. rust/src/plan/expr.rs lists them."""
 
 
-def sources_of(expr: object) -> Iterator[Source]:
+def leaves(expr: object) -> Iterator[Leaf]:
     """Yield every tensor that an expression, or each of several, is made of."""
-    if isinstance(expr, Source):
+    if isinstance(expr, Leaf):
         yield expr
     elif isinstance(expr, (Mapping, Sequence)) and not isinstance(expr, str):
         for part in expr.values() if isinstance(expr, Mapping) else expr:
-            yield from sources_of(part)
+            yield from leaves(part)
 
 
 def renumbered(expr: Expr, number: Callable[[int], int]) -> Expr:
@@ -45,8 +45,8 @@ def with_tables(expr: Expr, prefix: str) -> Expr:
 
 
 def _changed(part: Any, number: Callable[[int], int], prefix: str) -> Any:  # noqa: ANN401 - any part of an expression
-    if isinstance(part, Source):
-        return Source(number(part.input), part.tensor)
+    if isinstance(part, Leaf):
+        return Leaf(number(part.input), part.tensor)
     if isinstance(part, Mapping):
         return {
             key: prefix + value if key == "table" else _changed(value, number, prefix) for key, value in part.items()

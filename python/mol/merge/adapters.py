@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from mol.dtypes import BYTES, FLOAT_DTYPES
 from mol.errors import MergeError
 from mol.io.checkpoint import Checkpoint, Made, Part
-from mol.io.expressions import Expr, Source
+from mol.io.expressions import Expr, Leaf
 from mol.merge.tied import has_scores
 from mol.structure.heads import ends_of
 from mol.structure.layers import find_structure
@@ -98,10 +98,10 @@ class _Application:
     def _current(self, target: str) -> Expr:
         """Return what the model has now under a name."""
         made = self._made.get(target)
-        return Source(self._base.tensors[target].file, target) if made is None else made.of[0]
+        return Leaf(self._base.tensors[target].file, target) if made is None else made.of[0]
 
-    def _read(self, name: str) -> Source:
-        return Source(self._file, name)
+    def _read(self, name: str) -> Leaf:
+        return Leaf(self._file, name)
 
     def _replace(self, target: str, own: str) -> None:
         """Replace a tensor of the model by one that was trained as a whole."""

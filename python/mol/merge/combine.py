@@ -8,7 +8,7 @@ from mol.config.method_spec import DEPTH_SCALE
 from mol.config.methods import METHODS, weights_cancel
 from mol.config.parameters import compile_filter
 from mol.errors import ConfigError
-from mol.io.expressions import sources_of
+from mol.io.expressions import leaves
 from mol.merge import plan
 from mol.merge.experts import matrix_names
 from mol.text import suggestion
@@ -261,7 +261,7 @@ def idle_filters(config: MergeConfig, plan: MergePlan) -> Iterator[str]:
     filters = dict.fromkeys(config.filters())
     if not filters:
         return
-    names = {tensor.name for tensor in plan.tensors} | {name for task in plan.tasks for _, name in sources_of(task.of)}
+    names = {tensor.name for tensor in plan.tensors} | {name for task in plan.tasks for _, name in leaves(task.of)}
     names.update(matrix_names(plan.tensors))
     for parameter, text in filters:
         if not any(map(compile_filter(text), names)):

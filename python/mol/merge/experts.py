@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from mol.io.checkpoint import Made, TensorInfo
-from mol.io.expressions import Source
+from mol.io.expressions import Leaf
 from mol.structure.experts import NUMBERED, PROJ, Block, expert_rows, find_experts, is_router, matrix_name
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class _Conversion:
 
     def _current(self, name: str) -> Expr:
         made = self._checkpoint.made.get(name)
-        return Source(self._checkpoint.tensors[name].file, name) if made is None else made.of[0]
+        return Leaf(self._checkpoint.tensors[name].file, name) if made is None else made.of[0]
 
     def _shape(self, part: int) -> tuple[int, int]:
         return (self._width, self._inner) if part == 2 else (self._inner, self._width)
@@ -217,7 +217,7 @@ def rows_of(expr: Expr, number: int, of: int, rows: int) -> Expr:
         of: how many there are.
         rows: rows of each.
     """
-    if not isinstance(expr, Source) and len(expr.get("stack", ())) == of:
+    if not isinstance(expr, Leaf) and len(expr.get("stack", ())) == of:
         return expr["stack"][number]  # type: ignore[no-any-return]
     return {"rows": {"of": expr, "from": number * rows, "to": (number + 1) * rows}}
 

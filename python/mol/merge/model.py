@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from mol.io.expressions import Source, renumbered
+from mol.io.expressions import Leaf, renumbered
 
 if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint, TensorInfo
@@ -44,7 +44,7 @@ class Model:
         made = self.checkpoint.made.get(name) if self.checkpoint.made else None
         if made is None:
             info = self.checkpoint.tensors[name]
-            return (Source(self.first_file + info.file, name),), info.bytes
+            return (Leaf(self.first_file + info.file, name),), info.bytes
         return tuple(renumbered(expr, self.first_file.__add__) for expr in made.of), made.bytes
 
 

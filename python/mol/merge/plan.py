@@ -9,7 +9,7 @@ from json.encoder import encode_basestring_ascii
 from typing import Any, Final, NamedTuple
 
 from mol._rust import methods
-from mol.io.expressions import Expr, Source
+from mol.io.expressions import Expr, Leaf
 
 PLAN_VERSION: Final = 2
 
@@ -141,9 +141,7 @@ class MergePlan:
             if also:
                 to = ", ".join([to, *(_target(result.tensor, result.row, result.of) for result in also)])
                 method = f"[{', '.join([method, *(of_method(result.by) for result in also)])}]"
-            parts = [
-                f"[{expr.input}, {names[expr.tensor]}]" if isinstance(expr, Source) else _json(expr) for expr in of
-            ]
+            parts = [f"[{expr.input}, {names[expr.tensor]}]" if isinstance(expr, Leaf) else _json(expr) for expr in of]
             more = f', "with": {_json(reads)}' if reads else ""
             tasks.append(f'{{"to": [{to}], "by": {method}, "of": [{", ".join(parts)}]{more}}}')
         head = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from mol.dtypes import BYTES
 from mol.errors import MergeError
 from mol.io.checkpoint import Checkpoint, CheckpointFile, Made, TensorInfo
-from mol.io.expressions import Source, with_tables
+from mol.io.expressions import Leaf, with_tables
 from mol.merge.plan import COPY
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def as_checkpoint(name: str, planned: PlannedMerge, tokenizer: Path) -> Checkpoi
 def _rounded(task: Task, planned: PlannedMerge, stored: Mapping[tuple[str, str], str], dtype: str) -> Expr:
     """Return what a task makes, rounded as it would be in a file."""
     expr: Expr = task.of[0] if task.by is COPY else computed(task.by, task.of, dtype)
-    path = planned.plan.inputs[expr.input].path if isinstance(expr, Source) else ""
-    if isinstance(expr, Source) and stored.get((path, expr.tensor)) == dtype:
+    path = planned.plan.inputs[expr.input].path if isinstance(expr, Leaf) else ""
+    if isinstance(expr, Leaf) and stored.get((path, expr.tensor)) == dtype:
         return expr
     return {"cast": {"of": expr, "to": dtype}}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mol import _rust
 from mol.io.arrays import read_arrays
-from mol.io.expressions import Expr, Source
+from mol.io.expressions import Expr, Leaf
 from mol.merge.plan import InputFile, MergePlan, OutputTensor, Task
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def surviving(model: Checkpoint, plain: Checkpoint, dtype: str | None) -> dict[s
         first = max((rows - _ROWS) // 2, 0)
         count = min(_ROWS, rows)
         own = plain.tensors[name].dtype
-        for kind, of in (("without", Source(plain.tensors[name].file, name)), ("with", expr)):
+        for kind, of in (("without", Leaf(plain.tensors[name].file, name)), ("with", expr)):
             part: Expr = {"rows": {"of": of, "from": first, "to": first + count}}
             for stored in ("F64" if own == "F64" else "F32", dtype or own):
                 task = len(tensors)
@@ -104,7 +104,7 @@ def _added(model: Checkpoint, plain: Checkpoint) -> Iterator[tuple[str, Expr]]:
         inner: Any = expr
         while isinstance(inner, dict) and ("transpose" in inner or "lora" in inner):
             inner = inner["transpose"] if "transpose" in inner else inner["lora"]["of"]
-        if expr is not inner and name in plain.tensors and inner == Source(plain.tensors[name].file, name):
+        if expr is not inner and name in plain.tensors and inner == Leaf(plain.tensors[name].file, name):
             yield name, expr
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.errors import CheckpointError, MergeError
-from mol.io.expressions import Source, renumbered, with_tables
+from mol.io.expressions import Leaf, renumbered, with_tables
 from mol.io.json_file import read_object
 from mol.io.layout import JOURNAL, SWEEP
 from mol.merge.plan import MergePlan, OutputTensor, Result, Task
@@ -135,8 +135,8 @@ def _renumbered_tables(plan: MergePlan, number: Sequence[int]) -> dict[str, Any]
 
 
 def _moved(expr: Expr, number: Sequence[int], prefix: str) -> Expr:
-    if isinstance(expr, Source):
-        return Source(number[expr.input], expr.tensor)
+    if isinstance(expr, Leaf):
+        return Leaf(number[expr.input], expr.tensor)
     moved = renumbered(expr, number.__getitem__)
     return with_tables(moved, prefix) if prefix else moved
 

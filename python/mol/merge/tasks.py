@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.dtypes import BYTES, EXACT_DTYPES
-from mol.io.expressions import Source, renumbered, sources_of
+from mol.io.expressions import Leaf, leaves, renumbered
 from mol.io.layout import shard_names
 from mol.merge.combine import Combination, task_vector
 from mol.merge.experts import rows_of
@@ -151,7 +151,7 @@ class TaskBuilder:
         sources = []
         size = 0
         for first, own, found in layers:
-            sources.append([Source(first + info.file, name) for name, info in zip(own, found, strict=True)])
+            sources.append([Leaf(first + info.file, name) for name, info in zip(own, found, strict=True)])
             self._read.update({first + info.file for info in found})
             size += sum([info.bytes for info in found])
         for name, info, of in zip(names, infos, zip(*sources, strict=True), strict=True):
@@ -318,7 +318,7 @@ class TaskBuilder:
                 method, exprs = task_vector(scale), (*of[base], result)
             self._tasks.append(Task(len(self._tensors), method, exprs, number * rows))
             for expr in exprs:
-                self._read.update((expr.input,) if type(expr) is Source else [leaf.input for leaf in sources_of(expr)])
+                self._read.update((expr.input,) if type(expr) is Leaf else [leaf.input for leaf in leaves(expr)])
         self._assign_file(spec.name, info)
 
     def _divides(self, method: Method) -> bool:
@@ -344,7 +344,7 @@ class TaskBuilder:
         self._tasks.append(Task(len(self._tensors), method, sources))
         self._assign_file(name, info)
         for expr in sources:
-            self._read.update((expr.input,) if type(expr) is Source else [leaf.input for leaf in sources_of(expr)])
+            self._read.update((expr.input,) if type(expr) is Leaf else [leaf.input for leaf in leaves(expr)])
         self._count(method, read, 1)
 
     def _assign_file(self, name: str, info: TensorInfo) -> None:
@@ -402,8 +402,8 @@ class TaskBuilder:
             tasks = [
                 task._replace(
                     of=tuple(
-                        Source(numbers[expr.input], expr.tensor)
-                        if isinstance(expr, Source)
+                        Leaf(numbers[expr.input], expr.tensor)
+                        if isinstance(expr, Leaf)
                         else renumbered(expr, numbers.__getitem__)
                         for expr in task.of
                     )
