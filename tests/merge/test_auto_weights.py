@@ -96,14 +96,18 @@ def test_a_recipe_keeps_the_word(models: list[str]) -> None:
     assert MergeConfig.from_yaml(config.to_yaml()) == config
 
 
-def test_validate_reads_no_weights(
-    models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_validate_reads_no_weights(models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A NaN, which has no norm, is seen by the plan and not by validate."""
+    broken = make_llama(tmp_path / "broken", 1)
+    shard = read_shard(broken / "model.safetensors")
+    shard["model.norm.weight"] = encode(np.full(shard["model.norm.weight"].data.shape, np.nan), "F32")
+    write_shard(broken / "model.safetensors", shard, metadata={"format": "pt"})
     source = tmp_path / "recipe.yml"
-    source.write_text(MergeConfig.from_dict(recipe(models)).to_yaml())
-    monkeypatch.setattr("mol._rust.compare", lambda *_, **__: pytest.fail("weights were read"))
+    source.write_text(MergeConfig.from_dict(recipe([*models[:2], str(broken)])).to_yaml())
     assert main(["validate", str(source)]) == 0
     assert "the weights are found when models are read" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(MergeError, match="is not finite"):
+        plan_recipe(source)
 
 
 def test_a_model_that_equals_the_base_has_no_norm(models: list[str], tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Finds the weights of models from the norms of their differences from the base: `weight: {auto: ...}`.
 
-The norm is that of a whole model, one number for each: so do both papers weigh. It takes one reading of all weights
-before the plan is made.
+The norm is that of a whole model, one number for each, and of its difference from the base for both forms. It takes one
+reading of all weights before the plan is made.
 """
 
 from __future__ import annotations
