@@ -79,6 +79,14 @@ macro_rules! with_format {
 }
 pub(crate) use with_format;
 
+/// Returns the index and value of the first element that is not finite.
+pub fn first_nonfinite(float: Float, bytes: &[u8]) -> Option<(usize, f64)> {
+    with_format!(float, F => {
+        let mut values = (0..bytes.len() / F::BYTES).map(|i| (i, F::get(bytes, i).to_f64()));
+        values.find(|(_, value)| !value.is_finite())
+    })
+}
+
 /// How elements of a format are loaded and stored. Every method is inlined into its caller's instruction set.
 pub trait Format: Copy + Send + Sync + 'static {
     /// The type of its arithmetic.

@@ -1,7 +1,7 @@
 //! Runs the method of one float tensor: the sweeps over the whole tensor, then its tiles, which are computed, checked,
 //! checksummed and written. Names no method except the copy, which needs no arithmetic.
 use crate::crc::Crc;
-use crate::dtype::{Float, Format, WideF32, limit, with_format};
+use crate::dtype::{Float, WideF32, first_nonfinite, limit, with_format};
 use crate::encode::Encode;
 use crate::error::{Error, Result};
 use crate::lanes::{Kernel, Lanes, Peaks, W};
@@ -134,6 +134,7 @@ impl Settled<'_> {
         })?;
         // Count the sweeps as read only now: a progress bar that waits is better than one that runs backwards.
         self.job.settings.watch.add_read(sweep.len() * self.read * (self.job.method.sweeps() as usize - 1));
+        let sweep = if kernel.whole_rows() { sweep.in_rows() } else { sweep };
         let result = Made { settled: self, all: sweep.all(), kernel, sweep };
         let size = |elements| self.job.encoding.bytes(elements);
         let tiles = result.sweep.tiles(|tile| {
@@ -176,12 +177,8 @@ impl Settled<'_> {
             self.job.settings.watch.check()?;
             let block = start..leaf.len().min(start + BLOCK);
             let bytes = leaf.lease(self.job.settings.simd, block.clone(), &mut slot)?;
-            let found = with_format!(leaf.float(), V => {
-                let mut values = (0..block.len()).map(|i| (start + i, V::get(bytes, i).to_f64()));
-                values.find(|(_, value)| !value.is_finite())
-            });
-            if found.is_some() {
-                return Ok(found);
+            if let Some((index, value)) = first_nonfinite(leaf.float(), bytes) {
+                return Ok(Some((start + index, value)));
             }
         }
         Ok(None)
@@ -233,24 +230,18 @@ impl<F: Lanes> Made<'_, F> {
         if let Some(error) = self.settled.blame_input()? {
             return Ok(error);
         }
-        let (len, encoding) = (self.sweep.len(), self.settled.job.encoding);
-        let (mut bytes, mut scratch) = (vec![0; encoding.bytes(STRIP)], Vec::new());
-        let mut bad = |at: Range<usize>| {
-            let bytes = &mut bytes[..encoding.bytes(at.len())];
-            Ok(self.is_bad(self.make(at, bytes, &mut scratch)?))
-        };
-        for start in (0..len).step_by(STRIP) {
-            let strip = start..len.min(start + STRIP);
-            if bad(strip.clone())? {
-                for element in strip {
-                    if bad(element..element + 1)? {
-                        let (name, format) = (self.settled.job.name, encoding.name());
-                        return Ok(Error::NonFinite(format!(
-                            "tensor `{name}`: the result at element {element} is too large for {format}; choose a wider \
-                             `out_dtype` (bfloat16, float32) or smaller weights, or pass --allow-nonfinite"
-                        )));
-                    }
-                }
+        let (len, step, encoding) = (self.sweep.len(), self.sweep.settings.tile, self.settled.job.encoding);
+        let (mut bytes, mut scratch) = (Vec::new(), Vec::new());
+        for start in (0..len).step_by(step) {
+            let tile = start..len.min(start + step);
+            bytes.resize(encoding.bytes(tile.len()), 0);
+            self.make(tile, &mut bytes, &mut scratch)?;
+            if let Some(element) = encoding.first_nonfinite(&bytes) {
+                let (name, format, element) = (self.settled.job.name, encoding.name(), start + element);
+                return Ok(Error::NonFinite(format!(
+                    "tensor `{name}`: the result at element {element} is too large for {format}; choose a wider \
+                     `out_dtype` (bfloat16, float32) or smaller weights, or pass --allow-nonfinite"
+                )));
             }
         }
         Ok(self.settled.nothing_at_fault())

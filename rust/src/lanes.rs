@@ -144,6 +144,11 @@ pub trait Combine<R: Real>: Send + Sync {
 
 /// A method prepared for one tensor.
 pub trait Kernel<F: Lanes>: Send + Sync {
+    /// Whether it computes whole rows only, because an element depends on the others of its row.
+    fn whole_rows(&self) -> bool {
+        false
+    }
+
     /// Computes elements `at` of the result. All slices hold that many elements in format `F`.
     fn run(&self, simd: Simd, at: Range<usize>, inputs: &[&[u8]], output: &mut [u8]) -> Peaks<F::Real>;
 }

@@ -23,6 +23,7 @@ from tests.engine.toolkit import (
     plan_of,
     shard_bytes,
     task_arithmetic,
+    thin,
     ties,
     write_shard,
 )
@@ -69,6 +70,20 @@ def test_anonymous_memory_is_far_below_the_size_of_a_tensor(tmp_path: Path) -> N
     assert most < 32 << 20
     _, heap = _rust.plan_cost(json.dumps(plan), threads=2)
     assert most < heap < 32 << 20
+
+
+@TOLD
+def test_what_is_drawn_by_rank_is_not_held(tmp_path: Path) -> None:
+    """A bit for each of 2^25 elements and three models would take 12 MiB."""
+    random = np.random.default_rng(67)
+    rows = [encode(random.normal(0, 0.02, (128, 512)), "BF16").data for _ in range(4)]
+    sources = tuple(Stored("BF16", np.tile(data, (512, 1))) for data in rows)
+    method = thin("della", [1.0, 0.5, -0.5], [0.5, 0.3, 0.9], epsilons=[0.1, 0.1, 0.05], rescale=True)
+    plan = plan_of(tmp_path, {"w": Case(method, sources, "BF16")})
+    most = anonymous(plan, tmp_path / "out.partial")
+    assert most < 10 << 20
+    _, heap = _rust.plan_cost(json.dumps(plan), threads=2)
+    assert most < heap < 12 << 20
 
 
 def test_a_search_in_a_small_tensor_costs_no_more_than_its_elements(tmp_path: Path) -> None:

@@ -23,6 +23,9 @@ pub trait Encode: Send + Sync {
     /// Bytes needed for a number of elements.
     fn bytes(&self, elements: usize) -> usize;
 
+    /// Returns the index of the first element that is not finite; those that overflow are stored as infinities.
+    fn first_nonfinite(&self, stored: &[u8]) -> Option<usize>;
+
     /// Encodes elements `at` from their values in format `float`.
     fn encode(&self, simd: Simd, at: Range<usize>, float: Float, values: &[u8], to: &mut [u8]);
 }

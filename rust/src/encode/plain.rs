@@ -1,6 +1,6 @@
 //! Plain elements of a float format.
 use super::Encode;
-use crate::dtype::{Float, transcode};
+use crate::dtype::{Float, first_nonfinite, transcode};
 use crate::simd::Simd;
 use std::ops::Range;
 
@@ -22,6 +22,10 @@ impl Encode for Plain {
 
     fn bytes(&self, elements: usize) -> usize {
         elements * self.0.bytes()
+    }
+
+    fn first_nonfinite(&self, stored: &[u8]) -> Option<usize> {
+        first_nonfinite(self.0, stored).map(|(index, _)| index)
     }
 
     fn encode(&self, simd: Simd, _: Range<usize>, float: Float, values: &[u8], to: &mut [u8]) {

@@ -3,16 +3,19 @@
 //! from the paper: survivors are rescaled to the L1 norm of the whole, not by 1 / probability. Where it differs from
 //! mergekit: a row is of the last axis, of equal magnitudes the lowest index ranks highest, and an element that is a row by
 //! itself survives with the density as probability.
-use super::delta::{Keep, added};
+use super::delta::{Elect, Keep, Masses, Total, rescaled};
 use super::ranked::Magnitude;
 use super::{Checked, Merge, finite, numbered, portions, shares, weighs};
 use crate::draw::draw;
-use crate::error::Result;
-use crate::lanes::{At, Kernel, Lanes, W};
+use crate::error::{Error, Result};
+use crate::lanes::{At, Each, Kernel, Lanes, Peaks, W};
 use crate::real::Real;
-use crate::simd::Task;
-use crate::sweep::Sweep;
-use crate::sweep::ranks::{Bits, held};
+use crate::simd::{Simd, Task};
+use crate::source::Settings;
+use crate::sweep::ranks::{Bits, by_rank, held};
+use crate::sweep::sums::total;
+use crate::sweep::{BLOCK, STRIP, Sweep};
+use std::ops::Range;
 
 /// Base (the first source) plus weighted task vectors, randomly thinned by rank; with `ELECT` only those that have the
 /// elected sign.
@@ -38,7 +41,7 @@ pub struct Della<const ELECT: bool> {
 /// Elements survive whose bit is set; all survive for a model without bits.
 pub struct Marked(pub Vec<Option<Bits>>);
 
-impl<R: Real> Keep<R> for Marked {
+impl<R: Real> Keep<R> for &Marked {
     type Stretch = ();
 
     fn stretch(&self, _: usize) -> ((), usize) {
@@ -85,26 +88,97 @@ fn limits(density: f64, epsilon: f64, columns: usize) -> Vec<u32> {
     (0..columns).rev().map(of_rank).collect()
 }
 
-impl<const ELECT: bool> Della<ELECT> {
-    fn bits<F: Lanes>(&self, sweep: &Sweep<F>, model: usize) -> Result<Option<Bits>> {
-        let density = self.densities[model];
-        if density >= 1.0 {
-            return Ok(None);
-        }
-        let limits =
-            if density > 0.0 { limits(density, self.epsilons[model], sweep.columns) } else { vec![0; sweep.columns] };
-        let mark = |first: usize, order: &[u32], survives: &mut [bool]| {
-            let skip = first % 4;
-            let mut drawn = vec![[0; W]; (skip + order.len()).div_ceil(W)];
-            let draws =
-                Draws { key: sweep.settings.key, model: self.models[model], from: first - skip, drawn: &mut drawn };
-            sweep.settings.simd.run(draws);
-            let drawn = &drawn.as_flattened()[skip..];
-            for (column, limit) in order.iter().zip(&limits) {
-                survives[*column as usize] = drawn[*column as usize] >> 1 < *limit;
+/// Draws which elements of whole rows survive. Rows are ranked wherever they are read: the bits of a tensor are not held.
+struct Thinning<const ELECT: bool> {
+    della: Della<ELECT>,
+    key: [u32; 2],
+    columns: usize,
+    /// Per model, the limits of the ranks; none if all its elements survive.
+    limits: Vec<Option<Vec<u32>>>,
+}
+
+impl<const ELECT: bool> Thinning<ELECT> {
+    fn new(della: &Della<ELECT>, key: [u32; 2], columns: usize) -> Self {
+        let limits = della.densities.iter().zip(&della.epsilons).map(|(density, epsilon)| match *density {
+            d if d >= 1.0 => None,
+            d if d <= 0.0 => Some(vec![0; columns]),
+            d => Some(limits(d, *epsilon, columns)),
+        });
+        Self { della: della.clone(), key, columns, limits: limits.collect() }
+    }
+
+    /// Marks no element yet of the rows that hold elements `at`.
+    fn none(&self, at: &Range<usize>) -> Marked {
+        let bits = |limits: &Option<Vec<u32>>| limits.is_some().then(|| Bits::new(at.start, at.len()));
+        Marked(self.limits.iter().map(bits).collect())
+    }
+
+    /// Marks what survives of rows `at`, of which `inputs` holds the elements of all sources.
+    fn mark<F: Lanes>(&self, simd: Simd, at: Range<usize>, inputs: &[&[u8]], marked: &mut Marked) {
+        let mut drawn = Vec::new();
+        for (model, (limits, bits)) in self.limits.iter().zip(&mut marked.0).enumerate() {
+            let (Some(limits), Some(bits)) = (limits, bits) else { continue };
+            for row in at.clone().step_by(self.columns) {
+                let bytes = (row - at.start) * F::BYTES..(row + self.columns - at.start) * F::BYTES;
+                let x = [0, model + 1].map(|source| &inputs[source][bytes.clone()]);
+                by_rank::<F, _, 2>(simd, &Magnitude(model), x, |order| {
+                    let skip = row % 4;
+                    drawn.resize((skip + order.len()).div_ceil(W), [0; W]);
+                    let number = self.della.models[model];
+                    simd.run(Draws { key: self.key, model: number, from: row - skip, drawn: &mut drawn });
+                    let drawn = &drawn.as_flattened()[skip..];
+                    for (column, limit) in order.iter().zip(limits) {
+                        bits.set(row + *column as usize, drawn[*column as usize] >> 1 < *limit);
+                    }
+                });
             }
-        };
-        Ok(Some(sweep.by_rank(&Magnitude(model), mark)?))
+        }
+    }
+
+    /// Computes the factors of the survivors; see [`rescaled`].
+    fn factors<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Vec<f64>> {
+        let (models, columns) = (self.limits.len(), self.columns);
+        // Sums are over blocks, so the rows at both ends of a tile are ranked for its neighbours too.
+        let tile = sweep.settings.tile.max(columns.next_multiple_of(BLOCK));
+        let sweep = Sweep::<F>::new(sweep.sources(), Settings { tile, ..sweep.settings });
+        let rows = Sweep::<F>::new(sweep.sources(), sweep.settings).in_rows();
+        let tiles = sweep.tiles(|tile| {
+            let at = tile.start / columns * columns..tile.end.next_multiple_of(columns);
+            let mut marked = self.none(&at);
+            rows.strips(&rows.all(), at, STRIP, |strip, inputs| {
+                self.mark::<F>(sweep.settings.simd, strip, inputs, &mut marked);
+                Ok(())
+            })?;
+            let keep = &&marked;
+            sweep.sums_of_tile(&(0..models).map(|model| Masses { keep, model }).collect::<Vec<_>>(), tile)
+        })?;
+        Ok(rescaled(&self.della.weights, &total(models, &tiles)))
+    }
+}
+
+/// The kernel: what is drawn of the rows, then what is made of the survivors.
+struct Thinned<const ELECT: bool> {
+    thinning: Thinning<ELECT>,
+    factors: Vec<f64>,
+}
+
+impl<F: Lanes, const ELECT: bool> Kernel<F> for Thinned<ELECT> {
+    fn whole_rows(&self) -> bool {
+        true
+    }
+
+    fn run(&self, simd: Simd, at: Range<usize>, inputs: &[&[u8]], output: &mut [u8]) -> Peaks<F::Real> {
+        let Della { weights, normalize, lambda, .. } = &self.thinning.della;
+        let mut marked = self.thinning.none(&at);
+        self.thinning.mark::<F>(simd, at.clone(), inputs, &mut marked);
+        let keep = &marked;
+        if ELECT {
+            let formula = Elect::<F::Real, _, false>::new(keep, weights, &self.factors, *normalize, *lambda);
+            Kernel::<F>::run(&Each(formula), simd, at, inputs, output)
+        } else {
+            let formula = Total::<F::Real, _>::new(keep, weights, &self.factors, *normalize, *lambda);
+            Kernel::<F>::run(&Each(formula), simd, at, inputs, output)
+        }
     }
 }
 
@@ -130,12 +204,19 @@ impl<const ELECT: bool> Merge for Della<ELECT> {
     }
 
     fn resident(&self, rows: usize, columns: usize, sources: usize) -> usize {
-        let bits = sources.saturating_sub(1).saturating_mul(Bits::bytes(rows.saturating_mul(columns)));
-        bits.saturating_add(held(columns)).saturating_add(columns.saturating_mul(2 * size_of::<u32>()))
+        // The elements of a row, which may be longer than a strip, as read and as f64, and its random words; its limits and
+        // bits for each model, the bits for a tile at least.
+        let row = held(columns).saturating_add(columns.saturating_mul(size_of::<u32>() + 2 * sources * size_of::<f64>()));
+        let bits = Bits::bytes(columns.saturating_mul(2).max(4 * BLOCK).min(rows.saturating_mul(columns)));
+        row.saturating_add(sources.saturating_mul(columns.saturating_mul(size_of::<u32>()).saturating_add(bits)))
     }
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
-        let keep = Marked((0..self.weights.len()).map(|model| self.bits(sweep, model)).collect::<Result<_>>()?);
-        added::<F, _, ELECT>(sweep, keep, &self.weights, self.normalize, self.rescale, self.lambda)
+        if u32::try_from(sweep.columns).is_err() {
+            return Err(Error::Merge(format!("a row of {} elements is too long to be sorted", sweep.columns)));
+        }
+        let thinning = Thinning::new(self, sweep.settings.key, sweep.columns.max(1));
+        let factors = if self.rescale { thinning.factors(sweep)? } else { self.weights.clone() };
+        Ok(Box::new(Thinned { thinning, factors }))
     }
 }

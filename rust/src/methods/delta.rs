@@ -82,7 +82,7 @@ pub struct Total<R, K> {
     scale: R,
 }
 
-impl<R: Real, K: Keep<R> + 'static> Total<R, K> {
+impl<R: Real, K: Keep<R>> Total<R, K> {
     /// Builds the formula. With `normalize` the sum is divided by the sum of `weights` (by 1 if that is below 1e-8),
     /// then multiplied by `lambda`. `factors` are the weights, possibly rescaled.
     pub fn new(keep: K, weights: &[f64], factors: &[f64], normalize: bool, lambda: f64) -> Self {
@@ -92,7 +92,10 @@ impl<R: Real, K: Keep<R> + 'static> Total<R, K> {
     }
 
     /// Converts it to a kernel.
-    pub fn kernel<F: Lanes<Real = R>>(self) -> Box<dyn Kernel<F>> {
+    pub fn kernel<F: Lanes<Real = R>>(self) -> Box<dyn Kernel<F>>
+    where
+        K: 'static,
+    {
         Box::new(Each(self))
     }
 }
@@ -162,7 +165,7 @@ pub struct Elect<R: Real, K, const COUNT: bool> {
     lambda: R,
 }
 
-impl<R: Real, K: Keep<R> + 'static, const COUNT: bool> Elect<R, K, COUNT> {
+impl<R: Real, K: Keep<R>, const COUNT: bool> Elect<R, K, COUNT> {
     /// Builds the formula. With `normalize` the agreeing survivors are divided by the sum of their weights. `factors`
     /// are the weights, possibly rescaled.
     pub fn new(keep: K, weights: &[f64], factors: &[f64], normalize: bool, lambda: f64) -> Self {
@@ -177,7 +180,10 @@ impl<R: Real, K: Keep<R> + 'static, const COUNT: bool> Elect<R, K, COUNT> {
     }
 
     /// Converts it to a kernel.
-    pub fn kernel<F: Lanes<Real = R>>(self) -> Box<dyn Kernel<F>> {
+    pub fn kernel<F: Lanes<Real = R>>(self) -> Box<dyn Kernel<F>>
+    where
+        K: 'static,
+    {
         Box::new(Each(self))
     }
 }
@@ -259,9 +265,11 @@ pub fn added<F: Lanes, K: Keep<F::Real> + 'static, const ELECT: bool>(
 }
 
 /// Sums `|d|` over all elements and over the survivors of one model.
-struct Masses<'a, K> {
-    keep: &'a K,
-    model: usize,
+pub struct Masses<'a, K> {
+    /// Which elements survive.
+    pub keep: &'a K,
+    /// The model; 0 is the first after the base.
+    pub model: usize,
 }
 
 impl<R: Real, K: Keep<R>> Terms<R, 2, 2> for Masses<'_, K> {
@@ -283,8 +291,7 @@ impl<R: Real, K: Keep<R>> Terms<R, 2, 2> for Masses<'_, K> {
     }
 }
 
-/// Computes the factors of the survivors: the weights, with `rescale` multiplied so that each task vector keeps its L1
-/// norm, which takes one more sweep. That factor is 1 if either norm is below 1e-7.
+/// Computes the factors of the survivors: the weights, with `rescale` those of [`rescaled`], which take one more sweep.
 pub fn factors<F: Lanes, K: Keep<F::Real>>(
     sweep: &Sweep<F>,
     keep: &K,
@@ -295,7 +302,12 @@ pub fn factors<F: Lanes, K: Keep<F::Real>>(
         return Ok(weights.to_vec());
     }
     let masses: Vec<_> = (0..weights.len()).map(|model| Masses { keep, model }).collect();
-    let factor =
-        |(weight, [all, kept]): (&f64, [f64; 2])| weight * if all < 1e-7 || kept < 1e-7 { 1.0 } else { all / kept };
-    Ok(weights.iter().zip(sweep.sums(&masses)?).map(factor).collect())
+    Ok(rescaled(weights, &sweep.sums(&masses)?))
+}
+
+/// Multiplies weights so that each task vector keeps its L1 norm, from the sums of [`Masses`]; by 1 if either norm is below
+/// 1e-7.
+pub fn rescaled(weights: &[f64], masses: &[[f64; 2]]) -> Vec<f64> {
+    let share = |[all, kept]: &[f64; 2]| if *all < 1e-7 || *kept < 1e-7 { 1.0 } else { all / kept };
+    weights.iter().zip(masses).map(|(weight, masses)| weight * share(masses)).collect()
 }

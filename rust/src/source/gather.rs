@@ -146,6 +146,10 @@ impl Source for Cast {
         self.of.shape()
     }
 
+    fn unit(&self) -> usize {
+        self.of.unit()
+    }
+
     fn lease<'s>(&'s self, simd: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]> {
         lease_as(&*self.of, self.to, simd, at, slot)
     }

@@ -36,6 +36,15 @@ impl Source for Merged {
         self.of[0].shape()
     }
 
+    fn unit(&self) -> usize {
+        let rows = match &self.kernel {
+            Some(Either::Single(kernel)) => kernel.whole_rows(),
+            Some(Either::Double(kernel)) => kernel.whole_rows(),
+            None => false,
+        };
+        if rows { self.shape().1.max(1) } else { 1 }
+    }
+
     fn lease<'s>(&'s self, simd: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]> {
         let kernel =
             self.kernel.as_ref().ok_or_else(|| Error::Panic("a stage is read before it is prepared".into()))?;

@@ -42,6 +42,8 @@ pub struct Sweep<'a, F: Lanes> {
     /// Run settings.
     pub settings: Settings<'a>,
     ready: bool,
+    /// Strips end at multiples of this, or at the last element.
+    unit: usize,
     /// Makes one more source from all of them; its index is the number of sources.
     made: Option<&'a dyn Kernel<F>>,
     format: PhantomData<F>,
@@ -52,7 +54,16 @@ impl<'a, F: Lanes> Sweep<'a, F> {
     pub fn new(sources: &'a [Box<dyn Source>], settings: Settings<'a>) -> Self {
         let (rows, columns) = sources[0].shape();
         let ready = sources.iter().all(|source| source.ready() && source.float() == F::FLOAT);
-        Self { sources, rows, columns, settings, ready, made: None, format: PhantomData }
+        let unit = sources.iter().map(|source| source.unit()).max().unwrap_or(1);
+        Self { sources, rows, columns, settings, ready, unit, made: None, format: PhantomData }
+    }
+
+    /// Returns the same sweep over whole rows: its tiles and strips end where a row ends.
+    #[must_use]
+    pub fn in_rows(mut self) -> Self {
+        self.unit = self.columns.max(1);
+        self.settings.tile = self.settings.tile.next_multiple_of(self.unit);
+        self
     }
 
     /// Returns the same sources and one more, made by a kernel from all of them; its index is the number of sources.
@@ -100,15 +111,6 @@ impl<'a, F: Lanes> Sweep<'a, F> {
         (0..self.len().div_ceil(self.settings.tile)).into_par_iter().map(of_tile).collect()
     }
 
-    /// Runs `visit` for every block of every tile; returns the results in block order.
-    fn blocks<T: Send>(&self, visit: impl Fn(Range<usize>) -> Result<T> + Sync) -> Result<Vec<T>> {
-        let of_tile = |tile: Range<usize>| {
-            let starts = tile.clone().step_by(BLOCK);
-            starts.map(|start| visit(start..tile.end.min(start + BLOCK))).collect::<Result<Vec<T>>>()
-        };
-        Ok(self.tiles(of_tile)?.into_iter().flatten().collect())
-    }
-
     /// Runs `visit` for the elements of every row in parallel; returns the results in order.
     pub fn each_row<T: Send>(&self, visit: impl Fn(Range<usize>) -> Result<T> + Sync) -> Result<Vec<T>> {
         if self.is_empty() {
@@ -122,7 +124,7 @@ impl<'a, F: Lanes> Sweep<'a, F> {
         (0..self.rows).into_par_iter().with_min_len(group).map(of_row).collect()
     }
 
-    /// Calls `take(elements, inputs)` for elements `at` of the `chosen` sources in format `F`, at most `step` elements
+    /// Calls `take(elements, inputs)` for elements `at` of the `chosen` sources in format `F`, about `step` elements
     /// a call.
     pub fn strips(
         &self,
@@ -132,12 +134,11 @@ impl<'a, F: Lanes> Sweep<'a, F> {
         mut take: impl FnMut(Range<usize>, &[&[u8]]) -> Result<()>,
     ) -> Result<()> {
         let Some(kernel) = self.made else { return self.leased(chosen, at, step, take) };
-        let step = step.min(STRIP);
-        let mut made = vec![0; step.min(at.len()) * F::BYTES];
-        self.leased(&self.all(), at, step, |strip, inputs| {
-            let made = &mut made[..strip.len() * F::BYTES];
-            kernel.run(self.settings.simd, strip.clone(), inputs, made);
-            let of = |source: &usize| inputs.get(*source).copied().unwrap_or(made);
+        let mut made = Vec::new();
+        self.leased(&self.all(), at, step.min(STRIP), |strip, inputs| {
+            made.resize(strip.len() * F::BYTES, 0);
+            kernel.run(self.settings.simd, strip.clone(), inputs, &mut made);
+            let of = |source: &usize| inputs.get(*source).copied().unwrap_or(&made);
             take(strip, &chosen.iter().map(of).collect::<Vec<_>>())
         })
     }
@@ -159,7 +160,7 @@ impl<'a, F: Lanes> Sweep<'a, F> {
         let mut done = Ok(());
         let mut start = at.start;
         while start < at.end && done.is_ok() {
-            let strip = start..at.end.min(start.saturating_add(step));
+            let strip = start..at.end.min(start.saturating_add(step).next_multiple_of(self.unit));
             let lease = |(source, slot): (&usize, _)| {
                 let source: &dyn Source = &*self.sources[*source];
                 lease_as(source, F::FLOAT, self.settings.simd, strip.clone(), slot)

@@ -1,11 +1,10 @@
-//! Selection of elements by the rank of their score within their row. Each row is sorted once; one bit per element is kept.
-use super::Sweep;
+//! The ranks of elements by their score within their row, and which elements survive by it: one bit each.
 use super::count::gather;
 use super::select::Score;
-use crate::error::{Error, Result};
 use crate::lanes::{At, Lanes};
 use crate::real::Real;
-use rayon::prelude::*;
+use crate::simd::Simd;
+use std::cell::RefCell;
 
 /// Bits per digit of a key, and the number of values of a digit.
 const DIGIT: u32 = 11;
@@ -15,21 +14,35 @@ const MANY: usize = 512;
 /// Bytes after the last bit, so that lanes can load theirs as one word.
 const WORD: usize = size_of::<u64>();
 
-/// One bit per element.
-pub struct Bits(Vec<u8>);
+/// One bit per element of a range.
+pub struct Bits {
+    first: usize,
+    bits: Vec<u8>,
+}
 
 impl Bits {
+    /// Creates the bits of `elements` elements from `first` on, none of them set.
+    pub fn new(first: usize, elements: usize) -> Self {
+        Self { first, bits: vec![0; Self::bytes(elements)] }
+    }
+
     /// Returns the size for a number of elements, in bytes.
     pub fn bytes(elements: usize) -> usize {
         elements.div_ceil(8) + WORD
     }
 
+    /// Sets the bit of an element if it survives.
+    pub fn set(&mut self, element: usize, survives: bool) {
+        let bit = element - self.first;
+        self.bits[bit / 8] |= u8::from(survives) << (bit % 8);
+    }
+
     /// Returns the bits of some lanes.
     #[inline(always)]
     pub fn lanes<const N: usize>(&self, at: At) -> [bool; N] {
-        let mut word = [0; WORD];
-        word.copy_from_slice(&self.0[at.first / 8..at.first / 8 + WORD]);
-        let word = u64::from_le_bytes(word) >> (at.first % 8);
+        let (mut word, bit) = ([0; WORD], at.first - self.first);
+        word.copy_from_slice(&self.bits[bit / 8..bit / 8 + WORD]);
+        let word = u64::from_le_bytes(word) >> (bit % 8);
         let mut set = [false; N];
         for j in 0..N {
             set[j] = (word >> (j * at.step)) & 1 == 1;
@@ -38,81 +51,53 @@ impl Bits {
     }
 }
 
-/// Returns the bytes that [`Sweep::by_rank`] holds for a row, in addition to the bits.
+/// Returns the bytes that [`by_rank`] holds for a row.
 pub fn held(columns: usize) -> usize {
-    columns.saturating_mul(size_of::<i64>() + 2 * size_of::<u32>() + 1) + VALUES * size_of::<u32>()
+    columns.saturating_mul(size_of::<i64>() + 2 * size_of::<u32>()) + VALUES * size_of::<u32>()
+}
+
+thread_local! {
+    /// Buffers in which this thread sorts its next row.
+    static ROW: RefCell<Row> = const { RefCell::new(Row { keys: Vec::new(), order: Vec::new(), next: Vec::new() }) };
 }
 
 /// Buffers for sorting one row.
-#[derive(Default)]
 struct Row {
     keys: Vec<i64>,
     order: Vec<u32>,
     next: Vec<u32>,
-    survives: Vec<bool>,
 }
 
-impl<F: Lanes> Sweep<'_, F> {
-    /// Calls `mark(first element, columns from largest to smallest score, survives)` for each row, and returns which
-    /// elements survive. Of equal scores the lowest column comes first.
-    pub fn by_rank<S: Score<F::Real, M>, const M: usize>(
-        &self,
-        score: &S,
-        mark: impl Fn(usize, &[u32], &mut [bool]) + Sync,
-    ) -> Result<Bits> {
-        let mut bits = Bits(vec![0; Bits::bytes(self.len())]);
-        if self.is_empty() {
-            return Ok(bits);
-        }
-        if u32::try_from(self.columns).is_err() {
-            return Err(Error::Merge(format!("a row of {} elements is too long to be sorted", self.columns)));
-        }
-        // So that each group of rows starts at a byte boundary.
-        let rows = (self.settings.tile / self.columns).max(1).next_multiple_of(8);
-        let of_rows = |row: &mut Row, (group, bits): (usize, &mut [u8])| {
-            let first = group * rows;
-            for index in first..self.rows.min(first + rows) {
-                self.settings.watch.check()?;
-                row.sort(self, score, index)?;
-                mark(index * self.columns, &row.order, &mut row.survives);
-                let from = (index - first) * self.columns;
-                for (i, survives) in row.survives.iter().enumerate() {
-                    bits[(from + i) / 8] |= u8::from(*survives) << ((from + i) % 8);
-                }
-            }
-            Ok(())
-        };
-        let all = &mut bits.0[..self.len().div_ceil(8)];
-        all.par_chunks_mut(rows * self.columns / 8).enumerate().try_for_each_init(Row::default, of_rows)?;
-        Ok(bits)
-    }
+/// Calls `take` with the columns of a row from largest to smallest score; of equal scores the lowest column comes first. A
+/// row has less than 2^32 elements.
+pub fn by_rank<F: Lanes, S: Score<F::Real, M>, const M: usize>(
+    simd: Simd,
+    score: &S,
+    x: [&[u8]; M],
+    take: impl FnOnce(&[u32]),
+) {
+    ROW.with_borrow_mut(|row| {
+        let columns = x[0].len() / F::BYTES;
+        row.keys.clear();
+        gather::<F, S, M>(simd, score, x, -1, F::Real::TOP, &mut row.keys);
+        // The one NaN whose key is the top is not gathered.
+        row.keys.resize(columns, F::Real::TOP);
+        row.sort();
+        take(&row.order);
+    });
 }
 
 impl Row {
-    /// Sorts the columns of a row.
-    fn sort<F: Lanes, S: Score<F::Real, M>, const M: usize>(
-        &mut self,
-        sweep: &Sweep<F>,
-        score: &S,
-        row: usize,
-    ) -> Result<()> {
-        let columns = sweep.columns;
-        self.keys.clear();
-        sweep.scored(score, row * columns..(row + 1) * columns, |_, x| {
-            gather::<F, S, M>(sweep.settings.simd, score, x, -1, F::Real::TOP, &mut self.keys);
-        })?;
-        // The one NaN whose key is the top is not gathered.
-        self.keys.resize(columns, F::Real::TOP);
-        self.survives.resize(columns, false);
+    /// Sorts the columns by their keys.
+    fn sort(&mut self) {
         self.order.clear();
-        self.order.extend(0..columns as u32);
-        if columns < MANY {
+        self.order.extend(0..self.keys.len() as u32);
+        if self.keys.len() < MANY {
             let keys = &self.keys;
             self.order.sort_by_key(|column| std::cmp::Reverse(keys[*column as usize]));
         } else {
             self.by_digits();
         }
-        Ok(())
     }
 
     /// Sorts by digits, least significant first; digits that all keys share are skipped.

@@ -53,6 +53,9 @@ pub trait Terms<R: Real, const M: usize, const K: usize>: Sync {
     fn terms<const N: usize>(&self, stretch: &Self::Stretch, at: At, x: [[R; N]; M]) -> [[f64; N]; K];
 }
 
+/// The sums of several terms for each block of a tile, in order.
+pub type Blocks<const K: usize> = Vec<Vec<[f64; K]>>;
+
 /// Adds the terms of a stretch of one block, which starts with element `block`.
 struct Add<'a, F, T, S, const M: usize, const K: usize> {
     terms: &'a T,
@@ -117,12 +120,16 @@ impl<F: Lanes, T: Terms<F::Real, M, K, Stretch = S>, S, const M: usize, const K:
 impl<F: Lanes> Sweep<'_, F> {
     /// Computes the sums of each of `terms`; all of them share one sweep.
     pub fn sums<T: Terms<F::Real, M, K>, const M: usize, const K: usize>(&self, terms: &[T]) -> Result<Vec<[f64; K]>> {
-        let blocks = self.blocks(|block| self.sums_of(terms, block))?;
-        let mut totals = vec![[0.0; K]; terms.len()];
-        for block in blocks {
-            add(&mut totals, &block);
-        }
-        Ok(totals)
+        Ok(total(terms.len(), &self.tiles(|tile| self.sums_of_tile(terms, tile))?))
+    }
+
+    /// Computes the sums of each of `terms` over a tile, for [`total`].
+    pub fn sums_of_tile<T: Terms<F::Real, M, K>, const M: usize, const K: usize>(
+        &self,
+        terms: &[T],
+        tile: Range<usize>,
+    ) -> Result<Blocks<K>> {
+        tile.clone().step_by(BLOCK).map(|start| self.sums_of(terms, start..tile.end.min(start + BLOCK))).collect()
     }
 
     /// Computes the sums of each of `terms` over a row.
@@ -166,6 +173,13 @@ impl<F: Lanes> Sweep<'_, F> {
         })?;
         Ok(sums.into_iter().map(|sums| sums.map(|sum| sum.total())).collect())
     }
+}
+
+/// Adds the sums of all tiles, which are in order.
+pub fn total<const K: usize>(terms: usize, tiles: &[Blocks<K>]) -> Vec<[f64; K]> {
+    let mut totals = vec![[0.0; K]; terms];
+    tiles.iter().flatten().for_each(|block| add(&mut totals, block));
+    totals
 }
 
 /// Adds sums to totals.
