@@ -2,15 +2,16 @@
 //! a task vector survive, and what one model keeps is not left to those after it; then as task arithmetic. Where mol
 //! differs from the paper: blocks do not cross rows of the last axis, and zeros never survive, so a model that leaves a
 //! block as it is takes nothing from the others.
-use super::della::Marked;
+use super::della::{Marked, of_rows};
 use super::delta::Total;
 use super::ranked::Magnitude;
 use super::{Checked, Merge, finite, weighs};
 use crate::error::Result;
-use crate::lanes::{At, Kernel, Lanes};
-use crate::real::Real;
-use crate::sweep::ranks::{Bits, held};
-use crate::sweep::{Sweep, Terms};
+use crate::lanes::{At, Each, Kernel, Lanes, Peaks};
+use crate::simd::Simd;
+use crate::sweep::Sweep;
+use crate::sweep::ranks::{Bits, by_rank, sortable};
+use std::ops::Range;
 
 /// Base (the first source) plus weighted task vectors of which `n` of `m` elements survive, of no two models the same.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -26,47 +27,54 @@ pub struct Cabs {
     pub lambda: f64,
 }
 
-/// How many elements a model changes.
-struct Changes(usize);
-
-impl<R: Real> Terms<R, 2, 1> for Changes {
-    type Stretch = ();
-
-    fn reads(&self) -> [usize; 2] {
-        [0, self.0 + 1]
-    }
-
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
-    #[inline(always)]
-    fn terms<const N: usize>(&self, (): &(), _: At, [base, x]: [[R; N]; 2]) -> [[f64; N]; 1] {
-        [std::array::from_fn(|j| f64::from(u8::from(x[j] - base[j] != R::default())))]
+impl Cabs {
+    /// Marks what survives of each model of a row, apart from what those before it have kept. `x` holds the row of all
+    /// sources, the first element of which is `first`.
+    fn choose<F: Lanes>(&self, simd: Simd, first: usize, x: &[&[u8]], marked: &mut Marked) {
+        let (n, m) = (self.n as usize, self.m as usize);
+        for model in 0..self.weights.len() {
+            let (before, [Some(bits), ..]) = marked.0.split_at_mut(model) else { continue };
+            let changes = |column: &usize| F::get(x[model + 1], *column) - F::get(x[0], *column) != F::Real::default();
+            by_rank::<F, _, 2>(simd, &Magnitude(model), [x[0], x[model + 1]], |order| {
+                let mut kept = vec![0; order.len().div_ceil(m)];
+                for column in order.iter().map(|column| *column as usize).take_while(changes) {
+                    let at = At { first: first + column, step: 1 };
+                    let taken = before.iter().flatten().any(|bits| bits.lanes::<1>(at)[0]);
+                    let survives = !taken && kept[column / m] < n;
+                    bits.set(first + column, survives);
+                    kept[column / m] += usize::from(survives);
+                }
+            });
+        }
     }
 }
 
-impl Cabs {
-    /// Finds what survives of a model, apart from what those before it have kept.
-    fn chosen<F: Lanes>(&self, sweep: &Sweep<F>, model: usize, before: &[Option<Bits>]) -> Result<Bits> {
-        let changes = sweep.each_row(|row| Ok(sweep.sums_of_row(&[Changes(model)], row)?[0][0] as usize))?;
-        let (n, m) = (self.n as usize, self.m as usize);
-        let mark = |first: usize, order: &[u32], survives: &mut [bool]| {
-            let mut kept = vec![0; sweep.columns.div_ceil(m)];
-            survives.fill(false);
-            for column in order[..changes[first / sweep.columns]].iter().map(|column| *column as usize) {
-                let at = At { first: first + column, step: 1 };
-                let taken = before.iter().flatten().any(|bits| bits.lanes::<1>(at)[0]);
-                survives[column] = !taken && kept[column / m] < n;
-                kept[column / m] += usize::from(survives[column]);
-            }
-        };
-        sweep.by_rank(&Magnitude(model), mark)
+/// The kernel: what is chosen of the rows, then what is made of it.
+struct Chosen {
+    cabs: Cabs,
+    columns: usize,
+}
+
+impl<F: Lanes> Kernel<F> for Chosen {
+    fn whole_rows(&self) -> bool {
+        true
+    }
+
+    fn run(&self, simd: Simd, at: Range<usize>, inputs: &[&[u8]], output: &mut [u8]) -> Peaks<F::Real> {
+        let Cabs { weights, lambda, .. } = &self.cabs;
+        let mut marked = Marked(weights.iter().map(|_| Some(Bits::new(at.start, at.len()))).collect());
+        for row in at.clone().step_by(self.columns) {
+            let bytes = (row - at.start) * F::BYTES..(row + self.columns - at.start) * F::BYTES;
+            let x: Vec<&[u8]> = inputs.iter().map(|input| &input[bytes.clone()]).collect();
+            self.cabs.choose::<F>(simd, row, &x, &mut marked);
+        }
+        let formula = Total::<F::Real, _>::new(&marked, weights, weights, false, *lambda);
+        Kernel::<F>::run(&Each(formula), simd, at, inputs, output)
     }
 }
 
 impl Merge for Cabs {
-    const SWEEPS: u64 = 3;
+    const SWEEPS: u64 = 1;
     // Magnitudes are ranked as f32, as those of TIES.
     const WIDE: bool = false;
 
@@ -79,17 +87,11 @@ impl Merge for Cabs {
     }
 
     fn resident(&self, rows: usize, columns: usize, sources: usize) -> usize {
-        let bits = sources.saturating_sub(1).saturating_mul(Bits::bytes(rows.saturating_mul(columns)));
-        let of_rows =
-            rows.saturating_mul(size_of::<usize>()).saturating_add(columns.saturating_mul(size_of::<usize>()));
-        bits.saturating_add(held(columns)).saturating_add(of_rows)
+        of_rows(rows, columns, sources)
     }
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
-        let mut bits = Vec::with_capacity(self.weights.len());
-        for model in 0..self.weights.len() {
-            bits.push(Some(self.chosen(sweep, model, &bits)?));
-        }
-        Ok(Total::new(Marked(bits), &self.weights, &self.weights, false, self.lambda).kernel())
+        sortable(sweep.columns)?;
+        Ok(Box::new(Chosen { cabs: self.clone(), columns: sweep.columns.max(1) }))
     }
 }

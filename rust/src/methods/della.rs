@@ -7,12 +7,12 @@ use super::delta::{Elect, Keep, Masses, Total, rescaled};
 use super::ranked::Magnitude;
 use super::{Checked, Merge, finite, numbered, portions, shares, weighs};
 use crate::draw::draw;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::lanes::{At, Each, Kernel, Lanes, Peaks, W};
 use crate::real::Real;
 use crate::simd::{Simd, Task};
 use crate::source::Settings;
-use crate::sweep::ranks::{Bits, by_rank, held};
+use crate::sweep::ranks::{Bits, by_rank, held, sortable};
 use crate::sweep::sums::total;
 use crate::sweep::{BLOCK, STRIP, Sweep};
 use std::ops::Range;
@@ -58,6 +58,15 @@ impl<R: Real> Keep<R> for &Marked {
         }
         v
     }
+}
+
+/// Returns the bytes that a method holds which ranks the elements of rows.
+pub(super) fn of_rows(rows: usize, columns: usize, sources: usize) -> usize {
+    // The elements of a row, which may be longer than a strip, as read and as f64, and its random words; its limits and
+    // bits for each model, the bits for a tile at least.
+    let row = held(columns).saturating_add(columns.saturating_mul(size_of::<u32>() + 2 * sources * size_of::<f64>()));
+    let bits = Bits::bytes(columns.saturating_mul(2).max(4 * BLOCK).min(rows.saturating_mul(columns)));
+    row.saturating_add(sources.saturating_mul(columns.saturating_mul(size_of::<u32>()).saturating_add(bits)))
 }
 
 /// Random words of the elements of a row, from a multiple of four on: then each counter is computed once for its four.
@@ -204,17 +213,11 @@ impl<const ELECT: bool> Merge for Della<ELECT> {
     }
 
     fn resident(&self, rows: usize, columns: usize, sources: usize) -> usize {
-        // The elements of a row, which may be longer than a strip, as read and as f64, and its random words; its limits and
-        // bits for each model, the bits for a tile at least.
-        let row = held(columns).saturating_add(columns.saturating_mul(size_of::<u32>() + 2 * sources * size_of::<f64>()));
-        let bits = Bits::bytes(columns.saturating_mul(2).max(4 * BLOCK).min(rows.saturating_mul(columns)));
-        row.saturating_add(sources.saturating_mul(columns.saturating_mul(size_of::<u32>()).saturating_add(bits)))
+        of_rows(rows, columns, sources)
     }
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
-        if u32::try_from(sweep.columns).is_err() {
-            return Err(Error::Merge(format!("a row of {} elements is too long to be sorted", sweep.columns)));
-        }
+        sortable(sweep.columns)?;
         let thinning = Thinning::new(self, sweep.settings.key, sweep.columns.max(1));
         let factors = if self.rescale { thinning.factors(sweep)? } else { self.weights.clone() };
         Ok(Box::new(Thinned { thinning, factors }))

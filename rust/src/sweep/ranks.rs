@@ -1,6 +1,7 @@
 //! The ranks of elements by their score within their row, and which elements survive by it: one bit each.
 use super::count::gather;
 use super::select::Score;
+use crate::error::{Error, Result};
 use crate::lanes::{At, Lanes};
 use crate::real::Real;
 use crate::simd::Simd;
@@ -48,6 +49,14 @@ impl Bits {
             set[j] = (word >> (j * at.step)) & 1 == 1;
         }
         set
+    }
+}
+
+/// Refuses rows that are too long.
+pub fn sortable(columns: usize) -> Result<()> {
+    match u32::try_from(columns) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Error::Merge(format!("a row of {columns} elements is too long to be sorted"))),
     }
 }
 
