@@ -117,7 +117,7 @@ class _Planner:
             dtype=self._dtype,
             strict=options.strict_tensors,
             shard_size=options.out_shard_size,
-            fused_experts=any(expert_rows(name, stored) > 1 for name in stored),
+            fused_experts=any(len(info.shape) == 3 and expert_rows(name, stored) > 1 for name, info in stored.items()),
         )
         self._model_config = copy.deepcopy(self._donor.checkpoint.config)
         self._tying: Tying | None = None
