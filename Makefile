@@ -18,6 +18,8 @@ TESTS ?=
 SUPPORT ?=
 
 BIN := .venv/bin
+# Tests in as many processes as there are cores, at most four; torch in one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 MANIFEST := --manifest-path rust/Cargo.toml
 RUST_WANTED := $(shell sed -n 's/^rust-version = "\(.*\)"/\1/p' rust/Cargo.toml)
 RUST_SOURCES := rust/Cargo.toml rust/Cargo.lock $(shell find rust/src -name '*.rs')
@@ -66,8 +68,7 @@ quick: lint ## lint, cargo test of the library, and the Python tests that take s
 
 .PHONY: coverage
 coverage: .venv/.installed ## the lines of python/mol that no test runs (TESTS= chooses tests, e.g. tests/merge)
-	$(BIN)/coverage run -m pytest -m "not slow" $(TESTS)
-	$(BIN)/coverage report
+	$(PYTEST) -m "not slow" --cov --cov-report=term-missing $(TESTS)
 
 .PHONY: docs
 docs: .venv/.installed ## the documentation as a site, build/docs, and that of the crate; a broken link is an error
@@ -83,8 +84,8 @@ rust-test: tools ## cargo test
 	cargo test $(MANIFEST) --locked
 
 .PHONY: python-test
-python-test: .venv/.installed ## pytest, in as many processes as there are cores, at most four
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+python-test: .venv/.installed ## pytest
+	$(PYTEST)
 
 # libFuzzer's instrumentation, as cargo-fuzz asks for it; no nightly compiler is needed.
 COVERAGE := -sanitizer-coverage-level=4 -sanitizer-coverage-inline-8bit-counters -sanitizer-coverage-pc-table -sanitizer-coverage-trace-compares
