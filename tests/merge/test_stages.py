@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -259,3 +260,16 @@ def test_then_may_be_several_steps(models: Path, tmp_path: Path) -> None:
     assert (tmp_path / "then" / "model.safetensors").read_bytes() == (
         tmp_path / "documents" / "model.safetensors"
     ).read_bytes()
+
+
+def test_a_directory_that_is_called_merged_is_not_what_then_means(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = staged(models, "linear", "a", "b", weight=0.5)
+    recipe["then"] = {"merge_method": "passthrough", "models": [{"model": "merged"}]}
+    run_merge(recipe, tmp_path / "alone")
+    shutil.copytree(models / "c", tmp_path / "merged")
+    monkeypatch.chdir(tmp_path)
+    run_merge(recipe, "out")
+    made = [contents_of(tmp_path / name)["model.safetensors"] for name in ("alone", "out", "merged")]
+    assert made[0] == made[1] != made[2]

@@ -59,6 +59,7 @@ def main(models: str, out: str, processes: str, kind: str) -> None:
     }
     if trainer.accelerator.is_main_process:
         (Path(out) / "said.json").write_text(json.dumps(found))
+    trainer.accelerator.end_training()  # else a process may end while gloo's threads still run, which aborts it
 
 
 if __name__ == "__main__":

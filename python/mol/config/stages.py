@@ -62,10 +62,20 @@ def steps_of(table: Table, problems: Problems) -> list[Table]:
         problems.add(table.at("stages"), "`stages` and `then` in one recipe; name every step in `stages`")
     for number, step in enumerate(steps[:-1], start=1):
         if step.get("name") is None:
-            step.put("name", MERGED if number == 1 else f"{MERGED}{number}", step.at("name"))
+            step.put("name", _implied(number), step.at("name"))
         if "then" in step:
             problems.add(step.at("then"), "`then` inside of `then`; a list under the first one holds all steps")
     return steps
+
+
+def _implied(number: int) -> str:
+    return MERGED if number == 1 else f"{MERGED}{number}"
+
+
+def _name_of_step(step: Table, number: int, problems: Problems) -> str | None:
+    """Read the name of a step, `merged` also where a directory has it: `then` says what is meant, not `./merged`."""
+    implied = _implied(number)
+    return implied if step.get("name") == implied else name_of(step, problems)
 
 
 def arrange(documents: Sequence[Document], problems: Problems, notes: list[str]) -> tuple[list[int], int]:
@@ -147,7 +157,8 @@ def named_tables(table: Table, problems: Problems, *, alone: bool) -> list[tuple
         if not alone:
             problems.add(table.at("then"), "`then` in one of several documents; write that step as a document, too")
         *before, result = steps_of(table, problems)
-        return [*((name_of(step, problems), step) for step in before), (None, result)]
+        named = [(_name_of_step(step, number, problems), step) for number, step in enumerate(before, start=1)]
+        return [*named, (None, result)]
     stages = table.get("stages")
     if stages is not None and not isinstance(stages, Table):
         problems.add(table.at("stages"), f"`stages` is a map from names to recipes, not {shown(stages)}")
