@@ -182,8 +182,10 @@ def test_rates_follow_the_schedule(schedule: str, wanted: list[float], trainer: 
 def test_a_warm_up_longer_than_the_run_is_a_tenth_of_it(trainer: Train, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "mol"):
         trainer(warmup_steps=100).setup_optimization(20)
+        trainer(warmup_steps=100).setup_optimization(9)
     assert caplog.messages == [
-        "warmup_steps is 100, and the run has 20 steps: the learning rates rise over the first 2 instead"
+        "warmup_steps is 100, and the run has 20 steps: the learning rates rise over the first 2 instead",
+        "warmup_steps is 100, and the run has 9 steps: there is no warm-up",
     ]
 
 

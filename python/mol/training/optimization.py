@@ -91,10 +91,8 @@ def make_schedule(
     warmup = config.warmup_steps
     if steps is not None and warmup >= max(steps, 1):
         warmup = steps // 10
-        _log.warning(
-            "warmup_steps is %d, and the run has %d steps: the learning rates rise over the first %d instead",
-            config.warmup_steps, steps, warmup,
-        )  # fmt: skip
+        shorter = f"the learning rates rise over the first {warmup} instead" if warmup else "there is no warm-up"
+        _log.warning("warmup_steps is %d, and the run has %d steps: %s", config.warmup_steps, steps, shorter)
     name = "constant_with_warmup" if kind == "constant" else kind
     schedule: torch.optim.lr_scheduler.LambdaLR = get_scheduler(
         name, optimizer, num_warmup_steps=warmup, num_training_steps=steps
