@@ -103,7 +103,6 @@ def test_without_transformers_it_is_refused_before_a_model_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    monkeypatch.setattr("mol.merge.check_load.find_spec", lambda name: None if name == "transformers" else name)
     with pytest.raises(ConfigError, match="and transformers is not installed: pip install 'mol-merge"):
         run_merge(linear(tmp_path / "none"), tmp_path / "out", check_load=True)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -291,7 +290,6 @@ class MergeConfig(CheckedRecipe):
             weights: by model; the base has none.
             note: a line that says what they are.
         """
-        config = copy.copy(self)
         sources = tuple(
             replace(source, parameters=ParameterMap({**source.parameters, "weight": (Rule(weights[source.model]),)}))
             if source.model in weights
@@ -299,8 +297,7 @@ class MergeConfig(CheckedRecipe):
             for source in self.models or ()
         )
         rest = ParameterMap({name: rules for name, rules in self.parameters.items() if name != "weight"})
-        config.__dict__.update(models=sources, parameters=rest, notes=(*self.notes, note), _chains={})
-        return config
+        return self._derived(models=sources, parameters=rest, notes=(*self.notes, note))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe in mergekit's grammar; `from_dict` reads it back to an equal recipe.

@@ -91,15 +91,10 @@ class Stacker:
         unchanged = [lead.layer for lead in leads] == list(range(len(stack))) and leads[0].model is self._donor
         if not unchanged:
             notes, problems = restack(self._config, self._donor.structure, stack, origins)
-            self._notes.update(dict.fromkeys(notes))
-            for problem in problems:
-                self._problems.add(problem)
-            moved, problems = move_kinds(
-                self._config, self._donor.checkpoint.config, self._donor.structure, stack, origins
-            )
+            moved, more = move_kinds(self._config, self._donor.checkpoint.config, self._donor.structure, stack, origins)
             notes += moved
-            self._notes.update(dict.fromkeys(moved))
-            for problem in problems:
+            self._notes.update(dict.fromkeys(notes))
+            for problem in (*problems, *more):
                 self._problems.add(problem)
             if not notes and len({frozenset(layer) for layer in stack.layers}) > 1:
                 odd = [

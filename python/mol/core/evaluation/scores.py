@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
@@ -79,14 +79,7 @@ class Evaluation:
             "first_token": self.first_token,
             "bits_per_byte": self.bits_per_byte,
             "domains": {
-                name: {
-                    "documents": score.documents,
-                    "bytes": score.bytes,
-                    "tokens": score.tokens,
-                    "nll": score.nll,
-                    "bits_per_byte": score.bits_per_byte,
-                    "perplexity": score.perplexity,
-                }
+                name: {**asdict(score), "bits_per_byte": score.bits_per_byte, "perplexity": score.perplexity}
                 for name, score in self.domains.items()
             },
         }
