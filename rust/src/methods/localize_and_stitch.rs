@@ -3,7 +3,7 @@
 //! elements are those of each tensor, not of the whole model.
 use super::delta::{Keep, see};
 use super::ranked::{Largest, held};
-use super::{Checked, Merge, shares};
+use super::{Checked, Merge, based, shares};
 use crate::error::Result;
 use crate::lanes::{At, Combine, Each, Kernel, Lanes};
 use crate::real::Real;
@@ -58,9 +58,7 @@ impl Merge for LocalizeAndStitch {
     const WIDE: bool = false;
 
     fn check(&self, sources: usize) -> Checked<(), String> {
-        if sources < 2 {
-            return Err(format!("{sources} sources, wanted a base and models"));
-        }
+        based(sources)?;
         shares(&self.densities, sources)
     }
 

@@ -1,6 +1,6 @@
 //! `MagMax` (Marczak et al., 2024): the base plus, per element, the task vector with the largest magnitude.
 use super::delta::see;
-use super::{Checked, Merge, finite};
+use super::{Checked, Merge, based, finite};
 use crate::error::Result;
 use crate::lanes::{At, Combine, Each, Kernel, Lanes};
 use crate::real::Real;
@@ -50,9 +50,7 @@ impl Merge for Magmax {
     const WIDE: bool = false;
 
     fn check(&self, sources: usize) -> Checked<(), String> {
-        if sources < 2 {
-            return Err(format!("{sources} sources, wanted a base and models"));
-        }
+        based(sources)?;
         finite("lambda", &[self.lambda])
     }
 

@@ -162,6 +162,11 @@ fn expect(sources: usize, wanted: usize) -> Checked<(), String> {
     if sources == wanted { Ok(()) } else { Err(format!("{sources} sources, wanted {wanted}")) }
 }
 
+/// Checks that there are a base and models.
+fn based(sources: usize) -> Checked<(), String> {
+    if sources < 2 { Err(format!("{sources} sources, wanted a base and models")) } else { Ok(()) }
+}
+
 /// Checks that there is one weight for each source after the first `bases`.
 fn weighs(weights: &[f64], bases: usize, sources: usize) -> Checked<(), String> {
     if weights.is_empty() {

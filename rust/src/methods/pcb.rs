@@ -4,7 +4,7 @@
 //! magnitudes the 0.01% at either end are clamped, and where all scores are equal those that are positive count alike.
 use super::delta::see;
 use super::ranked::held;
-use super::{Checked, Merge, finite, shares};
+use super::{Checked, Merge, based, finite, shares};
 use crate::error::Result;
 use crate::lanes::{At, Combine, Each, Kernel, Lanes};
 use crate::math::exp;
@@ -223,9 +223,7 @@ impl Merge for Pcb {
     const WIDE: bool = false;
 
     fn check(&self, sources: usize) -> Checked<(), String> {
-        if sources < 2 {
-            return Err(format!("{sources} sources, wanted a base and models"));
-        }
+        based(sources)?;
         shares(&self.densities, sources).and(finite("lambda", &[self.lambda]))
     }
 

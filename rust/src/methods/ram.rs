@@ -1,6 +1,6 @@
 //! RAM, reinforced agent merging (Yuan et al., 2026): the base plus, per element, the mean of those task vectors that change
 //! it, so that changes of a single model are not diluted.
-use super::{Checked, Merge, not_negative};
+use super::{Checked, Merge, based, not_negative};
 use crate::error::Result;
 use crate::lanes::{At, Combine, Each, Kernel, Lanes};
 use crate::real::Real;
@@ -69,9 +69,7 @@ pub fn changed<F: Lanes>(epsilon: f64, factors: Option<&[f64]>) -> Box<dyn Kerne
 
 /// Checks that there is a model in addition to the base, and the threshold of changes.
 pub fn check_changes(epsilon: f64, sources: usize) -> Checked<(), String> {
-    if sources < 2 {
-        return Err(format!("{sources} sources, wanted a base and models"));
-    }
+    based(sources)?;
     not_negative("epsilon", epsilon)
 }
 

@@ -4,7 +4,7 @@
 //! divided by what is left of them.
 use super::delta::{see, settled};
 use super::ranked::held;
-use super::{Checked, Merge};
+use super::{Checked, Merge, based};
 use crate::error::Result;
 use crate::lanes::{At, Combine, Each, Kernel, Lanes};
 use crate::real::Real;
@@ -167,9 +167,7 @@ impl Merge for Sce {
     const WIDE: bool = false;
 
     fn check(&self, sources: usize) -> Checked<(), String> {
-        if sources < 2 {
-            return Err(format!("{sources} sources, wanted a base and models"));
-        }
+        based(sources)?;
         if (0.0..=1.0).contains(&self.select_topk) {
             Ok(())
         } else {

@@ -20,8 +20,13 @@ pub struct OutputFile {
 impl OutputFile {
     /// Returns the directory of the result that the file belongs to; empty if there is one result only.
     pub fn directory(&self) -> &str {
-        self.name.rsplit_once('/').map_or("", |(directory, _)| directory)
+        directory_of(&self.name)
     }
+}
+
+/// Returns the directory in the name of an output file; empty if it has none.
+pub fn directory_of(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(directory, _)| directory)
 }
 
 /// Returns whether a name is that of a file, or of a file in a directory that is no hidden one.

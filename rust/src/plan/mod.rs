@@ -7,7 +7,7 @@ mod reading;
 
 pub use crate::methods::Method;
 pub use expr::{Expr, Fill, Made, Table};
-pub use layout::{FileFormat, OutputFile, OutputTensor, Region, is_inside, matrix};
+pub use layout::{FileFormat, OutputFile, OutputTensor, Region, directory_of, is_inside, matrix};
 
 use crate::container::Header;
 use crate::error::{Error, Result};

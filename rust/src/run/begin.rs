@@ -6,7 +6,7 @@ use super::lock::Lock;
 use super::paths::remove;
 use super::writer::{INDEX, holds_outputs_alone};
 use crate::error::{Error, Result};
-use crate::plan::Plan;
+use crate::plan::{Plan, directory_of};
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
@@ -155,13 +155,9 @@ fn drop_stale(partial: &Path, before: &Head, now: &Head) -> Result<()> {
         remove(&partial.join(claims::name(output)))?;
     }
     for directory in before.directories() {
-        if now.outputs().filter(|output| is_in(output, directory)).count() < 2 {
+        if now.outputs().filter(|output| directory_of(output) == directory).count() < 2 {
             remove(&partial.join(directory).join(INDEX))?;
         }
     }
     Ok(())
-}
-
-fn is_in(output: &str, directory: &str) -> bool {
-    output.rsplit_once('/').map_or("", |(directory, _)| directory) == directory
 }

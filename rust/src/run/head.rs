@@ -4,7 +4,7 @@ use super::claims;
 use super::flock::Owner;
 use super::paths::remove;
 use crate::error::{Error, Result};
-use crate::plan::{Plan, is_inside};
+use crate::plan::{Plan, directory_of, is_inside};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -46,7 +46,7 @@ impl Head {
 
     /// Returns the directories of the output files, each once.
     pub fn directories(&self) -> BTreeSet<&str> {
-        self.outputs().map(|name| name.rsplit_once('/').map_or("", |(directory, _)| directory)).collect()
+        self.outputs().map(directory_of).collect()
     }
 }
 
