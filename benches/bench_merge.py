@@ -1,7 +1,8 @@
-"""Time whole merges of 1.1B models against `cp` and mergekit in the same rounds, and print one table of ratios.
+"""Time whole merges of 1.1B models against `cp` in the same rounds, and mergekit after them; print tables of ratios.
 
-Each row can be run alone: `python benches/bench_merge.py --dir DIR linear start`. mergekit 0.1.5 is used through its
-command only, in a virtual environment of its own. Every timed run starts with a fresh output, its inputs in the page
+Each row can be run alone: `python benches/bench_merge.py --dir DIR linear start`. Its table is printed, and kept in
+DIR/results.json, as soon as it is measured. mergekit 0.1.5 is used through its command only, in a virtual environment
+of its own. Every timed run starts with a fresh output, its inputs in the page
 cache unless the row says cold, free memory touched before, and nothing left to write back.
 """
 
@@ -20,14 +21,12 @@ import recipes
 import scaling
 from measure import Taken, memory_limit, run, warm
 from rows import chosen_rows
-from table import MB, MOL, Bench, Line, report
+from table import MB, MOL, PEER_THREADS, Bench, Line, kept, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 MERGEKIT = "mergekit==0.1.5"
-# Its default threads burn more CPU than one does, and which is faster depends on the machine: the faster counts.
-PEER_THREADS = {"mergekit": (), "mergekit -j 1": ("-j", "1")}
 CGROUP_LIMIT = 512 << 20
 
 
@@ -36,52 +35,43 @@ def against_peers(
     name: str,
     cp_limits: tuple[float, float | None],
     peer_limits: tuple[float, float | None] | None,
-    anonymous_limits: tuple[float, float | None] = (60, 30),
+    anonymous_limits: tuple[float, ...] = (60, 30),
     made_by: tuple[str, ...] = (),
 ) -> None:
-    """Rounds of `cp`, mol and mergekit on one recipe."""
+    """Rounds of `cp` and mol on one recipe, then mergekit on it."""
     bench.make(*made_by)
     files = bench.weights(recipes.models(name))
     first = recipes.models(name)[0]
     taken: dict[str, list[Taken]] = {"cp": [], "mol": [], "cp and sync": [], "mol, on the disk": []}
-    taken |= {how: [] for how in PEER_THREADS}
     bench.settle()
     warm(files)
     # Not counted: the first run of a program reads it from the disk and writes Python's compiled modules.
     bench.cp(first)
     bench.mol(name)
-    for number in range(bench.rounds):
+    for _ in range(bench.rounds):
         warm(files)
         taken["cp"].append(bench.cp(first))
         taken["mol"].append(bench.mol(name))
         taken["cp and sync"].append(bench.cp_and_sync(first))
         taken["mol, on the disk"].append(bench.mol(name, sync=True))
-        if bench.mergekit is not None and number < bench.peer_rounds:
-            for how, options in PEER_THREADS.items():
-                warm(files)
-                taken[how].append(bench.peer(name, *options))
-                bench.discard("mergekit")
     bench.discard("cp", "mol")
-    walls = {who: bench.keep(f"{name}: {who}", runs) for who, runs in taken.items() if runs}
-    anonymous = max(one.anonymous for one in taken["mol"]) / MB
+    for who, runs in taken.items():
+        bench.keep(f"{name}: {who}", runs)
     bench.add(
         bench.compare(f"{name}: mol against cp of one output", taken["mol"], taken["cp"], "x cp", *cp_limits),
         bench.compare(
             f"{name}, on the disk: mol against cp and sync", taken["mol, on the disk"], taken["cp and sync"], "x cp"
         ),
     )
-    if bench.mergekit is not None:
-        fastest = min(PEER_THREADS, key=lambda how: walls[how])
-        ratio, limits = walls[fastest] / walls["mol"], peer_limits or (None, None)
-        bench.add(Line(f"{name}: mol against the faster, {fastest}", ratio, "x faster", *limits, more=True))
-    bench.add(Line(f"{name}: RssAnon of the process", anonymous, "MB", *anonymous_limits))
+    bench.anonymous(name, taken["mol"], *anonymous_limits)
+    bench.against_peer(name, name, taken["mol"], *(peer_limits or ()))
 
 
 def against_both(bench: Bench, name: str) -> None:
     """A method that no row above has, or a union of vocabularies."""
     peer_limits = (60, None) if name in ("dare_ties", "della") else None
     made_by = ("--vocabularies",) if name == "union" else ()
-    against_peers(bench, name, (5, None), peer_limits, (100, None), made_by)
+    against_peers(bench, name, (5, None), peer_limits, (100,), made_by)
 
 
 def one_tensor(bench: Bench) -> None:
@@ -91,8 +81,7 @@ def one_tensor(bench: Bench) -> None:
         warm(bench.weights(recipes.models(name)))
         taken = [bench.mol(name) for _ in range(min(bench.rounds, 2))]
         bench.keep(f"{name}: mol", taken)
-        anonymous = max(one.anonymous for one in taken) / MB
-        bench.add(Line(f"{name}, 3e8 elements: RssAnon", anonymous, "MB", 60, 30))
+        bench.anonymous(f"{name}, 3e8 elements", taken, 60, 30)
     bench.discard("mol")
 
 
@@ -190,6 +179,10 @@ ROWS: dict[str, Callable[[Bench], None]] = {
 }
 
 
+# Rows in which mergekit runs too.
+PEERED = {*recipes.TIMED, *recipes.BESIDE, *scaling.PEERED}
+
+
 def make_mergekit(venv: Path) -> Path:
     """A virtual environment with mergekit in it, unless it is there."""
     if not (venv / "bin" / "mergekit-yaml").exists():
@@ -208,7 +201,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, default=Path("build/bench"), help="scratch directory, about 20 GB")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of cp and mol, of which medians are taken")
-    parser.add_argument("--peer-rounds", type=int, default=1, help="in how many of them mergekit runs too (it is slow)")
+    parser.add_argument("--peer-rounds", type=int, default=1, help="rounds of mergekit, which takes minutes for each")
+    parser.add_argument(
+        "--peer",
+        choices=list(PEER_THREADS),
+        action="append",
+        help="how mergekit runs; both ways, and the faster counts",
+    )
     parser.add_argument(
         "--mergekit-venv", type=Path, help="where mergekit is, or is put; DIR/mergekit-venv unless given"
     )
@@ -219,13 +218,21 @@ def main() -> int:
 
     directory = (arguments.dir / "trial" if arguments.trial else arguments.dir).resolve()
     directory.mkdir(parents=True, exist_ok=True)
-    with_peer = not arguments.no_mergekit and any(name in (*recipes.TIMED, *recipes.BESIDE) for name in wanted)
+    with_peer = not arguments.no_mergekit and not PEERED.isdisjoint(wanted)
     peer = make_mergekit((arguments.mergekit_venv or directory / "mergekit-venv").resolve()) if with_peer else None
-    bench = Bench(directory, arguments.rounds, arguments.peer_rounds, peer, arguments.trial)
+    peers = tuple(arguments.peer or PEER_THREADS)
+    bench = Bench(directory, arguments.rounds, arguments.peer_rounds, peer, arguments.trial, peers)
+    failed = []
     try:
         for number, name in enumerate(wanted):
             print(f"measuring {name}", file=sys.stderr, flush=True)
-            ROWS[name](bench)
+            before = len(bench.runs), len(bench.lines)
+            try:
+                ROWS[name](bench)
+            except RuntimeError as error:  # a command of this row; the others can still be measured
+                print(f"{name} was not measured: {error}", file=sys.stderr, flush=True)
+                failed.append(name)
+            kept(bench, name, *before)
             if (
                 name in scaling.OF_MANY
                 and scaling.OF_MANY.keys().isdisjoint(wanted[number + 1 :])
@@ -233,10 +240,12 @@ def main() -> int:
             ):
                 bench.remove(recipes.MANY)  # before others take the disk
     finally:
-        print(report(bench), flush=True)
+        if len(wanted) > 1:
+            print(f"## all rows\n\n{report(bench)}", flush=True)
         if not arguments.keep:
             bench.clean()
-    return 1 if any(line.verdict() == "MISSED" for line in bench.lines) and not bench.trial else 0
+    missed = any(line.verdict() == "MISSED" for line in bench.lines) and not bench.trial
+    return 1 if missed or failed else 0
 
 
 if __name__ == "__main__":

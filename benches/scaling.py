@@ -22,6 +22,7 @@ def relative_to_ties(bench: Bench, name: str, *limits: float, per_input: bool = 
     per = inputs / len(recipes.models("ties3")) if per_input else 1
     what = f"{name}: against ties of base + 3{', per input' if per_input else ''}"
     bench.add(bench.compare(what, many, few, "x", *limits, per=per))
+    bench.anonymous(name, many, 100)
 
 
 def of_twenty(bench: Bench, name: str, *limits: float) -> None:
@@ -35,10 +36,10 @@ def of_twenty(bench: Bench, name: str, *limits: float) -> None:
         return run(command, log=bench.directory / "log-cat")
 
     read, merged = bench.in_turns({f"{name}: cat": (name, cat), f"{name}: mol": (name, lambda: bench.mol(name))})
-    bench.add(
-        bench.compare(f"{name}: against cat of 20 files", merged, read, "x cat", *limits),
-        Line(f"{name}: RssAnon of the process", max(one.anonymous for one in merged) / MB, "MB", 100),
-    )
+    bench.add(bench.compare(f"{name}: against cat of 20 files", merged, read, "x cat", *limits))
+    bench.anonymous(name, merged, 100)
+    # mergekit has no averages of checkpoints: there it is a linear merge of as many models.
+    bench.against_peer(name, "linear20", merged)
 
 
 def windows(bench: Bench) -> None:
@@ -46,6 +47,7 @@ def windows(bench: Bench) -> None:
     bench.make("--many", "20")
     one, three = bench.in_turns({f"{name}: mol": (name, partial(bench.mol, name)) for name in ("average20", "windows")})
     bench.add(bench.compare("windows of 5, 10 and 20: against the average of 20", three, one, "x"))
+    bench.anonymous("windows", three, 100)
 
 
 def sweep(bench: Bench, name: str, *limits: float) -> None:
@@ -67,6 +69,8 @@ def sweep(bench: Bench, name: str, *limits: float) -> None:
         bench.compare(f"{name} of 5: against cat of the inputs and 5 cp of one", five, read, "x", *limits),
         bench.compare(f"{name} of 5: against 5 merges", five, one, "x", per=5),
     )
+    bench.anonymous(name, five, 100)
+    bench.against_peer(f"{name} of 5, and 5 merges", alone, five, times=5)
 
 
 def cold(bench: Bench, name: str, *limits: float) -> None:
@@ -122,3 +126,5 @@ ROWS: dict[str, Callable[[Bench], None]] = {
     "sweep_slerp": lambda bench: sweep(bench, "slerp_sweep", 1.2),
     "plan": many_tensors,
 }
+# Rows in which mergekit runs too.
+PEERED = ("linear20", "average20", "sweep_linear", "sweep_slerp")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass, field
+import time
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 MAKE_FAMILY = Path(__file__).with_name("make_family.py")
 MOL = str(Path(sys.executable).with_name("mol-merge"))
 MB = 1e6
+# Its default threads burn more CPU than one does, and which is faster depends on the machine: the faster counts.
+PEER_THREADS = {"mergekit": (), "mergekit -j 1": ("-j", "1")}
 
 
 @dataclass
@@ -50,6 +54,8 @@ class Bench:
     peer_rounds: int
     mergekit: Path | None
     trial: bool = False  # small models: they only show that the rows run
+    peers: tuple[str, ...] = tuple(PEER_THREADS)
+    peer_walls: dict[str, dict[str, float]] = field(default_factory=dict)
     lines: list[Line] = field(default_factory=list)
     runs: list[tuple[str, list[Taken]]] = field(default_factory=list)
 
@@ -103,11 +109,42 @@ class Bench:
         command = [MOL, str(self.recipe(name)), str(self.fresh(out)), "--quiet", *([] if sync else ["--no-sync"])]
         return run(command, log=self.directory / "log-mol", prefix=prefix)
 
-    def peer(self, name: str, *options: str) -> Taken:
+    def peer(self, name: str, how: str) -> Taken:
+        """A merge by mergekit, with the threads that `how` names."""
         assert self.mergekit is not None
         command = [str(self.mergekit / "bin" / "mergekit-yaml"), str(self.recipe(name)), str(self.fresh("mergekit"))]
         tokenizer = [] if "tokenizer_source" in recipes.RECIPES[name][1] else ["--no-copy-tokenizer"]
-        return run([*command, *tokenizer, *options], log=self.directory / "log-mergekit", every=0.02)
+        return run([*command, *tokenizer, *PEER_THREADS[how]], log=self.directory / "log-mergekit", every=0.02)
+
+    def walls_of_peer(self, name: str) -> dict[str, float]:
+        """Run mergekit on a recipe with each choice of threads, once for all rows; one that fails is left out."""
+        if name in self.peer_walls or self.mergekit is None or not self.peer_rounds:
+            return self.peer_walls.get(name, {})
+        walls = self.peer_walls[name] = {}
+        for how in self.peers:
+            try:
+                taken = []
+                for _ in range(self.peer_rounds):
+                    warm(self.weights(recipes.models(name)))
+                    taken.append(self.peer(name, how))
+                    self.discard("mergekit")
+            except RuntimeError as error:
+                print(f"{name}: {how} failed: {error}", file=sys.stderr, flush=True)
+            else:
+                walls[how] = self.keep(f"{name}: {how}", taken)
+        return walls
+
+    def against_peer(self, what: str, name: str, merged: list[Taken], *limits: float | None, times: int = 1) -> None:
+        """Compare runs with the faster of mergekit's on a recipe, which does one part of `times` of their work."""
+        walls = self.walls_of_peer(name)
+        if walls:
+            fastest = min(walls, key=lambda how: walls[how])
+            ratio = walls[fastest] * times / statistics.median(one.wall for one in merged)
+            self.add(Line(f"{what}: mol against the faster, {fastest}", ratio, "x faster", *limits, more=True))
+
+    def anonymous(self, what: str, taken: list[Taken], *limits: float) -> None:
+        """Add the largest RssAnon of runs."""
+        self.add(Line(f"{what}: RssAnon of the process", max(one.anonymous for one in taken) / MB, "MB", *limits))
 
     def cp(self, source: str = "base", prefix: Sequence[str] = ()) -> Taken:
         command = ["cp", str(self.weights([source])[0]), str(self.fresh("cp"))]
@@ -158,6 +195,20 @@ class Bench:
 
     def add(self, *lines: Line) -> None:
         self.lines.extend(lines)
+
+
+def kept(bench: Bench, row: str, runs: int, lines: int) -> None:
+    """Print what a row found, from these numbers of runs and lines on, and keep it in DIR/results.json."""
+    of_row = Bench(bench.directory, 0, 0, None, bench.trial, lines=bench.lines[lines:], runs=bench.runs[runs:])
+    print(f"## {row}\n\n{report(of_row)}\n", flush=True)
+    path = bench.directory / "results.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    found[row] = {
+        "measured": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "runs": {what: [asdict(one) for one in taken] for what, taken in of_row.runs},
+        "figures": [asdict(line) | {"verdict": line.verdict()} for line in of_row.lines],
+    }
+    path.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def report(bench: Bench) -> str:
