@@ -14,19 +14,20 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "python" / "mol"
 
 # Each room, and the rooms whose modules it may import at any depth of nesting; its own are always allowed.
-BASE = frozenset({"errors", "text", "dtypes", "_rust"})
+BASE = frozenset({"errors", "text", "dtypes", "regex", "_rust"})
 ALLOWED = {
     "errors": frozenset(),
     "later": frozenset(),
     "without_effect": frozenset(),
     "_rust": frozenset(),
     "dtypes": frozenset(),
-    "text": frozenset({"errors"}),
+    "regex": frozenset(),
+    "text": frozenset({"errors", "regex"}),
     "config": BASE | {"later"},
     "io": BASE | {"config"},
     "structure": BASE | {"config", "io"},
     "architecture": BASE | {"config", "io", "structure"},
-    "merge": BASE | {"config", "io", "structure", "without_effect"},
+    "merge": BASE | {"config", "io", "later", "structure", "without_effect"},
     "merge_methods": BASE | {"config", "io", "structure", "merge", "later"},
     "core": BASE | {"config", "io", "structure", "architecture", "later", "merge"},
     "training": BASE | {"config", "io", "core", "later"},

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from typing import TYPE_CHECKING, Final
 
 from mol.errors import ConfigError
+from mol.regex import regex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _BYTES: Final = ((" TB", 10**12), (" GB", 10**9), (" MB", 10**6), (" kB", 10**3))
 _COUNTS: Final = (("T", 10**12), ("B", 10**9), ("M", 10**6), ("k", 10**3))
-_SIZE: Final = re.compile(r"([0-9][0-9_]*)\s*([KMGTB]?)(IB|B)?", re.IGNORECASE)
+_SIZE: Final = regex(r"([0-9][0-9_]*)\s*([KMGTB]?)(IB|B)?", re.IGNORECASE)
 _LONGEST: Final = 200  # characters of a word that is compared with known ones
 _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "B": 3, "T": 4}
 
@@ -65,6 +65,8 @@ def closest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
     """Find the known word that is most like a word; None where none is as much like it as `cutoff`, from 0 to 1."""
     if len(word) > _LONGEST:
         return None  # the comparison takes time by the product of the lengths
+    import difflib
+
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return close[0] if close else None
 

@@ -59,6 +59,24 @@ def test_local_models_need_yaml_and_the_engine_only(line: list[str], recipe: Pat
     assert peak <= 60_000
 
 
+def test_a_recipe_of_models_that_are_not_at_hand_needs_no_plan(tmp_path: Path) -> None:
+    recipe = tmp_path / "c.yml"
+    recipe.write_text("merge_method: linear\nmodels:\n  - {model: nobody/a, parameters: {weight: 1.0}}\n")
+    code, modules, _ = start("validate", str(recipe), "--cache-dir", str(tmp_path))
+    assert code == 0
+    assert modules & {*HEAVY, "mol._rust", "hashlib", "difflib"} == {"yaml"}
+    assert {name for name in modules if name.startswith(("mol.merge", "mol.structure"))} == {
+        "mol.merge",
+        "mol.merge.options",
+    }
+
+
+@pytest.mark.parametrize("line", [["validate", "ties.yml"], ["plan", "ties.yml"]])
+def test_a_plan_of_weights_alone_loads_neither_openssl_nor_temporary_files(line: list[str], recipe: Path) -> None:
+    _, modules, _ = start(*line)
+    assert modules.isdisjoint({"hashlib", "difflib", "tempfile"})
+
+
 def test_a_pipe_that_is_closed_is_no_traceback() -> None:
     read, write = os.pipe()
     os.close(read)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import sys
 import textwrap
 from typing import TYPE_CHECKING, TextIO
@@ -147,6 +146,8 @@ def style(text: str, colour: str, stream: TextIO) -> str:
 def width_of(stream: TextIO) -> int | None:
     """Return the columns that messages to a stream are wrapped to; None, for a log or a pipe, leaves lines whole."""
     if stream.isatty() or os.environ.get("COLUMNS"):
+        import shutil
+
         return max(40, shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns)
     return None
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mol.cli.console import Console, wrap
+from mol.regex import regex
 from mol.text import closest
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ SAID = "Output"
 LATER_VERBS = (
     "evolve", "extract-lora", "layershuffle", "moe", "multi", "pytorch", "tokensurgeon",  # of mergekit
 )  # fmt: skip
-_UNIT = re.compile(r"[KMGTB]|[KMGT]i?B|bytes?", re.IGNORECASE)
+_UNIT = regex(r"[KMGTB]|[KMGT]i?B|bytes?", re.IGNORECASE)
 _GROUP_OPTIONS = ("--help", "-h", "--version")
 
 

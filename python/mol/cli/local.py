@@ -21,19 +21,22 @@ def find(reference: ModelReference, cache_dir: Path | None = None) -> Checkpoint
         MolError: It is there, but it is damaged or of a format that is not supported.
         OSError: It is there, but cannot be read.
     """
-    from mol.errors import CheckpointError
-    from mol.io.checkpoint import Checkpoint
     from mol.io.hub import cached_snapshot, resolve
-    from mol.io.weight_files import missing_files
 
     if reference.adapter is not None:
         return _find_adapted(reference.model, reference.adapter, cache_dir)
     if _is_here(reference):
+        from mol.io.checkpoint import Checkpoint
+
         directory, commit = resolve(reference)
         return Checkpoint.open(directory, name=str(reference), revision=commit)
     snapshot = cached_snapshot(reference, cache_dir)
     if snapshot is None:
         return None
+    from mol.errors import CheckpointError
+    from mol.io.checkpoint import Checkpoint
+    from mol.io.weight_files import missing_files
+
     try:
         if missing_files(snapshot):
             return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import shutil
 import sys
 from collections import Counter
 from pathlib import Path
@@ -108,6 +107,8 @@ def merge_document(report: MergeReport, recipe: Path, span: float) -> dict[str, 
 
 def _cost(planned: PlannedMerge, plan: str, out: Path | None, options: MergeOptions) -> dict[str, int]:
     """Return what running a plan takes: peak memory of this process so far, and the engine's heap."""
+    import shutil
+
     from mol import _rust
 
     needed, heap = _rust.plan_cost(plan, threads=options.workers, tile=options.tile, memory=options.memory)

@@ -86,6 +86,12 @@ def _check_models(recipe: MergeConfig, options: MergeOptions) -> tuple[list[Mode
     """
     from mol.cli.local import find
     from mol.config.merge_config import ModelReference
+
+    cache = None if options.cache_dir is None else Path(options.cache_dir)
+    found = {reference: find(reference, cache) for reference in recipe.inputs()}
+    missing = [reference for reference, checkpoint in found.items() if checkpoint is None]
+    if missing:
+        return missing, None
     from mol.merge.auto_weights import evenly
     from mol.merge.planner import plan_merge
     from mol.merge.run import plan_recipe
@@ -93,11 +99,6 @@ def _check_models(recipe: MergeConfig, options: MergeOptions) -> tuple[list[Mode
     from mol.structure.layers import find_structures
 
     recipe = evenly(recipe)
-    cache = None if options.cache_dir is None else Path(options.cache_dir)
-    found = {reference: find(reference, cache) for reference in recipe.inputs()}
-    missing = [reference for reference, checkpoint in found.items() if checkpoint is None]
-    if missing:
-        return missing, None
     at_hand = {reference: checkpoint for reference, checkpoint in found.items() if checkpoint is not None}
     tokenizer = recipe.tokenizer_source
     known = isinstance(tokenizer, ModelReference) and (tokenizer in at_hand or recipe.is_stage(tokenizer))

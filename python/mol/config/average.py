@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.model_reference import is_local
+from mol.regex import regex
 from mol.text import suggestion
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ _CURVES: Final[dict[str, Callable[[float], float]]] = {
     "minus-sqrt": lambda x: 1.0 - math.sqrt(x),
 }
 # As transformers, OLMo, Megatron, DeepSpeed, NeMo and lit-gpt name what they save while they train.
-_OF_A_RUN: Final = re.compile(r"(checkpoint|ckpt|global_?step|step|iteration|iter|epoch)[-_]?(\d+)(?:-hf|-unsharded)?")
-_IN_A_NAME: Final = re.compile(r"(.*?(?:checkpoint|ckpt|step|iteration|iter|epoch)[-_]?)(\d+)(?!.*/)")
+_OF_A_RUN: Final = regex(r"(checkpoint|ckpt|global_?step|step|iteration|iter|epoch)[-_]?(\d+)(?:-hf|-unsharded)?")
+_IN_A_NAME: Final = regex(r"(.*?(?:checkpoint|ckpt|step|iteration|iter|epoch)[-_]?)(\d+)(?!.*/)")
 
 
 def is_average(table: Table) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import Final
 
+from mol.regex import regex
+
 _WORDS: Final = (("gate_proj", "w1"), ("up_proj", "w3"), ("down_proj", "w2"))
 _BLOCKS: Final = ("mlp.", "block_sparse_moe.")
-_SINGLE: Final = re.compile(r"(?P<start>(?:.*\.)?)experts\.(?P<expert>[0-9]{1,6})\.(?P<word>\w+)(?P<end>\.\w+)")
-_FUSED: Final = re.compile(r"(?P<start>(?:.*\.)?)experts\.(?P<word>gate_up_proj|down_proj)")
-_ABOUT_EXPERTS: Final = re.compile(r"experts|(?<![a-z0-9])w[123](?![a-z0-9])|(?:gate|up|down)_proj")
+_SINGLE: Final = regex(r"(?P<start>(?:.*\.)?)experts\.(?P<expert>[0-9]{1,6})\.(?P<word>\w+)(?P<end>\.\w+)")
+_FUSED: Final = regex(r"(?P<start>(?:.*\.)?)experts\.(?P<word>gate_up_proj|down_proj)")
+_ABOUT_EXPERTS: Final = regex(r"experts|(?<![a-z0-9])w[123](?![a-z0-9])|(?:gate|up|down)_proj")
 
 
 def is_about_experts(text: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -13,6 +12,7 @@ from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.flat import is_flat, spread_weights
 from mol.config.methods import METHODS
 from mol.config.model_reference import ModelReference
+from mol.regex import regex
 from mol.text import suggestion
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ MOST: Final = 100
 """Most results of one sweep."""
 
 _WEIGHTS: Final = "weights"
-_UNFIT: Final = re.compile(r"[^\w.,=+-]+")
+_UNFIT: Final = regex(r"[^\w.,=+-]+")
 
 
 class Variant(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import yaml
 
 from mol.config.document import MAX_DEPTH, MAX_KEY, Items, Location, Table
 from mol.errors import ConfigError
+from mol.regex import regex
 
 MAX_BYTES = 16 << 20
 """Largest recipe that is read; a bigger file is some other file."""
@@ -18,7 +18,7 @@ MAX_ALIASED = 20_000
 """Values that may come from writing out aliases; aliases of aliases can otherwise expand to billions."""
 
 _MAX_NUMBER = 400  # characters; a float has at most some 330, and Python refuses to write out whole numbers of 4,300
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE = regex("[\ud800-\udfff]")
 _PREFIX = "tag:yaml.org,2002:"
 _TEXT_TAGS = {f"{_PREFIX}{name}" for name in ("str", "timestamp", "value", "merge")}
 

@@ -14,18 +14,17 @@ from mol.io.checkpoint import CheckpointFile, TensorInfo, read_shard
 from mol.io.json_file import read_object
 from mol.io.layout import ADAPTER, ADAPTER_CONFIG
 from mol.io.sha256 import sha256_of
+from mol.regex import regex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _PREFIX: Final = "base_model.model."
-_FACTOR: Final = re.compile(
-    r"(?P<module>.+)\.(?P<kind>lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)(?:\.weight)?"
-)
+_FACTOR: Final = regex(r"(?P<module>.+)\.(?P<kind>lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector)(?:\.weight)?")
 # A module that was trained as a whole, and one that was saved along with its factors.
-_WHOLE: Final = re.compile(r"(?P<module>.+?)(?:\.modules_to_save|\.base_layer)?\.(?P<kind>weight|bias)")
+_WHOLE: Final = regex(r"(?P<module>.+?)(?:\.modules_to_save|\.base_layer)?\.(?P<kind>weight|bias)")
 # What PEFT puts below a module that it adapts: whatever of these is left is not understood.
-_INSIDE: Final = re.compile(
+_INSIDE: Final = regex(
     r"(?:^|\.)(?:lora_\w+|hada_\w+|lokr_\w+|oft_\w+|boft_\w+|vera_\w+|ia3_l|token_adapter|trainable_tokens_\w+"
     r"|original_module|base_layer|prompt_\w+|internal_xlora_classifier)(?:\.|$)"
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
@@ -13,6 +12,7 @@ from mol.errors import CheckpointError
 from mol.io.json_file import found_instead, read_object
 from mol.io.layout import CONFIG, INDEX
 from mol.io.weight_files import WeightFiles, find_weights, no_config, refuse_unfinished
+from mol.regex import regex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -35,11 +35,11 @@ _PACKED_ENDINGS: Final = (
 
 # What adapters that were not merged into their layers leave among the names of a checkpoint. It is searched in names
 # with a dot before them: a pattern that begins with one character takes a third of the time.
-_ADAPTER: Final = re.compile(
+_ADAPTER: Final = regex(
     r"\.(lora_[AB]|lora_embedding_[AB]|lora_magnitude_vector|hada_w[12]_[ab]|lokr_w[12](?:_[ab])?|oft_[rR]|oft_blocks"
     r"|boft_[RPs]|vera_lambda_[bd]|ia3_l|modules_to_save)(?:\.|$)"
 )
-_BASE_LAYER: Final = re.compile(r"\.(base_layer|original_module)\.")
+_BASE_LAYER: Final = regex(r"\.(base_layer|original_module)\.")
 
 
 class TensorInfo(NamedTuple):

@@ -14,6 +14,7 @@ from mol.errors import CheckpointError, ConfigError
 from mol.io.layout import ADAPTER, ADAPTER_CONFIG, CARD, CONFIG, INDEX, SINGLE, read_shard_names
 from mol.io.side_files import sort_side_files
 from mol.io.weight_files import counted_shards, missing_files
+from mol.regex import regex
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("mol")
 
-_HUB_ID: Final = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
-_SNAPSHOT: Final = re.compile(r"models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
-_COMMIT: Final = re.compile(r"[0-9a-f]{40}")
-_TOKEN: Final = re.compile(r"[!-~]+")
+_HUB_ID: Final = regex(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
+_SNAPSHOT: Final = regex(r"models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
+_COMMIT: Final = regex(r"[0-9a-f]{40}")
+_TOKEN: Final = regex(r"[!-~]+")
 _CONVERTER: Final = "SFconvertbot"
 _CONVERSION: Final = "Adding `safetensors` variant of this model"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -10,6 +9,7 @@ import stat
 from typing import TYPE_CHECKING, Any, Final
 
 from mol.errors import CheckpointError
+from mol.regex import regex
 from mol.text import write_size
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ _UNSIZED: Final = 1024 * 1024
 _MOST_DIGITS: Final = 40
 
 _LFS: Final = b"version https://git-lfs.github.com/spec/"
-_LFS_SIZE: Final = re.compile(rb"^size (\d{1,20})$", re.MULTILINE)
-_WEB_PAGE: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
+_LFS_SIZE: Final = regex(rb"^size (\d{1,20})$", re.MULTILINE)
+_WEB_PAGE: Final = regex(rb"(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body|\?xml|!--)", re.IGNORECASE)
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -43,6 +43,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def digest_of(content: object) -> str:
     """Return a digest of a JSON value, whatever the order of its keys."""
+    import hashlib  # loads OpenSSL
+
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from mol.errors import CheckpointError
 from mol.io.json_file import read_object
+from mol.regex import regex
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,8 +33,8 @@ JOURNAL: Final = "journal"
 PARTIAL: Final = ".partial"
 """What follows the name of an output directory in that of the directory in which the merge works."""
 
-_SAVED: Final = re.compile(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
-_SAVED_INDEX: Final = re.compile(r"(model\.safetensors|pytorch_model\.bin)\.index\.json")
+_SAVED: Final = regex(r"(model|pytorch_model)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
+_SAVED_INDEX: Final = regex(r"(model\.safetensors|pytorch_model\.bin)\.index\.json")
 
 
 def is_saved_weights(name: str) -> bool:

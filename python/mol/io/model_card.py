@@ -12,6 +12,7 @@ import yaml
 from mol.errors import CheckpointError
 from mol.io.layout import CARD, MANIFEST
 from mol.io.side_files import find_file
+from mol.regex import regex
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,15 +21,15 @@ if TYPE_CHECKING:
 LISTED: Final = 100
 """Lines of a list in the card; the manifest holds the whole."""
 
-_FRONT_MATTER: Final = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
+_FRONT_MATTER: Final = regex(r"\A\ufeff?---[ \t]*\r?\n(.*?)^---[ \t]*\r?$", re.DOTALL | re.MULTILINE)
 _LICENSE_KEYS: Final = ("license", "license_name", "license_link")
 # A key of the front matter with its value, as far as the next line that is not indented.
-_LICENSE_LINES: Final = re.compile(
+_LICENSE_LINES: Final = regex(
     rf"""^(?:(['"]?)(?:{"|".join(_LICENSE_KEYS)})\1[ \t]*:).*(?:\n[ \t].*|\n(?=\r?\n|\Z))*""", re.MULTILINE
 )
 _LONGEST: Final = 300  # characters of a license's name or link
 # What Markdown, HTML or the Hub's renderer would take for more than letters, links without brackets included.
-_MARKUP: Final = re.compile(r"[\\`*\[\]<>&!|~#$]|(?<=www)\.|:(?=//)", re.IGNORECASE)
+_MARKUP: Final = regex(r"[\\`*\[\]<>&!|~#$]|(?<=www)\.|:(?=//)", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,46 +3,46 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.errors import CheckpointError
 from mol.io.json_file import check_regular
 from mol.io.layout import CARD, CONFIG, INDEX, JOURNAL, MANIFEST, RECIPE, SINGLE
+from mol.regex import regex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 # What transformers, sentence-transformers, vLLM, llama.cpp and ModelScope open apart from config.json and tokenizer.
-_SETTINGS: Final = re.compile(
+_SETTINGS: Final = regex(
     r"generation_config\.json|(?:image_|video_|audio_)?(?:pre)?processor_config\.json|audio_tokenizer_config\.json"
     r"|decision\.json|decision_template\.jinja|configuration\.json|SYSTEM_PROMPT\.txt"
     r"|modules\.json|router_config\.json|config_sentence_transformers\.json|sentence_[a-z-]+_config\.json"
 )
 # Tables of tokens: read as nothing else by anybody, so what they hold is never taken for a setting.
-_TABLES: Final = re.compile(
+_TABLES: Final = regex(
     r"tokenizer\.json|(?:entity_|target_)?vocab\.(?:json|txt|bpe)|vocab-(?:src|tgt)\.json|encoder\.json|merges\.txt"
     r"|added_tokens\.json|dict\.txt|bpe\.codes|tekken\.json|normalizer\.json|byte_maps\.json|emoji\.json|unigram\.json"
     r"|word_(?:shape|pronunciation)\.json|prophetnet\.tokenizer|rwkv_vocab_v\d+\.txt|[\w.-]+\.tiktoken"
     r"|(?:source|target)\.spm|(?:tokenizer|spiece|sentencepiece(?:\.bpe)?|spm(?:_char)?|bpe|ice_text|tiktoken)\.model"
     r"|tokenizer\.model\.v\w+|tokenizer\.mm\.model(?:\.v\w+)?"
 )
-_TOKENIZER: Final = re.compile(
+_TOKENIZER: Final = regex(
     r"tokenizer_config\.json|special_tokens_map\.json|chat_template\.json|chat_template[\w-]*\.jinja"
 )
-_MORE_TEMPLATES: Final = re.compile(r"additional_chat_templates/[^/]+\.jinja")
+_MORE_TEMPLATES: Final = regex(r"additional_chat_templates/[^/]+\.jinja")
 # `LICENSE`, `notice.txt`, `USE_POLICY.md`, `LICENSE-CODE`, `Tongyi Qianwen LICENSE AGREEMENT`; never `license_key`.
 _WORD: Final = r"[^\W_]+(?:\.\d+)*"
-_LEGAL: Final = re.compile(
+_LEGAL: Final = regex(
     r"(?:(?i:(?:un)?licen[sc]es?|notice|copying|copyright|(?:acceptable_)?us(?:e|age)_policy|third_party_notices)"
     rf"|(?:{_WORD}[ _-])*(?:LICEN[SC]E|Licen[sc]e|NOTICE|USE_POLICY|TERMS)(?:[ _-](?!(?i:key)){_WORD})*)"
     r"(?i:\.(?:txt|md|rst|pdf))?"
 )
 # The stages after the transformer of sentence-transformers: `1_Pooling`, `2_Dense`; stage 0 is the model itself.
-_STAGE: Final = re.compile(r"[1-9]\d?_[A-Za-z]\w*")
+_STAGE: Final = regex(r"[1-9]\d?_[A-Za-z]\w*")
 _STAGES: Final = "modules.json"
-_STAGE_SETTINGS: Final = re.compile(r"(?:\w+_)?config\.json")
+_STAGE_SETTINGS: Final = regex(r"(?:\w+_)?config\.json")
 
 _CODE: Final = frozenset({".py", ".so", ".cpp", ".cu"})
 _WEIGHTS: Final = frozenset({
@@ -57,7 +57,7 @@ _TAKES_OVER: Final = frozenset({
     "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "consolidated.safetensors", "params.json",
 })  # fmt: skip
 # Where huggingface_hub keeps the content of what a snapshot, or a folder that it has filled, links to.
-_BLOB: Final = re.compile(r"models--[^/]+/blobs/[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_BLOB: Final = regex(r"models--[^/]+/blobs/[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 
 class SideFiles(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from mol.io.json_file import read_object
 from mol.io.layout import CARD, CONFIG, INDEX, MANIFEST, RECIPE, is_saved_index, is_saved_weights
 from mol.io.side_files import find_file, is_read, list_files, sort_side_files
 from mol.io.weight_files import find_weights, no_config, refuse_unfinished
+from mol.regex import regex
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from huggingface_hub import HfApi
 
-_PULL: Final = re.compile(r"refs/pr/\d+")
+_PULL: Final = regex(r"refs/pr/\d+")
 _LOG_IN: Final = "log in (`hf auth login`), set HF_TOKEN or give --token"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -201,6 +200,8 @@ def read_vocabularies(directories: Iterable[Path]) -> dict[Path, Vocabulary]:
 
 
 def _are_equal(a: Path, b: Path) -> bool:
+    import filecmp
+
     return filecmp.cmp(a, b, shallow=False)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.errors import CheckpointError
 from mol.io.layout import CONFIG, INDEX, JOURNAL, PARTIAL, SINGLE, read_shard_names, read_weight_map
+from mol.regex import regex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -25,10 +25,10 @@ _FOREIGN_FILES: Final = (
     ("*.msgpack", "Flax weights", "; use the SafeTensors release of the model"),
     ("*.safetensors", "SafeTensors files of another name", f"; name the weights {SINGLE}, or write {INDEX}"),
 )
-_COUNTED: Final = re.compile(r"(?P<stem>[^/]+)-(?P<number>\d{1,9})-of-(?P<count>\d{1,9})\.safetensors")
+_COUNTED: Final = regex(r"(?P<stem>[^/]+)-(?P<number>\d{1,9})-of-(?P<count>\d{1,9})\.safetensors")
 # Files of tensors that no loader takes for the model: the publisher's own format, adapters, optimizers.
-_NO_MODEL: Final = re.compile(r"consolidated|adapter_|optimizer|training_")
-_CACHE_FOLDER: Final = re.compile(r"models--(?P<id>[^/]+)")
+_NO_MODEL: Final = regex(r"consolidated|adapter_|optimizer|training_")
+_CACHE_FOLDER: Final = regex(r"models--(?P<id>[^/]+)")
 _LISTED: Final = 4
 
 

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
+from mol.regex import regex
 from mol.structure.layers import in_side_tower, is_layer_count_key, is_side_tower, layer_counts
 from mol.structure.model_config import text_sections
 from mol.structure.names import EMBEDDING, HEAD, side_of
@@ -27,16 +28,16 @@ _PLAIN: Final = frozenset(
 )
 
 # Keys that make a tower one or several layers shorter than counted: drop_vision_last_layer, vision_feature_layer.
-_CUT: Final = re.compile(r"(?:drop|select|feature).*layer")
+_CUT: Final = regex(r"(?:drop|select|feature).*layer")
 _TOWERS: Final = {
     "vision": ("vision", "visual", "vit", "image"),
     "audio": ("audio", "speech", "sound"),
     "text": ("text",),
 }
-_REPEAT: Final = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.([0-9]{1,6})\.")
-_INNER: Final = re.compile(r"(?:layers|blocks)\.[0-9]{1,6}\.")
-_PRE_NORM: Final = re.compile(r"(?:input_layernorm|attention_norm|pre_attention_layernorm)\.weight")
-_NORM: Final = re.compile(r"(?:\w*norm\w*|ln_f)\.weight")
+_REPEAT: Final = regex(r"(?:^|\.)(?:layers?|blocks?|h)\.([0-9]{1,6})\.")
+_INNER: Final = regex(r"(?:layers|blocks)\.[0-9]{1,6}\.")
+_PRE_NORM: Final = regex(r"(?:input_layernorm|attention_norm|pre_attention_layernorm)\.weight")
+_NORM: Final = regex(r"(?:\w*norm\w*|ln_f)\.weight")
 _AGAIN: Final = "fetch or save the model again"
 
 

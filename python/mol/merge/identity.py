@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 from mol.errors import MergeError
+from mol.regex import regex
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mol.io.checkpoint import Checkpoint
 
 
-_SHA256: Final = re.compile(r"[0-9a-f]{64}")
+_SHA256: Final = regex(r"[0-9a-f]{64}")
 
 
 def spelled_twice(checkpoints: Mapping[ModelReference, Checkpoint]) -> dict[ModelReference, ModelReference]:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
+from mol.regex import regex
 from mol.structure.model_config import text_sections
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Mapping, Sequence
 
     from mol.merge.mismatch import Mismatches
     from mol.merge.model import Model
 
-_SINGLE: Final = re.compile(r"(?:^|\.)experts\.[0-9]+\.")
-_FUSED: Final = re.compile(r"(?:^|\.)experts\.[a-z_]+(?:\.weight)?$")
+_SINGLE: Final = regex(r"(?:^|\.)experts\.[0-9]+\.")
+_FUSED: Final = regex(r"(?:^|\.)experts\.[a-z_]+(?:\.weight)?$")
 
 
 def check_kinship(

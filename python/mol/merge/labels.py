@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mol.io.hub import hub_origin
+from mol.regex import regex
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mol.io.checkpoint import Part
 
 # A path of this machine that is no input, e.g. in a comment of the recipe; its last part is the group.
-_PATH: Final = re.compile(r"(?<![^\s'\"`(\[{,;=:])~?/(?:[\w.+@%-]+/)+([\w.+@%-]+)/?(?![^\s'\"`)\]},;:])")
+_PATH: Final = regex(r"(?<![^\s'\"`(\[{,;=:])~?/(?:[\w.+@%-]+/)+([\w.+@%-]+)/?(?![^\s'\"`)\]},;:])")
 
 
 class Labels:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import PurePosixPath
@@ -79,6 +78,8 @@ def build_manifest(
 
 def replace_side_file(directory: Path, name: str, content: bytes) -> None:
     """Replace a file of a result that is no weights, and what its manifest says of it."""
+    import hashlib
+
     manifest = read_manifest(directory)
     for entry in manifest["side_files"]:
         if entry["name"] == name:

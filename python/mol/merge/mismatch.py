@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final
 
+from mol.regex import regex
 from mol.structure.names import EMBEDDING, HEAD
 from mol.text import ranges
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from mol.merge.model import Model
 
-_DIMENSION: Final = re.compile(r"size|dim|head|embd|inner|ffn|layer|expert|model|position|ctx|vocab|group")
-_EXPERT: Final = re.compile(r"((?:^|\.)experts\.)([0-9]{1,9})(?=\.)")
+_DIMENSION: Final = regex(r"size|dim|head|embd|inner|ffn|layer|expert|model|position|ctx|vocab|group")
+_EXPERT: Final = regex(r"((?:^|\.)experts\.)([0-9]{1,9})(?=\.)")
 _LABELS_SHOWN: Final = 4
 
 

@@ -26,10 +26,7 @@ def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None
         MolError: a model is not available or is damaged; where several are, a MergeError lists them.
         OSError: a model is missing or may not be read.
     """
-    from mol.io.adapter import Adapter
     from mol.io.checkpoint import Checkpoint
-    from mol.merge.adapters import with_adapter
-    from mol.merge.surviving import with_surviving
 
     options = options or MergeOptions()
     found: dict[ModelReference, Checkpoint] = {}
@@ -45,6 +42,10 @@ def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None
                 model = Checkpoint.open(directory, name=str(reference.model), revision=revision, known=known)
                 models[reference.model] = model
             if reference.adapter is not None:
+                from mol.io.adapter import Adapter
+                from mol.merge.adapters import with_adapter
+                from mol.merge.surviving import with_surviving
+
                 directory, revision = _resolve(reference.adapter, config, options, adapter=True, offline=offline)
                 adapter = Adapter.open(directory, name=str(reference.adapter), revision=revision)
                 dtype = config.out_dtype or config.dtype

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any, Final
 
+from mol.regex import regex
 from mol.structure.layers import is_layer_count_key
 from mol.structure.model_config import TEXT_SECTIONS
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 # How rows and columns of equal shapes are cut: into heads and their parts, groups, states of a state space, and the
 # order in which they stand.
-_CUTS: Final = re.compile(
+_CUTS: Final = regex(
     r"heads?(?:_kv)?$|head_(?:dim|size|width)$|^d_kv$|(?:^|_)n?_?groups$|group_num$|state_size$|d_state$"
     r"|(?:dt|time_step)_rank$"
 )
-_ORDERS: Final = re.compile(r"^multi_query$|^new_decoder_architecture$|interleaved?$")
-_ACTIVATION: Final = re.compile(r"(?:^|_)act(?:ivation)?(?:_fn|_func(?:tion)?)?$|^afn$|^feed_forward_proj$")
+_ORDERS: Final = regex(r"^multi_query$|^new_decoder_architecture$|interleaved?$")
+_ACTIVATION: Final = regex(r"(?:^|_)act(?:ivation)?(?:_fn|_func(?:tion)?)?$|^afn$|^feed_forward_proj$")
 # What a forward pass does with numbers that are no weights.
-_BEHAVIOUR: Final = re.compile(
+_BEHAVIOUR: Final = regex(
     r"rope|rotary|theta$|(?:^|_)eps(?:ilon)?$|window|_multipliers?$|scalar$|softcap|scal(?:e|ing|ing_factor)s?$|^scale_"
     r"|layer_types$|attention_types$|alibi|parallel|qk_norm|norm_topk|experts_per|moe_\w*top_?k$|^topk_|^n_group$"
     r"|scoring_func$|position_embedding_type$|max_position_embeddings$|^n_positions$|^n_ctx$|seq_len(?:gth)?$|^clip_"
     r"|attention_chunk|local_attention|norm_before$|pre_?norm$|norm_first$|bidirectional|is_causal"
 )
 # What says nothing about the weights, or is compared elsewhere: names, training, generation, ids, vocabulary, ties.
-_OTHER: Final = re.compile(
+_OTHER: Final = regex(
     r"^_|^architectures$|model_type$|version|dtype$|use_cache$|token_ids?$|token_index$|drop|initializer|^init_|attn_impl"
     r"|num_labels$|problem_type$|^output_|return_dict|torchscript|pretraining_tp|loss|checkpointing|^tie_|vocab"
     r"|tokenizer|_path$|^license|unsloth|flash|^tune_|^freeze_|_lr$|^is_(?:encoder_)?decoder$|^cross_attention|prun"
@@ -63,7 +63,7 @@ _ROPE_TYPES: Final = {"su": "longrope", "mrope": "default"}
 _USUAL_THETA: Final = 10000.0
 _USUAL_WINDOW: Final = 4096
 # Types whose classes have another base for rotary positions where config.json states none.
-_OWN_THETA: Final = re.compile(
+_OWN_THETA: Final = regex(
     r"apertus|beam|bitnet|blt|cohere|cosmos|csm|cwm|dots|emu|eomt|ernie|evolla|exaone|flex_olmo|fuyu|gemma|gpt_oss|gte"
     r"|helium|hy_v|jina|lfm|llama4|longcat|minimax|mixtral|mllama|modernbert|musicflamingo|neomme|muse"
 )

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
-import shutil
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -336,6 +334,8 @@ def _clear(partial: Path, *, keep: Iterable[str]) -> None:
     for path in sorted(partial.iterdir()):
         if path.name not in kept:
             if path.is_dir() and not path.is_symlink():
+                import shutil
+
                 shutil.rmtree(path)
             else:
                 path.unlink()
@@ -349,6 +349,8 @@ def _target(partial: Path, name: str) -> Path:
 
 def _copy(source: SideFile, target: Path) -> dict[str, Any]:
     """Copy a file, if it is still the one that was found; return its size and digest."""
+    import hashlib
+
     digest = hashlib.sha256()
     with _open(source) as file:
         _check_same(source, os.fstat(file.fileno()))
@@ -388,4 +390,6 @@ def _bytes(text: str) -> bytes:
 
 
 def _digest(data: bytes) -> dict[str, Any]:
+    import hashlib
+
     return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.errors import MergeError
+from mol.regex import regex
 from mol.structure.model_config import stated_vocab_size
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from mol.merge.planned import PlannedMerge
 
 # Names that a vocabulary gives to ids which no text uses: the row of one means nothing yet.
-_SPARE: Final = re.compile(r"reserved|unused|placeholder|dummy|<\|?extra_\d|^\[PAD_?\d+\]$", re.IGNORECASE)
+_SPARE: Final = regex(r"reserved|unused|placeholder|dummy|<\|?extra_\d|^\[PAD_?\d+\]$", re.IGNORECASE)
 
 
 class VocabularyRemarks(NamedTuple):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
+
+from mol.regex import regex
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,10 +19,10 @@ PROJ: Final[Words] = ("gate_proj", "up_proj", "down_proj")
 NUMBERED: Final[Words] = ("w1", "w3", "w2")
 GATE_UP, DOWN = "gate_up_proj", "down_proj"
 
-_SINGLE: Final = re.compile(r"(?P<block>(?:.*\.)?)experts\.(?P<expert>[0-9]{1,6})\.(?P<rest>.+)")
-_FUSED: Final = re.compile(rf"(?P<block>(?:.*\.)?)experts\.(?P<part>{GATE_UP}|{DOWN})")
-_OF_EXPERTS: Final = re.compile(r"(?:^|\.)(?:experts\.[a-z_]+(?:\.weight)?|(?:input|output)_linear\.weight)$")
-_ROUTER: Final = re.compile(
+_SINGLE: Final = regex(r"(?P<block>(?:.*\.)?)experts\.(?P<expert>[0-9]{1,6})\.(?P<rest>.+)")
+_FUSED: Final = regex(rf"(?P<block>(?:.*\.)?)experts\.(?P<part>{GATE_UP}|{DOWN})")
+_OF_EXPERTS: Final = regex(r"(?:^|\.)(?:experts\.[a-z_]+(?:\.weight)?|(?:input|output)_linear\.weight)$")
+_ROUTER: Final = regex(
     r"(?:^|\.)(?:(?:mlp|block_sparse_moe|feed_forward|moe|ffn)\.(?:gate|gate\.wg)|(?:\w+\.)?router(?:\.\w+)*)"
     r"\.(?:weight|bias|e_score_correction_bias)$"
 )

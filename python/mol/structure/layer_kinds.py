@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from mol.regex import regex
 from mol.structure.model_config import LayerOrigin, lookup, sections
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _FROM: Final = frozenset({
 # So many layers at the end are of another kind.
 _LAST: Final = frozenset({"num_kv_shared_layers"})
 # Every n-th layer is of another kind.
-_CYCLE: Final = re.compile(r"_pattern$|_interval$|_period$|_every_n_layers$|(?:sparse|layer)_step$|^moe_layer_freq$")
+_CYCLE: Final = regex(r"_pattern$|_interval$|_period$|_every_n_layers$|(?:sparse|layer)_step$|^moe_layer_freq$")
 # What some classes do where config.json states nothing.
 _UNSTATED: Final[Mapping[str, tuple[str, int]]] = {
     "gemma2": ("sliding_window_pattern", 2),

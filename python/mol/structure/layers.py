@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+from mol.regex import regex
 from mol.structure.names import natural_key
 
 if TYPE_CHECKING:
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from mol.config import ModelReference
     from mol.io.checkpoint import Checkpoint, TensorInfo
 
-_NUMBER: Final = re.compile(r"(?:^|\.)(0|[1-9][0-9]{0,5})(?=\.|$)")
+_NUMBER: Final = regex(r"(?:^|\.)(0|[1-9][0-9]{0,5})(?=\.|$)")
 
 # A key of config.json that counts layers, e.g. num_hidden_layers, n_layer, encoder_layers, depth; and words that make
 # it a count of something else, e.g. max_window_layers, num_nextn_predict_layers, num_kv_shared_layers.
-_COUNT_KEY: Final = re.compile(r"(?:(?:n|num|number_of)_)?(?:[a-z]+_)*(?:layers?|blocks?|depth)")
-_OTHER_COUNT: Final = re.compile(r"max|nextn|mtp|dense|window|first|shared|skip|layerdrop|adapter|projection|predict")
+_COUNT_KEY: Final = regex(r"(?:(?:n|num|number_of)_)?(?:[a-z]+_)*(?:layers?|blocks?|depth)")
+_OTHER_COUNT: Final = regex(r"max|nextn|mtp|dense|window|first|shared|skip|layerdrop|adapter|projection|predict")
 
 # A key that counts what predicts further tokens (multi-token prediction) and may be stored as layers behind the last.
-_TAIL_KEY: Final = re.compile(r"(?:.*_)?(?:nextn|mtp)(?:_.*)?_(?:layers?|modules?)")
+_TAIL_KEY: Final = regex(r"(?:.*_)?(?:nextn|mtp)(?:_.*)?_(?:layers?|modules?)")
 
 # Words in the path of a stack that make it a side tower of a language model.
-_SIDE_TOWER: Final = re.compile(
+_SIDE_TOWER: Final = regex(
     r"(?:^|[._])(?:vision|visual|vit|image|img|audio|speech|sound|video|resampler|connector|projector|merger|mtp)(?:[._]|$)"
 )
 _CLEARLY_LARGER: Final = 4

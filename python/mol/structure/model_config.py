@@ -8,6 +8,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.dtypes import DTYPE_NAMES
+from mol.regex import regex
 from mol.structure.layers import Stack, Structure, is_layer_count_key, is_side_tower, tail_counts
 
 if TYPE_CHECKING:
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
 
 _DTYPE_KEYS: Final = ("dtype", "torch_dtype")
 _TIE_KEY: Final = "tie_word_embeddings"
-_INDEX_LIST: Final = re.compile(r"(?:^|_)(?:layers?|blocks?|idxs)(?:_|$)")
+_INDEX_LIST: Final = regex(r"(?:^|_)(?:layers?|blocks?|idxs)(?:_|$)")
 
 # Lists that have nothing to do with layers, however long they are, and sections that hold factors of frequencies.
-_OTHER_LIST: Final = re.compile(r"token_ids?$|tokens$|^architectures$|^(?:vision|image|audio|video)_")
-_OTHER_SECTION: Final = re.compile(r"rope_(?:scaling|parameters)")
+_OTHER_LIST: Final = regex(r"token_ids?$|tokens$|^architectures$|^(?:vision|image|audio|video)_")
+_OTHER_SECTION: Final = regex(r"rope_(?:scaling|parameters)")
 
 TEXT_SECTIONS: Final = ("text_config", "language_config", "llm_config", "thinker_config", "text_model_config")
 """Sections of config.json that describe the language model among several towers."""

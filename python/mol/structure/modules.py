@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from mol.regex import regex
 from mol.structure.layers import is_encoder_decoder
 from mol.structure.names import side_of
 
@@ -26,10 +26,10 @@ _WRAPPERS: Final = frozenset(("model", "transformer", "base_model", "thinker"))
 _ROLES: Final = (
     (
         "multi_modal_projector",
-        re.compile(r"projector|connector|merger|resampler|aligner|multi_?modal|^mm_|^embed_(?:vision|audio)$"),
+        regex(r"projector|connector|merger|resampler|aligner|multi_?modal|^mm_|^embed_(?:vision|audio)$"),
     ),
-    ("vision_tower", re.compile(r"(?:^|_)(?:vision|visual|vit|image|img)(?:_|$)")),
-    ("audio_tower", re.compile(r"(?:^|_)(?:audio|speech|sound)(?:_|$)")),
+    ("vision_tower", regex(r"(?:^|_)(?:vision|visual|vit|image|img)(?:_|$)")),
+    ("audio_tower", regex(r"(?:^|_)(?:audio|speech|sound)(?:_|$)")),
 )
 _OTHER_WORDS: Final[Mapping[str, tuple[str, ...]]] = {
     TEXT: ("language_model", "text_model", "llm", "text"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from functools import lru_cache
 from typing import Final, Literal
+
+from mol.regex import regex
 
 Side = Literal["first", "last", "unknown"]
 
@@ -28,28 +29,28 @@ _WORDS: Final[tuple[tuple[str, Side], ...]] = (
         "last",
     ),
 )
-_SIDES: Final = tuple((re.compile(rf"(?:^|\.)(?:{words})(?:\.|$)"), side) for words, side in _WORDS)
+_SIDES: Final = tuple((regex(rf"(?:^|\.)(?:{words})(?:\.|$)"), side) for words, side in _WORDS)
 
-HEAD: Final = re.compile(
+HEAD: Final = regex(
     r"(?:^|\.)(?:(?:lm_|generator_lm_)?head\.decoder|(?:generator_)?lm_head(?:\.out_proj)?|embed_out|output_layer|output"
     r"|output_projection|proj_out|vocab_projector|predictions\.decoder|pred_layer\.proj|lm_loss|^decoder)\.weight$"
 )
 """The matrix that turns hidden states into scores of tokens."""
 
-EMBEDDING: Final = re.compile(
+EMBEDDING: Final = regex(
     r"(?:^|\.)(?:embed_tokens|wte|word_embeddings?|embed_in|tok_embeddings|shared|embeddings?|token_embedding|tokens_embed)\.weight$"
 )
 """The matrix that turns tokens into hidden states."""
 
-HEAD_BIAS: Final = re.compile(
+HEAD_BIAS: Final = regex(
     r"(?:^|\.)(?:lm_head(?:\.decoder)?|generator_lm_head|embed_out|output_layer|output_projection|proj_out|vocab_projector"
     r"|predictions(?:\.decoder)?|pred_layer\.proj|lm_loss)\.bias$"
 )
 """One number for each token, which is added to its score."""
 
-_INTEGER: Final = re.compile(r"[0-9]{1,9}")  # longer ones are no counts, and int() refuses very long ones
-_BUFFER: Final = re.compile(r"(?:^|\.)(?:rotary_emb\.(?:inv_freq|\w+_cached)|attn\.masked_bias|position_ids)$")
-_MASK: Final = re.compile(r"(?:^|\.)attn(?:ention)?\.(?:bias|mask)$")
+_INTEGER: Final = regex(r"[0-9]{1,9}")  # longer ones are no counts, and int() refuses very long ones
+_BUFFER: Final = regex(r"(?:^|\.)(?:rotary_emb\.(?:inv_freq|\w+_cached)|attn\.masked_bias|position_ids)$")
+_MASK: Final = regex(r"(?:^|\.)attn(?:ention)?\.(?:bias|mask)$")
 
 
 def side_of(name: str) -> Side:
