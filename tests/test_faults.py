@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -101,6 +102,21 @@ def test_a_tile_that_cannot_be_written(merges: Merges, error: int, sync: str) ->
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=errno.errorcode.get)
 def test_an_output_that_the_disk_has_no_room_for(merges: Merges, error: int) -> None:
     merges.check_that_it_fails_and_is_resumed(Fault("fallocate", error, SHARD), named=f"out.partial/{SHARD}")
+
+
+@pytest.mark.parametrize("call", ["fallocate", "openat", "pwrite64"])
+def test_a_step_that_the_disk_has_no_room_for(merges: Merges, tmp_path: Path, call: str) -> None:
+    recipe = json.loads(merges.recipe.read_text())
+    recipe["then"] = recipe | {"models": [dict(recipe["models"][0], model="merged")]}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    merges.recipe = tmp_path / "recipe.json"
+    done = merges.run()
+    assert done.returncode == 0, done.stderr
+    merges.wanted = merges.weights()
+    shutil.rmtree(merges.out)
+    file = "out.partial/.scratch/3-0"
+    fault = Fault(call, errno.ENOSPC, file if call == "openat" else f"{file} (deleted)")
+    merges.check_that_it_fails_and_is_resumed(fault, named=file)
 
 
 @pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)

@@ -79,7 +79,7 @@ def plan_digest(plan: str) -> str:
 
 def plan_cost(
     plan: str, *, threads: int | None = None, tile: int | None = None, memory: int | None = None
-) -> tuple[int, int]:
+) -> tuple[int, int, int]:
     """Compute the disk space and memory that running a plan takes.
 
     Args:
@@ -89,7 +89,8 @@ def plan_cost(
         memory: Bytes that tensors being merged may hold together, as `execute` takes it.
 
     Returns:
-        Bytes of the weight files with their headers, and the maximum heap of `execute` in bytes.
+        Bytes of the weight files with their headers, the maximum bytes that stages take on the disk while tensors are
+        computed from them, and the maximum heap of `execute` in bytes.
 
     Raises:
         MergeError: The plan is not valid for this version of the engine, or an expression does not fit.

@@ -5,15 +5,20 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
-from mol.cli import _Bug, refuse, units
+from mol.cli import _Bug, main, refuse, units
 from mol.cli.console import Console, field, listing, style, wrap
 from mol.cli.errors import describe
 from mol.cli.progress import Progress
 from mol.errors import ConfigError, FusionError, InternalError, MergeError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class Terminal(io.StringIO):
@@ -204,3 +209,16 @@ def test_progress_is_silent_with_quiet(capsys: pytest.CaptureFixture[str]) -> No
             clock.now = second
             progress(second, 20, second, 20)
     assert capsys.readouterr() == ("", "")
+
+
+def test_plan_says_what_steps_take_on_the_disk(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a step that is read several times, as many of the largest tensors as are merged at a time."""
+    step = "then: {merge_method: slerp, base_model: ./base, models: [./base, merged], parameters: {t: 0.5}}\n"
+    recipe.write_text(recipe.read_text() + step)
+    assert main(["plan", "--threads", "1", str(recipe)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        r"^disk      \S+ kB needed \(512 bytes of it while steps are merged\), \S+ GB free$", said, re.MULTILINE
+    )
+    assert main(["plan", "--json", "--threads", "3", str(recipe)]) == 0
+    assert json.loads(capsys.readouterr().out)["bytes_of_steps"] == 3 * 512

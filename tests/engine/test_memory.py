@@ -68,7 +68,7 @@ def test_anonymous_memory_is_far_below_the_size_of_a_tensor(tmp_path: Path) -> N
     plan = plan_of(tmp_path, cases)
     most = anonymous(plan, tmp_path / "out.partial")
     assert most < 32 << 20
-    _, heap = _rust.plan_cost(json.dumps(plan), threads=2)
+    *_, heap = _rust.plan_cost(json.dumps(plan), threads=2)
     assert most < heap < 32 << 20
 
 
@@ -82,7 +82,7 @@ def test_what_is_drawn_by_rank_is_not_held(tmp_path: Path) -> None:
     plan = plan_of(tmp_path, {"w": Case(method, sources, "BF16")})
     most = anonymous(plan, tmp_path / "out.partial")
     assert most < 10 << 20
-    _, heap = _rust.plan_cost(json.dumps(plan), threads=2)
+    *_, heap = _rust.plan_cost(json.dumps(plan), threads=2)
     assert most < heap < 12 << 20
 
 
@@ -91,7 +91,7 @@ def test_a_search_in_a_small_tensor_costs_no_more_than_its_elements(tmp_path: Pa
     n = 2000
     sources = tuple(encode(np.arange(n) + i, "BF16") for i in range(4))
     costs = [
-        _rust.plan_cost(json.dumps(plan_of(tmp_path / name, cases)), threads=1)[1]
+        _rust.plan_cost(json.dumps(plan_of(tmp_path / name, cases)), threads=1)[2]
         for name, cases in (
             ("ties", {"w": Case(ties([1.0] * 3, [0.5] * 3), sources, "BF16")}),
             ("plain", {"w": Case(task_arithmetic(*[1.0] * 3), sources, "BF16")}),
@@ -118,5 +118,5 @@ def test_tasks_whose_sources_hold_much_run_one_at_a_time_where_memory_is_short(t
     assert anonymous(plan, tmp_path / "short.partial", memory=0) < 1.7 * held
     assert anonymous(plan, tmp_path / "long.partial", memory=4 * held) > 1.7 * held
     assert shard_bytes(tmp_path / "short.partial") == shard_bytes(tmp_path / "long.partial")
-    heap = [_rust.plan_cost(json.dumps(plan), threads=3, memory=memory)[1] for memory in (0, 4 * held)]
+    heap = [_rust.plan_cost(json.dumps(plan), threads=3, memory=memory)[2] for memory in (0, 4 * held)]
     assert heap[1] - heap[0] == 2 * held

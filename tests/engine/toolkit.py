@@ -316,7 +316,8 @@ def merge_one(directory: Path, method: Method, *sources: Stored, dtype: str | No
 
 def shard_bytes(partial: Path) -> dict[str, bytes]:
     """What a run left behind that becomes part of the model: shards and index."""
-    return {path.name: path.read_bytes() for path in sorted(partial.iterdir()) if not path.name.endswith("journal")}
+    files = (path for path in sorted(partial.iterdir()) if not path.name.endswith(("journal", ".scratch")))
+    return {path.name: path.read_bytes() for path in files}
 
 
 def precision(case: Case) -> type[np.floating]:

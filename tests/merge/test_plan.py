@@ -136,8 +136,14 @@ def test_sizes_beyond_64_bits_are_an_error_with_a_message(shapes: list[tuple[int
             ask(plan)
 
 
+def test_the_fuzzer_knows_the_words_of_every_method() -> None:
+    known = set((Path(__file__).parents[2] / "fuzz" / "plan.dict").read_text().split())
+    words = {word for name, numbers, _ in _rust.methods() for word in (name, *numbers)}
+    assert {rf'"\"{word}\""' for word in words} <= known
+
+
 def test_the_cost_of_many_threads_does_not_overflow() -> None:
     method = ties([1.0], [0.5], normalize=True, rescale=False, lambda_=1.0, majority_sign_method="total")
     tensor, task = OutputTensor("t", "F32", (1 << 20,), 0), Task(0, method, (Leaf(0, "a"), Leaf(1, "a")))
     plan = MergePlan((InputFile("/a", 1, 0, "00"),) * 2, ("model.safetensors",), (tensor,), (task,)).to_json()
-    assert _rust.plan_cost(plan, threads=2**63)[1] >= 2**63
+    assert _rust.plan_cost(plan, threads=2**63)[2] >= 2**63

@@ -44,7 +44,8 @@ def plan_lines(
         field("cost", f"read {units.size(planned.bytes_read)}{_again(planned.methods)}, "
                       f"write {units.size(planned.bytes_written)}"),
         field("memory", f"about {units.size(cost['bytes_of_memory'])}, whatever the sizes of the tensors"),
-        field("disk", f"{units.size(cost['bytes_needed'])} needed, {units.size(cost['bytes_free'])} free"),
+        field("disk", f"{units.size(cost['bytes_needed'])} needed{_steps(cost['bytes_of_steps'])}, "
+                      f"{units.size(cost['bytes_free'])} free"),
     ]  # fmt: skip
     if (short := cost["bytes_needed"] - cost["bytes_free"]) > 0:
         lines.append(field("warning", f"the disk is too small by {units.size(short)}"))
@@ -111,9 +112,10 @@ def _cost(planned: PlannedMerge, plan: str, out: Path | None, options: MergeOpti
 
     from mol import _rust
 
-    needed, heap = _rust.plan_cost(plan, threads=options.workers, tile=options.tile, memory=options.memory)
+    files, steps, heap = _rust.plan_cost(plan, threads=options.workers, tile=options.tile, memory=options.memory)
     return {
-        "bytes_needed": needed + sum(file.size for file in planned.side_files),
+        "bytes_needed": files + steps + sum(file.size for file in planned.side_files),
+        "bytes_of_steps": steps,
         "bytes_free": shutil.disk_usage(_existing(out or Path.cwd())).free,
         "bytes_of_memory": _peak() + heap,
     }
@@ -167,6 +169,10 @@ def _side_file(file: OutputFile) -> str:
 def _by_method(methods: Mapping[str, int]) -> str:
     methods_first = sorted(methods.items(), key=lambda item: item[0] in _DONE)
     return ", ".join(f"{count:,} {_DONE.get(name, f'by {name}')}" for name, count in methods_first)
+
+
+def _steps(size: int) -> str:
+    return f" ({units.size(size)} of it while steps are merged)" if size else ""
 
 
 def _again(methods: Mapping[str, int]) -> str:

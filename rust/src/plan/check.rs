@@ -3,7 +3,7 @@ use super::{Expr, Fill, Method, OutputTensor, Plan, Table, Task};
 use crate::container::{Container, Header};
 use crate::dtype::Float;
 use crate::error::{Error, Result};
-use crate::source;
+use crate::source::{self, Stages};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -114,11 +114,12 @@ impl Plan {
                 }
                 tensor.bytes.len()
             } else {
-                let built = source::build(self, expr, &|input| Ok(Arc::new(Container::unopened(&headers[input]))));
-                let (source, found) = built.map_err(|error| match error {
-                    Error::Merge(reason) => fault(reason),
-                    error => error,
-                })?;
+                let open = |input: usize| Ok(Arc::new(Container::unopened(&headers[input])));
+                let (source, found) =
+                    source::build(self, expr, &open, &Stages::default()).map_err(|error| match error {
+                        Error::Merge(reason) => fault(reason),
+                        error => error,
+                    })?;
                 if !region.fits(&found, shape) {
                     let wanted = region.wanted(shape);
                     return Err(fault(format!("`{}` makes shape {found:?}, the plan wants {wanted}", expr.kind())));

@@ -10,10 +10,11 @@ use crate::container::{Entry, Header};
 use crate::error::{Error, Result};
 use crate::methods::Method;
 use crate::plan::Plan;
+use crate::run::budget::cost;
 use crate::run::commit::commit as rename;
 use crate::run::lock::Lock;
 use crate::run::preflight::preflight as check;
-use crate::run::{self, Options, TILE, heap};
+use crate::run::{self, Options, TILE};
 use crate::simd::Simd;
 use crate::vocabulary::Vocabulary;
 use crate::watch::Watch;
@@ -70,13 +71,11 @@ fn plan_cost(
     threads: Option<usize>,
     tile: Option<usize>,
     memory: Option<u64>,
-) -> PyResult<(u64, usize)> {
+) -> PyResult<(u64, u64, usize)> {
     enter(py, || {
         let parsed = Plan::parse(plan)?;
-        Ok((
-            run::writer::bytes_needed(&parsed)?,
-            heap(&parsed, threads, tile.unwrap_or(TILE), memory)?.saturating_add(plan.len()),
-        ))
+        let (files, stages, heap) = cost(&parsed, threads, tile.unwrap_or(TILE), memory)?;
+        Ok((files, stages, heap.saturating_add(plan.len())))
     })
 }
 

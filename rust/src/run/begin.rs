@@ -7,6 +7,7 @@ use super::paths::remove;
 use super::writer::{INDEX, holds_outputs_alone};
 use crate::error::{Error, Result};
 use crate::plan::{Plan, directory_of};
+use crate::store::SCRATCH;
 use std::collections::HashMap;
 use std::fs;
 use std::io::{Seek, SeekFrom, Write};
@@ -114,6 +115,8 @@ pub(super) fn write_head(lock: &mut Lock, plan: &Plan, head: &Head, sync: bool) 
         Found::Foreign => return Err(Error::Merge(format!("{partial}: contains files that are not mol's"))),
     }
     let mut file = lock.hold(sync)?;
+    // Left by an earlier process: no other one works here now.
+    remove(&lock.partial().join(SCRATCH))?;
     let path = lock.partial().join(NAME);
     let first = json(head)?;
     let mut set = || {

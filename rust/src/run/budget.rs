@@ -1,4 +1,10 @@
-//! How much memory the tasks of a run may hold together.
+//! How much memory the tasks of a run may hold together, and what a run takes.
+use super::task::{self, spilled};
+use super::writer::bytes_needed;
+use crate::error::Result;
+use crate::plan::{Expr, Plan, Region, Task};
+use crate::sweep::STRIP;
+use crate::watch::{Watch, pool};
 use std::fs;
 use std::path::Path;
 
@@ -35,6 +41,27 @@ fn left(group: &Path) -> Option<u64> {
 fn field(text: &str, word: &str) -> Option<u64> {
     let mut lines = text.lines().map(str::split_whitespace);
     lines.find_map(|mut words| words.next().filter(|first| *first == word).and(words.next())?.parse().ok())
+}
+
+/// Returns the bytes of a run's output files, of its spilled stages on the disk, and its maximum heap use in addition to
+/// the plan: per thread an output tile, a strip of it and two of each source, and what methods and sources hold, as far
+/// as `memory` lets several tasks hold it at once. Headers of the inputs are read if a source is an expression over
+/// others.
+pub fn cost(plan: &Plan, threads: Option<usize>, tile: usize, memory: Option<u64>) -> Result<(u64, u64, usize)> {
+    let of_task = |(task, region): (&Task, &Region)| {
+        let (sources, elements) = (task.of.len(), region.elements.len());
+        (tile.min(elements) + (1 + 2 * sources) * STRIP.min(elements)) * size_of::<f64>()
+    };
+    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+    let threads = threads.unwrap_or_else(cores);
+    let made = plan.tasks.iter().flat_map(|task| &task.of).any(|expr| matches!(expr, Expr::Made(_)));
+    let headers = if made { pool(Some(threads), || plan.read_headers(&Watch::default()))?? } else { Vec::new() };
+    let residents = (0..plan.tasks.len()).map(|task| task::resident(plan, task, &headers));
+    let one = residents.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
+    let held = one.saturating_mul(threads).min(budget(memory).max(one));
+    let strips = plan.tasks.iter().zip(plan.written()).map(of_task).max().unwrap_or(0);
+    let heap = strips.saturating_mul(threads).saturating_add(held);
+    Ok((bytes_needed(plan)?, spilled(plan, &headers, threads)?, heap))
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! Ends a merge: syncs a finished `OUT.partial`, renames it to OUT, and removes what is left over.
 use super::head::Line;
 use super::lock::Lock;
-use super::paths::{above, inode};
+use super::paths::{above, inode, remove};
 use crate::error::{Error, Result};
+use crate::store::SCRATCH;
 use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io;
@@ -80,6 +81,7 @@ pub fn commit(lock: &mut Lock, out: &Path, overwrite: bool, sync: bool) -> Resul
         let out = out.display();
         return Err(Error::Merge(format!("{out}: exists and is not empty; choose another OUT or pass --overwrite")));
     }
+    remove(&partial.join(SCRATCH))?;
     lock.append(&Line::Finished { finished: true })?;
     if occupied {
         let replaces = fs::symlink_metadata(out).map_err(Error::io(out))?.ino();

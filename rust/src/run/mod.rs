@@ -1,6 +1,6 @@
 //! Runs a plan: tasks in output order, each file open only while in use, finished work recorded.
 mod begin;
-mod budget;
+pub mod budget;
 pub(crate) mod claims;
 pub mod commit;
 mod flock;
@@ -19,9 +19,9 @@ pub mod writer;
 use crate::audit::{self, Digest};
 use crate::crc::Crc;
 use crate::error::{Error, Result};
-use crate::plan::{Expr, Plan, Region, Task};
+use crate::plan::Plan;
 use crate::simd::Simd;
-use crate::sweep::{BLOCK, STRIP};
+use crate::sweep::BLOCK;
 use crate::watch::{Watch, pool};
 use inputs::Inputs;
 use journal::Journal;
@@ -257,23 +257,4 @@ impl Run<'_> {
             warning: lock.warning(),
         })
     }
-}
-
-/// Returns the maximum heap use of a run in addition to the plan, in bytes: per thread an output tile, a strip of it
-/// and two of each source, and what methods and sources hold, as far as `memory` lets several tasks hold it at once.
-/// Headers of the inputs are read if a source is an expression over others.
-pub fn heap(plan: &Plan, threads: Option<usize>, tile: usize, memory: Option<u64>) -> Result<usize> {
-    let of_task = |(task, region): (&Task, &Region)| {
-        let (sources, elements) = (task.of.len(), region.elements.len());
-        (tile.min(elements) + (1 + 2 * sources) * STRIP.min(elements)) * size_of::<f64>()
-    };
-    let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = threads.unwrap_or_else(cores);
-    let made = plan.tasks.iter().flat_map(|task| &task.of).any(|expr| matches!(expr, Expr::Made(_)));
-    let headers = if made { pool(Some(threads), || plan.read_headers(&Watch::default()))?? } else { Vec::new() };
-    let residents = (0..plan.tasks.len()).map(|task| task::resident(plan, task, &headers));
-    let one = residents.collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(0);
-    let held = one.saturating_mul(threads).min(budget::budget(memory).max(one));
-    let strips = plan.tasks.iter().zip(plan.written()).map(of_task).max().unwrap_or(0);
-    Ok(strips.saturating_mul(threads).saturating_add(held))
 }

@@ -2,6 +2,7 @@
 use super::begin::{Found, inspect};
 use super::inputs::Inputs;
 use super::lock::Lock;
+use super::task::spilled;
 use super::writer::bytes_needed;
 use crate::container::{Entry, Header};
 use crate::error::{Error, Result};
@@ -17,7 +18,7 @@ use std::sync::Arc;
 /// The result of preflight.
 #[derive(Debug, Serialize)]
 pub struct Preflight {
-    /// Bytes still to be allocated on the disk.
+    /// Bytes still to be allocated on the disk, those of spilled stages among them.
     pub bytes_needed: u64,
     /// Bytes free there.
     pub bytes_free: u64,
@@ -39,9 +40,11 @@ pub fn preflight(
     let read = || {
         let headers = plan.read_headers(watch)?;
         plan.check(&headers)?;
-        check_equal_copies(plan, headers, mmap, watch)
+        let spilled = spilled(plan, &headers, rayon::current_num_threads())?;
+        check_equal_copies(plan, headers, mmap, watch)?;
+        Ok(spilled)
     };
-    pool(threads, read)??;
+    let spilled = pool(threads, read)??;
     let partial = lock.partial().to_path_buf();
     let shown = partial.display();
     let resumable = match inspect(lock, plan)? {
@@ -75,7 +78,7 @@ pub fn preflight(
     let space = rustix::fs::statvfs(existing).map_err(|e| Error::io(existing)(e.into()))?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
     let claimed: u64 = plan.outputs.iter().map(|output| claimed_bytes(&partial.join(&output.name))).sum();
-    let needed = bytes_needed(plan)?.saturating_sub(claimed);
+    let needed = bytes_needed(plan)?.saturating_sub(claimed).saturating_add(spilled);
     if needed > free {
         let (needed, free, existing) = (size(needed), size(free), existing.display());
         return Err(Error::Merge(format!(

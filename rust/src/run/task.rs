@@ -8,7 +8,7 @@ use crate::encode;
 use crate::error::{Error, Result};
 use crate::job::{Done, Job};
 use crate::plan::{Expr, Plan};
-use crate::source::{self, Settings};
+use crate::source::{self, Settings, Stages, repeated};
 use rayon::prelude::*;
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -30,11 +30,24 @@ pub(super) fn resident(plan: &Plan, index: usize, headers: &[Arc<Header>]) -> Re
         Expr::Tensor(..) => Ok(0),
         Expr::Made(_) => {
             let open = |input: usize| Ok(Arc::new(Container::unopened(&headers[input])));
-            Ok(source::build(plan, expr, &open)?.0.resident())
+            Ok(source::build(plan, expr, &open, &Stages::default())?.0.resident())
         }
     };
     let own = task.by.resident(rows, columns, task.of.len());
     task.of.iter().try_fold(own, |sum, expr| Ok(sum.saturating_add(of_source(expr)?)))
+}
+
+/// Returns the maximum bytes that spilled stages take on the disk, if `threads` tasks run at a time.
+pub(super) fn spilled(plan: &Plan, headers: &[Arc<Header>], threads: usize) -> Result<u64> {
+    let open = |input: usize| Ok(Arc::new(Container::unopened(&headers[input])));
+    let size = |stage: &Expr| {
+        let source = source::build(plan, stage, &open, &Stages::default())?.0;
+        Ok((source.len() * source.float().bytes()) as u64)
+    };
+    let of_task = |task| repeated(plan, task).into_iter().map(size).sum::<Result<u64>>();
+    let mut sizes = plan.tasks.iter().map(of_task).collect::<Result<Vec<_>>>()?;
+    sizes.sort_unstable_by(|a, b| b.cmp(a));
+    Ok(sizes.into_iter().take(threads).sum())
 }
 
 impl Run<'_> {
@@ -93,15 +106,17 @@ impl Run<'_> {
         let (task, (region, tensor)) = (&self.plan.tasks[index], self.plan.target(index));
         let Some(encoding) = encode::of(tensor.dtype) else { return self.copy_bytes(index) };
         let open = |input: usize| self.inputs.open(input);
-        let sources = task.of.iter().map(|expr| Ok(source::build(self.plan, expr, &open)?.0)).collect::<Result<_>>()?;
-        let Options { tile, simd, .. } = self.options;
         // Elements are counted from a task's first row, so the row is part of the key: otherwise tasks of one tensor
         // would draw the same numbers.
         let drawn = match region.elements.start {
             0 => tensor.name.clone(),
             start => format!("{}[{start}]", tensor.name),
         };
+        let Options { tile, simd, mmap, .. } = self.options;
         let settings = Settings { tile, simd, watch: self.watch, key: draw::key(self.plan.seed, &drawn) };
+        let stages = Stages::of(self.plan, index, &self.writer.scratch, mmap, settings);
+        let build = |expr| Ok(source::build(self.plan, expr, &open, &stages)?.0);
+        let sources = task.of.iter().map(build).collect::<Result<_>>()?;
         let allow_nonfinite = self.plan.allow_nonfinite;
         let job = Job { name: &tensor.name, encoding: &*encoding, method: &task.by, settings, allow_nonfinite };
         job.run(sources, &|offset, bytes| self.writer.write(index, offset, bytes))

@@ -5,7 +5,7 @@ use super::{claims, head};
 use crate::error::{Error, Result};
 use crate::layout::safetensors::{Layout, layouts};
 use crate::plan::{OutputFile, OutputTensor, Plan};
-use crate::store::is_remote;
+use crate::store::{SCRATCH, allocate, is_remote};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -35,6 +35,8 @@ struct Output {
 pub struct Writer<'a> {
     plan: &'a Plan,
     outputs: Vec<Output>,
+    /// Directory of files that only a task needs.
+    pub scratch: PathBuf,
     /// Whether writeback starts immediately, and a file is synced when it is closed.
     sync: bool,
 }
@@ -52,21 +54,6 @@ pub(crate) fn make_way(path: &Path) -> Result<()> {
         Ok(meta) if meta.is_file() && meta.nlink() <= 1 => Ok(()),
         _ => remove(path),
     }
-}
-
-/// Allocates the disk space of a file if the file system can, which also keeps its blocks together.
-fn allocate(file: &File, size: u64) -> io::Result<()> {
-    #[cfg(target_os = "linux")]
-    {
-        use rustix::fs::{FallocateFlags, fallocate};
-        use rustix::io::{Errno, retry_on_intr};
-        match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, size)) {
-            Ok(()) => return file.set_len(size),
-            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-    }
-    file.set_len(size)
 }
 
 /// Closes a file and returns errors of earlier writes that are only reported now.
@@ -111,7 +98,7 @@ impl<'a> Writer<'a> {
             layout,
         };
         let outputs = layouts(plan)?.into_iter().zip(&plan.outputs).map(output).collect();
-        Ok(Self { plan, outputs, sync })
+        Ok(Self { plan, outputs, scratch: partial.join(SCRATCH), sync })
     }
 
     fn output(&self, task: usize) -> &Output {
@@ -216,7 +203,8 @@ pub(crate) fn holds_outputs_alone(plan: &Plan, partial: &Path) -> Result<bool> {
             let Some(file) = file.to_str() else { return Ok(false) };
             let name = if directory.is_empty() { file.to_owned() } else { format!("{directory}/{file}") };
             let is_directory = directory.is_empty() && directories.contains(file);
-            if file == head::NAME && directory.is_empty() || file == INDEX || is_directory {
+            let is_own = directory.is_empty() && (file == head::NAME || file == SCRATCH);
+            if is_own || file == INDEX || is_directory {
                 continue;
             }
             if plan.outputs.iter().any(|output| name == claims::name(&output.name)) {

@@ -5,6 +5,7 @@ use super::mean::Mean;
 use super::merged::Merged;
 use super::scaled::Scaled;
 use super::shape::{Columns, Rows, Stack, Transpose};
+use super::spilled::Stages;
 use super::{Source, Tensor, two};
 use crate::container::Container;
 use crate::dtype::Float;
@@ -17,14 +18,19 @@ use std::sync::Arc;
 pub type Open<'a> = &'a dyn Fn(usize) -> Result<Arc<Container>>;
 
 /// A source, and the shape of its result.
-type Built = (Box<dyn Source>, Vec<usize>);
+pub(super) type Built = (Box<dyn Source>, Vec<usize>);
 
 fn fault(expr: &Expr, reason: impl AsRef<str>) -> Error {
     Error::Merge(format!("`{}`: {}", expr.kind(), reason.as_ref()))
 }
 
 /// Builds the source of an expression; returns it with its shape.
-pub fn build(plan: &Plan, expr: &Expr, open: Open) -> Result<Built> {
+pub fn build(plan: &Plan, expr: &Expr, open: Open, stages: &Stages) -> Result<Built> {
+    stages.build(expr, || computed(plan, expr, open, stages))
+}
+
+/// Builds a source that computes an expression whenever it is read.
+fn computed(plan: &Plan, expr: &Expr, open: Open, stages: &Stages) -> Result<Built> {
     let made = match expr {
         Expr::Tensor(input, name) => {
             let tensor = Tensor::new(&open(*input)?, name)?;
@@ -33,7 +39,7 @@ pub fn build(plan: &Plan, expr: &Expr, open: Open) -> Result<Built> {
         }
         Expr::Made(made) => &**made,
     };
-    let build = |expr: &Expr| build(plan, expr, open);
+    let build = |expr: &Expr| build(plan, expr, open, stages);
     match made {
         Made::Rows { of, from, to } => {
             let (of, shape) = build(of)?;

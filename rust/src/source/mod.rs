@@ -6,9 +6,11 @@ mod mean;
 mod merged;
 mod scaled;
 mod shape;
+mod spilled;
 mod tensor;
 
 pub use build::{Open, build};
+pub use spilled::{Stages, repeated};
 pub use tensor::Tensor;
 
 use crate::dtype::{Float, transcode};

@@ -1,10 +1,12 @@
 //! Provides the bytes of an input by range: from a mapped file, or from one that is read.
 mod mapped;
 mod read;
+mod scratch;
 
 use crate::error::{Error, Result};
 use mapped::Mapped;
 use read::Read;
+pub use scratch::{SCRATCH, Scratch};
 use std::fmt::Debug;
 use std::fs::{File, Metadata};
 use std::io;
@@ -137,6 +139,21 @@ pub(crate) fn is_remote(file: &File) -> Option<bool> {
     }
 }
 
+/// Allocates the disk space of a file if the file system can, which also keeps its blocks together.
+pub(crate) fn allocate(file: &File, size: u64) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{FallocateFlags, fallocate};
+        use rustix::io::{Errno, retry_on_intr};
+        match retry_on_intr(|| fallocate(file, FallocateFlags::empty(), 0, size)) {
+            Ok(()) => return file.set_len(size),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    file.set_len(size)
+}
+
 /// Opens a file: mapped or read as requested, otherwise mapped unless it is remote.
 pub(crate) fn open(path: &Path, mmap: Option<bool>) -> Result<(Box<dyn Store>, Stamp)> {
     // Checked before opening, which would block on a pipe without a writer.
@@ -146,11 +163,15 @@ pub(crate) fn open(path: &Path, mmap: Option<bool>) -> Result<(Box<dyn Store>, S
     let open = || {
         let file = File::open(path)?;
         let stamp = Stamp::of(&file.metadata()?);
-        let mmap = mmap.unwrap_or_else(|| is_remote(&file) != Some(true));
-        let store: Box<dyn Store> = if mmap { Box::new(Mapped::new(&file)?) } else { Box::new(Read::new(file)) };
-        Ok((store, stamp))
+        Ok((of_file(file, mmap)?, stamp))
     };
     open().map_err(Error::io(path))
+}
+
+/// Returns the bytes of an open file: mapped or read as requested, otherwise mapped unless it is remote.
+fn of_file(file: File, mmap: Option<bool>) -> io::Result<Box<dyn Store>> {
+    let mmap = mmap.unwrap_or_else(|| is_remote(&file) != Some(true));
+    Ok(if mmap { Box::new(Mapped::new(&file)?) } else { Box::new(Read::new(file)) })
 }
 
 #[cfg(test)]
