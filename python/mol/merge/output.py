@@ -114,8 +114,8 @@ def _check_sweep(out: Path, results: Sequence[str], *, overwrite: bool, overwrit
     """Check the results of a sweep, each of which is a model, and what else lies in OUT."""
     for name in results:
         check_replaceable(out / name, overwrite=overwrite, overwrite_all=overwrite_all)
-    beside = sorted(path.name for path in out.iterdir() if path.name not in {SWEEP, *results})
-    _refuse_foreign(out, beside, overwrite_all=overwrite_all)
+    foreign = sorted(path.name for path in out.iterdir() if path.name not in {SWEEP, *results})
+    _refuse_foreign(out, foreign, overwrite_all=overwrite_all)
 
 
 def _refuse_foreign(out: Path, foreign: Sequence[str], *, overwrite_all: bool) -> None:

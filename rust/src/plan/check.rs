@@ -2,6 +2,7 @@
 use super::{Expr, Fill, Method, OutputTensor, Plan, Table, Task};
 use crate::container::{Container, Header};
 use crate::dtype::Float;
+use crate::encode;
 use crate::error::{Error, Result};
 use crate::source::{self, Stages};
 use rayon::prelude::*;
@@ -107,7 +108,7 @@ impl Plan {
                     let reason = format!("tensor `{}` has shape {found:?}, the plan wants {wanted}", tensor.name);
                     return Err(Error::checkpoint(&header.path, reason));
                 }
-                let both_float = Float::of(tensor.dtype).and(Float::of(*dtype)).is_some();
+                let both_float = Float::of(tensor.dtype).is_some() && encode::of(*dtype).is_some();
                 if !(both_float || copies && tensor.dtype == *dtype) {
                     let reason = format!("tensor `{}` is {}, which cannot become {dtype}", tensor.name, tensor.dtype);
                     return Err(Error::checkpoint(&header.path, reason));
@@ -124,7 +125,7 @@ impl Plan {
                     let wanted = region.wanted(shape);
                     return Err(fault(format!("`{}` makes shape {found:?}, the plan wants {wanted}", expr.kind())));
                 }
-                if Float::of(*dtype).is_none() || copies && task.of.len() > 1 {
+                if encode::of(*dtype).is_none() || copies && task.of.len() > 1 {
                     return Err(fault(format!(
                         "`{}` makes floats, which cannot be compared with a copy or stored as {dtype}",
                         expr.kind()

@@ -11,7 +11,7 @@ use std::fmt;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Reading {
-    to: Vec<Place>,
+    to: Vec<Destination>,
     by: By,
     of: Vec<Expr>,
     #[serde(default)]
@@ -21,7 +21,7 @@ struct Reading {
 /// Where a result is written, and which of the expressions it is made of: all, if not said.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Place {
+struct Destination {
     tensor: usize,
     row: usize,
     of: Option<Vec<usize>>,
@@ -91,7 +91,7 @@ fn split(Reading { to, by, of, with }: Reading, reading: usize, tasks: &mut Vec<
     }
     let (last, further) = (to.len() - 1, to.into_iter().zip(by));
     let (mut of, mut with) = (of, with);
-    for (result, (Place { tensor, row, of: chosen }, by)) in further.enumerate() {
+    for (result, (Destination { tensor, row, of: chosen }, by)) in further.enumerate() {
         let to = Target { tensor, row };
         let of = match chosen {
             Some(chosen) => {
