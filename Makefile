@@ -152,6 +152,10 @@ parity: .venv/.installed ## compare with mergekit over every method that both ha
 support-table: .venv/.installed ## judge every model type of transformers and write docs/support.md, half an hour (SUPPORT=--fresh)
 	$(BIN)/python benches/support/run.py $(SUPPORT)
 
+.PHONY: evidence
+evidence: .venv/.installed ## merges and fusions of a small family, measured: docs/evidence.md, hours (ROWS=quick: two rows again, compared)
+	$(BIN)/python benches/evidence/run.py $(ROWS)
+
 .PHONY: build
 build: .venv/.installed ## make .venv with everything in it, and the extension
 

@@ -1,0 +1,194 @@
+"""The rows of the evidence that are trained: mixtures of outputs, fusions of blocks, their control, and LoRA."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from measure import EXPERTS, MODELS, WINDOW, read
+from mol import MoLConfig, MoLMixture, MoLRuntime, MoLTrainer, TrainingConfig
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STEPS: Final = 120
+BATCH: Final = 8
+RATE: Final = 1e-3
+LAYERS: Final = 4
+BASE: Final = str(MODELS / "base")
+# Names of one directory: blocks of a model that is not the host by name get adapters.
+ALIASES: Final = (f"{BASE}/", f"{BASE}/.", f"{BASE}/./")
+
+
+class Trained(NamedTuple):
+    """A model, what was trained of it, and how."""
+
+    model: Any
+    parameters: int
+    settings: dict[str, Any]
+
+
+class Fused(NamedTuple):
+    """How a fusion of the experts' blocks in the base is built."""
+
+    init: str = "lstsq"
+    router: str = "simple"
+    dispatch: str = "dense"
+    top: int | None = None
+    chain: bool = False
+    control: bool = False
+    train: bool = True
+
+
+FUSIONS: Final = {
+    "fused_identity_untrained": Fused("identity", train=False),
+    "fused_lstsq_untrained": Fused(train=False),
+    "control": Fused(control=True),
+    "fused_identity": Fused("identity"),
+    "fused_lstsq": Fused(),
+    "fused_token_router": Fused(router="token"),
+    "fused_prefix_top1": Fused(dispatch="token", top=1),
+    "fused_token_top2": Fused(router="token", dispatch="token", top=2),
+    "chain": Fused(chain=True),
+    "chain_prefix_top1": Fused(chain=True, dispatch="token", top=1),
+    "chain_control": Fused(chain=True, control=True),
+}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(BASE)
+
+
+def rows(steps: int, seed: int) -> list[dict[str, Any]]:
+    """Return windows of the experts' train texts for so many steps, as many of each domain, and their domains."""
+    tokens, found = tokenizer(), []
+    draw = torch.Generator().manual_seed(seed)
+    wanted = math.ceil(steps * BATCH / len(EXPERTS))
+    for number, domain in enumerate(EXPERTS):
+        texts = read(domain, "train")
+        ids: list[int] = []
+        for at in torch.randperm(len(texts), generator=draw).tolist():
+            ids += [tokens.eos_token_id, *tokens(texts[at], verbose=False)["input_ids"]]
+            if len(ids) >= wanted * WINDOW:
+                break
+        windows = torch.tensor(ids[: len(ids) // WINDOW * WINDOW]).reshape(-1, WINDOW)[:wanted]
+        mask = torch.ones(WINDOW, dtype=torch.long)
+        found += [{"input_ids": one, "attention_mask": mask, "domains": torch.tensor(number)} for one in windows]
+    return [found[at] for at in torch.randperm(len(found), generator=draw).tolist()][: steps * BATCH]
+
+
+def build(kind: Fused, models: Path, seed: int) -> MoLRuntime:
+    """Put the experts' blocks into the base: one of each in every layer, or all four in a row."""
+    torch.manual_seed(seed)
+    names = ALIASES if kind.control else tuple(str(models / name) for name in EXPERTS)
+    runtime = MoLRuntime(
+        MoLConfig(
+            models=[BASE, *names],
+            adapter_init=kind.init,
+            router_type=kind.router,
+            dispatch=kind.dispatch,
+            top_k_experts=kind.top,
+            keep_host_layers=not kind.chain,
+            dtype="float32",
+        )
+    )
+    runtime.calibrate([read(domain, "train")[at][:1000] for domain in EXPERTS for at in range(8)])
+    if kind.chain:
+        runtime.add_layer([(name, range(LAYERS)) for name in names], 0)
+    for layer in range(0 if kind.chain else LAYERS):
+        runtime.add_layer([(name, layer) for name in names], layer)
+    return runtime
+
+
+def fuse(name: str, models: Path, scratch: Path, seed: int, steps: int = STEPS) -> Trained:
+    """Build a fusion and train its adapters and routers."""
+    kind = FUSIONS[name]
+    runtime = build(kind, models, seed)
+    count = sum(one.numel() for one in runtime.parameters())
+    settings: dict[str, Any] = {**kind._asdict(), "steps": steps if kind.train else 0}
+    if kind.train:
+        # A router that chooses one or two from the start stays with them, so the choice narrows over half of the run;
+        # and it is told which rows are of which domain.
+        sparse = kind.top is not None
+        config = TrainingConfig(
+            learning_rate=RATE,
+            router_learning_rate=RATE,
+            batch_size=BATCH,
+            max_steps=steps,
+            max_epochs=1,
+            warmup_steps=20,
+            lr_scheduler_type="cosine",
+            mixed_precision="bf16",
+            logging_steps=50,
+            eval_steps=None,
+            save_steps=None,
+            domain_loss_coeff=0.1 if sparse else 0.0,
+            dense_steps=steps // 2 if sparse else 0,
+            output_dir=str(scratch),
+            seed=seed,
+        )
+        MoLTrainer(runtime, config).train(rows(steps, seed))
+        settings |= {"rate": RATE, "tokens": steps * BATCH * WINDOW, "domain_loss": config.domain_loss_coeff}
+    return Trained(runtime.as_causal_lm().eval(), count if kind.train else 0, settings)
+
+
+def mix(weights: str, models: Path, seed: int, steps: int = STEPS) -> Trained:
+    """Mix the outputs of the experts; a router is trained."""
+    torch.manual_seed(seed)
+    loaded = [AutoModelForCausalLM.from_pretrained(models / name, dtype="float32") for name in EXPERTS]
+    mixture = MoLMixture.from_models(loaded, weights)  # type: ignore[arg-type]
+    if weights != "router":
+        return Trained(mixture, 0, {"weights": weights})
+    train(mixture, list(mixture.parameters()), steps, seed)
+    return Trained(mixture.eval(), sum(one.numel() for one in mixture.parameters()), {"steps": steps, "rate": RATE})
+
+
+class LowRank(nn.Module):
+    """A frozen linear layer plus the product of two matrices, the second of which starts at 0."""
+
+    def __init__(self, layer: nn.Linear, rank: int) -> None:  # noqa: D107
+        super().__init__()
+        self.layer = layer
+        self.down = nn.Parameter(torch.randn(rank, layer.in_features) / math.sqrt(layer.in_features))
+        self.up = nn.Parameter(torch.zeros(layer.out_features, rank))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x) + x @ self.down.T @ self.up.T
+
+
+def lora(start: str, parameters: int, seed: int, steps: int = STEPS) -> Trained:
+    """Train low-rank changes to all linear layers of the blocks of a model, with as many parameters as a fusion."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(start, dtype="float32").requires_grad_(requires_grad=False)
+    linear = [
+        (parent, name, child) for parent in model.model.layers.modules() for name, child in parent.named_children()
+    ]
+    linear = [one for one in linear if isinstance(one[2], nn.Linear)]
+    rank = parameters // sum(child.in_features + child.out_features for _, _, child in linear)
+    for parent, name, child in linear:
+        setattr(parent, name, LowRank(child, rank))
+    trained = [one for one in model.parameters() if one.requires_grad]
+    train(model, trained, steps, seed)
+    return Trained(model.eval(), sum(one.numel() for one in trained), {"rank": rank, "steps": steps, "rate": RATE})
+
+
+def train(model: nn.Module, parameters: list[nn.Parameter], steps: int, seed: int) -> None:
+    """Train parameters as `MoLTrainer` trains those of a fusion: the same texts, rate, schedule and precision."""
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01)
+    found = rows(steps, seed)
+    model.train()
+    for step in range(steps):
+        done = max(0, step - 20) / (steps - 20)
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min((step + 1) / 20, 0.5 + 0.5 * math.cos(math.pi * done))
+        ids = torch.stack([row["input_ids"] for row in found[step * BATCH : (step + 1) * BATCH]])
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
