@@ -37,7 +37,11 @@ demo: .venv/.installed ## merge three published models four ways, reload each, p
 	$(BIN)/python examples/rxnfp/demo.py
 
 .PHONY: demo-fusion
-demo-fusion: .venv/.installed ## fuse MiniLM's blocks into SmolLM2-135M, print perplexity and text; 8 to 20 minutes
+demo-fusion: .venv/.installed ## merge, mix and fuse three small experts of one base, print bits per byte; minutes
+	$(BIN)/python examples/family/demo.py
+
+.PHONY: demo-foreign
+demo-foreign: .venv/.installed ## fuse MiniLM's blocks into SmolLM2-135M, print perplexity and text; 8 to 20 minutes
 	$(BIN)/python examples/smollm2/demo.py
 
 .PHONY: demo-page
