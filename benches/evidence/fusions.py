@@ -35,7 +35,7 @@ class Trained(NamedTuple):
 class Fused(NamedTuple):
     """How a fusion of the experts' blocks in the base is built."""
 
-    init: str = "lstsq"
+    init: str = "identity"
     router: str = "simple"
     dispatch: str = "dense"
     top: int | None = None
@@ -45,15 +45,17 @@ class Fused(NamedTuple):
 
 
 FUSIONS: Final = {
-    "fused_identity_untrained": Fused("identity", train=False),
-    "fused_lstsq_untrained": Fused(train=False),
+    "fused_identity_untrained": Fused(train=False),
+    "fused_lstsq_untrained": Fused("lstsq", train=False),
     "control": Fused(control=True),
-    "fused_identity": Fused("identity"),
-    "fused_lstsq": Fused(),
+    "fused_identity": Fused(),
+    "fused_lstsq": Fused("lstsq"),
     "fused_token_router": Fused(router="token"),
     "fused_prefix_top1": Fused(dispatch="token", top=1),
     "fused_token_top2": Fused(router="token", dispatch="token", top=2),
+    "chain_untrained": Fused(chain=True, train=False),
     "chain": Fused(chain=True),
+    "chain_lstsq": Fused("lstsq", chain=True),
     "chain_prefix_top1": Fused(chain=True, dispatch="token", top=1),
     "chain_control": Fused(chain=True, control=True),
 }
@@ -96,7 +98,8 @@ def build(kind: Fused, models: Path, seed: int) -> MoLRuntime:
             dtype="float32",
         )
     )
-    runtime.calibrate([read(domain, "train")[at][:1000] for domain in EXPERTS for at in range(8)])
+    if kind.init != "identity":
+        runtime.calibrate([read(domain, "train")[at][:1000] for domain in EXPERTS for at in range(8)])
     if kind.chain:
         runtime.add_layer([(name, range(LAYERS)) for name in names], 0)
     for layer in range(0 if kind.chain else LAYERS):

@@ -37,10 +37,10 @@ MERGES: Final = (
 SOUPS: Final = ("constant_last", "constant_soup", "decayed_last", "decayed_soup")
 MIXTURES: Final = ("mixture_uniform", "mixture_posterior")
 TRAINED: Final = (
-    "mixture_router", "control", "fused_identity", "fused_lstsq", "chain", "fused_prefix_top1", "fused_token_top2",
-    "lora_base", "lora_merge", "chain_prefix_top1", "fused_token_router", "chain_control",
+    "mixture_router", "control", "fused_identity", "fused_lstsq", "chain", "chain_control", "lora_base", "lora_merge",
+    "fused_prefix_top1", "fused_token_top2", "chain_prefix_top1", "fused_token_router", "chain_lstsq",
 )  # fmt: skip
-UNTRAINED: Final = ("fused_identity_untrained", "fused_lstsq_untrained")
+UNTRAINED: Final = ("fused_identity_untrained", "fused_lstsq_untrained", "chain_untrained")
 ROWS: Final = ("base", *EXPERTS, *MERGES, *SOUPS, *MIXTURES, *UNTRAINED, *TRAINED)
 
 
@@ -72,7 +72,7 @@ def measured(row: str, seed: int, scratch: Path) -> dict[str, Any]:
         start = str(models / "base")
         if row == "lora_merge":
             start = str(merges.merge("task_arithmetic", models, scratch, seed)[0])
-        wanted = json.loads(file_of("fused_lstsq", 0).read_text())["trained_parameters"]
+        wanted = json.loads(file_of("fused_identity", 0).read_text())["trained_parameters"]
         given, trained, settings = fusions.lora(start, wanted, seed)
     else:
         given, trained, settings = fusions.fuse(row, models, scratch, seed)
