@@ -31,24 +31,26 @@ GROUPS: Final = (
         "Fusions of the experts' blocks, and what they are held against",
         (
             "fused_identity_untrained", "fused_lstsq_untrained", "fused_identity", "fused_lstsq", "fused_token_router",
-            "control", "fused_prefix_top1", "fused_token_top2", "chain", "chain_prefix_top1", "chain_control",
-            "lora_base", "lora_merge",
+            "control", "fused_prefix_top1", "fused_token_top2", "chain_untrained", "chain", "chain_lstsq",
+            "chain_prefix_top1", "chain_control", "lora_base", "lora_merge",
         ),
     ),
 )  # fmt: skip
 SOUPS: Final = ("constant_last", "constant_soup", "decayed_last", "decayed_soup")
 NAMES: Final = {
-    "fused_identity_untrained": "identity adapters, untrained",
-    "fused_lstsq_untrained": "fitted adapters, untrained",
-    "fused_identity": "dense, identity adapters",
+    "fused_identity_untrained": "dense, untrained",
+    "fused_lstsq_untrained": "dense, fitted adapters, untrained",
+    "fused_identity": "dense",
     "fused_lstsq": "dense, fitted adapters",
-    "fused_token_router": "dense, fitted, a router per token",
-    "control": "control: the base's blocks for the experts', dense, fitted",
-    "fused_prefix_top1": "top-1 by the mean of the tokens so far, fitted",
-    "fused_token_top2": "token top-2, fitted",
-    "chain": "chain: each expert's four blocks in a row, dense",
+    "fused_token_router": "dense, a router per token",
+    "control": "control of dense: the base's blocks for the experts'",
+    "fused_prefix_top1": "top-1 by the mean of the tokens so far",
+    "fused_token_top2": "top-2 by each token",
+    "chain_untrained": "chain, dense, untrained",
+    "chain": "chain, dense",
+    "chain_lstsq": "chain, dense, fitted adapters",
     "chain_prefix_top1": "chain, top-1 by the mean of the tokens so far",
-    "chain_control": "control of the chain",
+    "chain_control": "control of the chain: the base's blocks",
     "lora_base": "LoRA in the base, as many parameters",
     "lora_merge": "LoRA in the merge by task arithmetic, as many parameters",
     "mixture_uniform": "uniform mixture",
@@ -200,14 +202,15 @@ text, and the best was measured on test text, once. Methods without scales, and 
 then a third of the third), were merged once. `nearswap` and `arcee_fusion` take one other model and `nuslerp` two, so
 they are not here."""
 
-FUSIONS: Final = """The base is the host; each of its layers runs the blocks of the three experts behind linear
-adapters, and a router weighs them. A chain has one router, before whole stacks. All were trained by `MoLTrainer` for
-200 steps of 2,048 tokens of the experts' train text, at a rate of 1e-3. Rows that choose started with all experts,
-and their routers were shown the domains. LoRA and the router of the mixture had the same texts, steps and rate. The
-control has the same adapters and routers over the base's own blocks three times: what it gains is due to training
-adapters, not to the experts. `dispatch="sequence"` has no row: it chooses by the first 16 tokens, so it does not
-predict these, and `mol.evaluate` refuses to score it. The rows top-1 choose at each token, by the mean of those so
-far."""
+FUSIONS: Final = """The base is the host; each of its layers runs the blocks of the three experts behind linear adapters,
+and a router weighs them, by the mean of the tokens so far if nothing else is said. A chain has one router, before the
+four blocks of each expert in a row. Adapters start as the identity, which is what experts of one base need, or fitted
+(`adapter_init="lstsq"`) to what the base's own blocks do. All were trained by `MoLTrainer` for 120 steps of 2,048
+tokens of the experts' train text, at a rate of 1e-3. Rows that choose started with all experts, and their routers
+were shown the domains. LoRA and the router of the mixture had the same texts, steps and rate. A control has the same
+adapters and routers over the base's own blocks three times: what it gains is due to training adapters, not to the
+experts. `dispatch="sequence"` has no row: it chooses by the first 16 tokens, so it does not predict these, and
+`mol.evaluate` refuses to score it."""
 
 SOUP: Final = """Two runs of the python expert: as shipped, with a learning rate that falls to a tenth, and one at a
 constant rate. The last six checkpoints, 20 steps apart, are averaged by `merge_method: average`."""

@@ -72,7 +72,7 @@ def measured(row: str, seed: int, scratch: Path) -> dict[str, Any]:
         start = str(models / "base")
         if row == "lora_merge":
             start = str(merges.merge("task_arithmetic", models, scratch, seed)[0])
-        wanted = json.loads(file_of("fused_identity", 0).read_text())["trained_parameters"]
+        wanted = json.loads(file_of("chain", 0).read_text())["trained_parameters"]
         given, trained, settings = fusions.lora(start, wanted, seed)
     else:
         given, trained, settings = fusions.fuse(row, models, scratch, seed)
