@@ -40,6 +40,7 @@ def test_thirteen_words_in_a_row_are_found(texts: ModuleType) -> None:
     first = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
     assert texts.shared([f"Zero; {first.upper()}."], [first]) == 2
     assert texts.shared([first.rsplit(maxsplit=2)[0]], [first]) == 0
+    assert texts.shared(["word " * 30], [first, "a word " * 20]) == 0
 
 
 def test_no_text_of_a_split_is_in_another(texts: ModuleType) -> None:

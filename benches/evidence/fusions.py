@@ -115,7 +115,7 @@ def fuse(name: str, models: Path, scratch: Path, seed: int, steps: int = STEPS) 
     settings: dict[str, Any] = {**kind._asdict(), "steps": steps if kind.train else 0}
     if kind.train:
         # A router that chooses one or two from the start stays with them, so the choice narrows over half of the run;
-        # and it is told which rows are of which domain.
+        # and it learns which rows are of which domain.
         sparse = kind.top is not None
         config = TrainingConfig(
             learning_rate=RATE,

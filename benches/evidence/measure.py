@@ -27,7 +27,7 @@ WINDOW: Final = 256
 # Of each document the first characters, and of each domain so many bytes.
 CUT: Final = {"test": (4000, 60_000), "validation": (2000, 20_000)}
 SWITCHING_DOCUMENTS: Final = 60
-PIECE: Final = 250
+PASSAGE: Final = 250
 
 
 def documents(domain: str, split: str) -> list[str]:
@@ -43,17 +43,17 @@ def documents(domain: str, split: str) -> list[str]:
 
 
 def switching() -> list[str]:
-    """Return documents of three pieces of test text, one of each domain in an order drawn at random."""
+    """Return documents of three passages of test text, one of each domain in an order drawn at random."""
     draw = random.Random(0)
     texts = {domain: read(domain, "test") for domain in EXPERTS}
     made = []
     for _ in range(SWITCHING_DOCUMENTS):
-        pieces = []
+        passages = []
         for domain in draw.sample(EXPERTS, len(EXPERTS)):
             text = draw.choice(texts[domain])
-            start = draw.randrange(max(len(text) - PIECE, 1))
-            pieces.append(text[start : start + PIECE])
-        made.append("\n\n".join(pieces))
+            start = draw.randrange(max(len(text) - PASSAGE, 1))
+            passages.append(text[start : start + PASSAGE])
+        made.append("\n\n".join(passages))
     return made
 
 

@@ -188,7 +188,7 @@ make evidence ROWS=quick    # two rows again, and whether they agree with what i
 
 Every figure is bits per byte of test text by `mol.evaluate` (lower is better), in windows of 256 tokens, of documents
 cut to 4,000 characters. No 13 words in a row of it are in train or validation text. `switching` is 60 documents of
-three pieces of 250 characters, one of each domain. `general` is the base's own kind of text, which the mean leaves
+three passages of 250 characters, one of each domain. `general` is the base's own kind of text, which the mean leaves
 out. MFLOP/token counts what a forward runs of rows of 256 tokens; tokens/s is tokens per CPU second in one thread; MB
 is all weights in memory, in float32. The error is that of the mean over seeds; without one there is one seed. Each
 result, with seed, commit, settings and losses per document, is in `benches/evidence/results`.
@@ -202,15 +202,15 @@ text, and the best was measured on test text, once. Methods without scales, and 
 then a third of the third), were merged once. `nearswap` and `arcee_fusion` take one other model and `nuslerp` two, so
 they are not here."""
 
-FUSIONS: Final = """The base is the host; each of its layers runs the blocks of the three experts behind linear adapters,
-and a router weighs them, by the mean of the tokens so far if nothing else is said. A chain has one router, before the
-four blocks of each expert in a row. Adapters start as the identity, which is what experts of one base need, or fitted
-(`adapter_init="lstsq"`) to what the base's own blocks do. All were trained by `MoLTrainer` for 120 steps of 2,048
-tokens of the experts' train text, at a rate of 1e-3. Rows that choose started with all experts, and their routers
-were shown the domains. LoRA and the router of the mixture had the same texts, steps and rate. A control has the same
-adapters and routers over the base's own blocks three times: what it gains is due to training adapters, not to the
-experts. `dispatch="sequence"` has no row: it chooses by the first 16 tokens, so it does not predict these, and
-`mol.evaluate` refuses to score it."""
+FUSIONS: Final = """The base is the host; each of its layers runs the blocks of the three experts behind linear
+adapters, and a router weighs them, by the mean of the tokens so far unless something else is said. A chain has one
+router, before the four blocks of each expert in a row. Adapters start as the identity, which is what experts of one
+base need, or fitted (`adapter_init="lstsq"`) to what the base's own blocks do. All were trained by `MoLTrainer` for
+120 steps of 2,048 tokens of the experts' train text, at a rate of 1e-3. Rows that choose started with all experts,
+and their routers were shown the domains. LoRA and the router of the mixture had the same texts, steps and rate. A
+control has the same adapters and routers over the base's own blocks three times: what it gains is due to training
+adapters, not to the experts. `dispatch="sequence"` has no row: it chooses by the first 16 tokens, so it does not
+predict these, and `mol.evaluate` refuses to score it."""
 
 SOUP: Final = """Two runs of the python expert: as shipped, with a learning rate that falls to a tenth, and one at a
 constant rate. The last six checkpoints, 20 steps apart, are averaged by `merge_method: average`."""

@@ -39,7 +39,7 @@ def write_card(out: Path, head: dict[str, Any], log: list[dict[str, Any]]) -> No
 # {name}
 
 A Llama of 2.6 million parameters in bf16, one of a small family on which merges and fusions are measured. It reads
-at most {head["window"]} tokens, and is of no other use.
+at most {head["window"]} tokens, and is made for nothing else.
 
 - Trained on {TEXTS[run["domain"]]}:
   {seen:,} tokens, of {head["windows"] * head["window"]:,}. It starts from {begin}.

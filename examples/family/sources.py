@@ -51,7 +51,7 @@ def fetch(directory: Path) -> dict[str, str]:
 
 
 def general(directory: Path) -> Iterator[Document]:
-    """Return Perl's pods by file, and the jargon file and the Debian reference in pieces of some 20 kB."""
+    """Return Perl's pods by file, and the jargon file and the Debian reference in chunks of some 20 kB."""
     for path in sorted(directory.glob("perl-doc/usr/share/perl/*/pod/*.pod")):
         if path.stem not in NO_PODS:
             yield Document(f"perl/{path.name}", path.read_text(encoding="utf-8", errors="replace"))
@@ -60,7 +60,7 @@ def general(directory: Path) -> Iterator[Document]:
         ("debian", "debian-reference-en/usr/share/debian-reference/debian-reference.en.txt.gz"),
     ):
         text = gzip.decompress((directory / found).read_bytes()).decode("utf-8", errors="replace")
-        yield from _pieces(name, re.split(r"\n[ \t]*(?:\n[ \t]*)+", text), "\n\n")
+        yield from _chunks(name, re.split(r"\n[ \t]*(?:\n[ \t]*)+", text), "\n\n")
 
 
 def python(directory: Path) -> Iterator[Document]:
@@ -90,7 +90,7 @@ def kjv(directory: Path) -> Iterator[Document]:
 
 
 def wordnet(directory: Path) -> Iterator[Document]:
-    """Return WordNet's words and definitions, a set of synonyms per line, in pieces of its files."""
+    """Return WordNet's words and definitions, a set of synonyms per line, in chunks of its files."""
     for part, name in PARTS_OF_SPEECH.items():
         lines = []
         for line in (directory / f"wordnet-base/usr/share/wordnet/data.{part}").read_text().splitlines():
@@ -99,10 +99,10 @@ def wordnet(directory: Path) -> Iterator[Document]:
                 _, _, _, count, *rest = fields.split(" ")
                 words = [re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in rest[: 2 * int(count, 16) : 2]]
                 lines.append(f"{', '.join(words)} ({name}): {gloss.strip()}")
-        yield from _pieces(f"wordnet/{part}", lines, "\n")
+        yield from _chunks(f"wordnet/{part}", lines, "\n")
 
 
-def _pieces(name: str, parts: Iterable[str], between: str) -> Iterator[Document]:
+def _chunks(name: str, parts: Iterable[str], between: str) -> Iterator[Document]:
     """Join consecutive parts to documents of some `CHUNK` characters."""
     total = 0
     grouped: dict[int, list[str]] = {}

@@ -4,8 +4,8 @@
     python examples/family/train.py   # about half an hour on two cores
 
 Models of 2.6 million parameters are written below examples/family/models as bf16, each with its config, tokenizer, card
-and log. Every run counts its steps and goes on from its last checkpoint (build/family/runs) if it was stopped; what it
-has finished it does not repeat. `--seed` and `--models` train experts with another seed, elsewhere.
+and log. Every run counts its steps and continues from its last checkpoint (build/family/runs) if it was stopped; what
+it has finished it does not repeat. `--seed` and `--models` train experts with another seed, elsewhere.
 """
 
 from __future__ import annotations
