@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Recipe = dict[str, Any]
+LAST: Final = (2, 3, 4, 6)
 
 
 def recipe(method: str, models: Path, *, base: bool = True, **parameters: Any) -> Recipe:  # noqa: ANN401
@@ -98,8 +99,13 @@ def slerp(models: Path, scratch: Path) -> Path:
     return scratch / "three"
 
 
-def soup(run: Path, scratch: Path, last: int) -> Path:
-    """Average the last checkpoints of a run."""
-    one = {"merge_method": "average", "checkpoints": str(run), "last": last, "weights": "mean"}
-    mol.run_merge(one, scratch / "soup")
-    return scratch / "soup"
+def soup(run: Path, scratch: Path) -> tuple[Path, dict[str, Any]]:
+    """Average the last checkpoints of a run, as many as are best on validation text of its domain."""
+    validation = {"python": measure.documents("python", "validation")}
+    found = []
+    for last in LAST:
+        out = scratch / str(last)
+        mol.run_merge({"merge_method": "average", "checkpoints": str(run), "last": last, "weights": "mean"}, out)
+        found.append((measure.bits(measure.losses(out, validation)["python"]), last, out))
+    _, last, out = min(found)
+    return out, {"last": last, "tried": [{"last": one, "validation": round(score, 4)} for score, one, _ in found]}

@@ -64,8 +64,7 @@ def measured(row: str, seed: int, scratch: Path) -> dict[str, Any]:
     elif row in SOUPS:
         run = runs / ("python-constant" if row.startswith("constant") else "python")
         last = max(run.glob("step-*"), key=lambda one: int(one.name.removeprefix("step-")))
-        path = merges.soup(run, scratch, 6) if row.endswith("soup") else last
-        settings = {"last": 6} if row.endswith("soup") else {}
+        path, settings = merges.soup(run, scratch) if row.endswith("soup") else (last, {})
     elif row.startswith("mixture"):
         given, trained, settings = fusions.mix(row.removeprefix("mixture_"), models, seed)
     elif row.startswith("lora"):
