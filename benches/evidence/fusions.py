@@ -15,9 +15,10 @@ from mol import MoLConfig, MoLMixture, MoLRuntime, MoLTrainer, TrainingConfig
 if TYPE_CHECKING:
     from pathlib import Path
 
-STEPS: Final = 120
+STEPS: Final = 80
 BATCH: Final = 8
 RATE: Final = 1e-3
+ROUTER_RATE: Final = 1e-2
 LAYERS: Final = 4
 BASE: Final = str(MODELS / "base")
 # Names of one directory: blocks of a model that is not the host by name get adapters.
@@ -41,6 +42,7 @@ class Fused(NamedTuple):
     top: int | None = None
     chain: bool = False
     control: bool = False
+    domains: bool = True
     train: bool = True
 
 
@@ -55,7 +57,8 @@ FUSIONS: Final = {
     "fused_token_top2": Fused(router="token", dispatch="token", top=2),
     "chain_untrained": Fused(chain=True, train=False),
     "chain": Fused(chain=True),
-    "chain_lstsq": Fused("lstsq", chain=True),
+    "chain_no_domains": Fused(chain=True, domains=False),
+    "chain_lstsq": Fused("lstsq", chain=True, domains=False),
     "chain_prefix_top1": Fused(chain=True, dispatch="token", top=1),
     "chain_control": Fused(chain=True, control=True),
 }
@@ -114,12 +117,11 @@ def fuse(name: str, models: Path, scratch: Path, seed: int, steps: int = STEPS) 
     count = sum(one.numel() for one in runtime.parameters())
     settings: dict[str, Any] = {**kind._asdict(), "steps": steps if kind.train else 0}
     if kind.train:
-        # A router that chooses one or two from the start stays with them, so the choice narrows over half of the run;
-        # and it learns which rows are of which domain.
+        # A router that chooses one or two from the start stays with them, so the choice narrows over half of the run.
         sparse = kind.top is not None
         config = TrainingConfig(
             learning_rate=RATE,
-            router_learning_rate=RATE,
+            router_learning_rate=ROUTER_RATE,
             batch_size=BATCH,
             max_steps=steps,
             max_epochs=1,
@@ -129,13 +131,14 @@ def fuse(name: str, models: Path, scratch: Path, seed: int, steps: int = STEPS) 
             logging_steps=50,
             eval_steps=None,
             save_steps=None,
-            domain_loss_coeff=0.1 if sparse else 0.0,
+            domain_loss_coeff=0.1 if kind.domains else 0.0,
             dense_steps=steps // 2 if sparse else 0,
             output_dir=str(scratch),
             seed=seed,
         )
         MoLTrainer(runtime, config).train(rows(steps, seed))
-        settings |= {"rate": RATE, "tokens": steps * BATCH * WINDOW, "domain_loss": config.domain_loss_coeff}
+        settings |= {"rate": RATE, "router_rate": ROUTER_RATE, "tokens": steps * BATCH * WINDOW}
+        settings["domain_loss"] = config.domain_loss_coeff
     return Trained(runtime.as_causal_lm().eval(), count if kind.train else 0, settings)
 
 
@@ -146,8 +149,9 @@ def mix(weights: str, models: Path, seed: int, steps: int = STEPS) -> Trained:
     mixture = MoLMixture.from_models(loaded, weights)  # type: ignore[arg-type]
     if weights != "router":
         return Trained(mixture, 0, {"weights": weights})
-    train(mixture, list(mixture.parameters()), steps, seed)
-    return Trained(mixture.eval(), sum(one.numel() for one in mixture.parameters()), {"steps": steps, "rate": RATE})
+    train(mixture, list(mixture.parameters()), steps, seed, ROUTER_RATE)
+    settings = {"steps": steps, "rate": ROUTER_RATE}
+    return Trained(mixture.eval(), sum(one.numel() for one in mixture.parameters()), settings)
 
 
 class LowRank(nn.Module):
@@ -179,15 +183,15 @@ def lora(start: str, parameters: int, seed: int, steps: int = STEPS) -> Trained:
     return Trained(model.eval(), sum(one.numel() for one in trained), {"rank": rank, "steps": steps, "rate": RATE})
 
 
-def train(model: nn.Module, parameters: list[nn.Parameter], steps: int, seed: int) -> None:
+def train(model: nn.Module, parameters: list[nn.Parameter], steps: int, seed: int, rate: float = RATE) -> None:
     """Train parameters as `MoLTrainer` trains those of a fusion: the same texts, rate, schedule and precision."""
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
     found = rows(steps, seed)
     model.train()
     for step in range(steps):
         done = max(0, step - 20) / (steps - 20)
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min((step + 1) / 20, 0.5 + 0.5 * math.cos(math.pi * done))
+            group["lr"] = rate * min((step + 1) / 20, 0.5 + 0.5 * math.cos(math.pi * done))
         ids = torch.stack([row["input_ids"] for row in found[step * BATCH : (step + 1) * BATCH]])
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(ids, labels=ids).loss

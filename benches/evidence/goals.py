@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 EXPERTS: Final = ("python", "kjv", "wordnet")
 FUSED: Final = (
     "fused_identity", "fused_lstsq", "fused_token_router", "fused_prefix_top1", "fused_token_top2", "chain",
-    "chain_lstsq", "chain_prefix_top1",
+    "chain_no_domains", "chain_lstsq", "chain_prefix_top1",
 )  # fmt: skip
 NO_MERGE: Final = ("base", *EXPERTS, "constant_last", "constant_soup", "decayed_last", "decayed_soup")
 

@@ -38,7 +38,8 @@ SOUPS: Final = ("constant_last", "constant_soup", "decayed_last", "decayed_soup"
 MIXTURES: Final = ("mixture_uniform", "mixture_posterior")
 TRAINED: Final = (
     "mixture_router", "control", "fused_identity", "fused_lstsq", "chain", "chain_control", "lora_base", "lora_merge",
-    "fused_prefix_top1", "fused_token_top2", "chain_prefix_top1", "fused_token_router", "chain_lstsq",
+    "fused_prefix_top1", "fused_token_top2", "chain_prefix_top1", "fused_token_router", "chain_no_domains",
+    "chain_lstsq",
 )  # fmt: skip
 UNTRAINED: Final = ("fused_identity_untrained", "fused_lstsq_untrained", "chain_untrained")
 ROWS: Final = ("base", *EXPERTS, *MERGES, *SOUPS, *MIXTURES, *UNTRAINED, *TRAINED)
@@ -112,8 +113,8 @@ def measure_here(row: str, seed: int, out: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     started = time.process_time()
+    head: dict[str, Any] = {"row": row, "seed": seed, "commit": commit(), "torch": torch.__version__}
     found = measured(row, seed, scratch)
-    head = {"row": row, "seed": seed, "commit": commit(), "torch": torch.__version__}
     head |= {"transformers": transformers.__version__, "cpu_seconds": round(time.process_time() - started)}
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_suffix(".part")
