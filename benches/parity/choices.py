@@ -92,6 +92,13 @@ def _trimmed(tensor: Tensor) -> tuple[Array, str]:
     return mask, EQUALS
 
 
+def at_thresholds(case: Case, numbers: dict[str, Any]) -> Array:
+    """Return which elements are as large as one at a threshold of a model that lies on its other side."""
+    sources = [decode(source) for source in case.sources]
+    nothing = np.zeros(sources[0].size)
+    return _trimmed(Tensor(case, numbers, sources, nothing, nothing))[0]
+
+
 def _voted(tensor: Tensor) -> tuple[Array, str]:
     """Sums of votes that are small compared with their terms, with every choice of who votes."""
     numbers, deltas = tensor.numbers, tensor.deltas

@@ -112,7 +112,7 @@ def compare(theirs: Stores, ours: Stores, made: Mapping[str, Made]) -> Verdict:
     """Compare mergekit's result with mol's, tensor by tensor."""
     verdict = Verdict()
     first = next(iter(made.values())).case.method
-    ours, made = _stacked(ours, made, theirs)
+    ours, made = stacked(ours, made, theirs)
     for names, word, line in (
         (sorted(ours.keys() - theirs.keys()), "differs", "it leaves out"),
         (sorted(theirs.keys() - ours.keys()), "unexplained", "mol lacks"),
@@ -183,7 +183,7 @@ def _unit(made: Made) -> Array:
     return unit
 
 
-def _stacked(ours: Stores, made: Mapping[str, Made], wanted: Mapping[str, Any]) -> tuple[Stores, dict[str, Made]]:
+def stacked(ours: Stores, made: Mapping[str, Made], wanted: Mapping[str, Any]) -> tuple[Stores, dict[str, Made]]:
     """Stack experts that lie one by one into the tensors of transformers 5, where mergekit writes those."""
     # GPT-2 is stored with or without the name of its body, and loads either way.
     other = {name: f"transformer.{name}" for name in ours if f"transformer.{name}" in wanted}

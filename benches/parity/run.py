@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))  # for the references and toolkits of tests/
 import compare  # noqa: E402
 import compared  # noqa: E402
 import peer  # noqa: E402
+import stepwise  # noqa: E402
 import verdict_page  # noqa: E402
 import worlds  # noqa: E402
 
@@ -89,18 +90,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         peer.install((chosen.mergekit_venv or chosen.dir / "venv").resolve()), models.parent / "mergekit", digest
     )
     mergekit.run({one.name: one.recipe(models) for one in wanted})
-    verdicts = {}
+    verdicts, bits = {}, {}
     for one in wanted:
+        made = mergekit.directory_of(one.name, one.recipe(models))
         with tempfile.TemporaryDirectory(dir=chosen.dir) as scratch:
-            found = judge(one, models, mergekit.directory_of(one.name, one.recipe(models)), Path(scratch))
-        verdicts[one] = found
-        if chosen.names or found.word in ("unexplained", "fails"):
-            print(f"{one.name}: {verdict_page.line(found)}", flush=True)
-    print(f"{len(verdicts)} compared in {time.monotonic() - started:.0f} s", flush=True)
+            verdicts[one] = judge(one, models, made, Path(scratch))
+            if stepwise.has(one) and verdicts[one].word != "fails":
+                bits[one] = stepwise.judge(one, models, made, Path(scratch))
+        if chosen.names or verdicts[one].word in ("unexplained", "fails"):
+            print(f"{one.name}: {verdict_page.line(verdicts[one])}", flush=True)
+        if one in bits and (chosen.names or bits[one].word == "unexplained"):
+            print(f"{one.name}, with precision: mergekit: {stepwise.line(bits[one])}", flush=True)
+    print(f"{len(verdicts)} compared in {time.monotonic() - started:.0f} s; {stepwise.summary(bits)}", flush=True)
     if not chosen.names:
-        chosen.page.write_text(verdict_page.write(verdicts), encoding="utf-8")
+        chosen.page.write_text(verdict_page.write(verdicts) + stepwise.section(bits), encoding="utf-8")
         shutil.rmtree(models)
-    return 1 if any(found.word == "unexplained" for found in verdicts.values()) else 0
+    words = [found.word for found in (*verdicts.values(), *bits.values())]
+    return 1 if "unexplained" in words else 0
 
 
 if __name__ == "__main__":

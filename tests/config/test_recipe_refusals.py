@@ -83,12 +83,7 @@ def test_methods(word: str, message: str) -> None:
             SLERP + "use_safetensors: false\n",
             "config.yml:8: `use_safetensors: false`: weights are never written as pickles",
         ),
-        (
-            SLERP + "precision: mergekit\n",
-            "config.yml:8: `precision: mergekit`, which would round after every operation as mergekit does, is not "
-            "built; leave it out for `exact`, whose results are within one rounding of the method's definition",
-        ),
-        (SLERP + "precision: half\n", "config.yml:8: `precision` is `exact`, not 'half'"),
+        (SLERP + "precision: half\n", "config.yml:8: `precision` is `exact` or `mergekit`, not 'half'"),
         (SLERP + "layer_alignment: loose\n", "config.yml:8: `layer_alignment` is `auto` or `strict`, not 'loose'"),
         (SLERP + "trust_remote_code: maybe\n", "config.yml:8: `trust_remote_code` must be true or false, not 'maybe'"),
         (SLERP + "output_path: [a]\n", "config.yml:8: `output_path` is a path, not ['a']"),

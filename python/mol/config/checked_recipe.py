@@ -42,6 +42,7 @@ class CheckedRecipe:
         tokenizer: rules for single tokens and padding, where the recipe has any; its source is `tokenizer_source`.
         chat_template: Jinja text, the name of a known one such as "chatml", "auto" (the one that most inputs have), or
             None (that of the tokenizer).
+        precision: "exact" computes in f32 or wider and rounds once; "mergekit" rounds every operation as mergekit does.
         layer_alignment: "auto" maps layers of models of unequal depth proportionally, "strict" refuses them.
         output_path: where the Python classes save.
         trust_remote_code: also copy Python files of the donor.
@@ -64,6 +65,7 @@ class CheckedRecipe:
     tokenizer_source: Literal["base", "union"] | ModelReference | None
     tokenizer: TokenizerSection | None
     chat_template: str | None
+    precision: Literal["exact", "mergekit"]
     layer_alignment: Literal["auto", "strict"]
     output_path: str | None
     trust_remote_code: bool

@@ -15,6 +15,7 @@ from mol.config.methods import METHODS, method_named
 from mol.config.model_reference import is_local
 from mol.config.modules import read_modules
 from mol.config.parameters import ParameterMap, Rule
+from mol.config.precision import problems_as_mergekit, read_precision
 from mol.config.rules_reader import Part, read_rules
 from mol.config.tokenizer_reader import read_tokenizer
 from mol.config.values import ValueReader
@@ -57,7 +58,7 @@ class RecipeKeys(TypedDict, total=False):
     tokenizer: Mapping[str, Any] | TokenizerSection | None
     chat_template: str | None
     layer_alignment: Literal["auto", "strict"] | None
-    precision: Literal["exact"] | None
+    precision: Literal["exact", "mergekit"] | None
     output_path: str | Path | None
     trust_remote_code: bool
     allow_crimes: bool
@@ -152,6 +153,13 @@ def read_fields(
     if not staged:
         _note_name(recipe, inputs, reader)
     tokenizer = read_tokenizer(recipe, base_model, inputs, reader)
+    if plain["precision"] == "mergekit" and reader.spec and inputs.sound:
+        given = [parameters, *(part.parameters for part in inputs.slices)]
+        given += [source.parameters for part in inputs.slices for source in part.sources]
+        keys = [key for key, value in recipe.items() if value is not None]
+        dtypes = (plain["dtype"], plain["out_dtype"])
+        for problem in problems_as_mergekit(reader.spec.name, keys, dtypes, inputs.models(), given):
+            reader.problems.add(recipe.at("precision"), f"`precision: mergekit`: {problem}")
     reader.problems.raise_any(header)
     return {
         "method": reader.spec.name if reader.spec else "",
@@ -245,12 +253,12 @@ def _read_plain_keys(recipe: Table, reader: ValueReader, *, flat: bool) -> dict[
     for word, why in _LATER.items():
         if recipe.get(word) is not None:
             reader.problems.add(recipe.at(word), f"`{word}`: {why}")
-    _check_precision(recipe.get("precision"), recipe.at("precision"), reader)
     return {
         "dtype": _read_dtype(recipe, "dtype", reader),
         "out_dtype": _read_dtype(recipe, "out_dtype", reader),
         "chat_template": _read_chat_template(recipe.get("chat_template"), recipe.at("chat_template"), reader),
         "layer_alignment": _read_alignment(recipe, reader) or ("auto" if flat else "strict"),
+        "precision": read_precision(recipe.get("precision"), recipe.at("precision"), reader),
         "output_path": _read_output_path(recipe, reader),
         **{
             key: recipe.get(key) is not None and reader.boolean(recipe[key], recipe.at(key), key)
@@ -266,18 +274,6 @@ def _read_alignment(recipe: Table, reader: ValueReader) -> str | None:
     location = recipe.at("layer_alignment")
     reader.problems.add(location, f"`layer_alignment` is `auto` or `strict`, not {shown(alignment)}")
     return None
-
-
-def _check_precision(value: object, location: Location, reader: ValueReader) -> None:
-    """Take `exact`, which is all there is: the arithmetic of f32 or wider, and one rounding at the end."""
-    if value == "mergekit":
-        reader.problems.add(
-            location,
-            "`precision: mergekit`, which would round after every operation as mergekit does, is not built; leave it "
-            "out for `exact`, whose results are within one rounding of the method's definition",
-        )
-    elif value not in (None, "exact"):
-        reader.problems.add(location, f"`precision` is `exact`, not {shown(value)}")
 
 
 def _read_output_path(recipe: Table, reader: ValueReader) -> str | None:

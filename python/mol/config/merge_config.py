@@ -330,6 +330,8 @@ class MergeConfig(CheckedRecipe):
             recipe["tokenizer_source"] = self.tokenizer_source
         if self.chat_template is not None:
             recipe["chat_template"] = self.chat_template
+        if self.precision != "exact":
+            recipe["precision"] = self.precision
         recipe["layer_alignment"] = self.layer_alignment
         if self.output_path is not None:
             recipe["output_path"] = self.output_path

@@ -74,6 +74,9 @@ class Combiner:
         self._slice = slice_index
         self._spec = METHODS[config.method]
         self._origin = base
+        self._sources = tuple(sources)
+        # As mergekit: a model without weight takes part in sums, and a result that equals an input is computed.
+        self._simplifies = config.precision == "exact"
         self._base = base if self._spec.starts_from(base) else None
         self._others = tuple(index for index in range(len(sources)) if index != self._base)
         # (parameter, index of the input it belongs to, position of that input in the recipe)
@@ -129,6 +132,12 @@ class Combiner:
             found = self._memo[values] = self._combine(values)
         return found
 
+    def of_first(self, count: int) -> Combiner | None:
+        """Return what decides by the first inputs of the slice alone, None if the base is not among them."""
+        if self._origin is not None and self._origin >= count:
+            return None
+        return Combiner(self._config, self._slice, self._sources[:count], self._origin)
+
     def set_depth(self, first: float, last: float) -> None:
         """See `Combine`."""
         self._span = (first, last)
@@ -180,7 +189,7 @@ class Combiner:
         dropped = {
             index
             for name, numbers in of_models.items()
-            if parameters[name].drops
+            if parameters[name].drops and self._simplifies
             for index, number in numbers.items()
             if number == 0.0
         }
@@ -191,9 +200,10 @@ class Combiner:
         kept = kept or list(self._others[:1])
         inputs = tuple(kept if self._base is None else (self._base, *kept))
         for name, value in shared.items():
-            if (source := parameters[name].copy_at.get(value)) is not None:
+            if self._simplifies and (source := parameters[name].copy_at.get(value)) is not None:
                 return Combination(plan.COPY, (inputs[source],))
-        if len(kept) == 1 and self._is_copied(kept[0], of_models, divides=divides):
+        alone = len(kept) == 1 and (self._simplifies or self._spec.max_models == 1)
+        if alone and self._is_copied(kept[0], of_models, divides=divides):
             return Combination(plan.COPY, (kept[0],))
         return Combination({self._spec.in_plan: self._numbers(shared, of_models, kept)}, inputs)
 

@@ -22,6 +22,7 @@ from mol.merge.planned import PlannedMerge
 from mol.merge.ruled import idle_rules, rule_lines
 from mol.merge.settings import compare_settings
 from mol.merge.stacking import Stacker
+from mol.merge.stepwise import as_mergekit, outside_layers
 from mol.merge.tasks import TaskBuilder
 from mol.merge.tied import Tying, find_tying, own_head, own_head_note, state_untied
 from mol.merge.vocabulary_rows import VocabularyRows
@@ -118,6 +119,7 @@ class _Planner:
             strict=options.strict_tensors,
             shard_size=options.out_shard_size,
             fused_experts=any(len(info.shape) == 3 and expert_rows(name, stored) > 1 for name, info in stored.items()),
+            stepwise=as_mergekit(config, self._problems, self._notes),
         )
         self._model_config = copy.deepcopy(self._donor.checkpoint.config)
         self._tying: Tying | None = None
@@ -235,7 +237,7 @@ class _Planner:
         donor = self._donor
         tying = self._tying
         slices = self._parts.of(name)
-        slice_, position = (slices[-1], 1.0) if side == "last" else (slices[0], 0.0)
+        slice_, position = outside_layers(self._config, slices, side, self._problems)
         if not self._parts.divided and in_side_tower(donor.structure, name):
             slice_ = slices[0]  # it is not sliced, so all of it comes from one slice
         decide_as = None
@@ -260,7 +262,8 @@ class _Planner:
     def _finish_head(self, tying: Tying) -> None:
         """Write the head that a tied donor lacks, and report heads on disk that are ignored."""
         if not tying.in_donor and not tying.as_embedding:
-            slice_ = self._parts.of(tying.embedding)[-1]
+            slices = self._parts.of(tying.embedding)
+            slice_, position = outside_layers(self._config, slices, "last", self._problems)
             models = slice_.models
             names = [tying.heads[model.index] for model in models]
             for model, found in zip(models, names, strict=True):
@@ -269,7 +272,7 @@ class _Planner:
             info, gather = self._donor.checkpoint.tensors[tying.embedding], None
             if self._vocabulary is not None:
                 info, gather = self._vocabulary.gather(tying.head, info)
-            spec = OutputSpec(tying.head, info, self._donor, tying.embedding, 1.0, tying.head, None)
+            spec = OutputSpec(tying.head, info, self._donor, tying.embedding, position, tying.head, None)
             self._tasks.add(spec, models, names, slice_.combine, gather=gather)
         for index, name in tying.unused.items():
             model = self._models[index]

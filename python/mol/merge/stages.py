@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Methods that compute in f32 where the result is f32; the others do so in f64, as `WIDE` of the engine's says.
 _IN_F32: Final = frozenset({
     "ties", "breadcrumbs", "breadcrumbs_ties", "della", "della_linear", "sce",
-    "consensus_ta", "consensus_ties", "magmax", "localize_and_stitch", "pcb", "cabs",
+    "consensus_ta", "consensus_ties", "magmax", "localize_and_stitch", "pcb", "cabs", "mergekit",
 })  # fmt: skip
 
 

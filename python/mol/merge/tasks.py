@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mol.merge.gathers import Gathered
     from mol.merge.mismatch import Mismatches
     from mol.merge.model import Model, ModelLayer
+    from mol.merge.stepwise import Stepwise
     from mol.structure.layers import Stack
 
 _WAY_OUT: Final = "all must have it, or leave one model out"
@@ -37,7 +38,14 @@ class TaskBuilder:
     """Collects tasks in the order of the output."""
 
     def __init__(
-        self, problems: Mismatches, *, dtype: str | None, strict: bool, shard_size: int, fused_experts: bool = False
+        self,
+        problems: Mismatches,
+        *,
+        dtype: str | None,
+        strict: bool,
+        shard_size: int,
+        fused_experts: bool = False,
+        stepwise: Stepwise | None = None,
     ) -> None:
         """Start with none.
 
@@ -47,8 +55,11 @@ class TaskBuilder:
             strict: refuse to copy tensors that some input lacks.
             shard_size: most bytes of tensors in one output file; a larger tensor gets a file of its own.
             fused_experts: tensors may hold several experts, each of which is merged by itself.
+            stepwise: how `precision: mergekit` makes a tensor; None for `exact`.
         """
-        self._fused_experts = fused_experts
+        self._stepwise = stepwise
+        # mergekit merges all experts of such a tensor as one.
+        self._fused_experts = fused_experts and stepwise is None
         self._problems = problems
         self._dtype = dtype
         self._strict = strict
@@ -106,7 +117,7 @@ class TaskBuilder:
                 self._compare(given, lead, out_layer, pattern_start)
         fixed = combine.fixed
         plain = fixed is not None and not isinstance(fixed, str) and not (fixed.scaled or self._divides(fixed.method))
-        if alike and donor_dtypes is None and plain:
+        if alike and donor_dtypes is None and plain and self._stepwise is None:
             assert isinstance(fixed, Combination)
             infos = [tensors[name] for name in named[lead_start]]
             read = [(models[index], named[starts[index]]) for index in fixed.inputs]
@@ -316,6 +327,8 @@ class TaskBuilder:
                 self.bytes_read += (reads.sizes[base] + math.prod(info.shape) * each) // count
                 self._count(method, 0, share)
                 method, exprs = task_vector(scale), (*of[base], result)
+            if self._stepwise is not None:
+                method, exprs = self._stepwise.made(spec.pattern, spec.layer, info.dtype, method, exprs, reads.dtypes)
             self._tasks.append(Task(len(self._tensors), method, exprs, number * rows))
             for expr in exprs:
                 self._read.update((expr.input,) if type(expr) is Leaf else [leaf.input for leaf in leaves(expr)])
@@ -341,6 +354,8 @@ class TaskBuilder:
         self._append(spec.name, spec.info, COPY, *read)
 
     def _append(self, name: str, info: TensorInfo, method: Method, sources: tuple[Expr, ...], read: int) -> None:
+        if self._stepwise is not None:
+            method, sources = self._stepwise.made(name, None, info.dtype, method, sources, {info.dtype})
         self._tasks.append(Task(len(self._tensors), method, sources))
         self._assign_file(name, info)
         for expr in sources:

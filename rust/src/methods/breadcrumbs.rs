@@ -2,7 +2,7 @@
 //! then as task arithmetic (`breadcrumbs`) or with an election of signs as TIES (`breadcrumbs_ties`). Where mol, like
 //! mergekit, differs from the paper: `gamma` is the fraction of the largest, and `density` that of all that survive.
 use super::delta::added;
-use super::ranked::{Band, Largest, Magnitude, held};
+use super::ranked::{Band, Magnitude, held};
 use super::{Checked, Merge, finite, portions, shares, weighs};
 use crate::error::Result;
 use crate::lanes::{Kernel, Lanes};
@@ -43,18 +43,7 @@ impl<const ELECT: bool> Merge for Breadcrumbs<ELECT> {
     }
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
-        let len = sweep.len();
-        let part = |share: f64| (share * len as f64) as usize;
-        let mut wanted = Vec::with_capacity(2 * self.weights.len());
-        for (model, (density, gamma)) in self.densities.iter().zip(&self.gammas).enumerate() {
-            let kept = if *density < 1.0 { part(*density) } else { len };
-            let cut = part(*gamma).min(len - kept);
-            wanted.push((Magnitude(model), if kept == 0 { 0 } else { kept + cut }));
-            wanted.push((Magnitude(model), cut));
-        }
-        let found = sweep.select(&wanted)?;
-        let every_second = |first: usize| Largest(found.iter().copied().skip(first).step_by(2).collect());
-        let keep = Band { outer: every_second(0), inner: every_second(1) };
+        let keep = Band::by(sweep, &self.densities, &self.gammas, Magnitude)?;
         added::<F, _, ELECT>(sweep, keep, &self.weights, self.normalize, self.rescale, self.lambda)
     }
 }

@@ -11,6 +11,7 @@ pub mod karcher;
 pub mod linear;
 pub mod localize_and_stitch;
 pub mod magmax;
+pub mod mergekit;
 pub mod model_stock;
 pub mod multislerp;
 pub mod nearswap;
@@ -43,6 +44,11 @@ pub trait Merge {
     const DIRECT: bool = false;
     /// Whether f32 results are computed in f64, so that they are rounded once.
     const WIDE: bool = true;
+
+    /// Returns `SWEEPS`; a method that runs another one returns that one's.
+    fn sweeps(&self) -> u64 {
+        Self::SWEEPS
+    }
 
     /// Checks the parameters and the number of sources.
     fn check(&self, sources: usize) -> Checked<(), String>;
@@ -77,9 +83,9 @@ macro_rules! methods {
                 match self { $(Self::$name(method) => method.check(sources)),+ }
             }
 
-            /// See [`Merge::SWEEPS`].
+            /// See [`Merge::sweeps`].
             pub fn sweeps(&self) -> u64 {
-                match self { $(Self::$name(_) => <$method>::SWEEPS),+ }
+                match self { $(Self::$name(method) => method.sweeps()),+ }
             }
 
             /// See [`Merge::DIRECT`].
@@ -142,6 +148,7 @@ methods! {
     LocalizeAndStitch = localize_and_stitch::LocalizeAndStitch,
     Cabs = cabs::Cabs,
     Pcb = pcb::Pcb,
+    Mergekit = mergekit::Mergekit,
 }
 
 /// Checks that numbers are finite.

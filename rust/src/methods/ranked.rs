@@ -36,12 +36,21 @@ pub struct Largest(pub Vec<Threshold>);
 impl Largest {
     /// Finds the thresholds of the largest elements of each task vector, at least one where a density is not zero.
     pub fn of_densities<F: Lanes>(sweep: &Sweep<F>, densities: &[f64]) -> Result<Self> {
+        Self::by(sweep, densities, Magnitude)
+    }
+
+    /// The same by the magnitudes that `score` gives the elements of each model.
+    pub fn by<F: Lanes, S: Score<F::Real, 2>>(
+        sweep: &Sweep<F>,
+        densities: &[f64],
+        score: impl Fn(usize) -> S,
+    ) -> Result<Self> {
         let count = |density: f64| match density {
             d if d >= 1.0 => sweep.len(),
             d if d <= 0.0 => 0,
             d => ((d * sweep.len() as f64) as usize).max(1),
         };
-        let wanted = densities.iter().enumerate().map(|(model, density)| (Magnitude(model), count(*density)));
+        let wanted = densities.iter().enumerate().map(|(model, density)| (score(model), count(*density)));
         Ok(Self(sweep.select(&wanted.collect::<Vec<_>>())?))
     }
 }
@@ -73,6 +82,30 @@ pub struct Band {
     pub outer: Largest,
     /// What of that is cut off.
     pub inner: Largest,
+}
+
+impl Band {
+    /// Finds the thresholds of a fraction of each task vector after a fraction of the largest was cut off, by the magnitudes
+    /// that `score` gives the elements of each model.
+    pub fn by<F: Lanes, S: Score<F::Real, 2>>(
+        sweep: &Sweep<F>,
+        densities: &[f64],
+        gammas: &[f64],
+        score: impl Fn(usize) -> S,
+    ) -> Result<Self> {
+        let len = sweep.len();
+        let part = |share: f64| (share * len as f64) as usize;
+        let mut wanted = Vec::with_capacity(2 * densities.len());
+        for (model, (density, gamma)) in densities.iter().zip(gammas).enumerate() {
+            let kept = if *density < 1.0 { part(*density) } else { len };
+            let cut = part(*gamma).min(len - kept);
+            wanted.push((score(model), if kept == 0 { 0 } else { kept + cut }));
+            wanted.push((score(model), cut));
+        }
+        let found = sweep.select(&wanted)?;
+        let every_second = |first: usize| Largest(found.iter().copied().skip(first).step_by(2).collect());
+        Ok(Self { outer: every_second(0), inner: every_second(1) })
+    }
 }
 
 impl<R: Real> Keep<R> for Band {

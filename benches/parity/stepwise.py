@@ -1,0 +1,155 @@
+"""Compares mergekit's results with those of `precision: mergekit`: equal bits, or which elements differ and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import choices
+import compare
+import compared
+import numpy as np
+import worlds
+
+from mol.config.precision import METHODS_AS_MERGEKIT
+from mol.merge import plan_recipe, run_merge
+from tests.engine.toolkit import SIGNIFICAND_BITS, decode
+from tests.merge.toolkit import made_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from compared import Compared
+
+    from tests.engine.toolkit import Case, Stored
+
+SINES: Final = "torch's sines and arc cosines are not rounded correctly, so that values differ in the last place"
+WHOLE: Final = "it takes the experts of a layer as one tensor, and here each is one on disk"
+_RESCALED: Final = ("ties, rescaled, lambda", "breadcrumbs, normalized, rescaled")
+
+
+@dataclass
+class Bits:
+    """How bits compare.
+
+    Attributes:
+        word: `equal`, `sines`, `ties`, `other` or `unexplained`.
+        reasons: why they are not equal.
+        elements: how many there are.
+        unlike: how many differ.
+    """
+
+    word: str = "equal"
+    reasons: list[str] = field(default_factory=list)
+    elements: int = 0
+    unlike: int = 0
+
+    def note(self, word: str, reason: str) -> None:
+        """Keep the gravest word, and each reason once."""
+        self.word = max(self.word, word, key=("equal", "sines", "ties", "other", "unexplained").index)
+        if reason not in self.reasons:
+            self.reasons.append(reason)
+
+
+def has(one: Compared) -> bool:
+    """Return whether mol can make a recipe in mergekit's arithmetic."""
+    return one.method in METHODS_AS_MERGEKIT and one.setting not in _RESCALED
+
+
+def judge(one: Compared, models: Path, made: Path, scratch: Path) -> Bits:
+    """Run mol on a recipe with `precision: mergekit` and hold the result against mergekit's in `made`."""
+    recipe = {**one.recipe(models), "precision": "mergekit"}
+    planned = plan_recipe(recipe)
+    run_merge(recipe, scratch / "stepwise")
+    theirs, ours = compare.read_all(made), compare.read_all(scratch / "stepwise")
+    if one.form == "union":
+        theirs, _ = compare.by_token(theirs, made / "tokenizer.json", scratch / "stepwise" / "tokenizer.json")
+    cases = {
+        name: replace(case, method=case.method.get("mergekit", {}).get("by", case.method))
+        for name, case in made_of(planned, scratch).items()
+    }
+    ours, how = compare.stacked(ours, {name: compare.Made(case, np.empty(0)) for name, case in cases.items()}, theirs)
+    found = Bits()
+    for name in sorted(ours.keys() | theirs.keys()):
+        if name in ours and name in theirs:
+            _compare(found, name, theirs[name], ours[name], how[name].case)
+        elif name in theirs:
+            found.note("unexplained", f"mol lacks `{name}`")
+    return found
+
+
+def _compare(found: Bits, name: str, theirs: Stored, ours: Stored, case: Case) -> None:
+    """Add one tensor that both have."""
+    found.elements += ours.data.size
+    if theirs.dtype != ours.dtype or theirs.data.shape != ours.data.shape:
+        found.note("unexplained", f"`{name}` is another tensor: {theirs.dtype} {theirs.data.shape}")
+        return
+    unlike = (theirs.data != ours.data).ravel()
+    found.unlike += int(unlike.sum())
+    if not unlike.any():
+        return
+    (kind,) = case.method
+    if ours.data.ndim == 3 and "experts." in name and kind in ("slerp", "ties", "breadcrumbs", "breadcrumbs_ties"):
+        found.note("other", WHOLE)
+        return
+    x, y = decode(theirs), decode(ours)
+    if kind == "slerp":
+        largest = np.max([np.abs(x), *(np.abs(decode(source)) for source in case.sources)], axis=0)
+        unit = np.exp2(np.floor(np.log2(np.maximum(largest, 1e-30))) + 1 - SIGNIFICAND_BITS[ours.dtype])
+        if (np.abs(x - y) <= 2 * unit).all():
+            found.note("sines", SINES)
+            return
+    if kind in ("ties", "breadcrumbs", "breadcrumbs_ties"):
+        numbers = case.method[kind]
+        if not unlike[~choices.at_thresholds(case, numbers)].any():
+            found.note("ties", choices.EQUALS)
+            return
+    found.note("unexplained", f"`{name}`: {int(unlike.sum())} of {unlike.size} differ, by {np.abs(x - y).max():.2g}")
+
+
+def section(found: Mapping[Compared, Bits]) -> str:
+    """Return the part of the page about them."""
+    parts = [_TOP]
+    for dtype in worlds.DTYPES:
+        words = {(one.setting, one.form): bits.word for one, bits in found.items() if one.dtype == dtype}
+        rows = [
+            f"| {method} | " + " | ".join(words.get((method, form), "") for form in compared.FORMS) + " |"
+            for method in compared.METHODS
+            if method in METHODS_AS_MERGEKIT
+        ]
+        settings = [
+            f"| {one.setting} | {line(bits)} |"
+            for one, bits in found.items()
+            if one.dtype == dtype and one.setting != one.method
+        ]
+        head = f"| {dtype} | {' | '.join(compared.FORMS)} |\n|---|{'---|' * len(compared.FORMS)}"
+        parts += [
+            "\n".join(["", head, *rows, ""]),
+            "\n".join(["", f"| {dtype}, on Llama | |\n|---|---|", *settings, ""]),
+        ]
+    reasons = {reason for bits in found.values() for reason in bits.reasons}
+    parts.append("".join(f"\n- {word}: {reason}." for word, reason in _MEANINGS if reason in reasons) + "\n")
+    return "".join(parts)
+
+
+def line(found: Bits) -> str:
+    """Return how bits compare as one line."""
+    if found.word == "equal":
+        return "equal"
+    return f"{found.word} ({found.unlike} of {found.elements} values differ): {'; '.join(found.reasons)}"
+
+
+_MEANINGS: Final = (("sines", SINES), ("ties", choices.EQUALS), ("other", WHOLE))
+_TOP: Final = """
+## With `precision: mergekit`
+
+The same recipes in mergekit's arithmetic, where mol has it ([methods](merging.md#bit-for-bit-as-mergekit)); `equal` is
+every bit of every tensor. mergekit ran with one thread of torch.
+"""
+
+
+def summary(found: Mapping[Compared, Any]) -> str:
+    """Return how many are equal, for the end of the command."""
+    equal = sum(bits.word == "equal" for bits in found.values())
+    return f"with precision: mergekit {equal} of {len(found)} are equal bit for bit"

@@ -1,0 +1,126 @@
+//! Methods in the arithmetic of mergekit 0.1.5, for comparisons bit for bit: every operation is rounded to the dtype of the
+//! recipe, in mergekit's order, and what it sums over a tensor is summed in f32 in the order of torch's kernels (eight
+//! lanes, one thread). The sources hold values of that dtype. Written from its observed behaviour, not tuned for speed.
+mod added;
+mod difference;
+mod nearswap;
+mod ram;
+mod reductions;
+mod rounding;
+mod slerp;
+mod weighted;
+
+use super::breadcrumbs::Breadcrumbs;
+use super::delta::All;
+use super::ranked::{Band, Largest};
+use super::ties::{MajoritySign, Ties};
+use super::{Checked, Merge, Method};
+use crate::dtype::{BF16, F16, F32, Float};
+use crate::error::{Error, Result};
+use crate::lanes::{Kernel, Lanes};
+use crate::sweep::Sweep;
+use added::{Numbers, added};
+use difference::Difference;
+use rounding::Round;
+use safetensors::Dtype;
+use std::marker::PhantomData;
+
+/// Models whose f32 numbers torch sums one after the other.
+const SUMMED: usize = 16;
+
+/// A method whose every operation is rounded to a dtype.
+#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mergekit {
+    /// BF16, F16 or F32.
+    pub dtype: Dtype,
+    /// The method.
+    pub by: Box<Method>,
+}
+
+impl Mergekit {
+    fn kernel<F: Lanes, D: Round>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
+        match &*self.by {
+            Method::Scale(method) => Ok(weighted::scaled::<F, D>(method)),
+            Method::Linear(method) => Ok(weighted::linear::<F, D>(method)),
+            Method::Slerp(method) => slerp::slerp::<F, D>(method, sweep),
+            Method::Nearswap(method) => Ok(nearswap::nearswap::<F, D>(method)),
+            Method::TaskArithmetic(method) => {
+                let (weights, normalize, lambda) = (&method.weights, method.normalize, method.lambda);
+                Ok(added::<F, _, D, false>(All, &Numbers { weights, normalize, lambda }, sweep.len()))
+            }
+            Method::Ties(method) => {
+                let (weights, normalize, lambda) = (&method.weights, method.normalize, method.lambda);
+                let keep = Largest::by(sweep, &method.densities, |model| Difference(model, PhantomData::<D>))?;
+                Ok(added::<F, _, D, true>(keep, &Numbers { weights, normalize, lambda }, sweep.len()))
+            }
+            Method::Ram(method) => Ok(ram::ram::<F, D>(method, sweep.len())),
+            Method::Breadcrumbs(method) => banded::<F, D, false>(method, sweep),
+            Method::BreadcrumbsTies(method) => banded::<F, D, true>(method, sweep),
+            _ => Err(Error::Panic(format!("{:?} was checked, but has no arithmetic of mergekit's", self.by))),
+        }
+    }
+}
+
+fn banded<F: Lanes, D: Round, const ELECT: bool>(
+    method: &Breadcrumbs<ELECT>,
+    sweep: &Sweep<F>,
+) -> Result<Box<dyn Kernel<F>>> {
+    let (weights, normalize, lambda) = (&method.weights, method.normalize, method.lambda);
+    let keep = Band::by(sweep, &method.densities, &method.gammas, |model| Difference(model, PhantomData::<D>))?;
+    Ok(added::<F, _, D, ELECT>(keep, &Numbers { weights, normalize, lambda }, sweep.len()))
+}
+
+impl Merge for Mergekit {
+    const SWEEPS: u64 = 1;
+    // The dtype says how wide every operation is.
+    const WIDE: bool = false;
+
+    fn sweeps(&self) -> u64 {
+        self.by.sweeps()
+    }
+
+    fn check(&self, sources: usize) -> Checked<(), String> {
+        if !matches!(self.dtype, Dtype::BF16 | Dtype::F16 | Dtype::F32) {
+            return Err(format!("operations are rounded to BF16, F16 or F32, not to {}", self.dtype));
+        }
+        if self.dtype == Dtype::F32 && sources > SUMMED + 1 && !matches!(*self.by, Method::Linear(_)) {
+            return Err(format!("{sources} sources; torch's sum of more than {SUMMED} models in F32 is not made so"));
+        }
+        match &*self.by {
+            Method::Ties(Ties { rescale: true, .. })
+            | Method::Breadcrumbs(Breadcrumbs { rescale: true, .. })
+            | Method::BreadcrumbsTies(Breadcrumbs { rescale: true, .. }) => {
+                Err("`rescale` is not made in the arithmetic of mergekit".into())
+            }
+            Method::Ties(method) if method.majority_sign_method != MajoritySign::Total => {
+                Err("signs are elected by `total` in the arithmetic of mergekit".into())
+            }
+            Method::Scale(_)
+            | Method::Linear(_)
+            | Method::Slerp(_)
+            | Method::Nearswap(_)
+            | Method::TaskArithmetic(_)
+            | Method::Ties(_)
+            | Method::Breadcrumbs(_)
+            | Method::BreadcrumbsTies(_)
+            | Method::Ram(_) => self.by.check(sources),
+            other => Err(format!("{other:?} is not among the methods in the arithmetic of mergekit")),
+        }
+    }
+
+    fn resident(&self, rows: usize, columns: usize, sources: usize) -> usize {
+        self.by.resident(rows, columns, sources)
+    }
+
+    fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
+        if F::FLOAT != Float::F32 {
+            return Err(Error::Merge(format!("sources in {:?}, wanted {}; `cast` them", F::FLOAT, self.dtype)));
+        }
+        match self.dtype {
+            Dtype::BF16 => self.kernel::<F, BF16>(sweep),
+            Dtype::F16 => self.kernel::<F, F16>(sweep),
+            _ => self.kernel::<F, F32>(sweep),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+"""`precision: mergekit`: what may be asked for in that arithmetic, and the words of what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from mol.config import MergeConfig
+from mol.errors import ConfigError
+from tests.config.toolkit import SLERP, refusal
+
+START = "config.yml:8: `precision: mergekit`: "
+OUT = "leave `precision` out for `exact`"
+BASED = "base_model: a\nmodels:\n  - model: b\n    parameters: {weight: 1}\n  - model: c\n    parameters: {weight: 1}\n"
+
+
+def test_it_is_kept_and_written() -> None:
+    config = MergeConfig.from_yaml(SLERP + "precision: mergekit\n")
+    assert config.precision == "mergekit"
+    assert MergeConfig.from_yaml(config.to_yaml()).precision == "mergekit"
+    assert MergeConfig.from_yaml(SLERP).precision == "exact"
+    assert "precision" not in MergeConfig.from_yaml(SLERP).to_yaml()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("dtype: float64\n", f"operations are rounded to float32, float16 or bfloat16, not to float64; {OUT}"),
+        (
+            "rules: [{filter: norm, copy: a}]\n",
+            f"it goes with no `rules`, which mergekit lacks or takes otherwise; {OUT}",
+        ),
+    ],
+)
+def test_what_mergekit_lacks_is_refused(more: str, message: str) -> None:
+    assert refusal(SLERP + "precision: mergekit\n" + more) == (START + message,)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("dare_ties", f"dare_ties draws at random, from another stream than mergekit's; {OUT}"),
+        (
+            "model_stock",
+            "model_stock is not among the methods that can be made so (passthrough, linear, slerp, nearswap, "
+            f"task_arithmetic, ties, breadcrumbs, breadcrumbs_ties, ram); {OUT}",
+        ),
+    ],
+)
+def test_other_methods_are_refused_by_name(method: str, message: str) -> None:
+    models = BASED.replace("    parameters: {weight: 1}\n", "") if method == "model_stock" else BASED
+    text = f"merge_method: {method}\n{models}precision: mergekit\n"
+    with pytest.raises(ConfigError) as caught:
+        MergeConfig.from_yaml(text)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ("rescale: true", f"`rescale: true` cannot be made so; {OUT}"),
+        ("majority_sign_method: count", f"`majority_sign_method: count` cannot be made so; {OUT}"),
+        ("depth_scale: {alpha: 0.2, beta: 0.8}", f"mergekit has no `depth_scale`; {OUT}"),
+        (
+            "weight: {auto: norm}",
+            "mergekit has no `weight: {auto: ...}`; " + OUT + ", or write the weights",
+        ),
+    ],
+)
+def test_parameters_that_it_cannot_have(parameters: str, message: str) -> None:
+    models = "base_model: a\nmodels: [{model: b}, {model: c}]\n" if "auto" in parameters else BASED
+    text = f"merge_method: ties\n{models}parameters: {{{parameters}}}\nprecision: mergekit\n"
+    with pytest.raises(ConfigError) as caught:
+        MergeConfig.from_yaml(text)
+    assert message in str(caught.value)
+
+
+def test_an_adapter_is_refused() -> None:
+    text = "merge_method: linear\nmodels: [{model: a+b, parameters: {weight: 1}}]\nprecision: mergekit\n"
+    with pytest.raises(ConfigError, match=r"a\+b: adapters are added in full precision; leave `precision` out"):
+        MergeConfig.from_yaml(text)
