@@ -19,7 +19,7 @@ def regex(source: AnyStr, flags: Flags = 0) -> re.Pattern[AnyStr]:
 
 
 class _Pattern:
-    """Has the attributes of a compiled expression: the first that is asked for compiles it, and each is kept."""
+    """Has the attributes of a compiled expression: the first that is needed compiles it, and each is kept."""
 
     def __init__(self, source: str | bytes, flags: Flags) -> None:
         self._source, self._flags = source, flags
