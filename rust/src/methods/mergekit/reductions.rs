@@ -111,7 +111,9 @@ impl Reduce for Sum {
         }
         let [mut sum, others @ ..] = sides;
         self.behind.iter().for_each(|vector| plus(&mut sum, vector));
-        others.iter().for_each(|side| plus(&mut sum, side));
+        for side in others {
+            plus(&mut sum, &side);
+        }
         let last = rest.iter().fold(0.0, |sum, x| sum + x);
         self.levels = [[[0.0; LANES]; SIDE]; LEVELS];
         sum.iter().fold(last, |total, x| total + x)
@@ -146,6 +148,8 @@ pub fn reduced<R: Reduce, F: Lanes, const M: usize>(
 pub fn reduced_numbers<R: Reduce>(numbers: &[f32]) -> f32 {
     let mut sum = R::new(numbers.len());
     let (vectors, rest) = numbers.as_chunks::<LANES>();
-    vectors.iter().for_each(|terms| sum.add(*terms));
+    for terms in vectors {
+        sum.add(*terms);
+    }
     sum.total(rest)
 }

@@ -58,7 +58,7 @@ pub fn fused<R: Real>(a: R, b: R, c: R) -> R {
     let part = sum - product;
     let lost = (product - (sum - part)) + (c - part);
     let bits = sum.to_bits();
-    let inexact = u64::from((lost != 0.0) & (bits & 1 == 0));
+    let inexact = u64::from(lost != 0.0 && bits & 1 == 0);
     let outward = u64::from((lost > 0.0) == (sum > 0.0));
     let odd = f64::from_bits(bits.wrapping_add(inexact & outward).wrapping_sub(inexact & (1 ^ outward)));
     R::from_f64((odd as f32).into())
