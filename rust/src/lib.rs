@@ -7,6 +7,7 @@
 //! elements in [`lanes`], and [`encode`] converts results to bytes; [`layout`] places each tensor in an output file.
 //! Apart from it, [`vocabulary`] reads the tokens of a model.
 pub mod audit;
+pub mod bits;
 pub mod codes;
 pub mod container;
 pub mod crc;

@@ -51,6 +51,8 @@ pub trait Real:
     fn canonical(self) -> Self;
     /// Converts a key back to the type returned by `key`.
     fn narrow_key(key: i64) -> Self::Key;
+    /// Returns how many whole steps of `2^shift` a key lies below `top`, 0 to `last`.
+    fn steps_below(top: Self::Key, key: Self::Key, shift: u32, last: u16) -> u16;
 }
 
 macro_rules! real {
@@ -112,6 +114,11 @@ macro_rules! real {
             #[allow(clippy::cast_lossless)]
             fn narrow_key(key: i64) -> $key {
                 key as $key
+            }
+            #[inline(always)]
+            #[allow(clippy::cast_lossless)]
+            fn steps_below(top: $key, key: $key, shift: u32, last: u16) -> u16 {
+                ((top - key) >> shift).clamp(0, last as $key) as u16
             }
         }
     };

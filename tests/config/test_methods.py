@@ -56,13 +56,14 @@ def test_owners_of_a_parameter_are_found_in_the_rows() -> None:
 
 
 def test_the_table_and_the_engine_have_the_same_methods_and_numbers() -> None:
-    """The engine alone has `copy`, which the planner takes where nothing is to be computed."""
+    """The engine alone has `copy`, for where nothing is computed, and `mergekit`, which computes another in its way."""
     of_engine = {name: numbers for name, numbers, _ in _rust.methods()}
     of_rows = {
         spec.in_plan: [parameter.plan or name for name, parameter in spec.parameters.items()] + ["models"] * spec.draws
         for spec in METHODS.values()
     }
     assert of_engine.pop("copy") == []
+    assert sorted(of_engine.pop("mergekit")) == ["by", "dtype"]
     assert {name: sorted(numbers) for name, numbers in of_rows.items()} == {
         name: sorted(numbers) for name, numbers in of_engine.items()
     }

@@ -1,4 +1,4 @@
-"""`precision: mergekit`: what may be asked for in that arithmetic, and the words of what is refused."""
+"""`precision: mergekit`: what it goes with, and the words of what is refused."""
 
 from __future__ import annotations
 

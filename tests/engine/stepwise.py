@@ -85,7 +85,7 @@ def task_arithmetic(*xs: Tensor, weights: list[float], normalize: bool, lambda_:
     return _added(base, [x - base for x in models], weights, normalize=normalize, lambda_=lambda_, elect=False)
 
 
-def band(delta: Tensor, kept: int, cut: int) -> Tensor:
+def middle(delta: Tensor, kept: int, cut: int) -> Tensor:
     """Return the `kept` largest elements behind the `cut` largest, the others as zeros; equal ones in order."""
     order = delta.abs().ravel().argsort(descending=True, stable=True)
     mask = torch.zeros(delta.numel(), dtype=delta.dtype)
@@ -102,7 +102,7 @@ def ties(
     base, *models = xs
     n = base.numel()
     deltas = [
-        band(x - base, n if d >= 1 else max(1, int(d * n)) if d > 0 else 0, 0)
+        middle(x - base, n if d >= 1 else max(1, int(d * n)) if d > 0 else 0, 0)
         for x, d in zip(models, densities, strict=True)
     ]
     return _added(base, deltas, weights, normalize=normalize, lambda_=lambda_, elect=True)
@@ -118,7 +118,7 @@ def breadcrumbs(
     deltas = []
     for x, density, gamma in zip(models, densities, gammas, strict=True):
         kept = n if density >= 1 else int(density * n)
-        deltas.append(band(x - base, kept, min(int(gamma * n), n - kept)))
+        deltas.append(middle(x - base, kept, min(int(gamma * n), n - kept)))
     return _added(base, deltas, weights, normalize=normalize, lambda_=lambda_, elect=elect)
 
 

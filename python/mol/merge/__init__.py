@@ -21,3 +21,6 @@ if not TYPE_CHECKING:
         from mol.later import find
 
         return find("mol.merge", name, _HOMES)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

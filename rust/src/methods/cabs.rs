@@ -2,15 +2,16 @@
 //! a task vector survive, and what one model keeps is not left to those after it; then as task arithmetic. Where mol
 //! differs from the paper: blocks do not cross rows of the last axis, and zeros never survive, so a model that leaves a
 //! block as it is takes nothing from the others.
-use super::della::{Marked, of_rows};
-use super::delta::Total;
+use super::della::of_rows;
+use super::delta::{Marked, Total};
 use super::ranked::Magnitude;
 use super::{Checked, Merge, finite, weighs};
+use crate::bits::Bits;
 use crate::error::Result;
-use crate::lanes::{At, Each, Kernel, Lanes, Peaks};
+use crate::lanes::{Each, Kernel, Lanes, Peaks};
 use crate::simd::Simd;
 use crate::sweep::Sweep;
-use crate::sweep::ranks::{Bits, by_rank, sortable};
+use crate::sweep::blocks::{self, Blocks, Row};
 use std::ops::Range;
 
 /// Base (the first source) plus weighted task vectors of which `n` of `m` elements survive, of no two models the same.
@@ -30,21 +31,19 @@ pub struct Cabs {
 impl Cabs {
     /// Marks what survives of each model of a row, apart from what those before it have kept. `x` holds the row of all
     /// sources, the first element of which is `first`.
-    fn choose<F: Lanes>(&self, simd: Simd, first: usize, x: &[&[u8]], marked: &mut Marked) {
+    fn choose<F: Lanes>(
+        &self,
+        simd: Simd,
+        first: usize,
+        x: &[&[u8]],
+        blocks: &mut Blocks<F::Real>,
+        marked: &mut Marked,
+    ) {
         let (n, m) = (self.n as usize, self.m as usize);
         for model in 0..self.weights.len() {
             let (before, [Some(bits), ..]) = marked.0.split_at_mut(model) else { continue };
-            let changes = |column: &usize| F::get(x[model + 1], *column) - F::get(x[0], *column) != F::Real::default();
-            by_rank::<F, _, 2>(simd, &Magnitude(model), [x[0], x[model + 1]], |order| {
-                let mut kept = vec![0; order.len().div_ceil(m)];
-                for column in order.iter().map(|column| *column as usize).take_while(changes) {
-                    let at = At { first: first + column, step: 1 };
-                    let taken = before.iter().flatten().any(|bits| bits.lanes::<1>(at)[0]);
-                    let survives = !taken && kept[column / m] < n;
-                    bits.set(first + column, survives);
-                    kept[column / m] += usize::from(survives);
-                }
-            });
+            let row = Row { score: &Magnitude(model), x: [x[0], x[model + 1]], first, n, m };
+            blocks.mark::<F, _, 2>(simd, &row, before, bits);
         }
     }
 }
@@ -63,10 +62,11 @@ impl<F: Lanes> Kernel<F> for Chosen {
     fn run(&self, simd: Simd, at: Range<usize>, inputs: &[&[u8]], output: &mut [u8]) -> Peaks<F::Real> {
         let Cabs { weights, lambda, .. } = &self.cabs;
         let mut marked = Marked(weights.iter().map(|_| Some(Bits::new(at.start, at.len()))).collect());
+        let mut blocks = Blocks::default();
         for row in at.clone().step_by(self.columns) {
             let bytes = (row - at.start) * F::BYTES..(row + self.columns - at.start) * F::BYTES;
             let x: Vec<&[u8]> = inputs.iter().map(|input| &input[bytes.clone()]).collect();
-            self.cabs.choose::<F>(simd, row, &x, &mut marked);
+            self.cabs.choose::<F>(simd, row, &x, &mut blocks, &mut marked);
         }
         let formula = Total::<F::Real, _>::new(&marked, weights, weights, false, *lambda);
         Kernel::<F>::run(&Each(formula), simd, at, inputs, output)
@@ -87,11 +87,10 @@ impl Merge for Cabs {
     }
 
     fn resident(&self, rows: usize, columns: usize, sources: usize) -> usize {
-        of_rows(rows, columns, sources)
+        of_rows(rows, columns, sources, blocks::held(columns))
     }
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
-        sortable(sweep.columns)?;
         Ok(Box::new(Chosen { cabs: self.clone(), columns: sweep.columns.max(1) }))
     }
 }

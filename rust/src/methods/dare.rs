@@ -1,13 +1,17 @@
 //! DARE (Yu et al., 2024): elements of each task vector are dropped at random, then as task arithmetic (`dare_linear`) or
 //! with an election of signs as TIES (`dare_ties`). Where mol, like mergekit, differs from the paper: survivors are
 //! rescaled to the L1 norm of the whole, not by 1 / density.
-use super::delta::{Keep, added};
+use super::delta::{Keep, Marked, added};
 use super::{Checked, Merge, finite, numbered, shares, weighs};
-use crate::draw::draw;
+use crate::bits::Bits;
+use crate::draw::{ALL, Survivors};
 use crate::error::Result;
 use crate::lanes::{At, Kernel, Lanes};
 use crate::real::Real;
+use crate::simd::Simd;
+use crate::source::Settings;
 use crate::sweep::Sweep;
+use std::ops::Range;
 
 /// Base (the first source) plus weighted task vectors, randomly thinned; with `ELECT` only those that have the elected
 /// sign.
@@ -28,28 +32,52 @@ pub struct Dare<const ELECT: bool> {
     pub lambda: f64,
 }
 
-/// An element survives if the upper 31 bits of its random word are below a limit, one per model.
+/// Elements whose draws are made at once.
+const SPAN: usize = 4096;
+
+/// An element survives if its draw is below a limit, one per model.
 struct Drawn {
     key: [u32; 2],
     models: Vec<u32>,
     limits: Vec<u32>,
+    elements: usize,
+    simd: Simd,
+}
+
+impl Drawn {
+    /// Returns the elements to draw for from one on, the first a multiple of four.
+    fn span(&self, from: usize) -> Range<usize> {
+        from / 4 * 4..(from + 1).next_multiple_of(SPAN).min(self.elements)
+    }
+
+    /// Draws for a model: the bits of elements `at`, which start with a multiple of four.
+    fn draw(&self, model: usize, at: Range<usize>) -> Option<Bits> {
+        let (number, limit) = (self.models[model], self.limits[model]);
+        (limit < ALL).then(|| {
+            let mut bits = Bits::new(at.start, at.len());
+            self.simd.run(Survivors { key: self.key, model: number, limit, at, bits: &mut bits });
+            bits
+        })
+    }
 }
 
 impl<R: Real> Keep<R> for Drawn {
-    type Stretch = ();
+    type Stretch = Marked;
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
+    fn stretch(&self, from: usize) -> (Marked, usize) {
+        let at = self.span(from);
+        (Marked((0..self.models.len()).map(|model| self.draw(model, at.clone())).collect()), at.end)
+    }
+
+    fn stretch_of(&self, from: usize, one: usize) -> (Marked, usize) {
+        let at = self.span(from);
+        let draw = |model| if model == one { self.draw(model, at.clone()) } else { None };
+        (Marked((0..self.models.len()).map(draw).collect()), at.end)
     }
 
     #[inline(always)]
-    fn apply<const N: usize>(&self, (): &(), at: At, model: usize, _: [R; N], mut v: [R; N]) -> [R; N] {
-        let drawn = draw::<N>(self.key, self.models[model], at);
-        let limit = self.limits[model];
-        for j in 0..N {
-            v[j] = v[j].keep_if(drawn[j] >> 1 < limit);
-        }
-        v
+    fn apply<const N: usize>(&self, marked: &Marked, at: At, model: usize, _: [R; N], v: [R; N]) -> [R; N] {
+        marked.keep(at, model, v)
     }
 }
 
@@ -63,8 +91,9 @@ impl<const ELECT: bool> Merge for Dare<ELECT> {
     }
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
-        let limits = self.densities.iter().map(|density| (density * f64::from(1_u32 << 31)).round() as u32).collect();
-        let keep = Drawn { key: sweep.settings.key, models: self.models.clone(), limits };
+        let Settings { key, simd, .. } = sweep.settings;
+        let limits = self.densities.iter().map(|density| (density * f64::from(ALL)).round() as u32).collect();
+        let keep = Drawn { key, models: self.models.clone(), limits, elements: sweep.len(), simd };
         added::<F, _, ELECT>(sweep, keep, &self.weights, self.normalize, self.rescale, self.lambda)
     }
 }

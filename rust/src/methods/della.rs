@@ -3,16 +3,15 @@
 //! from the paper: survivors are rescaled to the L1 norm of the whole, not by 1 / probability. Where it differs from
 //! mergekit: a row is of the last axis, of equal magnitudes the lowest index ranks highest, and an element that is a row by
 //! itself survives with the density as probability.
-use super::delta::{Elect, Keep, Masses, Total, rescaled};
+use super::delta::{Elect, Marked, Masses, Total, rescaled};
 use super::ranked::Magnitude;
 use super::{Checked, Merge, finite, numbered, portions, shares, weighs};
-use crate::draw::draw;
+use crate::bits::Bits;
 use crate::error::Result;
-use crate::lanes::{At, Each, Kernel, Lanes, Peaks, W};
-use crate::real::Real;
-use crate::simd::{Simd, Task};
+use crate::lanes::{Each, Kernel, Lanes, Peaks};
+use crate::simd::Simd;
 use crate::source::Settings;
-use crate::sweep::ranks::{Bits, by_rank, held, sortable};
+use crate::sweep::ranks::{self, Ranks, Row, rankable};
 use crate::sweep::sums::total;
 use crate::sweep::{BLOCK, STRIP, Sweep};
 use std::ops::Range;
@@ -38,54 +37,16 @@ pub struct Della<const ELECT: bool> {
     pub lambda: f64,
 }
 
-/// Elements survive whose bit is set; all survive for a model without bits.
-pub struct Marked(pub Vec<Option<Bits>>);
-
-impl<R: Real> Keep<R> for &Marked {
-    type Stretch = ();
-
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
-    #[inline(always)]
-    fn apply<const N: usize>(&self, (): &(), at: At, model: usize, _: [R; N], mut v: [R; N]) -> [R; N] {
-        if let Some(bits) = &self.0[model] {
-            let survives = bits.lanes::<N>(at);
-            for j in 0..N {
-                v[j] = v[j].keep_if(survives[j]);
-            }
-        }
-        v
-    }
-}
-
-/// Returns the bytes that a method holds which ranks the elements of rows.
-pub(super) fn of_rows(rows: usize, columns: usize, sources: usize) -> usize {
-    // The elements of a row, which may be longer than a strip, as read and as f64, and its random words; its limits and
-    // bits for each model, the bits for a tile at least.
-    let row = held(columns).saturating_add(columns.saturating_mul(size_of::<u32>() + 2 * sources * size_of::<f64>()));
+/// Returns the bytes that a method holds which marks elements of whole rows, `row` of them to do so.
+pub(super) fn of_rows(rows: usize, columns: usize, sources: usize, row: usize) -> usize {
+    // The elements of a row, which may be longer than a strip, as read and as f64; the bits for each model of a tile at least.
     let bits = Bits::bytes(columns.saturating_mul(2).max(4 * BLOCK).min(rows.saturating_mul(columns)));
-    row.saturating_add(sources.saturating_mul(columns.saturating_mul(size_of::<u32>()).saturating_add(bits)))
+    let read = columns.saturating_mul(2 * size_of::<f64>());
+    row.saturating_add(sources.saturating_mul(read.saturating_add(bits)))
 }
 
-/// Random words of the elements of a row, from a multiple of four on: then each counter is computed once for its four.
-struct Draws<'a> {
-    key: [u32; 2],
-    model: u32,
-    from: usize,
-    drawn: &'a mut [[u32; W]],
-}
-
-impl Task for Draws<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run(self) {
-        for (i, drawn) in self.drawn.iter_mut().enumerate() {
-            *drawn = draw::<W>(self.key, self.model, At { first: self.from + i * W, step: 1 });
-        }
-    }
-}
+/// Bytes of bits of a tensor that are held from the sums to the kernel.
+const HELD: usize = 6 << 20;
 
 /// Returns the limit out of 2^31 below which a draw keeps each rank of a row, largest element first.
 fn limits(density: f64, epsilon: f64, columns: usize) -> Vec<u32> {
@@ -97,13 +58,16 @@ fn limits(density: f64, epsilon: f64, columns: usize) -> Vec<u32> {
     (0..columns).rev().map(of_rank).collect()
 }
 
-/// Draws which elements of whole rows survive. Rows are ranked wherever they are read: the bits of a tensor are not held.
+/// Draws which elements of whole rows survive.
 struct Thinning<const ELECT: bool> {
     della: Della<ELECT>,
     key: [u32; 2],
     columns: usize,
     /// Per model, the limits of the ranks; none if all its elements survive.
     limits: Vec<Option<Vec<u32>>>,
+    /// What survives of the first elements, each of these up to one of them. The bits of a large tensor are not all held:
+    /// the other rows are ranked wherever they are read.
+    held: Vec<(usize, Marked)>,
 }
 
 impl<const ELECT: bool> Thinning<ELECT> {
@@ -113,7 +77,7 @@ impl<const ELECT: bool> Thinning<ELECT> {
             d if d <= 0.0 => Some(vec![0; columns]),
             d => Some(limits(d, *epsilon, columns)),
         });
-        Self { della: della.clone(), key, columns, limits: limits.collect() }
+        Self { della: della.clone(), key, columns, limits: limits.collect(), held: Vec::new() }
     }
 
     /// Marks no element yet of the rows that hold elements `at`.
@@ -124,28 +88,20 @@ impl<const ELECT: bool> Thinning<ELECT> {
 
     /// Marks what survives of rows `at`, of which `inputs` holds the elements of all sources.
     fn mark<F: Lanes>(&self, simd: Simd, at: Range<usize>, inputs: &[&[u8]], marked: &mut Marked) {
-        let mut drawn = Vec::new();
+        let mut ranks = Ranks::<F::Real>::default();
         for (model, (limits, bits)) in self.limits.iter().zip(&mut marked.0).enumerate() {
             let (Some(limits), Some(bits)) = (limits, bits) else { continue };
-            for row in at.clone().step_by(self.columns) {
-                let bytes = (row - at.start) * F::BYTES..(row + self.columns - at.start) * F::BYTES;
+            for first in at.clone().step_by(self.columns) {
+                let bytes = (first - at.start) * F::BYTES..(first + self.columns - at.start) * F::BYTES;
                 let x = [0, model + 1].map(|source| &inputs[source][bytes.clone()]);
-                by_rank::<F, _, 2>(simd, &Magnitude(model), x, |order| {
-                    let skip = row % 4;
-                    drawn.resize((skip + order.len()).div_ceil(W), [0; W]);
-                    let number = self.della.models[model];
-                    simd.run(Draws { key: self.key, model: number, from: row - skip, drawn: &mut drawn });
-                    let drawn = &drawn.as_flattened()[skip..];
-                    for (column, limit) in order.iter().zip(limits) {
-                        bits.set(row + *column as usize, drawn[*column as usize] >> 1 < *limit);
-                    }
-                });
+                let (score, number) = (&Magnitude(model), self.della.models[model]);
+                ranks.mark::<F, _, 2>(simd, &Row { score, x, first, limits, key: self.key, model: number }, bits);
             }
         }
     }
 
     /// Computes the factors of the survivors; see [`rescaled`].
-    fn factors<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Vec<f64>> {
+    fn factors<F: Lanes>(&mut self, sweep: &Sweep<F>) -> Result<Vec<f64>> {
         let (models, columns) = (self.limits.len(), self.columns);
         // Sums are over blocks, so the rows at both ends of a tile are ranked for its neighbours too.
         let tile = sweep.settings.tile.max(columns.next_multiple_of(BLOCK));
@@ -159,10 +115,21 @@ impl<const ELECT: bool> Thinning<ELECT> {
                 Ok(())
             })?;
             let keep = &&marked;
-            sweep.sums_of_tile(&(0..models).map(|model| Masses { keep, model }).collect::<Vec<_>>(), tile)
+            let terms: Vec<_> = (0..models).map(|model| Masses { keep, model }).collect();
+            let sums = sweep.sums_of_tile(&terms, tile.clone())?;
+            let held = held_up_to(tile.end, sweep.settings.tile, columns, models) <= HELD;
+            Ok((sums, held.then_some((tile.end, marked))))
         })?;
-        Ok(rescaled(&self.della.weights, &total(models, &tiles)))
+        let (sums, held): (Vec<_>, Vec<_>) = tiles.into_iter().unzip();
+        self.held = held.into_iter().flatten().collect();
+        Ok(rescaled(&self.della.weights, &total(models, &sums)))
     }
+}
+
+/// Returns the bytes of the bits of a tensor up to an element, if those of each tile are of whole rows.
+fn held_up_to(element: usize, tile: usize, columns: usize, models: usize) -> usize {
+    let ends = element.div_ceil(tile).saturating_mul(columns.saturating_mul(2));
+    models.saturating_mul(Bits::bytes(element.saturating_add(ends)))
 }
 
 /// The kernel: what is drawn of the rows, then what is made of the survivors.
@@ -177,17 +144,34 @@ impl<F: Lanes, const ELECT: bool> Kernel<F> for Thinned<ELECT> {
     }
 
     fn run(&self, simd: Simd, at: Range<usize>, inputs: &[&[u8]], output: &mut [u8]) -> Peaks<F::Real> {
-        let Della { weights, normalize, lambda, .. } = &self.thinning.della;
-        let mut marked = self.thinning.none(&at);
-        self.thinning.mark::<F>(simd, at.clone(), inputs, &mut marked);
-        let keep = &marked;
-        if ELECT {
-            let formula = Elect::<F::Real, _, false>::new(keep, weights, &self.factors, *normalize, *lambda);
-            Kernel::<F>::run(&Each(formula), simd, at, inputs, output)
-        } else {
-            let formula = Total::<F::Real, _>::new(keep, weights, &self.factors, *normalize, *lambda);
-            Kernel::<F>::run(&Each(formula), simd, at, inputs, output)
+        let Thinning { della, columns, held, .. } = &self.thinning;
+        let Della { weights, normalize, lambda, .. } = della;
+        let (mut peaks, mut start) = (Peaks::default(), at.start);
+        let mut drawn;
+        while start < at.end {
+            let next = held.partition_point(|(end, _)| *end <= start);
+            let (end, keep) = if let Some((end, marked)) = held.get(next) {
+                (at.end.min(*end), marked)
+            } else {
+                let rows = start / columns * columns..at.end;
+                let inputs: Vec<&[u8]> = inputs.iter().map(|x| &x[(rows.start - at.start) * F::BYTES..]).collect();
+                drawn = self.thinning.none(&rows);
+                self.thinning.mark::<F>(simd, rows, &inputs, &mut drawn);
+                (at.end, &drawn)
+            };
+            let bytes = (start - at.start) * F::BYTES..(end - at.start) * F::BYTES;
+            let inputs: Vec<&[u8]> = inputs.iter().map(|x| &x[bytes.clone()]).collect();
+            let (part, output) = (start..end, &mut output[bytes]);
+            peaks = peaks.join(if ELECT {
+                let formula = Elect::<F::Real, _, false>::new(keep, weights, &self.factors, *normalize, *lambda);
+                Kernel::<F>::run(&Each(formula), simd, part, &inputs, output)
+            } else {
+                let formula = Total::<F::Real, _>::new(keep, weights, &self.factors, *normalize, *lambda);
+                Kernel::<F>::run(&Each(formula), simd, part, &inputs, output)
+            });
+            start = end;
         }
+        peaks
     }
 }
 
@@ -213,12 +197,14 @@ impl<const ELECT: bool> Merge for Della<ELECT> {
     }
 
     fn resident(&self, rows: usize, columns: usize, sources: usize) -> usize {
-        of_rows(rows, columns, sources)
+        let bits = held_up_to(rows.saturating_mul(columns), 4 * BLOCK, columns.max(1), sources - 1);
+        let limits = columns.saturating_mul(sources * size_of::<u32>());
+        of_rows(rows, columns, sources, ranks::held(columns).saturating_add(limits)) + bits.min(HELD)
     }
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
-        sortable(sweep.columns)?;
-        let thinning = Thinning::new(self, sweep.settings.key, sweep.columns.max(1));
+        rankable(sweep.columns)?;
+        let mut thinning = Thinning::new(self, sweep.settings.key, sweep.columns.max(1));
         let factors = if self.rescale { thinning.factors(sweep)? } else { self.weights.clone() };
         Ok(Box::new(Thinned { thinning, factors }))
     }

@@ -1,5 +1,6 @@
 //! Base plus task vectors of which some elements survive, summed, or averaged after a sign election. A method of this
 //! family defines which elements survive.
+use crate::bits::Bits;
 use crate::error::Result;
 use crate::lanes::{At, Combine, Each, Kernel, Lanes};
 use crate::real::Real;
@@ -16,6 +17,11 @@ pub trait Keep<R: Real>: Send + Sync {
 
     /// See [`Combine::stretch`].
     fn stretch(&self, from: usize) -> (Self::Stretch, usize);
+
+    /// The same, where elements of one model only are asked for.
+    fn stretch_of(&self, from: usize, _model: usize) -> (Self::Stretch, usize) {
+        self.stretch(from)
+    }
 
     /// Returns `v` if the delta `d` of a model (0 is the first after the base) survives, else +0.
     fn apply<const N: usize>(&self, stretch: &Self::Stretch, at: At, model: usize, d: [R; N], v: [R; N]) -> [R; N];
@@ -36,6 +42,36 @@ impl<R: Real> Keep<R> for All {
     #[inline(always)]
     fn apply<const N: usize>(&self, (): &(), _: At, _: usize, _: [R; N], v: [R; N]) -> [R; N] {
         v
+    }
+}
+
+/// Elements survive whose bit is set; all survive for a model without bits.
+pub struct Marked(pub Vec<Option<Bits>>);
+
+impl Marked {
+    /// Returns `v` where elements of a model survive, else +0.
+    #[inline(always)]
+    pub fn keep<R: Real, const N: usize>(&self, at: At, model: usize, mut v: [R; N]) -> [R; N] {
+        if let Some(bits) = &self.0[model] {
+            let survives = bits.lanes::<N>(at);
+            for j in 0..N {
+                v[j] = v[j].keep_if(survives[j]);
+            }
+        }
+        v
+    }
+}
+
+impl<R: Real> Keep<R> for &Marked {
+    type Stretch = ();
+
+    fn stretch(&self, _: usize) -> ((), usize) {
+        ((), usize::MAX)
+    }
+
+    #[inline(always)]
+    fn apply<const N: usize>(&self, (): &(), at: At, model: usize, _: [R; N], v: [R; N]) -> [R; N] {
+        self.keep(at, model, v)
     }
 }
 
@@ -280,7 +316,7 @@ impl<R: Real, K: Keep<R>> Terms<R, 2, 2> for Masses<'_, K> {
     }
 
     fn stretch(&self, from: usize) -> (K::Stretch, usize) {
-        self.keep.stretch(from)
+        self.keep.stretch_of(from, self.model)
     }
 
     #[inline(always)]

@@ -1,5 +1,6 @@
 //! Statistics that a method may need of a whole tensor before its elements are combined. Tiles run in parallel and
 //! their results are folded in order, so a statistic depends neither on tile size nor on threads.
+pub mod blocks;
 mod count;
 pub mod gram;
 pub mod ranks;

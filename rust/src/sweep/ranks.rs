@@ -1,135 +1,256 @@
-//! The ranks of elements by their score within their row, and which elements survive by it: one bit each.
-use super::count::gather;
+//! Which elements of a row survive a draw whose limit depends on the rank of their score in the row.
+//!
+//! Few ranks are needed. Limits fall with the rank, so a draw above all or below all of them decides; for the others, the
+//! elements of a row are counted in buckets of similar scores, and the limits of the first and the last rank of its bucket
+//! decide for nearly every element. Only of the rest is the rank found.
+use super::count::key_of;
 use super::select::Score;
+use crate::bits::{Bits, WORD, first_bits};
+use crate::draw::{below, draw};
 use crate::error::{Error, Result};
-use crate::lanes::{At, Lanes};
+use crate::lanes::{Lanes, W};
 use crate::real::Real;
-use crate::simd::Simd;
-use std::cell::RefCell;
+use crate::simd::{Simd, Task};
+use std::cmp::Reverse;
+use std::marker::PhantomData;
 
-/// Bits per digit of a key, and the number of values of a digit.
-const DIGIT: u32 = 11;
-const VALUES: usize = 1 << DIGIT;
-/// Number of elements from which counting digits is faster than comparing keys.
-const MANY: usize = 512;
-/// Bytes after the last bit, so that lanes can load theirs as one word.
-const WORD: usize = size_of::<u64>();
-
-/// One bit per element of a range.
-pub struct Bits {
-    first: usize,
-    bits: Vec<u8>,
-}
-
-impl Bits {
-    /// Creates the bits of `elements` elements from `first` on, none of them set.
-    pub fn new(first: usize, elements: usize) -> Self {
-        Self { first, bits: vec![0; Self::bytes(elements)] }
-    }
-
-    /// Returns the size for a number of elements, in bytes.
-    pub fn bytes(elements: usize) -> usize {
-        elements.div_ceil(8) + WORD
-    }
-
-    /// Sets the bit of an element if it survives.
-    pub fn set(&mut self, element: usize, survives: bool) {
-        let bit = element - self.first;
-        self.bits[bit / 8] |= u8::from(survives) << (bit % 8);
-    }
-
-    /// Returns the bits of some lanes.
-    #[inline(always)]
-    pub fn lanes<const N: usize>(&self, at: At) -> [bool; N] {
-        let (mut word, bit) = ([0; WORD], at.first - self.first);
-        word.copy_from_slice(&self.bits[bit / 8..bit / 8 + WORD]);
-        let word = u64::from_le_bytes(word) >> (bit % 8);
-        let mut set = [false; N];
-        for j in 0..N {
-            set[j] = (word >> (j * at.step)) & 1 == 1;
-        }
-        set
-    }
-}
+/// Elements of a row up to which buckets do not pay.
+const FEW: usize = 128;
+/// Elements whose ranks are found one by one; if there are more of them, buckets are sorted.
+const ALONE: usize = 48;
+/// The least and the largest number of buckets.
+const BUCKETS: [usize; 2] = [128, 4096];
+/// Powers of two of a score that the buckets cover; smaller scores share the last one.
+const OCTAVES: usize = 8;
+/// Elements of a row among which the largest score is looked for.
+const SAMPLE: usize = 32;
 
 /// Refuses rows that are too long.
-pub fn sortable(columns: usize) -> Result<()> {
+pub fn rankable(columns: usize) -> Result<()> {
     match u32::try_from(columns) {
         Ok(_) => Ok(()),
-        Err(_) => Err(Error::Merge(format!("a row of {columns} elements is too long to be sorted"))),
+        Err(_) => Err(Error::Merge(format!("a row of {columns} elements is too long to be ranked"))),
     }
 }
 
-/// Returns the bytes that [`by_rank`] holds for a row.
+/// Returns the bytes that [`Ranks`] of rows hold.
 pub fn held(columns: usize) -> usize {
-    columns.saturating_mul(size_of::<i64>() + 2 * size_of::<u32>()) + VALUES * size_of::<u32>()
+    // Keys, buckets and draws; columns in order and what sorting them takes; counts and limits of buckets.
+    let of_column = size_of::<i64>() + size_of::<u16>() + 4 * size_of::<u32>();
+    columns.saturating_mul(of_column) + BUCKETS[1] * size_of::<[u32; 6]>() + 4 * WORD * size_of::<u32>()
 }
 
-thread_local! {
-    /// Buffers in which this thread sorts its next row.
-    static ROW: RefCell<Row> = const { RefCell::new(Row { keys: Vec::new(), order: Vec::new(), next: Vec::new() }) };
-}
-
-/// Buffers for sorting one row.
-struct Row {
-    keys: Vec<i64>,
-    order: Vec<u32>,
-    next: Vec<u32>,
-}
-
-/// Calls `take` with the columns of a row from largest to smallest score; of equal scores the lowest column comes first. A
-/// row has less than 2^32 elements.
-pub fn by_rank<F: Lanes, S: Score<F::Real, M>, const M: usize>(
-    simd: Simd,
+/// Computes the keys of a row.
+#[inline(always)]
+pub(super) fn score<F: Lanes, S: Score<F::Real, M>, const M: usize>(
     score: &S,
     x: [&[u8]; M],
-    take: impl FnOnce(&[u32]),
+    keys: &mut Vec<<F::Real as Real>::Key>,
 ) {
-    ROW.with_borrow_mut(|row| {
-        let columns = x[0].len() / F::BYTES;
-        row.keys.clear();
-        gather::<F, S, M>(simd, score, x, -1, F::Real::TOP, &mut row.keys);
-        // The one NaN whose key is the top is not gathered.
-        row.keys.resize(columns, F::Real::TOP);
-        row.sort();
-        take(&row.order);
-    });
+    keys.resize(x[0].len() / F::BYTES, Default::default());
+    let (whole, rest) = keys.as_chunks_mut::<W>();
+    let mut lanes = [[F::Real::default(); W]; M];
+    for (i, keys) in whole.iter_mut().enumerate() {
+        for k in 0..M {
+            lanes[k] = F::in_order(x[k], i * W);
+        }
+        *keys = score.keys::<W>(lanes);
+    }
+    let from = whole.len() * W;
+    for (i, key) in rest.iter_mut().enumerate() {
+        *key = key_of::<F, S, M>(score, x, from + i);
+    }
 }
 
-impl Row {
-    /// Sorts the columns by their keys.
-    fn sort(&mut self) {
-        self.order.clear();
-        self.order.extend(0..self.keys.len() as u32);
-        if self.keys.len() < MANY {
-            let keys = &self.keys;
-            self.order.sort_by_key(|column| std::cmp::Reverse(keys[*column as usize]));
-        } else {
-            self.by_digits();
+/// Returns how many keys come before one in descending order, of equal ones those with a lower index.
+#[inline(always)]
+pub(super) fn rank<K: Copy + Ord>(keys: &[K], index: usize) -> u32 {
+    let key = keys[index];
+    let (before, after) = keys.split_at(index);
+    before.iter().map(|other| u32::from(*other >= key)).sum::<u32>()
+        + after.iter().map(|other| u32::from(*other > key)).sum::<u32>()
+}
+
+/// A row of which elements are drawn.
+pub struct Row<'a, S, const M: usize> {
+    /// Ranks the elements, of equal scores the lowest column first.
+    pub score: &'a S,
+    /// The elements that the score reads.
+    pub x: [&'a [u8]; M],
+    /// The element in the first column.
+    pub first: usize,
+    /// Per rank the limit below which a draw keeps an element, largest score first, none above the one before.
+    pub limits: &'a [u32],
+    /// The key of the tensor.
+    pub key: [u32; 2],
+    /// The number of the model.
+    pub model: u32,
+}
+
+/// Room to rank the elements of a row.
+#[derive(Default)]
+pub struct Ranks<R: Real> {
+    words: Vec<[u32; 4]>,
+    keys: Vec<R::Key>,
+    buckets: Vec<u16>,
+    /// Per bucket: its elements, counted apart for each column modulo four so that neighbours do not wait for each other.
+    counts: Vec<[u32; 4]>,
+    /// Per bucket: the limit of its last rank, and the distance to that of its first.
+    bounds: Vec<[u32; 2]>,
+    /// Columns that are not decided.
+    open: Vec<u32>,
+    order: Vec<u32>,
+}
+
+impl<R: Real> Ranks<R> {
+    /// Sets the bits of the survivors of a row.
+    pub fn mark<F: Lanes<Real = R>, S: Score<R, M>, const M: usize>(
+        &mut self,
+        simd: Simd,
+        row: &Row<S, M>,
+        bits: &mut Bits,
+    ) {
+        simd.run(Mark::<F, S, M> { ranks: self, row, bits, format: PhantomData });
+    }
+
+    /// Draws for every column; returns where the words of the first begin.
+    #[inline(always)]
+    fn draw(&mut self, key: [u32; 2], model: u32, first: usize, columns: usize) -> usize {
+        let skip = first % 4;
+        self.words.resize((skip + columns.next_multiple_of(WORD)).div_ceil(4), [0; 4]);
+        draw(key, model, first - skip, &mut self.words);
+        skip
+    }
+
+    /// Counts the elements in buckets, and finds the limits of their ranks.
+    #[inline(always)]
+    fn count(&mut self, limits: &[u32]) {
+        let columns = self.keys.len();
+        let buckets = (columns / 8).next_power_of_two().clamp(BUCKETS[0], BUCKETS[1]);
+        let octave = (1.0 / R::EPSILON) as i64;
+        let shift = (octave / (buckets / OCTAVES) as i64).ilog2();
+        let sample = (0..SAMPLE).map(|i| self.keys[i * columns / SAMPLE]).max().map_or(0, Into::into);
+        let (top, last) = (R::narrow_key((sample + octave).min(R::TOP - 1)), buckets as u16 - 1);
+        self.buckets.resize(columns, 0);
+        for (bucket, key) in self.buckets.iter_mut().zip(&self.keys) {
+            *bucket = R::steps_below(top, *key, shift, last);
+        }
+        self.counts.clear();
+        self.counts.resize(buckets, [0; 4]);
+        let (fours, rest) = self.buckets.as_chunks::<4>();
+        for four in fours {
+            for j in 0..4 {
+                self.counts[four[j] as usize][j] += 1;
+            }
+        }
+        rest.iter().for_each(|bucket| self.counts[*bucket as usize][0] += 1);
+        self.bounds.resize(buckets, [0; 2]);
+        let (mut from, end) = (0, columns - 1);
+        // Not `extend`: its closure would not be compiled for the instruction set.
+        for (bounds, [a, b, c, d]) in self.bounds.iter_mut().zip(&self.counts) {
+            let first = from.min(end);
+            from += (a + b + c + d) as usize;
+            let last = limits[from.max(1) - 1];
+            *bounds = [last, limits[first].saturating_sub(last)];
         }
     }
 
-    /// Sorts by digits, least significant first; digits that all keys share are skipped.
-    fn by_digits(&mut self) {
-        let (all, any) = self.keys.iter().fold((!0, 0), |(all, any), key| (all & key, any | key));
-        let digit = |key: i64, shift: u32| VALUES - 1 - ((key >> shift) as usize & (VALUES - 1));
-        self.next.resize(self.order.len(), 0);
-        for shift in (0..i64::BITS).step_by(DIGIT as usize) {
-            if digit(all, shift) == digit(any, shift) {
+    /// Finds the ranks of the columns that are open, and whether they survive.
+    #[inline(always)]
+    fn settle(&mut self, limits: &[u32], words: &[u32], mut keep: impl FnMut(usize)) {
+        if self.keys.len() <= FEW || self.open.len() <= ALONE {
+            for column in self.open.iter().map(|column| *column as usize) {
+                if words[column] >> 1 < limits[rank(&self.keys, column) as usize] {
+                    keep(column);
+                }
+            }
+            return;
+        }
+        // Columns in the order of their buckets; `counts` are where each bucket ends then.
+        let mut end = 0;
+        for counts in &mut self.counts {
+            let from = end;
+            end += counts.iter().sum::<u32>();
+            *counts = [from; 4];
+        }
+        self.order.resize(self.keys.len(), 0);
+        for (column, bucket) in self.buckets.iter().enumerate() {
+            let place = &mut self.counts[*bucket as usize][0];
+            self.order[*place as usize] = column as u32;
+            *place += 1;
+        }
+        for column in &self.open {
+            let bucket = self.buckets[*column as usize] as usize;
+            let [end, from, ..] = self.counts[bucket].map(|place| place as usize);
+            if std::mem::take(&mut self.bounds[bucket][1]) == 0 {
                 continue;
             }
-            let mut places = [0_u32; VALUES];
-            self.keys.iter().for_each(|key| places[digit(*key, shift)] += 1);
-            let mut before = 0;
-            for place in &mut places {
-                before += std::mem::replace(place, before);
+            let order = &mut self.order[from..end];
+            let key = |column: &u32| self.keys[*column as usize];
+            let same = key(column);
+            if order.iter().any(|column| key(column) != same) {
+                order.sort_by_key(|column| Reverse(key(column)));
             }
-            for column in &self.order {
-                let place = &mut places[digit(self.keys[*column as usize], shift)];
-                self.next[*place as usize] = *column;
-                *place += 1;
+            for (column, limit) in order.iter().zip(&limits[from..end]) {
+                if words[*column as usize] >> 1 < *limit {
+                    keep(*column as usize);
+                }
             }
-            std::mem::swap(&mut self.order, &mut self.next);
         }
+    }
+}
+
+/// See [`Ranks::mark`].
+struct Mark<'a, F: Lanes, S, const M: usize> {
+    ranks: &'a mut Ranks<F::Real>,
+    row: &'a Row<'a, S, M>,
+    bits: &'a mut Bits,
+    format: PhantomData<F>,
+}
+
+impl<F: Lanes, S: Score<F::Real, M>, const M: usize> Task for Mark<'_, F, S, M> {
+    type Output = ();
+    #[inline(always)]
+    fn run(self) {
+        let Self { ranks, row, bits, .. } = self;
+        let (Row { limits, .. }, columns) = (row, row.limits.len());
+        let (Some(most), Some(least)) = (limits.first().copied(), limits.last().copied()) else { return };
+        if most == 0 {
+            return;
+        }
+        let (ranked, few) = (most > least, columns <= FEW);
+        if ranked {
+            score::<F, S, M>(row.score, row.x, &mut ranks.keys);
+            if !few {
+                ranks.count(limits);
+            }
+        }
+        let skip = ranks.draw(row.key, row.model, row.first, columns);
+        ranks.open.clear();
+        let words = &ranks.words.as_flattened()[skip..];
+        for (i, word) in words.as_chunks::<WORD>().0.iter().take(columns.div_ceil(WORD)).enumerate() {
+            let from = i * WORD;
+            let inside = first_bits(columns - from);
+            let mut keep = below(word, least) & inside;
+            let mut left = if ranked { below(word, most) & inside & !keep } else { 0 };
+            while left != 0 {
+                let j = left.trailing_zeros() as usize;
+                left &= left - 1;
+                if few {
+                    ranks.open.push((from + j) as u32);
+                    continue;
+                }
+                let [last, width] = ranks.bounds[ranks.buckets[from + j] as usize];
+                let drawn = word[j] >> 1;
+                keep |= u64::from(drawn < last) << j;
+                if drawn.wrapping_sub(last) < width {
+                    ranks.open.push((from + j) as u32);
+                }
+            }
+            bits.set(row.first + from, keep);
+        }
+        let words = std::mem::take(&mut ranks.words);
+        ranks.settle(limits, &words.as_flattened()[skip..], |column| bits.set(row.first + column, 1));
+        ranks.words = words;
     }
 }
