@@ -143,7 +143,9 @@ impl<R: Real> Ranks<R> {
                 self.counts[four[j] as usize][j] += 1;
             }
         }
-        rest.iter().for_each(|bucket| self.counts[*bucket as usize][0] += 1);
+        for bucket in rest {
+            self.counts[*bucket as usize][0] += 1;
+        }
         self.bounds.resize(buckets, [0; 2]);
         let (mut from, end) = (0, columns - 1);
         // Not `extend`: its closure would not be compiled for the instruction set.
