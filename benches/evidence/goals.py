@@ -14,7 +14,15 @@ FUSED: Final = (
     "fused_identity", "fused_lstsq", "fused_token_router", "fused_prefix_top1", "fused_token_top2", "chain",
     "chain_no_domains", "chain_lstsq", "chain_prefix_top1",
 )  # fmt: skip
-NO_MERGE: Final = ("base", *EXPERTS, "constant_last", "constant_soup", "decayed_last", "decayed_soup")
+NO_MERGE: Final = (
+    "base",
+    *EXPERTS,
+    *(f"blocks_{name}" for name in EXPERTS),
+    "constant_last",
+    "constant_soup",
+    "decayed_last",
+    "decayed_soup",
+)
 
 
 def is_merge(row: Row) -> bool:

@@ -34,6 +34,7 @@ MERGES: Final = (
     "breadcrumbs_ties", "sce", "consensus_ta", "consensus_ties", "magmax", "localize_and_stitch", "pcb", "cabs",
     "model_stock", "ram", "ramplus_tl",
 )  # fmt: skip
+BLOCKS: Final = tuple(f"blocks_{name}" for name in EXPERTS)
 SOUPS: Final = ("constant_last", "constant_soup", "decayed_last", "decayed_soup")
 MIXTURES: Final = ("mixture_uniform", "mixture_posterior")
 TRAINED: Final = (
@@ -42,7 +43,7 @@ TRAINED: Final = (
     "chain_lstsq",
 )  # fmt: skip
 UNTRAINED: Final = ("fused_identity_untrained", "fused_lstsq_untrained", "chain_untrained")
-ROWS: Final = ("base", *EXPERTS, *MERGES, *SOUPS, *MIXTURES, *UNTRAINED, *TRAINED)
+ROWS: Final = ("base", *EXPERTS, *BLOCKS, *MERGES, *SOUPS, *MIXTURES, *UNTRAINED, *TRAINED)
 
 
 def measured(row: str, seed: int, scratch: Path) -> dict[str, Any]:
@@ -62,6 +63,10 @@ def measured(row: str, seed: int, scratch: Path) -> dict[str, Any]:
         path = models / row
     elif row in MERGES:
         path, settings = merges.merge(row, models, scratch, seed)
+    elif row in BLOCKS:
+        given = AutoModelForCausalLM.from_pretrained(models / "base", dtype="float32")
+        other = AutoModelForCausalLM.from_pretrained(models / row.removeprefix("blocks_"), dtype="float32")
+        given.model.layers = other.model.layers
     elif row in SOUPS:
         run = runs / ("python-constant" if row.startswith("constant") else "python")
         last = max(run.glob("step-*"), key=lambda one: int(one.name.removeprefix("step-")))
