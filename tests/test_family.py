@@ -19,6 +19,8 @@ FAMILY = ROOT / "examples" / "family"
 MODELS = FAMILY / "models"
 RESULTS = ROOT / "benches" / "evidence" / "results"
 NAMES = ("base", "python", "kjv", "wordnet")
+# Under load a minute is not enough to load torch and measure.
+pytestmark = pytest.mark.timeout(300)
 DOMAINS = ("general", "python", "kjv", "wordnet")
 
 

@@ -174,7 +174,10 @@ def write(results: Path, docs: Path) -> None:
         plots.scatter([(row.shown, row.first["mflops_per_token"], row.mean) for row in shown], best["mean"])
     )
     commits = sorted({row.first["commit"][:10] for row in rows.values()})
-    parts.append(f"Measured at {', '.join(commits)}; a `+` means with changes that were not committed.")
+    parts.append(
+        f"Measured at {', '.join(commits)}; a `+` means with changes that were not committed. Of the first "
+        "rows the commits were rebased afterwards, which put changes of others before them."
+    )
     docs.joinpath("evidence.md").write_text("\n\n".join(parts) + "\n")
 
 
@@ -222,7 +225,7 @@ WHY: Final = """### Why some are not met
   about as far from its own expert as from the base. No method that was tried changes that.
 - Fusions: what an expert learned is in its embeddings, which are its head, too, and a fusion has those of its host. The
   base with the blocks of one expert is a row of the first table: a fusion that always chose right would be about that
-  good without training. Mixtures have the whole models.
+  good in its domain without training. Mixtures have the whole models.
 - The chain with fitted adapters: they are fitted to what the first block of the base returns, while all four blocks of
   the experts run there and no other of the base, so they start far off. In its last 50 steps its router gave the expert
   of kjv 0.4% of the tokens, which `MoLTrainer` warned of.
