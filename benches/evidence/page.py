@@ -221,8 +221,8 @@ does not predict these, and `mol.evaluate` refuses to score it."""
 
 WHY: Final = """### Why some are not met
 
-- Merges: what the experts learned adds up in the same weights. At the scale that is best for all three, each domain is
-  about as far from its own expert as from the base. No method that was tried changes that.
+- Merges: what the experts learned adds up in the same weights. At the scale that is best for all three, the mean is
+  about as far from the oracle as from the base. No method that was tried changes that.
 - Fusions: what an expert learned is in its embeddings, which are its head, too, and a fusion has those of its host. The
   base with the blocks of one expert is a row of the first table: a fusion that always chose right would be about that
   good in its domain without training. Mixtures have the whole models.
