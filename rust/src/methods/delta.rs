@@ -18,7 +18,7 @@ pub trait Keep<R: Real>: Send + Sync {
     /// See [`Combine::stretch`].
     fn stretch(&self, from: usize) -> (Self::Stretch, usize);
 
-    /// The same, where elements of one model only are requested for.
+    /// The same, where elements of one model only are requested.
     fn stretch_of(&self, from: usize, _model: usize) -> (Self::Stretch, usize) {
         self.stretch(from)
     }
