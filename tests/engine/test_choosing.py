@@ -128,6 +128,13 @@ def test_a_model_leaves_what_it_does_not_keep_to_the_next(tmp_path: Path) -> Non
     assert added == [4.0, 0.0, 2.0, 0.0, 0.0, 1.0, 0.0, 0.0]
 
 
+def test_models_share_what_a_block_has_too_little_of(tmp_path: Path) -> None:
+    """Two of four neighbours each: the third model finds none left and takes its own largest."""
+    a, b, c = [4.0, 3.0, 0.0, 0.0], [0.0, 0.0, 2.0, 1.0], [16.0, 8.0, 0.0, 32.0]
+    added = of(cabs(1.0, 1.0, 1.0, n=2, m=4), [64.0] * 4, a, b, c, directory=tmp_path)
+    assert added == [20.0, 3.0, 2.0, 33.0]
+
+
 def test_differences_that_oppose_the_sum_have_no_weight(tmp_path: Path) -> None:
     """Where all of a model's scores are one size, those that are positive count alike."""
     a, b = [2.0, 2.0, 2.0, 2.0], [2.0, 2.0, -1.0, 2.0]

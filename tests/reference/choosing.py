@@ -84,7 +84,7 @@ def cabs(
     lambda_: float = 1.0,
     precision: type[np.floating] = np.float32,
 ) -> Tensor:
-    """Task arithmetic over the n largest entries of each m neighbours in a row, which no other model has taken before.
+    """Task arithmetic over the n largest entries of each m neighbours in a row, those that no model has taken before first.
 
     Zeros are not taken, and among equal magnitudes the lowest index is.
     """
@@ -97,9 +97,9 @@ def cabs(
         survives = np.zeros(base.size, dtype=bool)
         for row in range(0, base.size, max(columns, 1)):
             for start in range(row, row + columns, m):
-                free = np.arange(start, min(start + m, row + columns))
-                free = free[~taken[free] & (magnitude[free] > 0)]
-                survives[free[np.argsort(-magnitude[free], kind="stable")][:n]] = True
+                block = np.arange(start, min(start + m, row + columns))
+                block = block[magnitude[block] > 0]
+                survives[block[np.lexsort((-magnitude[block], taken[block]))][:n]] = True
         taken |= survives
         kept.append(np.where(survives, model - base, 0.0))
     return add_deltas(base, kept, weights, normalize=False, lambda_=lambda_)

@@ -1,7 +1,7 @@
 //! CABS, conflict-aware and balanced sparsification (Yang et al., 2025): of every `m` neighbours in a row the `n` largest of
-//! a task vector survive, and what one model keeps is not left to those after it; then as task arithmetic. Where mol
-//! differs from the paper: blocks do not cross rows of the last axis, and zeros never survive, so a model that leaves a
-//! block as it is takes nothing from the others.
+//! a task vector survive, those that a model before it has kept only where a block has too few others (appendix B.3); then
+//! as task arithmetic. Where mol differs from the paper: blocks do not cross rows of the last axis, and zeros never survive,
+//! so a model that leaves a block as it is takes nothing from the others.
 use super::della::of_rows;
 use super::delta::{Marked, Total};
 use super::ranked::Magnitude;
@@ -14,7 +14,7 @@ use crate::sweep::Sweep;
 use crate::sweep::blocks::{self, Blocks, Row};
 use std::ops::Range;
 
-/// Base (the first source) plus weighted task vectors of which `n` of `m` elements survive, of no two models the same.
+/// Base (the first source) plus weighted task vectors of which `n` of `m` elements survive, of two models the same only where others are too few.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cabs {
@@ -29,7 +29,7 @@ pub struct Cabs {
 }
 
 impl Cabs {
-    /// Marks what survives of each model of a row, apart from what those before it have kept. `x` holds the row of all
+    /// Marks what survives of each model of a row, least what those before it have kept. `x` holds the row of all
     /// sources, the first element of which is `first`.
     fn choose<F: Lanes>(
         &self,

@@ -12,10 +12,11 @@ const FEW: usize = 32;
 
 /// Returns the bytes that [`Blocks`] of rows hold.
 pub fn held(columns: usize) -> usize {
-    columns.saturating_add(WORD).saturating_mul(size_of::<i64>() + 1)
+    columns.saturating_add(WORD).saturating_mul(2 * size_of::<i64>() + 1)
 }
 
 /// A row of which the `n` largest of every `m` elements are chosen; zeros never are, and the last block may be smaller.
+/// Elements that are taken are chosen last: only where a block has too few others.
 pub struct Row<'a, S, const M: usize> {
     /// Ranks the elements, of equal scores the lowest column first.
     pub score: &'a S,
@@ -33,11 +34,13 @@ pub struct Row<'a, S, const M: usize> {
 #[derive(Default)]
 pub struct Blocks<R: Real> {
     keys: Vec<R::Key>,
+    /// The keys of what is taken, zero for the others.
+    shared: Vec<R::Key>,
     chosen: Vec<bool>,
 }
 
 impl<R: Real> Blocks<R> {
-    /// Sets the bits of what is chosen of a row, apart from what is `taken`.
+    /// Sets the bits of what is chosen of a row.
     pub fn mark<F: Lanes<Real = R>, S: Score<R, M>, const M: usize>(
         &mut self,
         simd: Simd,
@@ -62,29 +65,32 @@ impl<F: Lanes, S: Score<F::Real, M>, const M: usize> Task for Mark<'_, F, S, M> 
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let Self { blocks: Blocks { keys, chosen }, row, taken, bits, .. } = self;
+        let Self { blocks: Blocks { keys, shared, chosen }, row, taken, bits, .. } = self;
         let Row { score: by, x, first, n, m } = *row;
         score::<F, S, M>(by, x, keys);
         let columns = keys.len();
-        // What is taken counts as zero.
-        keys.resize(columns.next_multiple_of(W), <F::Real as Real>::Key::default());
+        let zero = <F::Real as Real>::Key::default();
+        keys.resize(columns.next_multiple_of(W), zero);
+        shared.clear();
+        shared.resize(keys.len(), zero);
         for taken in taken.iter().flatten() {
-            for (i, keys) in keys.as_chunks_mut::<W>().0.iter_mut().enumerate() {
+            let shared = shared.as_chunks_mut::<W>().0;
+            for (i, (keys, shared)) in keys.as_chunks_mut::<W>().0.iter_mut().zip(shared).enumerate() {
                 let taken = taken.lanes::<W>(At { first: first + i * W, step: 1 });
                 for j in 0..W {
-                    keys[j] = if taken[j] { <F::Real as Real>::Key::default() } else { keys[j] };
+                    shared[j] = if taken[j] && keys[j] > zero { keys[j] } else { shared[j] };
+                    keys[j] = if taken[j] { zero } else { keys[j] };
                 }
             }
         }
         chosen.clear();
         chosen.resize(columns.next_multiple_of(WORD), false);
-        for (keys, chosen) in keys[..columns].chunks(m).zip(chosen.chunks_mut(m)) {
-            if keys.len() <= FEW {
-                for (i, key) in keys.iter().enumerate() {
-                    chosen[i] = *key > <F::Real as Real>::Key::default() && (rank(keys, i) as usize) < n;
-                }
-            } else {
-                choose::<F::Real>(keys, n, chosen);
+        let blocks = keys[..columns].chunks(m).zip(shared[..columns].chunks(m));
+        for ((keys, shared), chosen) in blocks.zip(chosen.chunks_mut(m)) {
+            choose::<F::Real>(keys, n, chosen);
+            let left = n - chosen.iter().filter(|chosen| **chosen).count();
+            if left > 0 && shared.iter().any(|key| *key > zero) {
+                choose::<F::Real>(shared, left, chosen);
             }
         }
         for (i, chosen) in chosen.as_chunks::<WORD>().0.iter().enumerate() {
@@ -93,9 +99,15 @@ impl<F: Lanes, S: Score<F::Real, M>, const M: usize> Task for Mark<'_, F, S, M> 
     }
 }
 
-/// Chooses the `n` largest keys that are not zero, of equal ones the first.
+/// Chooses the `n` largest keys that are not zero, of equal ones the first, too.
 #[inline(always)]
 fn choose<R: Real>(keys: &[R::Key], n: usize, chosen: &mut [bool]) {
+    if keys.len() <= FEW {
+        for (i, key) in keys.iter().enumerate() {
+            chosen[i] |= *key > R::Key::default() && (rank(keys, i) as usize) < n;
+        }
+        return;
+    }
     let above = |key: i64| {
         let key = R::narrow_key(key);
         keys.iter().map(|other| u32::from(*other > key)).sum::<u32>() as usize
@@ -116,7 +128,7 @@ fn choose<R: Real>(keys: &[R::Key], n: usize, chosen: &mut [bool]) {
     }
     let least = R::narrow_key(high);
     for (chosen, key) in chosen.iter_mut().zip(keys) {
-        *chosen = *key > least;
+        *chosen |= *key > least;
     }
     if high > 0 && few < n {
         let equal = keys.iter().zip(chosen).filter(|(key, _)| **key == least);
