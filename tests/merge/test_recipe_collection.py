@@ -22,11 +22,39 @@ from mol.merge import plan_recipe, run_merge
 from tests.engine.toolkit import Case, Stored, assert_agrees, decode, encode, read_shard, write_shard
 from tests.merge.models import TOKENIZER, llama_config
 from tests.merge.toolkit import made_of
-from tests.tiny import llama
+from tests.tiny import Shapes, llama
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yml"))
 CHAT = ("<|im_start|>", "<|im_end|>")
 LAYERS, ROWS = 4, 12
+
+
+def seeing() -> tuple[Shapes, dict[str, Any]]:
+    """Names and shapes of a Llama with a vision tower of two layers, and its config.json."""
+    shapes = llama(LAYERS, vocab=ROWS)
+    shapes |= {f"visual.blocks.{i}.attn.{part}.weight": (8, 8) for i in range(2) for part in ("qkv", "proj")}
+    config = llama_config(LAYERS) | {"model_type": "qwen2_vl", "vision_config": {"depth": 2, "model_type": "qwen2_vl"}}
+    return shapes, config
+
+
+def experts(kind: str, module: str, per_layer: Shapes) -> tuple[Shapes, dict[str, Any]]:
+    """Names and shapes of a Llama with a router and these tensors in place of each MLP, and its config.json."""
+    shapes = {name: shape for name, shape in llama(LAYERS, vocab=ROWS).items() if ".mlp." not in name}
+    for i in range(LAYERS):
+        at = f"model.layers.{i}.{module}."
+        shapes[f"{at}gate.weight"] = (2, 8)
+        shapes |= {f"{at}experts.{name}": shape for name, shape in per_layer.items()}
+    return shapes, llama_config(LAYERS) | {"model_type": kind, "num_experts": 2, "num_local_experts": 2}
+
+
+OTHERS = {
+    "seeing": seeing(),
+    "mixtral": experts(
+        "mixtral", "block_sparse_moe",
+        {f"{i}.{w}.weight": (8, 16) if w == "w2" else (16, 8) for i in range(2) for w in ("w1", "w2", "w3")},
+    ),
+    "qwen": experts("qwen3_moe", "mlp", {"gate_up_proj": (2, 32, 8), "down_proj": (2, 8, 16)}),
+}  # fmt: skip
 
 
 class Line(NamedTuple):
@@ -43,7 +71,10 @@ def lines(recipe: Path) -> list[Line]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base, three fine-tunes of it in bf16, one more with tokens of its own, and an adapter of the base."""
+    """A base, three fine-tunes of it in bf16, one more with tokens of its own, and an adapter of the base.
+
+    Besides two models with a vision tower, two with an expert in each tensor, and two with all experts in one.
+    """
     folder = tmp_path_factory.mktemp("models")
     random = np.random.default_rng(7)
     base = {name: random.normal(0, 1, shape) for name, shape in llama(LAYERS, vocab=ROWS).items()}
@@ -63,6 +94,16 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_shard(folder / name / "model.safetensors", stored, metadata={"format": "pt"})
         (folder / name / "config.json").write_text(json.dumps(config))
         (folder / name / "tokenizer.json").write_text(json.dumps(tokenizer))
+    for kind, (shapes, config) in OTHERS.items():
+        first = {name: random.normal(0, 1, shape) for name, shape in shapes.items()}
+        for name in (f"{kind}_a", f"{kind}_b"):
+            stored = {
+                key: encode(value + 0.1 * random.normal(0, 1, value.shape), "BF16") for key, value in first.items()
+            }
+            (folder / name).mkdir()
+            write_shard(folder / name / "model.safetensors", stored, metadata={"format": "pt"})
+            (folder / name / "config.json").write_text(json.dumps(config))
+            (folder / name / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     (folder / "lora").mkdir()
     (folder / "lora" / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]})
@@ -79,7 +120,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def name_of(tensor: str) -> str:
     """`layers.0.mlp.up_proj` as it is called in the file."""
-    return f"{'' if tensor.startswith('lm_head') else 'model.'}{tensor}.weight"
+    name = f"{'' if tensor.startswith(('lm_head', 'visual')) else 'model.'}{tensor}"
+    return name if name.endswith("gate_up_proj") else f"{name}.weight"
 
 
 def source(models: Path, model: str, tensor: str) -> Stored:

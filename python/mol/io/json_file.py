@@ -6,6 +6,7 @@ import json
 import os
 import re
 import stat
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from mol.errors import CheckpointError
@@ -147,12 +148,11 @@ def _integer(text: str) -> int:
 
 def _is_deep(content: object) -> bool:
     """Return whether a JSON value is nested so deeply that walking it would exhaust the stack."""
-    level: list[Any] = [content]
+    level: list[Any] = [content] if isinstance(content, (dict, list)) else []
     for _ in range(_DEEPEST):
-        values = [value.values() if isinstance(value, dict) else value for value in level]
-        # Tokenizers hold 100,000s of texts and numbers in one list: their types are soon seen.
-        values = [value for value in values if not {dict, list}.isdisjoint(map(type, value))]
-        level = [inner for value in values for inner in value if isinstance(inner, (dict, list))]
-        if not level:
+        # Tokenizers hold 100,000s of texts and numbers, in one list or in one per token: all types are seen at once.
+        level = [*chain.from_iterable(value.values() if type(value) is dict else value for value in level)]
+        if {dict, list}.isdisjoint(map(type, level)):
             return False
+        level = [value for value in level if type(value) in (dict, list)]
     return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol import _rust
@@ -221,8 +222,10 @@ def _fast(path: Path) -> _Content:
         model = content["model"]
         vocab = model["vocab"] if known is None else known[0]
         added = list(content.get("added_tokens") or ())
-        scores = {} if isinstance(vocab, dict) else {entry[0]: entry[1] for entry in vocab}
-        found = dict(vocab) if isinstance(vocab, dict) else {entry[0]: i for i, entry in enumerate(vocab)}
+        # A Unigram model lists pairs of token and score.
+        tokens = vocab if isinstance(vocab, dict) else [entry[0] for entry in vocab]
+        scores = {} if isinstance(vocab, dict) else dict(zip(tokens, [entry[1] for entry in vocab], strict=True))
+        found = dict(vocab) if isinstance(vocab, dict) else dict(zip(tokens, count(), strict=False))
         found.update({token["content"]: token["id"] for token in added})
         flags = {token["content"]: {flag: token.get(flag) is True for flag in _FLAGS} for token in added}
         kind = _kind(content, model)
