@@ -13,13 +13,13 @@ def regex(source: AnyStr, flags: Flags = 0) -> re.Pattern[AnyStr]:
     """Return what `re.compile` does, without compiling it yet.
 
     Raises:
-        re.PatternError: at its first use, if it is none.
+        re.error: at its first use, if it is none.
     """
     return cast("re.Pattern[AnyStr]", _Pattern(source, flags))
 
 
 class _Pattern:
-    """Has the attributes of a compiled expression: the first that is needed compiles it, and each is kept."""
+    """Has the attributes of a compiled expression: the first use compiles it, and each is kept."""
 
     def __init__(self, source: str | bytes, flags: Flags) -> None:
         self._source, self._flags = source, flags
