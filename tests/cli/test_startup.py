@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mol.cli import cli
 
@@ -75,6 +77,23 @@ def test_a_recipe_of_models_that_are_not_at_hand_needs_no_plan(tmp_path: Path) -
 def test_a_plan_of_weights_alone_loads_neither_openssl_nor_temporary_files(line: list[str], recipe: Path) -> None:
     _, modules, _ = start(*line)
     assert modules.isdisjoint({"hashlib", "difflib", "tempfile"})
+
+
+def test_validate_reads_no_row_of_an_adapter(family: Path) -> None:
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+    (family / "lora").mkdir()
+    (family / "lora" / "adapter_config.json").write_text(json.dumps(settings))
+    factors = {
+        f"base_model.model.model.layers.{i}.self_attn.q_proj.lora_{kind}.weight": np.ones(shape, np.float32)
+        for i in range(2)
+        for kind, shape in (("A", (2, 8)), ("B", (8, 2)))
+    }
+    save_file(factors, family / "lora" / "adapter_model.safetensors")
+    (family / "c.yml").write_text("merge_method: passthrough\nmodels: [{model: ./base+./lora}]\n")
+    for verb, reads in (("validate", False), ("plan", True)):
+        code, modules, _ = start(verb, "c.yml")
+        assert code == 0
+        assert ("mol.merge.surviving" in modules) == reads
 
 
 def test_a_pipe_that_is_closed_is_no_traceback() -> None:
