@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import yaml
 
@@ -32,8 +31,7 @@ _LONGEST: Final = 300  # characters of a license's name or link
 _MARKUP: Final = regex(r"[\\`*\[\]<>&!|~#$]|(?<=www)\.|:(?=//)", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True)
-class CardSource:
+class CardSource(NamedTuple):
     """One input as the card names it.
 
     Attributes:

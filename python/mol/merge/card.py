@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mol.config.methods import METHODS
 from mol.errors import MolError
@@ -20,8 +19,7 @@ if TYPE_CHECKING:
     from mol.merge.planned import PlannedMerge
 
 
-@dataclass(frozen=True, slots=True)
-class Card:
+class Card(NamedTuple):
     """What card and manifest say about the inputs.
 
     Attributes:

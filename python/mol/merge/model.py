@@ -48,8 +48,7 @@ class Model:
         return tuple(renumbered(expr, self.first_file.__add__) for expr in made.of), made.bytes
 
 
-@dataclass(frozen=True)
-class SliceSource:
+class SliceSource(NamedTuple):
     """One input of a slice, found.
 
     Attributes:

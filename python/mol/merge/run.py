@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mol.config.model_reference import ModelReference
 from mol.errors import CheckpointError, ConfigError, MergeCancelled, MergeError, MolError
@@ -198,8 +198,7 @@ def _merge(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Result:
+class _Result(NamedTuple):
     """A planned merge, where its tokenizer comes from, what else goes into the output, and what its card quotes."""
 
     planned: PlannedMerge
@@ -208,8 +207,7 @@ class _Result:
     card: Card
 
 
-@dataclass(frozen=True, slots=True)
-class _Prepared:
+class _Prepared(NamedTuple):
     """What is run, and its results by their directories in the output: that of a sweep has several, others one, ""."""
 
     planned: PlannedMerge
@@ -362,7 +360,7 @@ def _prepare_one(config: MergeConfig, options: MergeOptions, opened: Mapping[Mod
         notes=(*planned.notes, *remarks, *side.notes, *card.notes),
         warnings=(*planned.warnings, *same_weights(opened), *tokens.warnings, *side.warnings),
     )
-    card = replace(card, remarks=(*planned.warnings, *planned.notes))
+    card = card._replace(remarks=(*planned.warnings, *planned.notes))
     files = output_files(planned, side, card, options)
     planned = replace(planned, notes=(*planned.notes, *side.left_out), side_files=files)
     return _Result(planned, tokenizer, side, card)

@@ -6,8 +6,7 @@ import errno
 import json
 import os
 from collections import Counter
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.config.chat_templates import CHAT_TEMPLATES, SPECIAL_TOKENS
 from mol.errors import CheckpointError, MergeError
@@ -56,8 +55,7 @@ _NAMED: Final = 20  # files that a note names
 _CHUNK: Final = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class SideFilePlan:
+class SideFilePlan(NamedTuple):
     """What is written next to the weights, without card, manifest and recipe.
 
     Attributes:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mol.structure.heads import ends_of
 from mol.structure.model_config import set_tie, tie_flag
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
     from mol.merge.model import Model
 
 
-@dataclass(frozen=True)
-class Tying:
+class Tying(NamedTuple):
     """What becomes of the head.
 
     Attributes:
@@ -41,8 +39,7 @@ class Tying:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class _Ends:
+class _Ends(NamedTuple):
     """The two ends of one model: names of its matrices, and whether the head is the embedding."""
 
     embedding: str | None
@@ -52,7 +49,7 @@ class _Ends:
 
     def tied_by_class(self) -> _Ends:
         """Return the ends as they are if the model's class ties: a head on disk counts only if the config says so."""
-        return self if self.head is None or self.flag is not None else replace(self, tied=True)
+        return self if self.head is None or self.flag is not None else self._replace(tied=True)
 
 
 def find_tying(donor: Model, models: Sequence[Model]) -> Tying | None:
