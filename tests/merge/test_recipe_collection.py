@@ -38,7 +38,7 @@ def seeing() -> tuple[Shapes, dict[str, Any]]:
 
 
 def experts(kind: str, module: str, per_layer: Shapes) -> tuple[Shapes, dict[str, Any]]:
-    """Names and shapes of a Llama with a router and these tensors in place of each MLP, and its config.json."""
+    """Names and shapes of a Llama with a router and these tensors instead of each MLP, and its config.json."""
     shapes = {name: shape for name, shape in llama(LAYERS, vocab=ROWS).items() if ".mlp." not in name}
     for i in range(LAYERS):
         at = f"model.layers.{i}.{module}."
