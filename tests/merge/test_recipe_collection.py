@@ -73,7 +73,7 @@ def lines(recipe: Path) -> list[Line]:
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base, three fine-tunes of it in bf16, one more with tokens of its own, and an adapter of the base.
 
-    Besides two models with a vision tower, two with an expert in each tensor, and two with all experts in one.
+    Two models with a vision tower as well, two with an expert in each tensor, and two with all experts in one.
     """
     folder = tmp_path_factory.mktemp("models")
     random = np.random.default_rng(7)
