@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SINES: Final = "torch's sines and arc cosines are not rounded correctly, so that values differ in the last place"
 WHOLE: Final = "it takes the experts of a layer as one tensor, and here each is one on disk"
+MEANS: Final = "rows of tokens that a model lacks are means of others' rows, which it rounds at every step and mol once"
 _RESCALED: Final = ("ties, rescaled, lambda", "breadcrumbs, normalized, rescaled")
 
 
@@ -34,7 +35,7 @@ class Bits:
     """How bits compare.
 
     Attributes:
-        word: `equal`, `sines`, `ties`, `other` or `unexplained`.
+        word: `equal`, `sines`, `means`, `ties`, `other` or `unexplained`.
         reasons: why they are not equal.
         elements: how many there are.
         unlike: how many differ.
@@ -47,7 +48,7 @@ class Bits:
 
     def note(self, word: str, reason: str) -> None:
         """Keep the gravest word, and each reason once."""
-        self.word = max(self.word, word, key=("equal", "sines", "ties", "other", "unexplained").index)
+        self.word = max(self.word, word, key=("equal", "sines", "means", "ties", "other", "unexplained").index)
         if reason not in self.reasons:
             self.reasons.append(reason)
 
@@ -73,14 +74,14 @@ def judge(one: Compared, models: Path, made: Path, scratch: Path) -> Bits:
     found = Bits()
     for name in sorted(ours.keys() | theirs.keys()):
         if name in ours and name in theirs:
-            _compare(found, name, theirs[name], ours[name], how[name].case)
+            _compare(found, name, theirs[name], ours[name], how[name].case, worlds.VOCAB if one.form == "union" else 0)
         elif name in theirs:
             found.note("unexplained", f"mol lacks `{name}`")
     return found
 
 
-def _compare(found: Bits, name: str, theirs: Stored, ours: Stored, case: Case) -> None:
-    """Add one tensor that both have."""
+def _compare(found: Bits, name: str, theirs: Stored, ours: Stored, case: Case, known: int) -> None:
+    """Add one tensor that both have; `known` is the number of tokens that all models have, 0 where all have all."""
     found.elements += ours.data.size
     if theirs.dtype != ours.dtype or theirs.data.shape != ours.data.shape:
         found.note("unexplained", f"`{name}` is another tensor: {theirs.dtype} {theirs.data.shape}")
@@ -94,12 +95,16 @@ def _compare(found: Bits, name: str, theirs: Stored, ours: Stored, case: Case) -
         found.note("other", WHOLE)
         return
     x, y = decode(theirs), decode(ours)
-    if kind == "slerp":
-        largest = np.max([np.abs(x), *(np.abs(decode(source)) for source in case.sources)], axis=0)
-        unit = np.exp2(np.floor(np.log2(np.maximum(largest, 1e-30))) + 1 - SIGNIFICAND_BITS[ours.dtype])
-        if (np.abs(x - y) <= 2 * unit).all():
-            found.note("sines", SINES)
-            return
+    largest = np.max([np.abs(x), *(np.abs(decode(source)) for source in case.sources)], axis=0)
+    unit = np.exp2(np.floor(np.log2(np.maximum(largest, 1e-30))) + 1 - SIGNIFICAND_BITS[ours.dtype])
+    near = bool((np.abs(x - y) <= 2 * unit).all())
+    if kind == "slerp" and near:
+        found.note("sines", SINES)
+        return
+    rows = unlike.reshape(len(ours.data), -1).any(axis=1)
+    if known and not rows[:known].any() and (near or kind in ("ties", "breadcrumbs", "breadcrumbs_ties")):
+        found.note("means", MEANS)
+        return
     if kind in ("ties", "breadcrumbs", "breadcrumbs_ties"):
         numbers = case.method[kind]
         if not unlike[~choices.at_thresholds(case, numbers)].any():
@@ -140,7 +145,7 @@ def line(found: Bits) -> str:
     return f"{found.word} ({found.unlike} of {found.elements} values differ): {'; '.join(found.reasons)}"
 
 
-_MEANINGS: Final = (("sines", SINES), ("ties", choices.EQUALS), ("other", WHOLE))
+_MEANINGS: Final = (("sines", SINES), ("means", MEANS), ("ties", choices.EQUALS), ("other", WHOLE))
 _TOP: Final = """
 ## With `precision: mergekit`
 
