@@ -84,7 +84,7 @@ def cabs(
     lambda_: float = 1.0,
     precision: type[np.floating] = np.float32,
 ) -> Tensor:
-    """Task arithmetic over the n largest entries of each m neighbours in a row, those that no model has taken before first.
+    """Task arithmetic over the n largest of each m neighbours in a row, first those that no model has taken before.
 
     Zeros are not taken, and among equal magnitudes the lowest index is.
     """

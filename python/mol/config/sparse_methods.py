@@ -212,7 +212,7 @@ SPARSE: Final = (
         title="CABS, n of m values of each model, few of them twice",
         url="https://arxiv.org/abs/2503.01874",
         about="of each `m` neighbours the `n` largest differences from the base are kept, first of the first "
-        "model, then of the next among those left, where there are too few left of the others too, and the weighted sum is "
-        "added to the base",
+        "model, then of the next among those left, where there are too few left of the others too, and the weighted "
+        "sum is added to the base",
     ),
 )
