@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
+
+from names import EXPERTS, FUSED, MERGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from page import Row
-
-EXPERTS: Final = ("python", "kjv", "wordnet")
-FUSED: Final = (
-    "fused_identity", "fused_lstsq", "fused_token_router", "fused_prefix_top1", "fused_token_top2", "chain",
-    "chain_no_domains", "chain_lstsq", "chain_prefix_top1",
-)  # fmt: skip
-NO_MERGE: Final = (
-    "base",
-    *EXPERTS,
-    *(f"blocks_{name}" for name in EXPERTS),
-    "constant_last",
-    "constant_soup",
-    "decayed_last",
-    "decayed_soup",
-)
-
-
-def is_merge(row: Row) -> bool:
-    """Return whether a row is a static merge of the experts."""
-    made = row.name.startswith(("mixture", "fused", "chain", "control", "lora"))
-    return not made and row.name not in NO_MERGE
 
 
 def closed(high: float, low: float, at: float) -> float:
@@ -39,7 +20,7 @@ def closed(high: float, low: float, at: float) -> float:
 def checked(rows: dict[str, Row], oracle: dict[str, float]) -> Iterator[tuple[str, bool, str]]:
     """Yield each goal, whether it is met, and by which figures."""
     base, single = rows["base"], min((rows[name] for name in EXPERTS), key=lambda row: row.mean)
-    merges = [row for row in rows.values() if is_merge(row)]
+    merges = [rows[name] for name in MERGES if name in rows]
     if merges:
         merge = min(merges, key=lambda row: row.mean)
         below = [name for name in EXPERTS if merge.columns[name] < base.columns[name]]

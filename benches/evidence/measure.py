@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import random
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
+from names import EXPERTS  # finds texts, too
+from texts import read
 from torch.utils.flop_counter import FlopCounterMode
 
 import mol
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "examples" / "family"))
-from texts import EXPERTS, read  # noqa: E402
-
 MODELS: Final = ROOT / "examples" / "family" / "models"
 SWITCHING: Final = "switching"
 WINDOW: Final = 256

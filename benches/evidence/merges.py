@@ -56,7 +56,6 @@ TRIED: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
 }
 WITHOUT_BASE: Final = ("linear", "multislerp", "karcher")
 PER_MODEL_WEIGHT: Final = ("linear", "multislerp")
-SEEDED: Final = ("dare_linear", "dare_ties", "della", "della_linear")
 
 
 def candidates(method: str, models: Path) -> Iterator[tuple[dict[str, Any], Recipe]]:

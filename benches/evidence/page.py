@@ -9,24 +9,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import goals
 import plots
+from names import BLOCKS, EXPERTS, MERGES, MIXTURES, SINGLES, SOUPS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-EXPERTS: Final = ("python", "kjv", "wordnet")
 COLUMNS: Final = (*EXPERTS, "switching", "general")
 GROUPS: Final = (
-    ("Single models", ("base", *EXPERTS, "blocks_python", "blocks_kjv", "blocks_wordnet")),
-    (
-        "Merges: one model, one model's cost",
-        (
-            "linear", "slerp", "multislerp", "karcher", "task_arithmetic", "ties", "dare_linear", "dare_ties", "della",
-            "della_linear", "breadcrumbs", "breadcrumbs_ties", "sce", "consensus_ta", "consensus_ties", "magmax",
-            "localize_and_stitch", "pcb", "cabs", "model_stock", "ram", "ramplus_tl",
-        ),
-    ),
-    ("Mixtures of the outputs of the three experts", ("mixture_uniform", "mixture_posterior", "mixture_router")),
+    ("Single models", (*SINGLES, *BLOCKS)),
+    ("Merges: one model, one model's cost", MERGES),
+    ("Mixtures of the outputs of the three experts", (*MIXTURES, "mixture_router")),
     (
         "Fusions of the experts' blocks, and what they are held against",
         (
@@ -36,7 +29,6 @@ GROUPS: Final = (
         ),
     ),
 )  # fmt: skip
-SOUPS: Final = ("constant_last", "constant_soup", "decayed_last", "decayed_soup")
 NAMES: Final = {
     "blocks_python": "the base with the blocks of python",
     "blocks_kjv": "the base with the blocks of kjv",
@@ -104,7 +96,7 @@ def load(results: Path) -> dict[str, Row]:
 
 def oracle(rows: dict[str, Row]) -> dict[str, float]:
     """Return bits per byte where each document is given to the model that is best on it."""
-    singles = [rows[name].first["documents"] for name in ("base", *EXPERTS)]
+    singles = [rows[name].first["documents"] for name in SINGLES]
     found = {}
     for domain in COLUMNS:
         best = [min(nll for nll, _ in scores) for scores in zip(*(one[domain] for one in singles), strict=True)]

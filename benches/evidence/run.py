@@ -17,6 +17,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from names import BLOCKS, MERGES, MIXTURES, RANDOM_MERGES, SINGLES, SOUPS, UNTRAINED
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -26,24 +28,13 @@ RESULTS: Final = HERE / "results"
 SCRATCH: Final = ROOT / "build" / "evidence"
 QUICK: Final = ("task_arithmetic", "mixture_posterior")
 
-MEASURING: Final = tuple(f"benches/evidence/{name}.py" for name in ("run", "measure", "merges", "fusions"))
-EXPERTS: Final = ("python", "kjv", "wordnet")
-RANDOM_MERGES: Final = ("dare_linear", "dare_ties", "della", "della_linear")
-MERGES: Final = (
-    "linear", "slerp", "multislerp", "karcher", "task_arithmetic", "ties", *RANDOM_MERGES, "breadcrumbs",
-    "breadcrumbs_ties", "sce", "consensus_ta", "consensus_ties", "magmax", "localize_and_stitch", "pcb", "cabs",
-    "model_stock", "ram", "ramplus_tl",
-)  # fmt: skip
-BLOCKS: Final = tuple(f"blocks_{name}" for name in EXPERTS)
-SOUPS: Final = ("constant_last", "constant_soup", "decayed_last", "decayed_soup")
-MIXTURES: Final = ("mixture_uniform", "mixture_posterior")
+MEASURING: Final = tuple(f"benches/evidence/{name}.py" for name in ("run", "names", "measure", "merges", "fusions"))
 TRAINED: Final = (
     "mixture_router", "control", "fused_identity", "fused_lstsq", "chain", "chain_control", "lora_base", "lora_merge",
     "fused_prefix_top1", "fused_token_top2", "chain_prefix_top1", "fused_token_router", "chain_no_domains",
     "chain_lstsq",
 )  # fmt: skip
-UNTRAINED: Final = ("fused_identity_untrained", "fused_lstsq_untrained", "chain_untrained")
-ROWS: Final = ("base", *EXPERTS, *BLOCKS, *MERGES, *SOUPS, *MIXTURES, *UNTRAINED, *TRAINED)
+ROWS: Final = (*SINGLES, *BLOCKS, *MERGES, *SOUPS, *MIXTURES, *UNTRAINED, *TRAINED)
 
 
 def measured(row: str, seed: int, scratch: Path) -> dict[str, Any]:
@@ -59,7 +50,7 @@ def measured(row: str, seed: int, scratch: Path) -> dict[str, Any]:
     models, runs = measure.MODELS, ROOT / "build" / "family" / "runs" / "0"
     settings: dict[str, Any] = {}
     trained, given, path = 0, None, None
-    if row == "base" or row in EXPERTS:
+    if row in SINGLES:
         path = models / row
     elif row in MERGES:
         path, settings = merges.merge(row, models, scratch, seed)
