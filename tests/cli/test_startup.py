@@ -116,6 +116,8 @@ def test_the_command_is_installed() -> None:
 
 def test_a_verb_loads_no_other(tmp_path: Path) -> None:
     verbs = {f"mol.cli.{name.replace('-', '_')}" for name in cli.commands}
+    _, modules, _ = start("--help")
+    assert modules.isdisjoint(verbs)
     _, modules, _ = start("methods", "linear")
     assert modules & verbs == {"mol.cli.methods"}
     (tmp_path / "c.yml").write_text("merge_method: linear\n")

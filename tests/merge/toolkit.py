@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -101,7 +100,7 @@ def made_of(planned: PlannedMerge, scratch: Path) -> dict[str, Case]:
             for task in plan.tasks
         )
         partial = scratch / f"sources-{place}.partial"
-        _rust.execute(replace(plan, tensors=tensors, tasks=tasks).to_json(), str(partial))
+        _rust.execute(plan._replace(tensors=tensors, tasks=tasks).to_json(), str(partial))
         for output in plan.outputs:
             for name, stored in read_shard(partial / output).items():
                 sources[name].append(stored)

@@ -12,7 +12,7 @@ import click
 
 from mol.cli.console import Console, LogHandler, width_of
 from mol.cli.errors import describe, error_document
-from mol.cli.group import VerbGroup, Verbs, usage_text
+from mol.cli.group import VerbGroup, usage_text
 from mol.cli.signals import interruptible, kind_of
 from mol.cli.streams import guarded_streams, printable
 from mol.errors import InternalError, MolError
@@ -35,6 +35,22 @@ mol-merge plan config.yml
 mol-merge merge a.yml b.yml --out-dir ./results
 """
 
+# In the order of the help, which so loads none of them.
+VERBS = {
+    "merge": "Merge by a recipe; the default verb.",
+    "average": "Average the last checkpoints of a run.",
+    "plan": "Show what a merge would do and cost; writes nothing.",
+    "validate": "Check recipes, and shapes where the models are at hand.",
+    "methods": "List the merge methods, or describe one.",
+    "examples": "Write example recipes.",
+    "inspect": "List a checkpoint's tensors, sizes and architecture.",
+    "diff": "Compare two checkpoints, tensor by tensor and layer by layer.",
+    "verify": "Check a result against its manifest; names damaged tensors and files.",
+    "eval": "Measure bits per byte and perplexity of a model on texts.",
+    "push": "Upload a finished directory to the Hugging Face Hub.",
+    "push-hf": "Upload a saved fusion, or one static model made of it.",
+}
+
 
 def _version(ctx: click.Context, _: click.Parameter, requested: bool) -> None:
     if requested:
@@ -48,10 +64,7 @@ cli = VerbGroup(
     name="mol-merge",
     help=HELP,
     epilog="Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted, 143 terminated.",
-    commands=Verbs(
-        "merge", "average", "plan", "validate", "methods", "examples", "inspect", "diff", "verify", "eval", "push",
-        "push-hf",
-    ),
+    verbs=VERBS,
     params=[
         click.Option(["--version"], is_flag=True, expose_value=False, is_eager=True, callback=_version,
                      help="Print the version."),

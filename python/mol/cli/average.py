@@ -31,7 +31,6 @@ class Counts(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @click.command(
     "average",
     cls=Verb,
-    short_help="Average the last checkpoints of a run.",
     help="""Write the average of the checkpoints RUN to OUT. RUN is a directory that holds checkpoint-N, step_N or
 epoch-N, a pattern in quotes ('run/ckpt-*'), revisions of one repository (org/run@step1,step2), or several names. They
 are taken in the order of their steps; config and tokenizer are the last one's.""",

@@ -57,7 +57,6 @@ class Sums(NamedTuple):
 @click.command(
     "diff",
     cls=Verb,
-    short_help="Compare two checkpoints, tensor by tensor and layer by layer.",
     help="Compare the checkpoints A and B, tensor by tensor and layer by layer: relative change |B-A|/|A|, cosine, "
     "greatest change of an element. Both are read once, in constant memory.",
 )

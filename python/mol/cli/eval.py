@@ -20,7 +20,6 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.command(
     "eval",
     cls=Verb,
-    short_help="Measure bits per byte and perplexity of a model on texts.",
     help="Measure the language model MODEL, a directory (a merge, or a saved fusion), the file of a saved runtime or a "
     "model of the Hugging Face Hub, on FILES: bits per byte, by which models of different tokenizers can be compared, "
     "and perplexity per token. Each file is a domain and one document; of a .jsonl file each line is a document, an "

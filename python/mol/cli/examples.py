@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 @click.command(
     "examples",
     cls=Verb,
-    short_help="Write example recipes.",
     help="Write one example recipe of each kind into DIR (./examples if none is named).",
 )
 @click.argument("directory", metavar="[DIR]", type=click.Path(path_type=Path), default=Path("examples"))

@@ -15,7 +15,7 @@ from mol.regex import regex
 from mol.text import closest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 DEFAULT_VERB = "merge"
 SAID = "Output"
@@ -62,9 +62,9 @@ class Verb(click.Command):
 
 
 class Verbs(UserDict[str, Any]):
-    """The verbs in the order of the help; the module of each is loaded when it is looked up."""
+    """The verbs; the module of each is loaded when it is looked up."""
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, names: Iterable[str]) -> None:
         """Take the names of verbs, for each of which there is a module here."""
         super().__init__(dict.fromkeys(names))
 
@@ -79,6 +79,11 @@ class Verbs(UserDict[str, Any]):
 class VerbGroup(click.Group):
     """Puts the verb first, `merge` where none is named, and suggests the verb that was probably meant."""
 
+    def __init__(self, verbs: Mapping[str, str], **kwargs: Any) -> None:  # noqa: ANN401
+        """Take the verbs, each with its line in the help, and what `click.Group` takes."""
+        super().__init__(commands=Verbs(verbs), **kwargs)
+        self.lines = verbs
+
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the two forms of a command line."""
         formatter.write_usage(ctx.command_path, "[OPTIONS] CONFIG [OUT]")
@@ -87,7 +92,7 @@ class VerbGroup(click.Group):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the verbs, then what holds for every line."""
         with formatter.section("Verbs"):
-            formatter.write_dl([(name, verb.get_short_help_str(66)) for name, verb in self.commands.items()])
+            formatter.write_dl(list(self.lines.items()))
         with formatter.section("Options"):
             formatter.write_dl([r for p in self.get_params(ctx) if (r := p.get_help_record(ctx)) is not None])
 
@@ -135,7 +140,7 @@ class VerbGroup(click.Group):
                 return at + 1 if at + 1 < len(args) else None
             if not arg.startswith("-") or arg == "-":
                 return at
-            at += 2 if self._value_follows(arg, self._options_with_value()) else 1
+            at += 2 if arg not in _GROUP_OPTIONS and self._value_follows(arg, self._options_with_value()) else 1
         return None
 
     @staticmethod

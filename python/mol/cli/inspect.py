@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 @click.command(
     "inspect",
     cls=Verb,
-    short_help="List a checkpoint's tensors, sizes and architecture.",
     help="List the tensors, sizes and architecture of CHECKPOINT, a directory or a model in the Hugging Face cache. "
     "Reads headers and config.json only. What the architecture is takes the extra mol-merge[fusion]; a first look "
     "loads it, a second finds the answer on disk.",

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 @click.command(
     "merge",
     cls=Verb,
-    short_help="Merge by a recipe; the default verb.",
     help="""Merge the models that the recipe CONFIG (`-`: standard input) names into the directory OUT, which may be
 left out if the recipe has `output_path`. Several recipes go into --out-dir, each under its own name. A merge that was
 interrupted resumes when the same command is run again.""",

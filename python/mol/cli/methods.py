@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 @click.command(
     "methods",
     cls=Verb,
-    short_help="List the merge methods, or describe one.",
     help="List the merge methods; with NAME, describe one: its parameters with defaults and ranges, its inputs, the "
     "paper, and a recipe to start from.",
 )

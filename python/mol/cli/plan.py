@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 @click.command(
     "plan",
     cls=Verb,
-    short_help="Show what a merge would do and cost; writes nothing.",
     help="Show what merging CONFIG would do and cost: methods, copies, drops, alignments, bytes, memory. Reads headers "
     "only, heads that config.json calls tied, and all weights once where the recipe takes weights from norms; writes "
     "nothing. A model on the Hub that is not in the cache is "
@@ -37,7 +36,6 @@ def command(console: Console, config: Path, out: Path | None, **given: Any) -> N
     options = merge_options(console, given)
     if out is not None:
         refuse_swapped(config, out)
-    from dataclasses import replace
 
     from mol.cli.report import plan_document, plan_lines
     from mol.merge.run import plan_recipe
@@ -48,7 +46,7 @@ def command(console: Console, config: Path, out: Path | None, **given: Any) -> N
     if out is None and recipe.output_path:
         out = Path(recipe.output_path)
     if out is not None and (problem := _trouble(planned, out, options)):
-        planned = replace(planned, warnings=(*planned.warnings, problem))
+        planned = planned._replace(warnings=(*planned.warnings, problem))
     text = planned.plan.to_json()
     if console.json:
         # `plan` is exactly what the engine gets.

@@ -45,7 +45,6 @@ def uploading(function: Callable[..., Any]) -> Callable[..., Any]:
 @click.command(
     "push",
     cls=Verb,
-    short_help="Upload a finished directory to the Hugging Face Hub.",
     help="Upload the model in DIR to the repository REPO (`user/name`) of the Hugging Face Hub, in one commit. A merge "
     f"is first compared with its {MANIFEST}, as `mol-merge verify` does, and only files that it lists are uploaded; of "
     "other directories, only files of a model. Files of a model that is in REPO already are replaced.",

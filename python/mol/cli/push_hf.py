@@ -23,7 +23,6 @@ METHODS = ("weighted_average", "learned_weights", "best_expert")
 @click.command(
     "push-hf",
     cls=Verb,
-    short_help="Upload a saved fusion, or one static model made of it.",
     help="Load the fusion that save_checkpoint or save_pretrained wrote, and upload it to the repository REPO "
     "(`user/name`) of the Hugging Face Hub: as a `runtime` (adapters and routers; models by name), as a `bundle` (with "
     "copies of what is used of them), or `fused` into one static model, which a merge makes where shapes are equal. "

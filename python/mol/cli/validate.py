@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 @click.command(
     "validate",
     cls=Verb,
-    short_help="Check recipes, and shapes where the models are at hand.",
     help="Check each recipe CONFIG. Where all its models are at hand, on this disk or in the Hugging Face cache, "
     "tensor names, shapes and dtypes are checked too. Nothing is downloaded; what was not checked is listed.",
 )

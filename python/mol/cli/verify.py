@@ -38,7 +38,6 @@ class Damage(NamedTuple):
 @click.command(
     "verify",
     cls=Verb,
-    short_help="Check a result against its manifest; names damaged tensors and files.",
     help=f"Read the files in DIR again and check them against its {MANIFEST}. Names each tensor and each file that is "
     "damaged or missing, and ends with 1 if there is one.",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 from mol.text import suggestion
@@ -11,21 +11,21 @@ FORMS: Final = {"norm": ("metagpt",), "inverse_norm": ("nan",)}
 """Ways to weigh, each with the other words for it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Auto:
+class Auto(Enum):
     """A weight that is found when the models are read.
 
     Attributes:
-        form: "norm": the square of the model's norm over the sum of all squares, which minimises the mean loss of the
-            tasks under the assumptions of MetaGPT (https://arxiv.org/abs/2406.11385); "inverse_norm": the inverse of
-            the norm over the sum of all inverses (NAN, https://arxiv.org/abs/2505.16148).
+        NORM: the square of the model's norm over the sum of all squares, which minimises the mean loss of the tasks
+            under the assumptions of MetaGPT (https://arxiv.org/abs/2406.11385).
+        INVERSE_NORM: the inverse of the norm over the sum of all inverses (NAN, https://arxiv.org/abs/2505.16148).
     """
 
-    form: str
+    NORM = "norm"
+    INVERSE_NORM = "inverse_norm"
 
     def to_plain(self) -> dict[str, str]:
         """Return the value as YAML holds it."""
-        return {"auto": self.form}
+        return {"auto": self.value}
 
 
 def read_auto(word: object) -> Auto | str:

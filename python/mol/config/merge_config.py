@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import yaml
@@ -291,7 +291,7 @@ class MergeConfig(CheckedRecipe):
             note: a line that says what they are.
         """
         sources = tuple(
-            replace(source, parameters=ParameterMap({**source.parameters, "weight": (Rule(weights[source.model]),)}))
+            source._replace(parameters=ParameterMap({**source.parameters, "weight": (Rule(weights[source.model]),)}))
             if source.model in weights
             else source
             for source in self.models or ()

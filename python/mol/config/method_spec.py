@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 STUDY: Final = "https://arxiv.org/abs/2511.21437"
 """A comparison by others of six methods on language models of 3 to 8 billion parameters, 12 fine-tunes of each."""
@@ -25,8 +27,7 @@ class Required(Enum):
 REQUIRED: Final = Required.REQUIRED
 
 
-@dataclass(frozen=True, slots=True)
-class ParameterSpec:
+class ParameterSpec(NamedTuple):
     """One parameter of a method.
 
     Attributes:
@@ -57,12 +58,12 @@ class ParameterSpec:
     high: float = math.inf
     flat_default: Scalar | None = None
     aliases: tuple[str, ...] = ()
-    choices: dict[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    choices: Mapping[str, tuple[str, ...]] = {}
     about: str = ""
     plan: str = ""
     drops: bool = False
     around: str = ""
-    copy_at: dict[float, int] = field(default_factory=dict, hash=False)
+    copy_at: Mapping[float, int] = {}
     forms: tuple[str, ...] = ()
     of_models: bool = False
 
@@ -92,8 +93,7 @@ DEPTH_SCALE: Final = ParameterSpec(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class MethodSpec:
+class MethodSpec(NamedTuple):
     """One merge method.
 
     Attributes:
@@ -114,7 +114,7 @@ class MethodSpec:
     """
 
     name: str
-    parameters: dict[str, ParameterSpec] = field(hash=False)
+    parameters: dict[str, ParameterSpec]
     base: Literal["required", "optional", "input"]
     min_models: int
     max_models: int | None

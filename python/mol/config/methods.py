@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +20,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
     for spec in (
         MethodSpec(
             "linear",
-            table(replace(WEIGHT, copy_at={1.0: 0}), normalize(default=True)),
+            table(WEIGHT._replace(copy_at={1.0: 0}), normalize(default=True)),
             base="input",
             min_models=1,
             max_models=None,
@@ -54,7 +53,7 @@ METHODS: Final[dict[str, MethodSpec]] = {
         MethodSpec(
             "nuslerp",
             table(
-                replace(WEIGHT, copy_at={1.0: 0}),
+                WEIGHT._replace(copy_at={1.0: 0}),
                 ParameterSpec(
                     "nuslerp_flatten",
                     per_model=False,
@@ -81,8 +80,8 @@ METHODS: Final[dict[str, MethodSpec]] = {
         MethodSpec(
             "multislerp",
             table(
-                replace(WEIGHT, copy_at={1.0: 0}),
-                replace(normalize(default=True), name="normalize_weights", aliases=("normalize",), plan="normalize"),
+                WEIGHT._replace(copy_at={1.0: 0}),
+                normalize(default=True)._replace(name="normalize_weights", aliases=("normalize",), plan="normalize"),
                 ParameterSpec(
                     "eps",
                     per_model=False,

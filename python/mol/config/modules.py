@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mol.config.auto_weights import Auto
 from mol.config.document import Items, Table, shown
@@ -23,8 +22,7 @@ if TYPE_CHECKING:
 _KEYS = ("models", "slices", "parameters", "base_model", "merge_method")
 
 
-@dataclass(frozen=True)
-class ModuleConfig:
+class ModuleConfig(NamedTuple):
     """What a module is made of.
 
     Attributes:
@@ -41,7 +39,7 @@ class ModuleConfig:
     slices: tuple[SliceConfig, ...] | None = None
     base_model: ModelReference | None = None
     method: str | None = None
-    parameters: ParameterMap = field(default_factory=ParameterMap)
+    parameters: ParameterMap = ParameterMap()
 
     def parts(self) -> tuple[SliceConfig, ...]:
         """Return its slices; models count as one."""

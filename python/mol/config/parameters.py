@@ -5,9 +5,8 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mol.config.auto_weights import Auto
 from mol.config.expert_names import is_about_experts, other_names
@@ -19,8 +18,7 @@ Matcher = Callable[[str], object]
 """A test of a tensor's name; a true answer means that the rule applies."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(NamedTuple):
     """One value of a parameter and the tensors that it is for.
 
     Attributes:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mol.config.parameters import ParameterMap, chained
 from mol.config.sources import SliceConfig, SourceConfig, rename
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
     from mol.config.model_reference import ModelReference
 
 
-@dataclass(frozen=True)
-class RuleConfig:
+class RuleConfig(NamedTuple):
     """One entry of `rules`; of several that fit a tensor the first is taken.
 
     Attributes:
@@ -32,7 +30,7 @@ class RuleConfig:
     method: str | None = None
     models: tuple[SourceConfig, ...] | None = None
     base_model: ModelReference | None = None
-    parameters: ParameterMap = field(default_factory=ParameterMap)
+    parameters: ParameterMap = ParameterMap()
 
     def __str__(self) -> str:
         """Describe the entry in a few words, as in "`self_attn`: copy of a"."""
@@ -68,7 +66,7 @@ class RuleConfig:
             return None if model is None else names.get(model, model)
 
         models = None if self.models is None else rename(SliceConfig(self.models), names).sources
-        return replace(self, copy=new(self.copy), models=models, base_model=new(self.base_model))
+        return self._replace(copy=new(self.copy), models=models, base_model=new(self.base_model))
 
     def inputs(self, part: SliceConfig, base: ModelReference | None, *, own: bool) -> SliceConfig:
         """Return a slice with the inputs that the entry's method takes, and the parameters that hold for it.
@@ -83,7 +81,7 @@ class RuleConfig:
         for source in part.sources:
             if self.models is None or source.model in given or source.model == base:
                 levels = [given.get(source.model, ParameterMap()), self.parameters]
-                sources.append(replace(source, parameters=chained([*levels, *([] if own else [source.parameters])])))
+                sources.append(source._replace(parameters=chained([*levels, *([] if own else [source.parameters])])))
         return SliceConfig(tuple(sources), self.base_model or part.base_model, self.over(part.parameters, own=own))
 
     def over(self, parameters: ParameterMap, *, own: bool) -> ParameterMap:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mol.config.parameters import ParameterMap
 
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
     from mol.config.model_reference import ModelReference
 
 
-@dataclass(frozen=True)
-class SourceConfig:
+class SourceConfig(NamedTuple):
     """One input of a slice, or of a merge of whole models.
 
     Attributes:
@@ -25,7 +23,7 @@ class SourceConfig:
 
     model: ModelReference
     layer_range: tuple[int, int] | None = None
-    parameters: ParameterMap = field(default_factory=ParameterMap)
+    parameters: ParameterMap = ParameterMap()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry as YAML holds it."""
@@ -37,8 +35,7 @@ class SourceConfig:
         return entry
 
 
-@dataclass(frozen=True)
-class SliceConfig:
+class SliceConfig(NamedTuple):
     """A range of output layers and the inputs that it is made of; all ranges of a slice have equal length.
 
     Attributes:
@@ -49,7 +46,7 @@ class SliceConfig:
 
     sources: tuple[SourceConfig, ...]
     base_model: ModelReference | None = None
-    parameters: ParameterMap = field(default_factory=ParameterMap)
+    parameters: ParameterMap = ParameterMap()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry as YAML holds it."""
@@ -63,6 +60,6 @@ class SliceConfig:
 
 def rename(part: SliceConfig, names: Mapping[ModelReference, ModelReference]) -> SliceConfig:
     """Return a slice with other names of models."""
-    sources = tuple(replace(source, model=names.get(source.model, source.model)) for source in part.sources)
+    sources = tuple(source._replace(model=names.get(source.model, source.model)) for source in part.sources)
     base = None if part.base_model is None else names.get(part.base_model, part.base_model)
-    return replace(part, sources=sources, base_model=base)
+    return part._replace(sources=sources, base_model=base)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 from mol.config.method_parameters import DENSITY, EPSILON, GAMMA, LAMBDA, MASK, VOTES, WEIGHT, normalize, rescale
@@ -162,7 +161,7 @@ SPARSE: Final = (
     ),
     MethodSpec(
         "localize_and_stitch",
-        table(replace(DENSITY, default=0.1, flat_default=None)),
+        table(DENSITY._replace(default=0.1, flat_default=None)),
         base="required",
         min_models=2,
         max_models=None,
@@ -173,7 +172,7 @@ SPARSE: Final = (
     ),
     MethodSpec(
         "pcb",
-        table(replace(DENSITY, default=0.1, flat_default=None, about="share of each difference that counts"), LAMBDA),
+        table(DENSITY._replace(default=0.1, flat_default=None, about="share of each difference that counts"), LAMBDA),
         base="required",
         min_models=2,
         max_models=None,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from mol.config.model_reference import ModelReference
 
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
 TokenizerSource = Literal["base", "union"] | ModelReference
 
 
-@dataclass(frozen=True)
-class TokenRule:
+class TokenRule(NamedTuple):
     """Where the row of one token comes from.
 
     Attributes:
@@ -42,8 +40,7 @@ class TokenRule:
         return {**({} if self.keeps else {"source": source}), **({"force": True} if self.force else {})}
 
 
-@dataclass(frozen=True)
-class TokenizerSection:
+class TokenizerSection(NamedTuple):
     """The section `tokenizer` of a recipe.
 
     Attributes:
@@ -60,10 +57,10 @@ class TokenizerSection:
         """Return the section with other names of models."""
         source = self.source if isinstance(self.source, str) else names.get(self.source, self.source)
         tokens = tuple(
-            rule if rule.model is None else replace(rule, model=names.get(rule.model, rule.model))
+            rule if rule.model is None else rule._replace(model=names.get(rule.model, rule.model))
             for rule in self.tokens
         )
-        return replace(self, source=source, tokens=tokens)
+        return self._replace(source=source, tokens=tokens)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the section as YAML holds it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from mol.config.document import Table, shown
@@ -77,7 +76,7 @@ def _read_tokens(value: object, location: Location, reader: ValueReader) -> tupl
         force = entry.get("force") is not None and reader.boolean(entry["force"], entry.at("force"), "force")
         rule = _read_rule(token, entry.get("source"), entry.at("source"), reader)
         if rule is not None:
-            rules.append(replace(rule, force=force))
+            rules.append(rule._replace(force=force))
     return tuple(rules)
 
 

@@ -62,8 +62,7 @@ Known: TypeAlias = dict[tuple[str, int], dict[str, TensorInfo]]
 """The tensors of files, by the BLAKE3 digest of their header and their size."""
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointFile:
+class CheckpointFile(NamedTuple):
     """One weight file.
 
     Attributes:
@@ -91,8 +90,7 @@ class Made(NamedTuple):
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A directory that a model is put together from.
 
     Attributes:
@@ -108,7 +106,7 @@ class Part:
     directory: Path
     revision: str | None
     files: tuple[CheckpointFile, ...]
-    digests: Mapping[str, str] = field(default_factory=dict)
+    digests: Mapping[str, str] = {}
     role: str = ""
 
 

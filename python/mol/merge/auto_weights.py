@@ -50,19 +50,19 @@ def find_weights(
     made = [str(model) for model in (base, *models) if checkpoints[model].made]
     if made:
         raise MergeError(
-            f"`weight: {{auto: {auto.form}}}` reads weights before the merge, and those of {', '.join(made)} are in "
+            f"`weight: {{auto: {auto.value}}}` reads weights before the merge, and those of {', '.join(made)} are in "
             "no file: an adapter or a stage makes them; give each model a `weight`"
         )
     norms = {model: _norm(model, base, checkpoints, structures, options) for model in models}
     equal = [str(model) for model, norm in norms.items() if norm == 0.0]
     if equal:
         raise MergeError(
-            f"`weight: {{auto: {auto.form}}}`: {', '.join(equal)} equals the base, {base}, so its difference has no "
+            f"`weight: {{auto: {auto.value}}}`: {', '.join(equal)} equals the base, {base}, so its difference has no "
             "norm to weigh by; leave it out"
         )
-    weights = shares(norms, auto.form)
+    weights = shares(norms, auto.value)
     listed = "; ".join(f"{model} {weights[model]:.6g} (norm {norms[model]:.6g})" for model in models)
-    return config.with_weights(weights, f"`weight: {{auto: {auto.form}}}`, from the norms of differences: {listed}")
+    return config.with_weights(weights, f"`weight: {{auto: {auto.value}}}`, from the norms of differences: {listed}")
 
 
 def shares(norms: Mapping[ModelReference, float], form: str) -> dict[ModelReference, float]:

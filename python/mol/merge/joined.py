@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
@@ -46,8 +45,7 @@ class Rule(NamedTuple):
     force: bool
 
 
-@dataclass(frozen=True)
-class Joined:
+class Joined(NamedTuple):
     """The vocabulary of the output.
 
     Attributes:
@@ -73,7 +71,7 @@ class Joined:
     base: str | None
     members: frozenset[str]
     new: tuple[NewToken, ...] = ()
-    rules: Mapping[int, Rule] = field(default_factory=dict)
+    rules: Mapping[int, Rule] = {}
     multiple: int | None = None
     height: int | None = None
     by_number: tuple[str, ...] = ()

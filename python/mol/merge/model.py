@@ -62,8 +62,7 @@ class SliceSource(NamedTuple):
     stack: Stack | None
 
 
-@dataclass(frozen=True)
-class Slice:
+class Slice(NamedTuple):
     """One slice, its inputs found.
 
     Attributes:

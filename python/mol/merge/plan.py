@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from json.encoder import encode_basestring_ascii
 from typing import Any, Final, NamedTuple
 
@@ -25,8 +24,7 @@ def sweeps(method: str) -> int:
     return _SWEEPS[method]
 
 
-@dataclass(frozen=True, slots=True)
-class InputFile:
+class InputFile(NamedTuple):
     """A file that is read: absolute path, bytes, nanoseconds, BLAKE3 of the header in hex."""
 
     path: str
@@ -89,8 +87,7 @@ class Task(NamedTuple):
     own: tuple[int, ...] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class MergePlan:
+class MergePlan(NamedTuple):
     """All that a run does.
 
     Attributes:
@@ -107,7 +104,7 @@ class MergePlan:
     outputs: tuple[str, ...]
     tensors: tuple[OutputTensor, ...]
     tasks: tuple[Task, ...]
-    tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tables: Mapping[str, Mapping[str, Any]] = {}
     seed: int = 0
     allow_nonfinite: bool = False
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -29,8 +28,7 @@ class OutputFile(NamedTuple):
     source: str | None
 
 
-@dataclass(frozen=True)
-class PlannedMerge:
+class PlannedMerge(NamedTuple):
     """A plan, and what there is to say about it.
 
     Attributes:
@@ -70,8 +68,8 @@ class PlannedMerge:
     bytes_written: int
     joined: Joined | None = None
     side_files: tuple[OutputFile, ...] = ()
-    ruled: Mapping[str, int] = field(default_factory=dict)
-    results: Mapping[str, PlannedMerge] = field(default_factory=dict)
+    ruled: Mapping[str, int] = {}
+    results: Mapping[str, PlannedMerge] = {}
 
     def parts(self) -> tuple[Part, ...]:
         """Return every directory that the sources are made of, once, in their order."""

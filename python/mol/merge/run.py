@@ -343,7 +343,7 @@ def _prepare_one(config: MergeConfig, options: MergeOptions, opened: Mapping[Mod
     for name, stage in config.stages.items():
         try:
             planned, tokenizer, _, tokens = _plan(stage, config, models, replace(options, dtype=None))
-            planned = replace(planned, warnings=(*planned.warnings, *tokens.warnings))
+            planned = planned._replace(warnings=(*planned.warnings, *tokens.warnings))
             models[ModelReference(name)] = as_checkpoint(name, planned, tokenizer)
         except MolError as error:
             raise MergeError.listing(f"the stage {name} cannot be made", error.problems or [str(error)]) from error
@@ -355,14 +355,13 @@ def _prepare_one(config: MergeConfig, options: MergeOptions, opened: Mapping[Mod
     if options.dtype is not None:
         remarks.append(f"dtype {options.dtype} is set by an option, which overrides the recipe")
     card = prepare_card(planned, options)
-    planned = replace(
-        planned,
+    planned = planned._replace(
         notes=(*planned.notes, *remarks, *side.notes, *card.notes),
         warnings=(*planned.warnings, *same_weights(opened), *tokens.warnings, *side.warnings),
     )
     card = card._replace(remarks=(*planned.warnings, *planned.notes))
     files = output_files(planned, side, card, options)
-    planned = replace(planned, notes=(*planned.notes, *side.left_out), side_files=files)
+    planned = planned._replace(notes=(*planned.notes, *side.left_out), side_files=files)
     return _Result(planned, tokenizer, side, card)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from mol.dtypes import EXACT_DTYPES
@@ -104,5 +103,5 @@ def outside_layers(
                 "slice, and the base is not among them; list the base first"
             )
         else:
-            slice_ = replace(slice_, sources=slice_.sources[:count], combine=combine)
+            slice_ = slice_._replace(sources=slice_.sources[:count], combine=combine)
     return slice_, 0.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.errors import CheckpointError, MergeError
@@ -49,8 +48,7 @@ def join(config: MergeConfig, results: Mapping[str, PlannedMerge]) -> PlannedMer
     methods: Counter[str] = Counter()
     for merge in planned:
         methods.update(merge.methods)
-    return replace(
-        first,
+    return first._replace(
         plan=_join_plans({name: merge.plan for name, merge in results.items()}),
         config=config,
         sources=tuple({id(source): source for merge in planned for source in merge.sources}.values()),

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from mol.structure.names import HEAD
 
@@ -14,8 +13,7 @@ if TYPE_CHECKING:
     from mol.structure.layers import Stack, Structure
 
 
-@dataclass(frozen=True)
-class Alignment:
+class Alignment(NamedTuple):
     """How the names of one checkpoint map onto the donor's.
 
     Attributes:
@@ -26,7 +24,7 @@ class Alignment:
 
     pairs: tuple[tuple[str, str], ...]
     stacks: Mapping[str, Stack | None]
-    roles: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, str] = {}
 
     def find(self, name: str, tensors: Container[str]) -> str | None:
         """Find the other's tensor for a donor's name, or None."""
@@ -60,7 +58,7 @@ def align(donor: Structure, other: Structure) -> Alignment:
     if not pairs:
         pairs.update(dict.fromkeys(_pair_loose(donor.loose, other.loose)))
     by_prefix = Alignment(tuple(sorted(pairs, key=lambda pair: -len(pair[0]))), stacks)
-    return replace(by_prefix, roles=_pair_roles(donor, other, by_prefix))
+    return by_prefix._replace(roles=_pair_roles(donor, other, by_prefix))
 
 
 def _pair_roles(donor: Structure, other: Structure, by_prefix: Alignment) -> dict[str, str]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from mol.regex import regex
 
@@ -28,8 +27,7 @@ _ROUTER: Final = regex(
 )
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """The experts of one layer.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.regex import regex
 from mol.structure.names import natural_key
@@ -66,8 +66,7 @@ class Stack:
         return frozenset().union(*self.layers)
 
 
-@dataclass(frozen=True)
-class Structure:
+class Structure(NamedTuple):
     """The parts of a model.
 
     Attributes:
