@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -59,3 +61,10 @@ def dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:
     if type(module) is TrainedLinear:  # the common case
         return module.weight.dtype
     return next((tensor.dtype for tensor in module.parameters() if tensor.is_floating_point()), default)
+
+
+def no_autocast(device: torch.device) -> torch.autocast | nullcontext[None]:
+    """Return a context that keeps products in float32 under autocast; a device without autocast needs none."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

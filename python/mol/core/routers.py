@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypedDict
 
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mol.core.linear import FloatLinear
+from mol.core.linear import FloatLinear, no_autocast
 from mol.core.losses import (
     compute_load_balancing_loss,
     compute_mutual_information,
@@ -178,7 +177,7 @@ class BaseRouter(nn.Module, ABC):
             ConfigError: x or the mask has the wrong shape, or `top_k` was set out of range.
         """
         mask = self._check(x, attention_mask)
-        with _no_autocast(x.device):
+        with no_autocast(x.device):
             seen, after = self.features(self._normalised(x, mask), mask, state)
             if rows:
                 return self._choose(self.of_rows(seen, mask))
@@ -395,10 +394,3 @@ def create_router(router_type: str, hidden_dim: int, num_experts: int, **options
     kind = _KINDS[router_type]
     taken: dict[str, Any] = {name: value for name, value in options.items() if name in kind.options}
     return kind(hidden_dim, num_experts, **taken)
-
-
-def _no_autocast(device: torch.device) -> torch.autocast | nullcontext[None]:
-    """Return a context that keeps products in float32 under autocast; a device without autocast needs none."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()

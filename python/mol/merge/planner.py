@@ -113,7 +113,7 @@ class _Planner:
         if config.out_dtype and config.dtype and options.dtype is None:
             self._notes["`dtype` has no effect with `out_dtype`: inputs are read as they are, and rounded once"] = None
         stored = self._donor.checkpoint.tensors
-        self._tasks = TaskBuilder(
+        self._builder = TaskBuilder(
             self._problems,
             dtype=self._dtype,
             strict=options.strict_tensors,
@@ -142,7 +142,7 @@ class _Planner:
         sides = self._sides()
         for name in sides["first"]:
             self._add_loose(name, "first")
-        stacker = Stacker(self._donor, self._tasks, self._model_config, self._problems, self._notes)
+        stacker = Stacker(self._donor, self._builder, self._model_config, self._problems, self._notes)
         for stack in self._donor.structure.stacks:
             slices = self._parts.of(stack.prefix)
             if stack is self._parts.stack(slices):
@@ -257,7 +257,7 @@ class _Planner:
         if self._vocabulary is not None and self._vocabulary.has(name):
             info, gather = self._vocabulary.gather(name, info)
         spec = OutputSpec(name, info, donor, name, position, name, None)
-        self._tasks.add(spec, models, names, slice_.combine, decide_as, gather)
+        self._builder.add(spec, models, names, slice_.combine, decide_as, gather)
 
     def _finish_head(self, tying: Tying) -> None:
         """Write the head that a tied donor lacks, and report heads on disk that are ignored."""
@@ -273,7 +273,7 @@ class _Planner:
             if self._vocabulary is not None:
                 info, gather = self._vocabulary.gather(tying.head, info)
             spec = OutputSpec(tying.head, info, self._donor, tying.embedding, position, tying.head, None)
-            self._tasks.add(spec, models, names, slice_.combine, gather=gather)
+            self._builder.add(spec, models, names, slice_.combine, gather=gather)
         for index, name in tying.unused.items():
             model = self._models[index]
             if name not in model.used:
@@ -304,7 +304,7 @@ class _Planner:
                 for model, (theirs, mapping) in zip(slice_.models, mapped, strict=True)
             ]
             position = layer / last if last else 1.0
-            self._tasks.add_layer(
+            self._builder.add_layer(
                 stack.start(layer), ModelLayer(donor, stack, layer), inputs, slice_.combine, position, layer
             )
 
@@ -313,8 +313,8 @@ class _Planner:
         if self._options.strict_tensors:
             self._problems.add(f"`{stack.prefix}` of {self._donor.label} is lacking in {lacking} (--strict-tensors)")
             return
-        count = self._tasks.add_copies(stack, self._donor, stack.first)
-        self._tasks.copied.append(f"{span_of(stack, self._donor, count)}: copied, lacking in {lacking}")
+        count = self._builder.add_copies(stack, self._donor, stack.first)
+        self._builder.copied.append(f"{span_of(stack, self._donor, count)}: copied, lacking in {lacking}")
         self._notes[f"{lacking} has no `{stack.prefix}`: it is carried over from {self._donor.label} as it is"] = None
 
     def _add_tail(self, stack: Stack, slices: Sequence[Slice]) -> None:
@@ -324,9 +324,10 @@ class _Planner:
                 continue
             sliced = stack is self._parts.stack(slices)
             depth = sum(slice_.length for slice_ in slices) if sliced else len(stack)
-            count = self._tasks.add_copies(tail, self._donor, depth)
+            count = self._builder.add_copies(tail, self._donor, depth)
             line = f"{span_of(tail, self._donor, count)}: copied, predicts further tokens and is no layer of the stack"
-            self._tasks.copied.append(line if depth == tail.first else f"{line}; it is numbered {depth} in the output")
+            numbered = "" if depth == tail.first else f"; it is numbered {depth} in the output"
+            self._builder.copied.append(line + numbered)
             self._notes[
                 f"`{tail.prefix}.{ranges(tail.first + i for i in range(len(tail)))}` of {self._donor.label} predicts "
                 f"further tokens: it is copied, and the {len(stack)} layers before it are what is merged"
@@ -344,12 +345,12 @@ class _Planner:
         raise MergeError.listing(header, self._problems.lines(self._donor))
 
     def _result(self) -> PlannedMerge:
-        options = self._options
-        main = self._tasks.main_dtype()
+        options, tasks = self._options, self._builder.tasks
+        main = tasks.main_dtype()
         if main is not None:
             set_dtype(self._model_config, main)
         vocabulary = self._vocabulary
-        plan = self._tasks.build(
+        plan = tasks.build(
             self._models,
             seed=options.seed,
             allow_nonfinite=options.allow_nonfinite,
@@ -359,7 +360,7 @@ class _Planner:
             },
         )
         for model in self._taking_part():
-            if not self._tasks.reads(model):
+            if not tasks.reads(model):
                 note = f"{model.label} has no effect: the recipe gives it no weight in any tensor"
                 self._notes[note] = None
         self._warnings.update(dict.fromkeys(idle_filters(self._config, plan)))
@@ -367,7 +368,7 @@ class _Planner:
             merged = (plan.tensors[task.tensor].name for task in plan.tasks if task.by is not COPY)
             if warning := router_warning(merged, self._donor.label):
                 self._warnings[warning] = None
-        ruled = self._tasks.ruled
+        ruled = self._builder.ruled
         self._notes.update(dict.fromkeys(rule_lines(self._config, ruled)))
         if self._config.rules:
             self._warnings.update(dict.fromkeys(idle_rules(self._config, ruled, plan.tensors)))
@@ -377,14 +378,14 @@ class _Planner:
             self._donor.checkpoint,
             tuple(model.checkpoint for model in self._models),
             self._model_config,
-            dict(sorted(self._tasks.methods.items())),
-            tuple(self._tasks.copied),
+            dict(sorted(tasks.methods.items())),
+            tuple(self._builder.copied),
             tuple(self._account.lines),
             self._account.tensors,
             tuple(self._notes),
             tuple(self._warnings),
-            self._tasks.bytes_read,
-            self._tasks.bytes_written,
+            tasks.bytes_read,
+            tasks.bytes_written,
             joined=None if vocabulary is None else vocabulary.joined,
             ruled=ruled,
         )

@@ -1,26 +1,24 @@
-"""Builds the tasks of a plan tensor by tensor, and keeps account of every input tensor."""
+"""Decides how each tensor of the output is made, and keeps account of every input tensor."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.dtypes import BYTES, EXACT_DTYPES
-from mol.io.expressions import Leaf, leaves, renumbered
-from mol.io.layout import shard_names
+from mol.io.expressions import Leaf
 from mol.merge.combine import Combination, task_vector
 from mol.merge.experts import rows_of
 from mol.merge.model import OutputSpec
-from mol.merge.plan import COPY, InputFile, MergePlan, Method, OutputTensor, Task, sweeps
+from mol.merge.plan import COPY, Method, sweeps
 from mol.merge.stages import computed, made_in_f64
+from mol.merge.task_list import TaskList
 from mol.structure.experts import expert_rows, matrix_name
 from mol.structure.names import is_buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-    from typing import Any
+    from collections.abc import Callable, Iterable, Sequence
 
     from mol.io.checkpoint import TensorInfo
     from mol.io.expressions import Expr
@@ -35,7 +33,13 @@ _WAY_OUT: Final = "all must have it, or leave one model out"
 
 
 class TaskBuilder:
-    """Collects tasks in the order of the output."""
+    """Makes the tensors of the output in their order.
+
+    Attributes:
+        tasks: how they are made, so far.
+        copied: "name: reason" of each tensor that is copied although the method would merge it.
+        ruled: which of the recipe's rules made a tensor, by its name.
+    """
 
     def __init__(
         self,
@@ -57,23 +61,15 @@ class TaskBuilder:
             fused_experts: tensors may hold several experts, each of which is merged by itself.
             stepwise: how `precision: mergekit` makes a tensor; None for `exact`.
         """
-        self._stepwise = stepwise
+        self._exact = stepwise is None
         # mergekit merges all experts of such a tensor as one.
-        self._fused_experts = fused_experts and stepwise is None
+        self._fused_experts = fused_experts and self._exact
         self._problems = problems
         self._dtype = dtype
         self._strict = strict
-        self._shard_size = shard_size
-        self._output = 0
-        self._filled = 0
-        self._tensors: list[OutputTensor] = []
-        self._tasks: list[Task] = []
-        self._read: set[int] = set()
-        self._bytes_by_dtype: Counter[str] = Counter()
-        self.methods: Counter[str] = Counter()
+        self.tasks = TaskList(dtype=dtype, shard_size=shard_size, stepwise=stepwise)
         self.copied: list[str] = []
         self.ruled: dict[str, int] = {}
-        self.bytes_read = 0
 
     def add_layer(
         self,
@@ -117,7 +113,7 @@ class TaskBuilder:
                 self._compare(given, lead, out_layer, pattern_start)
         fixed = combine.fixed
         plain = fixed is not None and not isinstance(fixed, str) and not (fixed.scaled or self._divides(fixed.method))
-        if alike and donor_dtypes is None and plain and self._stepwise is None:
+        if alike and donor_dtypes is None and plain and self._exact:
             assert isinstance(fixed, Combination)
             infos = [tensors[name] for name in named[lead_start]]
             read = [(models[index], named[starts[index]]) for index in fixed.inputs]
@@ -160,15 +156,14 @@ class TaskBuilder:
         if not dtypes.isdisjoint(EXACT_DTYPES):
             return False
         sources = []
+        files: set[int] = set()
         size = 0
         for first, own, found in layers:
             sources.append([Leaf(first + info.file, name) for name, info in zip(own, found, strict=True)])
-            self._read.update({first + info.file for info in found})
+            files.update([first + info.file for info in found])
             size += sum([info.bytes for info in found])
-        for name, info, of in zip(names, infos, zip(*sources, strict=True), strict=True):
-            self._tasks.append(Task(len(self._tensors), method, of))
-            self._assign_file(name, info)
-        self._count(method, size, len(names))
+        self.tasks.add_alike(zip(names, infos, zip(*sources, strict=True), strict=True), method, files)
+        self.tasks.count(method, size, len(names))
         return True
 
     def add_copies(self, stack: Stack, owner: Model, first: int) -> int:
@@ -179,7 +174,7 @@ class TaskBuilder:
             for name, source in zip(moved.names(layer), stack.names(layer), strict=True):
                 info = owner.checkpoint.tensors[source]
                 owner.used.add(source)
-                self._append(name, info, COPY, *owner.read(source))
+                self._append_copy(name, info, *owner.read(source))
                 count += 1
         return count
 
@@ -318,21 +313,18 @@ class TaskBuilder:
             method, exprs = one.method, tuple(expr for index in one.inputs for expr in of[index])
             share = 1 if number == 0 else 0  # a tensor counts once
             if one.scaled is None:
-                self._count(method, sum(reads.sizes[index] for index in one.inputs) // count, share)
+                self.tasks.count(method, sum(reads.sizes[index] for index in one.inputs) // count, share)
             else:
                 scale, base = one.scaled
                 result = computed(method, exprs, dtype)
                 # What the engine counts as read: the base, and the method's result in the format in which it is made.
                 each = BYTES["F64" if "F64" in reads.dtypes or made_in_f64(method, dtype) else "F32"]
-                self.bytes_read += (reads.sizes[base] + math.prod(info.shape) * each) // count
-                self._count(method, 0, share)
+                self.tasks.bytes_read += (reads.sizes[base] + math.prod(info.shape) * each) // count
+                self.tasks.count(method, 0, share)
                 method, exprs = task_vector(scale), (*of[base], result)
-            if self._stepwise is not None:
-                method, exprs = self._stepwise.made(spec.pattern, spec.layer, info.dtype, method, exprs, reads.dtypes)
-            self._tasks.append(Task(len(self._tensors), method, exprs, number * rows))
-            for expr in exprs:
-                self._read.update((expr.input,) if type(expr) is Leaf else [leaf.input for leaf in leaves(expr)])
-        self._assign_file(spec.name, info)
+            row = number * rows
+            self.tasks.add_task(spec.pattern, spec.layer, info.dtype, method, exprs, reads.dtypes, row)
+        self.tasks.add_tensor(spec.name, info)
 
     def _divides(self, method: Method) -> bool:
         """Return whether each expert of a tensor has to be merged by itself: the method looks at tensors as a whole."""
@@ -351,89 +343,12 @@ class TaskBuilder:
         spec.owner.used.add(spec.source)
         self.copied.append(f"{spec.name}: copied from {spec.owner.label}, lacking in {who}")
         read = spec.owner.read(spec.source) if gather is None else gather(spec.owner)
-        self._append(spec.name, spec.info, COPY, *read)
+        self._append_copy(spec.name, spec.info, *read)
 
-    def _append(self, name: str, info: TensorInfo, method: Method, sources: tuple[Expr, ...], read: int) -> None:
-        if self._stepwise is not None:
-            method, sources = self._stepwise.made(name, None, info.dtype, method, sources, {info.dtype})
-        self._tasks.append(Task(len(self._tensors), method, sources))
-        self._assign_file(name, info)
-        for expr in sources:
-            self._read.update((expr.input,) if type(expr) is Leaf else [leaf.input for leaf in leaves(expr)])
-        self._count(method, read, 1)
-
-    def _assign_file(self, name: str, info: TensorInfo) -> None:
-        """Set the dtype and file of a tensor in the output."""
-        dtype = info.dtype
-        size = info.bytes
-        wanted = self._dtype
-        if wanted is not None and wanted != dtype and dtype in BYTES:
-            size = size // BYTES[dtype] * BYTES[wanted]
-            dtype = wanted
-        if self._filled and self._filled + size > self._shard_size:
-            self._output += 1
-            self._filled = 0
-        self._filled += size
-        self._tensors.append(OutputTensor(name, dtype, info.shape, self._output))
-        self._bytes_by_dtype[dtype] += size
-
-    def _count(self, method: Method, read: int, tensors: int) -> None:
-        for kind in method:
-            self.bytes_read += read * sweeps(kind)
-            self.methods[kind] += tensors
-
-    def reads(self, model: Model) -> bool:
-        """Return whether some task reads a file of a model."""
-        first = model.first_file
-        return not self._read.isdisjoint(range(first, first + len(model.checkpoint.files)))
-
-    @property
-    def bytes_written(self) -> int:
-        """Bytes of all tensors of the output."""
-        return sum(self._bytes_by_dtype.values())
-
-    def main_dtype(self) -> str | None:
-        """Return the float dtype that most bytes of the output have."""
-        floats = [dtype for dtype in self._bytes_by_dtype if dtype in BYTES]
-        return max(floats, key=lambda dtype: (self._bytes_by_dtype[dtype], dtype), default=None)
-
-    def build(
-        self, models: Sequence[Model], *, seed: int, allow_nonfinite: bool, tables: Mapping[str, Mapping[str, Any]]
-    ) -> MergePlan:
-        """Return the plan, with its row tables; files of which nothing is read are left out."""
-        files = [
-            InputFile(str(file.path), file.size, file.mtime_ns, file.header)
-            for model in models
-            for file in model.checkpoint.files
-        ]
-        # Models that share files, as one with an adapter and without it, read them as one input.
-        first: dict[str, int] = {}
-        same = [first.setdefault(file.path, number) for number, file in enumerate(files)]
-        read = sorted({same[number] for number in self._read})
-        tasks = self._tasks
-        if len(read) < len(files):
-            kept = {old: new for new, old in enumerate(read)}
-            numbers = [kept.get(number, -1) for number in same]
-            tasks = [
-                task._replace(
-                    of=tuple(
-                        Leaf(numbers[expr.input], expr.tensor)
-                        if isinstance(expr, Leaf)
-                        else renumbered(expr, numbers.__getitem__)
-                        for expr in task.of
-                    )
-                )
-                for task in tasks
-            ]
-        return MergePlan(
-            inputs=tuple(files[old] for old in read),
-            outputs=shard_names(self._output + 1),
-            tensors=tuple(self._tensors),
-            tasks=tuple(tasks),
-            tables=tables,
-            seed=seed,
-            allow_nonfinite=allow_nonfinite,
-        )
+    def _append_copy(self, name: str, info: TensorInfo, of: tuple[Expr, ...], read: int) -> None:
+        self.tasks.add_task(name, None, info.dtype, COPY, of, {info.dtype})
+        self.tasks.add_tensor(name, info)
+        self.tasks.count(COPY, read, 1)
 
 
 class _Reads(NamedTuple):

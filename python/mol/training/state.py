@@ -41,6 +41,29 @@ class TrainingState(NamedTuple):
     optimizer: dict[str, dict[str, torch.Tensor]]
     random: list[tuple[RandomState, RandomState]]
 
+    @classmethod
+    def gather(
+        cls,
+        progress: dict[str, Any],
+        weights: Mapping[str, torch.Tensor],
+        optimizer: torch.optim.Optimizer | None,
+        begun: RandomState | None,
+    ) -> TrainingState:
+        """Return the state of a run in this moment; every process calls this.
+
+        Args:
+            progress: as above.
+            weights: of adapters and routers.
+            optimizer: None before the first step.
+            begun: the generators of this process where the pass over the data began; None: as they are now.
+        """
+        from accelerate.utils import gather_object
+
+        now = random_state()
+        states = gather_object([(now, begun or now)])
+        kept = {} if optimizer is None else optimizer_state(optimizer)
+        return cls(progress, {name: value.detach().cpu() for name, value in weights.items()}, kept, states)
+
     def write(self, checkpoint: Path) -> Path:
         """Write the file next to a checkpoint; one that was there is replaced in one step.
 

@@ -24,7 +24,7 @@ from mol.training.objective import NAMES, Objective
 from mol.training.optimization import parameter_groups, steps_of_run
 from mol.training.progress import Progress
 from mol.training.resume import Position, checkpoint_named, load_trained, periodic, remove_old, settings_apart
-from mol.training.state import TrainingState, optimizer_state, random_state
+from mol.training.state import TrainingState
 from mol.training.stepper import Stepper, StepResult, sum_over_processes
 from mol.training.supervision import Teachers
 
@@ -289,8 +289,6 @@ class MoLTrainer:
         self._best = BestSoFar.read(state.progress)
 
     def _state(self) -> TrainingState:
-        from accelerate.utils import gather_object
-
         progress = {
             "processes": self.accelerator.num_processes,
             "global_step": self.global_step,
@@ -300,11 +298,8 @@ class MoLTrainer:
             **self._best.progress(),
             "settings": self.config.to_dict(),
         }
-        now = random_state()
-        states = gather_object([(now, self._position.random or now)])
-        weights = {name: value.detach().cpu() for name, value in self.mol.state_dict().items()}
-        kept = {} if self.optimizer is None else optimizer_state(self.optimizer.optimizer)
-        return TrainingState(progress, weights, kept, states)
+        optimizer = None if self.optimizer is None else self.optimizer.optimizer
+        return TrainingState.gather(progress, self.mol.state_dict(), optimizer, self._position.random)
 
     def _loader(self, data: Any, *, shuffle: bool) -> Any:  # noqa: ANN401 - in and out, whatever is given
         loader = make_loader(data, self.config.batch_size, lambda: self.tokenizer, shuffle=shuffle)
@@ -326,9 +321,7 @@ class MoLTrainer:
         count, accumulated = 0, self.config.gradient_accumulation_steps
         for epoch in range(self.current_epoch, self.config.max_epochs):
             self.current_epoch = epoch
-            batches = self._position.start(
-                loader, self.current_epoch, self.config.gradient_accumulation_steps, self._resumed
-            )
+            batches = self._position.start(loader, epoch, accumulated, self._resumed)
             self._resumed = None
             while self.global_step != steps and (group := list(islice(batches, accumulated))):
                 made = self._step(group)
