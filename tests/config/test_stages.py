@@ -124,8 +124,6 @@ def test_then_is_a_document_after_the_recipe() -> None:
         (LINEAR + "then: [3]\n", "`then` is a recipe for what is made above, or a list of recipes, not 3"),
         (LINEAR + THEN + "---\n" + LINEAR, "`then` in one of several documents; write that step as a document, too"),
         (LINEAR + THEN + "stages: {}\n", "`stages` and `then` in one recipe; name every step in `stages`"),
-        (LINEAR + THEN + "sweep: {weight: [1, 2]}\n", "`sweep` in a recipe of several documents"),
-        (LINEAR + THEN + "  sweep: {t: [0.1, 0.2]}\n", "`sweep` in a recipe of several documents"),
     ],
 )
 def test_what_then_refuses(text: str, problem: str) -> None:

@@ -103,8 +103,41 @@ sweep:
     assert lines == ["4", "8", "9"]
 
 
-def test_a_sweep_in_a_recipe_of_several_documents_is_refused() -> None:
-    stage = "name: first\nmerge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]\n"
-    result = "merge_method: slerp\nbase_model: first\nmodels: [{model: first}, {model: b}]\nsweep: {t: [0.1, 0.2]}\n"
-    with pytest.raises(ConfigError, match="recipe:8: `sweep` in a recipe of several documents"):
-        MergeConfig.from_yaml(f"{stage}---\n{result}")
+STAGE = "name: first\nmerge_method: linear\nmodels: [{model: a, parameters: {weight: 1}}]\n"
+RESULT = "merge_method: slerp\nbase_model: first\nmodels: [{model: first}, {model: b}]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "directories"),
+    [
+        (f"{STAGE}---\n{RESULT}sweep: {{t: [0.1, 0.2]}}\n", ["t-0.1", "t-0.2"]),
+        (f"{STAGE}sweep: {{normalize: [true, false]}}\n---\n{RESULT}parameters: {{t: 0.1}}\n",
+         ["normalize-true", "normalize-false"]),
+        (f"name: last\n{RESULT}sweep: {{t: [0.1, 0.2]}}\n---\n{STAGE}", ["t-0.1", "t-0.2"]),
+    ],
+)  # fmt: skip
+def test_a_sweep_of_one_document_is_all_of_them_for_each_value(text: str, directories: list[str]) -> None:
+    config = MergeConfig.from_yaml(text)
+    assert list(config.sweep) == directories
+    for swept in config.sweep.values():
+        word, value = next(iter(swept.values.items()))
+        document, stage = swept.config, swept.config.stages["first"]
+        held = document if word == "t" else stage
+        assert held.parameters.to_dict()[word] == value
+        assert MergeConfig.from_dict(document.to_dict()) == document
+    assert MergeConfig.from_dict(config.to_dict()) == config
+
+
+def test_two_documents_with_a_sweep_are_refused() -> None:
+    with pytest.raises(ConfigError, match="recipe:9: `sweep` in a second document; one of them has it, for all"):
+        MergeConfig.from_yaml(f"{STAGE}sweep: {{normalize: [true, false]}}\n---\n{RESULT}sweep: {{t: [0.1, 0.2]}}\n")
+
+
+def test_stages_in_python_go_with_a_sweep_but_have_none() -> None:
+    first = {"merge_method": "linear", "models": [{"model": "a", "parameters": {"weight": 1}}]}
+    config = MergeConfig("slerp", ["first", "b"], base_model="first", stages={"first": first}, sweep={"t": [0.1, 0.2]})
+    assert [list(swept.config.stages) for swept in config.sweep.values()] == [["first"], ["first"]]
+    assert MergeConfig.from_dict(config.to_dict()).sweep.keys() == config.sweep.keys()
+    swept = first | {"sweep": {"normalize": [True, False]}}
+    with pytest.raises(ConfigError, match="a stage with a `sweep` is several models"):
+        MergeConfig("slerp", ["first", "b"], base_model="first", stages={"first": swept})

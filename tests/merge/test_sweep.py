@@ -73,6 +73,29 @@ def test_a_sweep_is_its_recipes_one_by_one(case: str, dtype: str, folder: Path) 
     assert report.bytes_read == report.planned.bytes_read
 
 
+@pytest.mark.parametrize("step", ["the first", "the second", "the first, of other models"])
+def test_a_sweep_of_one_step_is_its_recipes_one_by_one(step: str, folder: Path) -> None:
+    base = str(folder / "a")
+    first = recipe(folder, "ties", "b", "c", base_model=base, parameters={"weight": 0.5, "density": 0.6})
+    second = {"merge_method": "slerp", "base_model": base, "models": [{"model": "merged"}], "parameters": {"t": 0.3}}
+    if step == "the first":
+        first["sweep"] = {"density": [0.2, 0.6]}
+    elif step == "the second":
+        second["sweep"] = {"t": [0.3, 0.6]}
+    else:
+        names = [str(folder / name) for name in "abc"]
+        first = {"merge_method": "average", "checkpoints": names, "sweep": {"last": [1, 2]}}
+    config = MergeConfig.from_dict(first | {"then": second})
+    run_merge(config, folder / "out")
+    assert len(config.sweep) == 2
+    for name, swept in config.sweep.items():
+        run_merge(swept.config, folder / "alone" / name)
+        assert contents_of(folder / "out" / name) == contents_of(folder / "alone" / name)
+        again = (folder / "out" / name / "mergekit_config.yml").read_text()
+        assert "sweep" not in again
+        assert list(MergeConfig.from_yaml(again).stages) == ["merged"]
+
+
 def test_a_sweep_resumes_and_appears_at_once(folder: Path) -> None:
     for seed, name in enumerate("ab"):
         tensors = llama_tensors(seed)

@@ -17,9 +17,10 @@ from mol.config.method_spec import Scalar
 from mol.config.methods import METHODS
 from mol.config.model_reference import ModelReference, may_be_one
 from mol.config.parameters import ParameterMap, Rule
-from mol.config.sources import SliceConfig, SourceConfig, rename
-from mol.config.stages import Document, arrange, named_tables
-from mol.config.sweep import expand, plain
+from mol.config.renamed import rename_models
+from mol.config.sources import SliceConfig, SourceConfig
+from mol.config.stages import Document, arrange, named_tables, refuse_idle
+from mol.config.sweep import plain, read_each
 from mol.config.yaml_source import read_source
 from mol.dtypes import DTYPE_NAMES
 from mol.errors import ConfigError
@@ -38,12 +39,7 @@ __all__ = ["MergeConfig", "ModelReference", "ParameterMap", "Rule", "Scalar", "S
 
 
 class Swept(NamedTuple):
-    """One result of a sweep.
-
-    Attributes:
-        values: what its parameters are, as YAML holds them.
-        config: its recipe.
-    """
+    """One result of a sweep: what its parameters are, as YAML holds them, and its recipe."""
 
     values: Mapping[str, Any]
     config: MergeConfig
@@ -98,16 +94,26 @@ class MergeConfig(CheckedRecipe):
             keys["modules"] = {module.name: module.to_dict() for module in modules} or None
         given = {"method": method, "models": models, "parameters": parameters, **keys}
         table = from_python({key: value for key, value in given.items() if value is not None})
+        others = {name: _as_config(stage) for name, stage in stages.items()}
         if "sweep" in table:
-            self._fill_swept(table, "invalid recipe", source_text, notes, flat=True, staged=bool(stages))
+
+            def make(variant: Table) -> MergeConfig:
+                config = object.__new__(type(self))
+                config._fill(read_fields(variant, "invalid recipe", flat=True, staged=bool(stages)), None, notes)
+                return self._take_stages([*others.items(), (None, config)], "invalid recipe") if others else config
+
+            given = {
+                **plain(table),
+                **({"stages": {name: stage.to_dict() for name, stage in others.items()}} if others else {}),
+            }
+            self._fill_swept(read_each(table, make, "invalid recipe"), given, source_text)
             return
         # The parts of a recipe that was checked before (dataclasses.replace) have their defaults already.
         parts = [*_listed(models), *_listed(keys.get("slices"))]
         fresh = not (parts or checked) or any(not isinstance(part, (SourceConfig, SliceConfig)) for part in parts)
         read = read_fields(table, "invalid recipe", flat=True, defaults=fresh, staged=bool(stages))
         self._fill(read, source_text, notes)
-        if stages:
-            others = {name: _as_config(stage) for name, stage in stages.items()}
+        if others:
             self._take_stages([*others.items(), (None, self)], "invalid recipe")
 
     def _fill(self, read: Mapping[str, Any], source_text: str | None, notes: Sequence[str] = ()) -> None:
@@ -116,33 +122,14 @@ class MergeConfig(CheckedRecipe):
 
     def _fill_swept(
         self,
-        table: Table,
-        header: str,
+        read: Mapping[str, tuple[Mapping[str, Any], MergeConfig]],
+        given: Mapping[str, Any],
         source_text: str | None,
-        notes: Sequence[str] = (),
-        *,
-        flat: bool | None = None,
-        staged: bool = False,
     ) -> None:
-        """Read a recipe that has a `sweep`: each of the recipes that it lists."""
-        problems = Problems()
-        if staged:
-            problems.add(table.at("sweep"), "`sweep` in a recipe of several documents; sweep over one document")
-        variants = expand(table, problems)
-        problems.raise_any(header)
-        found: dict[str, Swept] = {}
-        listed: dict[str, None] = {}
-        for variant in variants:
-            config = object.__new__(type(self))
-            try:
-                config._fill(read_fields(variant.table, header, flat=flat), None, notes)
-            except ConfigError as error:
-                listed.update(dict.fromkeys(error.problems or [str(error)]))
-            found[variant.directory] = Swept(variant.values, config)
-        if listed:
-            raise ConfigError.listing(header, list(listed))
+        """Take the recipes of a `sweep`, by directory; `given` is the recipe that has it."""
+        found = {name: Swept(values, config) for name, (values, config) in read.items()}
         configs = [swept.config for swept in found.values()]
-        self.__dict__.update(configs[0].__dict__, sweep=found, source_text=source_text, _given=plain(table), _chains={})
+        self.__dict__.update(configs[0].__dict__, sweep=found, source_text=source_text, _given=given, _chains={})
         for word in ("notes", "warnings"):
             lines = dict.fromkeys(line for config in configs for line in getattr(config, word))
             object.__setattr__(self, word, tuple(lines))
@@ -186,12 +173,43 @@ class MergeConfig(CheckedRecipe):
     def _checked(cls, tables: Sequence[Table], header: str, source_text: str | None = None) -> Self:
         problems = Problems()
         named = [pair for table in tables for pair in named_tables(table, problems, alone=len(tables) == 1)]
+        swept = [number for number, (_, table) in enumerate(named) if table.get("sweep") is not None]
+        for number in swept[1:]:
+            problems.add(named[number][1].at("sweep"), "`sweep` in a second document; one of them has it, for all")
         problems.raise_any(header)
-        for _, table in named:
-            if table.get("sweep") is not None:
-                swept = cls.__new__(cls)
-                swept._fill_swept(table, header, source_text, staged=len(named) > 1)
-                return swept
+        if swept:
+            config = cls._of_sweep(named, swept[0], header, source_text)
+        else:
+            config = cls._of_documents(named, header, source_text)
+        refuse_idle(tables, named, config.stages, problems)
+        problems.raise_any(header)
+        return config
+
+    @classmethod
+    def _of_sweep(
+        cls, named: Sequence[tuple[str | None, Table]], number: int, header: str, source_text: str | None
+    ) -> Self:
+        """Read documents of which one has a `sweep`: all of them for each of the recipes that it lists."""
+        name, table = named[number]
+
+        def make(variant: Table) -> MergeConfig:
+            return cls._of_documents([*named[:number], (name, variant), *named[number + 1 :]], header)
+
+        config = cls.__new__(cls)
+        found = read_each(table, make, header)
+        stages = next(iter(found.values()))[1].stages
+        # The result is the one without a name, or the one that no other needs.
+        end = min(range(len(named)), key=lambda i: (named[i][0] is not None, named[i][0] in stages))
+        given = plain(named[end][1])
+        if len(named) > 1:
+            given["stages"] = {str(word): plain(other) for i, (word, other) in enumerate(named) if i != end}
+        config._fill_swept(found, given, source_text)
+        return config
+
+    @classmethod
+    def _of_documents(
+        cls, named: Sequence[tuple[str | None, Table]], header: str, source_text: str | None = None
+    ) -> Self:
         read = []
         listed: list[str] = []
         for name, table in named:
@@ -209,16 +227,7 @@ class MergeConfig(CheckedRecipe):
             raise ConfigError.listing(header, listed)
         if len(read) == 1:
             return read[0][1]
-        locations = [table.at("name") for _, table in named]
-        config = cls._take_stages(read, header, locations)
-        then = next((table for table in tables if table.get("then") is not None), None)
-        if then is not None and len(config.stages) < len(read) - 1:
-            idle = ", ".join(f"`{name}`" for name, _ in read[:-1] if name not in config.stages)
-            problems.add(
-                then.at("then"), f"no step of `then` has {idle} among its models, which is what is made before"
-            )
-            problems.raise_any(header)
-        return config
+        return cls._take_stages(read, header, [table.at("name") for _, table in named])
 
     @staticmethod
     def _take_stages(
@@ -251,24 +260,11 @@ class MergeConfig(CheckedRecipe):
         Raises:
             ConfigError: lists everything that is wrong with the recipe.
         """
-        if not names and not self._names_may_coincide():
+        references = self.model_references()
+        if not names and not any(may_be_one(a, b) for a, b in itertools.combinations(references, 2)):
             return self
-
         table = from_python(self.to_dict())
-        if self.base_model is not None and self.base_model in names:
-            table["base_model"] = names[self.base_model]
-        if self.tokenizer is not None:
-            table["tokenizer"] = from_python(self.tokenizer.renamed(names))
-        elif isinstance(self.tokenizer_source, ModelReference) and self.tokenizer_source in names:
-            table["tokenizer_source"] = names[self.tokenizer_source]
-        if self.models is not None:
-            table["models"] = from_python(rename(SliceConfig(self.models), names).sources)
-        if self.slices is not None:
-            table["slices"] = from_python([rename(part, names) for part in self.slices])
-        if self.modules:
-            table["modules"] = from_python({module.name: module.renamed(names).to_dict() for module in self.modules})
-        if self.rules:
-            table["rules"] = from_python([rule.renamed(names) for rule in self.rules])
+        rename_models(self, table, names)
         config = object.__new__(type(self))
         read = read_fields(table, "invalid recipe", flat=False, resolved=True, staged=True)
         config._fill(read, self.source_text)
@@ -278,10 +274,6 @@ class MergeConfig(CheckedRecipe):
         object.__setattr__(config, "locations", self.locations)
         object.__setattr__(config, "stages", self.stages)
         return config
-
-    def _names_may_coincide(self) -> bool:
-        references = self.model_references()
-        return any(may_be_one(a, b) for a, b in itertools.combinations(references, 2))
 
     def with_weights(self, weights: Mapping[ModelReference, float], note: str) -> MergeConfig:
         """Return the recipe with a weight for each of its models instead of one that is to be found.
@@ -307,10 +299,9 @@ class MergeConfig(CheckedRecipe):
         if self.sweep:
             return dict(self._given)
         recipe: dict[str, Any] = {"merge_method": self.method}
-        if self.models is not None:
-            recipe["models"] = [source.to_dict() for source in self.models]
-        if self.slices is not None:
-            recipe["slices"] = [part.to_dict() for part in self.slices]
+        for word, entries in (("models", self.models), ("slices", self.slices)):
+            if entries is not None:
+                recipe[word] = [entry.to_dict() for entry in entries]
         if self.modules:
             recipe["modules"] = {module.name: module.to_dict() for module in self.modules}
         if self.base_model is not None:
@@ -386,17 +377,19 @@ class MergeConfig(CheckedRecipe):
 
     def inputs(self) -> tuple[ModelReference, ...]:
         """Return every model that is read, of the recipe and of its stages, once."""
-        configs = (*self.stages.values(), self, *(swept.config for swept in self.sweep.values()))
+        whole = (self, *(swept.config for swept in self.sweep.values()))
+        configs = [part for config in whole for part in (*config.stages.values(), config)]
         named = [reference for config in configs for reference in config.model_references()]
         return tuple(dict.fromkeys(reference for reference in named if not self.is_stage(reference)))
 
 
 def _as_config(stage: object) -> MergeConfig:
-    if isinstance(stage, MergeConfig):
-        return stage
-    if not isinstance(stage, Mapping):
+    if not isinstance(stage, (MergeConfig, Mapping)):
         raise ConfigError(f"a stage is a recipe, a map of keys such as `merge_method`, not {type(stage).__name__}")
-    return MergeConfig.from_dict(stage)
+    config = stage if isinstance(stage, MergeConfig) else MergeConfig.from_dict(stage)
+    if config.sweep:
+        raise ConfigError("a stage with a `sweep` is several models; give `MergeConfig.from_dict` the whole recipe")
+    return config
 
 
 def _listed(value: object) -> Sequence[object]:

@@ -11,7 +11,7 @@ MERGED: Final = "merged"
 """What the steps of `then` call the result of the recipe that they stand in."""
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from mol.config.model_reference import ModelReference
 
@@ -76,6 +76,18 @@ def _name_of_step(step: Table, number: int, problems: Problems) -> str | None:
     """Read the name of a step, `merged` also where a directory has it: `then` says what is meant, not `./merged`."""
     implied = _implied(number)
     return implied if step.get("name") == implied else name_of(step, problems)
+
+
+def refuse_idle(
+    tables: Sequence[Table], named: Sequence[tuple[str | None, Table]], used: Container[str], problems: Problems
+) -> None:
+    """Refuse steps before a `then` that nothing is made of, where `named` are all steps and `used` those that count."""
+    idle = ", ".join(f"`{name}`" for name, _ in named[:-1] if name not in used)
+    for table in tables:
+        if idle and table.get("then") is not None:
+            problems.add(
+                table.at("then"), f"no step of `then` has {idle} among its models, which is what is made before"
+            )
 
 
 def arrange(documents: Sequence[Document], problems: Problems, notes: list[str]) -> tuple[list[int], int]:

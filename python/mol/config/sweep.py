@@ -5,20 +5,23 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from mol.config.average import AVERAGE, WORDS, is_average
 from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.flat import is_flat, spread_weights
 from mol.config.methods import METHODS
 from mol.config.model_reference import ModelReference
+from mol.errors import ConfigError
 from mol.regex import regex
 from mol.text import suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from mol.config.method_spec import MethodSpec, ParameterSpec
+
+_Config = TypeVar("_Config")
 
 MOST: Final = 100
 """Most results of one sweep."""
@@ -51,6 +54,37 @@ class _Choice(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.word}-{_written(self.value)}"
+
+
+def read_each(
+    table: Table, make: Callable[[Table], _Config], header: str
+) -> dict[str, tuple[Mapping[str, Any], _Config]]:
+    """Read each of the recipes that a `sweep` lists.
+
+    Args:
+        table: the recipe that has it.
+        make: reads one of them.
+        header: first line of the error.
+
+    Returns:
+        The values of each and the recipe that was read, by directory.
+
+    Raises:
+        ConfigError: lists everything that is wrong with any of them.
+    """
+    problems = Problems()
+    variants = expand(table, problems)
+    problems.raise_any(header)
+    found: dict[str, tuple[Mapping[str, Any], _Config]] = {}
+    listed: dict[str, None] = {}
+    for variant in variants:
+        try:
+            found[variant.directory] = variant.values, make(variant.table)
+        except ConfigError as error:
+            listed.update(dict.fromkeys(error.problems or [str(error)]))
+    if listed:
+        raise ConfigError.listing(header, list(listed))
+    return found
 
 
 def expand(table: Table, problems: Problems) -> list[Variant]:

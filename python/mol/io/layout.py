@@ -30,6 +30,8 @@ RECIPE: Final = "mergekit_config.yml"
 SWEEP: Final = "mol_sweep.json"
 """At the top of the output of a sweep: the directories of its results."""
 JOURNAL: Final = "journal"
+SCRATCH: Final = ".scratch"
+"""Next to the journal: where steps that are read several times are computed into; empty between two of them."""
 PARTIAL: Final = ".partial"
 """What follows the name of an output directory in that of the directory in which the merge works."""
 

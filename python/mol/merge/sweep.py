@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from mol.errors import CheckpointError, MergeError
 from mol.io.expressions import Leaf, renumbered, with_tables
 from mol.io.json_file import read_object
-from mol.io.layout import JOURNAL, SWEEP
+from mol.io.layout import JOURNAL, SCRATCH, SWEEP
 from mol.merge.plan import MergePlan, OutputTensor, Result, Task
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def write_list(partial: Path, config: MergeConfig, digests: Mapping[str, str], v
     What an earlier attempt with other options may have left next to the directories is removed.
     """
     for path in partial.iterdir():
-        if path.name not in {JOURNAL, *digests}:
+        if path.name not in {JOURNAL, SCRATCH, *digests}:
             path.unlink()
     listed = [
         {"directory": name, "values": dict(config.sweep[name].values), "plan": digest}
