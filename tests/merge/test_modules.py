@@ -129,6 +129,22 @@ def test_slices_of_a_side_change_the_number_of_its_layers_alone(side: str, count
     assert {name: task(planned, name)[1][0][0] for name in ends} == {n: int(of != side) for n, of in ends.items()}
 
 
+@pytest.mark.parametrize("parts", [[("b", 1, 3), ("a", 0, 2)], [("b", 1, 3)], [("b", 0, 2), ("a", 0, 3)]])
+def test_a_table_of_positions_in_the_first_block_stays_there_whichever_blocks_move(
+    parts: list[tuple[str, int, int]],
+) -> None:
+    name = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    models = [
+        headers(one.name, {n: i.shape for n, i in one.tensors.items()} | {name: (4, 2)}, one.config)
+        for one in two_sided("a", "b")
+    ]
+    planned = plan(stacked("encoder", *parts), *models)
+    found = [made for made in tensors(planned) if "relative_attention_bias" in made.name]
+    assert [(made.name, made.sources) for made in found] == [(name, [(0, name)])]  # of b, which is named first
+    held = [note for note in planned.notes if "relative_attention_bias" in note]
+    assert len(held) == (parts[0][1] != 0)
+
+
 def test_a_module_has_its_own_method_base_and_parameters() -> None:
     decoder = {"merge_method": "ties", "base_model": "b", "parameters": {"density": 0.5, "weight": 1}, **models("a")}
     planned = plan(divided(encoder=models("a", "b"), decoder=decoder), *two_sided("a", "b"))

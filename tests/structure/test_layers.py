@@ -49,6 +49,17 @@ def test_one_layer_of_many_experts_is_one_layer() -> None:
     assert (found.main.prefix, len(found.main)) == ("layers", 1)
 
 
+@pytest.mark.parametrize("each", [False, True])
+def test_a_table_of_positions_that_the_first_layer_has_for_all_is_outside(each: bool) -> None:
+    shapes = {f"encoder.block.{i}.layer.0.SelfAttention.q.weight": (8, 8) for i in range(3)}
+    table = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+    shapes |= {table.format(i): (4, 2) for i in range(3 if each else 1)}
+    found = structure(shapes)
+    assert list(found.loose) == ([] if each else [table.format(0)])
+    assert found.main is not None
+    assert [len(layer) for layer in found.main.layers] == [1 + each] * 3
+
+
 def test_a_numbered_head_is_no_stack_of_layers() -> None:
     head = {f"classifier.{i}.{kind}": (8,) for i in (0, 1) for kind in ("weight", "bias")}
     found = structure(llama(2) | head, num_hidden_layers=2)

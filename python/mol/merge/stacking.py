@@ -63,6 +63,13 @@ class Stacker:
                 position = i / last if last else 1.0
                 self._tasks.add_layer(stack.start(out_layer), lead, inputs, slice_.combine, position, out_layer, dtypes)
                 leads.append(lead)
+        held = [name for name in self._donor.structure.loose if name.startswith(stack.start(0))]
+        if held and any(source.start for source in slices[0].sources):
+            of = " and ".join(dict.fromkeys(model.label for model in slices[0].models))
+            self._notes[
+                f"`{held[0]}` serves all layers of `{stack.prefix}`: it is made of that of {of} and stays in the first "
+                "layer, though another layer stands there now; mergekit moves it with its layer, where it is not found"
+            ] = None
         self._restack(stack, leads)
         if tie_flag(self._config) and slices[0].sources != slices[-1].sources:
             self._notes["head and embedding are tied: both come from the first slice"] = None

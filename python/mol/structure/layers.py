@@ -31,6 +31,9 @@ _SIDE_TOWER: Final = regex(
 )
 _CLEARLY_LARGER: Final = 4
 
+# What the first layer holds for all: T5's table of relative positions, and WavLM's.
+_FOR_ALL: Final = regex(r"(?:^|\.)(?:(?:global_)?relative_attention_bias|rel_attn_embed)\.weight$")
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -91,7 +94,7 @@ def find_structure(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any])
     when its layers are numbered 0, 1, 2, ... (or as many as config.json says), hold modules rather than bare
     parameters, and have a name in common. config.json only says how many layers it counts, and how many modules
     that predict further tokens: where the numbers go on by that many, these are no layers (`model.layers.61` of a
-    DeepSeek-V3 of 61 layers).
+    DeepSeek-V3 of 61 layers). A table of positions that the first layer holds for all others is outside of them.
     """
     counts = {value for _, value in layer_counts(config)}
     whole = {count + more: count for count in counts for more in tail_counts(config)}
@@ -115,8 +118,11 @@ def find_structure(tensors: Mapping[str, TensorInfo], config: Mapping[str, Any])
         if depth is not None:
             tails.append(Stack(prefix, stack.layers[depth:], depth))
             stacks[prefix] = Stack(prefix, stack.layers[:depth])
-    if groups:
-        outside = {name for prefix, layers in groups.items() for name in _names(prefix, layers)}
+    shared = {name for prefix, stack in stacks.items() for name in _held_for_all(stack)}
+    if shared:
+        stacks = {prefix: _without(stack, shared) for prefix, stack in stacks.items()}
+    if groups or shared:
+        outside = {name for prefix, layers in groups.items() for name in _names(prefix, layers)} | shared
         outside.update(loose)
         loose = [name for name in tensors if name in outside]
     main, ambiguity = _main(list(stacks.values()), tensors, config, counts)
@@ -265,6 +271,19 @@ def _is_stack(layers: _Layers, counts: set[int]) -> bool:
 
 def _build(prefix: str, layers: _Layers) -> Stack:
     return Stack(prefix, tuple(tuple(sorted(layers.get(i, ()), key=natural_key)) for i in range(_size(layers))))
+
+
+def _held_for_all(stack: Stack) -> list[str]:
+    """Name the tensors that the first layer alone has, and that all layers use."""
+    first, *others = stack.layers
+    names = zip(first, stack.names(0), strict=True)
+    return [name for suffix, name in names if _FOR_ALL.search(suffix) and not any(suffix in layer for layer in others)]
+
+
+def _without(stack: Stack, names: set[str]) -> Stack:
+    start = stack.start(0)
+    first = tuple(suffix for suffix in stack.layers[0] if start + suffix not in names)
+    return Stack(stack.prefix, (first, *stack.layers[1:]), stack.first)
 
 
 def _main(
