@@ -56,6 +56,11 @@ def test_anchors_aliases_and_merge_keys_work() -> None:
     assert table["c"] == {"x": 1, "y": 3}
 
 
+def test_a_key_that_is_given_twice_may_say_the_same() -> None:
+    (table,) = read_documents("a: {x: [1, 2]}\nb: 2\na:\n  x:\n  - 1\n  - 2\n", "config.yml")
+    assert table == {"a": {"x": [1, 2]}, "b": 2}
+
+
 @pytest.mark.parametrize("text", ["", "\n\n", "# only a comment\n", "---\n", "~\n", "null\n"])
 def test_empty(text: str) -> None:
     assert refusal(text) == "config.yml:1: the recipe is empty; it needs `merge_method`, and `models` or `slices`"
@@ -75,6 +80,7 @@ def test_empty(text: str) -> None:
         ("a:\n\t- b\n", "config.yml:2: a tab in the indentation; YAML is indented with spaces"),
         ("a:\n  b: 1\n\tc: 2\n", "config.yml:3: a tab in the indentation; YAML is indented with spaces"),
         ("a: 1\nb: 2\na: 3\n", "config.yml:3: key `a` is given twice, first on line 1"),
+        ("a: {x: 1}\nb: 2\na: {x: 1, y: 2}\n", "config.yml:3: key `a` is given twice, first on line 1"),
         ("a:\n  b: {c: 1, c: 2}\n", "config.yml:2: key `c` is given twice, first on line 2"),
         ("a: &x [*x]\n", "config.yml:1: alias `*x` stands inside its own anchor"),
         ("a: 1\nb: *x\n", "config.yml:2: alias `*x` has no anchor `&x` before it"),

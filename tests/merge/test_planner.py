@@ -318,3 +318,11 @@ def test_the_donors_config_is_left_as_it_was() -> None:
     before = json.dumps(a.config)
     plan(linear(0.5, 0.5, dtype="float16"), a, b)
     assert json.dumps(a.config) == before
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "ties", "della", "breadcrumbs", "sce", "ram"])
+def test_the_base_alone_is_copied(method: str) -> None:
+    planned = plan({"merge_method": method, "base_model": "a", "models": [{"model": "a"}]}, *llamas("a"))
+    assert {(*made.method, *made.sources) for made in tensors(planned)} == {
+        ("copy", (0, name)) for name in llamas("a")[0].tensors
+    }

@@ -26,8 +26,8 @@ _ABOUT_THE_MODEL: Final = (
 _SETTINGS: Final = (
     "architecture", "architectures", "async_write", "clone_tensors", "cuda", "device", "embed_slerp", "gpu_rich",
     "lazy_loading", "lazy_unpickle", "lora_merge_cache", "low_cpu_mem_usage", "low_cpu_memory",
-    "merge_mode", "multi_gpu", "quiet", "read_to_gpu", "residual_weight", "safe_serialization", "transformers_cache",
-    "use_safetensors", "verbose", "write_threads",
+    "merge_mode", "multi_gpu", "out_path", "quiet", "read_to_gpu", "residual_weight", "safe_serialization",
+    "transformers_cache", "use_safetensors", "verbose", "write_threads",
 )  # fmt: skip
 
 IGNORED: Final = frozenset((*_ABOUT_THE_MODEL, *_SETTINGS))

@@ -15,6 +15,8 @@ from mol.config.sources import SliceConfig, SourceConfig
 from mol.text import suggestion
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mol.config.model_reference import ModelReference
     from mol.config.values import ValueReader
 
@@ -221,6 +223,10 @@ def check_inputs(
                 location, f"{where}the base, {base}, must be one of `sources`, with its `layer_range`{hint}"
             )
             continue
+        _warn_of_repeated(listed, base if spec.starts_from(base) else None, where, reader)
+        if listed == [base] and spec.base == "required" and spec.min_models == 2 and spec.max_models is None:
+            reader.warnings.append(f"{where}no model next to the base, {base}: {spec.name} gives the base itself")
+            continue
         if spec.base == "optional":
             count = sum(model != base for model in listed)
         else:
@@ -243,23 +249,33 @@ def check_inputs(
             _check_parameters(part, location, where, spec, base, parameters, reader)
 
 
+def _warn_of_repeated(
+    listed: Sequence[ModelReference], base: ModelReference | None, where: str, reader: ValueReader
+) -> None:
+    """Warn of models that a slice lists more than once, which versions of mergekit take in different ways."""
+    for model in dict.fromkeys(model for model in listed if model != base and listed.count(model) > 1):
+        reader.warnings.append(
+            f"{where}{model} is listed {listed.count(model)} times, and each counts; mergekit 0.1.5 refuses that, "
+            "older versions take one of them"
+        )
+
+
 def _add_base(
     inputs: Inputs, spec: MethodSpec, base: ModelReference, reader: ValueReader, *, weighs_base: bool
 ) -> None:
     full = spec.max_models is not None and len(inputs.slices[0].sources) >= spec.max_models
-    if weighs_base and not full:
+    if not full and (weighs_base or "weight" not in spec.parameters):
         part = inputs.slices[0]
         inputs.slices[0] = SliceConfig((*part.sources, SourceConfig(base)), part.base_model, part.parameters)
-        reader.notes.append(f"the base, {base}, is not among `models`: {spec.name} takes it as one more input")
+        line = f"the base, {base}, is not among `models`: {spec.name} takes it as one more input"
+        (reader.notes if weighs_base else reader.warnings).append(line)
         return
     way_out = "list it among `models`, or leave `base_model` out"
     if full:
         count = "one model" if spec.max_models == 1 else f"{spec.max_models} models"
         problem, way_out = f", and {spec.name} takes {count} only", "leave `base_model` out"
-    elif "weight" in spec.parameters:
-        problem = " and finds no weight for it"
     else:
-        problem = ", like those that are listed"
+        problem = " and finds no weight for it"
     reader.problems.add(
         inputs.locations[0],
         f"`base_model` {base} is not among `models`: {spec.name} has no base, mergekit takes it as one more input"

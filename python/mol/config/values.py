@@ -315,6 +315,8 @@ class ValueReader:
         except (re.error, OverflowError, RecursionError) as error:
             self.problems.add(table.at("filter"), f"filter `{text[:80]}` is no regular expression: {error}")
             return False, None
+        if self.lenient and not text.startswith("re:") and any(sign in text for sign in "*?["):
+            self.notes.append(f"the filter `{text}` is a glob for the whole name; mergekit looks for it as it stands")
         return True, text
 
     def _value(
@@ -371,7 +373,7 @@ def _as_bool(value: object) -> bool | None:
 def _as_int(value: object) -> int | None:
     if isinstance(value, bool):
         return None
-    if isinstance(value, numbers.Integral):
+    if isinstance(value, numbers.Integral) or (isinstance(value, float) and value.is_integer()):
         return int(value)
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", value):
         return int(value)

@@ -247,6 +247,8 @@ def _to_table(node: _Node, location: Location, where: str) -> Table:
             continue
         assert key.text is not None
         if key.text in table:
+            if _to_value(value, here, where) == table[key.text]:
+                continue  # says the same
             # Holders of anchors, which people copy with their names: the reader of the map knows whether they are.
             if not (value.is_anchored and key.text in table.anchored):
                 first = table.at(key.text).line

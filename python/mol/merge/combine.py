@@ -167,6 +167,8 @@ class Combiner:
         return Combination(method, inputs, (scale, self._origin))
 
     def _unscaled(self, values: Sequence[Any]) -> Combination | str:
+        if not self._others and self._base is not None:
+            return Combination(plan.COPY, (self._base,))
         shared: dict[str, Any] = {}
         of_models: dict[str, dict[int, Any]] = {}
         for (parameter, index, _), value in zip(self._wanted, values, strict=False):

@@ -67,8 +67,9 @@ class Stacker:
         if held and any(source.start for source in slices[0].sources):
             of = " and ".join(dict.fromkeys(model.label for model in slices[0].models))
             self._notes[
-                f"`{held[0]}` serves all layers of `{stack.prefix}`: it is made of that of {of} and stays in the first "
-                "layer, though another layer stands there now; mergekit moves it with its layer, where it is not found"
+                f"`{held[0]}` is used by all layers of `{stack.prefix}`: it is made of that of {of} and stays in the "
+                "first layer, though another one stands there now; mergekit moves it with its layer, where no class "
+                "reads it"
             ] = None
         self._restack(stack, leads)
         if tie_flag(self._config) and slices[0].sources != slices[-1].sources:
