@@ -18,6 +18,7 @@ __all__ = [
     "commit",
     "compare",
     "execute",
+    "extend_vocabulary",
     "methods",
     "plan_cost",
     "plan_digest",
@@ -52,14 +53,27 @@ def read_header(
         OSError: The file cannot be read.
     """
 
-def read_vocabulary(data: bytes) -> tuple[dict[str, int], str] | None:
-    """Read the bytes of a `tokenizer.json` whose vocabulary is a map.
+def read_vocabulary(data: bytes) -> tuple[dict[str, int], list[float] | None, str] | None:
+    """Read the bytes of a `tokenizer.json`.
 
     Args:
         data: The file.
 
     Returns:
-        The id of each token of its model, and all else but the merges as JSON; None if it is no such file.
+        The id of each token of its model, the scores of a Unigram model by id, and all else but the merges as JSON;
+        None if it is no such file.
+    """
+
+def extend_vocabulary(data: bytes, entries: str, added: str) -> str | None:
+    """Add to the bytes of a `tokenizer.json`.
+
+    Args:
+        data: The file.
+        entries: What comes behind the entries of the vocabulary of its model: JSON, without brackets.
+        added: The same, of its added tokens.
+
+    Returns:
+        The file, in which all else is as it was; None if it is no such file.
     """
 
 def methods() -> list[tuple[str, list[str], int]]:

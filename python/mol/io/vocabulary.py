@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import cached_property
-from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol import _rust
@@ -13,7 +12,7 @@ from mol.io.json_file import found_instead, parse_json, read_json, read_object, 
 from mol.io.layout import ADDED_TOKENS, TOKENIZER, TOKENIZER_SETTINGS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 # Formats whose tokens are not read here; files of equal bytes hold the same ids all the same.
@@ -43,20 +42,22 @@ class NewToken(NamedTuple):
     score: float | None
 
 
-class _Content(NamedTuple):
+class Content(NamedTuple):
     """What the main file of a tokenizer holds.
 
     Attributes:
         ids: token -> id.
         added: token -> flags of the tokens that are cut out of a text before the rest is split.
-        kind: how tokens spell their bytes and spaces, None where it is not known.
-        scores: token -> score, of a Unigram model.
+        kind: how tokens spell bytes and spaces ("byte-level", "SentencePiece", "WordPiece"), None where unknown.
+        apart: token -> id of added tokens that the model itself lacks.
+        scores: by id, of the tokens of a Unigram model itself, which lists them; None of another.
     """
 
     ids: dict[str, int]
     added: dict[str, dict[str, Any]]
     kind: str | None
-    scores: dict[str, float]
+    apart: Mapping[str, int] = {}
+    scores: Sequence[float] | None = None
 
 
 class Vocabulary:
@@ -131,36 +132,27 @@ class Vocabulary:
             CheckpointError: a tokenizer file is not what its name says.
             OSError: one cannot be read.
         """
-        return self.added | self._main.ids
-
-    @property
-    def kind(self) -> str | None:
-        """How tokens spell bytes and spaces ("byte-level", "SentencePiece", "WordPiece"); None where unknown."""
-        return self._main.kind
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """Token -> score, of a Unigram model."""
-        return self._main.scores
+        return self.added | self.content.ids
 
     @cached_property
     def flags(self) -> dict[str, dict[str, Any]]:
         """Token -> flags, as tokenizer.json has them, of the tokens that are cut out of a text before the rest."""
         found = {token: dict.fromkeys(_FLAGS, False) | {"normalized": True} for token in self.added}
-        found |= self._main.added
+        found |= self.content.added
         decoder = self.settings.get("added_tokens_decoder")
         for entry in decoder.values() if isinstance(decoder, dict) else ():
-            if isinstance(entry, dict) and (token := _content(entry)) is not None and token not in self._main.added:
+            if isinstance(entry, dict) and (token := _content(entry)) is not None and token not in self.content.added:
                 found[token] = {flag: entry.get(flag) is True for flag in _FLAGS}
         return found
 
     @cached_property
-    def _main(self) -> _Content:
+    def content(self) -> Content:
+        """What the main file holds; nothing where there is none."""
         if self.main is None:
-            return _Content({}, {}, None, {})
+            return Content({}, {}, None)
         for other in self._others:
             if other.main is not None and other.main.name == self.main.name and _are_equal(other.main, self.main):
-                return other._main
+                return other.content
         readers = {TOKENIZER: _fast, "vocab.json": _table, "vocab.txt": _lines}
         return readers[self.main.name](self.main)
 
@@ -212,26 +204,30 @@ def _content(entry: object) -> str | None:
     return token if isinstance(token, str) and token else None
 
 
-def _fast(path: Path) -> _Content:
+def _fast(path: Path) -> Content:
     """Read a `tokenizer.json` of the tokenizers library: BPE, WordPiece and WordLevel map, Unigram lists."""
     data = read_regular(path)
     # Much faster than all of it in Python; what is not as it should be is left to that, and to its words.
     known = _rust.read_vocabulary(data)
-    content = parse_json(path, data if known is None else known[1])
+    content = parse_json(path, data if known is None else known[2])
     try:
         model = content["model"]
-        vocab = model["vocab"] if known is None else known[0]
+        ids, scores = _tokens(model["vocab"]) if known is None else known[:2]
         added = list(content.get("added_tokens") or ())
-        # A Unigram model lists pairs of token and score.
-        tokens = vocab if isinstance(vocab, dict) else [entry[0] for entry in vocab]
-        scores = {} if isinstance(vocab, dict) else dict(zip(tokens, [entry[1] for entry in vocab], strict=True))
-        found = dict(vocab) if isinstance(vocab, dict) else dict(zip(tokens, count(), strict=False))
-        found.update({token["content"]: token["id"] for token in added})
+        numbers = {token["content"]: token["id"] for token in added}
         flags = {token["content"]: {flag: token.get(flag) is True for flag in _FLAGS} for token in added}
         kind = _kind(content, model)
+        apart = {token: number for token, number in numbers.items() if token not in ids}
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a tokenizer of the tokenizers library: {error!r}") from error
-    return _Content(_checked(path, found), flags, kind, scores)
+    return Content(_checked(path, {**ids, **numbers}), flags, kind, apart, scores)
+
+
+def _tokens(vocab: Any) -> tuple[dict[str, int], list[float] | None]:  # noqa: ANN401 - whatever the file holds
+    """Return the ids of a model's tokens, and the scores of a Unigram model, which lists pairs of token and score."""
+    if isinstance(vocab, dict):
+        return vocab, None
+    return {entry[0]: number for number, entry in enumerate(vocab)}, [entry[1] for entry in vocab]
 
 
 def _kind(content: dict[str, Any], model: dict[str, Any]) -> str | None:
@@ -244,18 +240,18 @@ def _kind(content: dict[str, Any], model: dict[str, Any]) -> str | None:
     return "SentencePiece" if '"Metaspace"' in around or "\\u2581" in around or model.get("byte_fallback") else None
 
 
-def _table(path: Path) -> _Content:
+def _table(path: Path) -> Content:
     kind = "byte-level" if path.with_name("merges.txt").exists() else None
-    return _Content(_checked(path, read_json(path)), {}, kind, {})
+    return Content(_checked(path, read_json(path)), {}, kind)
 
 
-def _lines(path: Path) -> _Content:
+def _lines(path: Path) -> Content:
     try:
         text = read_regular(path).decode("utf-8")
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path} is not UTF-8: {error}") from error
     lines = text.rstrip("\n").split("\n")
-    return _Content({line.removesuffix("\r"): i for i, line in enumerate(lines)}, {}, "WordPiece", {})
+    return Content({line.removesuffix("\r"): i for i, line in enumerate(lines)}, {}, "WordPiece")
 
 
 def _checked(path: Path, found: object) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import repeat
+from itertools import filterfalse, repeat
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from mol.io.json_file import read_object
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from mol.io.vocabulary import Vocabulary
 
     Ids: TypeAlias = NDArray[np.int64]
+    Tokens: TypeAlias = NDArray[np.object_]
 
 _SAVE_FAST: Final = (
     "tokens are added to a tokenizer.json, which transformers writes: AutoTokenizer.from_pretrained(DIR)"
@@ -153,13 +154,13 @@ class _Joiner:
         ids = {model: self._ids_of(model) for model in self._names}
         tokens, seconds = _by_id(ids[self._leader] or {})
         new = self._new_tokens(ids, len(tokens))
-        tokens += [token.content for token in new]
+        tokens = np.append(tokens, np.array([token.content for token in new], dtype=object))
         own, taken = {}, {}
         for model, known in ids.items():
             taken[model] = frozenset(() if known is None else known.values())
             own[model] = np.arange(len(tokens)) if known is None else _pair(tokens, seconds, known, taken[model])
         return Joined(
-            tokens,
+            tokens.tolist(),
             self._leader,
             own,
             taken,
@@ -179,9 +180,10 @@ class _Joiner:
         vocabulary, first, name = self._vocabularies[model], self._first, self._names[model]
         who = self._names[self._leader]
         if vocabulary.complete and first.complete:
-            if vocabulary.kind != first.kind and vocabulary.kind is not None and first.kind is not None:
+            kinds = vocabulary.content.kind, first.content.kind
+            if None not in kinds and kinds[0] != kinds[1]:
                 self._problems.append(
-                    f"{name}: its tokens are of another kind ({vocabulary.kind}; {first.kind} in {who}), so equal "
+                    f"{name}: its tokens are of another kind ({kinds[0]}; {kinds[1]} in {who}), so equal "
                     "texts are other tokens; leave one of the models out"
                 )
             elif vocabulary.ids.keys().isdisjoint(first.ids):
@@ -208,11 +210,13 @@ class _Joiner:
         found: list[NewToken] = []
         merged = (self._checkpoints[model].directory for model in self._config.merged_models())
         for model in dict.fromkeys(merged) if self._union else ():
+            if model == self._leader:
+                continue
             vocabulary, theirs = self._vocabularies[model], ids[model] or {}
-            of_added, scores = vocabulary.flags, vocabulary.scores
-            lacking = sorted([token for token in theirs if token not in known], key=theirs.__getitem__)
+            of_added, scores = vocabulary.flags, vocabulary.content.scores or ()
+            lacking = sorted(filterfalse(known.__contains__, theirs), key=theirs.__getitem__)
             found += [
-                NewToken(token, at, of_added.get(token), scores.get(token))
+                NewToken(token, at, of_added.get(token), scores[theirs[token]] if theirs[token] < len(scores) else None)
                 for at, token in enumerate(lacking, number + len(found))
             ]
             known.update(lacking)
@@ -260,31 +264,39 @@ class _Joiner:
         return found
 
 
-def _by_id(ids: Mapping[str, int]) -> tuple[list[str | None], dict[int, list[str]]]:
+def _by_id(ids: Mapping[str, int]) -> tuple[Tokens, dict[int, list[str]]]:
     """Return the token of each id, and further names of an id that has several; the last is the one that is used."""
-    tokens: list[str | None] = [None] * (max(ids.values(), default=-1) + 1)
+    import numpy as np
+
+    names: Tokens = np.empty(len(ids), dtype=object)
+    names[:] = list(ids)
+    tokens: Tokens = np.full(max(ids.values(), default=-1) + 1, None, dtype=object)
+    tokens[np.fromiter(ids.values(), dtype=np.int64, count=len(ids))] = names
     seconds: dict[int, list[str]] = {}
-    for token, number in ids.items():
-        before = tokens[number]
-        if before is not None:
-            seconds.setdefault(number, []).append(before)
-        tokens[number] = token
+    if len(ids) > np.count_nonzero(tokens != None):  # noqa: E711 - of each element
+        for token, number in ids.items():
+            if tokens[number] != token:
+                seconds.setdefault(number, []).append(token)
     return tokens, seconds
 
 
-def _pair(
-    tokens: Sequence[str | None], seconds: Mapping[int, list[str]], ids: Mapping[str, int], taken: frozenset[int]
-) -> Ids:
+def _pair(tokens: Tokens, seconds: Mapping[int, list[str]], ids: Mapping[str, int], taken: frozenset[int]) -> Ids:
     """Return the id of each token in another vocabulary, -1 where it lacks it."""
     import numpy as np
 
+    theirs, _ = _by_id(ids)
+    found = np.full(len(tokens), -1)
+    # Most tokens have the same id in both, or none, which is much faster to see than to look up.
+    least = min(len(tokens), len(theirs))
+    same = np.flatnonzero(tokens[:least] == theirs[:least])
+    found[same] = same
+    others = np.flatnonzero(found < 0)
     known: Mapping[Any, int] = ids
-    found = np.fromiter(map(known.get, tokens, repeat(-1)), dtype=np.int64, count=len(tokens))
+    found[others] = np.fromiter(map(known.get, tokens[others], repeat(-1)), dtype=np.int64, count=len(others))
     for number, names in seconds.items():
         if found[number] < 0:
             found[number] = next((ids[name] for name in names if name in ids), -1)
-    if None in tokens:
-        for number, token in enumerate(tokens):
-            if token is None and number not in taken:
-                found[number] = number
+    for number in others.tolist():
+        if tokens[number] is None and number not in taken:
+            found[number] = number
     return found

@@ -6,14 +6,12 @@ import json
 import logging
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from mol.config.model_reference import ModelReference
-from mol.errors import CheckpointError, ConfigError, MergeCancelled, MergeError, MolError
-from mol.merge.opening import resolve_checkpoints, tokenizer_directory
+from mol.errors import CheckpointError, ConfigError, MergeCancelled, MergeError
 from mol.merge.options import MergeOptions
+from mol.merge.prepare import prepare
 
 if TYPE_CHECKING:
     import threading
@@ -22,14 +20,11 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from mol import _rust
-    from mol.config import MergeConfig
+    from mol.config import MergeConfig, ModelReference
     from mol.io.checkpoint import Checkpoint
-    from mol.io.vocabulary import Vocabulary
-    from mol.merge.card import Card
     from mol.merge.options import OptionFields
     from mol.merge.planned import PlannedMerge
-    from mol.merge.side_files import SideFilePlan
-    from mol.merge.vocabularies import VocabularyRemarks
+    from mol.merge.prepare import Prepared
 
     Recipe = MergeConfig | Mapping[str, Any] | str | Path
     Progress = Callable[[int, int, int, int], object]
@@ -80,7 +75,7 @@ def plan_recipe(
     from mol.config.recipe import load_recipe
 
     options = options or MergeOptions()
-    return _prepare(load_recipe(recipe), options, checkpoints).planned
+    return prepare(load_recipe(recipe), options, checkpoints).planned
 
 
 def run_merge(
@@ -163,7 +158,7 @@ def _merge(
 
     may = {"overwrite": options.overwrite, "overwrite_all": options.overwrite_all}
     check_replaceable(directory, **may)
-    prepared = _prepare(config, options, checkpoints)
+    prepared = prepare(config, options, checkpoints)
     inputs = [source.directory for source in prepared.planned.sources]
     inputs += [file.path.parent for source in prepared.planned.sources for file in source.files]
     check_apart(directory, [*inputs, *(result.tokenizer for result in prepared.results.values())])
@@ -198,22 +193,6 @@ def _merge(
     )
 
 
-class _Result(NamedTuple):
-    """A planned merge, where its tokenizer comes from, what else goes into the output, and what its card quotes."""
-
-    planned: PlannedMerge
-    tokenizer: Path
-    side: SideFilePlan
-    card: Card
-
-
-class _Prepared(NamedTuple):
-    """What is run, and its results by their directories in the output: that of a sweep has several, others one, ""."""
-
-    planned: PlannedMerge
-    results: Mapping[str, _Result]
-
-
 @dataclass(frozen=True, slots=True)
 class _Watch:
     """Passes progress on and turns the caller's wish to stop into an exception."""
@@ -237,7 +216,7 @@ class _Watch:
 
 
 def _execute(
-    prepared: _Prepared, plan: str, directory: Path, lock: _rust.PartialLock, options: MergeOptions, watch: _Watch
+    prepared: Prepared, plan: str, directory: Path, lock: _rust.PartialLock, options: MergeOptions, watch: _Watch
 ) -> dict[str, Any]:
     from mol import _rust
     from mol.merge.output import check_replaceable
@@ -279,7 +258,7 @@ def _execute(
     return executed
 
 
-def _write_side_files(partial: Path, prepared: _Prepared, executed: Mapping[str, Any], options: MergeOptions) -> None:
+def _write_side_files(partial: Path, prepared: Prepared, executed: Mapping[str, Any], options: MergeOptions) -> None:
     from mol import _rust
     from mol.merge.side_files import write_side_files
     from mol.merge.sweep import part_of, write_list
@@ -300,7 +279,7 @@ def _write_side_files(partial: Path, prepared: _Prepared, executed: Mapping[str,
         )
 
 
-def _check_load(prepared: _Prepared, options: MergeOptions, watch: _Watch) -> None:
+def _check_load(prepared: Prepared, options: MergeOptions, watch: _Watch) -> None:
     """Load what is finished with transformers, before it replaces anything."""
     from mol.merge.check_load import check_load
 
@@ -316,89 +295,6 @@ def _check_load(prepared: _Prepared, options: MergeOptions, watch: _Watch) -> No
             raise MergeError(f"{error}; {kept}") from error
         header = str(error).partition(":\n")[0]
         raise MergeError.listing(f"{header}; {kept}", error.problems) from error
-
-
-def _prepare(
-    config: MergeConfig, options: MergeOptions, checkpoints: Mapping[ModelReference, Checkpoint] | None
-) -> _Prepared:
-    from mol.merge.identity import refuse_unnameable
-    from mol.merge.sweep import join
-
-    opened = resolve_checkpoints(config, options) if checkpoints is None else checkpoints
-    refuse_unnameable(opened)
-    if not config.sweep:
-        result = _prepare_one(config, options, opened)
-        return _Prepared(result.planned, {"": result})
-    results = {name: _prepare_one(swept.config, options, opened) for name, swept in config.sweep.items()}
-    return _Prepared(join(config, {name: result.planned for name, result in results.items()}), results)
-
-
-def _prepare_one(config: MergeConfig, options: MergeOptions, opened: Mapping[ModelReference, Checkpoint]) -> _Result:
-    from mol.merge.card import prepare_card
-    from mol.merge.identity import same_weights
-    from mol.merge.side_files import output_files, plan_side_files
-    from mol.merge.stages import as_checkpoint
-
-    models = dict(opened)
-    for name, stage in config.stages.items():
-        try:
-            planned, tokenizer, _, tokens = _plan(stage, config, models, replace(options, dtype=None))
-            planned = planned._replace(warnings=(*planned.warnings, *tokens.warnings))
-            models[ModelReference(name)] = as_checkpoint(name, planned, tokenizer)
-        except MolError as error:
-            raise MergeError.listing(f"the stage {name} cannot be made", error.problems or [str(error)]) from error
-    planned, tokenizer, vocabularies, tokens = _plan(config, config, models, options)
-    remarks = [*tokens.notes]
-    side = plan_side_files(planned, tokenizer, vocabularies, options)
-    if tokenizer != planned.donor.directory:
-        remarks.append(f"the tokenizer is that of {planned.config.tokenizer_source}")
-    if options.dtype is not None:
-        remarks.append(f"dtype {options.dtype} is set by an option, which overrides the recipe")
-    card = prepare_card(planned, options)
-    planned = planned._replace(
-        notes=(*planned.notes, *remarks, *side.notes, *card.notes),
-        warnings=(*planned.warnings, *same_weights(opened), *tokens.warnings, *side.warnings),
-    )
-    card = card._replace(remarks=(*planned.warnings, *planned.notes))
-    files = output_files(planned, side, card, options)
-    planned = planned._replace(notes=(*planned.notes, *side.left_out), side_files=files)
-    return _Result(planned, tokenizer, side, card)
-
-
-def _plan(
-    config: MergeConfig, whole: MergeConfig, models: Mapping[ModelReference, Checkpoint], options: MergeOptions
-) -> tuple[PlannedMerge, Path, dict[Path, Vocabulary], VocabularyRemarks]:
-    """Plan one document of a recipe, `whole`; return its plan, whose tokenizer it has, vocabularies and remarks."""
-    from mol.io.vocabulary import read_vocabularies
-    from mol.merge.auto_weights import find_weights
-    from mol.merge.identity import spelled_twice
-    from mol.merge.joined import join_models
-    from mol.merge.planner import plan_merge
-    from mol.merge.vocabularies import VocabularyRemarks, check_vocabularies
-    from mol.structure.heads import find_own_heads
-    from mol.structure.layers import find_structures
-
-    named = config.model_references()
-    config = config.with_one_name_each(
-        spelled_twice({name: models[name] for name in named if not whole.is_stage(name)})
-    )
-    donor = models[config.donor()]
-    leader = tokenizer_directory(config, models, options)
-    tokenizer = leader if options.copy_tokenizer else donor.directory
-    directories = (donor.directory, *(models[name].directory for name in config.model_references()), leader)
-    vocabularies = read_vocabularies(directories)
-    for vocabulary in vocabularies.values():
-        vocabulary.check()
-    join = partial(join_models, config, models, vocabularies, leader)
-    structures = find_structures({name: models[name] for name in named})
-    config = find_weights(config, models, structures, options)
-    own_heads = find_own_heads({name: models[name] for name in named}, structures)
-    planned = plan_merge(config, models, options=options, own_heads=own_heads, join=join, structures=structures)
-    tokens = VocabularyRemarks((), ())
-    if planned.joined is None:
-        crimes = options.allow_crimes or config.allow_crimes
-        tokens = check_vocabularies(planned, vocabularies, allow_crimes=crimes)
-    return planned, tokenizer, vocabularies, tokens
 
 
 def _check_space(directory: Path, planned: PlannedMerge, preflight: str) -> None:

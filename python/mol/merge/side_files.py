@@ -118,13 +118,15 @@ def plan_side_files(
     tokens = follow_tokenizer(planned, tokenizer, vocabularies, copies_tokenizer=options.copy_tokenizer)
     changed = {CONFIG: dict(tokens.config), **tokens.files}
     new = () if planned.joined is None or not options.copy_tokenizer else planned.joined.new
+    texts = {}
     if new:
-        changed |= add_tokens(vocabularies[tokenizer], new)
+        text, files = add_tokens(vocabularies[tokenizer], new)
+        texts[TOKENIZER] = f"{text}\n"
+        changed |= files
         notes += _of_one_model(planned, copies)
     rewritten, remarks = _rewritten(planned, copies, changed, trust=trust)
     notes += [*tokens.notes, *remarks]
     warnings += tokens.warnings
-    texts = {}
     template = planned.config.chat_template
     if template == "auto":
         template, remark = _most_common_template(planned)
@@ -145,8 +147,7 @@ def plan_side_files(
             settings["chat_template"] = template
         copies.pop("chat_template.json", None)
     for name, value in rewritten.items():
-        indent = None if name == TOKENIZER else 2  # json has a fast writer only for one line
-        texts[name] = json.dumps(value, indent=indent, ensure_ascii=False) + "\n"
+        texts[name] = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     return SideFilePlan(
         copies={name: file for name, file in copies.items() if name not in texts},
         texts=texts,
@@ -261,7 +262,7 @@ def _rewritten(
             if not (trust and file.path.is_relative_to(planned.donor.directory)):
                 rewritten[name] = content
     for name, content in tuple(rewritten.items()):
-        found = [] if name == TOKENIZER else _names_code(content)  # a token is no key
+        found = _names_code(content)
         if found and not (trust and name in changed):
             rewritten[name] = _without_code(content)
             notes.append(

@@ -16,7 +16,7 @@ use crate::run::lock::Lock;
 use crate::run::preflight::preflight as check;
 use crate::run::{self, Options, TILE};
 use crate::simd::Simd;
-use crate::vocabulary::Vocabulary;
+use crate::vocabulary::{Tokens, Vocabulary, extended};
 use crate::watch::Watch;
 use boundary::{enter, json, watched};
 use pyo3::IntoPyObjectExt;
@@ -44,13 +44,28 @@ fn read_header(py: Python<'_>, path: PathBuf, known: Option<HashSet<(String, u64
 }
 
 #[pyfunction]
-fn read_vocabulary<'py>(py: Python<'py>, data: &[u8]) -> PyResult<Option<(Bound<'py, PyDict>, String)>> {
-    let Some(Vocabulary { ids, rest }) = enter(py, || Ok(Vocabulary::read(data)))? else { return Ok(None) };
-    let tokens = PyDict::new(py);
-    for (token, id) in ids {
-        tokens.set_item(token, id)?;
-    }
-    Ok(Some((tokens, rest)))
+fn read_vocabulary<'py>(
+    py: Python<'py>,
+    data: &[u8],
+) -> PyResult<Option<(Bound<'py, PyDict>, Option<Vec<f64>>, String)>> {
+    let Some(Vocabulary { tokens, rest }) = enter(py, || Ok(Vocabulary::read(data)))? else { return Ok(None) };
+    let ids = PyDict::new(py);
+    let scores = match tokens {
+        Tokens::Ids(tokens) => {
+            tokens.into_iter().try_for_each(|(token, id)| ids.set_item(token, id))?;
+            None
+        }
+        Tokens::Scores(tokens) => {
+            tokens.iter().enumerate().try_for_each(|(id, (token, _))| ids.set_item(token, id))?;
+            Some(tokens.into_iter().map(|(_, score)| score).collect())
+        }
+    };
+    Ok(Some((ids, scores, rest)))
+}
+
+#[pyfunction]
+fn extend_vocabulary(py: Python<'_>, data: &[u8], entries: &str, added: &str) -> PyResult<Option<String>> {
+    enter(py, || Ok(extended(data, entries, added)))
 }
 
 #[pyfunction]
@@ -211,6 +226,7 @@ fn _rust(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<PartialLock>()?;
     module.add_function(wrap_pyfunction!(read_header, module)?)?;
     module.add_function(wrap_pyfunction!(read_vocabulary, module)?)?;
+    module.add_function(wrap_pyfunction!(extend_vocabulary, module)?)?;
     module.add_function(wrap_pyfunction!(methods, module)?)?;
     module.add_function(wrap_pyfunction!(plan_digest, module)?)?;
     module.add_function(wrap_pyfunction!(plan_cost, module)?)?;
