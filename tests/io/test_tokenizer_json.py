@@ -34,7 +34,7 @@ def test_what_was_there_stays_as_it_was_written(tmp_path: Path) -> None:
     )
     assert text.startswith('{"version":"1.0",' + kept)
     found = json.loads(text)
-    # The old added token is now in the vocabulary too: the tokenizers library numbers it by its place otherwise.
+    # The old added token is now in the vocabulary too, or the tokenizers library would number it by its position.
     assert found["model"]["vocab"] == {"\u0120a": 0, "b": 1, "<s>": 2, "new": 3, "<é>": 4}
     assert found["model"]["merges"] == ["\u0120 a"]
     assert found["added_tokens"] == [{"id": 2, "content": "<s>"}, {"id": 4, "content": "<é>", **FLAGS}]

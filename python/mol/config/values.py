@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-import numbers
 import re
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from mol.config.method_spec import MethodSpec, ParameterSpec, Required, Scalar
 from mol.config.methods import METHODS, foreign_parameters
 from mol.config.model_reference import ModelReference
 from mol.config.parameters import ParameterMap, Rule, compile_filter
+from mol.config.scalars import as_bool, as_int, read_scalar
 from mol.errors import ConfigError
 from mol.text import closest, suggestion
 
@@ -154,14 +154,14 @@ class ValueReader:
 
     def boolean(self, value: object, location: Location, name: str) -> bool:
         """Read a truth value; a wrong one is a problem and false."""
-        read = _as_bool(value)
+        read = as_bool(value)
         if read is None:
             self.problems.add(location, f"`{name}` must be true or false, not {shown(value)}")
         return bool(read)
 
     def whole(self, value: object, location: Location, name: str, low: int, high: int) -> int | None:
         """Read a whole number; a wrong one is a problem and None."""
-        read = _as_int(value)
+        read = as_int(value)
         if read is None or not low <= read <= high:
             self.problems.add(location, f"`{name}` is a whole number from {low} to {high:,}, not {shown(value)}")
             return None
@@ -186,7 +186,7 @@ class ValueReader:
 
     def layer_range(self, value: object, location: Location) -> tuple[int, int] | None:
         """Read `[first, end]`, counted from 0, the end not included; a wrong one is a problem and None."""
-        bounds = [_as_int(bound) for bound in value] if isinstance(value, list) else []
+        bounds = [as_int(bound) for bound in value] if isinstance(value, list) else []
         if len(bounds) != 2 or None in bounds:
             self.problems.add(location, f"`layer_range` is two whole numbers, as in [0, 16], not {shown(value)}")
             return None
@@ -354,76 +354,11 @@ class ValueReader:
         return good[0] if len(set(good)) == 1 else good
 
     def _scalar(self, value: object, location: Location, spec: ParameterSpec) -> Scalar | None:
-        read, wanted = _READERS[spec.kind](value, spec)
+        read, wanted = read_scalar(value, spec)
         if read is None:
             self.problems.add(location, f"`{spec.name}` is {shown(value)}; it must be {wanted}")
         return read
 
 
-def _as_bool(value: object) -> bool | None:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return {"true": True, "false": False}.get(value.strip().lower())
-    if isinstance(value, (int, float)) and value in (0, 1):
-        return bool(value)
-    return None
-
-
-def _as_int(value: object) -> int | None:
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, numbers.Integral) or (isinstance(value, float) and value.is_integer()):
-        return int(value)
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", value):
-        return int(value)
-    return None
-
-
-def _read_float(value: object, spec: ParameterSpec) -> tuple[Scalar | None, str]:
-    wanted = spec.bounds or "a finite number"
-    if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
-        return None, wanted
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None, wanted + _number_meant(value)
-    return (number if math.isfinite(number) and spec.low <= number <= spec.high else None), wanted
-
-
-def _number_meant(value: object) -> str:
-    """Return how to write what has a decimal comma or a percent sign, else nothing."""
-    match = (
-        re.fullmatch(r"\s*([+-]?[0-9]{1,9})(?:[.,]([0-9]{1,9}))?\s*(%?)\s*", str(value))
-        if len(str(value)) < 40
-        else None
-    )
-    if match is None:
-        return ""
-    number = float(f"{match[1]}.{match[2] or 0}")
-    return f"; write {number / 100 if match[3] else number:g}"
-
-
-def _read_int(value: object, spec: ParameterSpec) -> tuple[Scalar | None, str]:
-    number, _ = _read_float(value, spec)
-    whole = isinstance(number, float) and number.is_integer()
-    return (int(number) if whole and number is not None else None), f"a whole number {spec.bounds}"
-
-
-def _read_bool(value: object, spec: ParameterSpec) -> tuple[Scalar | None, str]:
-    return _as_bool(value), "true or false"
-
-
-def _read_choice(value: object, spec: ParameterSpec) -> tuple[Scalar | None, str]:
-    for choice, others in spec.choices.items():
-        if value == choice or value in others:
-            return choice, ""
-    wanted = " or ".join(f"`{choice}`" for choice in spec.choices)
-    return None, wanted + (suggestion(value, spec.choices) if isinstance(value, str) else "")
-
-
 def _plain_default(spec: ParameterSpec) -> Scalar:
     return math.nan if isinstance(spec.default, Required) else spec.default  # NaN is no value that a recipe can give
-
-
-_READERS = {"float": _read_float, "int": _read_int, "bool": _read_bool, "str": _read_choice}
