@@ -13,8 +13,8 @@ import yaml
 from mol import run_merge
 from mol.io.layout import ADAPTER, ADAPTER_CONFIG
 from tests.io.hub_server import COMMIT, serving
+from tests.merge.loras import PLAIN, merged, save_adapter
 from tests.merge.models import contents_of, make_llama, weights_of
-from tests.merge.test_adapters import PLAIN, merged, save_adapter
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,8 +13,8 @@ from mol import run_merge
 from mol.config.methods import METHODS
 from mol.errors import MergeError
 from mol.merge.run import plan_recipe
+from tests.merge.loras import PLAIN, save_adapter
 from tests.merge.models import ROWS, contents_of, llama_config, make_llama, weights_of
-from tests.merge.test_adapters import PLAIN, save_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
