@@ -130,3 +130,48 @@ def test_what_then_refuses(text: str, problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         read(text)
     assert problem in str(caught.value)
+
+
+FIRST = "name: first\n" + LINEAR
+TAKES = "merge_method: slerp\nbase_model: first\nmodels: [{model: first}, {model: a}]\nparameters: {t: 0.3}\n"
+LEAVES = TAKES.replace("base_model: first", "base_model: a")
+IDLE = "`chat_template` of the step `first` has no effect: the result does not take its tokenizer"
+
+
+@pytest.mark.parametrize(
+    ("result", "template", "noted"),
+    [
+        (TAKES, "chatml", False),
+        (TAKES + "chat_template: alpaca\n", "alpaca", True),
+        (LEAVES, None, True),
+        (LEAVES + "tokenizer_source: first\n", "chatml", False),
+    ],
+)
+def test_the_chat_template_of_a_step_goes_with_its_tokenizer(result: str, template: str | None, noted: bool) -> None:
+    config = read(FIRST + "chat_template: chatml\n", result)
+    assert config.chat_template == template
+    assert (IDLE in config.notes) == noted
+    assert MergeConfig.from_dict(config.to_dict()) == config
+
+
+def test_a_chat_template_is_handed_on_over_several_steps() -> None:
+    between = "name: second\n" + TAKES
+    after = TAKES.replace("first", "second")
+    assert read(FIRST + "chat_template: chatml\n", between, after).chat_template == "chatml"
+
+
+@pytest.mark.parametrize(
+    ("first", "result", "problem"),
+    [
+        (
+            "chat_template: auto\n",
+            TAKES,
+            "`chat_template: auto` of the step `first`, whose tokenizer is taken after it",
+        ),
+        ("chat_template: chatml\n", LEAVES + "chat_template: auto\n", "and the step `first` has no files"),
+    ],
+)
+def test_chat_templates_that_hang_on_files_of_a_step_are_refused(first: str, result: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(FIRST + first, result)
+    assert problem in str(caught.value)

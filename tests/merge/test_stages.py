@@ -196,15 +196,27 @@ def test_a_stage_that_cannot_be_made_is_named(models: Path, tmp_path: Path) -> N
     assert "has 4 layers" in str(caught.value)
 
 
-@pytest.mark.parametrize("own", [{"chat_template": "{{ messages[0].content }} and more"}, {"tokenizer_source": "b"}])
-def test_files_of_a_stage_are_the_business_of_the_last(own: dict[str, Any], models: Path) -> None:
-    own = {key: str(models / value) if value == "b" else value for key, value in own.items()}
+def test_the_tokenizer_is_the_business_of_the_last(models: Path) -> None:
     documents = [
-        staged(models, "linear", "a", "b", name="stage", weight=1.0, **own),
+        staged(models, "linear", "a", "b", name="stage", weight=1.0, tokenizer_source=str(models / "b")),
         staged(models, "linear", "stage", weight=1.0),
     ]
-    with pytest.raises(MergeError, match=f"`{next(iter(own))}`: a stage has the files of its base"):
+    with pytest.raises(MergeError, match="`tokenizer_source`: a stage has the files of its base"):
         plan_recipe("---\n".join(yaml.safe_dump(document) for document in documents))
+
+
+def test_a_chat_template_of_a_stage_is_that_of_the_result(models: Path, tmp_path: Path) -> None:
+    documents = [
+        staged(
+            models, "linear", "a", "b", name="stage", weight=1.0, chat_template="{{ messages[0].content }} and more"
+        ),
+        staged(models, "linear", "stage", "c", weight=1.0),
+    ]
+    in_one(documents, tmp_path / "out")
+    result = one_by_one(documents, tmp_path)
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages[0].content }} and more"
+    for name in ("model.safetensors", "chat_template.jinja"):
+        assert contents_of(result)[name] == contents_of(tmp_path / "out")[name]
 
 
 def test_heads_that_a_stage_unties_stay_so(tmp_path: Path) -> None:

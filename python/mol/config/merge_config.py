@@ -19,7 +19,7 @@ from mol.config.model_reference import ModelReference, may_be_one
 from mol.config.parameters import ParameterMap, Rule
 from mol.config.renamed import rename_models
 from mol.config.sources import SliceConfig, SourceConfig
-from mol.config.stages import Document, arrange, named_tables, refuse_idle
+from mol.config.stages import Document, arrange, handed_on, named_tables, refuse_idle
 from mol.config.sweep import plain, read_each
 from mol.config.yaml_source import read_source
 from mol.dtypes import DTYPE_NAMES
@@ -151,8 +151,7 @@ class MergeConfig(CheckedRecipe):
         """
         if not isinstance(recipe, Mapping):
             raise ConfigError(f"a recipe is a map of keys such as `merge_method`, not {type(recipe).__name__}")
-        table = recipe if isinstance(recipe, Table) else from_python(recipe)
-        return cls._checked([table], "invalid recipe")
+        return cls._checked([recipe if isinstance(recipe, Table) else from_python(recipe)], "invalid recipe")
 
     @classmethod
     def from_yaml(cls, source: str | Path | bytes, where: str | None = None) -> Self:
@@ -247,8 +246,12 @@ class MergeConfig(CheckedRecipe):
         )
         problems.raise_any(header)
         config = read[result][1]
-        object.__setattr__(config, "stages", {str(read[number][0]): read[number][1] for number in order})
-        object.__setattr__(config, "notes", tuple(dict.fromkeys((*config.notes, *notes))))
+        stages = {str(read[number][0]): read[number][1] for number in order}
+        object.__setattr__(config, "stages", stages)
+        template, idle = handed_on(stages, config, problems)
+        problems.raise_any(header)
+        object.__setattr__(config, "chat_template", template)
+        object.__setattr__(config, "notes", tuple(dict.fromkeys((*config.notes, *notes, *idle))))
         return config
 
     def with_one_name_each(self, names: Mapping[ModelReference, ModelReference]) -> MergeConfig:

@@ -38,13 +38,11 @@ def as_checkpoint(name: str, planned: PlannedMerge, tokenizer: Path) -> Checkpoi
     Raises:
         MergeError: it has files of its own, which only the last merge writes.
     """
-    config, joined = planned.config, planned.joined
-    own = joined is not None and joined.new
-    if config.chat_template is not None or own or tokenizer != planned.donor.directory:
-        word = "chat_template" if config.chat_template is not None else "tokenizer_source"
+    joined = planned.joined
+    if (joined is not None and joined.new) or tokenizer != planned.donor.directory:
         raise MergeError(
-            f"`{word}`: a stage has the files of its base, since nothing of it is written; choose others in the "
-            "document of the result"
+            "`tokenizer_source`: a stage has the files of its base, since nothing of it is written; choose others in "
+            "the document of the result"
         )
     plan = planned.plan
     files = tuple(CheckpointFile(Path(file.path), file.size, file.mtime_ns, file.header) for file in plan.inputs)
