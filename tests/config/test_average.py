@@ -147,3 +147,8 @@ def test_directories_that_leave_a_choice_are_refused(tmp_path: Path) -> None:
     run_of(tmp_path / "more", "it-1", "it-last")
     assert "RUN/more/it-* also fits it-last, whose name holds no step" in problem(f"{tmp_path}/more/it-*")
     assert "average needs `checkpoints`" in problem(None)
+
+
+def test_a_recipe_names_its_revisions() -> None:
+    with pytest.raises(ConfigError, match=r"looked up on the Hub by `mol-merge average 'org/run@step\*' OUT`"):
+        taken({"checkpoints": "org/run@step*"})

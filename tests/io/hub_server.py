@@ -109,6 +109,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(401, b"{}", {"X-Error-Code": "RepoNotFound"})
         elif parts[:2] == ["api", "models"] and parts[4:5] == ["discussions"]:
             self.discussions(name)
+        elif parts[:2] == ["api", "models"] and parts[4:5] == ["refs"]:
+            self.refs(name)
         elif parts[:2] == ["api", "models"] and parts[4:5] == ["xet-write-token"]:
             self.json({"error": "no Xet here"}, 404)
         elif parts[:2] == ["api", "models"]:
@@ -154,6 +156,19 @@ class Handler(BaseHTTPRequestHandler):
             for number, (author, title) in enumerate(self.server.pulls.get(name, []), 1)
         ]
         self.answer(200, json.dumps({"count": len(pulls), "start": 0, "discussions": pulls}).encode())
+
+    def refs(self, name: str) -> None:
+        """Branches of a repository, and its one tag."""
+        if name not in self.server.repositories:
+            self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+            return
+        others = [key.removeprefix(f"{name}@") for key in self.server.repositories if key.startswith(f"{name}@")]
+        branches = [ref for ref in ("main", *others) if not ref.startswith("refs/")]
+        found = {"branches": [("heads", branch) for branch in branches], "tags": [("tags", "v1")], "converts": []}
+        self.json({
+            kind: [{"name": ref, "ref": f"refs/{of}/{ref}", "targetCommit": COMMIT} for of, ref in refs]
+            for kind, refs in found.items()
+        })  # fmt: skip
 
     def model_info(self, name: str, revision: str) -> None:
         hub = self.server

@@ -15,8 +15,8 @@ import pytest
 
 from mol.config.model_reference import ModelReference
 from mol.errors import CheckpointError
-from mol.io.hub import hub_origin, resolve
-from tests.io.hub_server import COMMIT, Hub, serving
+from mol.io.hub import hub_origin, resolve, revisions_like
+from tests.io.hub_server import COMMIT, Hub, serving, use
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +68,20 @@ def hub() -> Iterator[Hub]:
 
 def present(directory: Path) -> set[str]:
     return {path.relative_to(directory).as_posix() for path in directory.rglob("*") if not path.is_dir()}
+
+
+def test_branches_and_tags_are_found_by_a_pattern(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(hub, monkeypatch)
+    hub.repositories |= {f"org/model@{branch}": {} for branch in ("step10", "step9", "refs/pr/1", "other")}
+    assert revisions_like("org/model", "step*") == ["step10", "step9"]
+    assert revisions_like("org/model", "*") == ["main", "other", "step10", "step9", "v1"]
+    with pytest.raises(CheckpointError, match=r"org/model@epoch\*: none of the repository's branches and tags"):
+        revisions_like("org/model", "epoch*")
+    with pytest.raises(FileNotFoundError, match="no such repository"):
+        revisions_like("org/none", "step*")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="write them out, as in org/model@step1,step2"):
+        revisions_like("org/model", "step*")
 
 
 @pytest.mark.parametrize("name", ["m\u00ff", "org/na--me", "org/name.git", "a" * 200, "org/\u6a21"])

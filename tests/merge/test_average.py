@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from mol import run_merge
 from mol.cli import main
 from mol.config.average import checkpoint_weights
+from tests.io.hub_server import serving, use
 from tests.merge.models import contents_of, llama_tensors, make_llama
 
 if TYPE_CHECKING:
@@ -151,3 +152,18 @@ def test_fifty_checkpoints_take_few_open_files_and_little_memory(tmp_path: Path)
         assert np.array_equal(
             load_file(tmp_path / "out" / f"last-{last}" / "model.safetensors")["extra.weight"], weights["extra.weight"]
         )
+
+
+def test_revisions_of_a_repository_are_averaged_by_a_pattern(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = (5, 10, 100)
+    contents = {f"org/run@step{step}": contents_of(run / f"checkpoint-{step}") for step in steps}
+    with serving({"org/run": {}, **contents}) as hub:
+        hub.commits = {key: f"{number:040x}" for number, key in enumerate(contents, 1)}
+        use(hub, monkeypatch)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        assert main(["average", "org/run@step*", str(tmp_path / "out"), "--last", "2"]) == 0
+    assert main(["average", *(str(run / f"checkpoint-{step}") for step in steps[1:]), str(tmp_path / "local")]) == 0
+    for name in ("model.safetensors", "generation_config.json"):
+        assert contents_of(tmp_path / "out")[name] == contents_of(tmp_path / "local")[name]

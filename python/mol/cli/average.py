@@ -32,8 +32,8 @@ class Counts(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     "average",
     cls=Verb,
     help="""Write the average of the checkpoints RUN to OUT. RUN is a directory that holds checkpoint-N, step_N or
-epoch-N, a pattern in quotes ('run/ckpt-*'), revisions of one repository (org/run@step1,step2), or several names. They
-are taken in the order of their steps; config and tokenizer are the last one's.""",
+epoch-N, a pattern in quotes ('run/ckpt-*'), revisions of one repository (org/run@step1,step2 or 'org/run@step*'), or
+several names. They are taken in the order of their steps; config and tokenizer are the last one's.""",
     options_metavar="[OPTIONS]",
 )
 @click.argument("words", metavar="RUN... OUT", nargs=-1, type=PATH)
@@ -63,12 +63,22 @@ def command(
     if last is not None and windows is not None:
         raise click.UsageError("--last takes one number and --windows several; give one of them")
     *run, out = words
-    names = [str(name) for name in run]
+    names = [name for word in run for name in _looked_up(str(word), given.get("token"))]
     recipe: dict[str, Any] = {"merge_method": "average", "checkpoints": names, "weights": weights}
-    if len(run) == 1:
+    if len(names) == 1:
         recipe["checkpoints"] = names[0]
     if last is not None:
         recipe["last"] = last
     if windows is not None:
         recipe["sweep"] = {"last": windows}
     console.document(merge_one(console, Path("average"), MergeConfig.from_dict(recipe), out, options))
+
+
+def _looked_up(text: str, token: str | None) -> list[str]:
+    """Return the revisions of a repository that a pattern means, as names; any other text is what it is."""
+    name, at, pattern = text.rpartition("@")
+    if not at or "*" not in pattern or Path(text).parent.is_dir():
+        return [text]
+    from mol.io.hub import revisions_like
+
+    return [f"{name}@{revision}" for revision in revisions_like(name, pattern, token=token)]

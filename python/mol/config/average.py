@@ -134,9 +134,16 @@ def _of_text(text: str, location: Location, problems: Problems, *, alone: bool) 
     """Return what one name means: a checkpoint, those of a run's directory, of a pattern, or several revisions."""
     path = Path(text).expanduser()
     if not is_local(text):
+        name, at, revisions = text.rpartition("@")
+        if at and "*" in revisions and not path.parent.is_dir():
+            problems.add(
+                location,
+                f"{text}: which revisions fit is looked up on the Hub by `mol-merge average '{text}' OUT`; a recipe "
+                f"names them, as in {name}@step1,step2",
+            )
+            return []
         if "*" in path.name:
             return _of_pattern(text, path, location, problems)
-        name, at, revisions = text.rpartition("@")
         if at and "," in revisions:
             return [f"{name}@{revision.strip()}" for revision in revisions.split(",")]
         return [text]

@@ -6,10 +6,11 @@ import logging
 import re
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from mol.config.model_reference import nearby
+from mol.config.model_reference import ModelReference, nearby
 from mol.errors import CheckpointError, ConfigError
 from mol.io.layout import ADAPTER, ADAPTER_CONFIG, CARD, CONFIG, INDEX, SINGLE, read_shard_names
 from mol.io.side_files import sort_side_files
@@ -18,8 +19,6 @@ from mol.regex import regex
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from mol.config import ModelReference
 
 _log = logging.getLogger("mol")
 
@@ -94,6 +93,32 @@ def resolve(
         reference, cache_dir=cache_dir, token=token, endpoint=endpoint, offline=offline, adapter=adapter, copies=copies
     )
     return hub.fetch(weights=weights and not adapter, code=code)
+
+
+def revisions_like(repository: str, pattern: str, *, token: str | None = None) -> list[str]:
+    """Return the branches and tags of a repository on the Hub whose names fit a pattern such as `step*`, sorted.
+
+    Raises:
+        FileNotFoundError, PermissionError: no such repository, or the token may not read it.
+        CheckpointError: no name fits, or the Hub cannot be reached.
+        ConfigError: the token cannot be one.
+    """
+    from huggingface_hub import HfApi
+
+    reference = ModelReference(repository, pattern)
+    hub = _Hub(reference, cache_dir=None, token=token, endpoint=None, offline=None, adapter=False, copies=None)
+    try:
+        with hub._errors_explained():
+            refs = HfApi(token=checked_token(token)).list_repo_refs(repository)
+    except ConnectionError as error:
+        raise CheckpointError(
+            f"{reference}: the Hub, which knows them, is unreachable ({_first_line(error)}); write them out, as in "
+            f"{repository}@step1,step2"
+        ) from error
+    found = {ref.name for ref in (*refs.branches, *refs.tags) if fnmatchcase(ref.name, pattern)}
+    if not found:
+        raise CheckpointError(f"{reference}: none of the repository's branches and tags is named like that")
+    return sorted(found)
 
 
 def can_be_id(name: str) -> bool:
