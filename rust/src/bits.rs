@@ -1,5 +1,7 @@
 //! Which elements of a range survive: one bit each.
 use crate::lanes::At;
+use crate::real::Real;
+use crate::simd::flagged;
 
 /// Bits per word.
 pub const WORD: usize = u64::BITS as usize;
@@ -36,17 +38,33 @@ impl Bits {
         }
     }
 
+    /// Returns `v` in the lanes whose bit is set, else +0.
+    #[inline(always)]
+    pub fn keep<R: Real, const N: usize>(&self, at: At, mut v: [R; N]) -> [R; N] {
+        let word = self.word(at.first);
+        for j in 0..N {
+            v[j] = v[j].keep_by_sign(word << (u32::BITS as usize - 1 - j * at.step));
+        }
+        v
+    }
+
     /// Returns the bits of some lanes.
     #[inline(always)]
     pub fn lanes<const N: usize>(&self, at: At) -> [bool; N] {
-        let (mut word, bit) = ([0; size_of::<u64>()], at.first - self.first);
-        word.copy_from_slice(&self.bits[bit / 8..bit / 8 + size_of::<u64>()]);
-        let word = u64::from_le_bytes(word) >> (bit % 8);
+        let word = self.word(at.first);
         let mut set = [false; N];
         for j in 0..N {
-            set[j] = (word >> (j * at.step)) & 1 == 1;
+            set[j] = word & (1 << (j * at.step)) != 0;
         }
         set
+    }
+
+    /// Returns the bits of 32 elements, as many as the lanes of a vector span.
+    #[inline(always)]
+    fn word(&self, first: usize) -> u32 {
+        let (mut word, bit) = ([0; size_of::<u64>()], first - self.first);
+        word.copy_from_slice(&self.bits[bit / 8..bit / 8 + size_of::<u64>()]);
+        (u64::from_le_bytes(word) >> (bit % 8)) as u32
     }
 }
 
@@ -59,11 +77,9 @@ pub fn first_bits(bits: usize) -> u64 {
 /// Packs flags into the bits of a word.
 #[inline(always)]
 pub fn pack(flags: [bool; WORD]) -> u64 {
-    let flags = flags.map(u8::from);
-    let mut bytes = [0; size_of::<u64>()];
-    for (byte, flags) in bytes.iter_mut().zip(flags.as_chunks::<8>().0) {
-        // Moves bit 0 of byte i to bit i of the upper byte.
-        *byte = (u64::from_le_bytes(*flags).wrapping_mul(0x0102_0408_1020_4080) >> (WORD - 8)) as u8;
+    let (mut word, flags) = (0, flags.map(u8::from));
+    for (i, sixteen) in flags.as_chunks().0.iter().enumerate() {
+        word |= u64::from(flagged(*sixteen)) << (16 * i);
     }
-    u64::from_le_bytes(bytes)
+    word
 }

@@ -1,12 +1,23 @@
-//! Random numbers that depend only on seed, tensor, model and element: Philox4x32-10 (Salmon et al., 2011), a function
-//! of a key and a counter rather than a stream.
+//! Random numbers that depend only on seed, tensor, model and element: Philox4x32-7 (Salmon et al., 2011), a function
+//! of a key and a counter rather than a stream. The paper finds no test that seven
+//! rounds fail.
+//!
+//! A draw has 32 bits. Its upper 16 decide nearly every comparison, and eight of them are made of one counter; its lower
+//! 16 are made only where the upper ones are equal to those of the limit.
 use crate::bits::{Bits, WORD, first_bits, pack};
 use crate::simd::Task;
 use sha2::{Digest, Sha256};
 use std::ops::Range;
 
+/// Rounds of Philox.
+const ROUNDS: usize = 7;
 /// The lower half of a lane.
 const LOW: u64 = 0xffff_ffff;
+/// Counters per group: as many as make a word of bits.
+const COUNTERS: usize = WORD / 8;
+
+/// The upper 16 bits of a draw, little-endian.
+pub type Upper = [u8; 2];
 
 /// Computes the key of a tensor: the first eight bytes of SHA-256 over the seed (eight bytes) and the name; all
 /// little-endian.
@@ -15,51 +26,91 @@ pub fn key(seed: u64, tensor: &str) -> [u32; 2] {
     [0, 4].map(|i| u32::from_le_bytes([digest[i], digest[i + 1], digest[i + 2], digest[i + 3]]))
 }
 
-/// Computes the four random words of a counter.
+/// Computes the four random words of `N` counters, of which the lower halves of lanes count: the first and the second word
+/// in the lower and the upper half of one lane, the others in another.
 #[inline(always)]
-pub fn philox(mut key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
-    // In 64-bit lanes, products need no moves between them; only their lower halves count.
-    let mut counter = counter.map(u64::from);
-    for _ in 0..10 {
-        let a = (counter[0] & LOW) * 0xD251_1F53;
-        let b = (counter[2] & LOW) * 0xCD9E_8D57;
-        counter = [(b >> 32) ^ counter[1] ^ u64::from(key[0]), b, (a >> 32) ^ counter[3] ^ u64::from(key[1]), a];
+pub fn philox<const N: usize>(mut key: [u32; 2], mut counter: [[u64; N]; 4]) -> [[u64; N]; 2] {
+    let [x, y, z, w] = &mut counter;
+    for round in 0..ROUNDS {
+        for j in 0..N {
+            // In 64-bit lanes, products need no moves between them.
+            let a = (x[j] & LOW) * 0xD251_1F53;
+            let b = (z[j] & LOW) * 0xCD9E_8D57;
+            if round + 1 < ROUNDS {
+                (x[j], y[j]) = ((b >> 32) ^ y[j] ^ u64::from(key[0]), b);
+                (z[j], w[j]) = ((a >> 32) ^ w[j] ^ u64::from(key[1]), a);
+            } else {
+                x[j] = b.rotate_left(32) ^ (y[j] & LOW) ^ u64::from(key[0]);
+                z[j] = a.rotate_left(32) ^ (w[j] & LOW) ^ u64::from(key[1]);
+            }
+        }
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
-    counter.map(|word| word as u32)
+    [*x, *z]
 }
 
-/// Draws a word per element for a model, of neighbouring elements from a multiple of four on: element `i` gets word `i % 4`
-/// of counter `[i / 4 (two words), model, 0]`.
-#[inline(always)]
-pub fn draw(key: [u32; 2], model: u32, first: usize, words: &mut [[u32; 4]]) {
-    let first = (first / 4) as u64;
-    // A loop over many counters is what the compiler makes vectors of.
-    for (j, words) in words.iter_mut().enumerate() {
-        let counter = first + j as u64;
-        *words = philox(key, [counter as u32, (counter >> 32) as u32, model, 0]);
-    }
-}
-
-/// Returns which draws, the upper 31 bits of words, are below a limit; see [`ALL`].
-#[inline(always)]
-pub fn below(words: &[u32; WORD], limit: u32) -> u64 {
-    pack(words.map(|word| word >> 1 < limit))
-}
-
-/// The limit that every draw is below.
-pub const ALL: u32 = 1 << 31;
-
-/// Elements per turn of [`Survivors`]: their words stay in the first-level cache.
-const TURN: usize = 1024;
-
-/// Sets the bits of the elements of a range that starts with a multiple of four whose word is below a limit.
-pub struct Survivors<'a> {
+/// The draws of one model in one tensor, one per element.
+#[derive(Clone, Copy, Debug)]
+pub struct Draws {
     /// The key of the tensor.
     pub key: [u32; 2],
     /// The number of the model.
     pub model: u32,
-    /// See [`below`].
+}
+
+impl Draws {
+    /// Computes the upper halves of the draws of elements from one on, a multiple of 64. Those of elements `32 g` to
+    /// `32 g + 31` are words `2 (g % 2)` and the next, 16 bits at a time, of counters `[c (two words), model, 0]` with `c`
+    /// from `8 (g / 2)` on.
+    #[inline(always)]
+    pub fn upper(&self, first: usize, draws: &mut [[Upper; WORD]]) {
+        let mut counter = (first / WORD * COUNTERS) as u64;
+        for draws in draws {
+            let mut counters = [[0; COUNTERS], [0; COUNTERS], [u64::from(self.model); COUNTERS], [0; COUNTERS]];
+            for j in 0..COUNTERS {
+                let counter = counter + j as u64;
+                (counters[0][j], counters[1][j]) = (counter, counter >> 32);
+            }
+            let lanes = draws.as_flattened_mut().as_chunks_mut().0;
+            for (lane, words) in lanes.iter_mut().zip(philox(self.key, counters).as_flattened()) {
+                *lane = words.to_le_bytes();
+            }
+            counter += COUNTERS as u64;
+        }
+    }
+
+    /// Returns whether the draw of an element, of which the upper half is given, is below a limit. Its lower half is the
+    /// same half of the first word of counter `[element (two words), model, 1]`.
+    pub fn is_below(&self, upper: Upper, element: usize, limit: u32) -> bool {
+        let (upper, [lower_limit, upper_limit]) = (u16::from_le_bytes(upper), halves(limit));
+        if upper != upper_limit {
+            return upper < upper_limit;
+        }
+        let counter = [element as u64, element as u64 >> 32, u64::from(self.model), 1];
+        let [[words], _] = philox(self.key, counter.map(|word| [word]));
+        (words as u16) < lower_limit
+    }
+}
+
+/// Returns the lower and the upper half of a limit.
+#[inline(always)]
+pub fn halves(limit: u32) -> [u16; 2] {
+    [limit as u16, (limit >> 16) as u16]
+}
+
+/// Returns the limit that draws are below with a probability less than 1, to 2^-32.
+pub fn limit(probability: f64) -> u32 {
+    (probability * (1_u64 << u32::BITS) as f64).round() as u32
+}
+
+/// Groups per turn of [`Survivors`]: their draws stay in the first-level cache.
+const TURN: usize = 32;
+
+/// Sets the bits of the elements of a range that starts with a multiple of 64 whose draw is below a limit.
+pub struct Survivors<'a> {
+    /// The draws of the model.
+    pub draws: Draws,
+    /// The limit.
     pub limit: u32,
     /// The elements.
     pub at: Range<usize>,
@@ -71,14 +122,26 @@ impl Task for Survivors<'_> {
     type Output = ();
     #[inline(always)]
     fn run(self) {
-        let mut words = [[0; 4]; TURN / 4];
-        for turn in self.at.clone().step_by(TURN) {
-            draw(self.key, self.model, turn, &mut words);
-            for (i, words) in words.as_flattened().as_chunks().0.iter().enumerate() {
+        let Self { draws, limit, at, bits } = self;
+        let [_, upper_limit] = halves(limit);
+        let mut upper = [[[0; 2]; WORD]; TURN];
+        for turn in at.clone().step_by(TURN * WORD) {
+            let groups = (at.end - turn).div_ceil(WORD).min(TURN);
+            draws.upper(turn, &mut upper[..groups]);
+            for (i, upper) in upper[..groups].iter().enumerate() {
                 let first = turn + i * WORD;
-                if first < self.at.end {
-                    self.bits.set(first, below(words, self.limit) & first_bits(self.at.end - first));
+                let drawn = upper.map(u16::from_le_bytes);
+                let mut word = pack(drawn.map(|drawn| drawn < upper_limit));
+                let mut equal = false;
+                for j in 0..WORD {
+                    equal |= drawn[j] == upper_limit;
                 }
+                if equal {
+                    for j in 0..WORD {
+                        word |= u64::from(draws.is_below(upper[j], first + j, limit)) << j;
+                    }
+                }
+                bits.set(first, word & first_bits(at.end - first));
             }
         }
     }

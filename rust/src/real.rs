@@ -41,6 +41,8 @@ pub trait Real:
     fn from_key(key: Self::Key) -> Self;
     /// Returns `self` if `keep`, else +0, without a branch.
     fn keep_if(self, keep: bool) -> Self;
+    /// Returns `self` if the upper bit of a word is set, else +0, without a branch.
+    fn keep_by_sign(self, word: u32) -> Self;
     /// Returns the absolute value.
     fn magnitude(self) -> Self;
     /// Returns `self` with its sign flipped if the sign bit of `other` is set.
@@ -92,6 +94,11 @@ macro_rules! real {
             #[inline(always)]
             fn keep_if(self, keep: bool) -> Self {
                 Self::from_bits(self.to_bits() & <$bits>::from(keep).wrapping_neg())
+            }
+            #[inline(always)]
+            #[allow(clippy::cast_lossless)]
+            fn keep_by_sign(self, word: u32) -> Self {
+                Self::from_bits(self.to_bits() & (word as i32 >> 31) as $bits)
             }
             #[inline(always)]
             fn magnitude(self) -> Self {

@@ -115,6 +115,24 @@ pub fn prefetch(bytes: &[u8], start: usize) {
     }
 }
 
+/// Returns which bytes, 0 or 1, are set, as bits.
+#[inline(always)]
+pub fn flagged(bytes: [u8; 16]) -> u16 {
+    let [low, high] = [0, 8].map(|i| u64::from_le_bytes(std::array::from_fn(|j| bytes[i + j])));
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_mm_movemask_epi8, _mm_set_epi64x};
+        // SAFETY: every processor of this architecture has these instructions. The second reads the upper bit of bytes.
+        unsafe { _mm_movemask_epi8(_mm_set_epi64x((high << 7) as i64, (low << 7) as i64)) as u16 }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        // The product moves bit 0 of byte i to bit i of the upper byte.
+        let [low, high] = [low, high].map(|eight| (eight.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8);
+        u16::from_le_bytes([low, high])
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn avx2<T: Task>(task: T) -> T::Output {

@@ -112,19 +112,37 @@ def della_linear(
 
 
 def drawn(seed: int, tensor: str, model: int, n: int) -> NDArray[np.uint32]:
-    """Draw a number for each element by Philox4x32-10 (Salmon et al., 2011), four a counter."""
+    """Draw a number for each element by Philox4x32-7 (Salmon et al., 2011).
+
+    The upper 16 bits of 64 elements are words of eight counters: elements 0 to 31 have the first two words of each,
+    elements 32 to 63 the others, the lower half of a word first. The lower 16 bits are those of the first word of
+    another counter per element.
+    """
     digest = hashlib.sha256(seed.to_bytes(8, "little") + tensor.encode()).digest()
     key = [int.from_bytes(digest[i : i + 4], "little") for i in (0, 4)]
-    block = np.arange(-(-n // 4), dtype=np.uint64)
+    words = _philox(key, np.arange(-(-n // 64) * 8, dtype=np.uint64), model, 0)
+    halves = np.stack([words & 0xFFFF, words >> np.uint64(16)], axis=-1)  # of a word, (counters, 4, 2)
+    upper = halves.reshape(-1, 8, 2, 2, 2).transpose(0, 2, 1, 3, 4).ravel()[:n]
+    lower = _philox(key, np.arange(n, dtype=np.uint64), model, 1)[:, 0] & 0xFFFF
+    return (upper << np.uint64(16) | lower).astype(np.uint32)
+
+
+def _philox(key: Sequence[int], counters: NDArray[np.uint64], model: int, last: int) -> NDArray[np.uint64]:
+    """The four words of counters, each of two words, the model and a last one."""
     low, high = np.uint64(0xFFFFFFFF), np.uint64(32)
-    counter = [block & low, block >> high, np.full_like(block, model), np.zeros_like(block)]
-    for turn in range(10):
+    counter = [counters & low, counters >> high, np.full_like(counters, model), np.full_like(counters, last)]
+    for turn in range(7):
         keys = [
             np.uint64((k + turn * step) & 0xFFFFFFFF) for k, step in zip(key, (0x9E3779B9, 0xBB67AE85), strict=True)
         ]
         a, b = counter[0] * np.uint64(0xD2511F53), counter[2] * np.uint64(0xCD9E8D57)
         counter = [(b >> high) ^ counter[1] ^ keys[0], b & low, (a >> high) ^ counter[3] ^ keys[1], a & low]
-    return np.stack(counter, axis=1).ravel()[:n].astype(np.uint32)
+    return np.stack(counter, axis=1)
+
+
+def _limits(probability: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What a draw is below with a probability less than 1."""
+    return np.minimum(np.floor(probability * 2.0**32 + 0.5), 2.0**32 - 1)
 
 
 def _thinned(
@@ -140,7 +158,8 @@ def _thinned(
     thinned = []
     for model, density, number in zip(tuned, densities, models, strict=True):
         delta = model - base
-        kept = np.where(drawn(seed, name, number, delta.size) >> 1 < round(density * 2**31), delta, 0.0)
+        dropped = density < 1.0 and drawn(seed, name, number, delta.size) >= _limits(np.full(delta.size, density))
+        kept = np.where(dropped, 0.0, delta)
         thinned.append(rescaled(delta, kept, rescale=rescale))
     return thinned
 
@@ -167,5 +186,5 @@ def _by_row(
     ]
     step = (columns - 1 - np.concatenate(ranks)) / max(columns - 1, 1)
     probability = density - epsilon + 2 * epsilon * step if columns > 1 else np.full(delta.size, density)
-    limits = np.floor(probability * 2**31 + 0.5) if density > 0 else np.zeros(delta.size)
-    return np.where(drawn(seed, name, number, delta.size) >> 1 < limits, delta, 0.0)
+    limits = _limits(probability) if density > 0 else np.zeros(delta.size)
+    return np.where(drawn(seed, name, number, delta.size) < limits, delta, 0.0)

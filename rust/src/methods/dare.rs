@@ -3,8 +3,8 @@
 //! rescaled to the L1 norm of the whole, not by 1 / density.
 use super::delta::{Keep, Marked, added};
 use super::{Checked, Merge, finite, numbered, shares, weighs};
-use crate::bits::Bits;
-use crate::draw::{ALL, Survivors};
+use crate::bits::{Bits, WORD};
+use crate::draw::{Draws, Survivors, limit};
 use crate::error::Result;
 use crate::lanes::{At, Kernel, Lanes};
 use crate::real::Real;
@@ -35,27 +35,25 @@ pub struct Dare<const ELECT: bool> {
 /// Elements whose draws are made at once.
 const SPAN: usize = 4096;
 
-/// An element survives if its draw is below a limit, one per model.
+/// An element survives if its draw is below a limit.
 struct Drawn {
-    key: [u32; 2],
-    models: Vec<u32>,
-    limits: Vec<u32>,
+    /// Per model, its draws and the limit; none if all its elements survive.
+    models: Vec<Option<(Draws, u32)>>,
     elements: usize,
     simd: Simd,
 }
 
 impl Drawn {
-    /// Returns the elements to draw for from one on, the first a multiple of four.
+    /// Returns the elements to draw for from one on, the first a multiple of a word of bits.
     fn span(&self, from: usize) -> Range<usize> {
-        from / 4 * 4..(from + 1).next_multiple_of(SPAN).min(self.elements)
+        from / WORD * WORD..(from + 1).next_multiple_of(SPAN).min(self.elements)
     }
 
-    /// Draws for a model: the bits of elements `at`, which start with a multiple of four.
+    /// Draws for a model: the bits of elements `at`, as `span` returns them.
     fn draw(&self, model: usize, at: Range<usize>) -> Option<Bits> {
-        let (number, limit) = (self.models[model], self.limits[model]);
-        (limit < ALL).then(|| {
+        self.models[model].map(|(draws, limit)| {
             let mut bits = Bits::new(at.start, at.len());
-            self.simd.run(Survivors { key: self.key, model: number, limit, at, bits: &mut bits });
+            self.simd.run(Survivors { draws, limit, at, bits: &mut bits });
             bits
         })
     }
@@ -83,6 +81,7 @@ impl<R: Real> Keep<R> for Drawn {
 
 impl<const ELECT: bool> Merge for Dare<ELECT> {
     const SWEEPS: u64 = 2;
+    const DIRECT: bool = true;
 
     fn check(&self, sources: usize) -> Checked<(), String> {
         weighs(&self.weights, 1, sources)?;
@@ -92,8 +91,10 @@ impl<const ELECT: bool> Merge for Dare<ELECT> {
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
         let Settings { key, simd, .. } = sweep.settings;
-        let limits = self.densities.iter().map(|density| (density * f64::from(ALL)).round() as u32).collect();
-        let keep = Drawn { key, models: self.models.clone(), limits, elements: sweep.len(), simd };
+        let of_model =
+            |(density, model): (&f64, &u32)| (*density < 1.0).then(|| (Draws { key, model: *model }, limit(*density)));
+        let models = self.densities.iter().zip(&self.models).map(of_model).collect();
+        let keep = Drawn { models, elements: sweep.len(), simd };
         added::<F, _, ELECT>(sweep, keep, &self.weights, self.normalize, self.rescale, self.lambda)
     }
 }

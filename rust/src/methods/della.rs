@@ -7,6 +7,7 @@ use super::delta::{Elect, Marked, Masses, Total, rescaled};
 use super::ranked::Magnitude;
 use super::{Checked, Merge, finite, numbered, portions, shares, weighs};
 use crate::bits::Bits;
+use crate::draw::{Draws, limit};
 use crate::error::Result;
 use crate::lanes::{Each, Kernel, Lanes, Peaks};
 use crate::simd::Simd;
@@ -48,12 +49,11 @@ pub(super) fn of_rows(rows: usize, columns: usize, sources: usize, row: usize) -
 /// Bytes of bits of a tensor that are held from the sums to the kernel.
 const HELD: usize = 6 << 20;
 
-/// Returns the limit out of 2^31 below which a draw keeps each rank of a row, largest element first.
+/// Returns the limit below which a draw keeps each rank of a row, largest element first.
 fn limits(density: f64, epsilon: f64, columns: usize) -> Vec<u32> {
     let last = columns.saturating_sub(1);
     let of_rank = |rank: usize| {
-        let share = if last == 0 { density } else { density - epsilon + 2.0 * epsilon * (rank as f64 / last as f64) };
-        (share * f64::from(1_u32 << 31)).round() as u32
+        limit(if last == 0 { density } else { density - epsilon + 2.0 * epsilon * (rank as f64 / last as f64) })
     };
     (0..columns).rev().map(of_rank).collect()
 }
@@ -94,8 +94,8 @@ impl<const ELECT: bool> Thinning<ELECT> {
             for first in at.clone().step_by(self.columns) {
                 let bytes = (first - at.start) * F::BYTES..(first + self.columns - at.start) * F::BYTES;
                 let x = [0, model + 1].map(|source| &inputs[source][bytes.clone()]);
-                let (score, number) = (&Magnitude(model), self.della.models[model]);
-                ranks.mark::<F, _, 2>(simd, &Row { score, x, first, limits, key: self.key, model: number }, bits);
+                let draws = Draws { key: self.key, model: self.della.models[model] };
+                ranks.mark::<F, _, 2>(simd, &Row { score: &Magnitude(model), x, first, limits, draws }, bits);
             }
         }
     }
@@ -177,6 +177,7 @@ impl<F: Lanes, const ELECT: bool> Kernel<F> for Thinned<ELECT> {
 
 impl<const ELECT: bool> Merge for Della<ELECT> {
     const SWEEPS: u64 = 3;
+    const DIRECT: bool = true;
     // Magnitudes are ranked as f32, as those of TIES.
     const WIDE: bool = false;
 

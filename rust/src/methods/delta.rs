@@ -51,14 +51,8 @@ pub struct Marked(pub Vec<Option<Bits>>);
 impl Marked {
     /// Returns `v` where elements of a model survive, else +0.
     #[inline(always)]
-    pub fn keep<R: Real, const N: usize>(&self, at: At, model: usize, mut v: [R; N]) -> [R; N] {
-        if let Some(bits) = &self.0[model] {
-            let survives = bits.lanes::<N>(at);
-            for j in 0..N {
-                v[j] = v[j].keep_if(survives[j]);
-            }
-        }
-        v
+    pub fn keep<R: Real, const N: usize>(&self, at: At, model: usize, v: [R; N]) -> [R; N] {
+        if let Some(bits) = &self.0[model] { bits.keep(at, v) } else { v }
     }
 }
 

@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 /// Returns the key of element `i`.
+#[inline(always)]
 pub(super) fn key_of<F: Lanes, S: Score<F::Real, M>, const M: usize>(
     score: &S,
     x: [&[u8]; M],

@@ -5,10 +5,10 @@
 //! decide for nearly every element. Only of the rest is the rank found.
 use super::count::key_of;
 use super::select::Score;
-use crate::bits::{Bits, WORD, first_bits};
-use crate::draw::{below, draw};
+use crate::bits::{Bits, WORD, first_bits, pack};
+use crate::draw::{Draws, Upper, halves};
 use crate::error::{Error, Result};
-use crate::lanes::{Lanes, W};
+use crate::lanes::Lanes;
 use crate::real::Real;
 use crate::simd::{Simd, Task};
 use std::cmp::Reverse;
@@ -18,8 +18,10 @@ use std::marker::PhantomData;
 const FEW: usize = 128;
 /// Elements whose ranks are found one by one; if there are more of them, buckets are sorted.
 const ALONE: usize = 48;
-/// The least and the largest number of buckets.
-const BUCKETS: [usize; 2] = [128, 4096];
+/// The least number of buckets.
+const LEAST: usize = 128;
+/// The largest number of buckets, a power of two.
+const MOST: usize = 1024;
 /// Powers of two of a score that the buckets cover; smaller scores share the last one.
 const OCTAVES: usize = 8;
 /// Elements of a row among which the largest score is looked for.
@@ -36,8 +38,8 @@ pub fn rankable(columns: usize) -> Result<()> {
 /// Returns the bytes that [`Ranks`] of rows hold.
 pub fn held(columns: usize) -> usize {
     // Keys, buckets and draws; columns in order and what sorting them takes; counts and limits of buckets.
-    let of_column = size_of::<i64>() + size_of::<u16>() + 4 * size_of::<u32>();
-    columns.saturating_mul(of_column) + BUCKETS[1] * size_of::<[u32; 6]>() + 4 * WORD * size_of::<u32>()
+    let of_column = size_of::<i64>() + 2 * size_of::<u16>() + 4 * size_of::<u32>();
+    columns.saturating_mul(of_column) + MOST * size_of::<[u32; 5]>() + 4 * WORD * size_of::<u32>()
 }
 
 /// Computes the keys of a row.
@@ -48,17 +50,9 @@ pub(super) fn score<F: Lanes, S: Score<F::Real, M>, const M: usize>(
     keys: &mut Vec<<F::Real as Real>::Key>,
 ) {
     keys.resize(x[0].len() / F::BYTES, Default::default());
-    let (whole, rest) = keys.as_chunks_mut::<W>();
-    let mut lanes = [[F::Real::default(); W]; M];
-    for (i, keys) in whole.iter_mut().enumerate() {
-        for k in 0..M {
-            lanes[k] = F::in_order(x[k], i * W);
-        }
-        *keys = score.keys::<W>(lanes);
-    }
-    let from = whole.len() * W;
-    for (i, key) in rest.iter_mut().enumerate() {
-        *key = key_of::<F, S, M>(score, x, from + i);
+    // Not by lanes: then the compiler makes vectors across them.
+    for (i, key) in keys.iter_mut().enumerate() {
+        *key = key_of::<F, S, M>(score, x, i);
     }
 }
 
@@ -81,25 +75,41 @@ pub struct Row<'a, S, const M: usize> {
     pub first: usize,
     /// Per rank the limit below which a draw keeps an element, largest score first, none above the one before.
     pub limits: &'a [u32],
-    /// The key of the tensor.
-    pub key: [u32; 2],
-    /// The number of the model.
-    pub model: u32,
+    /// The draws.
+    pub draws: Draws,
 }
 
 /// Room to rank the elements of a row.
-#[derive(Default)]
 pub struct Ranks<R: Real> {
-    words: Vec<[u32; 4]>,
+    draws: Vec<[Upper; WORD]>,
     keys: Vec<R::Key>,
     buckets: Vec<u16>,
     /// Per bucket: its elements, counted apart for each column modulo four so that neighbours do not wait for each other.
-    counts: Vec<[u32; 4]>,
-    /// Per bucket: the limit of its last rank, and the distance to that of its first.
-    bounds: Vec<[u32; 2]>,
+    counts: Box<[[u32; 4]; MOST]>,
+    /// Per bucket: the upper halves of the limits of its first rank and, in the lower half, of its last.
+    bounds: Box<[u32; MOST]>,
     /// Columns that are not decided.
     open: Vec<u32>,
     order: Vec<u32>,
+}
+
+impl<R: Real> Default for Ranks<R> {
+    fn default() -> Self {
+        let (counts, bounds) = (Box::new([[0; 4]; MOST]), Box::new([0; MOST]));
+        let (keys, buckets) = (Vec::new(), Vec::new());
+        Self { draws: Vec::new(), keys, buckets, counts, bounds, open: Vec::new(), order: Vec::new() }
+    }
+}
+
+/// Returns the number of buckets of a row.
+fn buckets(columns: usize) -> usize {
+    (columns / 8).next_power_of_two().clamp(LEAST, MOST)
+}
+
+/// Joins the upper halves of the limits of a first and a last rank.
+#[inline(always)]
+fn bounds(first: u32, last: u32) -> u32 {
+    (first & 0xffff_0000) | last >> 16
 }
 
 impl<R: Real> Ranks<R> {
@@ -113,56 +123,45 @@ impl<R: Real> Ranks<R> {
         simd.run(Mark::<F, S, M> { ranks: self, row, bits, format: PhantomData });
     }
 
-    /// Draws for every column; returns where the words of the first begin.
-    #[inline(always)]
-    fn draw(&mut self, key: [u32; 2], model: u32, first: usize, columns: usize) -> usize {
-        let skip = first % 4;
-        self.words.resize((skip + columns.next_multiple_of(WORD)).div_ceil(4), [0; 4]);
-        draw(key, model, first - skip, &mut self.words);
-        skip
-    }
-
     /// Counts the elements in buckets, and finds the limits of their ranks.
     #[inline(always)]
     fn count(&mut self, limits: &[u32]) {
         let columns = self.keys.len();
-        let buckets = (columns / 8).next_power_of_two().clamp(BUCKETS[0], BUCKETS[1]);
+        let buckets = buckets(columns);
         let octave = (1.0 / R::EPSILON) as i64;
         let shift = (octave / (buckets / OCTAVES) as i64).ilog2();
         let sample = (0..SAMPLE).map(|i| self.keys[i * columns / SAMPLE]).max().map_or(0, Into::into);
         let (top, last) = (R::narrow_key((sample + octave).min(R::TOP - 1)), buckets as u16 - 1);
-        self.buckets.resize(columns, 0);
+        self.buckets.resize(columns.next_multiple_of(WORD), 0);
         for (bucket, key) in self.buckets.iter_mut().zip(&self.keys) {
             *bucket = R::steps_below(top, *key, shift, last);
         }
-        self.counts.clear();
-        self.counts.resize(buckets, [0; 4]);
-        let (fours, rest) = self.buckets.as_chunks::<4>();
+        let counts = &mut *self.counts;
+        counts[..buckets].fill([0; 4]);
+        let (fours, rest) = self.buckets[..columns].as_chunks::<4>();
         for four in fours {
             for j in 0..4 {
-                self.counts[four[j] as usize][j] += 1;
+                counts[four[j] as usize % MOST][j] += 1;
             }
         }
         for bucket in rest {
-            self.counts[*bucket as usize][0] += 1;
+            counts[*bucket as usize % MOST][0] += 1;
         }
-        self.bounds.resize(buckets, [0; 2]);
         let (mut from, end) = (0, columns - 1);
-        // Not `extend`: its closure would not be compiled for the instruction set.
-        for (bounds, [a, b, c, d]) in self.bounds.iter_mut().zip(&self.counts) {
+        for (bucket, [a, b, c, d]) in self.bounds.iter_mut().zip(&counts[..buckets]) {
             let first = from.min(end);
             from += (a + b + c + d) as usize;
-            let last = limits[from.max(1) - 1];
-            *bounds = [last, limits[first].saturating_sub(last)];
+            *bucket = bounds(limits[first], limits[from.max(1) - 1]);
         }
     }
 
     /// Finds the ranks of the columns that are open, and whether they survive.
     #[inline(always)]
-    fn settle(&mut self, limits: &[u32], words: &[u32], mut keep: impl FnMut(usize)) {
+    fn settle(&mut self, survives: impl Fn(Upper, usize, usize) -> bool, skip: usize, mut keep: impl FnMut(usize)) {
+        let draws = &self.draws.as_flattened()[skip..];
         if self.keys.len() <= FEW || self.open.len() <= ALONE {
             for column in self.open.iter().map(|column| *column as usize) {
-                if words[column] >> 1 < limits[rank(&self.keys, column) as usize] {
+                if survives(draws[column], column, rank(&self.keys, column) as usize) {
                     keep(column);
                 }
             }
@@ -170,21 +169,21 @@ impl<R: Real> Ranks<R> {
         }
         // Columns in the order of their buckets; `counts` are where each bucket ends then.
         let mut end = 0;
-        for counts in &mut self.counts {
+        for counts in &mut self.counts[..buckets(self.keys.len())] {
             let from = end;
             end += counts.iter().sum::<u32>();
             *counts = [from; 4];
         }
         self.order.resize(self.keys.len(), 0);
-        for (column, bucket) in self.buckets.iter().enumerate() {
+        for (column, bucket) in self.buckets.iter().take(self.keys.len()).enumerate() {
             let place = &mut self.counts[*bucket as usize][0];
             self.order[*place as usize] = column as u32;
             *place += 1;
         }
         for column in &self.open {
-            let bucket = self.buckets[*column as usize] as usize;
-            let [end, from, ..] = self.counts[bucket].map(|place| place as usize);
-            if std::mem::take(&mut self.bounds[bucket][1]) == 0 {
+            let [end, from, done, _] = &mut self.counts[self.buckets[*column as usize] as usize];
+            let (from, end) = (*from as usize, *end as usize);
+            if std::mem::replace(done, u32::MAX) == u32::MAX {
                 continue;
             }
             let order = &mut self.order[from..end];
@@ -193,9 +192,9 @@ impl<R: Real> Ranks<R> {
             if order.iter().any(|column| key(column) != same) {
                 order.sort_by_key(|column| Reverse(key(column)));
             }
-            for (column, limit) in order.iter().zip(&limits[from..end]) {
-                if words[*column as usize] >> 1 < *limit {
-                    keep(*column as usize);
+            for (column, rank) in order.iter().map(|column| *column as usize).zip(from..end) {
+                if survives(draws[column], column, rank) {
+                    keep(column);
                 }
             }
         }
@@ -215,44 +214,45 @@ impl<F: Lanes, S: Score<F::Real, M>, const M: usize> Task for Mark<'_, F, S, M> 
     #[inline(always)]
     fn run(self) {
         let Self { ranks, row, bits, .. } = self;
-        let (Row { limits, .. }, columns) = (row, row.limits.len());
+        let (Row { limits, first, draws, .. }, columns) = (row, row.limits.len());
         let (Some(most), Some(least)) = (limits.first().copied(), limits.last().copied()) else { return };
         if most == 0 {
             return;
         }
-        let (ranked, few) = (most > least, columns <= FEW);
-        if ranked {
-            score::<F, S, M>(row.score, row.x, &mut ranks.keys);
-            if !few {
-                ranks.count(limits);
-            }
+        score::<F, S, M>(row.score, row.x, &mut ranks.keys);
+        let few = columns <= FEW;
+        if !few {
+            ranks.count(limits);
         }
-        let skip = ranks.draw(row.key, row.model, row.first, columns);
+        let skip = first % WORD;
+        ranks.draws.resize((skip + columns.next_multiple_of(WORD)).div_ceil(WORD), [[0; 2]; WORD]);
+        draws.upper(first - skip, &mut ranks.draws);
+        ranks.buckets.resize(columns.next_multiple_of(WORD), 0);
         ranks.open.clear();
-        let words = &ranks.words.as_flattened()[skip..];
-        for (i, word) in words.as_chunks::<WORD>().0.iter().take(columns.div_ceil(WORD)).enumerate() {
+        let upper = ranks.draws.as_flattened()[skip..].as_chunks::<WORD>().0;
+        let mut limits_of = [bounds(most, least); WORD];
+        for (i, (upper, buckets)) in upper.iter().zip(ranks.buckets.as_chunks::<WORD>().0).enumerate() {
             let from = i * WORD;
-            let inside = first_bits(columns - from);
-            let mut keep = below(word, least) & inside;
-            let mut left = if ranked { below(word, most) & inside & !keep } else { 0 };
-            while left != 0 {
-                let j = left.trailing_zeros() as usize;
-                left &= left - 1;
-                if few {
-                    ranks.open.push((from + j) as u32);
-                    continue;
-                }
-                let [last, width] = ranks.bounds[ranks.buckets[from + j] as usize];
-                let drawn = word[j] >> 1;
-                keep |= u64::from(drawn < last) << j;
-                if drawn.wrapping_sub(last) < width {
-                    ranks.open.push((from + j) as u32);
+            if !few {
+                for j in 0..WORD {
+                    limits_of[j] = ranks.bounds[buckets[j] as usize % MOST];
                 }
             }
-            bits.set(row.first + from, keep);
+            let (mut keep, mut open) = ([false; WORD], [false; WORD]);
+            for j in 0..WORD {
+                let (drawn, [last, first]) = (u16::from_le_bytes(upper[j]), halves(limits_of[j]));
+                keep[j] = drawn < last;
+                open[j] = drawn >= last && drawn <= first;
+            }
+            let inside = first_bits(columns - from);
+            bits.set(first + from, pack(keep) & inside);
+            let mut open = pack(open) & inside;
+            while open != 0 {
+                ranks.open.push((from + open.trailing_zeros() as usize) as u32);
+                open &= open - 1;
+            }
         }
-        let words = std::mem::take(&mut ranks.words);
-        ranks.settle(limits, &words.as_flattened()[skip..], |column| bits.set(row.first + column, 1));
-        ranks.words = words;
+        let survives = |upper, column, rank: usize| draws.is_below(upper, first + column, limits[rank]);
+        ranks.settle(survives, skip, |column| bits.set(first + column, 1));
     }
 }
