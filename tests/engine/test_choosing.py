@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from tests.engine.test_methods import MIXTURES, family
+from tests.engine.test_methods import assert_methods_agree, family
 from tests.engine.toolkit import (
     Case,
     Method,
@@ -61,16 +61,7 @@ CASES: dict[str, tuple[int, Method]] = {
 
 @pytest.mark.parametrize("mixture", ["bf16", "f16", "f32", "f64", "f32 base, 16-bit models", "bf16 to f32"])
 def test_they_agree_with_their_references(tmp_path: Path, mixture: str) -> None:
-    dtypes, out = MIXTURES[mixture]
-    cases = {
-        f"{label}, n={n}": Case(method, sources[:inputs], out)
-        for n in SIZES
-        for sources in [family(5, n, dtypes)]
-        for label, (inputs, method) in CASES.items()
-    }
-    merged = merge(tmp_path, cases, tile=65536)
-    for label, case in cases.items():
-        assert_agrees(case, merged[label], label)
+    assert_methods_agree(tmp_path, mixture, CASES, SIZES, seed=5)
 
 
 @pytest.mark.parametrize("shape", [(7, 33), (33, 7), (1, 300), (300, 1), (2, 3, 50)])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from tests.engine.test_methods import MIXTURES, family
+from tests.engine.test_methods import assert_methods_agree, family
 from tests.engine.toolkit import (
     Case,
     Method,
@@ -59,16 +59,7 @@ CASES |= {"sce of two": (3, {"sce": {"select_topk": 0.5}}), "sce of one": (2, {"
 
 @pytest.mark.parametrize("mixture", ["bf16", "f16", "f32", "f64", "f32 base, 16-bit models", "bf16 to f32"])
 def test_they_agree_with_their_references(tmp_path: Path, mixture: str) -> None:
-    dtypes, out = MIXTURES[mixture]
-    cases = {
-        f"{label}, n={n}": Case(method, sources[:inputs], out)
-        for n in SIZES
-        for sources in [family(5, n, dtypes)]
-        for label, (inputs, method) in CASES.items()
-    }
-    merged = merge(tmp_path, cases, tile=65536)
-    for label, case in cases.items():
-        assert_agrees(case, merged[label], label)
+    assert_methods_agree(tmp_path, mixture, CASES, SIZES, seed=5)
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F64"])  # an F32 result is computed in f64 by some of them only

@@ -9,7 +9,6 @@ from mol.config.method_spec import REQUIRED, ParameterSpec
 WEIGHT: Final = ParameterSpec(
     "weight",
     per_model=True,
-    kind="float",
     default=REQUIRED,
     flat_default=1.0,
     about="how much of the model; negative takes away",
@@ -20,7 +19,6 @@ WEIGHT: Final = ParameterSpec(
 DENSITY: Final = ParameterSpec(
     "density",
     per_model=True,
-    kind="float",
     default=1.0,
     low=0.0,
     high=1.0,
@@ -31,8 +29,6 @@ DENSITY: Final = ParameterSpec(
 )
 LAMBDA: Final = ParameterSpec(
     "lambda",
-    per_model=False,
-    kind="float",
     default=1.0,
     aliases=("scaling_factor", "lambda_"),
     about="factor on what is added to the base",
@@ -40,8 +36,6 @@ LAMBDA: Final = ParameterSpec(
 )
 CHANGE: Final = ParameterSpec(
     "epsilon",
-    per_model=False,
-    kind="float",
     default=1e-5,
     low=0.0,
     high=1.0,
@@ -51,7 +45,6 @@ CHANGE: Final = ParameterSpec(
 EPSILON: Final = ParameterSpec(
     "epsilon",
     per_model=True,
-    kind="float",
     default=0.15,
     low=0.0,
     high=0.5,
@@ -62,7 +55,6 @@ EPSILON: Final = ParameterSpec(
 GAMMA: Final = ParameterSpec(
     "gamma",
     per_model=True,
-    kind="float",
     default=0.01,
     low=0.0,
     high=1.0,
@@ -72,7 +64,6 @@ GAMMA: Final = ParameterSpec(
 MASK: Final = ParameterSpec(
     "lambda",
     per_model=True,
-    kind="float",
     default=1.0,
     low=0.0,
     aliases=("lambda_",),
@@ -81,7 +72,6 @@ MASK: Final = ParameterSpec(
 )
 VOTES: Final = ParameterSpec(
     "k",
-    per_model=False,
     kind="int",
     default=1,
     low=0,
@@ -95,7 +85,6 @@ def normalize(*, default: bool) -> ParameterSpec:
     """Return `normalize`, whose default differs between methods."""
     return ParameterSpec(
         "normalize",
-        per_model=False,
         kind="bool",
         default=default,
         aliases=("normalize_weights",),
@@ -107,7 +96,6 @@ def rescale(*, default: bool) -> ParameterSpec:
     """Return `rescale`, whose default differs between methods."""
     return ParameterSpec(
         "rescale",
-        per_model=False,
         kind="bool",
         default=default,
         about="make each difference as large as it was before values were dropped",

@@ -32,9 +32,9 @@ class ParameterSpec(NamedTuple):
 
     Attributes:
         name: the word in a recipe.
+        default: value where the recipe gives none, or `REQUIRED`.
         per_model: each model may have its own value; otherwise the parameter belongs to the whole merge.
         kind: type of one value.
-        default: value where the recipe gives none, or `REQUIRED`.
         low: smallest allowed value, inclusive.
         high: largest allowed value, inclusive.
         flat_default: default of the Python and flat forms where it differs from `default`.
@@ -51,9 +51,9 @@ class ParameterSpec(NamedTuple):
     """
 
     name: str
-    per_model: bool
-    kind: Kind
     default: Scalar | Required
+    per_model: bool = False
+    kind: Kind = "float"
     low: float = -math.inf
     high: float = math.inf
     flat_default: Scalar | None = None
@@ -84,8 +84,6 @@ class ParameterSpec(NamedTuple):
 
 DEPTH_SCALE: Final = ParameterSpec(
     "depth_scale",
-    per_model=False,
-    kind="float",
     default=1.0,
     about="factor on the difference of the result from the base, under any method; `{alpha: A, beta: B}` is "
     "A + B * depth, from A in the first layer to A + B in the last (LiNeS, https://arxiv.org/abs/2410.17146)",
@@ -102,10 +100,10 @@ class MethodSpec(NamedTuple):
         base: "required": the result starts from the base; "optional": it does where there is one; "input": a base is an
             input like any other.
         min_models: fewest inputs of a slice; a required base counts, an optional one does not.
-        max_models: most inputs of a slice, counted the same; None means no limit.
         title: a name for people.
         url: where the method is described.
         about: what the result is, with formulas where words are long.
+        max_models: most inputs of a slice, counted the same; None means no limit.
         plan: the plan's word for the method, where it is not the recipe's.
         divides: weights are divided by their sum, where there is a `normalize` only if that is true.
         base_twice: the base may be the other model too, with other layers for example.
@@ -117,10 +115,10 @@ class MethodSpec(NamedTuple):
     parameters: dict[str, ParameterSpec]
     base: Literal["required", "optional", "input"]
     min_models: int
-    max_models: int | None
     title: str
     url: str
     about: str
+    max_models: int | None = None
     plan: str = ""
     divides: bool = False
     base_twice: bool = False

@@ -23,7 +23,6 @@ METHODS: Final[dict[str, MethodSpec]] = {
             table(WEIGHT._replace(copy_at={1.0: 0}), normalize(default=True)),
             base="input",
             min_models=1,
-            max_models=None,
             title="weighted average (model soup)",
             url="https://arxiv.org/abs/2203.05482",
             about="sum of weight * model, divided by the sum of the weights unless `normalize: false`",
@@ -34,8 +33,6 @@ METHODS: Final[dict[str, MethodSpec]] = {
             table(
                 ParameterSpec(
                     "t",
-                    per_model=False,
-                    kind="float",
                     default=REQUIRED,
                     flat_default=0.5,
                     about="0 is the base, 1 the other model",
@@ -56,14 +53,12 @@ METHODS: Final[dict[str, MethodSpec]] = {
                 WEIGHT._replace(copy_at={1.0: 0}),
                 ParameterSpec(
                     "nuslerp_flatten",
-                    per_model=False,
                     kind="bool",
                     default=True,
                     about="one angle for a tensor; otherwise one for each of its rows",
                 ),
                 ParameterSpec(
                     "nuslerp_row_wise",
-                    per_model=False,
                     kind="bool",
                     default=False,
                     about="with `nuslerp_flatten: false`, one angle for each column",
@@ -84,8 +79,6 @@ METHODS: Final[dict[str, MethodSpec]] = {
                 normalize(default=True)._replace(name="normalize_weights", aliases=("normalize",), plan="normalize"),
                 ParameterSpec(
                     "eps",
-                    per_model=False,
-                    kind="float",
                     default=1e-8,
                     low=0.0,
                     high=1e-3,
@@ -94,7 +87,6 @@ METHODS: Final[dict[str, MethodSpec]] = {
             ),
             base="optional",
             min_models=1,
-            max_models=None,
             title="spherical mean by weights",
             url="https://goddard.blog/posts/multislerp-wow-what-a-cool-idea",
             about="the mean direction of the models, or of their differences from the base, as long as they are on "
@@ -106,7 +98,6 @@ METHODS: Final[dict[str, MethodSpec]] = {
             table(
                 ParameterSpec(
                     "max_iter",
-                    per_model=False,
                     kind="int",
                     default=10,
                     low=0,
@@ -115,8 +106,6 @@ METHODS: Final[dict[str, MethodSpec]] = {
                 ),
                 ParameterSpec(
                     "tol",
-                    per_model=False,
-                    kind="float",
                     default=1e-5,
                     low=0.0,
                     about="an angle: a shorter step is the last",
@@ -124,7 +113,6 @@ METHODS: Final[dict[str, MethodSpec]] = {
             ),
             base="input",
             min_models=1,
-            max_models=None,
             title="Karcher mean, the mean on a sphere",
             url="https://en.wikipedia.org/wiki/Fr%C3%A9chet_mean",
             about="the direction with the least sum of squared angles to all models, as long as they are on average",
@@ -134,8 +122,6 @@ METHODS: Final[dict[str, MethodSpec]] = {
             table(
                 ParameterSpec(
                     "t",
-                    per_model=False,
-                    kind="float",
                     default=REQUIRED,
                     low=0.0,
                     flat_default=0.001,
@@ -166,7 +152,6 @@ METHODS: Final[dict[str, MethodSpec]] = {
             table(WEIGHT, normalize(default=False), LAMBDA),
             base="required",
             min_models=2,
-            max_models=None,
             title="task arithmetic",
             url="https://arxiv.org/abs/2212.04089",
             about="base + lambda * sum of weight * (model - base); a negative weight takes a skill away",
@@ -179,7 +164,6 @@ METHODS: Final[dict[str, MethodSpec]] = {
             table(
                 ParameterSpec(
                     "filter_wise",
-                    per_model=False,
                     kind="bool",
                     default=False,
                     about="one ratio for each row instead of one for a tensor",
@@ -187,7 +171,6 @@ METHODS: Final[dict[str, MethodSpec]] = {
             ),
             base="required",
             min_models=3,
-            max_models=None,
             title="Model Stock",
             url="https://arxiv.org/abs/2403.19522",
             about="a point between the base and the mean of the models, the nearer to the mean the smaller the angles "
@@ -199,7 +182,6 @@ METHODS: Final[dict[str, MethodSpec]] = {
             table(CHANGE),
             base="required",
             min_models=2,
-            max_models=None,
             title="RAM, reinforced agent merging",
             url="https://arxiv.org/abs/2601.13572",
             about="to each value of the base the mean of those differences is added that change it, so what one model "
@@ -211,15 +193,11 @@ METHODS: Final[dict[str, MethodSpec]] = {
                 CHANGE,
                 ParameterSpec(
                     "r",
-                    per_model=False,
-                    kind="float",
                     default=0.1,
                     about="how much what one model alone changes grows",
                 ),
                 ParameterSpec(
                     "alpha",
-                    per_model=False,
-                    kind="float",
                     default=0.2,
                     low=0.0,
                     about="where the ratio of shared changes to those of one model is cut",
@@ -227,7 +205,6 @@ METHODS: Final[dict[str, MethodSpec]] = {
             ),
             base="required",
             min_models=2,
-            max_models=None,
             title="RAM+, where changes of one model alone are made larger",
             url="https://arxiv.org/abs/2601.13572",
             about="as `ram`, and in each tensor what one model alone changes is multiplied by 1 + r * min(shared / "
@@ -239,7 +216,6 @@ METHODS: Final[dict[str, MethodSpec]] = {
                 ParameterSpec(
                     "scale",
                     per_model=True,
-                    kind="float",
                     default=1.0,
                     about="factor on each tensor",
                     plan="factor",

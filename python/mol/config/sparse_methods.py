@@ -18,7 +18,6 @@ SPARSE: Final = (
             LAMBDA,
             ParameterSpec(
                 "majority_sign_method",
-                per_model=False,
                 kind="str",
                 default="total",
                 choices={"total": ("sum", "mass"), "count": ()},
@@ -27,7 +26,6 @@ SPARSE: Final = (
         ),
         base="required",
         min_models=2,
-        max_models=None,
         title="TIES: trim, elect sign, disjoint mean",
         url="https://arxiv.org/abs/2306.01708",
         about="of each difference from the base the largest values are kept, a sign is elected for each element, "
@@ -39,7 +37,6 @@ SPARSE: Final = (
         table(WEIGHT, DENSITY, normalize(default=False), rescale(default=True), LAMBDA),
         base="required",
         min_models=2,
-        max_models=None,
         title="DARE: task arithmetic over differences thinned out at random",
         url="https://arxiv.org/abs/2311.03099",
         about="of each difference from the base values are dropped at random, the rest is made as large as the "
@@ -52,7 +49,6 @@ SPARSE: Final = (
         table(WEIGHT, DENSITY, normalize(default=False), rescale(default=True), LAMBDA),
         base="required",
         min_models=2,
-        max_models=None,
         title="DARE with TIES' election of signs",
         url="https://arxiv.org/abs/2311.03099",
         about="as `dare_linear`, and of what is left only the differences that have the elected sign are added",
@@ -63,7 +59,6 @@ SPARSE: Final = (
         table(WEIGHT, DENSITY, EPSILON, normalize(default=True), rescale(default=True), LAMBDA),
         base="required",
         min_models=2,
-        max_models=None,
         title="DELLA: thinned out at random by magnitude, with TIES' election of signs",
         url="https://arxiv.org/abs/2406.11617",
         about="as `della_linear`, and of what is left only the differences that have the elected sign are averaged "
@@ -75,7 +70,6 @@ SPARSE: Final = (
         table(WEIGHT, DENSITY, EPSILON, normalize(default=False), rescale(default=True), LAMBDA),
         base="required",
         min_models=2,
-        max_models=None,
         title="DELLA: task arithmetic over differences thinned out at random by magnitude",
         url="https://arxiv.org/abs/2406.11617",
         about="of each difference from the base values are dropped at random, small ones of a row more often, "
@@ -88,7 +82,6 @@ SPARSE: Final = (
         table(WEIGHT, DENSITY, GAMMA, normalize(default=False), rescale(default=False), LAMBDA),
         base="required",
         min_models=2,
-        max_models=None,
         title="model breadcrumbs: without the largest and the smallest differences",
         url="https://arxiv.org/abs/2312.06795",
         about="of each difference from the base the largest values are dropped, of the rest the largest are kept, "
@@ -100,7 +93,6 @@ SPARSE: Final = (
         table(WEIGHT, DENSITY, GAMMA, normalize(default=False), rescale(default=False), LAMBDA),
         base="required",
         min_models=2,
-        max_models=None,
         title="model breadcrumbs with TIES' election of signs",
         url="https://arxiv.org/abs/2312.06795",
         about="as `breadcrumbs`, and of what is left only the differences that have the elected sign are added",
@@ -110,8 +102,6 @@ SPARSE: Final = (
         table(
             ParameterSpec(
                 "select_topk",
-                per_model=False,
-                kind="float",
                 default=1.0,
                 low=0.0,
                 high=1.0,
@@ -121,7 +111,6 @@ SPARSE: Final = (
         ),
         base="required",
         min_models=2,
-        max_models=None,
         title="SCE: select, calculate, erase",
         url="https://arxiv.org/abs/2408.07990",
         about="the differences from the base that vary most between the models are kept, those that have the "
@@ -132,7 +121,6 @@ SPARSE: Final = (
         table(WEIGHT, MASK, VOTES, normalize(default=False)),
         base="required",
         min_models=2,
-        max_models=None,
         title="consensus task arithmetic, by TALL masks",
         url="https://arxiv.org/abs/2405.07813",
         about="task arithmetic without the values that fewer than `k` models need; one needs a value where its own "
@@ -144,7 +132,6 @@ SPARSE: Final = (
         table(WEIGHT, DENSITY, MASK, VOTES, normalize(default=True), rescale(default=False)),
         base="required",
         min_models=2,
-        max_models=None,
         title="consensus TIES, by TALL masks",
         url="https://arxiv.org/abs/2405.07813",
         about="`ties` without the values that fewer than `k` models need, as `consensus_ta`",
@@ -154,7 +141,6 @@ SPARSE: Final = (
         table(LAMBDA),
         base="required",
         min_models=2,
-        max_models=None,
         title="MagMax, the largest difference of each value",
         url="https://arxiv.org/abs/2407.06322",
         about="base + lambda * the largest of the differences from the base, value by value",
@@ -164,7 +150,6 @@ SPARSE: Final = (
         table(DENSITY._replace(default=0.1, flat_default=None)),
         base="required",
         min_models=2,
-        max_models=None,
         title="Localize-and-Stitch, in the form without data",
         url="https://arxiv.org/abs/2408.13656",
         about="of each difference from the base the largest values are kept and added to the base, where those of "
@@ -175,7 +160,6 @@ SPARSE: Final = (
         table(DENSITY._replace(default=0.1, flat_default=None, about="share of each difference that counts"), LAMBDA),
         base="required",
         min_models=2,
-        max_models=None,
         title="PCB-Merging, parameter competition balancing",
         url="https://arxiv.org/abs/2410.02396",
         about="base + lambda * mean of the differences, weighted value by value by their own size and by how far they "
@@ -187,7 +171,6 @@ SPARSE: Final = (
             WEIGHT,
             ParameterSpec(
                 "n",
-                per_model=False,
                 kind="int",
                 default=64,
                 low=0,
@@ -196,7 +179,6 @@ SPARSE: Final = (
             ),
             ParameterSpec(
                 "m",
-                per_model=False,
                 kind="int",
                 default=256,
                 low=1,
@@ -207,7 +189,6 @@ SPARSE: Final = (
         ),
         base="required",
         min_models=2,
-        max_models=None,
         title="CABS, n of m values of each model, few of them twice",
         url="https://arxiv.org/abs/2503.01874",
         about="of each `m` neighbours the `n` largest differences from the base are kept, first of the first "

@@ -75,11 +75,10 @@ def _once(several: Any) -> tuple[Any, ...]:  # noqa: ANN401 - an iterable of tup
 
 
 def _refuse_alike(results: Mapping[str, PlannedMerge]) -> None:
-    names: dict[str, str] = {}
     problems = []
     for name, merge in results.items():
         # The whole plan: its digest knows inputs by size and header only.
-        other = names.setdefault(merge.plan.to_json(), name)
+        other = next(other for other, earlier in results.items() if earlier.plan == merge.plan)
         if other != name:
             problems.append(f"{other} and {name}")
     if problems:

@@ -136,7 +136,7 @@ class BaseMergeMethod(ABC):
         self.options = options
 
     def load_models(self) -> dict[str, Checkpoint]:
-        """Find or download the models and read their headers; no weight is read.
+        """Find or download the models and read their headers; of weights only a few rows that adapters change are read.
 
         Returns:
             Checkpoints by the model's name in the recipe, the base among them.
