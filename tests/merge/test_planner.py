@@ -120,6 +120,9 @@ def test_gradients_run_over_the_layers_and_end_at_the_head() -> None:
     assert values["model.embed_tokens.weight"] == 0.25
     assert [values[f"model.layers.{i}.mlp.up_proj.weight"] for i in range(3)] == [0.25, 0.375, 0.5]
     assert values["model.norm.weight"] == values["lm_head.weight"] == 0.5
+    assert [note for note in planned.notes if "gradient has its last value, where mergekit takes its first" in note]
+    same = plan(based("slerp", {}, "a", "b", parameters={"t": [0.5, 0.25, 0.5]}), *llamas("a", "b", layers=3))
+    assert not [note for note in same.notes if "gradient" in note]
 
 
 def test_filters_decide_tensor_by_tensor() -> None:

@@ -85,8 +85,9 @@ class Combiner:
             for parameter in self._spec.parameters.values()
             for index in (self._others if parameter.per_model else (None,))
         ]
-        self._scales = config.gives(DEPTH_SCALE.name, slice_index)
-        if self._scales:
+        self.scales = config.gives(DEPTH_SCALE.name, slice_index)
+        """Whether the recipe has a `depth_scale`."""
+        if self.scales:
             self._wanted.append((DEPTH_SCALE, None, None))
         self._span = (0.0, 1.0)
         self._memo: dict[tuple[object, ...], Combination | str] = {}
@@ -148,7 +149,7 @@ class Combiner:
 
     def _combine(self, values: Sequence[Any]) -> Combination | str:
         """Decide by the values of the parameters, and scale the result as `depth_scale` says."""
-        if not self._scales:
+        if not self.scales:
             return self._unscaled(values)
         combination, scale = self._unscaled(values[:-1]), float(values[-1])
         if scale == 1.0 or isinstance(combination, str):

@@ -22,7 +22,7 @@ from mol.merge.planned import PlannedMerge
 from mol.merge.ruled import idle_rules, rule_lines
 from mol.merge.settings import compare_settings
 from mol.merge.stacking import Stacker
-from mol.merge.stepwise import as_mergekit, outside_layers
+from mol.merge.stepwise import ENDS_NOTE, as_mergekit, ends_otherwise, outside_layers
 from mol.merge.tasks import TaskBuilder
 from mol.merge.tied import Tying, find_tying, own_head, own_head_note, state_untied
 from mol.merge.vocabulary_rows import VocabularyRows
@@ -256,6 +256,8 @@ class _Planner:
         info, gather = donor.checkpoint.tensors[name], None
         if self._vocabulary is not None and self._vocabulary.has(name):
             info, gather = self._vocabulary.gather(name, info)
+        if ends_otherwise(slice_, names, name, position):
+            self._notes[ENDS_NOTE] = None
         spec = OutputSpec(name, info, donor, name, position, name, None)
         self._builder.add(spec, models, names, slice_.combine, decide_as, gather)
 

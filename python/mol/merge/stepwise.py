@@ -23,6 +23,11 @@ STEPWISE_NOTE: Final = (
 )
 
 
+ENDS_NOTE: Final = (
+    "behind the layers a gradient has its last value, where mergekit takes its first (`precision: mergekit` does, too)"
+)
+
+
 class Stepwise:
     """Turns methods and what they read into those of mergekit's arithmetic."""
 
@@ -105,3 +110,11 @@ def outside_layers(
         else:
             slice_ = slice_._replace(sources=slice_.sources[:count], combine=combine)
     return slice_, 0.0
+
+
+def ends_otherwise(slice_: Slice, names: Sequence[str | None], output: str, position: float) -> bool:
+    """Return whether mergekit makes a tensor outside the layers with other numbers: with a gradient's first value."""
+    combine = slice_.combine
+    if position == 0.0 or combine.fixed is not None or not isinstance(combine, Combiner) or combine.scales:
+        return False
+    return combine(names, output, 0.0) != combine(names, output, position)
