@@ -329,3 +329,23 @@ def test_the_base_alone_is_copied(method: str) -> None:
     assert {(*made.method, *made.sources) for made in tensors(planned)} == {
         ("copy", (0, name)) for name in llamas("a")[0].tensors
     }
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+@pytest.mark.parametrize("odd", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight", None])
+def test_inputs_of_other_dtypes_are_noted_where_the_recipe_has_none(odd: str | None, dtype: str | None) -> None:
+    models = llamas("a", "b")
+    if odd is not None:
+        kept = models[1].tensors[odd]
+        models[1].tensors[odd] = kept._replace(dtype="F64", bytes=kept.bytes * 4)
+    planned = plan(linear(1, 1, **({} if dtype is None else {"dtype": dtype})), *models)
+    noted = [note for note in planned.notes if "the output has the dtypes of a" in note]
+    assert len(noted) == (odd is not None and dtype is None)
+
+
+def test_models_behind_the_layers_that_mergekit_leaves_out_are_noted() -> None:
+    recipe = sliced([("a", 0, 2)], [("a", 2, 4), ("b", 2, 4)], merge_method="linear", parameters={"weight": 1})
+    line = "is made of all 2 models of the last slice, where mergekit takes as many as the first has, 1"
+    assert any(line in note for note in plan(recipe, *llamas("a", "b")).notes)
+    even = sliced([("a", 0, 2), ("b", 0, 2)], [("a", 2, 4)], merge_method="linear", parameters={"weight": 1})
+    assert not any(line[:20] in note for note in plan(even, *llamas("a", "b")).notes)

@@ -22,7 +22,7 @@ from mol.merge.planned import PlannedMerge
 from mol.merge.ruled import idle_rules, rule_lines
 from mol.merge.settings import compare_settings
 from mol.merge.stacking import Stacker
-from mol.merge.stepwise import ENDS_NOTE, as_mergekit, ends_otherwise, outside_layers
+from mol.merge.stepwise import as_mergekit, ends_otherwise, outside_layers
 from mol.merge.tasks import TaskBuilder
 from mol.merge.tied import Tying, find_tying, own_head, own_head_note, state_untied
 from mol.merge.vocabulary_rows import VocabularyRows
@@ -156,6 +156,7 @@ class _Planner:
             self._finish_head(self._tying)
         if self._vocabulary is not None:
             self._vocabulary.finish(self._model_config, self._problems, self._notes, self._warnings)
+        self._notes.update(dict.fromkeys(self._builder.notes(self._donor.label)))
         self._account.close(self._taking_part())
         self._warnings.update(dict.fromkeys(self._account.warnings))
         compare_settings(
@@ -256,8 +257,7 @@ class _Planner:
         info, gather = donor.checkpoint.tensors[name], None
         if self._vocabulary is not None and self._vocabulary.has(name):
             info, gather = self._vocabulary.gather(name, info)
-        if ends_otherwise(slice_, names, name, position):
-            self._notes[ENDS_NOTE] = None
+        self._notes.update(dict.fromkeys(ends_otherwise(slices, slice_, names, name, position)))
         spec = OutputSpec(name, info, donor, name, position, name, None)
         self._builder.add(spec, models, names, slice_.combine, decide_as, gather)
 

@@ -9,7 +9,7 @@ from mol.merge.combine import Combiner
 from mol.merge.plan import COPY
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from mol.config.merge_config import MergeConfig
     from mol.io.expressions import Expr
@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 STEPWISE_NOTE: Final = (
     "`precision: mergekit`: operations are rounded one by one, and tensors outside the layers take the first value "
     "of a gradient, as in mergekit 0.1.5; without it a result is within one rounding of the method's definition"
-)
-
-
-ENDS_NOTE: Final = (
-    "behind the layers a gradient has its last value, where mergekit takes its first (`precision: mergekit` does, too)"
 )
 
 
@@ -112,9 +107,21 @@ def outside_layers(
     return slice_, 0.0
 
 
-def ends_otherwise(slice_: Slice, names: Sequence[str | None], output: str, position: float) -> bool:
-    """Return whether mergekit makes a tensor outside the layers with other numbers: with a gradient's first value."""
-    combine = slice_.combine
-    if position == 0.0 or combine.fixed is not None or not isinstance(combine, Combiner) or combine.scales:
-        return False
-    return combine(names, output, 0.0) != combine(names, output, position)
+def ends_otherwise(
+    slices: Sequence[Slice], slice_: Slice, names: Sequence[str | None], output: str, position: float
+) -> Iterator[str]:
+    """Yield what mergekit makes otherwise of a tensor behind the layers; nothing where `position` is 0."""
+    combine, count = slice_.combine, len(slices[0].sources)
+    if position == 0.0 or not isinstance(combine, Combiner):
+        return
+    if len(slice_.sources) > count:
+        yield (
+            f"what is behind the layers is made of all {len(slice_.sources)} models of the last slice, where mergekit "
+            f"takes as many as the first has, {count}"
+        )
+    varies = combine.fixed is None and not combine.scales
+    if varies and combine(names, output, 0.0) != combine(names, output, position):
+        yield (
+            "behind the layers a gradient has its last value, where mergekit takes its first (`precision: mergekit` "
+            "does, too)"
+        )

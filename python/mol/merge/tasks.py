@@ -18,7 +18,7 @@ from mol.structure.experts import expert_rows, matrix_name
 from mol.structure.names import is_buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from mol.io.checkpoint import TensorInfo
     from mol.io.expressions import Expr
@@ -70,6 +70,7 @@ class TaskBuilder:
         self.tasks = TaskList(dtype=dtype, shard_size=shard_size, stepwise=stepwise)
         self.copied: list[str] = []
         self.ruled: dict[str, int] = {}
+        self._mixed = False  # some input has a tensor in another dtype than the output gets
 
     def add_layer(
         self,
@@ -155,6 +156,9 @@ class TaskBuilder:
             layers.append((model.first_file, own, found))
         if not dtypes.isdisjoint(EXACT_DTYPES):
             return False
+        if len(dtypes) > 1:
+            own_dtypes = [info.dtype for info in infos]
+            self._mixed |= any([info.dtype for info in found] != own_dtypes for _, _, found in layers)
         sources = []
         files: set[int] = set()
         size = 0
@@ -265,7 +269,16 @@ class TaskBuilder:
                 )
             reads.of[index], reads.sizes[index] = model.read(name) if gather is None else gather(model)
             reads.dtypes.add(found.dtype)
+            self._mixed |= found.dtype != info.dtype
         return reads, lacking
+
+    def notes(self, donor: str) -> Iterator[str]:
+        """Yield what is to be said of all tensors; `donor` is the model whose dtypes the output has by default."""
+        if self._mixed and self._dtype is None:
+            yield (
+                f"inputs differ in dtype and the recipe has no `dtype`: the output has the dtypes of {donor}, where "
+                "mergekit writes those that hold both"
+            )
 
     def _add_apart(
         self, spec: OutputSpec, models: Sequence[Model], names: Sequence[str | None], combine: Combine
