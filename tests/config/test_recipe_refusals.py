@@ -286,3 +286,17 @@ def test_no_recipe_raises_anything_but_a_config_error(method: str, key: str, tre
     except ConfigError:
         return
     assert MergeConfig.from_yaml(config.to_yaml()) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "tool"),
+    [
+        (
+            "base_model: a\ngate_mode: hidden\nexperts:\n  - source_model: b\n    positive_prompts: [x]\n",
+            "mergekit-moe",
+        ),
+        ("genome:\n  models: [a, b]\n  merge_method: linear\n", "mergekit-evolve"),
+    ],
+)
+def test_recipes_of_other_commands_of_mergekit_are_called_by_their_name(text: str, tool: str) -> None:
+    assert any(f"this is a recipe of {tool}" in problem for problem in refusal(text))

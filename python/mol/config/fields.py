@@ -40,6 +40,9 @@ _NO_EFFECT = {
     "use_safetensors": "weights are always written as safetensors",
 }
 _LATER = {
+    "experts": "this is a recipe of mergekit-moe, which makes a mixture of experts; mol makes one by fusion",
+    "gate_mode": "this is a recipe of mergekit-moe, which makes a mixture of experts; mol makes one by fusion",
+    "genome": "this is a recipe of mergekit-evolve, which searches for one; `sweep` tries values of a parameter",
     "push_to_hub": "upload the finished directory instead",
     "repo_id": "upload the finished directory instead",
     "target_hidden_dim": "this belongs to fusion, not to a merge",
