@@ -1,0 +1,68 @@
+"""What docs/evidence.md says around its tables."""
+
+from __future__ import annotations
+
+from typing import Final
+
+HEAD: Final = """# Evidence: does it help?
+
+`make evidence` wrote this page. Measured are merges and fusions of the small family in `examples/family`: a base of
+2.6 million parameters that was trained on documentation for programmers, and three experts that start from it, for
+sources in Python, the King James Bible (kjv) and WordNet's definitions. The base has seen no text of these domains.
+
+```sh
+make evidence               # every row that is not measured yet; this page
+make evidence ROWS=quick    # two rows again, and whether they agree with what is committed
+```
+
+Every figure is bits per byte of test text by `mol.evaluate` (lower is better), in windows of 256 tokens, of documents
+cut to 4,000 characters. No 13 words in a row of it are in train or validation text. `switching` is 60 documents of
+three passages of 250 characters, one of each domain. `general` is the base's own kind of text, which the mean leaves
+out. MFLOP/token counts what a forward runs of rows of 256 tokens; tokens/s is tokens per CPU second in one thread; MB
+is all weights in memory, in float32. The error is that of the mean over seeds; without one there is one seed. Each
+result, with seed, commit, settings and losses per document, is in `benches/evidence/results`.
+
+![mean bits per byte of every row](evidence/rows.svg)
+
+![mean bits per byte against operations per token](evidence/cost.svg)"""
+
+SINGLES: Final = """The oracle is given, for each document, the model of these that is best on it. The base with the
+blocks of an expert shows how much of what the expert learned is in its blocks, and how much in its embeddings."""
+
+MIXTURES: Final = """All three experts run, and their predictions are mixed (`MoLMixture`): with equal weights, by
+Bayes' rule from how well each predicted the tokens so far, or by a router that was trained for 80 steps."""
+
+GOALS: Final = """Differences are taken seed by seed, and a goal is met if its difference is more than two standard
+errors beyond it."""
+
+MERGES: Final = """All treat the three experts alike. Where a method has scales, settings were tried on validation
+text, and the best was measured on test text, once. Methods without scales, and `slerp` (two experts half and half,
+then a third of the third), were merged once. `nearswap` and `arcee_fusion` take one other model and `nuslerp` two, so
+they are not here."""
+
+FUSIONS: Final = """The base is the host; each of its layers runs the blocks of the three experts behind linear
+adapters, and a router weighs them, by the mean of the tokens so far unless something else is said. A chain has one
+router, before the four blocks of each expert in a row. Adapters start as the identity, which is what experts of one
+base need, or fitted (`adapter_init="lstsq"`) to what the base's own block in that layer does. `MoLTrainer` trained
+all for 80 steps of 2,048 tokens of the experts' train text, adapters at a rate of 1e-3, routers, which see the domain
+of each row (`domain_loss_coeff=0.1`), at 1e-2. The rows without domains were a first try: 120 steps, routers at 1e-3
+too. Rows that choose started with all experts. LoRA and the router of the mixture had the same texts and steps, and
+no domains. A control has the same adapters and routers over the base's own blocks three times: what it gains is due
+to training adapters, not to the experts. `dispatch="sequence"` has no row: it chooses by the first 16 tokens, so it
+does not predict these, and `mol.evaluate` refuses to score it."""
+
+WHY: Final = """### Why some are not met
+
+- Merges: what the experts learned adds up in the same weights. At the scale that is best for all three, the mean is
+  about as far from the oracle as from the base. No method that was tried changes that.
+- Fusions: what an expert learned is in its embeddings, which are its head, too, and a fusion has those of its host. The
+  base with the blocks of one expert is a row of the first table: a fusion that always chose right would be about that
+  good in its domain without training. Mixtures have the whole models.
+- The chain with fitted adapters: they are fitted to what the first block of the base returns, while all four blocks of
+  the experts run there and no other of the base, so they start far off. In its last 50 steps its router gave the expert
+  of kjv 0.4% of the tokens, which `MoLTrainer` warned of.
+- Seeds: all rows have one so far, and no error is known."""
+
+SOUPS: Final = """Two runs of the python expert: as shipped, with a learning rate that falls to a tenth, and one at a
+constant rate. Of checkpoints 20 steps apart the last two, three, four or six are averaged by `merge_method: average`,
+as many as are best on validation text of python."""
