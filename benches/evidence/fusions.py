@@ -17,8 +17,10 @@ from mol import MoLConfig, MoLMixture, MoLRuntime, MoLTrainer, TrainingConfig
 
 STEPS: Final = 80
 LONGER: Final = 240
+NARROWING: Final = 40
 BATCH: Final = 8
 RATE: Final = 1e-3
+FAST: Final = 1e-2
 ROUTER_RATE: Final = 1e-2
 LAYERS: Final = 4
 BASE: Final = str(MODELS / "base")
@@ -82,11 +84,13 @@ FUSIONS: Final = {
     "chain_prefix_top1": Fused(chain=True, dispatch="token", top=1),
     "chain_control": Fused(chain=True, control=True),
     "merged_chain_untrained": Fused("merge", chain=True, steps=0),
-    "merged_dense": Fused("merge", steps=LONGER),
-    "merged_chain": Fused("merge", chain=True, steps=LONGER),
-    "merged_chain_control": Fused("merge", chain=True, control=True, steps=LONGER),
-    "merged_chain_top1": Fused("merge", dispatch="token", top=1, chain=True, steps=LONGER),
-    "merged_chain_top1_control": Fused("merge", dispatch="token", top=1, chain=True, control=True, steps=LONGER),
+    "merged_dense": Fused("merge", steps=LONGER, rate=FAST),
+    "merged_chain": Fused("merge", chain=True, steps=LONGER, rate=FAST),
+    "merged_chain_control": Fused("merge", chain=True, control=True, steps=LONGER, rate=FAST),
+    "merged_chain_top1": Fused("merge", dispatch="token", top=1, chain=True, steps=LONGER, rate=FAST),
+    "merged_chain_top1_control": Fused(
+        "merge", dispatch="token", top=1, chain=True, control=True, steps=LONGER, rate=FAST
+    ),
     "bar": Fused("merge", mlps=True),
     "bar_top1": Fused("merge", mlps=True, top=1),
 }
@@ -159,7 +163,7 @@ def fuse(kind: Fused, models: Path, scratch: Path, seed: int) -> Trained:
     settings: dict[str, Any] = kind._asdict()
     steps = kind.steps
     if steps:
-        # A router that chooses one or two from the start stays with them, so the choice narrows over half of the run.
+        # A router that chooses one or two from the start stays with them, so the choice narrows over the first steps.
         sparse = kind.top is not None
         load = AutoModelForCausalLM.from_pretrained
         teachers = {at: load(models / name, dtype="float32") for at, name in enumerate(EXPERTS) if kind.distilled}
@@ -177,7 +181,7 @@ def fuse(kind: Fused, models: Path, scratch: Path, seed: int) -> Trained:
             save_steps=None,
             domain_loss_coeff=0.1 if kind.domains else 0.0,
             distillation_coeff=1.0 if kind.distilled else 0.0,
-            dense_steps=steps // 2 if sparse else 0,
+            dense_steps=NARROWING if sparse else 0,
             output_dir=str(scratch),
             seed=seed,
         )
