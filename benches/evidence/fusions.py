@@ -216,7 +216,7 @@ class LowRank(nn.Module):
         return self.layer(x) + x @ self.down.T @ self.up.T
 
 
-def lora(start: str, parameters: int, seed: int, steps: int) -> Trained:
+def lora(start: str, parameters: int, seed: int, steps: int, rate: float) -> Trained:
     """Train low-rank changes to all linear layers of the blocks of a model, with as many parameters as a fusion."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(start, dtype="float32").requires_grad_(requires_grad=False)
@@ -228,11 +228,11 @@ def lora(start: str, parameters: int, seed: int, steps: int) -> Trained:
     for parent, name, child in linear:
         setattr(parent, name, LowRank(child, rank))
     trained = [one for one in model.parameters() if one.requires_grad]
-    train(model, trained, steps, seed)
-    return Trained(model.eval(), sum(one.numel() for one in trained), {"rank": rank, "steps": steps, "rate": RATE})
+    train(model, trained, steps, seed, rate)
+    return Trained(model.eval(), sum(one.numel() for one in trained), {"rank": rank, "steps": steps, "rate": rate})
 
 
-def train(model: nn.Module, parameters: list[nn.Parameter], steps: int, seed: int, rate: float = RATE) -> None:
+def train(model: nn.Module, parameters: list[nn.Parameter], steps: int, seed: int, rate: float) -> None:
     """Train parameters as `MoLTrainer` trains those of a fusion: the same texts, rate, schedule and precision."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
     found = rows(steps, seed)

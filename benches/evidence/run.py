@@ -75,9 +75,9 @@ def measured(row: str, seed: int, scratch: Path) -> dict[str, Any]:
         wanted = json.loads(file_of("chain", 0).read_text())["trained_parameters"]
         if row == "lora_merge":
             start = merges.chosen("task_arithmetic", models, scratch / "start", seed)
-            given, trained, settings = fusions.lora(str(start), wanted, seed, fusions.LONGER)
+            given, trained, settings = fusions.lora(str(start), wanted, seed, fusions.LONGER, fusions.FAST)
         else:
-            given, trained, settings = fusions.lora(fusions.BASE, wanted, seed, fusions.STEPS)
+            given, trained, settings = fusions.lora(fusions.BASE, wanted, seed, fusions.STEPS, fusions.RATE)
     else:
         given, trained, settings = fusions.fuse(fusions.FUSIONS[row], models, scratch, seed)
     start_time = time.process_time()
