@@ -151,7 +151,8 @@ def with_mlps(host: str, expert: str, scratch: Path) -> Path:
     """Write a model that is the host but for the MLPs, which are an expert's."""
     out = scratch / f"{Path(expert).name}-mlps"
     rules = [{"filter": "mlp", "copy": expert}]
-    mol.run_merge({"merge_method": "passthrough", "models": [{"model": host}], "rules": rules}, out)
+    models = [{"model": host, "parameters": {"weight": 1.0}}, {"model": expert, "parameters": {"weight": 0.0}}]
+    mol.run_merge({"merge_method": "linear", "models": models, "rules": rules}, out)
     return out
 
 

@@ -30,29 +30,33 @@ class Judged(NamedTuple):
         return "**not met**" if self.beyond.mean < -2 * self.beyond.error else "**open**: within two standard errors"
 
 
-def over(of: Callable[[int], float], *rows: Row) -> Measured:
-    """Return the mean of a function of seeds, over those that all of these rows have."""
-    with_seeds = [row for row in rows if row.name != "base"]
-    return Measured.of([of(seed) for seed in sorted(set.intersection(*(set(row.seeds) for row in with_seeds)))])
+def over(of: Callable[[int], float], *rows: Row) -> Measured | None:
+    """Return the mean of a function of seeds, over those that all of these rows have; None if there are none."""
+    shared = set.intersection(*(set(row.seeds) for row in rows if row.name != "base"))
+    return Measured.of([of(seed) for seed in sorted(shared)]) if shared else None
 
 
-def below(goal: str, one: Row, other: Row, column: str = "mean") -> Judged:
+def below(goal: str, one: Row, other: Row, column: str = "mean") -> Judged | None:
     """Judge whether a row is below another; differences are taken seed by seed."""
     apart = over(lambda seed: other.of(seed, column) - one.of(seed, column), one, other)
+    if apart is None:
+        return None
     of = "" if column == "mean" else f" on {column}"
     figures = f"{one.over_seeds(column)} against {other.over_seeds(column)} ({other.shown}){of}, {apart} apart"
     return Judged(goal, apart, figures)
 
 
-def closes(goal: str, one: Row, high: Row, low: Row, share: float = 60.0) -> Judged:
+def closes(goal: str, one: Row, high: Row, low: Row, share: float = 60.0) -> Judged | None:
     """Judge whether a row closes a share of the gap between two others, in percent."""
     closed = over(lambda seed: 100 * (high.of(seed) - one.of(seed)) / (high.of(seed) - low.of(seed)), one, high, low)
+    if closed is None:
+        return None
     error = "" if closed.error is None else f" ± {closed.error:.1f}"
     return Judged(goal, Measured(closed.mean - share, closed.error), f"{closed.mean:.1f}{error}%")
 
 
-def checked(rows: dict[str, Row], oracle: Row) -> Iterator[Judged]:
-    """Yield each goal with what the results say."""
+def checked(rows: dict[str, Row], oracle: Row) -> Iterator[Judged | None]:
+    """Yield each goal with what the results say; None where the rows have no seed in common."""
     base, single = rows["base"], min((rows[name] for name in EXPERTS), key=lambda row: row.mean)
     merge = min((rows[name] for name in MERGES if name in rows), key=lambda row: row.mean)
     for domain in EXPERTS:
@@ -83,5 +87,5 @@ def checked(rows: dict[str, Row], oracle: Row) -> Iterator[Judged]:
 def section(rows: dict[str, Row], oracle: Row) -> str:
     """Return the table of goals."""
     lines = ["| goal | | figures |", "|---|---|---|"]
-    lines += [f"| {one.goal} | {one.verdict} | {one.figures} |" for one in checked(rows, oracle)]
+    lines += [f"| {one.goal} | {one.verdict} | {one.figures} |" for one in checked(rows, oracle) if one]
     return "\n".join(lines)
