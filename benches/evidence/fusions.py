@@ -82,6 +82,7 @@ FUSIONS: Final = {
     "chain_no_domains": Fused(chain=True, domains=False),
     "chain_lstsq": Fused(init="lstsq", chain=True),
     "chain_prefix_top1": Fused(chain=True, dispatch="token", top=1),
+    "chain_prefix_top1_longer": Fused(chain=True, dispatch="token", top=1, steps=LONGER, rate=FAST),
     "chain_control": Fused(chain=True, control=True),
     "merged_chain_untrained": Fused("merge", chain=True, steps=0),
     "merged_dense": Fused("merge", steps=LONGER, rate=FAST),

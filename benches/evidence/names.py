@@ -25,7 +25,7 @@ MIXTURES: Final = ("mixture_uniform", "mixture_posterior", "mixture_router")
 UNTRAINED: Final = ("fused_identity_untrained", "fused_lstsq_untrained", "chain_untrained", "merged_chain_untrained")
 FUSED: Final = (
     "fused_identity", "fused_lstsq", "fused_token_router", "fused_prefix_top1", "fused_token_top2", "chain",
-    "chain_lstsq", "chain_no_domains", "chain_prefix_top1", "merged_dense", "merged_chain", "merged_chain_top1", "bar",
+    "chain_lstsq", "chain_no_domains", "chain_prefix_top1", "chain_prefix_top1_longer", "merged_dense", "merged_chain", "merged_chain_top1", "bar",
     "bar_top1",
 )  # fmt: skip
 # By control: the fusions that it is the control of.
@@ -52,14 +52,15 @@ SHOWN: Final = {
     "fused_lstsq": "dense, fitted adapters",
     "fused_token_router": "dense, a router per token",
     "control": "control of dense: the base's blocks for the experts'",
-    "fused_prefix_top1": "top-1 by the mean of the tokens so far",
-    "fused_token_top2": "top-2 by each token",
+    "fused_prefix_top1": "top-1",
+    "fused_token_top2": "top-2, a router per token",
     "chain_untrained": "chain, dense, untrained",
     "chain": "chain, dense",
-    "chain_lstsq": "chain, dense, fitted adapters, no domains, 120 steps",
+    "chain_lstsq": "chain, dense, fitted adapters",
     "chain_no_domains": "chain, dense, no domains, 120 steps",
-    "chain_prefix_top1": "chain, top-1 by the mean of the tokens so far",
-    "chain_control": "control of the chain: the base's blocks",
+    "chain_prefix_top1": "chain, top-1",
+    "chain_prefix_top1_longer": "chain, top-1, trained as long as those in the merge",
+    "chain_control": "control of the chain, dense: the base's blocks",
     "merged_chain_untrained": "merge as host: chain, dense, untrained",
     "merged_dense": "merge as host: dense",
     "merged_chain": "merge as host: chain, dense",
