@@ -25,8 +25,8 @@ MIXTURES: Final = ("mixture_uniform", "mixture_posterior", "mixture_router")
 UNTRAINED: Final = ("fused_identity_untrained", "fused_lstsq_untrained", "chain_untrained", "merged_chain_untrained")
 FUSED: Final = (
     "fused_identity", "fused_lstsq", "fused_token_router", "fused_prefix_top1", "fused_token_top2", "chain",
-    "chain_lstsq", "chain_no_domains", "chain_prefix_top1", "chain_prefix_top1_longer", "merged_dense", "merged_chain", "merged_chain_top1", "bar",
-    "bar_top1",
+    "chain_lstsq", "chain_no_domains", "chain_prefix_top1", "chain_prefix_top1_longer", "merged_dense",
+    "merged_chain", "merged_chain_top1", "bar", "bar_top1",
 )  # fmt: skip
 # By control: the fusions that it is the control of.
 CONTROLS: Final = {

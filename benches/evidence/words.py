@@ -40,16 +40,31 @@ text, and the best was measured on test text, once. Methods without scales, and 
 then a third of the third), were merged once. `nearswap` and `arcee_fusion` take one other model and `nuslerp` two, so
 they are not here."""
 
-FUSIONS: Final = """The base is the host; each of its layers runs the blocks of the three experts behind linear
-adapters, and a router weighs them, by the mean of the tokens so far unless something else is said. A chain has one
-router, before the four blocks of each expert in a row. Adapters start as the identity, which is what experts of one
-base need, or fitted (`adapter_init="lstsq"`) to what the base's own block in that layer does. `MoLTrainer` trained
-all for 80 steps of 2,048 tokens of the experts' train text, adapters at a rate of 1e-3, routers, which see the domain
-of each row (`domain_loss_coeff=0.1`), at 1e-2. The rows without domains were a first try: 120 steps, routers at 1e-3
-too. Rows that choose started with all experts. LoRA and the router of the mixture had the same texts and steps, and
-no domains. A control has the same adapters and routers over the base's own blocks three times: what it gains is due
-to training adapters, not to the experts. `dispatch="sequence"` has no row: it chooses by the first 16 tokens, so it
-does not predict these, and `mol.evaluate` refuses to score it."""
+FUSIONS: Final = """A host runs the blocks of the three experts behind linear adapters, and a router weighs them, by
+the mean of the tokens so far unless something else is said: in each of its layers, or, in a chain, the four blocks of
+each expert in a row behind one router. Dense rows run all experts on all tokens. Top-1 gives each token to one expert,
+which sees the tokens that were given to it (`dispatch="token"`), and so costs about what one model does. Adapters start
+as the identity, which is what experts of one base need, or fitted (`adapter_init="lstsq"`) to what the host's own
+blocks do.
+
+The host is the base, or the merge by task arithmetic, whose embeddings, which are its head too, have a part of what the
+experts learned. `MoLTrainer` trained all on the experts' train text: in the base for 80 steps of 2,048 tokens with
+adapters at a rate of 1e-3, in the merge, and where it is said, for 240 at 1e-2. Routers, which see the domain of each
+row (`domain_loss_coeff=0.1`), have 1e-2. Rows that choose start with all experts and narrow to one or two over 40
+steps. The row without domains was a first try, for 120 steps, routers at 1e-3 too.
+
+A control has the same adapters, routers, steps and rates over the host's own blocks three times: what it gains is due
+to training adapters, not to the experts. LoRA has as many parameters, the same texts, steps and rates, and no domains.
+In the merge rates of 1e-3, 3e-3 and 1e-2 were tried for 80 steps, for the top-1 chain and for LoRA; 1e-2 was best for
+both on validation text. Distilling rows from the expert of their domain gained 0.005 there, and is not used.
+
+BAR (attention and embeddings merged statically, the experts' MLPs routed) is a fusion in the merge whose experts are
+made by `mol-merge`: the merge with the MLPs of one expert, copied by `rules`. Its adapters stay the identity, so that a
+layer is h + attention(h) + the sum over experts of weight x MLP(h + attention(h)), and routers alone are trained, for
+80 steps. mol runs attention once per expert there, which the operations count; made for it, a runtime would run it once.
+
+`dispatch="sequence"` has no row: it chooses by the first 16 tokens, so it does not predict these, and `mol.evaluate`
+refuses to score it."""
 
 WHY: Final = """### Why some are not met
 
