@@ -61,7 +61,7 @@ both on validation text. Distilling rows from the expert of their domain gained 
 BAR (attention and embeddings merged statically, the experts' MLPs routed) is a fusion in the merge whose experts are
 made by `mol-merge`: the merge with the MLPs of one expert, copied by `rules`. Its adapters stay the identity, so that a
 layer is h + attention(h) + the sum over experts of weight x MLP(h + attention(h)), and routers alone are trained, for
-80 steps. mol runs attention once per expert there, which the operations count; made for it, a runtime would run it once.
+80 steps. mol runs attention once per expert there, and the operations count it so; once would do.
 
 `dispatch="sequence"` has no row: it chooses by the first 16 tokens, so it does not predict these, and `mol.evaluate`
 refuses to score it."""
