@@ -85,7 +85,7 @@ FUSIONS: Final = {
     "chain_prefix_top1_longer": Fused(chain=True, dispatch="token", top=1, steps=LONGER, rate=FAST),
     "chain_control": Fused(chain=True, control=True),
     "merged_chain_untrained": Fused("merge", chain=True, steps=0),
-    "merged_dense": Fused("merge", steps=LONGER, rate=FAST),
+    "merged_dense": Fused("merge", rate=FAST),
     "merged_chain": Fused("merge", chain=True, steps=LONGER, rate=FAST),
     "merged_chain_control": Fused("merge", chain=True, control=True, steps=LONGER, rate=FAST),
     "merged_chain_top1": Fused("merge", dispatch="token", top=1, chain=True, steps=LONGER, rate=FAST),

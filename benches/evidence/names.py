@@ -62,7 +62,7 @@ SHOWN: Final = {
     "chain_prefix_top1_longer": "chain, top-1, trained as long as those in the merge",
     "chain_control": "control of the chain, dense: the base's blocks",
     "merged_chain_untrained": "merge as host: chain, dense, untrained",
-    "merged_dense": "merge as host: dense",
+    "merged_dense": "merge as host: dense, 80 steps",
     "merged_chain": "merge as host: chain, dense",
     "merged_chain_top1": "merge as host: chain, top-1",
     "merged_chain_control": "control of the chain in the merge: the merge's blocks",
