@@ -86,8 +86,7 @@ FUSIONS: Final = {
     "chain_control": Fused(chain=True, control=True),
     "merged_chain_untrained": Fused("merge", chain=True, steps=0),
     "merged_dense": Fused("merge", rate=FAST),
-    "merged_chain": Fused("merge", chain=True, steps=LONGER, rate=FAST),
-    "merged_chain_control": Fused("merge", chain=True, control=True, steps=LONGER, rate=FAST),
+    "merged_chain": Fused("merge", chain=True, rate=FAST),
     "merged_chain_top1": Fused("merge", dispatch="token", top=1, chain=True, steps=LONGER, rate=FAST),
     "merged_chain_top1_control": Fused(
         "merge", dispatch="token", top=1, chain=True, control=True, steps=LONGER, rate=FAST

@@ -32,7 +32,6 @@ FUSED: Final = (
 CONTROLS: Final = {
     "control": ("fused_identity",),
     "chain_control": ("chain",),
-    "merged_chain_control": ("merged_chain",),
     "merged_chain_top1_control": ("merged_chain_top1",),
 }
 LORA: Final = ("lora_base", "lora_merge")
@@ -63,9 +62,8 @@ SHOWN: Final = {
     "chain_control": "control of the chain, dense: the base's blocks",
     "merged_chain_untrained": "merge as host: chain, dense, untrained",
     "merged_dense": "merge as host: dense, 80 steps",
-    "merged_chain": "merge as host: chain, dense",
+    "merged_chain": "merge as host: chain, dense, 80 steps",
     "merged_chain_top1": "merge as host: chain, top-1",
-    "merged_chain_control": "control of the chain in the merge: the merge's blocks",
     "merged_chain_top1_control": "control of the top-1 chain in the merge",
     "bar": "merge as host: MLPs of the experts (BAR), dense",
     "bar_top1": "merge as host: MLPs of the experts (BAR), top-1",
