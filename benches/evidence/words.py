@@ -66,17 +66,20 @@ layer is h + attention(h) + the sum over experts of weight x MLP(h + attention(h
 `dispatch="sequence"` has no row: it chooses by the first 16 tokens, so it does not predict these, and `mol.evaluate`
 refuses to score it."""
 
-WHY: Final = """### Why some are not met
+WHY: Final = """### Why some are not met, and what else the rows say
 
 - Merges: what the experts learned adds up in the same weights. At the scale that is best for all three, the mean is
   about as far from the oracle as from the base. No method that was tried changes that.
-- Fusions: what an expert learned is in its embeddings, which are its head, too, and a fusion has those of its host. The
-  base with the blocks of one expert is a row of the first table: a fusion that always chose right would be about that
-  good in its domain without training. Mixtures have the whole models.
-- The chain with fitted adapters: they are fitted to what the first block of the base returns, while all four blocks of
-  the experts run there and no other of the base, so they start far off. In its last 50 steps its router gave the expert
-  of kjv 0.4% of the tokens, which `MoLTrainer` warned of.
-- Seeds: all rows have one so far, and no error is known."""
+- Soups: at a falling rate the last checkpoints hardly differ, so their mean is the last one.
+- The host: what an expert learned is in its embeddings, which are its head, too, and a fusion has those of its host. The
+  base with the blocks of one expert is a row of the first table: a fusion in the base that always chose right would be
+  about that good in its domain without training. The merge has a part of all of them, and so is the better host.
+- Fitted adapters: they make the experts' blocks do what the host's do, and so take away what these learned. Between
+  relatives the identity is the better start; fitted adapters are for models that are none.
+- Documents that switch domain: routers by the mean of the tokens so far are slow to follow, and so is a posterior. Equal
+  weights are best there.
+- A mixture by posterior trains nothing, and is as good as the oracle on documents of one domain, for the operations and
+  the memory of three models."""
 
 SOUPS: Final = """Two runs of the python expert: as shipped, with a learning rate that falls to a tenth, and one at a
 constant rate. Of checkpoints 20 steps apart the last two, three, four or six are averaged by `merge_method: average`,
