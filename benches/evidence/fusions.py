@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import torch
+from merges import chosen
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+import mol
 from measure import EXPERTS, MODELS, WINDOW, read
 from mol import MoLConfig, MoLMixture, MoLRuntime, MoLTrainer, TrainingConfig
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 STEPS: Final = 80
+LONGER: Final = 240
+NARROWING: Final = 40
 BATCH: Final = 8
 RATE: Final = 1e-3
+FAST: Final = 1e-2
 ROUTER_RATE: Final = 1e-2
 LAYERS: Final = 4
 BASE: Final = str(MODELS / "base")
 # Names of one directory: blocks of a model that is not the host by name get adapters.
-ALIASES: Final = (f"{BASE}/", f"{BASE}/.", f"{BASE}/./")
+ALIASES: Final = ("/", "/.", "/./")
 
 
 class Trained(NamedTuple):
@@ -34,33 +37,62 @@ class Trained(NamedTuple):
 
 
 class Fused(NamedTuple):
-    """How a fusion of the experts' blocks in the base is built."""
+    """How a fusion of the experts' blocks in a host is built, and trained.
 
+    Attributes:
+        host: "base", or "merge", that by task arithmetic.
+        init: of adapters.
+        router: its type.
+        dispatch: as in `MoLConfig`.
+        top: how many experts a token is given; all if None.
+        chain: all blocks of an expert in a row, before one router.
+        control: the host's blocks for the experts'.
+        mlps: of the experts' blocks the MLPs alone, with attention and norms of the merge; adapters are not trained.
+        domains: routers see which domain a row is of.
+        distilled: rows are distilled from the expert of their domain.
+        steps: of training.
+        rate: of adapters.
+    """
+
+    host: str = "base"
     init: str = "identity"
     router: str = "simple"
     dispatch: str = "dense"
     top: int | None = None
     chain: bool = False
     control: bool = False
+    mlps: bool = False
     domains: bool = True
-    train: bool = True
+    distilled: bool = False
+    steps: int = STEPS
+    rate: float = RATE
 
 
 FUSIONS: Final = {
-    "fused_identity_untrained": Fused(train=False),
-    "fused_lstsq_untrained": Fused("lstsq", train=False),
+    "fused_identity_untrained": Fused(steps=0),
+    "fused_lstsq_untrained": Fused(init="lstsq", steps=0),
     "control": Fused(control=True),
     "fused_identity": Fused(),
-    "fused_lstsq": Fused("lstsq"),
+    "fused_lstsq": Fused(init="lstsq"),
     "fused_token_router": Fused(router="token"),
     "fused_prefix_top1": Fused(dispatch="token", top=1),
     "fused_token_top2": Fused(router="token", dispatch="token", top=2),
-    "chain_untrained": Fused(chain=True, train=False),
+    "chain_untrained": Fused(chain=True, steps=0),
     "chain": Fused(chain=True),
     "chain_no_domains": Fused(chain=True, domains=False),
-    "chain_lstsq": Fused("lstsq", chain=True, domains=False),
+    "chain_lstsq": Fused(init="lstsq", chain=True),
     "chain_prefix_top1": Fused(chain=True, dispatch="token", top=1),
+    "chain_prefix_top1_longer": Fused(chain=True, dispatch="token", top=1, steps=LONGER, rate=FAST),
     "chain_control": Fused(chain=True, control=True),
+    "merged_chain_untrained": Fused("merge", chain=True, steps=0),
+    "merged_dense": Fused("merge", rate=FAST),
+    "merged_chain": Fused("merge", chain=True, rate=FAST),
+    "merged_chain_top1": Fused("merge", dispatch="token", top=1, chain=True, steps=LONGER, rate=FAST),
+    "merged_chain_top1_control": Fused(
+        "merge", dispatch="token", top=1, chain=True, control=True, steps=LONGER, rate=FAST
+    ),
+    "bar": Fused("merge", mlps=True),
+    "bar_top1": Fused("merge", mlps=True, top=1),
 }
 
 
@@ -86,13 +118,18 @@ def rows(steps: int, seed: int) -> list[dict[str, Any]]:
     return [found[at] for at in torch.randperm(len(found), generator=draw).tolist()][: steps * BATCH]
 
 
-def build(kind: Fused, models: Path, seed: int) -> MoLRuntime:
-    """Put the experts' blocks into the base: one of each in every layer, or all four in a row."""
+def build(kind: Fused, models: Path, scratch: Path, seed: int) -> MoLRuntime:
+    """Put the experts' blocks into the host: one of each in every layer, or all four in a row."""
+    host = BASE if kind.host == "base" else str(chosen("task_arithmetic", models, scratch / "host", seed))
+    names = [str(models / name) for name in EXPERTS]
+    if kind.control:
+        names = [host + alias for alias in ALIASES]
+    elif kind.mlps:
+        names = [str(with_mlps(host, name, scratch)) for name in names]
     torch.manual_seed(seed)
-    names = ALIASES if kind.control else tuple(str(models / name) for name in EXPERTS)
     runtime = MoLRuntime(
         MoLConfig(
-            models=[BASE, *names],
+            models=[host, *names],
             adapter_init=kind.init,
             router_type=kind.router,
             dispatch=kind.dispatch,
@@ -110,17 +147,29 @@ def build(kind: Fused, models: Path, seed: int) -> MoLRuntime:
     return runtime
 
 
-def fuse(name: str, models: Path, scratch: Path, seed: int, steps: int = STEPS) -> Trained:
+def with_mlps(host: str, expert: str, scratch: Path) -> Path:
+    """Write a model that is the host but for the MLPs, which are an expert's."""
+    out = scratch / f"{Path(expert).name}-mlps"
+    rules = [{"filter": "mlp", "copy": expert}]
+    models = [{"model": host, "parameters": {"weight": 1.0}}, {"model": expert, "parameters": {"weight": 0.0}}]
+    mol.run_merge({"merge_method": "linear", "models": models, "rules": rules}, out)
+    return out
+
+
+def fuse(kind: Fused, models: Path, scratch: Path, seed: int) -> Trained:
     """Build a fusion and train its adapters and routers."""
-    kind = FUSIONS[name]
-    runtime = build(kind, models, seed)
-    count = sum(one.numel() for one in runtime.parameters())
-    settings: dict[str, Any] = {**kind._asdict(), "steps": steps if kind.train else 0}
-    if kind.train:
-        # A router that chooses one or two from the start stays with them, so the choice narrows over half of the run.
+    runtime = build(kind, models, scratch, seed)
+    trained = [one for layer in runtime.layers for one in (layer.router if kind.mlps else layer).parameters()]
+    count = sum(one.numel() for one in trained)
+    settings: dict[str, Any] = kind._asdict()
+    steps = kind.steps
+    if steps:
+        # A router that chooses one or two from the start stays with them, so the choice narrows over the first steps.
         sparse = kind.top is not None
+        load = AutoModelForCausalLM.from_pretrained
+        teachers = {at: load(models / name, dtype="float32") for at, name in enumerate(EXPERTS) if kind.distilled}
         config = TrainingConfig(
-            learning_rate=RATE,
+            learning_rate=0.0 if kind.mlps else kind.rate,
             router_learning_rate=ROUTER_RATE,
             batch_size=BATCH,
             max_steps=steps,
@@ -132,14 +181,15 @@ def fuse(name: str, models: Path, scratch: Path, seed: int, steps: int = STEPS) 
             eval_steps=None,
             save_steps=None,
             domain_loss_coeff=0.1 if kind.domains else 0.0,
-            dense_steps=steps // 2 if sparse else 0,
+            distillation_coeff=1.0 if kind.distilled else 0.0,
+            dense_steps=NARROWING if sparse else 0,
             output_dir=str(scratch),
             seed=seed,
         )
-        MoLTrainer(runtime, config).train(rows(steps, seed))
-        settings |= {"rate": RATE, "router_rate": ROUTER_RATE, "tokens": steps * BATCH * WINDOW}
+        MoLTrainer(runtime, config, teachers=teachers).train(rows(steps, seed))
+        settings |= {"rate": config.learning_rate, "router_rate": ROUTER_RATE, "tokens": steps * BATCH * WINDOW}
         settings["domain_loss"] = config.domain_loss_coeff
-    return Trained(runtime.as_causal_lm().eval(), count if kind.train else 0, settings)
+    return Trained(runtime.as_causal_lm().eval(), count if steps else 0, settings)
 
 
 def mix(weights: str, models: Path, seed: int, steps: int = STEPS) -> Trained:
@@ -167,7 +217,7 @@ class LowRank(nn.Module):
         return self.layer(x) + x @ self.down.T @ self.up.T
 
 
-def lora(start: str, parameters: int, seed: int, steps: int = STEPS) -> Trained:
+def lora(start: str, parameters: int, seed: int, steps: int, rate: float) -> Trained:
     """Train low-rank changes to all linear layers of the blocks of a model, with as many parameters as a fusion."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(start, dtype="float32").requires_grad_(requires_grad=False)
@@ -179,11 +229,11 @@ def lora(start: str, parameters: int, seed: int, steps: int = STEPS) -> Trained:
     for parent, name, child in linear:
         setattr(parent, name, LowRank(child, rank))
     trained = [one for one in model.parameters() if one.requires_grad]
-    train(model, trained, steps, seed)
-    return Trained(model.eval(), sum(one.numel() for one in trained), {"rank": rank, "steps": steps, "rate": RATE})
+    train(model, trained, steps, seed, rate)
+    return Trained(model.eval(), sum(one.numel() for one in trained), {"rank": rank, "steps": steps, "rate": rate})
 
 
-def train(model: nn.Module, parameters: list[nn.Parameter], steps: int, seed: int, rate: float = RATE) -> None:
+def train(model: nn.Module, parameters: list[nn.Parameter], steps: int, seed: int, rate: float) -> None:
     """Train parameters as `MoLTrainer` trains those of a fusion: the same texts, rate, schedule and precision."""
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
     found = rows(steps, seed)

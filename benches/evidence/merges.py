@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from typing import TYPE_CHECKING, Any, Final
+
+from names import file_of
 
 import measure
 import mol
@@ -83,6 +86,18 @@ def merge(method: str, models: Path, scratch: Path, seed: int) -> tuple[Path, di
     _, settings, out = min(found, key=lambda one: one[0])
     tried = [{**one, "validation": round(score, 4)} for score, one, _ in found] if _many(method) else []
     return out, {**settings, "tried": tried}
+
+
+def chosen(method: str, models: Path, out: Path, seed: int) -> Path:
+    """Merge by the setting that was chosen on validation text when the row of the method was measured.
+
+    Raises:
+        OSError: it was not.
+    """
+    settings = json.loads(file_of(method, seed).read_text())["settings"]
+    del settings["tried"]
+    mol.run_merge(recipe(method, models, **settings), out, seed=seed)
+    return out
 
 
 def _many(method: str) -> bool:

@@ -1,4 +1,4 @@
-"""Names of the rows of the evidence, by kind."""
+"""Names of the rows of the evidence, by kind, and of their files."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 from typing import Final
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "family"))
-from texts import EXPERTS
+ROOT: Final = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples" / "family"))
+from texts import EXPERTS  # noqa: E402
+
+RESULTS: Final = ROOT / "benches" / "evidence" / "results"
 
 SINGLES: Final = ("base", *EXPERTS)
 BLOCKS: Final = tuple(f"blocks_{name}" for name in EXPERTS)
@@ -18,9 +21,64 @@ MERGES: Final = (
     "model_stock", "ram", "ramplus_tl",
 )  # fmt: skip
 SOUPS: Final = ("constant_last", "constant_soup", "decayed_last", "decayed_soup")
-MIXTURES: Final = ("mixture_uniform", "mixture_posterior")
-UNTRAINED: Final = ("fused_identity_untrained", "fused_lstsq_untrained", "chain_untrained")
+MIXTURES: Final = ("mixture_uniform", "mixture_posterior", "mixture_router")
+UNTRAINED: Final = ("fused_identity_untrained", "fused_lstsq_untrained", "chain_untrained", "merged_chain_untrained")
 FUSED: Final = (
     "fused_identity", "fused_lstsq", "fused_token_router", "fused_prefix_top1", "fused_token_top2", "chain",
-    "chain_no_domains", "chain_lstsq", "chain_prefix_top1",
+    "chain_lstsq", "chain_no_domains", "chain_prefix_top1", "chain_prefix_top1_longer", "merged_dense",
+    "merged_chain", "merged_chain_top1", "bar", "bar_top1",
 )  # fmt: skip
+# By control: the fusions that it is the control of.
+CONTROLS: Final = {
+    "control": ("fused_identity",),
+    "chain_control": ("chain",),
+    "merged_chain_top1_control": ("merged_chain_top1",),
+}
+LORA: Final = ("lora_base", "lora_merge")
+ROWS: Final = (*SINGLES, *BLOCKS, *MERGES, *SOUPS, *MIXTURES, *UNTRAINED, *FUSED, *CONTROLS, *LORA)
+# Measured with one seed; the others with three, but for the base, which has no seed.
+ONCE: Final = ("base", *BLOCKS)
+
+# Names on the page, where others.
+SHOWN: Final = {
+    "blocks_python": "the base with the blocks of python",
+    "blocks_kjv": "the base with the blocks of kjv",
+    "blocks_wordnet": "the base with the blocks of wordnet",
+    "oracle": "oracle: the best of base and experts per document",
+    "fused_identity_untrained": "dense, untrained",
+    "fused_lstsq_untrained": "dense, fitted adapters, untrained",
+    "fused_identity": "dense",
+    "fused_lstsq": "dense, fitted adapters",
+    "fused_token_router": "dense, a router per token",
+    "control": "control of dense: the base's blocks for the experts'",
+    "fused_prefix_top1": "top-1",
+    "fused_token_top2": "top-2, a router per token",
+    "chain_untrained": "chain, dense, untrained",
+    "chain": "chain, dense",
+    "chain_lstsq": "chain, dense, fitted adapters",
+    "chain_no_domains": "chain, dense, no domains, 120 steps",
+    "chain_prefix_top1": "chain, top-1",
+    "chain_prefix_top1_longer": "chain, top-1, trained as long as those in the merge",
+    "chain_control": "control of the chain, dense: the base's blocks",
+    "merged_chain_untrained": "merge as host: chain, dense, untrained",
+    "merged_dense": "merge as host: dense, 80 steps",
+    "merged_chain": "merge as host: chain, dense, 80 steps",
+    "merged_chain_top1": "merge as host: chain, top-1",
+    "merged_chain_top1_control": "control of the top-1 chain in the merge",
+    "bar": "merge as host: MLPs of the experts (BAR), dense",
+    "bar_top1": "merge as host: MLPs of the experts (BAR), top-1",
+    "lora_base": "LoRA in the base, as many parameters",
+    "lora_merge": "LoRA in the merge by task arithmetic, as many parameters",
+    "mixture_uniform": "uniform mixture",
+    "mixture_posterior": "posterior mixture",
+    "mixture_router": "mixture by a trained router",
+    "constant_last": "constant rate: last checkpoint",
+    "constant_soup": "constant rate: mean of the last",
+    "decayed_last": "falling rate: last checkpoint",
+    "decayed_soup": "falling rate: mean of the last",
+}
+
+
+def file_of(row: str, seed: int, results: Path = RESULTS) -> Path:
+    """Return the file of a row's result."""
+    return results / f"{row}.{seed}.json"

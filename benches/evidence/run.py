@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -17,24 +18,28 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from names import BLOCKS, MERGES, MIXTURES, RANDOM_MERGES, SINGLES, SOUPS, UNTRAINED
+import page
+from names import BLOCKS, EXPERTS, MERGES, ONCE, RESULTS, ROOT, ROWS, SINGLES, SOUPS, file_of
+from seeds import load
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-HERE: Final = Path(__file__).resolve().parent
-ROOT: Final = HERE.parents[1]
-RESULTS: Final = HERE / "results"
 SCRATCH: Final = ROOT / "build" / "evidence"
+FAMILY: Final = ROOT / "build" / "family"
 QUICK: Final = ("task_arithmetic", "mixture_posterior")
 
 MEASURING: Final = tuple(f"benches/evidence/{name}.py" for name in ("run", "names", "measure", "merges", "fusions"))
-TRAINED: Final = (
-    "mixture_router", "control", "fused_identity", "fused_lstsq", "chain", "chain_control", "lora_base", "lora_merge",
-    "fused_prefix_top1", "fused_token_top2", "chain_prefix_top1", "fused_token_router", "chain_no_domains",
-    "chain_lstsq",
-)  # fmt: skip
-ROWS: Final = (*SINGLES, *BLOCKS, *MERGES, *SOUPS, *MIXTURES, *UNTRAINED, *TRAINED)
+
+
+def train(seed: int, *runs: str) -> Path:
+    """Train experts of a seed that are not there yet, and return the directory of its models."""
+    out, also = FAMILY / "models" / str(seed), FAMILY / "runs" / str(seed)
+    missing = [run for run in runs if not any(path.exists() for path in (out / run, also / run / "last"))]
+    if missing:
+        command = [sys.executable, "examples/family/train.py", *missing, "--seed", str(seed), "--models", str(out)]
+        subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return out
 
 
 def measured(row: str, seed: int, scratch: Path) -> dict[str, Any]:
@@ -47,7 +52,7 @@ def measured(row: str, seed: int, scratch: Path) -> dict[str, Any]:
     import measure
 
     torch.set_num_threads(1)
-    models, runs = measure.MODELS, ROOT / "build" / "family" / "runs" / "0"
+    models = train(seed, *EXPERTS) if seed and row != "base" else measure.MODELS
     settings: dict[str, Any] = {}
     trained, given, path = 0, None, None
     if row in SINGLES:
@@ -55,23 +60,26 @@ def measured(row: str, seed: int, scratch: Path) -> dict[str, Any]:
     elif row in MERGES:
         path, settings = merges.merge(row, models, scratch, seed)
     elif row in BLOCKS:
-        given = AutoModelForCausalLM.from_pretrained(models / "base", dtype="float32")
+        given = AutoModelForCausalLM.from_pretrained(measure.MODELS / "base", dtype="float32")
         other = AutoModelForCausalLM.from_pretrained(models / row.removeprefix("blocks_"), dtype="float32")
         given.model.layers = other.model.layers
     elif row in SOUPS:
-        run = runs / ("python-constant" if row.startswith("constant") else "python")
+        name = "python-constant" if row.startswith("constant") else "python"
+        train(seed, name)
+        run = FAMILY / "runs" / str(seed) / name
         last = max(run.glob("step-*"), key=lambda one: int(one.name.removeprefix("step-")))
         path, settings = merges.soup(run, scratch) if row.endswith("soup") else (last, {})
     elif row.startswith("mixture"):
         given, trained, settings = fusions.mix(row.removeprefix("mixture_"), models, seed)
     elif row.startswith("lora"):
-        start = str(models / "base")
-        if row == "lora_merge":
-            start = str(merges.merge("task_arithmetic", models, scratch, seed)[0])
         wanted = json.loads(file_of("chain", 0).read_text())["trained_parameters"]
-        given, trained, settings = fusions.lora(start, wanted, seed)
+        if row == "lora_merge":
+            start = merges.chosen("task_arithmetic", models, scratch / "start", seed)
+            given, trained, settings = fusions.lora(str(start), wanted, seed, fusions.LONGER, fusions.FAST)
+        else:
+            given, trained, settings = fusions.lora(fusions.BASE, wanted, seed, fusions.STEPS, fusions.RATE)
     else:
-        given, trained, settings = fusions.fuse(row, models, scratch, seed)
+        given, trained, settings = fusions.fuse(fusions.FUSIONS[row], models, scratch, seed)
     start_time = time.process_time()
     scores = measure.losses(given or path, measure.test_texts(), fusions.tokenizer())
     model = given or AutoModelForCausalLM.from_pretrained(path, dtype="float32")
@@ -86,10 +94,6 @@ def measured(row: str, seed: int, scratch: Path) -> dict[str, Any]:
     }
 
 
-def file_of(row: str, seed: int, results: Path = RESULTS) -> Path:
-    return results / f"{row}.{seed}.json"
-
-
 def commit() -> str:
     """Return the commit that is checked out, with a mark if files of the evidence or of mol differ from it."""
     at = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -100,8 +104,8 @@ def commit() -> str:
     return at.stdout.strip() + ("+" if changed.stdout else "")
 
 
-def measure_here(row: str, seed: int, out: Path) -> None:
-    """Measure a row and write its file."""
+def measure_here(row: str, seed: int, out: Path, at: str) -> None:
+    """Measure a row with the code of a commit, and write its file."""
     import torch
     import transformers
 
@@ -109,7 +113,7 @@ def measure_here(row: str, seed: int, out: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     started = time.process_time()
-    head: dict[str, Any] = {"row": row, "seed": seed, "commit": commit(), "torch": torch.__version__}
+    head: dict[str, Any] = {"row": row, "seed": seed, "commit": at, "torch": torch.__version__}
     found = measured(row, seed, scratch)
     head |= {"transformers": transformers.__version__, "cpu_seconds": round(time.process_time() - started)}
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -126,23 +130,23 @@ def compare(rows: Sequence[str]) -> bool:
     same = True
     for row in rows:
         new, old = (json.loads(file_of(row, 0, where).read_text()) for where in (SCRATCH / "quick", RESULTS))
-        near = abs(new["mean"] - old["mean"]) <= 0.005
+        error = load(RESULTS)[row].over_seeds().error
+        near = error is not None and abs(new["mean"] - old["mean"]) <= error
         same &= near
-        print(f"{row:20} {new['mean']:.4f} now, {old['mean']:.4f} committed{'' if near else ': they differ'}")
+        print(
+            f"{row:20} {new['mean']:.4f} now, {old['mean']:.4f} committed, standard error over seeds {error}"
+            + ("" if near else ": they differ")
+        )
     return same
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="measure merges and fusions of a small family, write docs/evidence.md")
     parser.add_argument("rows", nargs="*", help=f"quick, all, page (write the page alone), or of {', '.join(ROWS)}")
-    parser.add_argument("--seeds", type=int, default=1, help="of rows that depend on a seed (default: 1)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of rows that depend on one (0 1 2)")
     parser.add_argument("--fresh", action="store_true", help="measure rows again that have their file")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the page is written")
-    parser.add_argument("--one", nargs=3, metavar=("ROW", "SEED", "OUT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        measure_here(arguments.one[0], int(arguments.one[1]), Path(arguments.one[2]))
-        return 0
     rows = arguments.rows or ["all"]
     quick = rows == ["quick"]
     if quick:
@@ -151,19 +155,25 @@ def main() -> int:
     rows = [] if rows == ["page"] else list(ROWS) if rows == ["all"] else rows
     if unknown := [row for row in rows if row not in ROWS]:
         parser.error(f"there is no row {', '.join(unknown)}")
+    at = commit()
+    # A process of its own for each row, which starts with what is imported here where that is safe.
+    start = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     for row in rows:
-        for seed in range(arguments.seeds if row in (*TRAINED, *RANDOM_MERGES) else 1):
+        for seed in (0,) if quick or row in ONCE else arguments.seeds:
             out = file_of(row, seed, SCRATCH / "quick" if quick else RESULTS)
             if out.exists() and not arguments.fresh:
                 continue
             print(f"{row}, seed {seed}", flush=True)
-            command = [sys.executable, str(HERE / "run.py"), "--one", row, str(seed), str(out)]
-            subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            import fusions  # noqa: F401
+
+            one = start.Process(target=measure_here, args=(row, seed, out, at))
+            one.start()
+            one.join()
+            if one.exitcode:
+                return one.exitcode
             print(f"  {json.loads(out.read_text())['mean']:.4f}", flush=True)
     if quick:
         return 0 if compare(QUICK) else 1
-    import page
-
     page.write(RESULTS, arguments.docs)
     return 0
 

@@ -1,8 +1,8 @@
 """Combine three experts in every way that mol has, and print what each is worth on text of their domains.
 
 The experts start from one base and have each seen one domain that it has not. They are merged by task arithmetic, their
-outputs are mixed, and their blocks are fused: next to each other behind one router, which is trained with the
-adapters. Bits per byte are of test text, lower is better; docs/evidence.md has all rows, on more of it.
+outputs are mixed, and their blocks are fused: next to each other in the merge, behind one router, which is trained with
+the adapters. Bits per byte are of test text, lower is better; docs/evidence.md has all rows, on more of it.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def merge() -> str:
     return str(out)
 
 
-def fuse() -> MoLRuntime:
-    """Put the four blocks of each expert, in a row, behind one router of the base; adapters start as the identity."""
+def fuse(host: str) -> MoLRuntime:
+    """Put the four blocks of each expert, in a row, behind one router of a host; adapters start as the identity."""
     torch.manual_seed(0)
-    runtime = MoLRuntime(MoLConfig(models=[BASE, *MODELS], keep_host_layers=False, dtype="float32"))
+    runtime = MoLRuntime(MoLConfig(models=[host, *MODELS], keep_host_layers=False, dtype="float32"))
     runtime.add_layer([(model, LAYERS) for model in MODELS], layer_idx=0)
     return runtime
 
@@ -79,17 +79,18 @@ def main() -> int:
     show("the base", BASE)
     for name, model in zip(EXPERTS, MODELS, strict=True):
         show(f"the expert {name}", model)
-    show("merged by task arithmetic", merge())
+    merged = merge()
+    show("merged by task arithmetic", merged)
     show("outputs mixed, equal weights", MoLMixture.from_models(MODELS))
     show("outputs mixed by posterior", MoLMixture.from_models(MODELS, "posterior"))
-    runtime = fuse()
-    show("fused, not trained", runtime)
+    runtime = fuse(merged)
+    show("fused in the merge, not trained", runtime)
     config = TrainingConfig(
-        learning_rate=1e-3, router_learning_rate=1e-2, domain_loss_coeff=0.1, max_steps=steps, warmup_steps=10,
+        learning_rate=1e-2, router_learning_rate=1e-2, domain_loss_coeff=0.1, max_steps=steps, warmup_steps=10,
         mixed_precision="bf16", eval_steps=None, save_steps=None, output_dir=str(BUILD / "training"),
     )  # fmt: skip
     MoLTrainer(runtime, config).train(rows(tokenizer, steps * config.batch_size))
-    show(f"fused, trained for {steps} steps", runtime)
+    show(f"fused in the merge, trained for {steps} steps", runtime)
     print(f"{time.monotonic() - start:.0f} s with {torch.get_num_threads()} threads")
     return 0
 

@@ -5,7 +5,8 @@
 
 Models of 2.6 million parameters are written below examples/family/models as bf16, each with its config, tokenizer, card
 and log. Every run counts its steps and continues from its last checkpoint (build/family/runs) if it was stopped; what
-it has finished it does not repeat. `--seed` and `--models` train experts with another seed, elsewhere.
+it has finished it does not repeat. `--seed` and `--models` train experts with another seed, elsewhere, and names train
+these alone: `python-constant` is the expert of Python at a constant rate, which is not shipped.
 """
 
 from __future__ import annotations
@@ -196,15 +197,18 @@ def write(model: LlamaForCausalLM, tokens: PreTrainedTokenizerFast, out: Path) -
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="train the base and the experts")
+    named = {run.name: run for run in (*RUNS_OF_FAMILY, CONSTANT)}
+    parser.add_argument("runs", nargs="*", default=[run.name for run in RUNS_OF_FAMILY], help=f"of {', '.join(named)}")
     parser.add_argument("--seed", type=int, default=0, help="of the order of texts, and of the base's weights")
     parser.add_argument("--models", type=Path, default=MODELS, help="where models are written")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--constant", action="store_true", help="train an expert at a constant learning rate, too")
     arguments = parser.parse_args()
+    if unknown := [name for name in arguments.runs if name not in named]:
+        parser.error(f"there is no run {', '.join(unknown)}")
     torch.set_num_threads(arguments.threads)
     logging.disable_progress_bar()
     runs_at = RUNS / str(arguments.seed)
-    for run in (*RUNS_OF_FAMILY, *([CONSTANT] if arguments.constant else [])):
+    for run in map(named.__getitem__, arguments.runs):
         if run.start is not None or arguments.models == MODELS:
             train(run, arguments.models, runs_at, arguments.seed)
     return 0

@@ -116,6 +116,25 @@ def test_a_host_in_other_axes_is_found_again(other: str, init: str, block: int |
     assert (logits_of(plain, ids) - wanted).abs().max() > 0.1
 
 
+def test_a_chain_without_the_host_is_fitted_to_all_layers_that_it_replaces(make: Make) -> None:
+    ids = tokens_of(2, 12)
+    wanted = logits_of(make("turned"), ids)
+    chain = make("turned", keep_host_layers=False)
+    chain.add_layer([("turned", range(len(chain.open_host())))], 0, calibration=TEXT)
+    torch.testing.assert_close(logits_of(chain, ids), wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_layers_without_the_host_are_fitted_up_to_the_next(order: tuple[int, int], make: Make) -> None:
+    ids = tokens_of(2, 12)
+    wanted = logits_of(make("turned"), ids)
+    fitted = make("turned", keep_host_layers=False)
+    blocks = {0: 0, 1: range(1, len(fitted.open_host()))}
+    for position in order:
+        fitted.add_layer([("turned", blocks[position])], position, calibration=TEXT)
+    torch.testing.assert_close(logits_of(fitted, ids), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_procrustes_finds_the_rotation(make: Make) -> None:
     runtime = make("turned", "orthogonal")
     runtime.add_layer([("turned", 2)], 2, calibration=TEXT)

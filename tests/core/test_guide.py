@@ -20,6 +20,8 @@ EVALUATION: Final = GUIDE.with_name("evaluation.md")
 
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(write_seed_models(tmp_path))
+    for name in ("merged", "expert-a", "expert-b"):
+        (tmp_path / name).symlink_to("gpt2")
     (tmp_path / "corpus.txt").write_text("\n\n".join(WIDE * 3), encoding="utf-8")
     said: dict[str, Any] = {}
     for block in fenced(GUIDE.read_text(encoding="utf-8"), "python"):

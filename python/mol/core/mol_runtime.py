@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mol.config.mol_config import MoLConfig
 from mol.core.building import build_layer
-from mol.core.fitting.calibration import checked_texts, fit_layer
+from mol.core.fitting.calibration import checked_texts, fit_layer, replaced_layers
 from mol.core.fitting.suggest import suggest_layers
 from mol.core.host import HostHead
 from mol.core.mol_layer import ExpertSpec, MoLLayer
@@ -121,6 +121,9 @@ class MoLRuntime(SavedRuntime):
     ) -> None:
         """Replace one of the host's layers by blocks of several models.
 
+        Without `keep_host_layers` it replaces all up to the next layer that is added, and the first one those before it
+        too. Fitted adapters then are for all of them, so adding a layer fits its neighbours again.
+
         Args:
             layer_specs: (model, number of a block) for each expert, or (model, range or list of numbers) for several
                 that run in a row.
@@ -137,8 +140,17 @@ class MoLRuntime(SavedRuntime):
         layer = build_layer(self, layer_specs, position).train(self.training)
         if fit and self.config.adapter_init != "identity":
             texts = self._calibration if calibration is None else checked_texts(calibration)
-            fit_layer(layer.built, position, self.host, self.config, texts)
+            self._fit(layer, position, texts)
         self.put_layer(layer, position)
+
+    def _fit(self, layer: MoLLayer, position: int, texts: Sequence[str] | None) -> None:
+        """Fit a layer that is about to be added, and its neighbours if they replace other layers of the host then."""
+        count, keep = len(self.host), self.config.keep_host_layers
+        before = replaced_layers(self.positions, count, keep=keep)
+        layers = {**dict(zip(self.positions, self.fused, strict=True)), position: layer}
+        for start, replaced in replaced_layers(list(layers), count, keep=keep).items():
+            if start == position or replaced != before[start]:
+                fit_layer(layers[start].built, replaced, self.host, self.config, texts)
 
     def summary(self) -> Summary:
         """Describe models, experts, parameters and memory; it prints as a table. Nothing is loaded for it."""

@@ -1,7 +1,8 @@
 """Fits the adapters of a fused layer on calibration text, so that it starts near the host's own layer.
 
 Down adapters A map the host's stream h_l to the states x_j that the expert's first block was trained on, token by
-token. Up adapters U map what the expert then adds, E(Ah) - Ah, to what the host's layer adds, h_{l+1} - h_l.
+token. Up adapters U map what the expert then adds, E(Ah) - Ah, to what the host's layer adds, h_{l+1} - h_l. Where
+the host's other layers do not run (`keep_host_layers=False`), an expert replaces several of them: then it is h_m - h_l.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Chunk(NamedTuple):
     """The states of one chunk of text at a layer.
 
     Attributes:
-        before: the input of the host's layer (T, H).
-        after: its output (T, H).
+        before: the input of the host's layers that are replaced (T, H).
+        after: their output (T, H).
         paired: for each expert, the P tokens of the host that have a partner.
         partners: for each expert, the input of its first block at the partners (P, D).
     """
@@ -58,8 +59,23 @@ def checked_texts(texts: Sequence[str]) -> list[str]:
     return list(texts)
 
 
+def replaced_layers(positions: Sequence[int], count: int, *, keep: bool) -> dict[int, range]:
+    """Return by position of a fused layer which of the host's layers do not run because of it.
+
+    Args:
+        positions: of the fused layers, in any order.
+        count: number of layers of the host.
+        keep: the host's layers between them run.
+    """
+    if keep:
+        return {position: range(position, position + 1) for position in positions}
+    ordered = sorted(positions)
+    edges = [0, *ordered[1:], count]
+    return {position: range(*edges[at : at + 2]) for at, position in enumerate(ordered)}
+
+
 def fit_layer(
-    experts: Sequence[Expert], position: int, host: Source, settings: MoLConfig, texts: Sequence[str] | None
+    experts: Sequence[Expert], replaced: range, host: Source, settings: MoLConfig, texts: Sequence[str] | None
 ) -> None:
     """Fit the adapters of the experts of one layer, as `settings.adapter_init` says; "identity" leaves them alone.
 
@@ -69,7 +85,8 @@ def fit_layer(
 
     Args:
         experts: from `Expert.build`; those that are the host's own block are left alone.
-        position: the host's layer that they replace.
+        replaced: the host's layers that do not run because of them, in a row: one, or with `keep_host_layers=False` all
+            up to the next fused layer.
         host: the host.
         settings: of the fusion.
         texts: calibration text, of the kind that the fused model is for.
@@ -83,7 +100,7 @@ def fit_layer(
     if settings.adapter_init == "identity" or not fitted:
         return
     _check(fitted, settings, texts)
-    read = _read(fitted, position, host, settings, checked_texts(texts or ()))
+    read = _read(fitted, replaced, host, settings, checked_texts(texts or ()))
     for number, expert in enumerate(fitted):
         down, up = expert.down, expert.up
         assert isinstance(down, LinearAdapter)  # by _check
@@ -111,8 +128,9 @@ def fit_layer(
         up.set_map_(back.weight)
         _log.info(
             "%s at layer %d: held out, the adapter down explains %.0f%% of the variance of the block's input, the "
-            "adapter up %.0f%% of what the host's layer adds",
-            expert.spec, position, 100 * there.held_out, 100 * back.held_out,
+            "adapter up %.0f%% of what the host's %s",
+            expert.spec, replaced.start, 100 * there.held_out, 100 * back.held_out,
+            "layer adds" if len(replaced) == 1 else f"{len(replaced)} layers add",
         )  # fmt: skip
 
 
@@ -140,7 +158,7 @@ def _check(experts: Sequence[Expert], settings: MoLConfig, texts: Sequence[str] 
         raise ConfigError.listing(f"adapters cannot be fitted (adapter_init={kind!r}; 'identity' fits none)", problems)
 
 
-def _read(experts: Sequence[Expert], position: int, host: Source, settings: MoLConfig, texts: Sequence[str]) -> _Read:
+def _read(experts: Sequence[Expert], replaced: range, host: Source, settings: MoLConfig, texts: Sequence[str]) -> _Read:
     text_models = {host.name: TextModel.of(host, settings)}
     for name in {expert.spec.model: None for expert in experts}:
         if name not in text_models:
@@ -148,7 +166,7 @@ def _read(experts: Sequence[Expert], position: int, host: Source, settings: MoLC
     names, found = list(text_models), []
     points = {name: {expert.spec.blocks[0] for expert in experts if expert.spec.model == name} for name in names}
     for readings in chunks_of(texts, list(text_models.values())):
-        stream = text_models[host.name].states(readings[0].ids, {position, position + 1})
+        stream = text_models[host.name].states(readings[0].ids, {replaced.start, replaced.stop})
         pairs = [pair_tokens(readings[0], reading) for reading in readings]
         states = [
             text_models[name].states(reading.ids, points[name]) if points[name] else {}
@@ -157,11 +175,11 @@ def _read(experts: Sequence[Expert], position: int, host: Source, settings: MoLC
         which = [(names.index(expert.spec.model), expert.spec.blocks[0]) for expert in experts]
         found.append(
             Chunk(
-                stream[position],
-                stream[position + 1],
+                stream[replaced.start],
+                stream[replaced.stop],
                 [[token for token, _ in pairs[model]] for model, _ in which],
                 [
-                    states[model][block][[partner for _, partner in pairs[model]]].to(stream[position].device)
+                    states[model][block][[partner for _, partner in pairs[model]]].to(host.device)
                     for model, block in which
                 ],
             )
