@@ -1,7 +1,7 @@
 //! Model breadcrumbs (Davari and Belilovsky, 2023): of each task vector the largest values and the smallest are dropped,
 //! then as task arithmetic (`breadcrumbs`) or with an election of signs as TIES (`breadcrumbs_ties`). Where mol, like
 //! mergekit, differs from the paper: `gamma` is the fraction of the largest, and `density` that of all that survive.
-use super::delta::added;
+use super::delta::{added, factors};
 use super::ranked::{Band, Magnitude, held};
 use super::{Checked, Merge, finite, portions, shares, weighs};
 use crate::error::Result;
@@ -44,6 +44,7 @@ impl<const ELECT: bool> Merge for Breadcrumbs<ELECT> {
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
         let keep = Band::by(sweep, &self.densities, &self.gammas, Magnitude)?;
-        added::<F, _, ELECT>(sweep, keep, &self.weights, self.normalize, self.rescale, self.lambda)
+        let factors = factors(sweep, &keep, &self.weights, self.rescale)?;
+        Ok(added::<F, _, ELECT>(keep, &self.weights, &factors, self.normalize, self.lambda))
     }
 }

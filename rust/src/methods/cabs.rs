@@ -3,7 +3,8 @@
 //! as task arithmetic. Where mol differs from the paper: blocks do not cross rows of the last axis, and zeros never survive,
 //! so a model that leaves a block as it is takes nothing from the others.
 use super::della::of_rows;
-use super::delta::{Marked, Total};
+use super::delta::Total;
+use super::marked::Marked;
 use super::ranked::Magnitude;
 use super::{Checked, Merge, finite, weighs};
 use crate::bits::Bits;

@@ -1,7 +1,8 @@
 //! DARE (Yu et al., 2024): elements of each task vector are dropped at random, then as task arithmetic (`dare_linear`) or
 //! with an election of signs as TIES (`dare_ties`). Where mol, like mergekit, differs from the paper: survivors are
 //! rescaled to the L1 norm of the whole, not by 1 / density.
-use super::delta::{Keep, Marked, added};
+use super::delta::{Keep, added};
+use super::marked::{Held, Marked, factors, held};
 use super::{Checked, Merge, finite, numbered, shares, weighs};
 use crate::bits::{Bits, WORD};
 use crate::draw::{Draws, Survivors, limit};
@@ -12,6 +13,7 @@ use crate::simd::Simd;
 use crate::source::Settings;
 use crate::sweep::Sweep;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Base (the first source) plus weighted task vectors, randomly thinned; with `ELECT` only those that have the elected
 /// sign.
@@ -32,7 +34,7 @@ pub struct Dare<const ELECT: bool> {
     pub lambda: f64,
 }
 
-/// Elements whose draws are made at once.
+/// Elements whose draws are made at once where they are not held.
 const SPAN: usize = 4096;
 
 /// An element survives if its draw is below a limit.
@@ -41,40 +43,34 @@ struct Drawn {
     models: Vec<Option<(Draws, u32)>>,
     elements: usize,
     simd: Simd,
+    held: Held,
 }
 
 impl Drawn {
-    /// Returns the elements to draw for from one on, the first a multiple of a word of bits.
-    fn span(&self, from: usize) -> Range<usize> {
-        from / WORD * WORD..(from + 1).next_multiple_of(SPAN).min(self.elements)
-    }
-
-    /// Draws for a model: the bits of elements `at`, as `span` returns them.
-    fn draw(&self, model: usize, at: Range<usize>) -> Option<Bits> {
-        self.models[model].map(|(draws, limit)| {
+    /// Draws for elements `at`, which start with a multiple of a word of bits.
+    fn draw(&self, at: Range<usize>) -> Marked {
+        let of_model = |(draws, limit)| {
             let mut bits = Bits::new(at.start, at.len());
-            self.simd.run(Survivors { draws, limit, at, bits: &mut bits });
+            self.simd.run(Survivors { draws, limit, at: at.clone(), bits: &mut bits });
             bits
-        })
+        };
+        Marked(self.models.iter().map(|model| model.map(of_model)).collect())
     }
 }
 
 impl<R: Real> Keep<R> for Drawn {
-    type Stretch = Marked;
+    type Stretch = Arc<Marked>;
 
-    fn stretch(&self, from: usize) -> (Marked, usize) {
-        let at = self.span(from);
-        (Marked((0..self.models.len()).map(|model| self.draw(model, at.clone())).collect()), at.end)
-    }
-
-    fn stretch_of(&self, from: usize, one: usize) -> (Marked, usize) {
-        let at = self.span(from);
-        let draw = |model| if model == one { self.draw(model, at.clone()) } else { None };
-        (Marked((0..self.models.len()).map(draw).collect()), at.end)
+    fn stretch(&self, from: usize) -> (Arc<Marked>, usize) {
+        if let Some((end, marked)) = self.held.at(from) {
+            return (marked.clone(), *end);
+        }
+        let at = from / WORD * WORD..(from + 1).next_multiple_of(SPAN).min(self.elements);
+        (Arc::new(self.draw(at.clone())), at.end)
     }
 
     #[inline(always)]
-    fn apply<const N: usize>(&self, marked: &Marked, at: At, model: usize, _: [R; N], v: [R; N]) -> [R; N] {
+    fn apply<const N: usize>(&self, marked: &Arc<Marked>, at: At, model: usize, _: [R; N], v: [R; N]) -> [R; N] {
         marked.keep(at, model, v)
     }
 }
@@ -89,12 +85,21 @@ impl<const ELECT: bool> Merge for Dare<ELECT> {
         shares(&self.densities, sources).and(finite("lambda", &[self.lambda]))
     }
 
+    fn resident(&self, rows: usize, columns: usize, sources: usize) -> usize {
+        held(rows, columns, 1, sources - 1)
+    }
+
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
         let Settings { key, simd, .. } = sweep.settings;
         let of_model =
             |(density, model): (&f64, &u32)| (*density < 1.0).then(|| (Draws { key, model: *model }, limit(*density)));
         let models = self.densities.iter().zip(&self.models).map(of_model).collect();
-        let keep = Drawn { models, elements: sweep.len(), simd };
-        added::<F, _, ELECT>(sweep, keep, &self.weights, self.normalize, self.rescale, self.lambda)
+        let mut keep = Drawn { models, elements: sweep.len(), simd, held: Held::default() };
+        let Self { ref weights, normalize, rescale, lambda, .. } = *self;
+        let mut rescaled = weights.clone();
+        if rescale {
+            (rescaled, keep.held) = factors(sweep, weights, 1, |tile| Ok(keep.draw(tile)))?;
+        }
+        Ok(added::<F, _, ELECT>(keep, weights, &rescaled, normalize, lambda))
     }
 }

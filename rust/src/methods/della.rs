@@ -3,7 +3,8 @@
 //! from the paper: survivors are rescaled to the L1 norm of the whole, not by 1 / probability. Where it differs from
 //! mergekit: a row is of the last axis, of equal magnitudes the lowest index ranks highest, and an element that is a row by
 //! itself survives with the density as probability.
-use super::delta::{Elect, Marked, Masses, Total, rescaled};
+use super::delta::{Elect, Total};
+use super::marked::{Held, Marked, factors, held};
 use super::ranked::Magnitude;
 use super::{Checked, Merge, finite, numbered, portions, shares, weighs};
 use crate::bits::Bits;
@@ -11,9 +12,7 @@ use crate::draw::{Draws, limit};
 use crate::error::Result;
 use crate::lanes::{Each, Kernel, Lanes, Peaks};
 use crate::simd::Simd;
-use crate::source::Settings;
 use crate::sweep::ranks::{self, Ranks, Row, rankable};
-use crate::sweep::sums::total;
 use crate::sweep::{BLOCK, STRIP, Sweep};
 use std::ops::Range;
 
@@ -46,9 +45,6 @@ pub(super) fn of_rows(rows: usize, columns: usize, sources: usize, row: usize) -
     row.saturating_add(sources.saturating_mul(read.saturating_add(bits)))
 }
 
-/// Bytes of bits of a tensor that are held from the sums to the kernel.
-const HELD: usize = 6 << 20;
-
 /// Returns the limit below which a draw keeps each rank of a row, largest element first.
 fn limits(density: f64, epsilon: f64, columns: usize) -> Vec<u32> {
     let last = columns.saturating_sub(1);
@@ -65,9 +61,7 @@ struct Thinning<const ELECT: bool> {
     columns: usize,
     /// Per model, the limits of the ranks; none if all its elements survive.
     limits: Vec<Option<Vec<u32>>>,
-    /// What survives of the first elements, each of these up to one of them. The bits of a large tensor are not all held:
-    /// the other rows are ranked wherever they are read.
-    held: Vec<(usize, Marked)>,
+    held: Held,
 }
 
 impl<const ELECT: bool> Thinning<ELECT> {
@@ -77,7 +71,7 @@ impl<const ELECT: bool> Thinning<ELECT> {
             d if d <= 0.0 => Some(vec![0; columns]),
             d => Some(limits(d, *epsilon, columns)),
         });
-        Self { della: della.clone(), key, columns, limits: limits.collect(), held: Vec::new() }
+        Self { della: della.clone(), key, columns, limits: limits.collect(), held: Held::default() }
     }
 
     /// Marks no element yet of the rows that hold elements `at`.
@@ -87,8 +81,14 @@ impl<const ELECT: bool> Thinning<ELECT> {
     }
 
     /// Marks what survives of rows `at`, of which `inputs` holds the elements of all sources.
-    fn mark<F: Lanes>(&self, simd: Simd, at: Range<usize>, inputs: &[&[u8]], marked: &mut Marked) {
-        let mut ranks = Ranks::<F::Real>::default();
+    fn mark<F: Lanes>(
+        &self,
+        simd: Simd,
+        at: Range<usize>,
+        inputs: &[&[u8]],
+        ranks: &mut Ranks<F::Real>,
+        marked: &mut Marked,
+    ) {
         for (model, (limits, bits)) in self.limits.iter().zip(&mut marked.0).enumerate() {
             let (Some(limits), Some(bits)) = (limits, bits) else { continue };
             for first in at.clone().step_by(self.columns) {
@@ -100,36 +100,16 @@ impl<const ELECT: bool> Thinning<ELECT> {
         }
     }
 
-    /// Computes the factors of the survivors; see [`rescaled`].
-    fn factors<F: Lanes>(&mut self, sweep: &Sweep<F>) -> Result<Vec<f64>> {
-        let (models, columns) = (self.limits.len(), self.columns);
-        // Sums are over blocks, so the rows at both ends of a tile are ranked for its neighbours too.
-        let tile = sweep.settings.tile.max(columns.next_multiple_of(BLOCK));
-        let sweep = Sweep::<F>::new(sweep.sources(), Settings { tile, ..sweep.settings });
-        let rows = Sweep::<F>::new(sweep.sources(), sweep.settings).in_rows();
-        let tiles = sweep.tiles(|tile| {
-            let at = tile.start / columns * columns..tile.end.next_multiple_of(columns);
-            let mut marked = self.none(&at);
-            rows.strips(&rows.all(), at, STRIP, |strip, inputs| {
-                self.mark::<F>(sweep.settings.simd, strip, inputs, &mut marked);
-                Ok(())
-            })?;
-            let keep = &&marked;
-            let terms: Vec<_> = (0..models).map(|model| Masses { keep, model }).collect();
-            let sums = sweep.sums_of_tile(&terms, tile.clone())?;
-            let held = held_up_to(tile.end, sweep.settings.tile, columns, models) <= HELD;
-            Ok((sums, held.then_some((tile.end, marked))))
+    /// Marks what survives of the rows that hold elements `at`.
+    fn mark_rows<F: Lanes>(&self, rows: &Sweep<F>, at: &Range<usize>) -> Result<Marked> {
+        let at = at.start / self.columns * self.columns..at.end.next_multiple_of(self.columns);
+        let (mut ranks, mut marked) = (Ranks::default(), self.none(&at));
+        rows.strips(&rows.all(), at, STRIP, |strip, inputs| {
+            self.mark::<F>(rows.settings.simd, strip, inputs, &mut ranks, &mut marked);
+            Ok(())
         })?;
-        let (sums, held): (Vec<_>, Vec<_>) = tiles.into_iter().unzip();
-        self.held = held.into_iter().flatten().collect();
-        Ok(rescaled(&self.della.weights, &total(models, &sums)))
+        Ok(marked)
     }
-}
-
-/// Returns the bytes of the bits of a tensor up to an element, if those of each tile are of whole rows.
-fn held_up_to(element: usize, tile: usize, columns: usize, models: usize) -> usize {
-    let ends = element.div_ceil(tile).saturating_mul(columns.saturating_mul(2));
-    models.saturating_mul(Bits::bytes(element.saturating_add(ends)))
 }
 
 /// The kernel: what is drawn of the rows, then what is made of the survivors.
@@ -149,14 +129,13 @@ impl<F: Lanes, const ELECT: bool> Kernel<F> for Thinned<ELECT> {
         let (mut peaks, mut start) = (Peaks::default(), at.start);
         let mut drawn;
         while start < at.end {
-            let next = held.partition_point(|(end, _)| *end <= start);
-            let (end, keep) = if let Some((end, marked)) = held.get(next) {
-                (at.end.min(*end), marked)
+            let (end, keep) = if let Some((end, marked)) = held.at(start) {
+                (at.end.min(*end), &**marked)
             } else {
                 let rows = start / columns * columns..at.end;
                 let inputs: Vec<&[u8]> = inputs.iter().map(|x| &x[(rows.start - at.start) * F::BYTES..]).collect();
                 drawn = self.thinning.none(&rows);
-                self.thinning.mark::<F>(simd, rows, &inputs, &mut drawn);
+                self.thinning.mark::<F>(simd, rows, &inputs, &mut Ranks::default(), &mut drawn);
                 (at.end, &drawn)
             };
             let bytes = (start - at.start) * F::BYTES..(end - at.start) * F::BYTES;
@@ -198,15 +177,20 @@ impl<const ELECT: bool> Merge for Della<ELECT> {
     }
 
     fn resident(&self, rows: usize, columns: usize, sources: usize) -> usize {
-        let bits = held_up_to(rows.saturating_mul(columns), 4 * BLOCK, columns.max(1), sources - 1);
         let limits = columns.saturating_mul(sources * size_of::<u32>());
-        of_rows(rows, columns, sources, ranks::held(columns).saturating_add(limits)) + bits.min(HELD)
+        of_rows(rows, columns, sources, ranks::held(columns).saturating_add(limits))
+            + held(rows, columns, columns.max(1), sources - 1)
     }
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {
         rankable(sweep.columns)?;
         let mut thinning = Thinning::new(self, sweep.settings.key, sweep.columns.max(1));
-        let factors = if self.rescale { thinning.factors(sweep)? } else { self.weights.clone() };
-        Ok(Box::new(Thinned { thinning, factors }))
+        let mut rescaled = self.weights.clone();
+        if self.rescale {
+            let rows = Sweep::<F>::new(sweep.sources(), sweep.settings).in_rows();
+            let mark = |tile| thinning.mark_rows(&rows, &tile);
+            (rescaled, thinning.held) = factors(sweep, &self.weights, thinning.columns, mark)?;
+        }
+        Ok(Box::new(Thinned { thinning, factors: rescaled }))
     }
 }

@@ -1,6 +1,5 @@
 //! Base plus task vectors of which some elements survive, summed, or averaged after a sign election. A method of this
 //! family defines which elements survive.
-use crate::bits::Bits;
 use crate::error::Result;
 use crate::lanes::{At, Combine, Each, Kernel, Lanes};
 use crate::real::Real;
@@ -17,11 +16,6 @@ pub trait Keep<R: Real>: Send + Sync {
 
     /// See [`Combine::stretch`].
     fn stretch(&self, from: usize) -> (Self::Stretch, usize);
-
-    /// The same, where elements of one model only are requested.
-    fn stretch_of(&self, from: usize, _model: usize) -> (Self::Stretch, usize) {
-        self.stretch(from)
-    }
 
     /// Returns `v` if the delta `d` of a model (0 is the first after the base) survives, else +0.
     fn apply<const N: usize>(&self, stretch: &Self::Stretch, at: At, model: usize, d: [R; N], v: [R; N]) -> [R; N];
@@ -42,30 +36,6 @@ impl<R: Real> Keep<R> for All {
     #[inline(always)]
     fn apply<const N: usize>(&self, (): &(), _: At, _: usize, _: [R; N], v: [R; N]) -> [R; N] {
         v
-    }
-}
-
-/// Elements survive whose bit is set; all survive for a model without bits.
-pub struct Marked(pub Vec<Option<Bits>>);
-
-impl Marked {
-    /// Returns `v` where elements of a model survive, else +0.
-    #[inline(always)]
-    pub fn keep<R: Real, const N: usize>(&self, at: At, model: usize, v: [R; N]) -> [R; N] {
-        if let Some(bits) = &self.0[model] { bits.keep(at, v) } else { v }
-    }
-}
-
-impl<R: Real> Keep<R> for &Marked {
-    type Stretch = ();
-
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
-    #[inline(always)]
-    fn apply<const N: usize>(&self, (): &(), at: At, model: usize, _: [R; N], v: [R; N]) -> [R; N] {
-        self.keep(at, model, v)
     }
 }
 
@@ -279,19 +249,17 @@ impl<R: Real, K: Keep<R>, const COUNT: bool> Combine<R> for Elect<R, K, COUNT> {
 
 /// Builds the kernel of a method that keeps some elements: [`Elect`] with `ELECT`, else [`Total`].
 pub fn added<F: Lanes, K: Keep<F::Real> + 'static, const ELECT: bool>(
-    sweep: &Sweep<F>,
     keep: K,
     weights: &[f64],
+    factors: &[f64],
     normalize: bool,
-    rescale: bool,
     lambda: f64,
-) -> Result<Box<dyn Kernel<F>>> {
-    let factors = factors(sweep, &keep, weights, rescale)?;
-    Ok(if ELECT {
-        Elect::<_, _, false>::new(keep, weights, &factors, normalize, lambda).kernel()
+) -> Box<dyn Kernel<F>> {
+    if ELECT {
+        Elect::<_, _, false>::new(keep, weights, factors, normalize, lambda).kernel()
     } else {
-        Total::new(keep, weights, &factors, normalize, lambda).kernel()
-    })
+        Total::new(keep, weights, factors, normalize, lambda).kernel()
+    }
 }
 
 /// Sums `|d|` over all elements and over the survivors of one model.
@@ -310,7 +278,7 @@ impl<R: Real, K: Keep<R>> Terms<R, 2, 2> for Masses<'_, K> {
     }
 
     fn stretch(&self, from: usize) -> (K::Stretch, usize) {
-        self.keep.stretch_of(from, self.model)
+        self.keep.stretch(from)
     }
 
     #[inline(always)]

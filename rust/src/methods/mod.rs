@@ -11,6 +11,7 @@ pub mod karcher;
 pub mod linear;
 pub mod localize_and_stitch;
 pub mod magmax;
+pub mod marked;
 pub mod mergekit;
 pub mod model_stock;
 pub mod multislerp;
