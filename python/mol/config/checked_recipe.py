@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mol.config.tokenizer import TokenizerSection
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class CheckedRecipe:
     """The keys of one recipe, read and checked; `MergeConfig` reads, derives and writes one.
 
