@@ -72,7 +72,7 @@ WHY: Final = """### Why some are not met, and what else the rows say
 
 - Merges: what the experts learned adds up in the same weights. At the scale that is best for all three, the mean is
   about as far from the oracle as from the base. No method that was tried changes that.
-- Soups: at a falling rate the last checkpoints hardly differ, so their mean is the last one.
+- Soups: at a falling rate the last checkpoints hardly differ, and their mean is no better than the last one.
 - The host: what an expert learned is in its embeddings, which are its head, too, and a fusion has those of its host.
   The base with the blocks of one expert is a row of the first table: a fusion in the base that always chose right would
   be about that good in its domain without training. The merge has a part of all of them, and so is the better host: on
