@@ -74,25 +74,20 @@ FUSIONS: Final = {
     "control": Fused(control=True),
     "fused_identity": Fused(),
     "fused_lstsq": Fused(init="lstsq"),
-    "fused_token_router": Fused(router="token"),
     "fused_prefix_top1": Fused(dispatch="token", top=1),
     "fused_token_top2": Fused(router="token", dispatch="token", top=2),
     "chain_untrained": Fused(chain=True, steps=0),
     "chain": Fused(chain=True),
     "chain_no_domains": Fused(chain=True, domains=False),
-    "chain_lstsq": Fused(init="lstsq", chain=True),
     "chain_prefix_top1": Fused(chain=True, dispatch="token", top=1),
-    "chain_prefix_top1_longer": Fused(chain=True, dispatch="token", top=1, steps=LONGER, rate=FAST),
     "chain_control": Fused(chain=True, control=True),
     "merged_chain_untrained": Fused("merge", chain=True, steps=0),
-    "merged_dense": Fused("merge", rate=FAST),
     "merged_chain": Fused("merge", chain=True, rate=FAST),
     "merged_chain_top1": Fused("merge", dispatch="token", top=1, chain=True, steps=LONGER, rate=FAST),
     "merged_chain_top1_control": Fused(
         "merge", dispatch="token", top=1, chain=True, control=True, steps=LONGER, rate=FAST
     ),
     "bar": Fused("merge", mlps=True),
-    "bar_top1": Fused("merge", mlps=True, top=1),
 }
 
 

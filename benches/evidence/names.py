@@ -24,9 +24,8 @@ SOUPS: Final = ("constant_last", "constant_soup", "decayed_last", "decayed_soup"
 MIXTURES: Final = ("mixture_uniform", "mixture_posterior", "mixture_router")
 UNTRAINED: Final = ("fused_identity_untrained", "fused_lstsq_untrained", "chain_untrained", "merged_chain_untrained")
 FUSED: Final = (
-    "fused_identity", "fused_lstsq", "fused_token_router", "fused_prefix_top1", "fused_token_top2", "chain",
-    "chain_lstsq", "chain_no_domains", "chain_prefix_top1", "chain_prefix_top1_longer", "merged_dense",
-    "merged_chain", "merged_chain_top1", "bar", "bar_top1",
+    "fused_identity", "fused_lstsq", "fused_prefix_top1", "fused_token_top2", "chain", "chain_no_domains",
+    "chain_prefix_top1", "merged_chain", "merged_chain_top1", "bar",
 )  # fmt: skip
 # By control: the fusions that it is the control of.
 CONTROLS: Final = {
@@ -36,37 +35,34 @@ CONTROLS: Final = {
 }
 LORA: Final = ("lora_base", "lora_merge")
 ROWS: Final = (*SINGLES, *BLOCKS, *MERGES, *SOUPS, *MIXTURES, *UNTRAINED, *FUSED, *CONTROLS, *LORA)
-# Measured with one seed; the others with three, but for the base, which has no seed.
-ONCE: Final = ("base", *BLOCKS)
-
+# Measured with three seeds, the others with one: that of the experts, of random merges and of what is trained on them.
+THRICE: Final = (
+    *EXPERTS, "linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "decayed_last", "decayed_soup",
+    "mixture_uniform", "mixture_posterior", "merged_chain_top1", "merged_chain_top1_control", "lora_merge",
+)  # fmt: skip
 # Names on the page, where others.
 SHOWN: Final = {
     "blocks_python": "the base with the blocks of python",
     "blocks_kjv": "the base with the blocks of kjv",
     "blocks_wordnet": "the base with the blocks of wordnet",
     "oracle": "oracle: the best of base and experts per document",
-    "fused_identity_untrained": "dense, untrained",
-    "fused_lstsq_untrained": "dense, fitted adapters, untrained",
-    "fused_identity": "dense",
-    "fused_lstsq": "dense, fitted adapters",
-    "fused_token_router": "dense, a router per token",
-    "control": "control of dense: the base's blocks for the experts'",
-    "fused_prefix_top1": "top-1",
-    "fused_token_top2": "top-2, a router per token",
+    "fused_identity_untrained": "by layer: dense, untrained",
+    "fused_lstsq_untrained": "by layer: dense, fitted adapters, untrained",
+    "fused_identity": "by layer: dense",
+    "fused_lstsq": "by layer: dense, fitted adapters",
+    "control": "control of by layer, dense: the base's blocks for the experts'",
+    "fused_prefix_top1": "by layer: top-1",
+    "fused_token_top2": "by layer: top-2, a router per token",
     "chain_untrained": "chain, dense, untrained",
     "chain": "chain, dense",
-    "chain_lstsq": "chain, dense, fitted adapters",
     "chain_no_domains": "chain, dense, no domains, 120 steps",
     "chain_prefix_top1": "chain, top-1",
-    "chain_prefix_top1_longer": "chain, top-1, trained as long as those in the merge",
     "chain_control": "control of the chain, dense: the base's blocks",
     "merged_chain_untrained": "merge as host: chain, dense, untrained",
-    "merged_dense": "merge as host: dense, 80 steps",
     "merged_chain": "merge as host: chain, dense, 80 steps",
     "merged_chain_top1": "merge as host: chain, top-1",
     "merged_chain_top1_control": "control of the top-1 chain in the merge",
     "bar": "merge as host: MLPs of the experts (BAR), dense",
-    "bar_top1": "merge as host: MLPs of the experts (BAR), top-1",
     "lora_base": "LoRA in the base, as many parameters",
     "lora_merge": "LoRA in the merge by task arithmetic, as many parameters",
     "mixture_uniform": "uniform mixture",

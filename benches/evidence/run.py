@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import page
-from names import BLOCKS, EXPERTS, MERGES, ONCE, RESULTS, ROOT, ROWS, SINGLES, SOUPS, file_of
+from names import BLOCKS, EXPERTS, MERGES, RESULTS, ROOT, ROWS, SINGLES, SOUPS, THRICE, file_of
 from seeds import load
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def compare(rows: Sequence[str]) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description="measure merges and fusions of a small family, write docs/evidence.md")
     parser.add_argument("rows", nargs="*", help=f"quick, all, page (write the page alone), or of {', '.join(ROWS)}")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of rows that depend on one (0 1 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="(0; of rows whose errors count, 0 1 2)")
     parser.add_argument("--fresh", action="store_true", help="measure rows again that have their file")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the page is written")
     arguments = parser.parse_args()
@@ -159,7 +159,8 @@ def main() -> int:
     # A process of its own for each row, which starts with what is imported here where that is safe.
     start = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     for row in rows:
-        for seed in (0,) if quick or row in ONCE else arguments.seeds:
+        seeds = (0, 1, 2) if row in THRICE and not quick else (0,)
+        for seed in arguments.seeds or seeds:
             out = file_of(row, seed, SCRATCH / "quick" if quick else RESULTS)
             if out.exists() and not arguments.fresh:
                 continue

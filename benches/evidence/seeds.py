@@ -6,7 +6,7 @@ import json
 import math
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from names import EXPERTS, ONCE, SHOWN
+from names import EXPERTS, SHOWN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,8 +48,8 @@ class Row(NamedTuple):
         return self.seeds[min(self.seeds)]
 
     def of(self, seed: int, column: str = "mean") -> float:
-        """Return the value of one seed; a row that has no seeds, the base, has the same for all."""
-        one = self.first if self.name in ONCE else self.seeds[seed]
+        """Return the value of one seed; the base, which has no seeds, has the same for all."""
+        one = self.first if self.name == "base" else self.seeds[seed]
         return float(one["mean"] if column == "mean" else one["bits_per_byte"][column])
 
     def over_seeds(self, column: str = "mean") -> Measured:
