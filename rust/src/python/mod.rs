@@ -43,11 +43,11 @@ fn read_header(py: Python<'_>, path: PathBuf, known: Option<HashSet<(String, u64
     (size, mtime_ns, digest, rows).into_bound_py_any(py)
 }
 
+/// Ids by token, scores in their order where the model has them, and the rest of the file as JSON.
+type ReadVocabulary<'py> = (Bound<'py, PyDict>, Option<Vec<f64>>, String);
+
 #[pyfunction]
-fn read_vocabulary<'py>(
-    py: Python<'py>,
-    data: &[u8],
-) -> PyResult<Option<(Bound<'py, PyDict>, Option<Vec<f64>>, String)>> {
+fn read_vocabulary<'py>(py: Python<'py>, data: &[u8]) -> PyResult<Option<ReadVocabulary<'py>>> {
     let Some(Vocabulary { tokens, rest }) = enter(py, || Ok(Vocabulary::read(data)))? else { return Ok(None) };
     let ids = PyDict::new(py);
     let scores = match tokens {
