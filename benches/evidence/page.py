@@ -78,7 +78,7 @@ def write(results: Path, docs: Path) -> None:
             parts.append(scales(rows))
     parts.append(f"## Goals\n\n{words.GOALS}\n\n{goals.section(rows, best)}\n\n{words.WHY}")
     folder = docs / "evidence"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     points = [plots.Point(row.shown, *row.over_seeds(), row.flops, kind) for row, kind in shown]
     folder.joinpath("rows.svg").write_text(plots.bars(points, best.mean))
     folder.joinpath("cost.svg").write_text(plots.scatter(points, best.mean))
