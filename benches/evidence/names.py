@@ -35,10 +35,10 @@ CONTROLS: Final = {
 }
 LORA: Final = ("lora_base", "lora_merge")
 ROWS: Final = (*SINGLES, *BLOCKS, *MERGES, *SOUPS, *MIXTURES, *UNTRAINED, *FUSED, *CONTROLS, *LORA)
-# Measured with three seeds, the others with one: that of the experts, of random merges and of what is trained on them.
-THRICE: Final = (
-    *EXPERTS, "linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties", "decayed_last", "decayed_soup",
-    "mixture_uniform", "mixture_posterior", "merged_chain_top1", "merged_chain_top1_control", "lora_merge",
+# Measured with one seed; the others with three: that of the experts, of random merges and of what is trained on them.
+ONCE: Final = (
+    "base", *BLOCKS, *UNTRAINED, "constant_last", "constant_soup", "control", "fused_identity", "fused_lstsq",
+    "fused_prefix_top1", "fused_token_top2", "chain_no_domains", "chain_prefix_top1", "merged_chain",
 )  # fmt: skip
 # Names on the page, where others.
 SHOWN: Final = {
@@ -55,7 +55,7 @@ SHOWN: Final = {
     "fused_token_top2": "by layer: top-2, a router per token",
     "chain_untrained": "chain, dense, untrained",
     "chain": "chain, dense",
-    "chain_no_domains": "chain, dense, no domains, 120 steps",
+    "chain_no_domains": "chain, dense, no domains",
     "chain_prefix_top1": "chain, top-1",
     "chain_control": "control of the chain, dense: the base's blocks",
     "merged_chain_untrained": "merge as host: chain, dense, untrained",

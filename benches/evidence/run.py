@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import page
-from names import BLOCKS, EXPERTS, MERGES, RESULTS, ROOT, ROWS, SINGLES, SOUPS, THRICE, file_of
+from names import BLOCKS, EXPERTS, MERGES, ONCE, RESULTS, ROOT, ROWS, SINGLES, SOUPS, file_of
 from seeds import load
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def main() -> int:
     # A process of its own for each row, which starts with what is imported here where that is safe.
     start = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     for row in rows:
-        seeds = (0, 1, 2) if row in THRICE and not quick else (0,)
+        seeds = (0,) if row in ONCE or quick else (0, 1, 2)
         for seed in arguments.seeds or seeds:
             out = file_of(row, seed, SCRATCH / "quick" if quick else RESULTS)
             if out.exists() and not arguments.fresh:

@@ -53,7 +53,7 @@ The host is the base, or the merge by task arithmetic, whose embeddings, which a
 experts learned. `MoLTrainer` trained all on the experts' train text: in the base for 80 steps of 2,048 tokens with
 adapters at a rate of 1e-3, in the merge for 240 at 1e-2, or where it is said for 80. Routers, which see the domain of
 each row (`domain_loss_coeff=0.1`), have 1e-2. Rows that choose start with all experts and narrow to one or two over 40
-steps. The row without domains was a first try, for 120 steps, routers at 1e-3 too.
+steps.
 
 A control has the same adapters, routers, steps and rates over the host's own blocks three times: what it gains is due
 to training adapters, not to the experts. LoRA has as many parameters, the same texts, steps and rates, and no domains.
