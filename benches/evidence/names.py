@@ -37,7 +37,7 @@ LORA: Final = ("lora_base", "lora_merge")
 ROWS: Final = (*SINGLES, *BLOCKS, *MERGES, *SOUPS, *MIXTURES, *UNTRAINED, *FUSED, *CONTROLS, *LORA)
 # Measured with one seed; the others with three: that of the experts, of random merges and of what is trained on them.
 ONCE: Final = (
-    "base", *BLOCKS, *UNTRAINED, "constant_last", "constant_soup", "control", "fused_identity", "fused_lstsq",
+    "base", *BLOCKS, *UNTRAINED, "control", "fused_identity", "fused_lstsq",
     "fused_prefix_top1", "fused_token_top2", "chain_no_domains", "chain_prefix_top1", "merged_chain",
 )  # fmt: skip
 # Names on the page, where others.
