@@ -49,7 +49,6 @@ class Fused(NamedTuple):
         control: the host's blocks for the experts'.
         mlps: of the experts' blocks the MLPs alone, with attention and norms of the merge; adapters are not trained.
         domains: routers see which domain a row is of.
-        distilled: rows are distilled from the expert of their domain.
         steps: of training.
         rate: of adapters.
     """
@@ -63,7 +62,6 @@ class Fused(NamedTuple):
     control: bool = False
     mlps: bool = False
     domains: bool = True
-    distilled: bool = False
     steps: int = STEPS
     rate: float = RATE
 
@@ -161,8 +159,6 @@ def fuse(kind: Fused, models: Path, scratch: Path, seed: int) -> Trained:
     if steps:
         # A router that chooses one or two from the start stays with them, so the choice narrows over the first steps.
         sparse = kind.top is not None
-        load = AutoModelForCausalLM.from_pretrained
-        teachers = {at: load(models / name, dtype="float32") for at, name in enumerate(EXPERTS) if kind.distilled}
         config = TrainingConfig(
             learning_rate=0.0 if kind.mlps else kind.rate,
             router_learning_rate=ROUTER_RATE,
@@ -176,12 +172,11 @@ def fuse(kind: Fused, models: Path, scratch: Path, seed: int) -> Trained:
             eval_steps=None,
             save_steps=None,
             domain_loss_coeff=0.1 if kind.domains else 0.0,
-            distillation_coeff=1.0 if kind.distilled else 0.0,
             dense_steps=NARROWING if sparse else 0,
             output_dir=str(scratch),
             seed=seed,
         )
-        MoLTrainer(runtime, config, teachers=teachers).train(rows(steps, seed))
+        MoLTrainer(runtime, config).train(rows(steps, seed))
         settings |= {"rate": config.learning_rate, "router_rate": ROUTER_RATE, "tokens": steps * BATCH * WINDOW}
         settings["domain_loss"] = config.domain_loss_coeff
     return Trained(runtime.as_causal_lm().eval(), count if steps else 0, settings)
