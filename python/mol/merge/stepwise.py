@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.dtypes import EXACT_DTYPES
 from mol.merge.combine import Combiner
@@ -23,6 +23,22 @@ STEPWISE_NOTE: Final = (
 )
 
 
+class Origin(NamedTuple):
+    """Of a tensor that is made, what its arithmetic may depend on.
+
+    Attributes:
+        pattern: its name in messages.
+        layer: its layer in the output.
+        stored: its dtype in the donor.
+        dtypes: those of the tensors that are read.
+    """
+
+    pattern: str
+    layer: int | None
+    stored: str
+    dtypes: set[str]
+
+
 class Stepwise:
     """Turns methods and what they read into those of mergekit's arithmetic."""
 
@@ -37,25 +53,9 @@ class Stepwise:
         self._problems = problems
         self._made: dict[tuple[int, str], tuple[Method, Method]] = {}
 
-    def made(
-        self,
-        pattern: str,
-        layer: int | None,
-        stored: str,
-        method: Method,
-        of: tuple[Expr, ...],
-        dtypes: set[str],
-    ) -> tuple[Method, tuple[Expr, ...]]:
-        """Return the method, and what it is done to, of one tensor.
-
-        Args:
-            pattern: the tensor's name in messages.
-            layer: its layer in the output.
-            stored: its dtype in the donor.
-            method: what is done.
-            of: what it is done to.
-            dtypes: those of the tensors that are read.
-        """
+    def made(self, origin: Origin, method: Method, of: tuple[Expr, ...]) -> tuple[Method, tuple[Expr, ...]]:
+        """Return the method, and what it is done to, of one tensor."""
+        pattern, layer, stored, dtypes = origin
         if stored in EXACT_DTYPES:
             return method, of
         dtype = self._dtype or stored

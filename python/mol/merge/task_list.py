@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mol.io.expressions import Expr
     from mol.merge.model import Model
     from mol.merge.plan import Method
-    from mol.merge.stepwise import Stepwise
+    from mol.merge.stepwise import Origin, Stepwise
 
 
 class TaskList:
@@ -43,29 +43,10 @@ class TaskList:
         self.methods: Counter[str] = Counter()
         self.bytes_read = 0
 
-    def add_task(
-        self,
-        pattern: str,
-        layer: int | None,
-        stored: str,
-        method: Method,
-        of: tuple[Expr, ...],
-        dtypes: set[str],
-        row: int = 0,
-    ) -> None:
-        """Add a task of the tensor that is added next.
-
-        Args:
-            pattern: the tensor's name in messages.
-            layer: its layer in the output.
-            stored: its dtype in the donor.
-            method: what is done.
-            of: what it is done to.
-            dtypes: those of the tensors that are read.
-            row: the first row that it makes.
-        """
+    def add_task(self, origin: Origin, method: Method, of: tuple[Expr, ...], row: int = 0) -> None:
+        """Add a task of the tensor that is added next: a method, what it is done to, the first row that it makes."""
         if self._stepwise is not None:
-            method, of = self._stepwise.made(pattern, layer, stored, method, of, dtypes)
+            method, of = self._stepwise.made(origin, method, of)
         self._tasks.append(Task(len(self._tensors), method, of, row))
         for expr in of:
             self._read.update((expr.input,) if type(expr) is Leaf else [leaf.input for leaf in leaves(expr)])

@@ -13,6 +13,7 @@ from mol.merge.experts import rows_of
 from mol.merge.model import OutputSpec
 from mol.merge.plan import COPY, Method, sweeps
 from mol.merge.stages import computed, made_in_f64
+from mol.merge.stepwise import Origin
 from mol.merge.task_list import TaskList
 from mol.structure.experts import expert_rows, matrix_name
 from mol.structure.names import is_buffer
@@ -319,6 +320,7 @@ class TaskBuilder:
         info, count = spec.info, len(made)
         dtype = info.dtype if self._dtype is None else self._dtype
         rows = math.prod(info.shape[:-1]) // count
+        origin = Origin(spec.pattern, spec.layer, info.dtype, reads.dtypes)
         for number, one in enumerate(made):
             of = reads.of
             if count > 1:
@@ -335,8 +337,7 @@ class TaskBuilder:
                 self.tasks.bytes_read += (reads.sizes[base] + math.prod(info.shape) * each) // count
                 self.tasks.count(method, 0, share)
                 method, exprs = task_vector(scale), (*of[base], result)
-            row = number * rows
-            self.tasks.add_task(spec.pattern, spec.layer, info.dtype, method, exprs, reads.dtypes, row)
+            self.tasks.add_task(origin, method, exprs, number * rows)
         self.tasks.add_tensor(spec.name, info)
 
     def _divides(self, method: Method) -> bool:
@@ -359,7 +360,7 @@ class TaskBuilder:
         self._append_copy(spec.name, spec.info, *read)
 
     def _append_copy(self, name: str, info: TensorInfo, of: tuple[Expr, ...], read: int) -> None:
-        self.tasks.add_task(name, None, info.dtype, COPY, of, {info.dtype})
+        self.tasks.add_task(Origin(name, None, info.dtype, {info.dtype}), COPY, of)
         self.tasks.add_tensor(name, info)
         self.tasks.count(COPY, read, 1)
 
