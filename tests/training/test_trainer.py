@@ -338,6 +338,15 @@ def test_bfloat16_computes_near_float32_and_what_is_trained_stays_float32(traine
     assert found[1] != found[0]
 
 
+def test_a_trainer_leaves_its_precision_to_no_other(trainer: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    first, second = trainer(mixed_precision="bf16"), trainer()
+    assert (first.accelerator.mixed_precision, second.accelerator.mixed_precision) == ("bf16", "no")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")  # as `accelerate launch` says it
+    assert trainer().accelerator.mixed_precision == "bf16"
+    assert trainer(mixed_precision="no").accelerator.mixed_precision == "no"
+
+
 def test_bfloat16_models_train_in_float32_masters(fuse: Fuse, tmp_path: Path) -> None:
     mol = fuse("gpt2", "llama", dtype="bfloat16")
     mol.layers.to(torch.bfloat16)

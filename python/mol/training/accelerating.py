@@ -20,10 +20,10 @@ def make_accelerator(config: TrainingConfig, runtime: Runtime) -> Any:  # noqa: 
     """
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
-    from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration
+    from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, parse_choice_from_env
 
-    wanted = config.mixed_precision
-    if AcceleratorState._shared_state and wanted not in (None, AcceleratorState().mixed_precision):
+    wanted = config.mixed_precision or parse_choice_from_env("ACCELERATE_MIXED_PRECISION", "no")
+    if AcceleratorState._shared_state and wanted != AcceleratorState().mixed_precision:
         AcceleratorState._reset_state()  # of an earlier trainer, with which it would be refused
     logs = Path(config.output_dir) / "logs"
     accelerator = Accelerator(
@@ -37,6 +37,8 @@ def make_accelerator(config: TrainingConfig, runtime: Runtime) -> Any:  # noqa: 
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ConfigError(f"accelerate was given mixed_precision={accelerator.mixed_precision!r}; wanted no or bf16")
     check_distribution(accelerator.distributed_type.value)
+    # All accelerators of a process share one state; without a copy, the next trainer would change this one's precision.
+    accelerator.state.__dict__ = dict(accelerator.state.__dict__)
     return accelerator
 
 
