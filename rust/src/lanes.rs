@@ -1,7 +1,7 @@
 //! Vectors of sixteen elements: a method's formula is written once, for any number of inputs and any format.
 use crate::dtype::{F32, F64, Format, Half, Halves, WideF32};
 use crate::real::Real;
-use crate::simd::{PREFETCH, Simd, Task, prefetch};
+use crate::simd::{PREFETCH, STREAMS, Simd, Task, prefetch};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -308,7 +308,9 @@ impl<F: Lanes, C: Combine<F::Real, Stretch = S>, S> Any<'_, F, C, S> {
         for start in (0..whole).step_by(PREFETCH / F::BYTES) {
             let span = start..whole.min(start + PREFETCH / F::BYTES);
             for (part, x) in part.iter_mut().zip(run.inputs) {
-                prefetch(x, span.start * F::BYTES);
+                if count <= STREAMS {
+                    prefetch(x, span.start * F::BYTES);
+                }
                 *part = &x[span.start * F::BYTES..span.end * F::BYTES];
             }
             run.vectors::<F, N>(span, &part, [low, &mut high[..count]], &mut peaks);

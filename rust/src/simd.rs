@@ -99,6 +99,10 @@ pub fn default_float_mode() {
 /// Bytes that a loop processes between two calls of [`prefetch`].
 pub const PREFETCH: usize = 512;
 
+/// Inputs up to which it pays to [`prefetch`]. The blocks ahead of more of them push each other out of the first-level
+/// cache: the mean of 20 models took 1.75 s of CPU time with it, and 1.2 without.
+pub const STREAMS: usize = 12;
+
 /// Prefetches the block that lies two kilobytes ahead of `bytes[start..]`; a hint that changes no result. The hardware
 /// prefetcher stops at page boundaries, which mapped files have many of: this took slerp's sweep from 0.78 to 0.3 s of
 /// CPU time.
