@@ -67,7 +67,6 @@ def test_a_document_that_nothing_needs_is_noted() -> None:
             (FIRST.replace("model: b", "model: second"), SECOND, LAST),
             "a document is made of itself: second -> first -> second",
         ),
-        ((FIRST, SLERP.replace("model: b", "model: first+lora")), "`first+lora`: `first` is another document"),
     ],
 )
 def test_documents_in_no_order_are_refused(documents: tuple[str, ...], problem: str) -> None:

@@ -126,13 +126,14 @@ def name_of(tensor: str) -> str:
 
 def source(models: Path, model: str, tensor: str) -> Stored:
     """A tensor of a model; `a:1` takes it from layer 1, `base+lora` adds the adapter, `a/b` is the mean of two."""
+    model, _, adapter = model.partition("+")
+    name, _, layer = model.partition(":")
+    key = re.sub(r"layers\.\d+", f"layers.{layer}", name_of(tensor)) if layer else name_of(tensor)
     if "/" in model:
         both = [source(models, one, tensor) for one in model.split("/")]
-        return encode(sum(decode(one).reshape(one.data.shape) for one in both) / 2, "BF16")
-    name, _, layer = model.partition(":")
-    name, _, adapter = name.partition("+")
-    key = re.sub(r"layers\.\d+", f"layers.{layer}", name_of(tensor)) if layer else name_of(tensor)
-    stored = read_shard(models / name / "model.safetensors")[key]
+        stored = encode(sum(decode(one).reshape(one.data.shape) for one in both) / 2, "BF16")
+    else:
+        stored = read_shard(models / name / "model.safetensors")[key]
     if not adapter:
         return stored
     factors = read_shard(models / adapter / "adapter_model.safetensors")

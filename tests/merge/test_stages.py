@@ -6,6 +6,7 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -13,7 +14,7 @@ from mol import run_merge
 from mol.config.methods import METHODS
 from mol.errors import MergeError
 from mol.merge.run import plan_recipe
-from tests.merge.loras import PLAIN, save_adapter
+from tests.merge.loras import HIDDEN, PLAIN, Q1, draw, embedding_factors, factors, merged, save_adapter
 from tests.merge.models import ROWS, contents_of, llama_config, make_llama, weights_of
 
 if TYPE_CHECKING:
@@ -165,8 +166,63 @@ def test_only_the_result_is_written_and_says_what_it_is_made_of(models: Path, tm
     assert str(models) not in card
 
 
+def adapted(root: Path, name: str = "stage", lora: str = "lora") -> dict[str, Any]:
+    return {"model": f"{name}+{root / lora}", "parameters": {"weight": 1.0}}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "passthrough"])
+def test_an_adapter_on_a_stage_is_applied_to_what_it_makes(
+    method: str, dtype: str, models: Path, tmp_path: Path
+) -> None:
+    of_method: dict[str, dict[str, Any]] = {
+        "linear": {"weight": 0.5},
+        "slerp": {"parameters": {"t": 0.3}, "base_model": str(models / "a")},
+        "ties": {"weight": 0.6, "density": 0.4, "base_model": str(models / "a")},
+        "passthrough": {},
+    }
+    names = "a" if method == "passthrough" else "ab"
+    first = staged(models, method, *names, name="stage", dtype=dtype, **of_method[method])
+    second = staged(models, "linear", "c", weight=1.0, dtype=dtype)
+    second["models"].insert(0, adapted(models))
+    report = in_one([first, second], tmp_path / "out")
+    run_merge({**first, "name": None}, tmp_path / "stage")
+    second["models"][0] = adapted(models, str(tmp_path / "stage"))
+    run_merge(second, tmp_path / "result")
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "result" / name).read_bytes()
+    said = "\n".join([*report.planned.notes, *report.planned.warnings])
+    assert f"all 4 tensors of {models / 'lora'} are applied to stage" in said
+    assert f"of what {models / 'lora'} changes in stage" in said
+
+
+def test_an_adapter_that_does_not_fit_a_stage_is_refused_by_name(models: Path, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "lora", factors("model.layers.7.self_attn.q_proj", HIDDEN, HIDDEN))
+    documents = [
+        staged(models, "linear", "a", "b", name="stage", weight=1.0),
+        {"merge_method": "passthrough", "models": [{"model": f"stage+{tmp_path / 'lora'}"}]},
+    ]
+    with pytest.raises(MergeError, match="does not fit stage") as caught:
+        in_one(documents, tmp_path / "out")
+    assert "model.layers.7.self_attn.q_proj" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["DoRA", "of the embedding"])
+def test_an_adapter_of_any_kind_goes_on_a_stage(kind: str, models: Path, tmp_path: Path) -> None:
+    """Norms of DoRA are those of what the stage makes."""
+    magnitude = {f"{Q1}.lora_magnitude_vector": np.abs(draw(HIDDEN)) + 1}
+    dora = factors(Q1, HIDDEN, HIDDEN) | magnitude
+    save_adapter(tmp_path / "lora", dora if kind == "DoRA" else embedding_factors(), use_dora=kind == "DoRA")
+    first = staged(models, "slerp", "a", "b", name="stage", parameters={"t": 0.3}, base_model=str(models / "a"))
+    in_one(
+        [first, {"merge_method": "passthrough", "models": [{"model": f"stage+{tmp_path / 'lora'}"}]}], tmp_path / "out"
+    )
+    run_merge({**first, "name": None}, tmp_path / "stage")
+    merged(tmp_path / "stage", tmp_path / "lora", tmp_path / "result")
+    assert contents_of(tmp_path / "out")["model.safetensors"] == contents_of(tmp_path / "result")["model.safetensors"]
+
+
 def test_integer_tensors_of_stages_must_be_equal_in_all_inputs(tmp_path: Path) -> None:
-    import numpy as np
     from safetensors.numpy import save_file
 
     for seed, name in enumerate("abc"):

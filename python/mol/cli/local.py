@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mol.config.merge_config import ModelReference
+    from mol.io.adapter import Adapter
     from mol.io.checkpoint import Checkpoint
 
 
@@ -46,12 +47,18 @@ def find(reference: ModelReference, cache_dir: Path | None = None) -> Checkpoint
 
 
 def _find_adapted(model: ModelReference, adapter: ModelReference, cache_dir: Path | None) -> Checkpoint | None:
+    from mol.merge.adapters import with_adapter
+
+    base, found = find(model, cache_dir), find_adapter(adapter, cache_dir)
+    return None if base is None or found is None else with_adapter(base, found)
+
+
+def find_adapter(adapter: ModelReference, cache_dir: Path | None) -> Adapter | None:
+    """Open an adapter that is a directory or in the cache; None where it would have to be downloaded."""
     from mol.io.adapter import Adapter
     from mol.io.hub import cached_snapshot, resolve
     from mol.io.layout import ADAPTER
-    from mol.merge.adapters import with_adapter
 
-    base = find(model, cache_dir)
     if _is_here(adapter):
         directory, commit = resolve(adapter, adapter=True)
     else:
@@ -59,8 +66,7 @@ def _find_adapted(model: ModelReference, adapter: ModelReference, cache_dir: Pat
         if snapshot is None or not (snapshot / ADAPTER).exists():
             return None
         directory, commit = snapshot, snapshot.name
-    found = Adapter.open(directory, name=str(adapter), revision=commit)
-    return None if base is None else with_adapter(base, found)
+    return Adapter.open(directory, name=str(adapter), revision=commit)
 
 
 def _is_here(reference: ModelReference) -> bool:

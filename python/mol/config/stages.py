@@ -107,7 +107,7 @@ def arrange(documents: Sequence[Document], problems: Problems, notes: list[str])
     for number, document in enumerate(documents):
         if document.name is not None and numbers.setdefault(document.name, number) != number:
             problems.add(document.location, f"two documents have the name `{document.name}`")
-    needs = [_needs(document, numbers, problems) for document in documents]
+    needs = [_needs(document, numbers) for document in documents]
     needed = {other for of_one in needs for other in of_one}
     unnamed = [number for number, document in enumerate(documents) if document.name is None]
     ends = unnamed or [number for number in range(len(documents)) if number not in needed]
@@ -128,16 +128,11 @@ def arrange(documents: Sequence[Document], problems: Problems, notes: list[str])
     return order[:-1], result
 
 
-def _needs(document: Document, numbers: dict[str, int], problems: Problems) -> list[int]:
+def _needs(document: Document, numbers: dict[str, int]) -> list[int]:
     found = []
     for model in document.models:
         if model.name in numbers and model.revision is None:
             found.append(numbers[model.name])
-            if model.adapter is not None:
-                problems.add(
-                    document.location,
-                    f"`{model}`: `{model.name}` is another document; write the adapter after a model in that one",
-                )
     return list(dict.fromkeys(found))
 
 

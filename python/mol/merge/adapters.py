@@ -211,16 +211,18 @@ class _Application:
     def _warnings(self) -> Iterable[str]:
         """Warn of a model that is not the one that the adapter was trained on."""
         trained_on = self._adapter.config.get("base_model_name_or_path")
-        ours = self._base.directories()[0]
         if not isinstance(trained_on, str) or not trained_on.strip():
             return
-        directory = ours.directory.resolve()
-        known = {_last_word(ours.name), directory.name.lower()}
-        known |= {part.rpartition("--")[2].lower() for part in directory.parts if part.startswith("models--")}
+        known: set[str] = set()
+        # A step of a recipe is as near as any of the models that it is made of.
+        for ours in self._base.directories():
+            directory = ours.directory.resolve()
+            known |= {_last_word(ours.name), directory.name.lower()}
+            known |= {part.rpartition("--")[2].lower() for part in directory.parts if part.startswith("models--")}
         if _last_word(trained_on) not in known:
             yield (
-                f"the adapter {self._adapter.name} was trained on {trained_on}, and is applied to {ours.name}: unless "
-                "they are one model, the result is none"
+                f"the adapter {self._adapter.name} was trained on {trained_on}, and is applied to {self._base.name}: "
+                "unless they are one model, the result is none"
             )
 
     def _summary(self) -> str:

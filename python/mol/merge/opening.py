@@ -41,25 +41,61 @@ def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None
                 directory, revision = _resolve(reference.model, config, options, offline=offline)
                 model = Checkpoint.open(directory, name=str(reference.model), revision=revision, known=known)
                 models[reference.model] = model
-            if reference.adapter is not None:
-                from mol.io.adapter import Adapter
-                from mol.merge.adapters import with_adapter
-                from mol.merge.surviving import with_surviving
-
-                directory, revision = _resolve(reference.adapter, config, options, adapter=True, offline=offline)
-                adapter = Adapter.open(directory, name=str(reference.adapter), revision=revision)
-                dtype = config.out_dtype or config.dtype
-                model = with_surviving(with_adapter(model, adapter), model, adapter.name, dtype)
-            found[reference] = model
+            found[reference] = _adapted(model, reference.adapter, config, options, offline)
         except FileNotFoundError as error:
             location = config.locations.get(reference)
             failures[reference] = FileNotFoundError(f"{location}: {error}" if location else str(error))
         except (MolError, OSError) as error:
             failures[reference] = error
-    if offline:
-        _log.warning("offline: using the cached commits %s", ", ".join(offline))
+    _note_offline(offline)
     _raise_all("models of the recipe cannot be used", failures)
     return found
+
+
+def adapted_steps(config: MergeConfig) -> tuple[ModelReference, ...]:
+    """Return what a recipe names that is the result of one of its stages with an adapter on it."""
+    documents = (*config.stages.values(), config)
+    named = dict.fromkeys(reference for document in documents for reference in document.model_references())
+    return tuple(reference for reference in named if reference.adapter is not None and config.is_stage(reference))
+
+
+def adapted_step(
+    name: str, step: Checkpoint, config: MergeConfig, options: MergeOptions
+) -> dict[ModelReference, Checkpoint]:
+    """Return a step of a recipe with each adapter that a later step, or the result, has on it.
+
+    Raises:
+        MolError: an adapter is not available, is damaged, or does not fit.
+        OSError: one is missing or may not be read.
+    """
+    offline: list[str] = []
+    found = {
+        reference: _adapted(step, reference.adapter, config, options, offline)
+        for reference in adapted_steps(config)
+        if reference.name == name
+    }
+    _note_offline(offline)
+    return found
+
+
+def _adapted(
+    model: Checkpoint,
+    reference: ModelReference | None,
+    config: MergeConfig,
+    options: MergeOptions,
+    offline: list[str],
+) -> Checkpoint:
+    """Return a model with the adapter that the recipe has on it, if any."""
+    if reference is None:
+        return model
+    from mol.io.adapter import Adapter
+    from mol.merge.adapters import with_adapter
+    from mol.merge.surviving import with_surviving
+
+    directory, revision = _resolve(reference, config, options, adapter=True, offline=offline)
+    adapter = Adapter.open(directory, name=str(reference), revision=revision)
+    dtype = config.out_dtype or config.dtype
+    return with_surviving(with_adapter(model, adapter), model, adapter.name, dtype)
 
 
 def tokenizer_directory(
@@ -94,6 +130,11 @@ def _resolve(
         code=options.trust_remote_code or config.trust_remote_code,
         offline=offline,
     )
+
+
+def _note_offline(commits: Sequence[str]) -> None:
+    if commits:
+        _log.warning("offline: using the cached commits %s", ", ".join(commits))
 
 
 def _raise_all(header: str, failures: Mapping[ModelReference, MolError | OSError]) -> None:

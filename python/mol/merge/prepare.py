@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mol.config.model_reference import ModelReference
 from mol.errors import MergeError, MolError
-from mol.merge.opening import resolve_checkpoints, tokenizer_directory
+from mol.merge.opening import adapted_step, resolve_checkpoints, tokenizer_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,9 +72,10 @@ def _prepare_one(config: MergeConfig, options: MergeOptions, opened: Mapping[Mod
         try:
             planned, tokenizer, _, tokens = _plan(stage, config, models, replace(options, dtype=None))
             planned = planned._replace(warnings=(*planned.warnings, *tokens.warnings))
-            models[ModelReference(name)] = as_checkpoint(name, planned, tokenizer)
+            step = as_checkpoint(name, planned, tokenizer)
         except MolError as error:
             raise MergeError.listing(f"the stage {name} cannot be made", error.problems or [str(error)]) from error
+        models |= {ModelReference(name): step, **adapted_step(name, step, config, options)}
     planned, tokenizer, vocabularies, tokens = _plan(config, config, models, options)
     remarks = [*tokens.notes]
     side = plan_side_files(planned, tokenizer, vocabularies, options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -10,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Final
 from mol import _rust
 from mol.io.arrays import read_arrays
 from mol.io.expressions import Expr, Leaf
-from mol.merge.plan import InputFile, MergePlan, OutputTensor, Task
+from mol.merge.plan import InputFile, MergePlan, OutputTensor, Task, sweeps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from mol.io.checkpoint import Checkpoint
 
@@ -39,7 +40,12 @@ def with_surviving(model: Checkpoint, plain: Checkpoint, adapter: str, dtype: st
     """
     shares = surviving(model, plain, dtype)
     if not shares:
-        return model
+        whole = any(True for _ in _added(model, plain))
+        line = (
+            f"how much of what {adapter} changes in {plain.name} is left by rounding was not looked at, since "
+            f"{plain.name} is made of whole tensors"
+        )
+        return replace(model, notes=(*model.notes, line)) if whole else model
     words = sorted({dtype or plain.tensors[name].dtype for name in shares})
     parts: dict[str, list[float]] = {}
     for name, share in shares.items():
@@ -64,13 +70,15 @@ def surviving(model: Checkpoint, plain: Checkpoint, dtype: str | None) -> dict[s
     tensors: list[OutputTensor] = []
     tasks: list[Task] = []
     names = []
-    for name, expr in _added(model, plain):
+    for name, before, expr in _added(model, plain):
+        if not _by_rows(before):
+            continue
         names.append(name)
         rows, columns = plain.tensors[name].shape
         first = max((rows - _ROWS) // 2, 0)
         count = min(_ROWS, rows)
         own = plain.tensors[name].dtype
-        for kind, of in (("without", Leaf(plain.tensors[name].file, name)), ("with", expr)):
+        for kind, of in (("without", before), ("with", expr)):
             part: Expr = {"rows": {"of": of, "from": first, "to": first + count}}
             for stored in ("F64" if own == "F64" else "F32", dtype or own):
                 task = len(tensors)
@@ -97,15 +105,29 @@ def _share(found: Mapping[str, Any], number: int) -> float:
     return min(max(share, 0.0), 1.0)
 
 
-def _added(model: Checkpoint, plain: Checkpoint) -> Iterator[tuple[str, Expr]]:
-    """Yield the matrices of the model that factors are added to, with the expression of the sum."""
+def _added(model: Checkpoint, plain: Checkpoint) -> Iterator[tuple[str, Expr, Expr]]:
+    """Yield the matrices of the model that factors are added to, with the expressions of them and of the sum."""
     for name, made in model.made.items():
-        expr = made.of[0]
-        inner: Any = expr
-        while isinstance(inner, dict) and ("transpose" in inner or "lora" in inner):
+        if name not in plain.tensors:
+            continue
+        before: Any = plain.made[name].of[0] if name in plain.made else Leaf(plain.tensors[name].file, name)
+        inner: Any = made.of[0]
+        while inner != before and isinstance(inner, dict) and ("transpose" in inner or "lora" in inner):
             inner = inner["transpose"] if "transpose" in inner else inner["lora"]["of"]
-        if expr is not inner and name in plain.tensors and inner == Leaf(plain.tensors[name].file, name):
-            yield name, expr
+        if inner == before and made.of[0] != before:
+            yield name, before, made.of[0]
+
+
+def _by_rows(expr: Any) -> bool:  # noqa: ANN401 - any part of an expression
+    """Return whether a few rows are made without reading the whole tensor: no step needs to know anything of it."""
+    if isinstance(expr, Leaf) or not isinstance(expr, (Mapping, list, tuple)):
+        return True
+    if isinstance(expr, Mapping):
+        method = expr.get("by")
+        if method is not None and any(sweeps(kind) > 1 for kind in method):
+            return False
+        return all(_by_rows(part) for key, part in expr.items() if key != "by")
+    return all(map(_by_rows, expr))
 
 
 def _range(shares: Sequence[float]) -> str:
