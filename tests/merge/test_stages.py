@@ -13,7 +13,6 @@ import yaml
 from mol import run_merge
 from mol.config.methods import METHODS
 from mol.errors import MergeError
-from mol.merge.run import plan_recipe
 from tests.merge.loras import HIDDEN, PLAIN, Q1, draw, embedding_factors, factors, merged, save_adapter
 from tests.merge.models import ROWS, contents_of, llama_config, make_llama, weights_of
 
@@ -250,15 +249,6 @@ def test_a_stage_that_cannot_be_made_is_named(models: Path, tmp_path: Path) -> N
     with pytest.raises(MergeError, match="the stage stage cannot be made") as caught:
         in_one(documents, tmp_path / "out")
     assert "has 4 layers" in str(caught.value)
-
-
-def test_the_tokenizer_is_the_business_of_the_last(models: Path) -> None:
-    documents = [
-        staged(models, "linear", "a", "b", name="stage", weight=1.0, tokenizer_source=str(models / "b")),
-        staged(models, "linear", "stage", weight=1.0),
-    ]
-    with pytest.raises(MergeError, match="`tokenizer_source`: a stage has the files of its base"):
-        plan_recipe("---\n".join(yaml.safe_dump(document) for document in documents))
 
 
 def test_a_chat_template_of_a_stage_is_that_of_the_result(models: Path, tmp_path: Path) -> None:

@@ -186,7 +186,7 @@ def handed_on(
     """Find the chat template of the result, which may be that of the step whose tokenizer it takes.
 
     Args:
-        steps: in the order in which they are made; a step has the files of its base, and so no template of its own.
+        steps: in the order in which they are made; what they choose is known by their recipes.
         result: the recipe of the result.
         problems: collects templates that only models with files could give.
 

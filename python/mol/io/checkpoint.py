@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from mol.io.expressions import Expr
+    from mol.io.step_files import StepFiles
 
 _HEAD: Final = 1024
 _FAILURES_SHOWN: Final = 4
@@ -126,6 +127,7 @@ class Checkpoint:
         made: how tensors are made that are not what a file holds under that name.
         tables: the row tables that they are gathered by.
         parts: the directories that it is made of; empty where it is one.
+        own_files: of a step whose vocabulary is chosen in it, the files in `directory`, which go with this object.
     """
 
     name: str
@@ -139,6 +141,7 @@ class Checkpoint:
     made: Mapping[str, Made] = field(default_factory=dict)
     tables: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     parts: tuple[Part, ...] = ()
+    own_files: StepFiles | None = None
 
     @classmethod
     def open(

@@ -15,7 +15,7 @@ from mol.merge.tied import has_scores
 from mol.structure.heads import ends_of
 from mol.structure.layers import find_structure
 from mol.structure.model_config import set_tie, tie_flag
-from mol.structure.names import head_next_to
+from mol.structure.names import EMBEDDING, HEAD, head_next_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -81,6 +81,7 @@ class _Application:
             self._made,
             base.tables,
             (*base.directories(), part),
+            base.own_files,
         )
 
     def _target(self, name: str, tied: Mapping[str, str]) -> str | None:
@@ -93,6 +94,11 @@ class _Application:
         elif self._tensors[found].dtype not in FLOAT_DTYPES:
             self._problems.append(f"`{name}`: it is {self._tensors[found].dtype} in the model, and no float")
             return None
+        elif self._base.own_files is not None and self._base.own_files.renamed and _has_tokens(found):
+            self._problems.append(
+                f"`{name}`: rows of {self._base.name} are of other tokens than its base's, and this adapter's may be "
+                "of either; put it on a model of that step"
+            )
         return found
 
     def _current(self, target: str) -> Expr:
@@ -107,11 +113,19 @@ class _Application:
         """Replace a tensor of the model by one that was trained as a whole."""
         info, mine = self._tensors[target], self._adapter.tensors[own]
         if mine.shape != info.shape:
-            rows = " (tokens were added for its training)" if mine.shape[1:] == info.shape[1:] else ""
+            rows = self._own_tokens(target)
+            if not rows and mine.shape[1:] == info.shape[1:]:
+                rows = " (tokens were added for its training)"
             self._problems.append(f"`{own}` has shape {list(mine.shape)}, the model's {list(info.shape)}{rows}")
         elif mine.dtype not in FLOAT_DTYPES:
             self._problems.append(f"`{own}` is {mine.dtype}, wanted a float")
         self._made[target] = Made((self._read(own),), mine.bytes)
+
+    def _own_tokens(self, target: str) -> str:
+        """Say that a tensor has rows of tokens that the adapter need not know."""
+        if self._base.own_files is None or not _has_tokens(target):
+            return ""
+        return f" ({self._base.name} has a vocabulary of its own; put the adapter on a model of that step)"
 
     def _add(self, target: str, module: str, own: str | None, factors: Factors) -> None:
         """Add the product of two factors, turned as the model keeps its matrix, to it or to the adapter's own of it."""
@@ -134,7 +148,10 @@ class _Application:
             if turned:
                 wanted = (wanted[1], wanted[0])
         if shape != wanted:
-            self._problems.append(f"`{module}` has factors for a matrix {list(wanted)}, the model's is {list(shape)}")
+            why = self._own_tokens(target)
+            self._problems.append(
+                f"`{module}` has factors for a matrix {list(wanted)}, the model's is {list(shape)}{why}"
+            )
             return
         if magnitude is not None and math.prod(shapes["lora_magnitude_vector"]) != shapes["lora_B"][0]:
             self._problems.append(f"`{module}` has magnitudes of shape {list(shapes['lora_magnitude_vector'])}")
@@ -247,6 +264,10 @@ class _Application:
             more = f" and {len(adapter.whole) - _LISTED} more" if len(adapter.whole) > _LISTED else ""
             parts.append(f"{len(adapter.whole)} tensors as a whole: {', '.join(names)}{more}")
         return f"all {count} tensors of {adapter.name} are applied to {self._base.name}: {'; '.join(parts)}"
+
+
+def _has_tokens(name: str) -> bool:
+    return EMBEDDING.search(name) is not None or HEAD.search(name) is not None
 
 
 def _range(numbers: list[int] | list[float]) -> str:

@@ -65,14 +65,11 @@ def _prepare_one(config: MergeConfig, options: MergeOptions, opened: Mapping[Mod
     from mol.merge.card import prepare_card
     from mol.merge.identity import same_weights
     from mol.merge.side_files import output_files, plan_side_files
-    from mol.merge.stages import as_checkpoint
 
     models = dict(opened)
     for name, stage in config.stages.items():
         try:
-            planned, tokenizer, _, tokens = _plan(stage, config, models, replace(options, dtype=None))
-            planned = planned._replace(warnings=(*planned.warnings, *tokens.warnings))
-            step = as_checkpoint(name, planned, tokenizer)
+            step = _step(name, stage, config, models, replace(options, dtype=None, copy_tokenizer=True))
         except MolError as error:
             raise MergeError.listing(f"the stage {name} cannot be made", error.problems or [str(error)]) from error
         models |= {ModelReference(name): step, **adapted_step(name, step, config, options)}
@@ -92,6 +89,35 @@ def _prepare_one(config: MergeConfig, options: MergeOptions, opened: Mapping[Mod
     files = output_files(planned, side, card, options)
     planned = planned._replace(notes=(*planned.notes, *side.left_out), side_files=files)
     return Result(planned, tokenizer, side, card)
+
+
+def _step(
+    name: str,
+    stage: MergeConfig,
+    whole: MergeConfig,
+    models: Mapping[ModelReference, Checkpoint],
+    options: MergeOptions,
+) -> Checkpoint:
+    """Plan a stage, and return it as a model for what is made of it."""
+    from mol.io.step_files import StepFiles
+    from mol.merge.side_files import plan_side_files
+    from mol.merge.stages import as_checkpoint
+    from mol.structure.model_config import stated_vocab_size
+
+    planned, tokenizer, vocabularies, tokens = _plan(stage, whole, models, options)
+    planned = planned._replace(warnings=(*planned.warnings, *tokens.warnings))
+    donor, joined = planned.donor, planned.joined
+    if joined is None and tokenizer == donor.directory:
+        return as_checkpoint(name, planned, None)
+    # Rows are of the tokens that its own tokenizer has, so what is made of it reads that one.
+    side = plan_side_files(planned, tokenizer, vocabularies, options)
+    kept = tokenizer == donor.directory or vocabularies[tokenizer].same_file(vocabularies[donor.directory])
+    added = joined is not None and bool(joined.new)
+    as_many = stated_vocab_size(planned.model_config) == stated_vocab_size(donor.config)
+    planned = planned._replace(
+        notes=(*planned.notes, *tokens.notes, *side.notes), warnings=(*planned.warnings, *side.warnings)
+    )
+    return as_checkpoint(name, planned, StepFiles(side.copies, side.texts, renamed=as_many and (added or not kept)))
 
 
 def _plan(

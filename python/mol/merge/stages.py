@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from mol.dtypes import BYTES
-from mol.errors import MergeError
 from mol.io.checkpoint import Checkpoint, CheckpointFile, Made, TensorInfo
 from mol.io.expressions import Leaf, with_tables
+from mol.io.json_file import read_object
+from mol.io.layout import CONFIG
 from mol.merge.plan import COPY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from mol.io.expressions import Expr
+    from mol.io.step_files import StepFiles
     from mol.merge.plan import Method, Task
     from mol.merge.planned import PlannedMerge
 
@@ -27,23 +29,14 @@ _IN_F32: Final = frozenset({
 })  # fmt: skip
 
 
-def as_checkpoint(name: str, planned: PlannedMerge, tokenizer: Path) -> Checkpoint:
+def as_checkpoint(name: str, planned: PlannedMerge, own_files: StepFiles | None) -> Checkpoint:
     """Return the result of a stage as a model, with the same bytes as if it had been written and read.
 
     Args:
         name: what the recipe calls it.
         planned: the stage.
-        tokenizer: directory whose tokenizer it has.
-
-    Raises:
-        MergeError: it has files of its own, which only the last merge writes.
+        own_files: what is next to its weights; None where it has the files of its base.
     """
-    joined = planned.joined
-    if (joined is not None and joined.new) or tokenizer != planned.donor.directory:
-        raise MergeError(
-            "`tokenizer_source`: a stage has the files of its base, since nothing of it is written; choose others in "
-            "the document of the result"
-        )
     plan = planned.plan
     files = tuple(CheckpointFile(Path(file.path), file.size, file.mtime_ns, file.header) for file in plan.inputs)
     stored = _stored(planned)
@@ -63,11 +56,11 @@ def as_checkpoint(name: str, planned: PlannedMerge, tokenizer: Path) -> Checkpoi
     counted = ", ".join(f"{count} by {method}" for method, count in planned.methods.items())
     return Checkpoint(
         name,
-        planned.donor.directory,
+        planned.donor.directory if own_files is None else own_files.directory,
         None,
         files,
         tensors,
-        planned.model_config,
+        planned.model_config if own_files is None else read_object(own_files.directory / CONFIG),
         tuple(f"{name}: {line}" for line in planned.warnings),
         (
             f"{name} is made while it is read, and not written: {len(tensors)} tensors ({counted})",
@@ -76,6 +69,7 @@ def as_checkpoint(name: str, planned: PlannedMerge, tokenizer: Path) -> Checkpoi
         made,
         {f"{name}:{table}": rows for table, rows in plan.tables.items()},
         planned.parts(),
+        own_files,
     )
 
 

@@ -1,0 +1,190 @@
+"""A step that chooses its vocabulary is, for what is made of it, the model that it would be in a directory."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import save_file
+
+from mol import run_merge
+from mol.errors import MergeError
+from mol.merge.run import plan_recipe
+from tests.merge.loras import EMBEDDING, HIDDEN, PLAIN, draw, embedding_factors, factors, save_adapter
+from tests.merge.models import ROWS, contents_of, llama_config, make_llama, weights_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+TOKENS = [f"token{i}" for i in range(ROWS)]
+FIRST, SECOND = "<|im_start|>", "<|im_end|>"
+
+
+def make(directory: Path, seed: int, tokens: list[str], added: tuple[str, ...] = (), **files: object) -> None:
+    """A model with these tokens and a row for each."""
+    content = {
+        "model": {"vocab": {token: i for i, token in enumerate(tokens)}},
+        "added_tokens": [{"id": len(tokens) + i, "content": token, **FLAGS} for i, token in enumerate(added)],
+    }
+    rows = len(tokens) + len(added)
+    config = llama_config() | {"vocab_size": rows}
+    make_llama(directory, seed, tokenizer__json=content, config__json=config, **files)
+    tensors = weights_of(directory)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = np.random.default_rng(seed).normal(0, 1, (rows, HIDDEN)).astype(np.float32)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, one with two more tokens and an end of its own, one with one more and the others reversed."""
+    root = tmp_path_factory.mktemp("models")
+    named = {"eos_token": "token3", "chat_template": "{{ messages[0].content }} of a"}
+    make(root / "a", 1, TOKENS, tokenizer_config__json=named, generation_config__json={"eos_token_id": 3})
+    own = {"eos_token": SECOND, "chat_template": "{{ messages[0].content }} of b"}
+    end = {"eos_token_id": ROWS + 1}
+    make(root / "b", 2, TOKENS, (FIRST, SECOND), tokenizer_config__json=own, generation_config__json=end)
+    make(root / "c", 3, TOKENS[::-1], (SECOND,))
+    save_adapter(root / "lora", PLAIN)
+    return root
+
+
+def linear(*models: object, **more: Any) -> dict[str, Any]:  # noqa: ANN401
+    listed = [{"model": str(model), "parameters": {"weight": 1.0}} for model in models]
+    return {"merge_method": "linear", "models": listed, "dtype": "float32", **more}
+
+
+def steps(root: Path, first: str, then: str) -> list[dict[str, Any]]:
+    a, b, c = (root / name for name in "abc")
+    tokens = {FIRST: {"source": str(b), "force": True}, "<new>": {"source": {"kind": "zero"}}}
+    of_first: dict[str, dict[str, Any]] = {
+        "union": {"tokenizer_source": "union"},
+        "a union with rules": {"tokenizer": {"source": "union", "tokens": tokens, "pad_to_multiple_of": 8}},
+        "another model": {"tokenizer_source": str(b)},
+        "the base": {"tokenizer_source": "base"},
+        "no choice": {},
+    }
+    of_then: dict[str, dict[str, Any]] = {
+        "a copy": {"merge_method": "passthrough", "models": [{"model": "stage"}]},
+        "linear": linear("stage", b, base_model="stage"),
+        "linear of one with other tokens": linear(a, "stage", base_model=str(a), tokenizer_source="base"),
+        "a union": linear(c, "stage", base_model=str(c), tokenizer_source="union"),
+        "slerp": {
+            "merge_method": "slerp",
+            "models": [{"model": "stage"}, {"model": str(b)}],
+            "base_model": "stage",
+            "parameters": {"t": 0.3},
+            "tokenizer_source": "union",
+        },
+        "its tokenizer": linear(a, "stage", base_model=str(a), tokenizer_source="stage"),
+        "an adapter": {"merge_method": "passthrough", "models": [{"model": f"stage+{root / 'lora'}"}]},
+    }
+    return [
+        {"name": "stage", **linear(a, b, base_model=str(a), **of_first[first])},
+        {**of_then[then], "dtype": "float32"},
+    ]
+
+
+def in_one(documents: list[dict[str, Any]], out: Path) -> Any:  # noqa: ANN401
+    return run_merge("---\n".join(map(yaml.safe_dump, documents)), out)
+
+
+def apart(documents: list[dict[str, Any]], root: Path) -> Path:
+    """The same as two commands."""
+    first, then = documents
+    run_merge({**first, "name": None}, root / "stage")
+    text = json.dumps(then).replace('"stage', f'"{root / "stage"}')
+    run_merge(json.loads(text), root / "result")
+    return root / "result"
+
+
+def files_of(directory: Path) -> dict[str, Any]:
+    """All but the papers, which name the recipe."""
+    return {
+        name: json.loads(content) if name.endswith(".json") else content
+        for name, content in contents_of(directory).items()
+        if name not in {"README.md", "mol_manifest.json", "recipe.yml", "mol_recipe.yml", "mergekit_config.yml"}
+    }
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        "a copy", "linear", "linear of one with other tokens", "a union", "slerp", "its tokenizer", "an adapter",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("first", ["union", "a union with rules", "another model", "the base", "no choice"])
+def test_two_documents_are_two_commands(first: str, then: str, models: Path, tmp_path: Path) -> None:
+    documents = steps(models, first, then)
+    in_one(documents, tmp_path / "out")
+    ours, theirs = files_of(tmp_path / "out"), files_of(apart(documents, tmp_path))
+    assert ours == theirs
+    assert ours["config.json"]["vocab_size"] == len(weights_of(tmp_path / "out")["lm_head.weight"])
+
+
+def test_a_union_of_a_step_has_all_tokens_in_the_result(models: Path, tmp_path: Path) -> None:
+    report = in_one(steps(models, "union", "a copy"), tmp_path / "out")
+    tokenizer = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    assert [token["content"] for token in tokenizer["added_tokens"]] == [FIRST, SECOND]
+    assert weights_of(tmp_path / "out")["model.embed_tokens.weight"].shape == (ROWS + 2, HIDDEN)
+    said = "\n".join(report.planned.notes)
+    assert f"stage: the vocabulary of the output has {ROWS + 2} tokens and {ROWS + 2} rows" in said
+
+
+def test_nothing_is_left_of_the_files_of_a_step(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    planned = plan_recipe("---\n".join(map(yaml.safe_dump, steps(models, "union", "an adapter"))))
+    assert (planned.donor.directory / "tokenizer.json").is_file()
+    report = in_one(steps(models, "union", "a union"), tmp_path / "out")
+    papers = (tmp_path / "out" / "README.md").read_text() + (tmp_path / "out" / "mol_manifest.json").read_text()
+    assert str(tmp_path) not in papers
+    del planned, report
+    gc.collect()
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["factors", "whole", "head"])
+def test_an_adapter_with_rows_of_fewer_tokens_is_refused(kind: str, models: Path, tmp_path: Path) -> None:
+    tensors = {
+        "factors": embedding_factors(),
+        "whole": {f"{EMBEDDING}.weight": draw(ROWS, HIDDEN)},
+        "head": factors("lm_head", ROWS, HIDDEN),
+    }
+    save_adapter(tmp_path / "rows", tensors[kind])
+    documents = steps(models, "union", "an adapter")
+    documents[1]["models"][0]["model"] = f"stage+{tmp_path / 'rows'}"
+    with pytest.raises(MergeError, match="has a vocabulary of its own; put the adapter on a model of that step"):
+        in_one(documents, tmp_path / "out")
+
+
+def test_an_adapter_that_knows_all_tokens_of_a_step_is_applied(models: Path, tmp_path: Path) -> None:
+    save_adapter(tmp_path / "rows", {f"{EMBEDDING}.weight": draw(ROWS + 2, HIDDEN)})
+    documents = steps(models, "union", "an adapter")
+    documents[1]["models"][0]["model"] = f"stage+{tmp_path / 'rows'}"
+    in_one(documents, tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(apart(documents, tmp_path))
+
+
+def test_an_adapter_with_rows_that_may_be_of_other_tokens_is_refused(tmp_path: Path) -> None:
+    """The step has as many rows as its base, and they are of other tokens."""
+    make(tmp_path / "a", 1, TOKENS)
+    make(tmp_path / "b", 2, TOKENS[::-1])
+    save_adapter(tmp_path / "rows", embedding_factors())
+    documents = [
+        {
+            "name": "stage",
+            **linear(
+                tmp_path / "a", tmp_path / "b", base_model=str(tmp_path / "a"), tokenizer_source=str(tmp_path / "b")
+            ),
+        },
+        {"merge_method": "passthrough", "models": [{"model": f"stage+{tmp_path / 'rows'}"}]},
+    ]
+    with pytest.raises(MergeError, match="rows of stage are of other tokens than its base's"):
+        in_one(documents, tmp_path / "out")
