@@ -122,7 +122,7 @@ class _Application:
         self._made[target] = Made((self._read(own),), mine.bytes)
 
     def _own_tokens(self, target: str) -> str:
-        """Say that a tensor has rows of tokens that the adapter need not know."""
+        """Return a remark for a tensor that has rows of tokens that the adapter need not know; empty for others."""
         if self._base.own_files is None or not _has_tokens(target):
             return ""
         return f" ({self._base.name} has a vocabulary of its own; put the adapter on a model of that step)"
