@@ -23,6 +23,10 @@ from tests.config.toolkit import LINEAR, PASSTHROUGH, SLERP, TIES, refusal
         ("t: {filtr: mlp, value: 1}", "unknown key `filtr` in a value of `t`; did you mean `filter`?"),
         ("t: {filter: 3, value: 1}", "`filter` is a part of a tensor's name, not 3"),
         (
+            "t: {filter: [q_proj], value: 1}",
+            "`filter` is a part of a tensor's name, not ['q_proj']; write an entry for each",
+        ),
+        (
             "t: {filter: 're:(', value: 1}",
             "filter `re:(` is no regular expression: missing ), unterminated subpattern at position 0",
         ),

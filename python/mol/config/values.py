@@ -308,7 +308,8 @@ class ValueReader:
         if text is None or text == "*":
             return True, None
         if not isinstance(text, str) or not text:
-            self.problems.add(table.at("filter"), f"`filter` is a part of a tensor's name, not {shown(text)}")
+            several = "; write an entry for each" if isinstance(text, list) else ""
+            self.problems.add(table.at("filter"), f"`filter` is a part of a tensor's name, not {shown(text)}{several}")
             return False, None
         try:
             compile_filter(text)
