@@ -42,8 +42,8 @@ def with_surviving(model: Checkpoint, plain: Checkpoint, adapter: str, dtype: st
     if not shares:
         whole = any(True for _ in _added(model, plain))
         line = (
-            f"how much of what {adapter} changes in {plain.name} is left by rounding was not looked at, since "
-            f"{plain.name} is made of whole tensors"
+            f"what rounding leaves of {adapter} in {plain.name} is not estimated, since {plain.name} is made of "
+            "whole tensors, which a plan does not read"
         )
         return replace(model, notes=(*model.notes, line)) if whole else model
     words = sorted({dtype or plain.tensors[name].dtype for name in shares})
