@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from mol import run_merge
 from mol.errors import MergeError
 from mol.merge.run import plan_recipe
+from mol.merge.side_files import chat_template_of
 from tests.merge.loras import EMBEDDING, HIDDEN, PLAIN, draw, embedding_factors, factors, save_adapter
 from tests.merge.models import ROWS, contents_of, llama_config, make_llama, weights_of
 
@@ -135,6 +136,57 @@ def test_a_union_of_a_step_has_all_tokens_in_the_result(models: Path, tmp_path: 
     assert weights_of(tmp_path / "out")["model.embed_tokens.weight"].shape == (ROWS + 2, HIDDEN)
     said = "\n".join(report.planned.notes)
     assert f"stage: the vocabulary of the output has {ROWS + 2} tokens and {ROWS + 2} rows" in said
+
+
+def test_a_step_between_hands_the_files_of_a_step_on(models: Path, tmp_path: Path) -> None:
+    first, last = steps(models, "union", "linear")
+    between = {"name": "between", **linear("stage", models / "b", base_model="stage")}
+    in_one([first, between, json.loads(json.dumps(last).replace('"stage"', '"between"'))], tmp_path / "out")
+    result = apart([first, between], tmp_path)
+    text = json.dumps(last).replace('"stage"', json.dumps(str(result)))
+    run_merge(json.loads(text), tmp_path / "last")
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "last")
+
+
+def test_the_tokenizer_of_a_step_may_be_taken_by_a_result_that_is_not_made_of_it(models: Path, tmp_path: Path) -> None:
+    first, last = steps(models, "another model", "its tokenizer")
+    between = {"name": "between", **linear(models / "a", "stage", base_model=str(models / "a"))}
+    last["models"][1]["model"] = "between"
+    in_one([first, between, last], tmp_path / "out")
+    files = files_of(tmp_path / "out")
+    assert files["tokenizer.json"] == json.loads((models / "b" / "tokenizer.json").read_text())
+    assert files["generation_config.json"]["eos_token_id"] == ROWS + 1
+
+
+IDLE = "`chat_template` of the step `stage` has no effect: the result does not have it"
+OWN = "{{ messages[0].content }} of the step"
+
+
+@pytest.mark.parametrize(
+    ("template", "more", "found", "noted"),
+    [
+        (OWN, {}, OWN, False),
+        (OWN, {"chat_template": "{{ messages[0].content }} of it"}, "{{ messages[0].content }} of it", True),
+        (OWN, {"base_model": "a"}, "{{ messages[0].content }} of a", True),
+        (OWN, {"base_model": "a", "tokenizer_source": "stage"}, OWN, False),
+        (OWN, {"base_model": "a", "chat_template": "auto"}, OWN, False),
+        ("auto", {}, "{{ messages[0].content }} of a", False),
+    ],
+)
+def test_the_chat_template_of_a_step_goes_with_its_tokenizer(
+    template: str, more: dict[str, str], found: str, noted: bool, models: Path, tmp_path: Path
+) -> None:
+    more = {"base_model": "stage", **more}
+    if more["base_model"] == "a":
+        more["base_model"] = str(models / "a")
+    documents = [
+        {"name": "stage", **linear(models / "a", base_model=str(models / "a"), chat_template=template)},
+        linear("stage", models / "a", **more),
+    ]
+    report = in_one(documents, tmp_path / "out")
+    assert chat_template_of(tmp_path / "out") == found
+    assert (IDLE in report.planned.notes) == noted
+    assert files_of(tmp_path / "out") == files_of(apart(documents, tmp_path))
 
 
 def test_nothing_is_left_of_the_files_of_a_step(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

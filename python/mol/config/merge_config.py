@@ -19,7 +19,7 @@ from mol.config.model_reference import ModelReference, may_be_one
 from mol.config.parameters import ParameterMap, Rule
 from mol.config.renamed import rename_models
 from mol.config.sources import SliceConfig, SourceConfig
-from mol.config.stages import Document, arrange, handed_on, named_tables, refuse_idle
+from mol.config.stages import Document, arrange, named_tables, refuse_idle
 from mol.config.sweep import plain, read_each
 from mol.config.yaml_source import read_source
 from mol.dtypes import DTYPE_NAMES
@@ -248,10 +248,7 @@ class MergeConfig(CheckedRecipe):
         config = read[result][1]
         stages = {str(read[number][0]): read[number][1] for number in order}
         object.__setattr__(config, "stages", stages)
-        template, idle = handed_on(stages, config, problems)
-        problems.raise_any(header)
-        object.__setattr__(config, "chat_template", template)
-        object.__setattr__(config, "notes", tuple(dict.fromkeys((*config.notes, *notes, *idle))))
+        object.__setattr__(config, "notes", tuple(dict.fromkeys((*config.notes, *notes))))
         return config
 
     def with_one_name_each(self, names: Mapping[ModelReference, ModelReference]) -> MergeConfig:

@@ -11,9 +11,7 @@ MERGED: Final = "merged"
 """What the steps of `then` call the result of the recipe that they stand in."""
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping, Sequence
-
-    from mol.config.checked_recipe import CheckedRecipe
+    from collections.abc import Container, Sequence
 
 
 class Document(NamedTuple):
@@ -178,43 +176,3 @@ def named_tables(table: Table, problems: Problems, *, alone: bool) -> list[tuple
             found.append((name_of(stage, problems), stage))
     rest = table.without("stages")
     return [*found, (None if alone else name_of(rest, problems), rest)]
-
-
-def handed_on(
-    steps: Mapping[str, CheckedRecipe], result: CheckedRecipe, problems: Problems
-) -> tuple[str | None, list[str]]:
-    """Find the chat template of the result, which may be that of the step whose tokenizer it takes.
-
-    Args:
-        steps: in the order in which they are made; what they choose is known by their recipes.
-        result: the recipe of the result.
-        problems: collects templates that only models with files could give.
-
-    Returns:
-        The template, and notes on templates of steps that the result does not have.
-    """
-    templates: dict[str, str | None] = {}
-    owners: dict[str, str] = {}  # of the template that a step has: the step that chooses it
-    for name, step in (*steps.items(), ("", result)):
-        source = step.tokenizer_source
-        leader = (source if isinstance(source, ModelReference) else step.donor()).name
-        before = templates.get(leader)
-        given = next((model.name for model in step.model_references() if templates.get(model.name)), None)
-        if step.chat_template == "auto" and given is not None:
-            problems.add(
-                Location(""),
-                f"`chat_template: auto` takes what most models have in their files, and the step `{given}` has no "
-                "files; name the template",
-            )
-        if step.chat_template is None and before == "auto":
-            problems.add(
-                Location(""),
-                f"`chat_template: auto` of the step `{owners[leader]}`, whose tokenizer is taken after it: name the "
-                "template in the document of the result",
-            )
-        templates[name] = step.chat_template or before
-        owners[name] = owners.get(leader, name) if step.chat_template is None else name
-    idle = [name for name, step in steps.items() if step.chat_template is not None and owners[""] != name]
-    return templates[""], [
-        f"`chat_template` of the step `{name}` has no effect: the result does not take its tokenizer" for name in idle
-    ]

@@ -122,7 +122,7 @@ class _Application:
         self._made[target] = Made((self._read(own),), mine.bytes)
 
     def _own_tokens(self, target: str) -> str:
-        """Return a remark for a tensor that has rows of tokens that the adapter need not know; empty for others."""
+        """Return why a tensor may have rows of tokens that the adapter does not know, as a message ends."""
         if self._base.own_files is None or not _has_tokens(target):
             return ""
         return f" ({self._base.name} has a vocabulary of its own; put the adapter on a model of that step)"

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mol.config.model_reference import ModelReference
 from mol.errors import MergeError, MolError
+from mol.io.layout import CHAT_TEMPLATE
 from mol.merge.opening import adapted_step, resolve_checkpoints, tokenizer_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from mol.config import MergeConfig
@@ -25,12 +26,17 @@ if TYPE_CHECKING:
 
 
 class Result(NamedTuple):
-    """A planned merge, where its tokenizer comes from, what else goes into the output, and what its card quotes."""
+    """A planned merge, where its tokenizer comes from, what else goes into the output, and what its card quotes.
+
+    Attributes:
+        steps: what is made before it; files of theirs may be copied, and are there as long as these are.
+    """
 
     planned: PlannedMerge
     tokenizer: Path
     side: SideFilePlan
     card: Card
+    steps: tuple[Checkpoint, ...]
 
 
 class Prepared(NamedTuple):
@@ -74,8 +80,8 @@ def _prepare_one(config: MergeConfig, options: MergeOptions, opened: Mapping[Mod
             raise MergeError.listing(f"the stage {name} cannot be made", error.problems or [str(error)]) from error
         models |= {ModelReference(name): step, **adapted_step(name, step, config, options)}
     planned, tokenizer, vocabularies, tokens = _plan(config, config, models, options)
-    remarks = [*tokens.notes]
     side = plan_side_files(planned, tokenizer, vocabularies, options)
+    remarks = [*tokens.notes, *_idle_templates(config, models, side.texts.get(CHAT_TEMPLATE), tokenizer)]
     if tokenizer != planned.donor.directory:
         remarks.append(f"the tokenizer is that of {planned.config.tokenizer_source}")
     if options.dtype is not None:
@@ -88,7 +94,7 @@ def _prepare_one(config: MergeConfig, options: MergeOptions, opened: Mapping[Mod
     card = card._replace(remarks=(*planned.warnings, *planned.notes))
     files = output_files(planned, side, card, options)
     planned = planned._replace(notes=(*planned.notes, *side.left_out), side_files=files)
-    return Result(planned, tokenizer, side, card)
+    return Result(planned, tokenizer, side, card, tuple(models[ModelReference(name)] for name in config.stages))
 
 
 def _step(
@@ -107,9 +113,9 @@ def _step(
     planned, tokenizer, vocabularies, tokens = _plan(stage, whole, models, options)
     planned = planned._replace(warnings=(*planned.warnings, *tokens.warnings))
     donor, joined = planned.donor, planned.joined
-    if joined is None and tokenizer == donor.directory:
+    if joined is None and tokenizer == donor.directory and stage.chat_template is None:
         return as_checkpoint(name, planned, None)
-    # Rows are of the tokens that its own tokenizer has, so what is made of it reads that one.
+    # Its rows are of the tokens of its own tokenizer, which what is made of it reads.
     side = plan_side_files(planned, tokenizer, vocabularies, options)
     kept = tokenizer == donor.directory or vocabularies[tokenizer].same_file(vocabularies[donor.directory])
     added = joined is not None and bool(joined.new)
@@ -118,6 +124,18 @@ def _step(
         notes=(*planned.notes, *tokens.notes, *side.notes), warnings=(*planned.warnings, *side.warnings)
     )
     return as_checkpoint(name, planned, StepFiles(side.copies, side.texts, renamed=as_many and (added or not kept)))
+
+
+def _idle_templates(
+    config: MergeConfig, models: Mapping[ModelReference, Checkpoint], chosen: str | None, tokenizer: Path
+) -> Iterator[str]:
+    """Yield notes on chat templates that stages choose and the result does not have."""
+    from mol.merge.side_files import chat_template_of
+
+    for name, stage in config.stages.items():
+        own = models[ModelReference(name)].directory
+        if stage.chat_template is not None and chat_template_of(own) != (chosen or chat_template_of(tokenizer)):
+            yield f"`chat_template` of the step `{name}` has no effect: the result does not have it"
 
 
 def _plan(

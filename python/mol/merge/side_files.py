@@ -305,7 +305,7 @@ def _texts(
 
 def _most_common_template(planned: PlannedMerge) -> tuple[str | None, str]:
     """Return the chat template that most inputs have, the first of equals, and a remark about it."""
-    found = {source.name: template for source in planned.sources if (template := _chat_template(source.directory))}
+    found = {source.name: template for source in planned.sources if (template := chat_template_of(source.directory))}
     if not found:
         return None, "chat_template: auto finds none: no input has a chat template"
     ((template, count),) = Counter(found.values()).most_common(1)
@@ -313,7 +313,8 @@ def _most_common_template(planned: PlannedMerge) -> tuple[str | None, str]:
     return template, f"chat_template: auto takes that of {owner}, which {count} of {len(planned.sources)} inputs have"
 
 
-def _chat_template(directory: Path) -> str | None:
+def chat_template_of(directory: Path) -> str | None:
+    """Return the chat template that a model has in its files; a damaged file is refused."""
     if os.path.lexists(directory / CHAT_TEMPLATE):
         path = find_file(directory, CHAT_TEMPLATE).path
         try:

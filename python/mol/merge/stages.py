@@ -69,7 +69,7 @@ def as_checkpoint(name: str, planned: PlannedMerge, own_files: StepFiles | None)
         made,
         {f"{name}:{table}": rows for table, rows in plan.tables.items()},
         planned.parts(),
-        own_files,
+        own_files or planned.donor.own_files,
     )
 
 
