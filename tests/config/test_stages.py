@@ -59,6 +59,11 @@ def test_a_document_that_nothing_needs_is_noted() -> None:
     [
         ((LINEAR, SLERP), "or that no other names; here config.yml:1, config.yml:8 have no `name`"),
         ((FIRST, f"name: other\n{SLERP}"), "here config.yml:1, config.yml:9 are named by no other"),
+        (
+            (FIRST, LAST.replace("second", "first_")),
+            "config.yml:1: no document uses `first`, and one names a model `first_`; did you mean this document?",
+        ),
+        ((FIRST, LAST.replace("second", "first_+lora")), "one names a model `first_`"),
         ((FIRST, FIRST, LAST), "config.yml:9: two documents have the name `first`"),
         ((FIRST.replace("first", "a+b"), LAST), "`name` of a document is a word without `+` and `@`, not 'a+b'"),
         ((FIRST.replace("first", "7"), LAST), "`name` of a document is a word without `+` and `@`, not 7"),

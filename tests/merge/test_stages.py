@@ -211,6 +211,15 @@ def test_an_adapter_that_does_not_fit_a_stage_is_refused_by_name(models: Path, t
     assert "model.layers.7.self_attn.q_proj" in str(caught.value)
 
 
+def test_an_adapter_on_a_stage_that_is_missing_is_found_in_the_recipe(models: Path, tmp_path: Path) -> None:
+    first = staged(models, "linear", "a", "b", name="stage", weight=1.0)
+    text = f"{yaml.safe_dump(first)}---\nmerge_method: passthrough\nmodels:\n  - model: stage+{tmp_path / 'none'}\n"
+    (tmp_path / "recipe.yml").write_text(text)
+    line = text.splitlines().index(f"  - model: stage+{tmp_path / 'none'}") + 1
+    with pytest.raises(FileNotFoundError, match=rf"recipe\.yml:{line}: .*none: no such directory"):
+        run_merge(tmp_path / "recipe.yml", tmp_path / "out")
+
+
 @pytest.mark.parametrize("kind", ["DoRA", "of the embedding"])
 def test_an_adapter_of_any_kind_goes_on_a_stage(kind: str, models: Path, tmp_path: Path) -> None:
     """Norms of DoRA are those of what the stage makes."""

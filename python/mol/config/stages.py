@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.model_reference import ModelReference, is_local
+from mol.text import closest
+
+_ALIKE: Final = 0.85  # names of which one is taken for a typing error of the other
 
 MERGED: Final = "merged"
 """What the steps of `then` call the result of the recipe that they stand in."""
@@ -120,9 +123,18 @@ def arrange(documents: Sequence[Document], problems: Problems, notes: list[str])
     (result,) = ends
     order: list[int] = []
     _visit(result, needs, documents, order, [], problems)
+    names = {model.name for document in documents for model in document.models if "/" not in model.name}
+    unknown = [name for name in names if name not in numbers and not is_local(name)]
     for number, document in enumerate(documents):
-        if number not in order:
-            notes.append(f"the document `{document.name}` has no effect: the result needs it for nothing")
+        if number in order:
+            continue
+        near = closest(str(document.name), sorted(unknown), cutoff=_ALIKE)
+        if near is not None:
+            problems.add(
+                document.location,
+                f"no document uses `{document.name}`, and one names a model `{near}`; did you mean this document?",
+            )
+        notes.append(f"the document `{document.name}` has no effect: the result needs it for nothing")
     return order[:-1], result
 
 

@@ -43,8 +43,7 @@ def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None
                 models[reference.model] = model
             found[reference] = _adapted(model, reference.adapter, config, options, offline)
         except FileNotFoundError as error:
-            location = config.locations.get(reference)
-            failures[reference] = FileNotFoundError(f"{location}: {error}" if location else str(error))
+            failures[reference] = _located(error, reference, config)
         except (MolError, OSError) as error:
             failures[reference] = error
     _note_offline(offline)
@@ -69,11 +68,13 @@ def adapted_step(
         OSError: one is missing or may not be read.
     """
     offline: list[str] = []
-    found = {
-        reference: _adapted(step, reference.adapter, config, options, offline)
-        for reference in adapted_steps(config)
-        if reference.name == name
-    }
+    found = {}
+    for reference in adapted_steps(config):
+        if reference.name == name:
+            try:
+                found[reference] = _adapted(step, reference.adapter, config, options, offline)
+            except FileNotFoundError as error:
+                raise _located(error, reference, config) from error
     _note_offline(offline)
     return found
 
@@ -130,6 +131,13 @@ def _resolve(
         code=options.trust_remote_code or config.trust_remote_code,
         offline=offline,
     )
+
+
+def _located(error: FileNotFoundError, reference: ModelReference, config: MergeConfig) -> FileNotFoundError:
+    """Return the error with where the recipe names the model."""
+    documents = (config, *config.stages.values())
+    location = next((part.locations[reference] for part in documents if reference in part.locations), None)
+    return FileNotFoundError(f"{location}: {error}" if location else str(error))
 
 
 def _note_offline(commits: Sequence[str]) -> None:
