@@ -85,13 +85,15 @@ def _check_models(recipe: MergeConfig, options: MergeOptions) -> tuple[list[Mode
     """
     from mol.cli.local import find, find_adapter
     from mol.config.merge_config import ModelReference
-    from mol.merge.opening import adapted_steps
 
     cache = None if options.cache_dir is None else Path(options.cache_dir)
     found = {reference: find(reference, cache) for reference in recipe.inputs()}
     missing = [reference for reference, checkpoint in found.items() if checkpoint is None]
-    on_steps = dict.fromkeys(reference.adapter for reference in adapted_steps(recipe) if reference.adapter is not None)
-    missing += [adapter for adapter in on_steps if find_adapter(adapter, cache) is None]
+    if recipe.stages:
+        from mol.merge.opening import adapted_steps
+
+        on_steps = dict.fromkeys(reference.adapter for reference in adapted_steps(recipe))
+        missing += [adapter for adapter in on_steps if adapter is not None and find_adapter(adapter, cache) is None]
     if missing:
         return missing, None
     from mol.merge.auto_weights import evenly
