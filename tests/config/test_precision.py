@@ -40,14 +40,18 @@ def test_what_mergekit_lacks_is_refused(more: str, message: str) -> None:
     [
         ("dare_ties", f"dare_ties draws at random, from another stream than mergekit's; {OUT}"),
         (
-            "model_stock",
-            "model_stock is not among the methods that can be made so (passthrough, linear, slerp, nearswap, "
-            f"task_arithmetic, ties, breadcrumbs, breadcrumbs_ties, ram); {OUT}",
+            "karcher",
+            "karcher: mergekit's cosines are dot products of torch's BLAS, which sums in its own order; " + OUT,
+        ),
+        (
+            "ramplus_tl",
+            "ramplus_tl is not among the methods that can be made so (passthrough, linear, slerp, nuslerp, multislerp, "
+            f"nearswap, task_arithmetic, ties, breadcrumbs, breadcrumbs_ties, sce, model_stock, ram); {OUT}",
         ),
     ],
 )
 def test_other_methods_are_refused_by_name(method: str, message: str) -> None:
-    models = BASED.replace("    parameters: {weight: 1}\n", "") if method == "model_stock" else BASED
+    models = BASED.replace("    parameters: {weight: 1}\n", "") if method in ("karcher", "ramplus_tl") else BASED
     text = f"merge_method: {method}\n{models}precision: mergekit\n"
     with pytest.raises(ConfigError) as caught:
         MergeConfig.from_yaml(text)
@@ -57,8 +61,10 @@ def test_other_methods_are_refused_by_name(method: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ("rescale: true", f"`rescale: true` cannot be made so; {OUT}"),
-        ("majority_sign_method: count", f"`majority_sign_method: count` cannot be made so; {OUT}"),
+        (
+            "majority_sign_method: count",
+            f"mergekit 0.1.5 ignores `majority_sign_method: count` and elects by `total`; write that, or {OUT}",
+        ),
         ("depth_scale: {alpha: 0.2, beta: 0.8}", f"mergekit has no `depth_scale`; {OUT}"),
         (
             "weight: {auto: norm}",
@@ -72,6 +78,13 @@ def test_parameters_that_it_cannot_have(parameters: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         MergeConfig.from_yaml(text)
     assert message in str(caught.value)
+
+
+def test_nuslerp_by_columns_is_refused() -> None:
+    models = "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]\n"
+    parameters = "parameters: {nuslerp_flatten: false, nuslerp_row_wise: true}\n"
+    with pytest.raises(ConfigError, match="`nuslerp_row_wise: true` cannot be made so; leave `precision` out"):
+        MergeConfig.from_yaml(f"merge_method: nuslerp\n{models}{parameters}precision: mergekit\n")
 
 
 def test_an_adapter_is_refused() -> None:

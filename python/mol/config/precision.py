@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 Precision = Literal["exact", "mergekit"]
 
 METHODS_AS_MERGEKIT: Final = (
-    "passthrough", "linear", "slerp", "nearswap", "task_arithmetic", "ties", "breadcrumbs", "breadcrumbs_ties", "ram",
+    "passthrough", "linear", "slerp", "nuslerp", "multislerp", "nearswap", "task_arithmetic", "ties", "breadcrumbs",
+    "breadcrumbs_ties", "sce", "model_stock", "ram",
 )  # fmt: skip
 """Methods that the engine has in that arithmetic too."""
 _DRAWN: Final = ("dare_linear", "dare_ties", "della", "della_linear")
@@ -54,6 +55,8 @@ def problems_as_mergekit(
     """
     if method in _DRAWN:
         yield f"{method} draws at random, from another stream than mergekit's; {_WAY_OUT}"
+    elif method == "karcher":
+        yield f"karcher: mergekit's cosines are dot products of torch's BLAS, which sums in its own order; {_WAY_OUT}"
     elif method not in METHODS_AS_MERGEKIT:
         listed = ", ".join(METHODS_AS_MERGEKIT)
         yield f"{method} is not among the methods that can be made so ({listed}); {_WAY_OUT}"
@@ -68,8 +71,10 @@ def problems_as_mergekit(
     found = list(parameters)
     if any(DEPTH_SCALE.name in given for given in found):
         yield f"mergekit has no `{DEPTH_SCALE.name}`; {_WAY_OUT}"
-    for name, value in (("rescale", True), ("majority_sign_method", "count")):
-        if any(rule.value == value for given in found for rule in given.get(name, ())):
-            yield f"`{name}: {str(value).lower()}` cannot be made so; {_WAY_OUT}"
+    if any(rule.value == "count" for given in found for rule in given.get("majority_sign_method", ())):
+        yield f"mergekit 0.1.5 ignores `majority_sign_method: count` and elects by `total`; write that, or {_WAY_OUT}"
+    by_columns = any(rule.value is True for given in found for rule in given.get("nuslerp_row_wise", ()))
+    if method == "nuslerp" and by_columns:
+        yield f"`nuslerp_row_wise: true` cannot be made so; {_WAY_OUT}"
     if any(isinstance(rule.value, Auto) for given in found for rules in given.values() for rule in rules):
         yield f"mergekit has no `weight: {{auto: ...}}`; {_WAY_OUT}, or write the weights"

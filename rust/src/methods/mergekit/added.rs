@@ -1,9 +1,11 @@
 //! The base plus task vectors, summed or averaged after an election of signs.
-use super::reductions::{Sum, reduced_numbers};
+use super::reductions::{Sum, reduced_all, reduced_numbers};
 use super::rounding::{Round, single};
+use crate::error::Result;
 use crate::lanes::{At, Combine, Each, Kernel, Lanes};
 use crate::methods::delta::{Keep, see};
 use crate::real::Real;
+use crate::sweep::Sweep;
 use std::marker::PhantomData;
 
 /// What a method does with the weighted task vectors.
@@ -14,10 +16,14 @@ pub struct Numbers<'a> {
     pub normalize: bool,
     /// Factor on what is added.
     pub lambda: f64,
+    /// Multiply what survives of a task vector so that it keeps its L1 norm.
+    pub rescale: bool,
 }
 
 struct Added<R, K, D, const ELECT: bool> {
     keep: K,
+    /// What survives of each model is multiplied by, with `rescale`.
+    ratios: Vec<R>,
     weights: Vec<R>,
     /// What the sum is divided by without an election.
     divisor: R,
@@ -32,20 +38,40 @@ struct Added<R, K, D, const ELECT: bool> {
 pub fn added<F: Lanes, K: Keep<F::Real> + 'static, D: Round, const ELECT: bool>(
     keep: K,
     numbers: &Numbers,
-    len: usize,
-) -> Box<dyn Kernel<F>> {
+    sweep: &Sweep<F>,
+) -> Result<Box<dyn Kernel<F>>> {
     let weights: Vec<F::Real> = numbers.weights.iter().map(|w| D::number(*w)).collect();
     let terms: Vec<f32> = weights.iter().map(|w| w.to_f32()).collect();
     let sum = D::narrow(reduced_numbers::<Sum>(&terms));
-    Box::new(Each(Added::<_, _, _, ELECT> {
+    let ratios = if numbers.rescale { ratios::<F, K, D>(&keep, sweep)? } else { Vec::new() };
+    Ok(Box::new(Each(Added::<_, _, _, ELECT> {
         keep,
+        ratios,
         weights,
         divisor: F::Real::from_f64(if sum.abs() < D::narrow(1e-8) { 1.0 } else { sum.into() }),
         normalize: numbers.normalize,
         lambda: (numbers.lambda != 1.0).then(|| single(numbers.lambda)),
-        rest: in_order::<D>(len),
+        rest: in_order::<D>(sweep.len()),
         dtype: PhantomData::<D>,
-    }))
+    })))
+}
+
+/// Returns the L1 norms of task vectors over those of what survives of them; 1 where either is below 1e-7.
+fn ratios<F: Lanes, K: Keep<F::Real>, D: Round>(keep: &K, sweep: &Sweep<F>) -> Result<Vec<F::Real>> {
+    let models = sweep.sources().len() - 1;
+    let (mut stretch, mut end) = keep.stretch(0);
+    let sums = reduced_all::<Sum, D, F>(sweep, &sweep.all(), 0..sweep.len(), 2 * models, |first, x, found| {
+        if first >= end {
+            (stretch, end) = keep.stretch(first);
+        }
+        for (model, found) in found.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let d = [single(D::narrow(x[model + 1] - x[0]).into())];
+            let [kept] = keep.apply(&stretch, At { first, step: 1 }, model, d, d);
+            *found = [d[0].magnitude().to_f32(), kept.magnitude().to_f32()];
+        }
+    })?;
+    let ratio = |[all, kept]: &[f32; 2]| if *all < 1e-7 || *kept < 1e-7 { 1.0 } else { D::narrow(all / kept) };
+    Ok(sums.as_chunks::<2>().0.iter().map(|sums| single(ratio(sums).into())).collect())
 }
 
 /// Returns the first element of which every fourth model is summed first. torch sums columns over the rows of a matrix in
@@ -98,7 +124,8 @@ impl<R: Real, K: Keep<R>, D: Round, const ELECT: bool> Combine<R> for Added<R, K
             for j in 0..N {
                 d[j] = D::round(d[j] - base[j]);
             }
-            x[k + 1] = self.keep.apply(kept, at, k, d, d.map(|d| D::round(d * *weight)));
+            let scaled = self.ratios.get(k).map_or(d, |ratio| d.map(|d| D::round(d * *ratio)));
+            x[k + 1] = self.keep.apply(kept, at, k, d, scaled.map(|d| D::round(d * *weight)));
         }
         let models = &x[1..];
         let mut mix = over_models(count, *fourth, |k| models[k]).map(D::round);

@@ -3,15 +3,22 @@
 //! lanes, one thread). The sources hold values of that dtype. Written from its observed behaviour, not tuned for speed.
 mod added;
 mod difference;
+mod model_stock;
+mod multislerp;
 mod nearswap;
+mod nuslerp;
+mod pointwise;
 mod ram;
 mod reductions;
 mod rounding;
+mod sce;
 mod slerp;
 mod weighted;
 
 use super::breadcrumbs::Breadcrumbs;
 use super::delta::All;
+use super::model_stock::ModelStock;
+use super::nuslerp::Nuslerp;
 use super::ranked::{Band, Largest};
 use super::ties::{MajoritySign, Ties};
 use super::{Checked, Merge, Method};
@@ -27,6 +34,8 @@ use std::marker::PhantomData;
 
 /// Models whose f32 numbers torch sums one after the other.
 const SUMMED: usize = 16;
+/// Models that have fewer than as many pairs.
+const BY_ROWS: usize = 6;
 
 /// A method whose every operation is rounded to a dtype.
 #[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
@@ -44,16 +53,21 @@ impl Mergekit {
             Method::Scale(method) => Ok(weighted::scaled::<F, D>(method)),
             Method::Linear(method) => Ok(weighted::linear::<F, D>(method)),
             Method::Slerp(method) => slerp::slerp::<F, D>(method, sweep),
+            Method::Nuslerp(method) => nuslerp::nuslerp::<F, D>(method, sweep),
+            Method::Multislerp(method) => multislerp::multislerp::<F, D>(method, sweep),
             Method::Nearswap(method) => Ok(nearswap::nearswap::<F, D>(method)),
             Method::TaskArithmetic(method) => {
                 let (weights, normalize, lambda) = (&method.weights, method.normalize, method.lambda);
-                Ok(added::<F, _, D, false>(All, &Numbers { weights, normalize, lambda }, sweep.len()))
+                added::<F, _, D, false>(All, &Numbers { weights, normalize, lambda, rescale: false }, sweep)
             }
             Method::Ties(method) => {
-                let (weights, normalize, lambda) = (&method.weights, method.normalize, method.lambda);
+                let Ties { weights, normalize, rescale, lambda, .. } = method;
                 let keep = Largest::by(sweep, &method.densities, |model| Difference(model, PhantomData::<D>))?;
-                Ok(added::<F, _, D, true>(keep, &Numbers { weights, normalize, lambda }, sweep.len()))
+                let numbers = Numbers { weights, normalize: *normalize, lambda: *lambda, rescale: *rescale };
+                added::<F, _, D, true>(keep, &numbers, sweep)
             }
+            Method::Sce(method) => sce::sce::<F, D>(method, sweep),
+            Method::ModelStock(method) => model_stock::model_stock::<F, D>(method, sweep),
             Method::Ram(method) => Ok(ram::ram::<F, D>(method, sweep.len())),
             Method::Breadcrumbs(method) => banded::<F, D, false>(method, sweep),
             Method::BreadcrumbsTies(method) => banded::<F, D, true>(method, sweep),
@@ -66,9 +80,10 @@ fn banded<F: Lanes, D: Round, const ELECT: bool>(
     method: &Breadcrumbs<ELECT>,
     sweep: &Sweep<F>,
 ) -> Result<Box<dyn Kernel<F>>> {
-    let (weights, normalize, lambda) = (&method.weights, method.normalize, method.lambda);
+    let Breadcrumbs { weights, normalize, rescale, lambda, .. } = method;
     let keep = Band::by(sweep, &method.densities, &method.gammas, |model| Difference(model, PhantomData::<D>))?;
-    Ok(added::<F, _, D, ELECT>(keep, &Numbers { weights, normalize, lambda }, sweep.len()))
+    let numbers = Numbers { weights, normalize: *normalize, lambda: *lambda, rescale: *rescale };
+    added::<F, _, D, ELECT>(keep, &numbers, sweep)
 }
 
 impl Merge for Mergekit {
@@ -88,22 +103,27 @@ impl Merge for Mergekit {
             return Err(format!("{sources} sources; torch's sum of more than {SUMMED} models in F32 is not made so"));
         }
         match &*self.by {
-            Method::Ties(Ties { rescale: true, .. })
-            | Method::Breadcrumbs(Breadcrumbs { rescale: true, .. })
-            | Method::BreadcrumbsTies(Breadcrumbs { rescale: true, .. }) => {
-                Err("`rescale` is not made in the arithmetic of mergekit".into())
-            }
             Method::Ties(method) if method.majority_sign_method != MajoritySign::Total => {
                 Err("signs are elected by `total` in the arithmetic of mergekit".into())
             }
+            Method::Nuslerp(Nuslerp { nuslerp_flatten: false, nuslerp_row_wise: true, .. }) => {
+                Err("`nuslerp_row_wise` is not made in the arithmetic of mergekit".into())
+            }
+            Method::ModelStock(ModelStock { filter_wise: true }) if sources > BY_ROWS + 1 => Err(format!(
+                "{sources} sources; torch's mean of the cosines of more than {BY_ROWS} models is not made so by rows"
+            )),
             Method::Scale(_)
             | Method::Linear(_)
             | Method::Slerp(_)
+            | Method::Nuslerp(_)
+            | Method::Multislerp(_)
             | Method::Nearswap(_)
             | Method::TaskArithmetic(_)
             | Method::Ties(_)
             | Method::Breadcrumbs(_)
             | Method::BreadcrumbsTies(_)
+            | Method::Sce(_)
+            | Method::ModelStock(_)
             | Method::Ram(_) => self.by.check(sources),
             other => Err(format!("{other:?} is not among the methods in the arithmetic of mergekit")),
         }

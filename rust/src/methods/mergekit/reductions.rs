@@ -1,6 +1,8 @@
-//! Sums over a tensor in f32 as torch's CPU kernels make them: eight lanes, one thread. f32 sums of many numbers are
+//! Sums over a tensor in f32 as torch's CPU kernels make them: eight lanes, one thread, vectors of eight f32 or sixteen 16-bit
+//! numbers. f32 sums of many numbers are
 //! inexact, so that their order shows in results.
-use super::rounding::fused;
+use super::rounding::{Round, fused};
+use crate::dtype::F32;
 use crate::error::Result;
 use crate::lanes::Lanes;
 use crate::real::Real;
@@ -14,33 +16,44 @@ const SIDE: usize = 4;
 /// Levels of its cascade of sums.
 const LEVELS: usize = 4;
 
-/// Takes terms in order, eight at a time, and those left over.
+/// Takes vectors of terms in order, and the terms left over.
 pub trait Reduce {
-    /// Starts a sum of this many terms.
-    fn new(terms: usize) -> Self;
-    /// Adds eight terms.
+    /// Starts a sum of this many vectors of dtype `D`.
+    fn new<D: Round>(vectors: usize) -> Self;
+    /// Adds a vector of eight terms.
     fn add(&mut self, terms: [f32; LANES]);
-    /// Adds the last terms, fewer than eight, and returns the total.
+    /// Adds a vector of sixteen 16-bit terms, in two halves.
+    fn add_wide(&mut self, low: [f32; LANES], high: [f32; LANES]);
+    /// Adds the last terms, fewer than a vector, and returns the total.
     fn total(self, rest: &[f32]) -> f32;
 }
 
 /// The square root of the sum of squares, as `torch.linalg.vector_norm`.
-pub struct Norm([f32; LANES]);
+pub struct Norm {
+    lanes: [f32; LANES],
+    vectors: bool,
+}
 
 impl Reduce for Norm {
-    fn new(_: usize) -> Self {
-        Self([0.0; LANES])
+    fn new<D: Round>(_: usize) -> Self {
+        Self { lanes: [0.0; LANES], vectors: D::VECTORS }
     }
 
     #[inline(always)]
     fn add(&mut self, terms: [f32; LANES]) {
         for j in 0..LANES {
-            self.0[j] += terms[j] * terms[j];
+            self.lanes[if self.vectors { j } else { 0 }] += terms[j] * terms[j];
         }
     }
 
+    #[inline(always)]
+    fn add_wide(&mut self, low: [f32; LANES], high: [f32; LANES]) {
+        self.add(low);
+        self.add(high);
+    }
+
     fn total(self, rest: &[f32]) -> f32 {
-        let lanes = self.0[1..].iter().fold(self.0[0], |sum, x| sum + x);
+        let lanes = self.lanes[1..].iter().fold(self.lanes[0], |sum, x| sum + x);
         // Four at once, and the last ones, fewer than four, fused.
         let (fours, last) = rest.split_at(rest.len() / 4 * 4);
         let sum = fours.iter().fold(lanes, |sum, x| sum + x * x);
@@ -67,8 +80,8 @@ fn plus(sum: &mut [f32; LANES], terms: &[f32; LANES]) {
 }
 
 impl Reduce for Sum {
-    fn new(terms: usize) -> Self {
-        let rows = terms / LANES / SIDE;
+    fn new<D: Round>(vectors: usize) -> Self {
+        let rows = vectors / SIDE;
         let power = (rows.next_power_of_two().ilog2() as usize / LEVELS).max(4);
         let levels = [[[0.0; LANES]; SIDE]; LEVELS];
         Self { cascade: rows * SIDE, step: 1 << power, power, taken: 0, levels, behind: Vec::new() }
@@ -96,6 +109,12 @@ impl Reduce for Sum {
         }
     }
 
+    #[inline(always)]
+    fn add_wide(&mut self, mut low: [f32; LANES], high: [f32; LANES]) {
+        plus(&mut low, &high);
+        self.add(low);
+    }
+
     fn total(mut self, rest: &[f32]) -> f32 {
         if self.taken == 0 && self.behind.is_empty() {
             // Too few for a vector: four numbers side by side.
@@ -120,6 +139,43 @@ impl Reduce for Sum {
     }
 }
 
+/// Puts terms into vectors, as wide as those of a dtype.
+pub struct Terms<R> {
+    sum: R,
+    wide: bool,
+    held: [[f32; LANES]; 2],
+    count: usize,
+}
+
+impl<R: Reduce> Terms<R> {
+    /// Starts with none of this many terms of dtype `D`.
+    pub fn new<D: Round>(terms: usize) -> Self {
+        let vectors = if D::SINGLE { terms / LANES } else { terms / LANES / 2 };
+        Self { sum: R::new::<D>(vectors), wide: !D::SINGLE, held: [[0.0; LANES]; 2], count: 0 }
+    }
+
+    /// Adds a term.
+    #[inline(always)]
+    pub fn push(&mut self, term: f32) {
+        self.held[self.count / LANES][self.count % LANES] = term;
+        self.count += 1;
+        if self.wide {
+            if self.count == 2 * LANES {
+                self.sum.add_wide(self.held[0], self.held[1]);
+                self.count = 0;
+            }
+        } else if self.count == LANES {
+            self.sum.add(self.held[0]);
+            self.count = 0;
+        }
+    }
+
+    /// Returns the total.
+    pub fn total(self) -> f32 {
+        self.sum.total(&self.held.as_flattened()[..self.count])
+    }
+}
+
 /// Reduces a term of each element `at` of some sources, in order.
 pub fn reduced<R: Reduce, F: Lanes, const M: usize>(
     sweep: &Sweep<F>,
@@ -127,29 +183,37 @@ pub fn reduced<R: Reduce, F: Lanes, const M: usize>(
     at: Range<usize>,
     term: impl Fn([f32; M]) -> f32,
 ) -> Result<f32> {
-    let mut sum = R::new(at.len());
-    let (mut terms, mut held) = ([0.0; LANES], 0);
-    sweep.strips(&reads, at, STRIP, |strip, inputs| {
+    let of = |_: usize, x: &[f32], found: &mut [f32]| found[0] = term(std::array::from_fn(|k| x[k]));
+    Ok(reduced_all::<R, F32, F>(sweep, &reads, at, 1, of)?[0])
+}
+
+/// Reduces several terms of dtype `D` of each element `at` of some sources, in order; `term` computes those of an element.
+pub fn reduced_all<R: Reduce, D: Round, F: Lanes>(
+    sweep: &Sweep<F>,
+    reads: &[usize],
+    at: Range<usize>,
+    sums: usize,
+    mut term: impl FnMut(usize, &[f32], &mut [f32]),
+) -> Result<Vec<f32>> {
+    let mut terms: Vec<_> = (0..sums).map(|_| Terms::<R>::new::<D>(at.len())).collect();
+    let (mut x, mut found) = (vec![0.0; reads.len()], vec![0.0; sums]);
+    sweep.strips(reads, at, STRIP, |strip, inputs| {
         sweep.settings.watch.check()?;
-        for i in 0..strip.len() {
-            terms[held] = term(std::array::from_fn(|k| F::get(inputs[k], i).to_f32()));
-            held += 1;
-            if held == LANES {
-                sum.add(terms);
-                held = 0;
-            }
+        for (i, element) in strip.enumerate() {
+            x.iter_mut().zip(inputs).for_each(|(x, input)| *x = F::get(input, i).to_f32());
+            term(element, &x, &mut found);
+            terms.iter_mut().zip(&found).for_each(|(terms, term)| terms.push(*term));
         }
         Ok(())
     })?;
-    Ok(sum.total(&terms[..held]))
+    Ok(terms.into_iter().map(|terms| D::narrow(terms.total())).collect())
 }
 
 /// Reduces numbers that are there.
 pub fn reduced_numbers<R: Reduce>(numbers: &[f32]) -> f32 {
-    let mut sum = R::new(numbers.len());
-    let (vectors, rest) = numbers.as_chunks::<LANES>();
-    for terms in vectors {
-        sum.add(*terms);
+    let mut terms = Terms::<R>::new::<F32>(numbers.len());
+    for x in numbers {
+        terms.push(*x);
     }
-    sum.total(rest)
+    terms.total()
 }

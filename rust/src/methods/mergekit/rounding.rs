@@ -6,6 +6,8 @@ use crate::real::Real;
 pub trait Round: Copy + Send + Sync + 'static {
     /// Whether it is f32 itself.
     const SINGLE: bool = false;
+    /// Whether torch has its norms in vectors.
+    const VECTORS: bool = true;
 
     /// Rounds to nearest even.
     fn narrow(x: f32) -> f32;
@@ -23,8 +25,10 @@ pub trait Round: Copy + Send + Sync + 'static {
 }
 
 macro_rules! halves {
-    ($($half:ty),+) => {
+    ($($half:ty, $vectors:expr);+) => {
         $(impl Round for $half {
+            const VECTORS: bool = $vectors;
+
             #[inline(always)]
             fn narrow(x: f32) -> f32 {
                 Self::low(Self::pack(x, 0.0))
@@ -32,7 +36,7 @@ macro_rules! halves {
         })+
     };
 }
-halves!(BF16, F16);
+halves!(BF16, true; F16, false);
 
 impl Round for F32 {
     const SINGLE: bool = true;
