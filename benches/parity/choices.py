@@ -93,10 +93,11 @@ def _trimmed(tensor: Tensor) -> tuple[Array, str]:
 
 
 def at_thresholds(case: Case, numbers: dict[str, Any]) -> Array:
-    """Return which elements are as large as one at a threshold of a model that lies on its other side."""
+    """Return which elements are as large as one at a threshold that lies on its other side."""
     sources = [decode(source) for source in case.sources]
     nothing = np.zeros(sources[0].size)
-    return _trimmed(Tensor(case, numbers, sources, nothing, nothing))[0]
+    tensor = Tensor(case, numbers, sources, nothing, nothing)
+    return (_trimmed if "densities" in numbers else _varied)(tensor)[0]
 
 
 def _voted(tensor: Tensor) -> tuple[Array, str]:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 SINES: Final = "torch's sines and arc cosines are not rounded correctly, so that values differ in the last place"
 WHOLE: Final = "it takes the experts of a layer as one tensor, and here each is one on disk"
 MEANS: Final = "rows of tokens that a model lacks are means of others' rows, which it rounds at every step and mol once"
-_RESCALED: Final = ("ties, rescaled, lambda", "breadcrumbs, normalized, rescaled")
+_WHOLE: Final = (
+    "slerp", "nuslerp", "multislerp", "ties", "breadcrumbs", "breadcrumbs_ties", "sce", "model_stock",
+)  # fmt: skip
 
 
 @dataclass
@@ -55,7 +57,7 @@ class Bits:
 
 def has(one: Compared) -> bool:
     """Return whether mol can make a recipe in mergekit's arithmetic."""
-    return one.method in METHODS_AS_MERGEKIT and one.setting not in _RESCALED
+    return one.method in METHODS_AS_MERGEKIT and one.setting != "nuslerp by columns"
 
 
 def judge(one: Compared, models: Path, made: Path, scratch: Path) -> Bits:
@@ -91,23 +93,27 @@ def _compare(found: Bits, name: str, theirs: Stored, ours: Stored, case: Case, k
     if not unlike.any():
         return
     (kind,) = case.method
-    if ours.data.ndim == 3 and "experts." in name and kind in ("slerp", "ties", "breadcrumbs", "breadcrumbs_ties"):
+    if ours.data.ndim == 3 and "experts." in name and kind in _WHOLE:
         found.note("other", WHOLE)
         return
     x, y = decode(theirs), decode(ours)
     largest = np.max([np.abs(x), *(np.abs(decode(source)) for source in case.sources)], axis=0)
     unit = np.exp2(np.floor(np.log2(np.maximum(largest, 1e-30))) + 1 - SIGNIFICAND_BITS[ours.dtype])
     near = bool((np.abs(x - y) <= 2 * unit).all())
-    if kind == "slerp" and near:
+    if kind in ("slerp", "nuslerp") and near:
         found.note("sines", SINES)
         return
     # Rows of tokens that a model lacks are apart: their values may be unlike wherever they lie.
     shared = unlike.reshape(len(ours.data), -1)[: known or None].ravel()
-    by_threshold = kind in ("ties", "breadcrumbs", "breadcrumbs_ties")
+    by_threshold = kind in ("ties", "breadcrumbs", "breadcrumbs_ties", "sce")
     if known and (near or by_threshold) and not shared.any():
         found.note("means", MEANS)
         return
-    if by_threshold and not (shared & ~choices.at_thresholds(case, case.method[kind])[: len(shared)]).any():
+    numbers = case.method[kind]
+    if numbers.get("rescale") or kind == "sce":
+        # What the others are multiplied by is a sum over those that are kept, which changes in the last place.
+        shared &= (np.abs(x - y) > 2 * unit)[: len(shared)]
+    if by_threshold and not (shared & ~choices.at_thresholds(case, numbers)[: len(shared)]).any():
         found.note("ties", choices.EQUALS)
         if len(shared) < len(unlike) and unlike[len(shared) :].any():
             found.note("means", MEANS)
