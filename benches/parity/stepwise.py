@@ -76,14 +76,19 @@ def judge(one: Compared, models: Path, made: Path, scratch: Path) -> Bits:
     found = Bits()
     for name in sorted(ours.keys() | theirs.keys()):
         if name in ours and name in theirs:
-            _compare(found, name, theirs[name], ours[name], how[name].case, worlds.VOCAB if one.form == "union" else 0)
+            known = worlds.VOCAB if one.form == "union" else 0
+            _compare(found, name, theirs[name], ours[name], how[name].case, known, worlds.DTYPES[one.dtype][0])
         elif name in theirs:
             found.note("unexplained", f"mol lacks `{name}`")
     return found
 
 
-def _compare(found: Bits, name: str, theirs: Stored, ours: Stored, case: Case, known: int) -> None:
-    """Add one tensor that both have; `known` is the number of tokens that all models have, 0 where all have all."""
+def _compare(found: Bits, name: str, theirs: Stored, ours: Stored, case: Case, known: int, dtype: str) -> None:
+    """Add one tensor that both have.
+
+    `known` is the number of tokens that all models have, 0 where all have all; `dtype` is the recipe's, which may be
+    narrower than that of the result.
+    """
     found.elements += ours.data.size
     if theirs.dtype != ours.dtype or theirs.data.shape != ours.data.shape:
         found.note("unexplained", f"`{name}` is another tensor: {theirs.dtype} {theirs.data.shape}")
@@ -98,7 +103,7 @@ def _compare(found: Bits, name: str, theirs: Stored, ours: Stored, case: Case, k
         return
     x, y = decode(theirs), decode(ours)
     largest = np.max([np.abs(x), *(np.abs(decode(source)) for source in case.sources)], axis=0)
-    unit = np.exp2(np.floor(np.log2(np.maximum(largest, 1e-30))) + 1 - SIGNIFICAND_BITS[ours.dtype])
+    unit = np.exp2(np.floor(np.log2(np.maximum(largest, 1e-30))) + 1 - SIGNIFICAND_BITS[dtype])
     near = bool((np.abs(x - y) <= 2 * unit).all())
     if kind in ("slerp", "nuslerp") and near:
         found.note("sines", SINES)

@@ -44,14 +44,15 @@ def test_what_mergekit_lacks_is_refused(more: str, message: str) -> None:
             "karcher: mergekit's cosines are dot products of torch's BLAS, which sums in its own order; " + OUT,
         ),
         (
-            "ramplus_tl",
-            "ramplus_tl is not among the methods that can be made so (passthrough, linear, slerp, nuslerp, multislerp, "
-            f"nearswap, task_arithmetic, ties, breadcrumbs, breadcrumbs_ties, sce, model_stock, ram); {OUT}",
+            "magmax",
+            "magmax is not among the methods that can be made so (passthrough, linear, slerp, nuslerp, multislerp, "
+            f"nearswap, task_arithmetic, ties, breadcrumbs, breadcrumbs_ties, sce, model_stock, ram, "
+            f"ramplus_tl); {OUT}",
         ),
     ],
 )
 def test_other_methods_are_refused_by_name(method: str, message: str) -> None:
-    models = BASED.replace("    parameters: {weight: 1}\n", "") if method in ("karcher", "ramplus_tl") else BASED
+    models = BASED.replace("    parameters: {weight: 1}\n", "") if method in ("karcher", "magmax") else BASED
     text = f"merge_method: {method}\n{models}precision: mergekit\n"
     with pytest.raises(ConfigError) as caught:
         MergeConfig.from_yaml(text)
@@ -91,3 +92,13 @@ def test_an_adapter_is_refused() -> None:
     text = "merge_method: linear\nmodels: [{model: a+b, parameters: {weight: 1}}]\nprecision: mergekit\n"
     with pytest.raises(ConfigError, match=r"a\+b: adapters are added in full precision; leave `precision` out"):
         MergeConfig.from_yaml(text)
+
+
+def test_ramplus_tl_writes_float32_as_mergekit() -> None:
+    text = "merge_method: ramplus_tl\nbase_model: a\nmodels: [{model: b}, {model: c}]\n"
+    text += "precision: mergekit\ndtype: bfloat16\n"
+    config = MergeConfig.from_yaml(text)
+    assert (config.dtype, config.out_dtype) == ("BF16", "F32")
+    assert any("ramplus_tl writes float32 as mergekit does" in note for note in config.notes)
+    assert MergeConfig.from_yaml(text + "out_dtype: bfloat16\n").out_dtype == "BF16"
+    assert MergeConfig.from_yaml(text.replace("mergekit", "exact")).out_dtype is None

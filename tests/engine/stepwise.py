@@ -212,3 +212,17 @@ def nuslerp(
     made = (first * vectors[0] + second * vectors[1]) / of(torch.sin, angle, own=own)
     made = torch.where(1 - along * along <= 1e-16, (1 - t) * vectors[0] + t * vectors[1], made).reshape(a.shape)
     return xs[0] + made if len(xs) == 3 else made
+
+
+def ramplus_tl(*xs: Tensor, epsilon: float, r: float, alpha: float) -> Tensor:
+    """The result is in f32."""
+    base, *models = xs
+    deltas = torch.stack([x - base for x in models])
+    changes = deltas.abs() > epsilon
+    count = changes.sum(dim=0)
+    alone = changes & (count == 1)
+    sizes = [part.flatten(1).sum(dim=1).float() for part in (changes & (count > 1), alone)]
+    factors = 1 + r * (sizes[0] / sizes[1].clamp(min=epsilon)).clamp(0, alpha)
+    factors = torch.where(alone, factors.reshape(-1, *[1] * base.ndim), changes.float())
+    parts: Tensor = deltas * changes / count.clamp(min=1) * factors
+    return base + parts.sum(dim=0)

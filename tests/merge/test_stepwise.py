@@ -73,6 +73,7 @@ def test_a_base_that_is_cut_off_is_a_problem() -> None:
 def test_inputs_are_cast_to_the_dtype_of_the_recipe() -> None:
     planned = plan(linear(0.5, 0.5, **AS_MERGEKIT, dtype="float16", out_dtype="float32"), *llamas("a", "b"))
     made = planned.plan.tasks[0]
+    assert not any("`dtype` has no effect" in note for note in planned.notes)
     assert made.by["mergekit"]["dtype"] == "F16"
     assert made.of == tuple({"cast": {"of": (i, planned.plan.tensors[0].name), "to": "F16"}} for i in (0, 1))
     assert {tensor.dtype for tensor in tensors(planned)} == {"F32"}

@@ -15,7 +15,7 @@ from mol.config.methods import METHODS, method_named
 from mol.config.model_reference import is_local
 from mol.config.modules import read_modules
 from mol.config.parameters import ParameterMap, Rule
-from mol.config.precision import problems_as_mergekit, read_precision
+from mol.config.precision import WIDENED_AS_MERGEKIT, problems_as_mergekit, read_precision
 from mol.config.rules_reader import Part, read_rules
 from mol.config.tokenizer_reader import read_tokenizer
 from mol.config.values import ValueReader
@@ -163,6 +163,11 @@ def read_fields(
         dtypes = (plain["dtype"], plain["out_dtype"])
         for problem in problems_as_mergekit(reader.spec.name, keys, dtypes, inputs.models(), given):
             reader.problems.add(recipe.at("precision"), f"`precision: mergekit`: {problem}")
+        if reader.spec.name in WIDENED_AS_MERGEKIT and plain["out_dtype"] is None:
+            plain["out_dtype"] = "F32"
+            reader.notes.append(
+                f"`precision: mergekit`: {reader.spec.name} writes float32 as mergekit does; `out_dtype` changes that"
+            )
     reader.problems.raise_any(header)
     return {
         "method": reader.spec.name if reader.spec else "",

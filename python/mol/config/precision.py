@@ -20,9 +20,11 @@ Precision = Literal["exact", "mergekit"]
 
 METHODS_AS_MERGEKIT: Final = (
     "passthrough", "linear", "slerp", "nuslerp", "multislerp", "nearswap", "task_arithmetic", "ties", "breadcrumbs",
-    "breadcrumbs_ties", "sce", "model_stock", "ram",
+    "breadcrumbs_ties", "sce", "model_stock", "ram", "ramplus_tl",
 )  # fmt: skip
 """Methods that the engine has in that arithmetic too."""
+WIDENED_AS_MERGEKIT: Final = ("ramplus_tl",)
+"""Those whose result mergekit writes in float32, whatever `dtype` is, unless there is `out_dtype`."""
 _DRAWN: Final = ("dare_linear", "dare_ties", "della", "della_linear")
 _OWN: Final = ("rules", "modules", "sweep")
 _WAY_OUT: Final = "leave `precision` out for `exact`"

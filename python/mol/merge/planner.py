@@ -110,7 +110,7 @@ class _Planner:
         self._warnings.update((line, None) for model in self._models for line in model.checkpoint.warnings)
         self._parts = Parts(config, models, self._donor, self._problems, self._notes)
         self._dtype = output_dtype(config, options)
-        if config.out_dtype and config.dtype and options.dtype is None:
+        if config.out_dtype and config.dtype and options.dtype is None and config.precision == "exact":
             self._notes["`dtype` has no effect with `out_dtype`: inputs are read as they are, and rounded once"] = None
         stored = self._donor.checkpoint.tensors
         self._builder = TaskBuilder(

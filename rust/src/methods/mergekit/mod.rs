@@ -9,6 +9,7 @@ mod nearswap;
 mod nuslerp;
 mod pointwise;
 mod ram;
+mod ramplus_tl;
 mod reductions;
 mod rounding;
 mod sce;
@@ -69,6 +70,7 @@ impl Mergekit {
             Method::Sce(method) => sce::sce::<F, D>(method, sweep),
             Method::ModelStock(method) => model_stock::model_stock::<F, D>(method, sweep),
             Method::Ram(method) => Ok(ram::ram::<F, D>(method, sweep.len())),
+            Method::RamplusTl(method) => ramplus_tl::ramplus_tl::<F, D>(method, sweep),
             Method::Breadcrumbs(method) => banded::<F, D, false>(method, sweep),
             Method::BreadcrumbsTies(method) => banded::<F, D, true>(method, sweep),
             _ => Err(Error::Panic(format!("{:?} was checked, but has no arithmetic of mergekit's", self.by))),
@@ -124,7 +126,8 @@ impl Merge for Mergekit {
             | Method::BreadcrumbsTies(_)
             | Method::Sce(_)
             | Method::ModelStock(_)
-            | Method::Ram(_) => self.by.check(sources),
+            | Method::Ram(_)
+            | Method::RamplusTl(_) => self.by.check(sources),
             other => Err(format!("{other:?} is not among the methods in the arithmetic of mergekit")),
         }
     }
