@@ -40,6 +40,11 @@ def test_what_mergekit_lacks_is_refused(more: str, message: str) -> None:
     [
         ("dare_ties", f"dare_ties draws at random, from another stream than mergekit's; {OUT}"),
         (
+            "arcee_fusion",
+            "arcee_fusion has no one result in mergekit, which picks other elements on another processor, and takes "
+            f"the threshold of more than a million elements from a random sample; {OUT}",
+        ),
+        (
             "karcher",
             "karcher: mergekit's cosines are dot products of torch's BLAS, which sums in its own order; " + OUT,
         ),
@@ -53,6 +58,7 @@ def test_what_mergekit_lacks_is_refused(more: str, message: str) -> None:
 )
 def test_other_methods_are_refused_by_name(method: str, message: str) -> None:
     models = BASED.replace("    parameters: {weight: 1}\n", "") if method in ("karcher", "magmax") else BASED
+    models = "base_model: a\nmodels: [{model: b}]\n" if method == "arcee_fusion" else models
     text = f"merge_method: {method}\n{models}precision: mergekit\n"
     with pytest.raises(ConfigError) as caught:
         MergeConfig.from_yaml(text)

@@ -26,6 +26,11 @@ METHODS_AS_MERGEKIT: Final = (
 WIDENED_AS_MERGEKIT: Final = ("ramplus_tl",)
 """Those whose result mergekit writes in float32, whatever `dtype` is, unless there is `out_dtype`."""
 _DRAWN: Final = ("dare_linear", "dare_ties", "della", "della_linear")
+_UNSTEADY: Final = {
+    "arcee_fusion": "has no one result in mergekit, which picks other elements on another processor, and takes the "
+    "threshold of more than a million elements from a random sample",
+}
+"""Methods whose result in mergekit hangs on more than the recipe and the models."""
 _OWN: Final = ("rules", "modules", "sweep")
 _WAY_OUT: Final = "leave `precision` out for `exact`"
 
@@ -57,6 +62,8 @@ def problems_as_mergekit(
     """
     if method in _DRAWN:
         yield f"{method} draws at random, from another stream than mergekit's; {_WAY_OUT}"
+    elif method in _UNSTEADY:
+        yield f"{method} {_UNSTEADY[method]}; {_WAY_OUT}"
     elif method == "karcher":
         yield f"karcher: mergekit's cosines are dot products of torch's BLAS, which sums in its own order; {_WAY_OUT}"
     elif method not in METHODS_AS_MERGEKIT:
