@@ -1,6 +1,5 @@
-//! Sums over a tensor in f32 as torch's CPU kernels make them: eight lanes, one thread, vectors of eight f32 or sixteen 16-bit
-//! numbers. f32 sums of many numbers are
-//! inexact, so that their order shows in results.
+//! Sums over a tensor in f32 as torch's CPU kernels make them: eight lanes, one thread, vectors of eight f32 or sixteen
+//! 16-bit numbers. f32 sums of many numbers are inexact, so that their order shows in results.
 use super::rounding::{Round, fused};
 use crate::dtype::F32;
 use crate::error::Result;
