@@ -24,6 +24,20 @@ impl Marked {
     }
 }
 
+/// The elements of one model.
+impl<R: Real> Keep<R> for Option<Bits> {
+    type Stretch = ();
+
+    fn stretch(&self, _: usize) -> ((), usize) {
+        ((), usize::MAX)
+    }
+
+    #[inline(always)]
+    fn apply<const N: usize>(&self, (): &(), at: At, _: usize, _: [R; N], v: [R; N]) -> [R; N] {
+        if let Some(bits) = self { bits.keep(at, v) } else { v }
+    }
+}
+
 impl<R: Real> Keep<R> for &Marked {
     type Stretch = ();
 
@@ -74,8 +88,7 @@ pub fn factors<F: Lanes>(
     let sweep = Sweep::<F>::new(sweep.sources(), Settings { tile, ..sweep.settings });
     let tiles = sweep.tiles(|at| {
         let marked = mark(at.clone())?;
-        let keep = &&marked;
-        let terms: Vec<_> = (0..models).map(|model| Masses { keep, model }).collect();
+        let terms: Vec<_> = marked.0.iter().enumerate().map(|(model, keep)| Masses { keep, model }).collect();
         let sums = sweep.sums_of_tile(&terms, at.clone())?;
         let held = held_up_to(at.end, tile, unit, models) <= HELD;
         Ok((sums, held.then(|| (at.end, Arc::new(marked)))))

@@ -99,18 +99,25 @@ impl<F: Lanes, T: Terms<F::Real, M, K, Stretch = S>, S, const M: usize, const K:
     #[inline(always)]
     fn run(self) {
         let Self(add, range) = self;
+        let Add { terms, stretch, first, x: inputs, .. } = *add;
         let mut sums = *add.sums;
-        let mut x = [[F::Real::default(); W]; M];
-        for i in range.step_by(W) {
+        // A loop that has no prefetch in it: else everything that it reads would be loaded again for each vector.
+        for start in range.clone().step_by(PREFETCH / F::BYTES) {
+            let span = start..range.end.min(start + PREFETCH / F::BYTES);
+            let mut part = inputs;
             for k in 0..M {
-                if (i * F::BYTES).is_multiple_of(PREFETCH) {
-                    prefetch(add.x[k], i * F::BYTES);
-                }
-                x[k] = F::in_order(add.x[k], i);
+                prefetch(inputs[k], start * F::BYTES);
+                part[k] = &inputs[k][start * F::BYTES..span.end * F::BYTES];
             }
-            let terms = add.terms.terms::<W>(add.stretch, At { first: add.first + i, step: 1 }, x);
-            for k in 0..K {
-                sums[k].add16(terms[k]);
+            let mut x = [[F::Real::default(); W]; M];
+            for i in (0..span.len()).step_by(W) {
+                for k in 0..M {
+                    x[k] = F::in_order(part[k], i);
+                }
+                let terms = terms.terms::<W>(stretch, At { first: first + start + i, step: 1 }, x);
+                for k in 0..K {
+                    sums[k].add16(terms[k]);
+                }
             }
         }
         *add.sums = sums;
