@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Bytes of bits of a tensor that are held.
-const HELD: usize = 6 << 20;
+const HELD: usize = 24 << 20;
 
 /// Elements survive whose bit is set; all survive for a model without bits.
 pub struct Marked(pub Vec<Option<Bits>>);

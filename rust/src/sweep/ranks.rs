@@ -10,7 +10,7 @@ use crate::draw::{Draws, Upper, halves};
 use crate::error::{Error, Result};
 use crate::lanes::Lanes;
 use crate::real::Real;
-use crate::simd::{Simd, Task};
+use crate::simd::{PREFETCH, Simd, Task, prefetch};
 use std::cmp::Reverse;
 use std::marker::PhantomData;
 
@@ -226,7 +226,13 @@ impl<F: Lanes, S: Score<F::Real, M>, const M: usize> Task for Mark<'_, F, S, M> 
         }
         let skip = first % WORD;
         ranks.draws.resize((skip + columns.next_multiple_of(WORD)).div_ceil(WORD), [[0; 2]; WORD]);
-        draws.upper(first - skip, &mut ranks.draws);
+        let ahead = PREFETCH / F::BYTES / WORD;
+        // Meanwhile what the next row reads comes from memory: it most likely follows this one.
+        for (i, part) in ranks.draws.chunks_mut(ahead).enumerate() {
+            let from = i * ahead * WORD;
+            row.x.iter().for_each(|x| prefetch(x, (columns + from) * F::BYTES));
+            draws.upper(first - skip + from, part);
+        }
         ranks.buckets.resize(columns.next_multiple_of(WORD), 0);
         ranks.open.clear();
         let upper = ranks.draws.as_flattened()[skip..].as_chunks::<WORD>().0;
