@@ -60,6 +60,7 @@ impl Drawn {
 
 impl<R: Real> Keep<R> for Drawn {
     type Stretch = Arc<Marked>;
+    const UNROLLED: bool = true;
 
     fn stretch(&self, from: usize) -> (Arc<Marked>, usize) {
         if let Some((end, marked)) = self.held.at(from) {
