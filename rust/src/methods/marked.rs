@@ -20,7 +20,7 @@ impl Marked {
     /// Returns `v` where elements of a model survive, else +0.
     #[inline(always)]
     pub fn keep<R: Real, const N: usize>(&self, at: At, model: usize, v: [R; N]) -> [R; N] {
-        if let Some(bits) = &self.0[model] { bits.keep(at, v) } else { v }
+        self.0[model].apply(&(), at, model, v, v)
     }
 }
 
@@ -40,6 +40,7 @@ impl<R: Real> Keep<R> for Option<Bits> {
 
 impl<R: Real> Keep<R> for &Marked {
     type Stretch = ();
+    const UNROLLED: bool = true;
 
     fn stretch(&self, _: usize) -> ((), usize) {
         ((), usize::MAX)
