@@ -13,7 +13,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from mol import run_merge
-from mol.errors import MergeError
+from mol.errors import ConfigError, MergeError
 from mol.merge.run import plan_recipe
 from mol.merge.side_files import chat_template_of
 from tests.merge.loras import EMBEDDING, HIDDEN, PLAIN, draw, embedding_factors, factors, save_adapter
@@ -156,6 +156,24 @@ def test_the_tokenizer_of_a_step_may_be_taken_by_a_result_that_is_not_made_of_it
     files = files_of(tmp_path / "out")
     assert files["tokenizer.json"] == json.loads((models / "b" / "tokenizer.json").read_text())
     assert files["generation_config.json"]["eos_token_id"] == ROWS + 1
+
+
+@pytest.mark.parametrize("then", ["", "+lora"])
+@pytest.mark.parametrize("first", ["union", "a union with rules", "another model", "the base", "no choice"])
+def test_a_step_may_be_there_for_its_tokenizer_alone(first: str, then: str, models: Path, tmp_path: Path) -> None:
+    stage = steps(models, first, "a copy")[0]
+    name = f"stage+{models / 'lora'}" if then else "stage"  # an adapter has no tokenizer
+    last = linear(models / "a", models / "c", base_model=str(models / "a"), tokenizer_source=name)
+    report = in_one([stage, last], tmp_path / "out")
+    assert files_of(tmp_path / "out") == files_of(apart([stage, last], tmp_path))
+    assert any("stage" in note and "is none of the models that are merged" in note for note in report.planned.notes)
+
+
+def test_a_step_that_is_misspelled_where_its_tokenizer_is_wanted_is_offered(models: Path, tmp_path: Path) -> None:
+    stage = steps(models, "union", "a copy")[0]
+    last = linear(models / "a", models / "c", base_model=str(models / "a"), tokenizer_source="stagge")
+    with pytest.raises(ConfigError, match="no document uses `stage`, and one names a model `stagge`"):
+        in_one([stage, last], tmp_path / "out")
 
 
 IDLE = "`chat_template` of the step `stage` has no effect: the result does not have it"

@@ -81,6 +81,12 @@ class CheckedRecipe:
         rules = () if self.tokenizer is None else self.tokenizer.tokens
         return tuple(dict.fromkeys((*self.merged_models(), *(rule.model for rule in rules if rule.model is not None))))
 
+    def needed_models(self) -> tuple[ModelReference, ...]:
+        """Return every model whose weights or tokenizer are read, once."""
+        source = self.tokenizer_source
+        chosen = () if source is None or isinstance(source, str) else (source,)
+        return tuple(dict.fromkeys((*self.model_references(), *chosen)))
+
     def merged_models(self) -> tuple[ModelReference, ...]:
         """Return every model that is merged, once, in the recipe's order; bases that are not listed come last."""
         parts = self._parts()

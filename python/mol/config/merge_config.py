@@ -238,7 +238,7 @@ class MergeConfig(CheckedRecipe):
         found = locations or [Location(name or "") for name, _ in read]
         order, result = arrange(
             [
-                Document(name, location, config.model_references())
+                Document(name, location, config.needed_models())
                 for (name, config), location in zip(read, found, strict=True)
             ],
             problems,

@@ -234,7 +234,8 @@ class _Joiner:
 
     def _height(self) -> int | None:
         """Return the rows that a tokenizer's model states, where its weights are not read."""
-        if any(checkpoint.directory == self._leader for checkpoint in self._checkpoints.values()):
+        read = (self._checkpoints[reference] for reference in self._config.model_references())
+        if any(checkpoint.directory == self._leader for checkpoint in read):
             return None
         config = read_object(self._leader / CONFIG) if (self._leader / CONFIG).exists() else {}
         return stated_vocab_size(config) or 0

@@ -106,8 +106,10 @@ def tokenizer_directory(
     source = config.tokenizer_source
     if source is None or isinstance(source, str):
         source = config.donor()
-    if source in checkpoints:
-        return checkpoints[source].directory
+    # A step of the recipe is no directory of that name; an adapter has no tokenizer.
+    for name in (source, source.model):
+        if name in checkpoints:
+            return checkpoints[name].directory
     return _resolve(source.model, config, options, weights=False)[0]
 
 
