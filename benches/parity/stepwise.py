@@ -57,7 +57,7 @@ class Bits:
 
 def has(one: Compared) -> bool:
     """Return whether mol can make a recipe in mergekit's arithmetic."""
-    return one.method in METHODS_AS_MERGEKIT and one.setting != "nuslerp by columns"
+    return one.method in METHODS_AS_MERGEKIT
 
 
 def judge(one: Compared, models: Path, made: Path, scratch: Path) -> Bits:

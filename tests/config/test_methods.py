@@ -63,7 +63,7 @@ def test_the_table_and_the_engine_have_the_same_methods_and_numbers() -> None:
         for spec in METHODS.values()
     }
     assert of_engine.pop("copy") == []
-    assert sorted(of_engine.pop("mergekit")) == ["by", "dtype"]
+    assert sorted(of_engine.pop("mergekit")) == ["by", "dtype", "leading"]
     assert {name: sorted(numbers) for name, numbers in of_rows.items()} == {
         name: sorted(numbers) for name, numbers in of_engine.items()
     }

@@ -87,13 +87,6 @@ def test_parameters_that_it_cannot_have(parameters: str, message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_nuslerp_by_columns_is_refused() -> None:
-    models = "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]\n"
-    parameters = "parameters: {nuslerp_flatten: false, nuslerp_row_wise: true}\n"
-    with pytest.raises(ConfigError, match="`nuslerp_row_wise: true` cannot be made so; leave `precision` out"):
-        MergeConfig.from_yaml(f"merge_method: nuslerp\n{models}{parameters}precision: mergekit\n")
-
-
 def test_an_adapter_is_refused() -> None:
     text = "merge_method: linear\nmodels: [{model: a+b, parameters: {weight: 1}}]\nprecision: mergekit\n"
     with pytest.raises(ConfigError, match=r"a\+b: adapters are added in full precision; leave `precision` out"):

@@ -201,12 +201,11 @@ def multislerp(*xs: Tensor, weights: list[float], normalize: bool, eps: float) -
 def nuslerp(
     *xs: Tensor, weights: list[float], nuslerp_flatten: bool, nuslerp_row_wise: bool, own: bool = False
 ) -> Tensor:
-    assert not nuslerp_row_wise
     a, b = (x - xs[0] for x in xs[1:]) if len(xs) == 3 else xs
-    t = weights[1] / sum(weights)
+    t, dim = weights[1] / sum(weights), 0 if nuslerp_row_wise else -1
     vectors = [x.ravel() if nuslerp_flatten else x for x in (a, b)]
-    units = [x / torch.norm(x, dim=-1, keepdim=True).clamp(min=1e-7) for x in vectors]
-    along = (units[0] * units[1]).sum(dim=-1, keepdim=True).clamp(-1, 1)
+    units = [x / torch.norm(x, dim=dim, keepdim=True).clamp(min=1e-7) for x in vectors]
+    along = (units[0] * units[1]).sum(dim=dim, keepdim=True).clamp(-1, 1)
     angle = of(torch.acos, along, own=own)
     first, second = (of(torch.sin, share * angle, own=own) for share in (1 - t, t))
     made = (first * vectors[0] + second * vectors[1]) / of(torch.sin, angle, own=own)

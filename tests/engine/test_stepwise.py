@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # One element, below a vector, tails of one to seven, rows of odd length, whole vectors, and one with many tiles.
 SHAPES = ((1,), (3,), (7,), (8,), (9,), (14,), (31,), (2, 16), (5, 13), (3, 11, 7), (33, 65), (301, 403))
+# One row, one column, neither vectors nor four columns, vectors that only some dtypes fill, more than a panel.
+BY_COLUMNS = ((1, 9), (40, 1), (300, 3), (130, 12), (70, 16), (6, 1, 1), (40, 3, 1), (1, 4, 5), (4, 3, 2, 5), (9, 2100))
 
 
-def nuslerp(*, flatten: bool) -> dict[str, Any]:
-    return {"nuslerp": {"weights": [0.5, 0.3], "nuslerp_flatten": flatten, "nuslerp_row_wise": False}}
+def nuslerp(*, flatten: bool, by_columns: bool = False) -> dict[str, Any]:
+    return {"nuslerp": {"weights": [0.5, 0.3], "nuslerp_flatten": flatten, "nuslerp_row_wise": by_columns}}
 
 
 METHODS = {
@@ -62,6 +65,8 @@ METHODS = {
     "nuslerp": (2, nuslerp(flatten=True)),
     "nuslerp of differences": (3, nuslerp(flatten=True)),
     "nuslerp by rows": (3, nuslerp(flatten=False)),
+    "nuslerp by columns": (2, nuslerp(flatten=False, by_columns=True)),
+    "nuslerp of differences by columns": (3, nuslerp(flatten=False, by_columns=True)),
 }  # fmt: skip
 
 pytestmark = pytest.mark.skipif(
@@ -82,12 +87,14 @@ def stored(tensor: torch.Tensor, dtype: str) -> Stored:
     return Stored(dtype, tensor.view(torch.uint16).numpy() if dtype == "BF16" else tensor.numpy())
 
 
+def as_mergekit(case: Case) -> Case:
+    source = case.sources[0]
+    more = {"leading": len(source.data)} if case.method.get("nuslerp", {}).get("nuslerp_row_wise") else {}
+    return replace(case, method={"mergekit": {"dtype": source.dtype, "by": case.method, **more}})
+
+
 def made(tmp_path: Path, cases: dict[str, Case]) -> dict[str, Stored]:
-    as_mergekit = {
-        name: Case({"mergekit": {"dtype": case.sources[0].dtype, "by": case.method}}, case.sources, case.dtype)
-        for name, case in cases.items()
-    }
-    return merge(tmp_path, as_mergekit)
+    return merge(tmp_path, {name: as_mergekit(case) for name, case in cases.items()})
 
 
 def models(shape: tuple[int, ...], count: int, dtype: str, seed: int) -> list[torch.Tensor]:
@@ -112,7 +119,8 @@ def expected(method: dict[str, Any], xs: list[torch.Tensor]) -> torch.Tensor:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_bit_is_torchs(tmp_path: Path, name: str, dtype: str) -> None:
     count, method = METHODS[name]
-    given = {str(shape): models(shape, count, dtype, seed) for seed, shape in enumerate(SHAPES)}
+    shapes = (*SHAPES, *BY_COLUMNS) if "columns" in name else SHAPES
+    given = {str(shape): models(shape, count, dtype, seed) for seed, shape in enumerate(shapes)}
     # What is not finite is refused.
     truths = {key: truth for key, xs in given.items() if (truth := expected(method, xs)).isfinite().all()}
     # Some results are f32 whatever the dtype is.
@@ -149,13 +157,11 @@ def test_slerp_sums_as_torch(tmp_path: Path, dtype: str, t: float) -> None:
 
 
 def test_the_result_hangs_on_neither_tiles_nor_threads(tmp_path: Path) -> None:
-    xs = models((77, 1013), 3, "BF16", 1)
-    method = {"mergekit": {"dtype": "BF16", "by": ties([0.5, 0.3], [0.6, 0.35])}}
+    xs = tuple(stored(x, "BF16") for x in models((77, 1013), 3, "BF16", 1))
     cases = {
-        "ties": Case(method, tuple(stored(x, "BF16") for x in xs), "BF16"),
-        "slerp": Case(
-            {"mergekit": {"dtype": "BF16", "by": slerp(0.3)}}, tuple(stored(x, "BF16") for x in xs[:2]), "BF16"
-        ),
+        "ties": as_mergekit(Case(ties([0.5, 0.3], [0.6, 0.35]), xs, "BF16")),
+        "slerp": as_mergekit(Case(slerp(0.3), xs[:2], "BF16")),
+        "nuslerp by columns": as_mergekit(Case(nuslerp(flatten=False, by_columns=True), xs, "BF16")),
     }
     one = merge(tmp_path / "one", cases, threads=1)
     other = merge(tmp_path / "other", cases, threads=3, tile=1 << 16)
@@ -167,9 +173,9 @@ def test_the_result_hangs_on_neither_tiles_nor_threads(tmp_path: Path) -> None:
     [
         (ties([0.5], [0.5], vote="count"), "BF16", "signs are elected by `total` in the arithmetic of mergekit"),
         (
-            {"nuslerp": {"weights": [0.5, 0.3], "nuslerp_flatten": False, "nuslerp_row_wise": True}},
+            nuslerp(flatten=False, by_columns=True),
             "BF16",
-            "`nuslerp_row_wise` is not made in the arithmetic of mergekit",
+            "`nuslerp_row_wise` needs `leading`, the length of the first axis, in the arithmetic of mergekit",
         ),
         ({"karcher": {"max_iter": 10, "tol": 1e-5}}, "BF16", "is not among the methods in the arithmetic of mergekit"),
         (slerp(0.5), "F64", "operations are rounded to BF16, F16 or F32, not to F64"),
@@ -179,6 +185,14 @@ def test_refusals(tmp_path: Path, method: dict[str, Any], dtype: str, message: s
     sources = tuple(stored(x, "BF16") for x in models((8,), 2, "BF16", 0))
     plan = plan_of(tmp_path, {"w": Case({"mergekit": {"dtype": dtype, "by": method}}, sources, "BF16")})
     with pytest.raises(MergeError, match=message):
+        execute(plan, tmp_path / "out.partial")
+
+
+def test_the_first_axis_has_to_divide_the_tensor(tmp_path: Path) -> None:
+    sources = tuple(stored(x, "BF16") for x in models((8,), 2, "BF16", 0))
+    method = {"mergekit": {"dtype": "BF16", "by": nuslerp(flatten=False, by_columns=True), "leading": 3}}
+    plan = plan_of(tmp_path, {"w": Case(method, sources, "BF16")})
+    with pytest.raises(MergeError, match=r"8 elements do not divide into 3 rows \(`leading`\)"):
         execute(plan, tmp_path / "out.partial")
 
 

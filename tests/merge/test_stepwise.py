@@ -133,3 +133,16 @@ def test_a_stage_rounds_as_if_it_were_written(tmp_path: Path) -> None:
     assert weights_of(tmp_path / "at-once").keys() == weights_of(tmp_path / "second").keys()
     for name, stored in weights_of(tmp_path / "at-once").items():
         assert stored.data.tobytes() == weights_of(tmp_path / "second")[name].data.tobytes(), name
+
+
+def test_columns_lie_along_the_first_axis_of_each_tensor() -> None:
+    models = [{"model": name, "parameters": {"weight": 0.5}} for name in "ab"]
+    recipe = {"merge_method": "nuslerp", "models": models, **AS_MERGEKIT}
+    for parameters in ({}, {"nuslerp_flatten": False}):
+        planned = plan(recipe | {"parameters": parameters}, *llamas("a", "b"))
+        assert all("leading" not in made.method["mergekit"] for made in tensors(planned))
+    parameters = {"nuslerp_flatten": False, "nuslerp_row_wise": True}
+    planned = plan(recipe | {"parameters": parameters}, *llamas("a", "b"))
+    assert [made.method["mergekit"]["leading"] for made in tensors(planned)] == [
+        made.shape[0] for made in tensors(planned)
+    ]

@@ -82,8 +82,5 @@ def problems_as_mergekit(
         yield f"mergekit has no `{DEPTH_SCALE.name}`; {_WAY_OUT}"
     if any(rule.value == "count" for given in found for rule in given.get("majority_sign_method", ())):
         yield f"mergekit 0.1.5 ignores `majority_sign_method: count` and elects by `total`; write that, or {_WAY_OUT}"
-    by_columns = any(rule.value is True for given in found for rule in given.get("nuslerp_row_wise", ()))
-    if method == "nuslerp" and by_columns:
-        yield f"`nuslerp_row_wise: true` cannot be made so; {_WAY_OUT}"
     if any(isinstance(rule.value, Auto) for given in found for rules in given.values() for rule in rules):
         yield f"mergekit has no `weight: {{auto: ...}}`; {_WAY_OUT}, or write the weights"

@@ -31,12 +31,14 @@ class Origin(NamedTuple):
         layer: its layer in the output.
         stored: its dtype in the donor.
         dtypes: those of the tensors that are read.
+        leading: length of its first axis.
     """
 
     pattern: str
     layer: int | None
     stored: str
     dtypes: set[str]
+    leading: int
 
 
 class Stepwise:
@@ -51,11 +53,11 @@ class Stepwise:
         """
         self._dtype = dtype
         self._problems = problems
-        self._made: dict[tuple[int, str], tuple[Method, Method]] = {}
+        self._made: dict[tuple[int, str, int | None], tuple[Method, Method]] = {}
 
     def made(self, origin: Origin, method: Method, of: tuple[Expr, ...]) -> tuple[Method, tuple[Expr, ...]]:
         """Return the method, and what it is done to, of one tensor."""
-        pattern, layer, stored, dtypes = origin
+        pattern, layer, stored, dtypes, leading = origin
         if stored in EXACT_DTYPES:
             return method, of
         dtype = self._dtype or stored
@@ -71,8 +73,16 @@ class Stepwise:
         if method is COPY:
             return method, of
         # Tasks of one method share it, so that it is written once.
-        found = self._made.setdefault((id(method), dtype), (method, {"mergekit": {"dtype": dtype, "by": method}}))
+        more = {"leading": leading} if _by_columns(method) else {}
+        key = (id(method), dtype, more.get("leading"))
+        found = self._made.setdefault(key, (method, {"mergekit": {"dtype": dtype, "by": method, **more}}))
         return found[1], of
+
+
+def _by_columns(method: Method) -> bool:
+    """Return whether a method has one angle per column, which mergekit takes along the first axis of a tensor."""
+    numbers = method.get("nuslerp", {})
+    return bool(numbers and numbers["nuslerp_row_wise"] and not numbers["nuslerp_flatten"])
 
 
 def as_mergekit(config: MergeConfig, problems: Mismatches, notes: dict[str, None]) -> Stepwise | None:

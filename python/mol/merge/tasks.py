@@ -320,7 +320,8 @@ class TaskBuilder:
         info, count = spec.info, len(made)
         dtype = info.dtype if self._dtype is None else self._dtype
         rows = math.prod(info.shape[:-1]) // count
-        origin = Origin(spec.pattern, spec.layer, info.dtype, reads.dtypes)
+        leading = rows if count > 1 else info.shape[0] if info.shape else 1
+        origin = Origin(spec.pattern, spec.layer, info.dtype, reads.dtypes, leading)
         for number, one in enumerate(made):
             of = reads.of
             if count > 1:
@@ -360,7 +361,7 @@ class TaskBuilder:
         self._append_copy(spec.name, spec.info, *read)
 
     def _append_copy(self, name: str, info: TensorInfo, of: tuple[Expr, ...], read: int) -> None:
-        self.tasks.add_task(Origin(name, None, info.dtype, {info.dtype}), COPY, of)
+        self.tasks.add_task(Origin(name, None, info.dtype, {info.dtype}, 1), COPY, of)
         self.tasks.add_tensor(name, info)
         self.tasks.count(COPY, read, 1)
 

@@ -2,6 +2,7 @@
 //! recipe, in mergekit's order, and what it sums over a tensor is summed in f32 in the order of torch's kernels (eight
 //! lanes, one thread). The sources hold values of that dtype. Written from its observed behaviour, not tuned for speed.
 mod added;
+mod columns;
 mod difference;
 mod model_stock;
 mod multislerp;
@@ -46,6 +47,9 @@ pub struct Mergekit {
     pub dtype: Dtype,
     /// The method.
     pub by: Box<Method>,
+    /// Length of the tensor's first axis, along which `nuslerp_row_wise` has its vectors.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leading: Option<usize>,
 }
 
 impl Mergekit {
@@ -54,7 +58,7 @@ impl Mergekit {
             Method::Scale(method) => Ok(weighted::scaled::<F, D>(method)),
             Method::Linear(method) => Ok(weighted::linear::<F, D>(method)),
             Method::Slerp(method) => slerp::slerp::<F, D>(method, sweep),
-            Method::Nuslerp(method) => nuslerp::nuslerp::<F, D>(method, sweep),
+            Method::Nuslerp(method) => nuslerp::nuslerp::<F, D>(method, self.leading, sweep),
             Method::Multislerp(method) => multislerp::multislerp::<F, D>(method, sweep),
             Method::Nearswap(method) => Ok(nearswap::nearswap::<F, D>(method)),
             Method::TaskArithmetic(method) => {
@@ -108,8 +112,11 @@ impl Merge for Mergekit {
             Method::Ties(method) if method.majority_sign_method != MajoritySign::Total => {
                 Err("signs are elected by `total` in the arithmetic of mergekit".into())
             }
-            Method::Nuslerp(Nuslerp { nuslerp_flatten: false, nuslerp_row_wise: true, .. }) => {
-                Err("`nuslerp_row_wise` is not made in the arithmetic of mergekit".into())
+            Method::Nuslerp(Nuslerp { nuslerp_flatten: false, nuslerp_row_wise: true, .. })
+                if self.leading.is_none() =>
+            {
+                Err("`nuslerp_row_wise` needs `leading`, the length of the first axis, in the arithmetic of mergekit"
+                    .into())
             }
             Method::ModelStock(ModelStock { filter_wise: true }) if sources > BY_ROWS + 1 => Err(format!(
                 "{sources} sources; torch's mean of the cosines of more than {BY_ROWS} models is not made so by rows"
@@ -133,7 +140,12 @@ impl Merge for Mergekit {
     }
 
     fn resident(&self, rows: usize, columns: usize, sources: usize) -> usize {
-        self.by.resident(rows, columns, sources)
+        match (&*self.by, self.leading) {
+            (Method::Nuslerp(Nuslerp { nuslerp_flatten: false, nuslerp_row_wise: true, .. }), Some(leading)) => {
+                rows.saturating_mul(columns).checked_div(leading).unwrap_or(0).saturating_mul(nuslerp::OF_COLUMN)
+            }
+            (by, _) => by.resident(rows, columns, sources),
+        }
     }
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {

@@ -9,9 +9,9 @@ use crate::sweep::{STRIP, Sweep};
 use std::ops::Range;
 
 /// Lanes of torch's vectors of f32.
-const LANES: usize = 8;
+pub const LANES: usize = 8;
 /// Vectors that it sums side by side.
-const SIDE: usize = 4;
+pub const SIDE: usize = 4;
 /// Levels of its cascade of sums.
 const LEVELS: usize = 4;
 
@@ -60,46 +60,50 @@ impl Reduce for Norm {
     }
 }
 
-/// A sum in a cascade, as `torch.sum`.
-pub struct Sum {
-    /// Vectors that are summed in the cascade, side by side.
-    cascade: usize,
+/// Sums of vectors of terms in a cascade: `SIDE` sums side by side, each of sums of as many terms as one level takes.
+pub struct Cascade<V, const SIDE: usize> {
+    /// Vectors that are summed in the cascade.
+    vectors: usize,
     step: usize,
     power: usize,
     taken: usize,
-    levels: [[[f32; LANES]; SIDE]; LEVELS],
+    levels: [[V; SIDE]; LEVELS],
     /// Vectors behind the cascade.
-    behind: Vec<[f32; LANES]>,
+    behind: Vec<V>,
 }
 
-fn plus(sum: &mut [f32; LANES], terms: &[f32; LANES]) {
-    for j in 0..LANES {
-        sum[j] += terms[j];
+#[inline(always)]
+fn plus<V: AsRef<[f32]> + AsMut<[f32]>>(sum: &mut V, terms: &V) {
+    for (sum, term) in sum.as_mut().iter_mut().zip(terms.as_ref()) {
+        *sum += term;
     }
 }
 
-impl Reduce for Sum {
-    fn new<D: Round>(vectors: usize) -> Self {
+impl<V: AsRef<[f32]> + AsMut<[f32]> + Clone, const SIDE: usize> Cascade<V, SIDE> {
+    /// Starts a sum of this many vectors, each as long as `zero`.
+    pub fn new(zero: &V, vectors: usize) -> Self {
         let rows = vectors / SIDE;
         let power = (rows.next_power_of_two().ilog2() as usize / LEVELS).max(4);
-        let levels = [[[0.0; LANES]; SIDE]; LEVELS];
-        Self { cascade: rows * SIDE, step: 1 << power, power, taken: 0, levels, behind: Vec::new() }
+        let levels = std::array::from_fn(|_| std::array::from_fn(|_| zero.clone()));
+        Self { vectors: rows * SIDE, step: 1 << power, power, taken: 0, levels, behind: Vec::new() }
     }
 
+    /// Adds a vector.
     #[inline(always)]
-    fn add(&mut self, terms: [f32; LANES]) {
-        if self.taken == self.cascade {
-            self.behind.push(terms);
+    pub fn add(&mut self, terms: &V) {
+        if self.taken == self.vectors {
+            self.behind.push(terms.clone());
             return;
         }
-        plus(&mut self.levels[0][self.taken % SIDE], &terms);
+        plus(&mut self.levels[0][self.taken % SIDE], terms);
         self.taken += 1;
         if self.taken.is_multiple_of(SIDE * self.step) {
             let rows = self.taken / SIDE;
             for level in 1..LEVELS {
-                for side in 0..SIDE {
-                    let below = std::mem::take(&mut self.levels[level - 1][side]);
-                    plus(&mut self.levels[level][side], &below);
+                let (below, above) = self.levels.split_at_mut(level);
+                for (below, above) in below[level - 1].iter_mut().zip(&mut above[0]) {
+                    plus(above, below);
+                    below.as_mut().fill(0.0);
                 }
                 if rows & ((self.step - 1) << (level * self.power)) != 0 {
                     break;
@@ -108,14 +112,42 @@ impl Reduce for Sum {
         }
     }
 
+    /// Returns the sum, element by element.
+    pub fn total(self) -> V {
+        let [mut sides, above @ ..] = self.levels;
+        for level in &above {
+            sides.iter_mut().zip(level).for_each(|(side, sum)| plus(side, sum));
+        }
+        let (sum, others) = sides.split_at_mut(1);
+        self.behind.iter().for_each(|vector| plus(&mut sum[0], vector));
+        for side in others {
+            plus(&mut sum[0], side);
+        }
+        sum[0].clone()
+    }
+}
+
+/// A sum in a cascade, as `torch.sum`.
+pub struct Sum(Cascade<[f32; LANES], SIDE>);
+
+impl Reduce for Sum {
+    fn new<D: Round>(vectors: usize) -> Self {
+        Self(Cascade::new(&[0.0; LANES], vectors))
+    }
+
+    #[inline(always)]
+    fn add(&mut self, terms: [f32; LANES]) {
+        self.0.add(&terms);
+    }
+
     #[inline(always)]
     fn add_wide(&mut self, mut low: [f32; LANES], high: [f32; LANES]) {
         plus(&mut low, &high);
         self.add(low);
     }
 
-    fn total(mut self, rest: &[f32]) -> f32 {
-        if self.taken == 0 && self.behind.is_empty() {
+    fn total(self, rest: &[f32]) -> f32 {
+        if self.0.taken == 0 && self.0.behind.is_empty() {
             // Too few for a vector: four numbers side by side.
             let mut sides = [0.0; SIDE];
             let whole = rest.len() / SIDE * SIDE;
@@ -123,18 +155,8 @@ impl Reduce for Sum {
             rest[whole..].iter().for_each(|x| sides[0] += x);
             return sides[1..].iter().fold(sides[0], |sum, x| sum + x);
         }
-        let [mut sides, above @ ..] = self.levels;
-        for level in &above {
-            sides.iter_mut().zip(level).for_each(|(side, sum)| plus(side, sum));
-        }
-        let [mut sum, others @ ..] = sides;
-        self.behind.iter().for_each(|vector| plus(&mut sum, vector));
-        for side in others {
-            plus(&mut sum, &side);
-        }
         let last = rest.iter().fold(0.0, |sum, x| sum + x);
-        self.levels = [[[0.0; LANES]; SIDE]; LEVELS];
-        sum.iter().fold(last, |total, x| total + x)
+        self.0.total().iter().fold(last, |total, x| total + x)
     }
 }
 
