@@ -15,7 +15,8 @@ import pytest
 
 from mol.config.model_reference import ModelReference
 from mol.errors import CheckpointError
-from mol.io.hub import hub_origin, resolve, revisions_like
+from mol.io.hub import resolve, revisions_like
+from mol.io.hub_cache import hub_origin
 from tests.io.hub_server import COMMIT, Hub, serving, use
 
 if TYPE_CHECKING:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
 import yaml
 
 from mol import run_merge
+from mol.errors import MergeError
 from mol.io.layout import ADAPTER, ADAPTER_CONFIG
-from tests.io.hub_server import COMMIT, serving
+from tests.io.hub_server import COMMIT, serving, use
 from tests.merge.loras import PLAIN, merged, save_adapter
 from tests.merge.models import contents_of, make_llama, weights_of
 
@@ -83,3 +85,30 @@ def test_an_adapter_comes_from_the_hub_and_once_more_from_its_cache(tmp_path: Pa
     card = (tmp_path / "first" / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["base_model"] == ["org/model", "org/lora"]
     assert f"- `org/lora` at revision `{COMMIT}` (adapter), SHA-256 `" in card
+
+
+def test_nothing_is_fetched_while_anything_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_llama(tmp_path / "a", 0)
+    save_adapter(tmp_path / "damaged", PLAIN)
+    (tmp_path / "damaged" / ADAPTER).write_bytes(b"damaged")
+    gone = str(tmp_path / "gone")
+    parameters = {"weight": 0.5}
+    stage = {
+        "name": "stage",
+        "merge_method": "linear",
+        "models": [{"model": name, "parameters": parameters} for name in ("org/a", "org/b", f"org/a+{gone}")],
+    }
+    last = {
+        "merge_method": "karcher",
+        "models": [{"model": f"stage+{name}"} for name in (tmp_path / "damaged", "org/lora")],
+        "tokenizer_source": "org/tokens",
+    }
+    with serving({"org/a": contents_of(tmp_path / "a")}) as hub:
+        use(hub, monkeypatch)
+        with pytest.raises(MergeError) as caught:
+            run_merge("---\n".join(map(yaml.safe_dump, (stage, last))), tmp_path / "out", cache_dir=tmp_path / "hub")
+        assert hub.fetched == []
+    said = caught.value.problems
+    assert len(said) == 5
+    for name, problem in zip(("org/b", gone, "org/lora", "org/tokens", "damaged"), said, strict=True):
+        assert name in problem

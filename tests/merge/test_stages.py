@@ -220,6 +220,17 @@ def test_an_adapter_on_a_stage_that_is_missing_is_found_in_the_recipe(models: Pa
         run_merge(tmp_path / "recipe.yml", tmp_path / "out")
 
 
+def test_an_adapter_on_a_stage_that_is_missing_is_listed_with_models_that_are(models: Path, tmp_path: Path) -> None:
+    first = staged(models, "linear", "a", str(tmp_path / "gone"), name="stage", weight=1.0)
+    of_last = [{"model": f"stage+{tmp_path / name}"} for name in ("none", "nor")]
+    last = {"merge_method": "karcher", "models": of_last}
+    with pytest.raises(MergeError, match="models of the recipe cannot be used") as caught:
+        in_one([first, last], tmp_path / "out")
+    names = ("gone", "none", "nor")
+    assert len(caught.value.problems) == len(names)
+    assert all(f"{name}: no such directory" in said for name, said in zip(names, caught.value.problems, strict=True))
+
+
 @pytest.mark.parametrize("kind", ["DoRA", "of the embedding"])
 def test_an_adapter_of_any_kind_goes_on_a_stage(kind: str, models: Path, tmp_path: Path) -> None:
     """Norms of DoRA are those of what the stage makes."""

@@ -22,7 +22,8 @@ def find(reference: ModelReference, cache_dir: Path | None = None) -> Checkpoint
         MolError: It is there, but it is damaged or of a format that is not supported.
         OSError: It is there, but cannot be read.
     """
-    from mol.io.hub import cached_snapshot, resolve
+    from mol.io.hub import resolve
+    from mol.io.hub_cache import cached_snapshot
 
     if reference.adapter is not None:
         return _find_adapted(reference.model, reference.adapter, cache_dir)
@@ -56,7 +57,8 @@ def _find_adapted(model: ModelReference, adapter: ModelReference, cache_dir: Pat
 def find_adapter(adapter: ModelReference, cache_dir: Path | None) -> Adapter | None:
     """Open an adapter that is a directory or in the cache; None where it would have to be downloaded."""
     from mol.io.adapter import Adapter
-    from mol.io.hub import cached_snapshot, resolve
+    from mol.io.hub import resolve
+    from mol.io.hub_cache import cached_snapshot
     from mol.io.layout import ADAPTER
 
     if _is_here(adapter):

@@ -7,41 +7,71 @@ import re
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
 from mol.config.model_reference import ModelReference, nearby
 from mol.errors import CheckpointError, ConfigError
+from mol.io.hub_cache import cached_snapshot, hub_origin
 from mol.io.layout import ADAPTER, ADAPTER_CONFIG, CARD, CONFIG, INDEX, SINGLE, read_shard_names
 from mol.io.side_files import sort_side_files
 from mol.io.weight_files import counted_shards, missing_files
 from mol.regex import regex
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from typing_extensions import Unpack
 
 _log = logging.getLogger("mol")
 
 _HUB_ID: Final = regex(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*", re.ASCII)
-_SNAPSHOT: Final = regex(r"models--(?P<id>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})")
-_COMMIT: Final = regex(r"[0-9a-f]{40}")
 _TOKEN: Final = regex(r"[!-~]+")
 _CONVERTER: Final = "SFconvertbot"
 _CONVERSION: Final = "Adding `safetensors` variant of this model"
 
 
-def resolve(
-    reference: ModelReference,
-    *,
-    cache_dir: Path | str | None = None,
-    token: str | None = None,
-    endpoint: str | None = None,
-    weights: bool = True,
-    code: bool = False,
-    adapter: bool = False,
-    copies: str | None = None,
-    offline: list[str] | None = None,
-) -> tuple[Path, str | None]:
+class Wanted(TypedDict, total=False):
+    """What is wanted of a model, and where from.
+
+    Attributes:
+        cache_dir: the Hub cache, huggingface_hub's own if None.
+        token: the Hub token, huggingface_hub's own if None.
+        endpoint: the address of the Hub, huggingface_hub's own if None.
+        weights: fetch SafeTensors too, not just the files next to them; so it is without this.
+        code: fetch Python files too.
+        adapter: it is an adapter: fetch its settings, its weights and its card, and nothing else.
+        copies: it is a save of mol, which may have no weights of its own; fetch the models in this folder of it too.
+        offline: takes what is to be said of a model that came from the cache because the Hub is unreachable, for a
+            caller that says it of several models at once; None logs it as a warning.
+    """
+
+    cache_dir: Path | str | None
+    token: str | None
+    endpoint: str | None
+    weights: bool
+    code: bool
+    adapter: bool
+    copies: str | None
+    offline: list[str] | None
+
+
+class Located(NamedTuple):
+    """A model that is there.
+
+    Attributes:
+        directory: where it is, None where it has to be fetched.
+        commit: its commit hash if it comes from the Hub.
+        fetch: returns the directory, after a download of what it lacks.
+    """
+
+    directory: Path | None
+    commit: str | None
+    fetch: Callable[[], Path]
+
+
+def resolve(reference: ModelReference, **wanted: Unpack[Wanted]) -> tuple[Path, str | None]:
     """Find the directory of a model, downloading what the merge needs of it and nothing else.
 
     The Hub is queried for the commit of a revision; files of that commit that are in its cache are not fetched
@@ -50,15 +80,7 @@ def resolve(
 
     Args:
         reference: a local directory, or the id of a repository on the Hub with an optional revision.
-        cache_dir: the Hub cache, huggingface_hub's own if None.
-        token: the Hub token, huggingface_hub's own if None.
-        endpoint: the address of the Hub, huggingface_hub's own if None.
-        weights: fetch SafeTensors too, not just the files next to them.
-        code: fetch Python files too.
-        adapter: it is an adapter: fetch its settings, its weights and its card, and nothing else.
-        copies: it is a save of mol, which may have no weights of its own; fetch the models in this folder of it too.
-        offline: takes what is to be said of a model that came from the cache because the Hub is unreachable, for a
-            caller that says it of several models at once; None logs it as a warning.
+        wanted: see Wanted.
 
     Returns:
         The directory, and the commit hash if it came from the Hub.
@@ -70,6 +92,21 @@ def resolve(
         CheckpointError: no such revision, no SafeTensors in it, or neither connection nor complete cache.
         ConfigError: the token cannot be one.
     """
+    found = look_up(reference, **wanted)
+    return found.fetch(), found.commit
+
+
+def look_up(reference: ModelReference, **wanted: Unpack[Wanted]) -> Located:
+    """Find a model and fetch nothing yet.
+
+    Args:
+        reference: as `resolve` takes it.
+        wanted: see Wanted.
+
+    Raises:
+        MolError, OSError: it is not there, as `resolve` says.
+    """
+    adapter = wanted.get("adapter", False)
     path = Path(reference.name)
     if reference.name.startswith("~/"):
         path = path.expanduser()
@@ -79,8 +116,8 @@ def resolve(
                 f"{reference}: {reference.name} is a local directory, which has no revision {reference.revision!r}; "
                 "leave the revision out, or run where no directory has the name of that repository"
             )
-        origin = hub_origin(path, cache_dir)
-        return path, origin[1] if origin else None
+        origin = hub_origin(path, wanted.get("cache_dir"))
+        return Located(path, origin[1] if origin else None, lambda: path)
     if path.exists():
         holds = f"the adapter's {ADAPTER_CONFIG}" if adapter else f"the model's {CONFIG}"
         raise NotADirectoryError(f"{path} is a file; name the directory that holds {holds}")
@@ -89,10 +126,8 @@ def resolve(
         raise FileNotFoundError(
             f"{reference.name}: no such directory (and it cannot be the id of a Hub repository){hint}"
         )
-    hub = _Hub(
-        reference, cache_dir=cache_dir, token=token, endpoint=endpoint, offline=offline, adapter=adapter, copies=copies
-    )
-    return hub.fetch(weights=weights and not adapter, code=code)
+    hub = _Hub(reference, wanted)
+    return hub.look_up(weights=wanted.get("weights", True) and not adapter, code=wanted.get("code", False))
 
 
 def revisions_like(repository: str, pattern: str, *, token: str | None = None) -> list[str]:
@@ -106,7 +141,7 @@ def revisions_like(repository: str, pattern: str, *, token: str | None = None) -
     from huggingface_hub import HfApi
 
     reference = ModelReference(repository, pattern)
-    hub = _Hub(reference, cache_dir=None, token=token, endpoint=None, offline=None, adapter=False, copies=None)
+    hub = _Hub(reference, {"token": token})
     try:
         with hub._errors_explained():
             refs = HfApi(token=checked_token(token)).list_repo_refs(repository)
@@ -126,28 +161,6 @@ def can_be_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def hub_origin(directory: Path, cache_dir: Path | str | None = None) -> tuple[str, str] | None:
-    """Return (repository id, commit hash) of a directory in the Hub cache in use, None for any other.
-
-    A directory elsewhere may have the same names, and anything in it.
-
-    Args:
-        directory: the directory.
-        cache_dir: the Hub cache, huggingface_hub's own if None.
-    """
-    resolved = directory.resolve()
-    match = _SNAPSHOT.fullmatch("/".join(resolved.parts[-3:]))
-    if match is None:
-        return None
-    if cache_dir is None:
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        cache_dir = HF_HUB_CACHE
-    if Path(cache_dir).expanduser().resolve() != resolved.parents[2]:
-        return None
-    return match["id"].replace("--", "/"), match["commit"]
-
-
 def checked_token(token: str | None) -> str | None:
     """Return a token of the Hub without white space around it, None for none.
 
@@ -160,51 +173,19 @@ def checked_token(token: str | None) -> str | None:
     return token or None
 
 
-def cached_snapshot(reference: ModelReference, cache_dir: Path | str | None = None) -> Path | None:
-    """Return the directory of a revision in the Hub's cache, None where it is not there.
-
-    By the cache's documented layout, since huggingface_hub's own look-up takes long to load.
-
-    Args:
-        reference: the id of a repository with an optional revision.
-        cache_dir: the Hub cache, huggingface_hub's own if None.
-    """
-    if cache_dir is None:
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        cache_dir = HF_HUB_CACHE
-    repository = Path(cache_dir).expanduser() / f"models--{reference.name.replace('/', '--')}"
-    revision = reference.revision or "main"
-    named = repository / "refs" / revision
-    if named.is_file():
-        revision = named.read_text(encoding="utf-8", errors="replace").strip()
-    snapshot = repository / "snapshots" / revision
-    return snapshot if _COMMIT.fullmatch(revision) and snapshot.is_dir() else None
-
-
 class _Hub:
     """One revision of one repository on the Hub."""
 
-    def __init__(
-        self,
-        reference: ModelReference,
-        *,
-        cache_dir: Path | str | None,
-        token: str | None,
-        endpoint: str | None,
-        offline: list[str] | None,
-        adapter: bool,
-        copies: str | None,
-    ) -> None:
-        self._adapter = adapter
-        self._copies = copies
+    def __init__(self, reference: ModelReference, wanted: Wanted) -> None:
         self._reference = reference
-        self._cache_dir = cache_dir
-        self._token = checked_token(token)
-        self._endpoint = endpoint
-        self._offline = offline
+        self._adapter = wanted.get("adapter", False)
+        self._copies = wanted.get("copies")
+        self._cache_dir = wanted.get("cache_dir")
+        self._token = checked_token(wanted.get("token"))
+        self._endpoint = wanted.get("endpoint")
+        self._offline = wanted.get("offline")
 
-    def fetch(self, *, weights: bool, code: bool) -> tuple[Path, str]:
+    def look_up(self, *, weights: bool, code: bool) -> Located:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -230,20 +211,24 @@ class _Hub:
                         converted,
                     )
                     self._reference = replace(self._reference, revision=converted)
-                    return self.fetch(weights=weights, code=code)
+                    return self.look_up(weights=weights, code=code)
             if info.sha is None:
                 raise CheckpointError(f"{self._reference}: the Hub did not say which commit this revision is")
             wanted = self._wanted(listed, weights=weights, code=code)
             if not wanted:
                 raise CheckpointError(f"{self._reference}: the repository holds no file that a merge could use")
+        return Located(None, info.sha, partial(self._fetch, info.sha, wanted, listed, weights=weights))
+
+    def _fetch(self, commit: str, wanted: Sequence[str], listed: Sequence[str], *, weights: bool) -> Path:
+        with self._errors_explained():
             # The first by the name of the revision, so that the cache knows offline what the name means.
             directory = self._download(self._reference.revision, wanted[:1])
-            if directory.name != info.sha:
+            if directory.name != commit:
                 raise CheckpointError(f"{self._reference}: the repository changed during the download; run again")
-            self._download(info.sha, wanted[1:])
+            self._download(commit, wanted[1:])
             if weights and SINGLE not in listed and INDEX in listed:
-                self._download(info.sha, self._shards(directory, listed))
-        return directory, info.sha
+                self._download(commit, self._shards(directory, listed))
+        return directory
 
     def _converted(self) -> str | None:
         """Return the pull request in which the Hub's converter offers SafeTensors, as transformers looks for it."""
@@ -316,7 +301,7 @@ class _Hub:
             directory = Path(path).parents[len(PurePosixPath(name).parts) - 1]
         return directory
 
-    def _from_cache(self, cause: Exception, *, weights: bool) -> tuple[Path, str]:
+    def _from_cache(self, cause: Exception, *, weights: bool) -> Located:
         """Return the cached snapshot of the revision, if all that the merge needs is there."""
         snapshot = cached_snapshot(self._reference, self._cache_dir)
         nothing = [ADAPTER_CONFIG, ADAPTER] if self._adapter else [CONFIG, *([SINGLE] if weights else ())]
@@ -337,7 +322,7 @@ class _Hub:
             _log.warning("offline: using the cached commit %s of %s", commit, self._reference)
         else:
             self._offline.append(f"{commit[:12]} of {self._reference}")
-        return snapshot, commit
+        return Located(snapshot, commit, lambda: snapshot)
 
     @contextmanager
     def _errors_explained(self) -> Iterator[None]:

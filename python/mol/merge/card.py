@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mol.config.methods import METHODS
 from mol.errors import MolError
-from mol.io.hub import hub_origin
+from mol.io.hub_cache import hub_origin
 from mol.io.layout import ADAPTER
 from mol.io.model_card import LISTED, CardSource, model_card, read_license
 from mol.merge.labels import Labels

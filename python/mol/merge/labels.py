@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from mol.io.hub import hub_origin
+from mol.io.hub_cache import hub_origin
 from mol.regex import regex
 
 if TYPE_CHECKING:

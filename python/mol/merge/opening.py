@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 from mol.errors import MergeError, MolError
 from mol.merge.options import MergeOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from mol.config import MergeConfig
     from mol.config.model_reference import ModelReference
+    from mol.io.adapter import Adapter
     from mol.io.checkpoint import Checkpoint, Known
+    from mol.io.hub import Located
 
 _log = logging.getLogger("mol")
 
@@ -22,39 +25,129 @@ _log = logging.getLogger("mol")
 def resolve_checkpoints(config: MergeConfig, options: MergeOptions | None = None) -> dict[ModelReference, Checkpoint]:
     """Find or download every model of a recipe and of its stages, and read the headers of their weights.
 
+    All of them, adapters on stages and tokenizers are looked up before the first is downloaded.
+
     Raises:
         MolError: a model is not available or is damaged; where several are, a MergeError lists them.
         OSError: a model is missing or may not be read.
     """
-    from mol.io.checkpoint import Checkpoint
-
-    options = options or MergeOptions()
-    found: dict[ModelReference, Checkpoint] = {}
-    models: dict[ModelReference, Checkpoint] = {}  # without adapters: several may be on one
-    failures: dict[ModelReference, MolError | OSError] = {}
-    offline: list[str] = []
-    known: Known = {}
-    for reference in config.inputs():
-        try:
-            model = models.get(reference.model)
-            if model is None:
-                directory, revision = _resolve(reference.model, config, options, offline=offline)
-                model = Checkpoint.open(directory, name=str(reference.model), revision=revision, known=known)
-                models[reference.model] = model
-            found[reference] = _adapted(model, reference.adapter, config, options, offline)
-        except FileNotFoundError as error:
-            failures[reference] = _located(error, reference, config)
-        except (MolError, OSError) as error:
-            failures[reference] = error
-    _note_offline(offline)
-    _raise_all("models of the recipe cannot be used", failures)
+    opening = _Opening(config, options or MergeOptions())
+    opening.look_up()
+    opening.open()
+    found = opening.result()
+    _note_offline(opening.offline)
+    _raise_all("models of the recipe cannot be used", opening.failures)
     return found
+
+
+class _Part(NamedTuple):
+    """A model or an adapter that a recipe names."""
+
+    name: ModelReference
+    is_adapter: bool
+
+
+class _Opening:
+    """Opens what a recipe names.
+
+    Attributes:
+        failures: what cannot be used, and why.
+        offline: commits that come from the cache since the Hub is unreachable.
+    """
+
+    def __init__(self, config: MergeConfig, options: MergeOptions) -> None:
+        self._config = config
+        self._options = options
+        self._parts: dict[_Part, ModelReference] = {}  # and what the recipe names it in
+        self._located: dict[_Part, Located] = {}
+        self._models: dict[ModelReference, Checkpoint] = {}  # without adapters: several may be on one
+        self._adapters: dict[ModelReference, Adapter] = {}
+        self.failures: dict[_Part, MolError | OSError] = {}
+        self.offline: list[str] = []
+        for reference in config.inputs():
+            self._parts.setdefault(_Part(reference.model, is_adapter=False), reference)
+            if reference.adapter is not None:
+                self._parts.setdefault(_Part(reference.adapter, is_adapter=True), reference)
+        self._of_inputs = len(self._parts)
+        for reference in adapted_steps(config):
+            assert reference.adapter is not None  # that is what they are
+            self._parts.setdefault(_Part(reference.adapter, is_adapter=True), reference)
+
+    def look_up(self) -> None:
+        """Find everything, and fetch nothing."""
+        for number, (part, reference) in enumerate(self._parts.items()):
+            offline = self.offline if number < self._of_inputs else []  # said when the step is made
+            with self._noting(part, reference):
+                self._located[part] = _look_up(
+                    part.name, self._config, self._options, adapter=part.is_adapter, offline=offline
+                )
+        for document in _documents(self._config):
+            source = document.tokenizer_source
+            if source is None or isinstance(source, str) or self._config.is_stage(source):
+                continue
+            part = _Part(source.model, is_adapter=False)
+            if part not in self._parts and part not in self.failures:  # opened when its vocabulary is read
+                with self._noting(part, source):
+                    _look_up(source.model, self._config, self._options, weights=False, offline=[])
+
+    def open(self) -> None:
+        """Open what is at hand, and fetch and open the rest if nothing is missing or damaged so far."""
+        known: Known = {}
+        rest = []
+        for part, found in self._located.items():
+            if found.directory is None:
+                rest.append(part)
+            else:
+                self._open(part, known)
+        if not self.failures:
+            for part in rest:
+                self._open(part, known)
+
+    def _open(self, part: _Part, known: Known) -> None:
+        from mol.io.checkpoint import Checkpoint
+
+        found, name = self._located[part], str(part.name)
+        with self._noting(part, self._parts[part]):
+            if part.is_adapter:
+                from mol.io.adapter import Adapter
+
+                self._adapters[part.name] = Adapter.open(found.fetch(), name=name, revision=found.commit)
+            else:
+                self._models[part.name] = Checkpoint.open(found.fetch(), name=name, revision=found.commit, known=known)
+
+    def result(self) -> dict[ModelReference, Checkpoint]:
+        """Return the models of the recipe that can be used, with their adapters."""
+        found: dict[ModelReference, Checkpoint] = {}
+        for reference in self._config.inputs():
+            model = self._models.get(reference.model)
+            if model is None:
+                continue
+            if reference.adapter is None:
+                found[reference] = model
+            elif reference.adapter in self._adapters:
+                with self._noting(_Part(reference, is_adapter=False), reference):
+                    found[reference] = _adapted(model, self._adapters[reference.adapter], self._config)
+        return found
+
+    @contextmanager
+    def _noting(self, part: _Part, reference: ModelReference) -> Iterator[None]:
+        """Context manager that keeps why a part cannot be used."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            self.failures[part] = _with_location(error, reference, self._config)
+        except (MolError, OSError) as error:
+            self.failures[part] = error
+
+
+def _documents(config: MergeConfig) -> Iterator[MergeConfig]:
+    for part in (config, *(swept.config for swept in config.sweep.values())):
+        yield from (*part.stages.values(), part)
 
 
 def adapted_steps(config: MergeConfig) -> tuple[ModelReference, ...]:
     """Return what a recipe names that is the result of one of its stages with an adapter on it."""
-    documents = (*config.stages.values(), config)
-    named = dict.fromkeys(reference for document in documents for reference in document.model_references())
+    named = dict.fromkeys(reference for document in _documents(config) for reference in document.model_references())
     return tuple(reference for reference in named if reference.adapter is not None and config.is_stage(reference))
 
 
@@ -70,31 +163,24 @@ def adapted_step(
     offline: list[str] = []
     found = {}
     for reference in adapted_steps(config):
-        if reference.name == name:
+        if reference.name == name and reference.adapter is not None:
+            from mol.io.adapter import Adapter
+
             try:
-                found[reference] = _adapted(step, reference.adapter, config, options, offline)
+                located = _look_up(reference.adapter, config, options, adapter=True, offline=offline)
+                adapter = Adapter.open(located.fetch(), name=str(reference.adapter), revision=located.commit)
             except FileNotFoundError as error:
-                raise _located(error, reference, config) from error
+                raise _with_location(error, reference, config) from error
+            found[reference] = _adapted(step, adapter, config)
     _note_offline(offline)
     return found
 
 
-def _adapted(
-    model: Checkpoint,
-    reference: ModelReference | None,
-    config: MergeConfig,
-    options: MergeOptions,
-    offline: list[str],
-) -> Checkpoint:
-    """Return a model with the adapter that the recipe has on it, if any."""
-    if reference is None:
-        return model
-    from mol.io.adapter import Adapter
+def _adapted(model: Checkpoint, adapter: Adapter, config: MergeConfig) -> Checkpoint:
+    """Return a model with an adapter on it."""
     from mol.merge.adapters import with_adapter
     from mol.merge.surviving import with_surviving
 
-    directory, revision = _resolve(reference, config, options, adapter=True, offline=offline)
-    adapter = Adapter.open(directory, name=str(reference), revision=revision)
     dtype = config.out_dtype or config.dtype
     return with_surviving(with_adapter(model, adapter), model, adapter.name, dtype)
 
@@ -110,10 +196,10 @@ def tokenizer_directory(
     for name in (source, source.model):
         if name in checkpoints:
             return checkpoints[name].directory
-    return _resolve(source.model, config, options, weights=False)[0]
+    return _look_up(source.model, config, options, weights=False).fetch()
 
 
-def _resolve(
+def _look_up(
     reference: ModelReference,
     config: MergeConfig,
     options: MergeOptions,
@@ -121,10 +207,10 @@ def _resolve(
     weights: bool = True,
     adapter: bool = False,
     offline: list[str] | None = None,
-) -> tuple[Path, str | None]:
-    from mol.io.hub import resolve
+) -> Located:
+    from mol.io.hub import look_up
 
-    return resolve(
+    return look_up(
         reference,
         cache_dir=options.cache_dir,
         token=options.token,
@@ -135,7 +221,7 @@ def _resolve(
     )
 
 
-def _located(error: FileNotFoundError, reference: ModelReference, config: MergeConfig) -> FileNotFoundError:
+def _with_location(error: FileNotFoundError, reference: ModelReference, config: MergeConfig) -> FileNotFoundError:
     """Return the error with where the recipe names the model."""
     documents = (config, *config.stages.values())
     location = next((part.locations[reference] for part in documents if reference in part.locations), None)
@@ -147,7 +233,7 @@ def _note_offline(commits: Sequence[str]) -> None:
         _log.warning("offline: using the cached commits %s", ", ".join(commits))
 
 
-def _raise_all(header: str, failures: Mapping[ModelReference, MolError | OSError]) -> None:
+def _raise_all(header: str, failures: Mapping[_Part, MolError | OSError]) -> None:
     errors: Sequence[MolError | OSError] = list(failures.values())
     if len(errors) == 1:
         raise errors[0]
