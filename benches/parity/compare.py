@@ -30,6 +30,7 @@ _NOISE: Final = 2.0**-20
 
 ENDS: Final = "it takes a gradient's first value for the tensors behind the last layer"
 EXPERTS: Final = "it takes the experts of a layer as one tensor"
+BY_TOKEN: Final = ("model.embed_tokens.weight", "lm_head.weight")
 ORDER: Final = "it numbers the tokens that the base lacks in an order of its own, so rows are compared by token"
 
 
@@ -91,21 +92,19 @@ def made_by(planned: PlannedMerge, scratch: Path) -> dict[str, Made]:
     return {name: Made.by(case, name) for name, case in made_of(planned, scratch).items()}
 
 
-def by_token(theirs: Stores, their_tokenizer: Path, our_tokenizer: Path) -> tuple[Stores, list[str]]:
-    """Put the rows of mergekit's embedding and head into mol's order, and say so where it was another."""
+def by_token(theirs: Stores, their_tokenizer: Path, our_tokenizer: Path) -> tuple[Stores, list[int]]:
+    """Put the rows of mergekit's embedding and head into mol's order; return which are taken where it was another."""
     theirs_by_id, ours_by_id = (
         [token["content"] for token in json.loads(path.read_text(encoding="utf-8"))["added_tokens"]]
         for path in (their_tokenizer, our_tokenizer)
     )
     if theirs_by_id == ours_by_id or sorted(theirs_by_id) != sorted(ours_by_id):
         return theirs, []
-    found = dict(theirs)
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        data = theirs[name].data
-        first = len(data) - len(ours_by_id)
-        rows = [*range(first), *(first + theirs_by_id.index(token) for token in ours_by_id)]
-        found[name] = Stored(theirs[name].dtype, data[rows])
-    return found, [ORDER]
+    found, first = dict(theirs), len(theirs[BY_TOKEN[0]].data) - len(ours_by_id)
+    rows = [*range(first), *(first + theirs_by_id.index(token) for token in ours_by_id)]
+    for name in BY_TOKEN:
+        found[name] = Stored(theirs[name].dtype, theirs[name].data[rows])
+    return found, rows
 
 
 def compare(theirs: Stores, ours: Stores, made: Mapping[str, Made]) -> Verdict:

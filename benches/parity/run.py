@@ -57,11 +57,11 @@ def judge(one: compared.Compared, models: Path, made: Path, scratch: Path) -> co
         return compare.Verdict("fails", [verdict_page.last_words((made / "failed.txt").read_text(encoding="utf-8"))])
     theirs, ours = compare.read_all(made), compare.read_all(scratch / "mol")
     if not one.drawn:
-        order: list[str] = []
+        order: list[int] = []
         if one.form == "union":
             theirs, order = compare.by_token(theirs, made / "tokenizer.json", scratch / "mol" / "tokenizer.json")
         found = compare.compare(theirs, ours, plans)
-        found.note("equal", *order)
+        found.note("equal", *([compare.ORDER] if order else []))
         return found
     return verdict_page.of_draws(compare.draws(theirs, plans), compare.draws(ours, plans))
 
