@@ -29,8 +29,8 @@ pub(crate) fn join<'a>(
     watch: &Watch,
 ) -> Result<()> {
     let until = Instant::now() + PATIENCE;
+    lock.leave();
     loop {
-        lock.leave();
         match write_head(lock, plan, head, sync) {
             Ok(()) | Err(Error::Busy(_)) => {}
             Err(error) => return Err(error),
@@ -44,8 +44,9 @@ pub(crate) fn join<'a>(
             Err(busy @ Error::Busy(_)) => busy,
             Err(error) => return Err(error),
         };
+        // Before the pause: a lock that is held meanwhile would keep another one from writing the first line.
+        lock.leave();
         if Instant::now() > until {
-            lock.leave();
             return Err(busy);
         }
         watch.check()?;
