@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -375,11 +375,14 @@ class MergeConfig(CheckedRecipe):
         """Return whether a model is the result of one of the recipe's stages."""
         return reference.revision is None and reference.name in self.stages
 
+    def documents(self) -> Iterator[MergeConfig]:
+        """Yield the stages and the recipe itself, and those of every value of its sweep."""
+        for whole in (self, *(swept.config for swept in self.sweep.values())):
+            yield from (*whole.stages.values(), whole)
+
     def inputs(self) -> tuple[ModelReference, ...]:
         """Return every model that is read, of the recipe and of its stages, once."""
-        whole = (self, *(swept.config for swept in self.sweep.values()))
-        configs = [part for config in whole for part in (*config.stages.values(), config)]
-        named = [reference for config in configs for reference in config.model_references()]
+        named = [reference for document in self.documents() for reference in document.model_references()]
         return tuple(dict.fromkeys(reference for reference in named if not self.is_stage(reference)))
 
 

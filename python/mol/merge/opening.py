@@ -81,7 +81,7 @@ class _Opening:
                 self._located[part] = _look_up(
                     part.name, self._config, self._options, adapter=part.is_adapter, offline=offline
                 )
-        for document in _documents(self._config):
+        for document in self._config.documents():
             source = document.tokenizer_source
             if source is None or isinstance(source, str) or self._config.is_stage(source):
                 continue
@@ -140,14 +140,9 @@ class _Opening:
             self.failures[part] = error
 
 
-def _documents(config: MergeConfig) -> Iterator[MergeConfig]:
-    for part in (config, *(swept.config for swept in config.sweep.values())):
-        yield from (*part.stages.values(), part)
-
-
 def adapted_steps(config: MergeConfig) -> tuple[ModelReference, ...]:
     """Return what a recipe names that is the result of one of its stages with an adapter on it."""
-    named = dict.fromkeys(reference for document in _documents(config) for reference in document.model_references())
+    named = dict.fromkeys(reference for document in config.documents() for reference in document.model_references())
     return tuple(reference for reference in named if reference.adapter is not None and config.is_stage(reference))
 
 

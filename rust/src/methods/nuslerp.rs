@@ -22,11 +22,16 @@ pub struct Nuslerp {
 }
 
 impl Nuslerp {
+    /// Returns whether matrices have one angle per column.
+    pub(super) fn by_columns(&self) -> bool {
+        // mergekit's name for it.
+        !self.nuslerp_flatten && self.nuslerp_row_wise
+    }
+
     fn over(&self, rows: usize) -> Over {
         match self {
             _ if self.nuslerp_flatten || rows == 1 => Over::Tensor,
-            // mergekit's name for it.
-            _ if self.nuslerp_row_wise => Over::Column,
+            _ if self.by_columns() => Over::Column,
             _ => Over::Row,
         }
     }

@@ -20,7 +20,6 @@ mod weighted;
 use super::breadcrumbs::Breadcrumbs;
 use super::delta::All;
 use super::model_stock::ModelStock;
-use super::nuslerp::Nuslerp;
 use super::ranked::{Band, Largest};
 use super::ties::{MajoritySign, Ties};
 use super::{Checked, Merge, Method};
@@ -112,9 +111,7 @@ impl Merge for Mergekit {
             Method::Ties(method) if method.majority_sign_method != MajoritySign::Total => {
                 Err("signs are elected by `total` in the arithmetic of mergekit".into())
             }
-            Method::Nuslerp(Nuslerp { nuslerp_flatten: false, nuslerp_row_wise: true, .. })
-                if self.leading.is_none() =>
-            {
+            Method::Nuslerp(method) if method.by_columns() && self.leading.is_none() => {
                 Err("`nuslerp_row_wise` needs `leading`, the length of the first axis, in the arithmetic of mergekit"
                     .into())
             }
@@ -141,7 +138,7 @@ impl Merge for Mergekit {
 
     fn resident(&self, rows: usize, columns: usize, sources: usize) -> usize {
         match (&*self.by, self.leading) {
-            (Method::Nuslerp(Nuslerp { nuslerp_flatten: false, nuslerp_row_wise: true, .. }), Some(leading)) => {
+            (Method::Nuslerp(method), Some(leading)) if method.by_columns() => {
                 rows.saturating_mul(columns).checked_div(leading).unwrap_or(0).saturating_mul(nuslerp::OF_COLUMN)
             }
             (by, _) => by.resident(rows, columns, sources),

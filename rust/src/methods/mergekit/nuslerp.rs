@@ -41,7 +41,7 @@ pub fn nuslerp<F: Lanes, D: Round>(
     sweep: &Sweep<F>,
 ) -> Result<Box<dyn Kernel<F>>> {
     let t = method.weights[1] / (method.weights[0] + method.weights[1]);
-    let down = leading.filter(|_| !method.nuslerp_flatten && method.nuslerp_row_wise);
+    let down = leading.filter(|_| method.by_columns());
     if let Some(rows) = down
         && sweep.len().checked_rem(rows).unwrap_or(sweep.len()) != 0
     {
@@ -50,11 +50,8 @@ pub fn nuslerp<F: Lanes, D: Round>(
     let columns = down.map_or(sweep.columns, |rows| sweep.len().checked_div(rows).unwrap_or(0));
     let found = match down {
         // A single column lies together, as a vector does.
-        Some(_) if columns != 1 => {
-            each_panel::<F, D, _>(sweep, leading.unwrap_or(0), |panel| arcs::<F, D>(sweep, t, panel))?
-                .into_iter()
-                .flatten()
-                .collect()
+        Some(rows) if columns != 1 => {
+            each_panel::<F, D, _>(sweep, rows, |panel| arcs::<F, D>(sweep, t, panel))?.into_iter().flatten().collect()
         }
         None if !method.nuslerp_flatten && sweep.rows > 1 => sweep.each_row(|row| arc::<F, D>(sweep, t, row))?,
         _ => vec![arc::<F, D>(sweep, t, 0..sweep.len())?],
