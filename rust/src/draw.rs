@@ -26,27 +26,24 @@ pub fn key(seed: u64, tensor: &str) -> [u32; 2] {
     [0, 4].map(|i| u32::from_le_bytes([digest[i], digest[i + 1], digest[i + 2], digest[i + 3]]))
 }
 
-/// Computes the four random words of `N` counters, of which the lower halves of lanes count: the first and the second word
-/// in the lower and the upper half of one lane, the others in another.
+/// Computes the four random words of a counter, of whose numbers the lower halves count: the first and the second word in
+/// the lower and the upper half of one number, the others in another.
 #[inline(always)]
-pub fn philox<const N: usize>(mut key: [u32; 2], mut counter: [[u64; N]; 4]) -> [[u64; N]; 2] {
-    let [x, y, z, w] = &mut counter;
+pub fn philox(mut key: [u32; 2], [mut x, mut y, mut z, mut w]: [u64; 4]) -> [u64; 2] {
     for round in 0..ROUNDS {
-        for j in 0..N {
-            // In 64-bit lanes, products need no moves between them.
-            let a = (x[j] & LOW) * 0xD251_1F53;
-            let b = (z[j] & LOW) * 0xCD9E_8D57;
-            if round + 1 < ROUNDS {
-                (x[j], y[j]) = ((b >> 32) ^ y[j] ^ u64::from(key[0]), b);
-                (z[j], w[j]) = ((a >> 32) ^ w[j] ^ u64::from(key[1]), a);
-            } else {
-                x[j] = b.rotate_left(32) ^ (y[j] & LOW) ^ u64::from(key[0]);
-                z[j] = a.rotate_left(32) ^ (w[j] & LOW) ^ u64::from(key[1]);
-            }
+        // In 64-bit lanes, products need no moves between them.
+        let a = (x & LOW) * 0xD251_1F53;
+        let b = (z & LOW) * 0xCD9E_8D57;
+        if round + 1 < ROUNDS {
+            (x, y) = ((b >> 32) ^ y ^ u64::from(key[0]), b);
+            (z, w) = ((a >> 32) ^ w ^ u64::from(key[1]), a);
+        } else {
+            x = b.rotate_left(32) ^ (y & LOW) ^ u64::from(key[0]);
+            z = a.rotate_left(32) ^ (w & LOW) ^ u64::from(key[1]);
         }
         key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
     }
-    [*x, *z]
+    [x, z]
 }
 
 /// The draws of one model in one tensor, one per element.
@@ -64,18 +61,18 @@ impl Draws {
     /// from `8 (g / 2)` on.
     #[inline(always)]
     pub fn upper(&self, first: usize, draws: &mut [[Upper; WORD]]) {
-        let mut counter = (first / WORD * COUNTERS) as u64;
-        for draws in draws {
-            let mut counters = [[0; COUNTERS], [0; COUNTERS], [u64::from(self.model); COUNTERS], [0; COUNTERS]];
+        let first = (first / WORD * COUNTERS) as u64;
+        for (group, draws) in draws.iter_mut().enumerate() {
+            // All of a counter's rounds in one loop over the counters, which becomes a loop over vectors of them.
+            let mut words = [[0; COUNTERS]; 2];
             for j in 0..COUNTERS {
-                let counter = counter + j as u64;
-                (counters[0][j], counters[1][j]) = (counter, counter >> 32);
+                let counter = first + (group * COUNTERS + j) as u64;
+                [words[0][j], words[1][j]] = philox(self.key, [counter, counter >> 32, self.model.into(), 0]);
             }
             let lanes = draws.as_flattened_mut().as_chunks_mut().0;
-            for (lane, words) in lanes.iter_mut().zip(philox(self.key, counters).as_flattened()) {
+            for (lane, words) in lanes.iter_mut().zip(words.as_flattened()) {
                 *lane = words.to_le_bytes();
             }
-            counter += COUNTERS as u64;
         }
     }
 
@@ -87,7 +84,7 @@ impl Draws {
             return upper < upper_limit;
         }
         let counter = [element as u64, element as u64 >> 32, u64::from(self.model), 1];
-        let [[words], _] = philox(self.key, counter.map(|word| [word]));
+        let [words, _] = philox(self.key, counter);
         (words as u16) < lower_limit
     }
 }

@@ -7,7 +7,7 @@ use mol_merge::simd::Simd;
 
 /// Computes the words of one counter.
 fn words(key: [u32; 2], counter: [u32; 4]) -> [u32; 4] {
-    let [[a], [b]] = philox(key, counter.map(|word| [u64::from(word)]));
+    let [a, b] = philox(key, counter.map(u64::from));
     [a as u32, (a >> 32) as u32, b as u32, (b >> 32) as u32]
 }
 
