@@ -284,8 +284,9 @@ impl<R: Real, K: Keep<R>> Terms<R, 2, 2> for Masses<'_, K> {
     #[inline(always)]
     fn terms<const N: usize>(&self, stretch: &K::Stretch, at: At, [base, x]: [[R; N]; 2]) -> [[f64; N]; 2] {
         let d = delta(&x, &base);
-        let kept = self.keep.apply(stretch, at, self.model, d, d);
-        [d.map(|d| d.to_f64().abs()), kept.map(|d| d.to_f64().abs())]
+        let all = d.map(R::magnitude);
+        let kept = self.keep.apply(stretch, at, self.model, d, all);
+        [all.map(R::to_f64), kept.map(R::to_f64)]
     }
 }
 

@@ -110,6 +110,7 @@ impl Band {
 
 impl<R: Real> Keep<R> for Band {
     type Stretch = [Vec<R::Key>; 2];
+    const UNROLLED: bool = true;
 
     fn stretch(&self, from: usize) -> ([Vec<R::Key>; 2], usize) {
         let ((outer, a), (inner, b)) = (Keep::<R>::stretch(&self.outer, from), Keep::<R>::stretch(&self.inner, from));
