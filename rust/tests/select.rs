@@ -1,5 +1,5 @@
 //! The search for the k-th largest key compared with a sort, for any sample.
-use mol_merge::sweep::search::{COLLECT, Search, Step};
+use mol_merge::sweep::search::{COLLECT, Search, Step, around};
 
 const TOP: i64 = 1 << 31;
 
@@ -63,6 +63,26 @@ fn a_sample_that_says_nothing_only_costs_sweeps() {
     for sample in [vec![0], vec![TOP - 1], vec![0, TOP - 1], vec![hash(5); 100]] {
         assert!(check(&keys, &sample) <= 40);
     }
+}
+
+#[test]
+fn the_keys_around_a_share_leave_few_in_between() {
+    for zeros in [0, 1, 4, 9] {
+        let keys: Vec<i64> = (0..8 * COLLECT).map(|i| if i % 10 < zeros { 0 } else { 1 + hash(i) }).collect();
+        for share in [0.01, 0.5, 0.99] {
+            let wanted = |not_zero: usize| (not_zero as f64 * share) as usize;
+            let mut sample: Vec<i64> = keys.iter().copied().step_by(17).collect();
+            let pivots = around(&mut sample, keys.len(), wanted);
+            // Where nearly all that are not zero are wanted, the lower key is zero itself.
+            let [.., low, high] = *pivots else { panic!("{pivots:?}") };
+            let above = |pivot: i64| keys.iter().filter(|key| **key > pivot).count();
+            let rank = wanted(above(0));
+            assert!(pivots[0] == 0 && above(high) < rank && rank <= above(low), "{share} of {zeros}");
+            assert!(above(low) - above(high) < COLLECT / 8, "{share} of {zeros}");
+        }
+    }
+    assert_eq!(around(&mut [], 9, |k| k), [0]);
+    assert_eq!(around(&mut [0; 100], 999, |k| k), [0]);
 }
 
 #[test]

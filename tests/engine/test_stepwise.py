@@ -55,6 +55,7 @@ METHODS = {
     "model_stock by rows": (6, {"model_stock": {"filter_wise": True}}),
     "sce": (4, {"sce": {"select_topk": 1.0}}),
     "sce of some": (4, {"sce": {"select_topk": 0.4}}),
+    "sce of nearly all": (4, {"sce": {"select_topk": 1 - 1e-9}}),
     "sce of some, six": (7, {"sce": {"select_topk": 0.4}}),
     "multislerp": (3, {"multislerp": {"weights": [0.5, 0.3, 0.7], "normalize": True, "eps": 1e-8}}),
     "multislerp, two": (2, {"multislerp": {"weights": [0.5, 0.3], "normalize": True, "eps": 1e-8}}),

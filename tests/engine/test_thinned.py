@@ -153,6 +153,24 @@ def test_sce_by_hand(tmp_path: Path, share: float, wanted: list[float]) -> None:
     assert merged.data.tolist() == wanted
 
 
+@pytest.mark.parametrize("models", [2, 3, 4, 5])  # five are read in another way
+@pytest.mark.parametrize("kind", ["few differ", "none differs", "all vary alike", "grid"])
+def test_sce_selects_of_a_large_tensor(tmp_path: Path, kind: str, models: int) -> None:
+    """With more elements than a search collects at once; of those that vary alike the first are selected."""
+    random, n = np.random.default_rng(31), 3 * 65536 + 5
+    moved = {
+        "few differ": lambda: np.where(np.arange(n) % 97 == 5, random.normal(0, 1, n), 0.0),
+        "none differs": lambda: np.ones(n),
+        "all vary alike": lambda: np.full(n, random.normal()),
+        "grid": lambda: random.integers(-2, 3, n) / 8,
+    }[kind]
+    base = random.integers(-8, 9, n) / 16
+    sources = tuple(encode(values, "F32") for values in (base, *(base + moved() for _ in range(models))))
+    cases = {f"{share}": Case({"sce": {"select_topk": share}}, sources, "F32") for share in (0.01, 0.5, 0.999)}
+    for label, merged in merge(tmp_path, cases).items():
+        assert_agrees(cases[label], merged, label)
+
+
 def test_dare_ties_drops_what_dare_linear_drops(tmp_path: Path) -> None:
     base, model = encode(np.zeros(50_000), "F32"), encode(np.ones(50_000), "F32")
     cases = {

@@ -6,9 +6,9 @@ use super::delta::{see, settled};
 use super::ranked::held;
 use super::{Checked, Merge, based};
 use crate::error::Result;
-use crate::lanes::{At, Combine, Each, Kernel, Lanes};
+use crate::lanes::{At, Combine, Each, Kernel, Lanes, by_lane};
 use crate::real::Real;
-use crate::sweep::select::{Made, Threshold};
+use crate::sweep::select::{Made, Score, Threshold};
 use crate::sweep::{Sweep, Terms};
 
 /// Select, calculate, erase: over the base (the first source).
@@ -44,7 +44,21 @@ fn variance<R: Real, const N: usize>(x: &[[R; N]]) -> [R; N] {
     sum
 }
 
-/// The variance, as what a sweep makes.
+/// The variance of the task vectors of `M - 1` models, as a score.
+struct Varying<const M: usize>;
+
+impl<R: Real, const M: usize> Score<R, M> for Varying<M> {
+    fn reads(&self) -> [usize; M] {
+        std::array::from_fn(|k| k)
+    }
+
+    #[inline(always)]
+    fn keys<const N: usize>(&self, x: [[R; N]; M]) -> [R::Key; N] {
+        variance(&x).map(R::key)
+    }
+}
+
+/// The variance, as what a sweep makes of any number of models.
 struct Variance;
 
 impl<R: Real> Combine<R> for Variance {
@@ -62,21 +76,30 @@ impl<R: Real> Combine<R> for Variance {
     }
 }
 
-/// How many elements are not zero.
-impl<R: Real> Terms<R, 1, 1> for Made {
-    type Stretch = ();
+/// The squares of the elements of `K` task vectors that are selected by their variance; `M` is `K + 1`.
+struct Selected<const M: usize, const K: usize>(Threshold);
 
-    fn reads(&self) -> [usize; 1] {
-        [self.0]
+impl<R: Real, const M: usize, const K: usize> Terms<R, M, K> for Selected<M, K> {
+    type Stretch = R::Key;
+
+    fn reads(&self) -> [usize; M] {
+        std::array::from_fn(|k| k)
     }
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
+    fn stretch(&self, from: usize) -> (R::Key, usize) {
+        self.0.above::<R>(from)
     }
 
     #[inline(always)]
-    fn terms<const N: usize>(&self, (): &(), _: At, [x]: [[R; N]; 1]) -> [[f64; N]; 1] {
-        [x.map(|x| f64::from(u8::from(x != R::default())))]
+    fn terms<const N: usize>(&self, key: &R::Key, _: At, x: [[R; N]; M]) -> [[f64; N]; K] {
+        let (v, mut squares) = (variance(&x), [[0.0; N]; K]);
+        for k in 0..K {
+            for j in 0..N {
+                let d = (x[k + 1][j] - x[0][j]).keep_if(v[j].key() > *key).to_f64();
+                squares[k][j] = d * d;
+            }
+        }
+        squares
     }
 }
 
@@ -119,6 +142,7 @@ struct Erased<R, const SELECT: bool> {
 
 impl<R: Real, const SELECT: bool> Combine<R> for Erased<R, SELECT> {
     type Stretch = R::Key;
+    const UNROLLED: bool = true;
 
     fn stretch(&self, from: usize) -> (R::Key, usize) {
         self.selected.above::<R>(from)
@@ -159,10 +183,16 @@ impl<R: Real, const SELECT: bool> Combine<R> for Erased<R, SELECT> {
         }
         (y, witness)
     }
+
+    #[inline(always)]
+    fn unrolled<const N: usize, const I: usize>(&self, key: &R::Key, at: At, x: &mut [[R; N]; I]) -> ([R; N], [R; N]) {
+        by_lane(self, key, at, x)
+    }
 }
 
 impl Merge for Sce {
-    const SWEEPS: u64 = 4;
+    const SWEEPS: u64 = 3;
+    const DIRECT: bool = true;
     // Variances are ranked as f32, so that the same elements are selected whatever the dtype of the result.
     const WIDE: bool = false;
 
@@ -184,23 +214,45 @@ impl Merge for Sce {
         if self.select_topk >= 1.0 {
             let selected = Threshold::ALL;
             let squares: Vec<_> = (0..models).map(|model| Squares::<2> { model, made, selected }).collect();
-            let shares = shares(&sweep.sums(&squares)?, sweep.len());
+            let shares = shares(sweep.sums(&squares)?.as_flattened(), sweep.len());
             return Ok(Box::new(Each(Erased::<_, false> { shares, selected })));
         }
-        let kernel = Each(Variance);
-        let sweep = sweep.with(&kernel);
-        let wanted = (sweep.sums(&[Made(made)])?[0][0] * self.select_topk) as usize;
-        let selected = sweep.select(&[(Made(made), wanted)])?[0];
-        let squares: Vec<_> = (0..models).map(|model| Squares::<3> { model, made, selected }).collect();
-        let shares = shares(&sweep.sums(&squares)?, sweep.len());
+        // Up to four models stay in registers; the variance of more of them is made strip by strip.
+        let (selected, squares) = match models {
+            2 => self.selected::<F, 3, 2>(sweep)?,
+            3 => self.selected::<F, 4, 3>(sweep)?,
+            4 => self.selected::<F, 5, 4>(sweep)?,
+            _ => {
+                let kernel = Each(Variance);
+                let plain = Sweep::<F::Plain>::new(sweep.sources(), sweep.settings);
+                let plain = plain.with(&kernel);
+                let selected = plain.select_part(&Made(made), |not_zero| self.wanted(not_zero))?;
+                let squares: Vec<_> = (0..models).map(|model| Squares::<3> { model, made, selected }).collect();
+                (selected, plain.sums(&squares)?.into_flattened())
+            }
+        };
+        let shares = shares(&squares, sweep.len());
         Ok(Box::new(Each(Erased::<_, true> { shares, selected })))
     }
 }
 
+impl Sce {
+    /// Returns how many elements are selected, of as many on which the models differ.
+    fn wanted(&self, differing: usize) -> usize {
+        (differing as f64 * self.select_topk) as usize
+    }
+
+    /// Finds the selected elements, and sums their squares for each of `K` models; `M` is `K + 1`.
+    fn selected<F: Lanes, const M: usize, const K: usize>(&self, sweep: &Sweep<F>) -> Result<(Threshold, Vec<f64>)> {
+        let selected = sweep.select_part(&Varying::<M>, |not_zero| self.wanted(not_zero))?;
+        Ok((selected, sweep.sums(&[Selected::<M, K>(selected)])?.into_flattened()))
+    }
+}
+
 /// Each model's share of the mean squares of all.
-fn shares<R: Real>(squares: &[[f64; 1]], len: usize) -> Vec<R> {
-    let total: f64 = squares.iter().map(|[square]| square).sum();
+fn shares<R: Real>(squares: &[f64], len: usize) -> Vec<R> {
+    let total: f64 = squares.iter().sum();
     let even = 1.0 / squares.len() as f64;
-    let share = |[square]: &[f64; 1]| if total / (len as f64) < 1e-6 { even } else { square / total };
+    let share = |square: &f64| if total / (len as f64) < 1e-6 { even } else { square / total };
     squares.iter().map(|square| R::from_f64(share(square))).collect()
 }

@@ -1,4 +1,5 @@
 //! Counts and collects the keys of a strip of a tensor.
+use super::search::PIVOTS;
 use super::select::Score;
 use crate::lanes::{Lanes, W};
 use crate::real::Real;
@@ -16,20 +17,20 @@ pub(super) fn key_of<F: Lanes, S: Score<F::Real, M>, const M: usize>(
     score.keys::<1>(x.map(|x| [F::get(x, i)]))[0]
 }
 
-/// Counts for one score: the keys above and equal to each of one or two pivots.
+/// Counts for one score: the keys above and equal to each pivot.
 pub(super) struct Counted<'a, S, const M: usize> {
     pub score: &'a S,
     pub x: [&'a [u8]; M],
-    /// One or two pivots.
+    /// One to [`PIVOTS`] of them.
     pub pivots: &'a [i64],
-    pub counts: &'a mut [[usize; 2]; 2],
+    pub counts: &'a mut [[usize; 2]; PIVOTS],
 }
 
 /// Counts for several scores in turns, so that memory reads of all of them overlap. Fewer than 2^32 elements.
 pub(super) struct Count<'a, 'b, F, S, const M: usize>(pub &'a mut [Counted<'b, S, M>], pub PhantomData<F>);
 
 /// Per lane, the keys above and equal to each pivot.
-type Lanewise = [[[u32; W]; 2]; 2];
+type Lanewise = [[[u32; W]; 2]; PIVOTS];
 
 impl<F: Lanes, S: Score<F::Real, M>, const M: usize> Task for Count<'_, '_, F, S, M> {
     type Output = ();
@@ -37,13 +38,14 @@ impl<F: Lanes, S: Score<F::Real, M>, const M: usize> Task for Count<'_, '_, F, S
     fn run(self) {
         let elements = self.0.first().map_or(0, |one| one.x[0].len() / F::BYTES);
         let whole = elements / (2 * W) * (2 * W);
-        let mut counts: Vec<Lanewise> = vec![[[[0; W]; 2]; 2]; self.0.len()];
+        let mut counts: Vec<Lanewise> = vec![[[[0; W]; 2]; PIVOTS]; self.0.len()];
         for start in (0..whole).step_by(PREFETCH / F::BYTES) {
             let turn = start..whole.min(start + PREFETCH / F::BYTES);
             for (one, counts) in self.0.iter().zip(&mut counts) {
                 match *one.pivots {
                     [a] => one.turn::<F, 1>(turn.clone(), [a], counts),
-                    [a, b, ..] => one.turn::<F, 2>(turn.clone(), [a, b], counts),
+                    [a, b] => one.turn::<F, 2>(turn.clone(), [a, b], counts),
+                    [a, b, c, ..] => one.turn::<F, 3>(turn.clone(), [a, b, c], counts),
                     [] => {}
                 }
             }
@@ -94,14 +96,14 @@ impl<S, const M: usize> Counted<'_, S, M> {
     }
 }
 
-/// Counts keys above and equal to each of one or two pivots, over fewer than 2^32 elements.
+/// Counts keys above and equal to each pivot, over fewer than 2^32 elements.
 pub(super) fn count<F: Lanes, S: Score<F::Real, M>, const M: usize>(
     simd: Simd,
     score: &S,
     x: [&[u8]; M],
     pivots: &[i64],
-) -> [[usize; 2]; 2] {
-    let mut counts = [[0; 2]; 2];
+) -> [[usize; 2]; PIVOTS] {
+    let mut counts = [[0; 2]; PIVOTS];
     simd.run(Count::<F, S, M>(&mut [Counted { score, x, pivots, counts: &mut counts }], PhantomData));
     counts
 }

@@ -8,6 +8,9 @@
 /// Maximum number of keys that one search collects.
 pub const COLLECT: usize = 1 << 17;
 
+/// Maximum number of pivots that are counted at once.
+pub const PIVOTS: usize = 3;
+
 /// What the search needs next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -27,6 +30,22 @@ pub enum Step {
 /// Returns the index of the key of a rank, counted from the largest as 1, among sorted keys whose last index is `last`.
 fn index_of(rank: f64, last: usize) -> usize {
     last - (rank.max(1.0) as usize - 1).min(last)
+}
+
+/// Returns zero and two keys between which the k-th largest of `n` keys most likely is, from a sample; k is a function of
+/// the number of keys that are not zero.
+pub fn around(sample: &mut [i64], n: usize, k: impl Fn(usize) -> usize) -> Vec<i64> {
+    let mut pivots = vec![0];
+    if let Some(last) = sample.len().checked_sub(1) {
+        let scale = n as f64 / sample.len() as f64;
+        let not_zero = sample.iter().filter(|key| **key > 0).count() as f64 * scale;
+        let rank = k(not_zero as usize) as f64 / scale;
+        // So narrow that of twelve million keys those in between can be collected.
+        let spread = 2.5 * (rank * (1.0 - rank / sample.len() as f64)).max(0.0).sqrt() + 1.0;
+        pivots.extend([rank + spread, rank - spread].map(|rank| *sample.select_nth_unstable(index_of(rank, last)).1));
+        pivots.dedup();
+    }
+    pivots
 }
 
 /// The search for the `k`-th largest of `n` keys.
@@ -100,7 +119,7 @@ impl Search {
                 (self.high, self.from_high) = (pivot, above + equal);
             }
         }
-        if self.first.take().is_some() {
+        if self.first.take().is_some() && self.above_low - self.from_high > COLLECT {
             self.sample.sort_unstable();
         }
         // Each sweep narrows the interval, and the answer stays inside, so a search over unchanged data ends.

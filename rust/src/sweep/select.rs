@@ -1,6 +1,6 @@
 //! The exact k-th largest value of any score of the elements, for several scores at once.
 use super::count::{Count, Counted, count, gather, key_of};
-use super::search::{Inconsistent, Search, Step};
+use super::search::{Inconsistent, PIVOTS, Search, Step, around};
 use super::sums::union;
 use super::{Sweep, TURN};
 use crate::error::{Error, Result};
@@ -53,6 +53,11 @@ impl Threshold {
     /// Every element.
     pub const ALL: Self = Self { key: -1, cut: 0 };
 
+    /// No element.
+    fn none<R: Real>() -> Self {
+        Self { key: R::TOP - 1, cut: 0 }
+    }
+
     /// From element `from` on, up to the second of both, those survive whose key is above the first.
     pub fn above<R: Real>(&self, from: usize) -> (R::Key, usize) {
         let end = if self.cut > from { self.cut } else { usize::MAX };
@@ -63,8 +68,16 @@ impl Threshold {
 /// The answer of one tile to one search: counts for its pivots, or the keys it collects.
 #[derive(Default)]
 struct Answer {
-    counts: [[usize; 2]; 2],
+    counts: [[usize; 2]; PIVOTS],
     keys: Vec<i64>,
+}
+
+impl Answer {
+    /// Sums the counts of all tiles.
+    fn total(answers: &[Self]) -> [[usize; 2]; PIVOTS] {
+        let total = |pivot: usize, which: usize| answers.iter().map(|answer| answer.counts[pivot][which]).sum();
+        std::array::from_fn(|pivot| [0, 1].map(|which| total(pivot, which)))
+    }
 }
 
 /// Passes the answers of the tiles to a search. Once it is done, returns how many keys of each tile equal the result.
@@ -74,9 +87,7 @@ fn learn(
     answers: &[Answer],
 ) -> std::result::Result<Option<Vec<usize>>, Inconsistent> {
     if let Step::Count(pivots) = step {
-        let total = |pivot: usize, which: usize| answers.iter().map(|answer| answer.counts[pivot][which]).sum();
-        let totals = [0, 1].map(|pivot| [0, 1].map(|which| total(pivot, which)));
-        let pivot = search.counted(pivots, &totals)?;
+        let pivot = search.counted(pivots, &Answer::total(answers))?;
         return Ok(pivot.map(|pivot| answers.iter().map(|answer| answer.counts[pivot][1]).collect()));
     }
     search.collected(answers.iter().flat_map(|answer| answer.keys.iter().copied()).collect())?;
@@ -88,8 +99,7 @@ impl<F: Lanes> Sweep<'_, F> {
     /// Finds, for each score and rank, which elements are among the `rank` largest, equal ones lowest index first. All
     /// searches run together, so a tensor is read once for all of them.
     pub fn select<S: Score<F::Real, M>, const M: usize>(&self, wanted: &[(S, usize)]) -> Result<Vec<Threshold>> {
-        let none = Threshold { key: F::Real::TOP - 1, cut: 0 };
-        let mut found = vec![none; wanted.len()];
+        let mut found = vec![Threshold::none::<F::Real>(); wanted.len()];
         let mut open = Vec::new();
         for (which, (score, rank)) in wanted.iter().enumerate() {
             if *rank >= self.len() {
@@ -105,19 +115,59 @@ impl<F: Lanes> Sweep<'_, F> {
             for ((which, mut search), (score, step)) in std::mem::take(&mut open).into_iter().zip(&steps).rev() {
                 // Tiles answer in the order of the searches, so pop from the last.
                 let answers: Vec<Answer> = tiles.iter_mut().filter_map(Vec::pop).collect();
-                let learned = learn(&mut search, step, &answers).map_err(|Inconsistent| self.changed(*score))?;
-                match (learned, search.step()) {
-                    (Some(equals), Step::Done { key, equal }) => {
-                        found[which] = Threshold { key, cut: self.cut(*score, &equals, key, equal)? };
-                    }
-                    _ => open.push((which, search)),
+                match self.learn(*score, &mut search, step, &answers)? {
+                    Some(threshold) => found[which] = threshold,
+                    None => open.push((which, search)),
                 }
             }
         }
         Ok(found)
     }
 
-    /// Returns the cuts of a search that has ended.
+    /// Finds which elements are among the largest, where `wanted` returns their number from that of the keys that are not
+    /// zero.
+    pub fn select_part<S: Score<F::Real, M>, const M: usize>(
+        &self,
+        score: &S,
+        wanted: impl Fn(usize) -> usize,
+    ) -> Result<Threshold> {
+        let mut sample = self.sample(score)?;
+        // The same sweep counts those that are not zero and, most often, nearly all that are surely among the largest.
+        let mut step = Step::Count(around(&mut sample, self.len(), &wanted));
+        let mut search = None;
+        loop {
+            let steps = [(score, step)];
+            let tiles = self.tiles(|tile| self.ask(&steps, tile))?;
+            let answers: Vec<Answer> = tiles.into_iter().flatten().collect();
+            let search = match &mut search {
+                Some(search) => search,
+                None => match wanted(Answer::total(&answers)[0][0]) {
+                    0 => return Ok(Threshold::none::<F::Real>()),
+                    rank if rank >= self.len() => return Ok(Threshold::ALL),
+                    rank => search.insert(Search::new(self.len(), rank, F::Real::TOP, std::mem::take(&mut sample))),
+                },
+            };
+            if let Some(threshold) = self.learn(score, search, &steps[0].1, &answers)? {
+                return Ok(threshold);
+            }
+            step = search.step();
+        }
+    }
+
+    /// Passes the answers of the tiles to a search. Once it is done, returns which elements it found.
+    fn learn<S: Score<F::Real, M>, const M: usize>(
+        &self,
+        score: &S,
+        search: &mut Search,
+        step: &Step,
+        answers: &[Answer],
+    ) -> Result<Option<Threshold>> {
+        let learned = learn(search, step, answers).map_err(|Inconsistent| self.changed(score))?;
+        let (Some(equals), Step::Done { key, equal }) = (learned, search.step()) else { return Ok(None) };
+        Ok(Some(Threshold { key, cut: self.cut(score, &equals, key, equal)? }))
+    }
+
+    /// Returns the error of a search whose data changed.
     fn changed<S: Score<F::Real, M>, const M: usize>(&self, score: &S) -> Error {
         let mut names = Vec::new();
         let reads = score.reads();

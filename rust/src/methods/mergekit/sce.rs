@@ -62,8 +62,8 @@ pub fn sce<F: Lanes, D: Round>(method: &Sce, sweep: &Sweep<F>) -> Result<Box<dyn
     if method.select_topk < 1.0 {
         let with = with.insert(sweep.with(&kernel));
         // The product is made in f32.
-        let wanted = (with.sums(&[Made(made)])?[0][0] as f32 * method.select_topk as f32) as usize;
-        selected = Some(with.select(&[(Made(made), wanted)])?[0]);
+        let wanted = |not_zero| (not_zero as f32 * method.select_topk as f32) as usize;
+        selected = Some(with.select_part(&Made(made), wanted)?);
     }
     let reads: Vec<usize> = (0..made + usize::from(selected.is_some())).collect();
     let mut stretch = selected.map(|found| found.above::<F::Real>(0));
