@@ -105,6 +105,14 @@ fn ties(models: usize, rescale: bool, elect: &str) -> String {
     )
 }
 
+/// A method that keeps some elements of three task vectors, with parameters of its own.
+fn thinned(name: &str, own: &str) -> String {
+    format!(
+        r#"{{"{name}": {{"weights": [0.5, 0.5, 0.5], "densities": [0.5, 0.5, 0.5], {own}, "normalize": true,
+        "rescale": true, "lambda": 1.0}}}}"#
+    )
+}
+
 fn formats<F: Lanes>(c: &mut Criterion, format: &str) {
     let linear = r#"{"linear": {"weights": [0.5, 0.5], "normalize": true}}"#;
     let task_arithmetic =
@@ -116,6 +124,18 @@ fn formats<F: Lanes>(c: &mut Criterion, format: &str) {
     method::<F>(c, format, "ties of 8", 8, &ties(7, false, "total"));
     method::<F>(c, format, "ties by count", 4, &ties(3, false, "count"));
     method::<F>(c, format, "ties rescaled", 4, &ties(3, true, "total"));
+    let (models, epsilons) = (r#""models": [0, 1, 2]"#, r#""epsilons": [0.1, 0.1, 0.1]"#);
+    method::<F>(c, format, "dare_ties", 4, &thinned("dare_ties", models));
+    method::<F>(
+        c,
+        format,
+        "della",
+        4,
+        &thinned("della", &format!("{models}, {epsilons}")),
+    );
+    let gammas = r#""gammas": [0.01, 0.01, 0.01]"#;
+    method::<F>(c, format, "breadcrumbs", 4, &thinned("breadcrumbs", gammas));
+    method::<F>(c, format, "sce", 4, r#"{"sce": {"select_topk": 0.5}}"#);
 }
 
 fn kernels(c: &mut Criterion) {

@@ -29,6 +29,7 @@ pub struct Breadcrumbs<const ELECT: bool> {
 
 impl<const ELECT: bool> Merge for Breadcrumbs<ELECT> {
     const SWEEPS: u64 = 2;
+    const DIRECT: bool = true;
     // Magnitudes are ranked as f32, as those of TIES.
     const WIDE: bool = false;
 
