@@ -24,7 +24,7 @@ pub trait Real:
     const EPSILON: f64;
     /// The smallest key that is not finite.
     const INFINITE: Self::Key;
-    /// An upper bound of all keys (in f64 it is the largest key, which only one NaN has).
+    /// The largest key, which only one NaN has.
     const TOP: i64;
 
     /// Rounds a scalar to this precision.
@@ -130,7 +130,7 @@ macro_rules! real {
         }
     };
 }
-real!(f32, i32, u32, 0x8000_0000_u32, 0x7f80_0000, 0x7fc0_0000, 1 << 31, std::convert::identity);
+real!(f32, i32, u32, 0x8000_0000_u32, 0x7f80_0000, 0x7fc0_0000, 0x7fff_ffff, std::convert::identity);
 real!(f64, i64, u64, 0x8000_0000_0000_0000_u64, 0x7ff0_0000_0000_0000, 0x7ff8_0000_0000_0000, i64::MAX, odd);
 
 /// Rounds to f32 toward zero and sets the last bit where anything was lost (round to odd), so that a second rounding

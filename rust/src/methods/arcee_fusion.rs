@@ -51,7 +51,7 @@ fn fence<F: Lanes>(sweep: &Sweep<F>) -> Result<F::Real> {
     }
     // The number of elements below a quantile; the k-th smallest is the (len - k)-th largest, k counted from 0.
     let below = |share: f64| (share * (len - 1) as f64) as usize;
-    let found = sweep.select(&[0.25, 0.5, 0.75].map(|share| (Made(made), len - below(share))))?;
+    let found = sweep.select(&[(Made(made), [0.25, 0.5, 0.75].map(|share| len - below(share)).to_vec())])?;
     let mut least = F::Real::TOP;
     if below(0.25) == 0 {
         // A search for the last rank keeps all elements and does not look at them.

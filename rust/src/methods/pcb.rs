@@ -183,12 +183,12 @@ fn extremes<F: Lanes>(sweep: &Sweep<F>, seen: Seen) -> Result<Bounds> {
     Ok(tiles.into_iter().fold(none, join))
 }
 
-/// Finds the magnitude of the `rank`-th largest number that a kernel makes; there are more.
-fn ranked<F: Lanes>(sweep: &Sweep<F>, seen: Seen, rank: usize) -> Result<f64> {
+/// Finds the magnitudes of the numbers of some ranks, the largest first, that a kernel makes; there are more.
+fn ranked<F: Lanes, const K: usize>(sweep: &Sweep<F>, seen: Seen, ranks: [usize; K]) -> Result<[f64; K]> {
     let kernel = Each(seen);
     let made = sweep.sources().len();
-    let key = sweep.with(&kernel).select(&[(Made(made), rank)])?[0].key;
-    Ok(F::Real::from_key(F::Real::narrow_key(key)).to_f64())
+    let found = sweep.with(&kernel).select(&[(Made(made), ranks.to_vec())])?;
+    Ok(std::array::from_fn(|k| F::Real::from_key(F::Real::narrow_key(found[k].key)).to_f64()))
 }
 
 impl Pcb {
@@ -198,7 +198,8 @@ impl Pcb {
         if cut == 0 {
             return extremes(sweep, seen);
         }
-        Ok(Bounds { low: ranked(sweep, seen, sweep.len() - cut)?, high: ranked(sweep, seen, cut + 1)? })
+        let [low, high] = ranked(sweep, seen, [sweep.len() - cut, cut + 1])?;
+        Ok(Bounds { low, high })
     }
 
     /// Finds the bounds of the scores of a model that count.
@@ -211,9 +212,12 @@ impl Pcb {
         if below >= sweep.len() {
             return Ok(Bounds { low: f64::INFINITY, high: f64::INFINITY });
         }
-        let positive = ranked(sweep, Seen::Positive(scores, model), sweep.len() - below)?;
-        let low = if positive > 0.0 { positive } else { -ranked(sweep, Seen::Negative(scores, model), below + 1)? };
-        Ok(Bounds { low, high: all.high })
+        let [positive] = ranked(sweep, Seen::Positive(scores, model), [sweep.len() - below])?;
+        if positive > 0.0 {
+            return Ok(Bounds { low: positive, high: all.high });
+        }
+        let [negative] = ranked(sweep, Seen::Negative(scores, model), [below + 1])?;
+        Ok(Bounds { low: -negative, high: all.high })
     }
 }
 
@@ -228,7 +232,7 @@ impl Merge for Pcb {
     }
 
     fn resident(&self, rows: usize, columns: usize, _: usize) -> usize {
-        held(1, rows, columns)
+        held(2, rows, columns)
     }
 
     fn prepare<F: Lanes>(&self, sweep: &Sweep<F>) -> Result<Box<dyn Kernel<F>>> {

@@ -50,7 +50,7 @@ impl Largest {
             d if d <= 0.0 => 0,
             d => ((d * sweep.len() as f64) as usize).max(1),
         };
-        let wanted = densities.iter().enumerate().map(|(model, density)| (score(model), count(*density)));
+        let wanted = densities.iter().enumerate().map(|(model, density)| (score(model), vec![count(*density)]));
         Ok(Self(sweep.select(&wanted.collect::<Vec<_>>())?))
     }
 }
@@ -95,12 +95,11 @@ impl Band {
     ) -> Result<Self> {
         let len = sweep.len();
         let part = |share: f64| (share * len as f64) as usize;
-        let mut wanted = Vec::with_capacity(2 * densities.len());
+        let mut wanted = Vec::with_capacity(densities.len());
         for (model, (density, gamma)) in densities.iter().zip(gammas).enumerate() {
             let kept = if *density < 1.0 { part(*density) } else { len };
             let cut = part(*gamma).min(len - kept);
-            wanted.push((score(model), if kept == 0 { 0 } else { kept + cut }));
-            wanted.push((score(model), cut));
+            wanted.push((score(model), vec![if kept == 0 { 0 } else { kept + cut }, cut]));
         }
         let found = sweep.select(&wanted)?;
         let every_second = |first: usize| Largest(found.iter().copied().skip(first).step_by(2).collect());

@@ -131,7 +131,7 @@ impl<R: Real> Ranks<R> {
         let octave = (1.0 / R::EPSILON) as i64;
         let shift = (octave / (buckets / OCTAVES) as i64).ilog2();
         let sample = (0..SAMPLE).map(|i| self.keys[i * columns / SAMPLE]).max().map_or(0, Into::into);
-        let (top, last) = (R::narrow_key((sample + octave).min(R::TOP - 1)), buckets as u16 - 1);
+        let (top, last) = (R::narrow_key(sample.saturating_add(octave).min(R::TOP)), buckets as u16 - 1);
         self.buckets.resize(columns.next_multiple_of(WORD), 0);
         for (bucket, key) in self.buckets.iter_mut().zip(&self.keys) {
             *bucket = R::steps_below(top, *key, shift, last);

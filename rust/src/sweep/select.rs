@@ -1,6 +1,6 @@
 //! The exact k-th largest value of any score of the elements, for several scores at once.
-use super::count::{Count, Counted, count, gather, key_of};
-use super::search::{Inconsistent, PIVOTS, Search, Step, around};
+use super::count::{Answer, Asked, Count, Keys, Question, equal, key_of};
+use super::search::{Inconsistent, PIVOTS, Search, is_pair};
 use super::sums::union;
 use super::{Sweep, TURN};
 use crate::error::{Error, Result};
@@ -53,11 +53,6 @@ impl Threshold {
     /// Every element.
     pub const ALL: Self = Self { key: -1, cut: 0 };
 
-    /// No element.
-    fn none<R: Real>() -> Self {
-        Self { key: R::TOP - 1, cut: 0 }
-    }
-
     /// From element `from` on, up to the second of both, those survive whose key is above the first.
     pub fn above<R: Real>(&self, from: usize) -> (R::Key, usize) {
         let end = if self.cut > from { self.cut } else { usize::MAX };
@@ -65,62 +60,26 @@ impl Threshold {
     }
 }
 
-/// The answer of one tile to one search: counts for its pivots, or the keys it collects.
-#[derive(Default)]
-struct Answer {
-    counts: [[usize; 2]; PIVOTS],
-    keys: Vec<i64>,
-}
-
-impl Answer {
-    /// Sums the counts of all tiles.
-    fn total(answers: &[Self]) -> [[usize; 2]; PIVOTS] {
-        let total = |pivot: usize, which: usize| answers.iter().map(|answer| answer.counts[pivot][which]).sum();
-        std::array::from_fn(|pivot| [0, 1].map(|which| total(pivot, which)))
-    }
-}
-
-/// Passes the answers of the tiles to a search. Once it is done, returns how many keys of each tile equal the result.
-fn learn(
-    search: &mut Search,
-    step: &Step,
-    answers: &[Answer],
-) -> std::result::Result<Option<Vec<usize>>, Inconsistent> {
-    if let Step::Count(pivots) = step {
-        let pivot = search.counted(pivots, &Answer::total(answers))?;
-        return Ok(pivot.map(|pivot| answers.iter().map(|answer| answer.counts[pivot][1]).collect()));
-    }
-    search.collected(answers.iter().flat_map(|answer| answer.keys.iter().copied()).collect())?;
-    let Step::Done { key, .. } = search.step() else { return Ok(None) };
-    Ok(Some(answers.iter().map(|answer| answer.keys.iter().filter(|k| **k == key).count()).collect()))
-}
+/// A search that runs: the index of its result, its score and how far it is.
+struct Open<'a, S>(usize, &'a S, Search);
 
 impl<F: Lanes> Sweep<'_, F> {
-    /// Finds, for each score and rank, which elements are among the `rank` largest, equal ones lowest index first. All
-    /// searches run together, so a tensor is read once for all of them.
-    pub fn select<S: Score<F::Real, M>, const M: usize>(&self, wanted: &[(S, usize)]) -> Result<Vec<Threshold>> {
-        let mut found = vec![Threshold::none::<F::Real>(); wanted.len()];
-        let mut open = Vec::new();
-        for (which, (score, rank)) in wanted.iter().enumerate() {
-            if *rank >= self.len() {
-                found[which] = Threshold::ALL;
-            } else if *rank > 0 {
-                open.push((which, Search::new(self.len(), *rank, F::Real::TOP, self.sample(score)?)));
-            }
-        }
-        while !open.is_empty() {
-            let steps: Vec<(&S, Step)> =
-                open.iter().map(|(which, search)| (&wanted[*which].0, search.step())).collect();
-            let mut tiles = self.tiles(|tile| self.ask(&steps, tile))?;
-            for ((which, mut search), (score, step)) in std::mem::take(&mut open).into_iter().zip(&steps).rev() {
-                // Tiles answer in the order of the searches, so pop from the last.
-                let answers: Vec<Answer> = tiles.iter_mut().filter_map(Vec::pop).collect();
-                match self.learn(*score, &mut search, step, &answers)? {
-                    Some(threshold) => found[which] = threshold,
-                    None => open.push((which, search)),
+    /// Finds, for each rank of each score, which elements are among the `rank` largest, equal ones lowest index first. All
+    /// searches run together, so a tensor is read once for all of them. Returns the thresholds of the first score, then
+    /// those of the next.
+    pub fn select<S: Score<F::Real, M>, const M: usize>(&self, wanted: &[(S, Vec<usize>)]) -> Result<Vec<Threshold>> {
+        let (mut found, mut open) = (Vec::new(), Vec::new());
+        for (score, ranks) in wanted {
+            let known = ranks.iter().map(|rank| self.known(*rank));
+            let sample = if known.clone().all(|known| known.is_some()) { Vec::new() } else { self.sample(score)? };
+            for (rank, known) in ranks.iter().zip(known) {
+                if known.is_none() {
+                    open.push(Open(found.len(), score, Search::new(self.len(), *rank, F::Real::TOP, sample.clone())));
                 }
+                found.push(known.unwrap_or(Threshold::ALL));
             }
         }
+        self.search(open, &mut found)?;
         Ok(found)
     }
 
@@ -132,26 +91,53 @@ impl<F: Lanes> Sweep<'_, F> {
         wanted: impl Fn(usize) -> usize,
     ) -> Result<Threshold> {
         let mut sample = self.sample(score)?;
-        // The same sweep counts those that are not zero and, most often, nearly all that are surely among the largest.
-        let mut step = Step::Count(around(&mut sample, self.len(), &wanted));
-        let mut search = None;
-        loop {
-            let steps = [(score, step)];
-            let tiles = self.tiles(|tile| self.ask(&steps, tile))?;
-            let answers: Vec<Answer> = tiles.into_iter().flatten().collect();
-            let search = match &mut search {
-                Some(search) => search,
-                None => match wanted(Answer::total(&answers)[0][0]) {
-                    0 => return Ok(Threshold::none::<F::Real>()),
-                    rank if rank >= self.len() => return Ok(Threshold::ALL),
-                    rank => search.insert(Search::new(self.len(), rank, F::Real::TOP, std::mem::take(&mut sample))),
-                },
-            };
-            if let Some(threshold) = self.learn(score, search, &steps[0].1, &answers)? {
-                return Ok(threshold);
-            }
-            step = search.step();
+        let first = Search::pivots_of_part(&mut sample, self.len(), F::Real::TOP, &wanted);
+        let asked = [(score, Question::new(first))];
+        let answers: Vec<Answer> = self.tiles(|tile| self.ask(&asked, tile))?.into_iter().flatten().collect();
+        let rank = wanted(answers.iter().map(|answer| answer.above[0]).sum());
+        if let Some(known) = self.known(rank) {
+            return Ok(known);
         }
+        let mut search = Search::new(self.len(), rank, F::Real::TOP, sample);
+        if let Some(found) = self.learn(score, &mut search, &asked[0].1, &answers)? {
+            return Ok(found);
+        }
+        let mut found = [Threshold::ALL];
+        self.search(vec![Open(0, score, search)], &mut found)?;
+        Ok(found[0])
+    }
+
+    /// Returns the threshold of a rank that needs no search.
+    fn known(&self, rank: usize) -> Option<Threshold> {
+        match rank {
+            0 => Some(Threshold { key: F::Real::TOP, cut: 0 }),
+            rank => (rank >= self.len()).then_some(Threshold::ALL),
+        }
+    }
+
+    /// Runs searches to their end, those of a score one after the other.
+    fn search<S: Score<F::Real, M>, const M: usize>(
+        &self,
+        mut open: Vec<Open<S>>,
+        found: &mut [Threshold],
+    ) -> Result<()> {
+        while !open.is_empty() {
+            let asked: Vec<(&S, Question)> =
+                open.iter_mut().map(|Open(_, score, search)| (*score, Question::new(search.pivots()))).collect();
+            let mut tiles = self.tiles(|tile| self.ask(&asked, tile))?;
+            // Tiles answer in the order of the questions, so pop from the last.
+            for (Open(which, score, mut search), (_, question)) in
+                std::mem::take(&mut open).into_iter().zip(&asked).rev()
+            {
+                let answers: Vec<Answer> = tiles.iter_mut().filter_map(Vec::pop).collect();
+                match self.learn(score, &mut search, question, &answers)? {
+                    Some(threshold) => found[which] = threshold,
+                    None => open.push(Open(which, score, search)),
+                }
+            }
+            open.reverse();
+        }
+        Ok(())
     }
 
     /// Passes the answers of the tiles to a search. Once it is done, returns which elements it found.
@@ -159,11 +145,22 @@ impl<F: Lanes> Sweep<'_, F> {
         &self,
         score: &S,
         search: &mut Search,
-        step: &Step,
+        question: &Question,
         answers: &[Answer],
     ) -> Result<Option<Threshold>> {
-        let learned = learn(search, step, answers).map_err(|Inconsistent| self.changed(score))?;
-        let (Some(equals), Step::Done { key, equal }) = (learned, search.step()) else { return Ok(None) };
+        let pivots = &question.pivots;
+        let above: [usize; PIVOTS] = std::array::from_fn(|p| answers.iter().map(|answer| answer.above[p]).sum());
+        let all = || answers.iter().flat_map(|answer| &answer.keys).copied().collect();
+        let keys = (!question.is_full()).then(all);
+        let learned = search.learn(pivots, &above, keys).map_err(|Inconsistent| self.changed(score))?;
+        let Some((key, equal)) = learned else { return Ok(None) };
+        let of_tile = |Answer { above, keys }: &Answer| {
+            if is_pair(pivots) {
+                return above[pivots.len() - 2] - above[pivots.len() - 1];
+            }
+            keys.iter().filter(|other| **other == key).count()
+        };
+        let equals: Vec<usize> = answers.iter().map(of_tile).collect();
         Ok(Some(Threshold { key, cut: self.cut(score, &equals, key, equal)? }))
     }
 
@@ -195,31 +192,25 @@ impl<F: Lanes> Sweep<'_, F> {
         })
     }
 
-    /// Answers every search for one tile.
+    /// Answers all questions for one tile.
     fn ask<S: Score<F::Real, M>, const M: usize>(
         &self,
-        steps: &[(&S, Step)],
+        asked: &[(&S, Question)],
         tile: Range<usize>,
     ) -> Result<Vec<Answer>> {
-        let reads: Vec<[usize; M]> = steps.iter().map(|(score, _)| score.reads()).collect();
+        let reads: Vec<[usize; M]> = asked.iter().map(|(score, _)| score.reads()).collect();
         let chosen = union(reads.as_flattened());
-        let simd = self.settings.simd;
-        let mut answers: Vec<Answer> = steps.iter().map(|_| Answer::default()).collect();
+        let mut answers: Vec<Answer> = asked.iter().map(|_| Answer::default()).collect();
         self.strips(&chosen, tile, 2 * TURN, |_, inputs| {
-            let mut counted = Vec::with_capacity(steps.len());
-            for (((score, step), reads), answer) in steps.iter().zip(&reads).zip(&mut answers) {
-                let x = reads.map(|read| inputs[chosen.partition_point(|k| *k < read)]);
-                match step {
-                    Step::Count(pivots) => {
-                        counted.push(Counted { score: *score, x, pivots, counts: &mut answer.counts });
-                    }
-                    // More than a search over unchanged data requests.
-                    Step::Collect(..) if answer.keys.len() > COLLECT => {}
-                    Step::Collect(low, high) => gather::<F, S, M>(simd, *score, x, *low, *high, &mut answer.keys),
-                    Step::Done { .. } => {}
-                }
+            let (mut left, mut of_scores) = (&mut answers[..], Vec::new());
+            for questions in asked.chunk_by(|(a, _), (b, _)| std::ptr::eq(*a, *b)) {
+                let (score, _) = questions[0];
+                let x = score.reads().map(|read| inputs[chosen.partition_point(|k| *k < read)]);
+                let (answers, others) = std::mem::take(&mut left).split_at_mut(questions.len());
+                left = others;
+                of_scores.push(Asked { score, x, questions, answers });
             }
-            simd.run(Count::<F, S, M>(&mut counted, PhantomData));
+            self.settings.simd.run(Count::<F, S, M>(&mut of_scores, PhantomData));
             Ok(())
         })?;
         Ok(answers)
@@ -237,7 +228,7 @@ impl<F: Lanes> Sweep<'_, F> {
             let jitter = (position.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) as usize % (stride - run + 1);
             let start = position as usize * stride + jitter;
             self.scored(score, start..start + run, |_, x| {
-                gather::<F, S, M>(self.settings.simd, score, x, -1, F::Real::TOP, &mut keys);
+                self.settings.simd.run(Keys::<F, S, M> { score, x, found: &mut keys, format: PhantomData });
             })?;
         }
         Ok(keys)
@@ -276,7 +267,7 @@ impl<F: Lanes> Sweep<'_, F> {
         let (mut before, mut found) = (0, None);
         for from in (start..self.len()).step_by(TURN) {
             self.scored(score, from..self.len().min(from + TURN), |strip, x| {
-                let equal = count::<F, S, M>(self.settings.simd, score, x, &[key])[0][1];
+                let equal = equal::<F, S, M>(self.settings.simd, score, x, key);
                 if found.is_none() && before + equal >= r {
                     let is_equal = |i: &usize| key_of::<F, S, M>(score, x, *i).into() == key;
                     found = (0..strip.len()).filter(is_equal).nth(r - before - 1).map(|i| strip.start + i + 1);
