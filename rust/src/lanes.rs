@@ -3,7 +3,7 @@ use crate::dtype::{F32, F64, Format, Half, Halves, WideF32};
 use crate::real::Real;
 use crate::simd::{PREFETCH, STREAMS, Simd, Task, prefetch};
 use std::marker::PhantomData;
-use std::ops::{IndexMut, Range};
+use std::ops::Range;
 
 /// Lanes per vector.
 pub const W: usize = 16;
@@ -133,8 +133,12 @@ impl<R: Real> Peaks<R> {
 pub trait Combine<R: Real>: Send + Sync {
     /// Constants of a stretch.
     type Stretch;
-    /// Whether the loop is compiled separately for two to five inputs, with [`Combine::unrolled`].
+    /// Whether the loop is compiled separately for two to five inputs.
     const UNROLLED: bool = false;
+    /// Whether all of the formula is computed in one loop over the lanes where the loop is [`Combine::UNROLLED`]. Of a loop
+    /// for each term of a long formula the compiler makes vectors of mixed lanes and moves between them: SCE took twice
+    /// the time. What reads bits from `at` on is slow with it.
+    const BY_LANE: bool = false;
     /// Whether the witness carries more information than the result.
     const WITNESS: bool = true;
 
@@ -144,29 +148,19 @@ pub trait Combine<R: Real>: Send + Sync {
     /// Computes the results, and witnesses that are non-finite wherever an input is. `x` holds one vector per input and
     /// may be overwritten. `#[inline(always)]`, without branches on an element.
     fn lanes<const N: usize>(&self, stretch: &Self::Stretch, at: At, x: &mut [[R; N]]) -> ([R; N], [R; N]);
-
-    /// Computes the same for a number of inputs that the compiler knows; [`by_lane`] is another way.
-    #[inline(always)]
-    fn unrolled<const N: usize, const I: usize>(
-        &self,
-        stretch: &Self::Stretch,
-        at: At,
-        x: &mut [[R; N]; I],
-    ) -> ([R; N], [R; N]) {
-        self.lanes(stretch, at, x)
-    }
 }
 
-/// Computes [`Combine::unrolled`] with all of the formula in one loop over the lanes. Of a loop for each term of a long
-/// formula the compiler makes vectors of mixed lanes and moves between them: SCE took twice the time. What reads
-/// bits from `at` on is slow with it.
+/// Computes [`Combine::lanes`] of `I` inputs, or of any number if it is zero.
 #[inline(always)]
-pub fn by_lane<R: Real, C: Combine<R>, const N: usize, const I: usize>(
+fn combined<R: Real, C: Combine<R>, const N: usize, const I: usize>(
     combine: &C,
     stretch: &C::Stretch,
     at: At,
-    x: &[[R; N]; I],
+    x: &mut [[R; N]],
 ) -> ([R; N], [R; N]) {
+    if !C::BY_LANE || I == 0 {
+        return combine.lanes(stretch, at, x);
+    }
     let (mut y, mut witness) = ([R::default(); N], [R::default(); N]);
     for j in 0..N {
         let mut one: [[R; 1]; I] = std::array::from_fn(|k| [x[k][j]]);
@@ -174,25 +168,6 @@ pub fn by_lane<R: Real, C: Combine<R>, const N: usize, const I: usize>(
         ([y[j]], [witness[j]]) = combine.lanes(stretch, at, &mut one);
     }
     (y, witness)
-}
-
-/// One vector per input, combined as [`Combine::lanes`] or [`Combine::unrolled`] does.
-trait Vectors<R: Real, const N: usize>: IndexMut<usize, Output = [R; N]> {
-    fn combine<C: Combine<R>>(&mut self, combine: &C, stretch: &C::Stretch, at: At) -> ([R; N], [R; N]);
-}
-
-impl<R: Real, const N: usize> Vectors<R, N> for [[R; N]] {
-    #[inline(always)]
-    fn combine<C: Combine<R>>(&mut self, combine: &C, stretch: &C::Stretch, at: At) -> ([R; N], [R; N]) {
-        combine.lanes::<N>(stretch, at, self)
-    }
-}
-
-impl<R: Real, const N: usize, const I: usize> Vectors<R, N> for [[R; N]; I] {
-    #[inline(always)]
-    fn combine<C: Combine<R>>(&mut self, combine: &C, stretch: &C::Stretch, at: At) -> ([R; N], [R; N]) {
-        combine.unrolled::<N, I>(stretch, at, self)
-    }
 }
 
 /// A method prepared for one tensor.
@@ -253,13 +228,14 @@ impl<C, S> Run<'_, C, S> {
         simd.run(Any::<F, C, S>(self, PhantomData))
     }
 
-    /// Combines elements `span` of the stretch, a multiple of two vectors; `low` and `high` hold one vector per input.
+    /// Combines elements `span` of the stretch, a multiple of two vectors; `low` and `high` hold one vector per input, of
+    /// which there are `I`, or any number if it is zero.
     #[inline(always)]
-    fn vectors<F: Lanes, X: Vectors<F::Real, N> + ?Sized, const N: usize>(
+    fn vectors<F: Lanes, const N: usize, const I: usize>(
         &mut self,
         span: Range<usize>,
         inputs: &[&[u8]],
-        [low, high]: [&mut X; 2],
+        [low, high]: [&mut [[F::Real; N]]; 2],
         peaks: &mut [[<F::Real as Real>::Key; N]; 2],
     ) where
         C: Combine<F::Real, Stretch = S>,
@@ -270,9 +246,10 @@ impl<C, S> Run<'_, C, S> {
                 [low[k], high[k]] = F::load(inputs[k], i);
             }
             let first = self.first + span.start + i;
-            let (a, a_witness) = low.combine(self.combine, self.stretch, At { first, step: F::STEP });
-            let first = first + if F::STEP == 2 { 1 } else { N };
-            let (b, b_witness) = high.combine(self.combine, self.stretch, At { first, step: F::STEP });
+            let at = At { first, step: F::STEP };
+            let (a, a_witness) = combined::<_, _, N, I>(self.combine, self.stretch, at, low);
+            let at = At { first: first + if F::STEP == 2 { 1 } else { N }, ..at };
+            let (b, b_witness) = combined::<_, _, N, I>(self.combine, self.stretch, at, high);
             for j in 0..N {
                 peaks[0][j] = peaks[0][j].max(a[j].key()).max(b[j].key());
             }
@@ -331,7 +308,7 @@ impl<F: Lanes, C: Combine<F::Real, Stretch = S>, S, const I: usize> Unrolled<'_,
                 part[k] = &inputs[k][span.start * F::BYTES..span.end * F::BYTES];
             }
             let [mut low, mut high] = [[[F::Real::default(); N]; I]; 2];
-            run.vectors::<F, [_; I], N>(span, &part, [&mut low, &mut high], &mut peaks);
+            run.vectors::<F, N, I>(span, &part, [&mut low, &mut high], &mut peaks);
         }
         run.rest::<F, N>(whole, peaks)
     }
@@ -366,7 +343,7 @@ impl<F: Lanes, C: Combine<F::Real, Stretch = S>, S> Any<'_, F, C, S> {
                 }
                 *part = &x[span.start * F::BYTES..span.end * F::BYTES];
             }
-            run.vectors::<F, [_], N>(span, &part, [low, &mut high[..count]], &mut peaks);
+            run.vectors::<F, N, 0>(span, &part, [low, &mut high[..count]], &mut peaks);
         }
         run.rest::<F, N>(whole, peaks)
     }

@@ -6,7 +6,7 @@ use super::delta::{see, settled};
 use super::ranked::held;
 use super::{Checked, Merge, based};
 use crate::error::Result;
-use crate::lanes::{At, Combine, Each, Kernel, Lanes, by_lane};
+use crate::lanes::{At, Combine, Each, Kernel, Lanes};
 use crate::real::Real;
 use crate::sweep::select::{Made, Score, Threshold};
 use crate::sweep::{Sweep, Terms};
@@ -143,6 +143,7 @@ struct Erased<R, const SELECT: bool> {
 impl<R: Real, const SELECT: bool> Combine<R> for Erased<R, SELECT> {
     type Stretch = R::Key;
     const UNROLLED: bool = true;
+    const BY_LANE: bool = true;
 
     fn stretch(&self, from: usize) -> (R::Key, usize) {
         self.selected.above::<R>(from)
@@ -182,11 +183,6 @@ impl<R: Real, const SELECT: bool> Combine<R> for Erased<R, SELECT> {
             y[j] = y[j] + (agreeing[j] / divisor).flip_by(votes[j]);
         }
         (y, witness)
-    }
-
-    #[inline(always)]
-    fn unrolled<const N: usize, const I: usize>(&self, key: &R::Key, at: At, x: &mut [[R; N]; I]) -> ([R; N], [R; N]) {
-        by_lane(self, key, at, x)
     }
 }
 
