@@ -6,6 +6,7 @@ use super::{Sweep, TURN};
 use crate::error::{Error, Result};
 use crate::lanes::Lanes;
 use crate::real::Real;
+use std::iter::repeat_n;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -70,13 +71,17 @@ impl<F: Lanes> Sweep<'_, F> {
     pub fn select<S: Score<F::Real, M>, const M: usize>(&self, wanted: &[(S, Vec<usize>)]) -> Result<Vec<Threshold>> {
         let (mut found, mut open) = (Vec::new(), Vec::new());
         for (score, ranks) in wanted {
-            let known = ranks.iter().map(|rank| self.known(*rank));
-            let sample = if known.clone().all(|known| known.is_some()) { Vec::new() } else { self.sample(score)? };
-            for (rank, known) in ranks.iter().zip(known) {
-                if known.is_none() {
-                    open.push(Open(found.len(), score, Search::new(self.len(), *rank, F::Real::TOP, sample.clone())));
-                }
-                found.push(known.unwrap_or(Threshold::ALL));
+            let first = found.len();
+            found.extend(ranks.iter().map(|rank| self.known(*rank).unwrap_or(Threshold::ALL)));
+            let unknown: Vec<usize> = (0..ranks.len()).filter(|which| self.known(ranks[*which]).is_none()).collect();
+            if unknown.is_empty() {
+                continue;
+            }
+            // The last search gets the sample itself, the others a copy.
+            let samples = repeat_n(self.sample(score)?, unknown.len());
+            for (which, sample) in unknown.into_iter().zip(samples) {
+                let search = Search::new(self.len(), ranks[which], F::Real::TOP, sample);
+                open.push(Open(first + which, score, search));
             }
         }
         self.search(open, &mut found)?;
