@@ -6,7 +6,7 @@ from typing import Final
 
 ON_THE_CPU: Final = "merges run on the CPU, at the speed of the disk"
 _SMALL: Final = "memory stays small whatever the models' sizes"
-_ADAPTERS: Final = "LoRA adapters in recipes come in a later version"
+_ADAPTERS: Final = "adapters are applied tile by tile, without a merged copy"
 WITHOUT_EFFECT: Final[dict[str, str]] = {
     "lazy_unpickle": "SafeTensors are mapped, never unpickled",
     "low_cpu_memory": _SMALL,

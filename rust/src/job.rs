@@ -1,15 +1,15 @@
 //! Runs the method of one float tensor: the sweeps over the whole tensor, then its tiles, which are computed, checked,
 //! checksummed and written. Names no method except the copy, which needs no arithmetic.
 use crate::crc::Crc;
-use crate::dtype::{Float, WideF32, first_nonfinite, limit, with_format};
+use crate::dtype::{Float, WideF32, limit, with_format};
 use crate::encode::Encode;
 use crate::error::{Error, Result};
 use crate::lanes::{Kernel, Lanes, Peaks, W};
 use crate::methods::Method;
 use crate::real::Real;
 use crate::simd::{PREFETCH, Task, prefetch};
-use crate::source::{Settings, Slot, Source, Tensor};
-use crate::sweep::{BLOCK, STRIP, Sweep, common};
+use crate::source::{Settings, Source};
+use crate::sweep::{STRIP, Sweep, common};
 use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -160,25 +160,9 @@ impl Settled<'_> {
         let mut leaves = Vec::new();
         self.sources.iter().for_each(|source| source.leaves(&mut |leaf| leaves.push(leaf)));
         for leaf in leaves {
-            if let Some((index, value)) = self.first_nonfinite(leaf)? {
-                let (path, name) = (leaf.path().display(), &leaf.entry().name);
-                return Ok(Some(Error::NonFinite(format!(
-                    "{path}: tensor `{name}` holds {value} at element {index}; repair the checkpoint, or pass \
-                     --allow-nonfinite"
-                ))));
-            }
-        }
-        Ok(None)
-    }
-
-    fn first_nonfinite(&self, leaf: &Tensor) -> Result<Option<(usize, f64)>> {
-        let mut slot = Slot::default();
-        for start in (0..leaf.len()).step_by(BLOCK) {
-            self.job.settings.watch.check()?;
-            let block = start..leaf.len().min(start + BLOCK);
-            let bytes = leaf.lease(self.job.settings.simd, block.clone(), &mut slot)?;
-            if let Some((index, value)) = first_nonfinite(leaf.float(), bytes) {
-                return Ok(Some((start + index, value)));
+            let found = leaf.nonfinite(self.job.settings.simd, || self.job.settings.watch.check())?;
+            if found.is_some() {
+                return Ok(found);
             }
         }
         Ok(None)

@@ -74,6 +74,18 @@ def test_decoders_have_a_native_cache(kind: str) -> None:
     assert all(source.has_native_cache(index) for index in range(len(source)))
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_answers_under_autocast_are_those_without(kind: str) -> None:
+    def answers(source: Source) -> list[object]:
+        padding = [source.minds_padding(0, before=before) for before in (True, False)]
+        block = [source.is_causal(), source.has_native_cache(0), source.block_takes_chunks(0), source.keeps_gaps(0)]
+        return [*padding, *block, source.sees_content()]
+
+    wanted = answers(Source(body_of(kind), kind))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert answers(Source(body_of(kind), kind)) == wanted
+
+
 def test_gradients_flow_through_a_block_and_not_into_it() -> None:
     source = Source(body_of("llama"), "llama")
     hidden = torch.randn(2, 5, 32, requires_grad=True)

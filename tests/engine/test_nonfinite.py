@@ -99,6 +99,21 @@ def test_a_nan_that_trimming_would_drop(tmp_path: Path) -> None:
         execute(plan, tmp_path / "out.partial")
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_stage_that_would_drop_it(tmp_path: Path, bad: float) -> None:
+    tensor = values(1000)
+    tensor[17] = bad
+    plan = plan_of(
+        tmp_path, {"w": Case(ties([1.0], [0.1]), (encode(values(1000), "F32"), encode(tensor, "F32")), "F32")}
+    )
+    (task,) = plan["tasks"]
+    plan["tasks"] = [task | {"by": linear(1.0), "of": [{"merged": {"by": task["by"], "of": task["of"]}}]}]
+    with pytest.raises(MergeError, match=r"model-1.*`w` holds .* at element 17; repair"):
+        execute(plan, tmp_path / "out.partial")
+    assert_is_no_model(tmp_path / "out.partial")
+    execute(plan | {"allow_nonfinite": True}, tmp_path / "allowed.partial")
+
+
 @pytest.mark.parametrize(
     ("method", "sources", "target"),
     [

@@ -29,6 +29,17 @@ def small(tmp_path: Path) -> Plan:
     return plan_of(tmp_path, {f"w{i}": Case(linear(0.25, 0.75), sources, "F32") for i in range(6)}, shards=2)
 
 
+def test_models_that_change_places_are_other_work(small: Plan, tmp_path: Path) -> None:
+    """Sizes and headers of fine-tunes of one model are the same."""
+    partial = tmp_path / "out.partial"
+    execute(small, partial)
+    assert execute(small, partial)["resumed"] == 6
+    swapped = small | {"tasks": [task | {"of": task["of"][::-1]} for task in small["tasks"]]}
+    assert execute(swapped, partial)["resumed"] == 0
+    execute(swapped, tmp_path / "fresh.partial")
+    assert shard_bytes(partial) == shard_bytes(tmp_path / "fresh.partial")
+
+
 def test_an_exception_in_the_callback_cancels_and_leaves_a_resumable_partial(work: Work, tmp_path: Path) -> None:
     class EnoughError(Exception):
         pass

@@ -83,7 +83,7 @@ def main(args: Sequence[str] | None = None) -> int:
         The exit code: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted, 143 terminated.
     """
     # The interpreter looks for garbage when it ends, which takes a tenth of the time of a short command.
-    atexit.register(gc.freeze)
+    atexit.register(_end_quickly)
     with guarded_streams() as out, interruptible():
         console = Console()
         code = _main(console, list(sys.argv[1:] if args is None else args))
@@ -181,3 +181,8 @@ def _where_to_report() -> str:
         f"This is a bug in mol. Please report it to {where}, with the recipe and the output of this command with "
         "--verbose."
     )
+
+
+def _end_quickly() -> None:
+    if "torch" not in sys.modules:  # which complains of what is not collected
+        gc.freeze()

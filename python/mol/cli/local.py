@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mol.config.merge_config import ModelReference
     from mol.io.adapter import Adapter
     from mol.io.checkpoint import Checkpoint
@@ -72,7 +73,9 @@ def find_adapter(adapter: ModelReference, cache_dir: Path | None) -> Adapter | N
 
 
 def _is_here(reference: ModelReference) -> bool:
-    return Path(reference.name).expanduser().exists() or reference.name.startswith(("/", ".", "~"))
+    from mol.config.model_reference import expanded
+
+    return expanded(reference.name).exists() or reference.name.startswith(("/", ".", "~"))
 
 
 def open_named(text: str, cache_dir: Path | None = None) -> Checkpoint:

@@ -103,6 +103,7 @@ def merge_one(console: Console, path: Path, recipe: MergeConfig, out: Path, opti
     """Run one recipe and say how it went; interrupted, say how to go on."""
     from mol.cli.progress import Progress
     from mol.cli.report import merge_document, merge_text
+    from mol.config.model_reference import expanded
     from mol.merge.output import partial_of
     from mol.merge.run import run_merge
 
@@ -112,7 +113,7 @@ def merge_one(console: Console, path: Path, recipe: MergeConfig, out: Path, opti
             report = run_merge(recipe, out, on_progress=progress, options=options)
     except KeyboardInterrupt as stop:
         word, code = kind_of(stop)
-        partial = partial_of(Path(os.path.realpath(out.expanduser())))
+        partial = partial_of(Path(os.path.realpath(expanded(str(out)))))
         console.error(
             f"{word}; {partial} keeps what is done: run the same command again to resume, or delete it to give up"
             if partial.exists()

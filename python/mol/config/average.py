@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mol.config.document import Items, Location, Problems, Table, shown
-from mol.config.model_reference import is_local
+from mol.config.model_reference import expanded, is_local
 from mol.regex import regex
 from mol.text import suggestion
 
@@ -132,7 +132,7 @@ def _find(value: Any, location: Location, problems: Problems, notes: list[str]) 
 
 def _of_text(text: str, location: Location, problems: Problems, *, alone: bool) -> list[str]:
     """Return what one name means: a checkpoint, those of a run's directory, of a pattern, or several revisions."""
-    path = Path(text).expanduser()
+    path = expanded(text)
     if not is_local(text):
         name, at, revisions = text.rpartition("@")
         if at and "*" in revisions and not path.parent.is_dir():

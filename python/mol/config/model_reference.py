@@ -197,10 +197,15 @@ def is_local(text: str) -> bool:
     return _stat(text) is not None
 
 
+def expanded(text: str) -> Path:
+    """Return the path of a text, with the home directory for `~`; `~name` is the name of a file."""
+    path = Path(text)
+    return path.expanduser() if path.parts[:1] == ("~",) else path
+
+
 def _stat(text: str) -> os.stat_result | None:
     try:
-        path = Path(text)
-        return (path.expanduser() if text.startswith("~/") else path).stat()
+        return expanded(text).stat()
     except (OSError, ValueError, RuntimeError):
         # A name too long or with a NUL cannot exist; `~/` without a home cannot be expanded.
         return None

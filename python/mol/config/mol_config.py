@@ -144,10 +144,10 @@ class MoLConfig:
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < least):
                 yield f"{name} is {value!r}, wanted a whole number of at least {least}"
-        if not self.temperature > 0.0:
-            yield f"temperature is {self.temperature!r}, wanted a number above 0"
+        if not _is_number(self.temperature) or self.temperature <= 0.0:
+            yield f"temperature is {self.temperature!r}, wanted a finite number above 0"
         for name in ("load_balancing_coeff", "entropy_penalty_coeff"):
-            if not math.isfinite(getattr(self, name)):
+            if not _is_number(getattr(self, name)):
                 yield f"{name} is {getattr(self, name)!r}, wanted a finite number"
         try:
             _ = self.expert_bytes
@@ -223,3 +223,7 @@ def _devices(given: object) -> str | dict[str, str] | None:
     if given is None:
         return None
     return f"cuda:{given}" if type(given) is int else str(given)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

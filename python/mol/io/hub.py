@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
-from mol.config.model_reference import ModelReference, nearby
+from mol.config.model_reference import ModelReference, expanded, nearby
 from mol.errors import CheckpointError, ConfigError
 from mol.io.hub_cache import cached_snapshot, hub_origin
 from mol.io.layout import ADAPTER, ADAPTER_CONFIG, CARD, CONFIG, INDEX, SINGLE, read_shard_names
@@ -107,9 +107,7 @@ def look_up(reference: ModelReference, **wanted: Unpack[Wanted]) -> Located:
         MolError, OSError: it is not there, as `resolve` says.
     """
     adapter = wanted.get("adapter", False)
-    path = Path(reference.name)
-    if reference.name.startswith("~/"):
-        path = path.expanduser()
+    path = expanded(reference.name)
     if path.is_dir():
         if reference.revision is not None:
             raise CheckpointError(

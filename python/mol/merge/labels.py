@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from mol.config.model_reference import expanded
 from mol.io.hub_cache import hub_origin
 from mol.regex import regex
 
@@ -50,7 +51,7 @@ class Labels:
         replaced |= {path.replace("'", "''"): label for path, label in replaced.items()}
         # Longest first, since one path may begin another.
         self._replaced = sorted(
-            ((path, label) for path, label in replaced.items() if Path(path).expanduser().is_absolute()),
+            ((path, label) for path, label in replaced.items() if expanded(path).is_absolute()),
             key=lambda pair: (-len(pair[0]), pair[0]),
         )
 

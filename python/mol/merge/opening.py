@@ -218,7 +218,7 @@ def _look_up(
 
 def _with_location(error: FileNotFoundError, reference: ModelReference, config: MergeConfig) -> FileNotFoundError:
     """Return the error with where the recipe names the model."""
-    documents = (config, *config.stages.values())
+    documents = config.documents()
     location = next((part.locations[reference] for part in documents if reference in part.locations), None)
     return FileNotFoundError(f"{location}: {error}" if location else str(error))
 

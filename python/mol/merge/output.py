@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from mol.config.model_reference import expanded
 from mol.errors import CheckpointError, MergeError
 from mol.io.json_file import may, read_object
 from mol.io.layout import CARD, CONFIG, MANIFEST, PARTIAL, RECIPE, SWEEP, is_saved_index, is_saved_weights
@@ -40,7 +41,7 @@ def check_output(out: Path, *, overwrite: bool, overwrite_all: bool = False, inp
         MergeError: something is there already, or an input is.
     """
     path = resolve_output(out, inputs=inputs)
-    check_replaceable(out.expanduser(), overwrite=overwrite, overwrite_all=overwrite_all)
+    check_replaceable(expanded(str(out)), overwrite=overwrite, overwrite_all=overwrite_all)
     return path
 
 
@@ -55,7 +56,7 @@ def resolve_output(out: Path, *, inputs: Iterable[Path] = ()) -> Path:
         OSError: `out` or a folder above it is a file, a loop of links, or not writable.
         MergeError: an input is there.
     """
-    path = Path(os.path.realpath(out.expanduser() if out.parts[:1] == ("~",) else out))
+    path = Path(os.path.realpath(expanded(str(out))))
     try:
         path.stat()
         there = True

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mol.config.model_reference import expanded
 from mol.errors import CheckpointError, ConfigError, MergeCancelled, MergeError
 from mol.merge.options import MergeOptions
 from mol.merge.prepare import prepare
@@ -127,7 +128,7 @@ def run_merge(
     target = _target(out, out_path, config)
     named = config.inputs()
     names = [reference.name for pair in named for reference in (pair, pair.adapter) if reference is not None]
-    local = (Path(name).expanduser() for name in names)
+    local = (expanded(name) for name in names)
     directory = resolve_output(Path(target), inputs=filter(Path.is_dir, local))
     # Kept from the first look at what is there until the new model is in OUT.
     with closing(_rust.PartialLock(partial_of(directory), directory)) as lock:

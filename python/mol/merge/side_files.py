@@ -263,7 +263,9 @@ def _rewritten(
                 rewritten[name] = content
     for name, content in tuple(rewritten.items()):
         found = _names_code(content)
-        if found and not (trust and name in changed):
+        # Python files are copied from the donor alone.
+        is_donors = name not in copies or copies[name].path.is_relative_to(planned.donor.directory)
+        if found and not (trust and name in changed and is_donors):
             rewritten[name] = _without_code(content)
             notes.append(
                 f"{name}: {' and '.join(f'`{key}`' for key in found)} left out, since it points to Python files that "

@@ -75,6 +75,9 @@ def follow_tokenizer(
         value = _with(vocabulary.special.get(role), _find(its_config, key))
         if value is not None and (role in _ALWAYS or _find(donor.config, key) is not None) and (not own or key == _EOS):
             wanted[key] = value
+    states_none = not wanted and not own
+    if wanted and not own:
+        wanted |= _of_donor(donor.config, generation, wanted, vocabularies[donor.directory], vocabulary)
     config = copy.deepcopy(planned.model_config)
     changes = [f"config.json {line}" for key, value in wanted.items() if (line := _set(config, key, value))]
 
@@ -84,14 +87,14 @@ def follow_tokenizer(
     if generated != (generation or {}) and (generation is not None or not _restates(generated, config)):
         old = generation or {}
         changes += [
-            f"{GENERATION} `{key}` {_shown(old.get(key))} -> {value}"
+            f"{GENERATION} `{key}` {_shown(old.get(key))} -> {_shown(value)}"
             for key, value in generated.items()
             if old.get(key) != value
         ]
         files[GENERATION] = generated
     notes = (f"special tokens follow the tokenizer of {source}: {', '.join(changes)}",) if changes else ()
     warnings: tuple[str, ...] = ()
-    if not wanted and not own:
+    if states_none:
         warnings = (
             f"no file of {source} states the ids of its special tokens, so config.json and {GENERATION} keep those of "
             f"{donor.name}: check that the output stops generating",
@@ -115,9 +118,27 @@ def _generation(
             value = value if end is None or end in _as_list(value) else [end, *_as_list(value)]
         elif value is None and not (donors is None and its is None):
             value = wanted.get(key) if key == _EOS or generated.get(key) is not None else None
-        if value is not None:
+        if value is not None or (key in wanted and generated.get(key) is not None):
             generated[key] = value
     return generated
+
+
+def _of_donor(
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any] | None,
+    wanted: Mapping[str, Any],
+    before: Vocabulary,
+    after: Vocabulary,
+) -> dict[str, Any]:
+    """Return the new ids of special tokens that the donor alone states; None where the tokenizer has no such token."""
+    tokens = {number: token for token, number in before.ids.items()}
+    found: dict[str, Any] = {}
+    for key in (f"{role}_token_id" for role in SPECIAL_ROLES):
+        stated = [value for value in (_find(config, key), (generation or {}).get(key)) if value is not None]
+        if key not in wanted and stated:
+            ids = [after.ids[tokens[old]] for old in _as_list(stated[0]) if tokens.get(old) in after.ids]
+            found[key] = (ids if isinstance(stated[0], list) else ids[0]) if ids else None
+    return found
 
 
 def _differing_ends(planned: PlannedMerge, vocabularies: Mapping[Path, Vocabulary]) -> tuple[str, ...]:
@@ -171,7 +192,7 @@ def _set(config: dict[str, Any], key: str, value: object) -> str | None:
     parts = [part for part in text_sections(config) if key in part] or [config]
     for part in parts:
         part[key] = copy.deepcopy(value)
-    return f"`{key}` {_shown(old)} -> {value}"
+    return f"`{key}` {_shown(old)} -> {_shown(value)}"
 
 
 def _shown(value: object) -> str:

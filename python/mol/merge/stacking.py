@@ -96,7 +96,8 @@ class Stacker:
     def _restack(self, stack: Stack, leads: list[ModelLayer]) -> None:
         """Make config.json describe the sliced layers, and check that it does."""
         origins = [LayerOrigin(lead.model.checkpoint.config, lead.layer, len(lead.stack)) for lead in leads]
-        unchanged = [lead.layer for lead in leads] == list(range(len(stack))) and leads[0].model is self._donor
+        in_place = [lead.layer for lead in leads] == list(range(len(stack)))
+        unchanged = in_place and all(lead.model is self._donor for lead in leads)
         if not unchanged:
             notes, problems = restack(self._config, self._donor.structure, stack, origins)
             moved, more = move_kinds(self._config, self._donor.checkpoint.config, self._donor.structure, stack, origins)

@@ -138,7 +138,9 @@ def _counted(key: str, path: tuple[str, ...], donor: Mapping[str, Any], origins:
         return None if donor.get("layer_types") else len(origins)
     kinds = []
     for origin in origins:
-        value = lookup(origin.config, path).get(key, donor[key])
+        value = lookup(origin.config, path).get(key)
+        if type(value) is not int:
+            value = donor[key]
         kinds.append(origin.layer >= (origin.depth - value if key in _LAST else value))
     first = next((i for i, kind in enumerate(kinds) if kind), len(kinds))
     if not all(kinds[first:]):

@@ -12,6 +12,8 @@ Side = Literal["first", "last", "unknown"]
 # The table of sides, first match wins. Weights before the layers take the first slice's sources and the start of a
 # gradient, weights after them the last slice's and the end.
 _WORDS: Final[tuple[tuple[str, Side], ...]] = (
+    # The norm after the last layer of an LFM2, whatever it is called.
+    (r"embedding_norm", "last"),
     (
         # Heads, before the embeddings, since `embed_out` is a head.
         r"lm_head\w*|embed_out|output_layer|output|output_projection|head|heads|\w+_head|generator\w*|cls|predictions"
@@ -44,9 +46,12 @@ EMBEDDING: Final = regex(
 
 HEAD_BIAS: Final = regex(
     r"(?:^|\.)(?:lm_head(?:\.decoder)?|generator_lm_head|embed_out|output_layer|output_projection|proj_out|vocab_projector"
-    r"|predictions(?:\.decoder)?|pred_layer\.proj|lm_loss)\.bias$"
+    r"|predictions(?:\.decoder)?|pred_layer\.proj|lm_loss|^decoder|^output)\.bias$"
 )
 """One number for each token, which is added to its score."""
+
+BY_TOKEN: Final = regex(r"(?:^|\.)embed_tokens_per_layer\.weight$|^head\.weight$")
+"""Other matrices with one row for each token: what Gemma 3n hands its layers of each, and the head of an RWKV."""
 
 _INTEGER: Final = regex(r"[0-9]{1,9}")  # longer ones are no counts, and int() refuses very long ones
 _BUFFER: Final = regex(r"(?:^|\.)(?:rotary_emb\.(?:inv_freq|\w+_cached)|attn\.masked_bias|position_ids)$")

@@ -188,7 +188,11 @@ def _texts(given: object) -> list[str]:
 
 def _lines(path: Path) -> list[str]:
     """Return the texts of a file, one per line that is not blank."""
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        # Not at the other line separators of Unicode, which may be part of a text.
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text in UTF-8: {error}") from error
     if path.suffix != ".jsonl":
         return lines
     texts = []

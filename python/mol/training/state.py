@@ -162,9 +162,9 @@ def restore_random(state: RandomState) -> None:
     *keys, position, has_gauss = state["numpy"].tolist()
     cached = state["numpy_gauss"].item()
     numpy.random.set_state(("MT19937", numpy.array(keys, dtype=numpy.uint32), position, has_gauss, cached))
-    devices = [state[name] for name in sorted(state) if name.startswith("cuda")]
-    if devices and len(devices) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(devices)
+    saved = sum(name.startswith("cuda") for name in state)
+    if saved and saved == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all([state[f"cuda{device}"] for device in range(saved)])
 
 
 def _file(checkpoint: Path) -> Path:

@@ -1,9 +1,10 @@
 //! Records what is finished of one output file: `OUTPUT.journal` next to it, one line per task, so that the same
 //! command resumes after a crash. Only ever appended to, so a kill at any moment loses nothing recorded before.
 use super::flock::Owner;
+use super::inputs::inputs_of;
 use super::writer::{make_way, open_own};
 use crate::error::{Error, Result};
-use crate::plan::Plan;
+use crate::plan::{Expr, Plan, Task};
 use blake3::{Hash, Hasher};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -17,15 +18,28 @@ pub(crate) fn name(output: &str) -> String {
     format!("{output}.journal")
 }
 
-/// The keys of a plan's tasks: digest, and time of the inputs' last change. They contain no index or path, so a claim
-/// survives edits of the rest of the recipe.
+/// The keys of a plan's tasks: digest, and which files it reads for what, with the times of their last change, since
+/// fine-tunes of one model have the same sizes and headers; and the version of mol, which may compute otherwise. They
+/// contain no index, so a claim survives edits of the rest of the recipe.
 pub(crate) fn keys(plan: &Plan) -> Result<Vec<Hash>> {
     let key = |(task, digest): (usize, &Hash)| {
-        let mut hasher = Hasher::new_derive_key("mol claim 1");
+        let mut hasher = Hasher::new_derive_key(concat!("mol claim ", env!("CARGO_PKG_VERSION")));
         hasher.update(digest.as_bytes());
-        for input in super::inputs::inputs_of(plan, task) {
-            hasher.update(&plan.inputs[input].mtime_ns.to_le_bytes());
+        let mut see = |input: usize| {
+            let file = &plan.inputs[input];
+            let path = file.path.as_os_str().as_encoded_bytes();
+            hasher.update(&path.len().to_le_bytes()).update(path).update(&file.mtime_ns.to_le_bytes());
+        };
+        // In the order of use: a model may have changed places with another.
+        let Task { of, with, .. } = &plan.tasks[task];
+        for expr in of.iter().chain(with) {
+            expr.visit(&mut |expr| {
+                if let Expr::Tensor(input, _) = expr {
+                    see(*input);
+                }
+            });
         }
+        inputs_of(plan, task).into_iter().for_each(see);
         hasher.finalize()
     };
     Ok(plan.task_digests()?.iter().enumerate().map(key).collect())

@@ -5,6 +5,7 @@ use super::flock::Owner;
 use super::paths::remove;
 use crate::error::{Error, Result};
 use crate::plan::{Plan, directory_of, is_inside};
+use blake3::Hasher;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -12,26 +13,30 @@ use std::path::Path;
 /// Name of the file in the partial directory.
 pub const NAME: &str = "journal";
 /// Version of the format.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 /// How every journal starts.
 pub(crate) const MARK: &[u8] = br#"{"journal":"#;
 
-/// The work, what it allows, and when its inputs were last modified. A later one replaces it.
+/// The work, what it allows, and a digest of the keys of its claims. A later one replaces it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Head {
     journal: u32,
     pub plan: String,
     allow_nonfinite: bool,
-    mtimes_ns: Vec<i64>,
+    claims: String,
     pub outputs: Vec<String>,
 }
 
 impl Head {
     pub fn of(plan: &Plan) -> Result<Self> {
-        let mtimes_ns = plan.inputs.iter().map(|file| file.mtime_ns).collect();
+        let mut claims = Hasher::new();
+        for key in claims::keys(plan)? {
+            claims.update(key.as_bytes());
+        }
+        let claims = claims.finalize().to_hex().to_string();
         let outputs = plan.outputs.iter().map(|output| output.name.clone()).collect();
         let (digest, allow_nonfinite) = (plan.digest()?, plan.allow_nonfinite);
-        Ok(Self { journal: VERSION, plan: digest, allow_nonfinite, mtimes_ns, outputs })
+        Ok(Self { journal: VERSION, plan: digest, allow_nonfinite, claims, outputs })
     }
 
     /// Digest of the plan.

@@ -175,6 +175,9 @@ impl Run<'_> {
     /// Syncs and closes finished output files one by one, and reports each.
     fn close_all(&self, finished: Receiver<usize>, order: &[usize], schedule: &Schedule) {
         for output in finished {
+            if self.watch.check().is_err() {
+                continue; // a sync may take long, and a resume does it
+            }
             let tasks = self.writer.layout(output).tasks.clone();
             self.close(output).unwrap_or_else(|error| {
                 let last = order.iter().rposition(|task| tasks.contains(task)).unwrap_or(0);

@@ -95,7 +95,10 @@ fn computed(plan: &Plan, expr: &Expr, open: Open, stages: &Stages) -> Result<Bui
             let codes = Tensor::coded(&open(*input)?, name)?;
             scaled(expr, codes, build(by)?, *block)
         }
-        Made::Merged { by, of } => merged(expr, by, of.iter().map(build).collect::<Result<_>>()?),
+        Made::Merged { by, of } => {
+            let of = of.iter().map(build).collect::<Result<_>>()?;
+            merged(expr, by, of, plan.allow_nonfinite)
+        }
     }
 }
 
@@ -162,7 +165,10 @@ fn gather(expr: &Expr, (of, shape): Built, table: &Table, build: &dyn Fn(&Expr) 
     if shape.iter().try_fold(8usize, |bits, n| bits.checked_mul(*n)).is_none() {
         return Err(fault(expr, format!("makes {shape:?}, which is more than memory holds")));
     }
-    Ok((Box::new(Gather { of, segments, row, shape: two(&shape) }), shape))
+    // A mean is not rounded to a 16-bit format before it is merged.
+    let has_means = segments.iter().any(|(.., from)| matches!(from, From::Mean(..)));
+    let float = if has_means && of.float() != Float::F64 { Float::F32 } else { of.float() };
+    Ok((Box::new(Gather { of, segments, float, row, shape: two(&shape) }), shape))
 }
 
 fn lora(expr: &Expr, parts: [Built; 3], scale: f64, magnitude: Option<Built>) -> Result<Built> {
@@ -208,7 +214,7 @@ fn scaled(expr: &Expr, codes: Tensor, (scales, of_scales): Built, block: [usize;
     Ok((Box::new(Scaled::new(Box::new(codes), scales, *rows, block)), shape))
 }
 
-fn merged(expr: &Expr, by: &Method, of: Vec<Built>) -> Result<Built> {
+fn merged(expr: &Expr, by: &Method, of: Vec<Built>, allow_nonfinite: bool) -> Result<Built> {
     by.check(of.len()).map_err(|reason| fault(expr, reason))?;
     if matches!(by, Method::Copy(_)) && of.len() > 1 {
         return Err(fault(expr, "copies that must be equal are not compared in a stage; copy one"));
@@ -218,5 +224,6 @@ fn merged(expr: &Expr, by: &Method, of: Vec<Built>) -> Result<Built> {
     if let Some((_, theirs)) = of.iter().find(|(_, theirs)| *theirs != shape) {
         return Err(fault(expr, format!("of shapes {shape:?} and {theirs:?}")));
     }
-    Ok((Box::new(Merged::new(by.clone(), of.into_iter().map(|(source, _)| source).collect())), shape))
+    let of = of.into_iter().map(|(source, _)| source).collect();
+    Ok((Box::new(Merged { by: by.clone(), of, allow_nonfinite, kernel: None }), shape))
 }

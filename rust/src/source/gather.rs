@@ -24,6 +24,8 @@ pub(super) struct Gather {
     pub of: Box<dyn Source>,
     /// All rows of the result, in order.
     pub segments: Vec<Segment>,
+    /// Format of its elements.
+    pub float: Float,
     /// Elements per row.
     pub row: usize,
     pub shape: (usize, usize),
@@ -47,10 +49,8 @@ impl Gather {
 }
 
 impl Source for Gather {
-    /// A mean is not rounded to a 16-bit format before it is merged.
     fn float(&self) -> Float {
-        let made = self.segments.iter().any(|(.., from)| matches!(from, From::Mean(..)));
-        if made && self.of.float() != Float::F64 { Float::F32 } else { self.of.float() }
+        self.float
     }
 
     fn shape(&self) -> (usize, usize) {
@@ -94,7 +94,8 @@ impl Source for Gather {
             }
             _ => 0,
         };
-        self.of.resident() + self.segments.iter().map(of_segment).sum::<usize>()
+        let table = self.segments.len() * size_of::<Segment>();
+        self.of.resident() + table + self.segments.iter().map(of_segment).sum::<usize>()
     }
 
     fn prepare(&mut self, settings: &Settings) -> Result<()> {

@@ -2,28 +2,50 @@
 use super::{Settings, Slot, Source, lease_as};
 use crate::dtype::{F32, F64, Float};
 use crate::error::{Error, Result};
-use crate::lanes::Kernel;
+use crate::lanes::{Kernel, Peaks};
 use crate::methods::Method;
+use crate::real::Real;
 use crate::simd::Simd;
 use crate::sweep::Sweep;
 use std::ops::Range;
 
 /// The result of a method.
 pub(super) struct Merged {
-    by: Method,
-    of: Vec<Box<dyn Source>>,
-    kernel: Option<Either>,
+    pub by: Method,
+    pub of: Vec<Box<dyn Source>>,
+    pub allow_nonfinite: bool,
+    /// Once it is prepared.
+    pub kernel: Option<Either>,
 }
 
 /// A kernel in either precision.
-enum Either {
+pub(super) enum Either {
     Single(Box<dyn Kernel<F32>>),
     Double(Box<dyn Kernel<F64>>),
 }
 
+/// Returns whether a result and all that it is made of are finite.
+fn is_finite<R: Real>(peaks: Peaks<R>) -> bool {
+    peaks.witness.max(peaks.result) < R::INFINITE
+}
+
 impl Merged {
-    pub fn new(by: Method, of: Vec<Box<dyn Source>>) -> Self {
-        Self { by, of, kernel: None }
+    /// Returns the error of a result that is not finite.
+    fn blame(&self, simd: Simd) -> Result<Error> {
+        let (mut leaves, mut names) = (Vec::new(), Vec::new());
+        self.leaves(&mut |leaf| leaves.push(leaf));
+        for leaf in leaves {
+            if let Some(error) = leaf.nonfinite(simd, || Ok(()))? {
+                return Ok(error);
+            }
+            names.push(format!("`{}` of {}", leaf.entry().name, leaf.path().display()));
+        }
+        Ok(Error::NonFinite(format!(
+            "a step of the recipe makes numbers too large for {:?} from {}; choose smaller weights, or pass \
+             --allow-nonfinite",
+            self.float(),
+            names.join(" and ")
+        )))
     }
 }
 
@@ -54,12 +76,12 @@ impl Source for Merged {
         for (source, slot) in self.of.iter().zip(inner) {
             inputs.push(lease_as(&**source, float, simd, at.clone(), slot)?);
         }
-        // A non-finite value propagates to the result of the task, which is checked.
-        match kernel {
-            Either::Single(kernel) => drop(kernel.run(simd, at, &inputs, bytes)),
-            Either::Double(kernel) => drop(kernel.run(simd, at, &inputs, bytes)),
-        }
-        Ok(bytes)
+        let finite = match kernel {
+            Either::Single(kernel) => is_finite(kernel.run(simd, at, &inputs, bytes)),
+            Either::Double(kernel) => is_finite(kernel.run(simd, at, &inputs, bytes)),
+        };
+        // The method of the task may drop what is not.
+        if finite || self.allow_nonfinite { Ok(bytes) } else { Err(self.blame(simd)?) }
     }
 
     fn fetch(&self, at: Range<usize>) {

@@ -2,9 +2,10 @@
 use super::{Slot, Source, two};
 use crate::codes::{Codes, codes};
 use crate::container::{Container, Entry};
-use crate::dtype::Float;
+use crate::dtype::{Float, first_nonfinite};
 use crate::error::{Error, Result};
 use crate::simd::Simd;
+use crate::sweep::BLOCK;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -51,6 +52,23 @@ impl Tensor {
     /// Returns name, dtype, shape and byte range, from the header.
     pub fn entry(&self) -> &Entry {
         &self.file.header.tensors[self.index]
+    }
+
+    /// Returns the error that names the first element that is not finite, if there is one. Slow; `check` runs in between.
+    pub fn nonfinite(&self, simd: Simd, check: impl Fn() -> Result<()>) -> Result<Option<Error>> {
+        let mut slot = Slot::default();
+        for start in (0..self.len()).step_by(BLOCK) {
+            check()?;
+            let bytes = self.lease(simd, start..self.len().min(start + BLOCK), &mut slot)?;
+            if let Some((index, value)) = first_nonfinite(self.float, bytes) {
+                let (path, name, element) = (self.path().display(), &self.entry().name, start + index);
+                return Ok(Some(Error::NonFinite(format!(
+                    "{path}: tensor `{name}` holds {value} at element {element}; repair the checkpoint, or pass \
+                     --allow-nonfinite"
+                ))));
+            }
+        }
+        Ok(None)
     }
 
     /// Returns the path of the file.

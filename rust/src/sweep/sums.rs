@@ -178,7 +178,8 @@ impl<F: Lanes> Sweep<'_, F> {
             }
             Ok(())
         })?;
-        Ok(sums.into_iter().map(|sums| sums.map(|sum| sum.total())).collect())
+        // Not `into_iter`, which would keep the room of the accumulators.
+        Ok(sums.iter().map(|sums| sums.each_ref().map(Sum::total)).collect())
     }
 }
 

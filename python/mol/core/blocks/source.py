@@ -21,6 +21,7 @@ from mol.core.blocks.probes import (
     takes_chunks,
 )
 from mol.core.blocks.runner import BlockRunner
+from mol.core.linear import no_autocast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -161,7 +162,8 @@ class Source(BlockRunner):
         """
         with self._probing:
             if not self._knows_cache_mask:
-                self._cache_mask, self._knows_cache_mask = find_cache_mask(self), True
+                with no_autocast(self.device):
+                    self._cache_mask, self._knows_cache_mask = find_cache_mask(self), True
             return self._cache_mask
 
     @property
@@ -184,7 +186,9 @@ class Source(BlockRunner):
         with self._probing:
             key = question, self._kind_of(index)
             if key not in self._answers:
-                self._answers[key] = probe()
+                # What autocast rounds to 16 bits differs by more than a probe allows.
+                with no_autocast(self.device):
+                    self._answers[key] = probe()
             return self._answers[key]
 
     def _kind_of(self, index: int) -> object:
@@ -204,7 +208,7 @@ class Source(BlockRunner):
         for masks in ways:
             try:
                 driver = self.trace(masks)
-                with self.briefly():
+                with self.briefly(), no_autocast(self.device):
                     causal = is_causal(driver, index)
             except REFUSALS:
                 continue  # it takes no such mask

@@ -96,11 +96,15 @@ def _load(name: str, chosen: Mapping[str, Any]) -> tuple[Any, Any]:
     if not path.is_dir() and (path.is_file() or path.with_suffix(".safetensors").is_file()):
         runtime = MoLRuntime.load_checkpoint(find_checkpoint(path), **loading)
         return runtime.as_causal_lm(), runtime.load_tokenizer
-    directory = path if path.is_dir() else _resolved(name, chosen)
+    directory, revision = path, None
+    if not path.is_dir():
+        reference = ModelReference.parse(name)
+        directory, name, revision = _resolved(reference, chosen), reference.name, reference.revision
     model_type = str(read_config(directory).get("model_type"))
-    settings = MoLConfig(models=[name], **loading)
+    settings = MoLConfig(models=[name], revisions={name: revision} if revision else {}, **loading)
     if model_type in _SAVED:
-        model: Any = _SAVED[model_type].from_pretrained(name, **loading)
+        at = {"revision": revision} if revision else {}
+        model: Any = _SAVED[model_type].from_pretrained(name, **at, **loading)
         own = model.runtime.load_tokenizer if isinstance(model, FusedModel) else None
         return model, own or (lambda: load_tokenizer(name, settings))
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not settings.trust_remote_code:
@@ -111,9 +115,8 @@ def _load(name: str, chosen: Mapping[str, Any]) -> tuple[Any, Any]:
     return load_whole(AutoModelForCausalLM, name, settings)[0], lambda: load_tokenizer(name, settings)
 
 
-def _resolved(name: str, chosen: Mapping[str, Any]) -> Path:
+def _resolved(reference: ModelReference, chosen: Mapping[str, Any]) -> Path:
     """Return the directory in the cache with the config of a model on the Hub."""
-    reference = ModelReference.parse(name)
     return resolve(reference, weights=False, cache_dir=chosen.get("cache_dir"), token=chosen.get("token"))[0]
 
 
