@@ -29,7 +29,7 @@ def small(tmp_path: Path) -> Plan:
     return plan_of(tmp_path, {f"w{i}": Case(linear(0.25, 0.75), sources, "F32") for i in range(6)}, shards=2)
 
 
-def test_models_that_change_places_are_other_work(small: Plan, tmp_path: Path) -> None:
+def test_exchanged_models_are_other_work(small: Plan, tmp_path: Path) -> None:
     """Sizes and headers of fine-tunes of one model are the same."""
     partial = tmp_path / "out.partial"
     execute(small, partial)

@@ -100,7 +100,7 @@ def test_checkpoints_that_are_incomplete_are_all_named(run: Path, tmp_path: Path
     [
         ("RUN", "name the checkpoints, then OUT"),
         ("RUN OUT --last 2 --windows 1,2", "--last takes one number and --windows several"),
-        ("RUN OUT --windows 3", "is not a list of numbers such as 5,10,20"),
+        ("RUN OUT --windows 3", "is not a list of two numbers or more, such as 5,10,20"),
         ("RUN OUT --last 0", "--last"),
     ],
 )

@@ -125,7 +125,7 @@ def _run(console: Console, args: list[str]) -> int:
         console.document({"error": {"type": "UsageError", "message": text, "problems": []}})
         return USAGE
     except (click.Abort, KeyboardInterrupt) as stop:
-        word, code = kind_of(stop)
+        word, code = kind_of(stop.__cause__ or stop)  # click makes an Abort of it
         console.error(word)
         return code
     except (MolError, OSError, click.ClickException) as error:

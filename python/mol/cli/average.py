@@ -23,8 +23,8 @@ class Counts(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[int]:  # noqa: ANN401
         """Read numbers with commas between them."""
         words = str(value).split(",")
-        if not all(word.strip().isdecimal() for word in words) or len(words) < 2:
-            self.fail(f"{value!r} is not a list of numbers such as 5,10,20", param, ctx)
+        if not all(word.strip().isdecimal() and len(word) < 10 for word in words) or len(words) < 2:
+            self.fail(f"{value!r} is not a list of two numbers or more, such as 5,10,20; --last has one", param, ctx)
         return [int(word) for word in words]
 
 

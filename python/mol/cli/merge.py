@@ -104,21 +104,25 @@ def merge_one(console: Console, path: Path, recipe: MergeConfig, out: Path, opti
     from mol.cli.progress import Progress
     from mol.cli.report import merge_document, merge_text
     from mol.config.model_reference import expanded
+    from mol.io.layout import MANIFEST
     from mol.merge.output import partial_of
     from mol.merge.run import run_merge
 
-    started = time.monotonic()
+    started, begun = time.monotonic(), time.time()
     try:
         with Progress(console, "merging") as progress:
             report = run_merge(recipe, out, on_progress=progress, options=options)
     except KeyboardInterrupt as stop:
         word, code = kind_of(stop)
-        partial = partial_of(Path(os.path.realpath(expanded(str(out)))))
-        console.error(
-            f"{word}; {partial} keeps what is done: run the same command again to resume, or delete it to give up"
-            if partial.exists()
-            else f"{word} before anything was written"
-        )
+        whole = Path(os.path.realpath(expanded(str(out))))
+        partial, manifest = partial_of(whole), whole / MANIFEST
+        if partial.exists():
+            how = f"; {partial} keeps what is done: run the same command again to resume, or delete it to give up"
+        elif manifest.exists() and manifest.stat().st_mtime >= begun:
+            how = f" after {out} was complete"
+        else:
+            how = " before anything was written"
+        console.error(word + how)
         raise click.exceptions.Exit(code) from None
     span = time.monotonic() - started
     for line in merge_text(console, report, out, span):

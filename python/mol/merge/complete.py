@@ -318,7 +318,8 @@ class _Ends:
         return any(EMBEDDING.search(name) and _split(name)[0] == around for name in self.embeddings)
 
     def _class(self) -> str:
-        return str(self.model.checkpoint.config.get("architectures", ["a model"])[0])
+        classes = self.model.checkpoint.config.get("architectures")
+        return str(classes[0]) if isinstance(classes, list) and classes else "a model"
 
     def _says_untied(self) -> bool:
         flags = {section.get("tie_word_embeddings") for section in self.sections}

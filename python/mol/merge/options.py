@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 from mol.config.document import shown
@@ -120,13 +120,20 @@ class MergeOptions:
             ("digest", self.digest, (None, *get_args(Digest)), "it is blake3, sha256 or none"),
             ("expert_layout", self.expert_layout, (None, *get_args(ExpertLayout)), "it is single, fused or none"),
             ("simd", self.simd, get_args(Simd), f"it is one of {', '.join(get_args(Simd))}"),
-            ("mmap", self.mmap, (None, True, False), "it is True, False or none"),
         )
+        flags = {item.name: getattr(self, item.name) for item in fields(self) if isinstance(item.default, bool)}
+        if self.mmap is not None:
+            flags["mmap"] = self.mmap
         problems = [
             f"{name} is {shown(value)}, but {wanted}"
             for name, value, low, high, wanted in numbers
             if not (value is None and name in ("threads", "memory", "tile")) and not _is_number(value, low, high)
         ] + [f"{name} is {shown(value)}, but {wanted}" for name, value, known, wanted in texts if value not in known]
+        problems += [
+            f"{name} is {shown(value)}, but it is True or False"
+            for name, value in flags.items()
+            if not isinstance(value, bool)
+        ]
         if problems:
             raise ConfigError.listing("the options of this run do not hold", problems)
 

@@ -82,7 +82,7 @@ def output_dtype(config: MergeConfig, options: MergeOptions) -> str | None:
     """
     if options.dtype is None:
         return config.out_dtype or config.dtype
-    word = options.dtype.removeprefix("torch.")
+    word = str(options.dtype).removeprefix("torch.")
     if word not in DTYPE_WORDS:
         raise ConfigError(f"dtype {options.dtype!r} is not one of {', '.join(DTYPES)}")
     return DTYPE_WORDS[word]

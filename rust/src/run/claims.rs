@@ -30,7 +30,7 @@ pub(crate) fn keys(plan: &Plan) -> Result<Vec<Hash>> {
             let path = file.path.as_os_str().as_encoded_bytes();
             hasher.update(&path.len().to_le_bytes()).update(path).update(&file.mtime_ns.to_le_bytes());
         };
-        // In the order of use: a model may have changed places with another.
+        // In the order in which they are read: two models may have been exchanged.
         let Task { of, with, .. } = &plan.tasks[task];
         for expr in of.iter().chain(with) {
             expr.visit(&mut |expr| {
