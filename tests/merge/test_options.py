@@ -37,6 +37,7 @@ def test_what_is_no_size(text: str) -> None:
         {"threads": 0}, {"threads": "4"}, {"threads": True}, {"threads": 2.0}, {"out_shard_size": 0},
         {"out_shard_size": 2**63}, {"seed": -1}, {"seed": 2**64}, {"tile": 2**64}, {"tile": 0}, {"digest": "md5"},
         {"digest": 16**5000}, {"simd": "neon"}, {"seed": -(16**5000)},
+        {"overwrite": 1}, {"sync": "yes"}, {"copy_tokenizer": None}, {"mmap": 1},
     ],
     ids=lambda fields: next(iter(fields)),
 )  # fmt: skip

@@ -185,6 +185,24 @@ def test_lists_that_are_per_layer_are_distinguished_from_others(
     assert {key: found[key] for key in section} == wanted
 
 
+def test_layers_of_another_model_bring_their_kinds_at_the_same_numbers_too() -> None:
+    a, b = (
+        headers(name, llama(4), llama_config(4) | {"layer_types": [kind] * 4})
+        for name, kind in (("a", FULL), ("b", SLIDING))
+    )
+    found = plan(sliced([("a", 0, 2)], [("b", 2, 4)]), a, b).model_config
+    assert found["layer_types"] == [FULL, FULL, SLIDING, SLIDING]
+
+
+def test_what_another_config_leaves_open_is_as_in_the_donors() -> None:
+    windows = {"max_window_layers": 2, "use_sliding_window": True}
+    a, b = (
+        headers(name, llama(4), llama_config(4) | windows | more)
+        for name, more in (("a", {}), ("b", {"max_window_layers": None}))
+    )
+    assert plan(sliced([("a", 0, 2)], [("b", 1, 4)]), a, b).model_config["max_window_layers"] == 3
+
+
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 KINDS = [SLIDING, FULL, SLIDING, SLIDING, FULL]
 

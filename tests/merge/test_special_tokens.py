@@ -51,6 +51,17 @@ def test_config_and_generation_config_follow_the_tokenizers_model(tmp_path: Path
     )
 
 
+def test_tokens_that_the_tokenizer_does_not_name_follow_by_their_text_or_are_left_out(tmp_path: Path) -> None:
+    padded = {"pad_token_id": 12, "sep_token_id": 5}
+    model(tmp_path / "a", config__json=llama_config() | IDS | padded, generation={"pad_token_id": 12})
+    fewer = TOKENIZER | {"model": TOKENIZER["model"] | {"vocab": {f"token{i}": i for i in range(12)}}}
+    model(tmp_path / "b", config__json=llama_config() | IDS | {"eos_token_id": 11}, tokenizer__json=fewer, **CHAT)
+    config, generation, _ = merged(tokenizer_source="b")
+    assert (config["pad_token_id"], config["sep_token_id"]) == (None, 5)
+    assert generation is not None
+    assert generation["pad_token_id"] is None
+
+
 def test_a_stale_config_of_the_tokenizers_model_does_not_hide_its_end(tmp_path: Path) -> None:
     model(tmp_path / "a", generation={"eos_token_id": 2})
     model(tmp_path / "b", generation={"eos_token_id": 2}, **CHAT)

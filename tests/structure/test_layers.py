@@ -124,6 +124,7 @@ def test_a_deeper_model_is_thinned_out_as_distillation_does() -> None:
         ("bert.embeddings.LayerNorm.weight", "first"),
         ("model.norm.weight", "last"),
         ("transformer.ln_f.bias", "last"),
+        ("model.embedding_norm.weight", "last"),
         ("gpt_neox.embed_out.weight", "last"),
         ("embed_out.weight", "last"),
         ("lm_head.weight", "last"),

@@ -57,6 +57,16 @@ def test_files_and_datasets_are_read(tokenizer: PreTrainedTokenizerBase, tmp_pat
     assert len(create_simple_dataset([plain, objects, "and a text"], tokenizer)) == 7
 
 
+def test_only_a_line_break_ends_a_line(tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    plain, objects, other = tmp_path / "a.txt", tmp_path / "b.jsonl", tmp_path / "c.txt"
+    plain.write_text("one\u2028two\x0cthree\n", encoding="utf-8")
+    objects.write_text('{"text": "one\u2028two\x85three"}\r\n', encoding="utf-8")
+    assert len(create_simple_dataset([plain, objects], tokenizer)) == 2
+    other.write_bytes(b"caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"c\.txt is no text in UTF-8"):
+        create_simple_dataset(other, tokenizer)
+
+
 def test_long_texts_are_cut_and_a_warning_says_how_much(
     tokenizer: PreTrainedTokenizerBase, caplog: pytest.LogCaptureFixture
 ) -> None:

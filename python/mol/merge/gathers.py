@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.dtypes import BYTES
-from mol.structure.names import BY_TOKEN, EMBEDDING, HEAD, HEAD_BIAS
+from mol.structure.names import EMBEDDING, HEAD, HEAD_BIAS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -65,7 +65,7 @@ class _Elsewhere(NamedTuple):
 def is_vocabulary(name: str, shape: Sequence[int]) -> bool:
     """Return whether a tensor outside the layers has one row for each token: an embedding, a head, or its bias."""
     if len(shape) == 2:
-        return any(pattern.search(name) for pattern in (EMBEDDING, HEAD, BY_TOKEN))
+        return EMBEDDING.search(name) is not None or HEAD.search(name) is not None
     return len(shape) == 1 and HEAD_BIAS.search(name) is not None
 
 

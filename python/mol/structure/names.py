@@ -50,9 +50,6 @@ HEAD_BIAS: Final = regex(
 )
 """One number for each token, which is added to its score."""
 
-BY_TOKEN: Final = regex(r"(?:^|\.)embed_tokens_per_layer\.weight$|^head\.weight$")
-"""Other matrices with one row for each token: what Gemma 3n hands its layers of each, and the head of an RWKV."""
-
 _INTEGER: Final = regex(r"[0-9]{1,9}")  # longer ones are no counts, and int() refuses very long ones
 _BUFFER: Final = regex(r"(?:^|\.)(?:rotary_emb\.(?:inv_freq|\w+_cached)|attn\.masked_bias|position_ids)$")
 _MASK: Final = regex(r"(?:^|\.)attn(?:ention)?\.(?:bias|mask)$")
