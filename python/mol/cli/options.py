@@ -136,7 +136,7 @@ def merging(function: Callable[..., Any]) -> Callable[..., Any]:
         option("--out-shard-size", metavar="SIZE", default=None, section="Result",
                help="Most bytes in one file: 5B, 5GB, 500M.  [default: 5GB]"),
         option("--dtype", metavar="DTYPE", default=None, section="Result",
-               help="The output's dtype, before the recipe's: float32, float16, bfloat16, float64."),
+               help="The output's dtype, overriding the recipe's: float32, float16, bfloat16, float64."),
         option("--copy-tokenizer/--no-copy-tokenizer", default=True, section="Result",
                help="Copy the donor's tokenizer.  [default: yes]"),
         option("--write-model-card/--no-write-model-card", default=True, section="Result",
@@ -157,7 +157,7 @@ def merging(function: Callable[..., Any]) -> Callable[..., Any]:
                help="Map the inputs into memory, or read them: a disk that fails is then an error and no SIGBUS.  "
                "[default: mapped, but read on network file systems and FUSE]"),
         option("--sync/--no-sync", "sync", default=None, section="Speed",
-               help="Do not wait until the result is on the disk: a power cut may damage it.  [default: wait]"),
+               help="Wait until the result is on the disk; with --no-sync a power cut may damage it.  [default: wait]"),
         option("--simd", type=click.Choice(["auto", "off", "avx2", "avx512"]), default="auto", hidden=True),
         option("--tile", type=click.IntRange(min=1), metavar="ELEMENTS", default=None, hidden=True),
         option("--device", metavar="DEVICE", default=None, section=None),

@@ -64,7 +64,7 @@ class MergeOptions:
         overwrite_all: the same, with everything that is there.
         discard_partial: throw away what an earlier, different merge left unfinished in the same directory.
         allow_nonfinite: let NaN and infinity through instead of stopping.
-        strict_tensors: refuse where a tensor outside the layers would be copied or dropped.
+        strict_tensors: refuse where a tensor would be copied because not all models have it, or dropped.
         copy_tokenizer: write tokenizer files.
         write_model_card: write a README.md.
         trust_remote_code: also copy Python files and what points to them.
