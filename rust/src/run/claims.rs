@@ -1,10 +1,10 @@
 //! Records what is finished of one output file: `OUTPUT.journal` next to it, one line per task, so that the same
 //! command resumes after a crash. Only ever appended to, so a kill at any moment loses nothing recorded before.
 use super::flock::Owner;
-use super::inputs::inputs_of;
+use super::inputs::each_input;
 use super::writer::{make_way, open_own};
 use crate::error::{Error, Result};
-use crate::plan::{Expr, Plan, Task};
+use crate::plan::Plan;
 use blake3::{Hash, Hasher};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -25,21 +25,12 @@ pub(crate) fn keys(plan: &Plan) -> Result<Vec<Hash>> {
     let key = |(task, digest): (usize, &Hash)| {
         let mut hasher = Hasher::new_derive_key(concat!("mol claim ", env!("CARGO_PKG_VERSION")));
         hasher.update(digest.as_bytes());
-        let mut see = |input: usize| {
+        // In the order in which they are read: two models may have been exchanged.
+        each_input(plan, task, |input| {
             let file = &plan.inputs[input];
             let path = file.path.as_os_str().as_encoded_bytes();
             hasher.update(&path.len().to_le_bytes()).update(path).update(&file.mtime_ns.to_le_bytes());
-        };
-        // In the order in which they are read: two models may have been exchanged.
-        let Task { of, with, .. } = &plan.tasks[task];
-        for expr in of.iter().chain(with) {
-            expr.visit(&mut |expr| {
-                if let Expr::Tensor(input, _) = expr {
-                    see(*input);
-                }
-            });
-        }
-        inputs_of(plan, task).into_iter().for_each(see);
+        });
         hasher.finalize()
     };
     Ok(plan.task_digests()?.iter().enumerate().map(key).collect())

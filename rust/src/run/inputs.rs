@@ -19,11 +19,19 @@ struct Input {
 /// Returns the inputs that a task reads.
 pub(crate) fn inputs_of(plan: &Plan, task: usize) -> BTreeSet<usize> {
     let mut inputs = BTreeSet::new();
+    each_input(plan, task, |input| {
+        inputs.insert(input);
+    });
+    inputs
+}
+
+/// Calls `take` for each input that a task reads, in the order of its expressions, as often as they name it.
+pub(crate) fn each_input(plan: &Plan, task: usize, mut take: impl FnMut(usize)) {
     let mut tables = BTreeSet::new();
     let task = &plan.tasks[task];
     let mut see = |expr: &Expr| {
         if let Expr::Tensor(input, _) = expr {
-            inputs.insert(*input);
+            take(*input);
         }
     };
     for expr in task.of.iter().chain(&task.with) {
@@ -37,7 +45,6 @@ pub(crate) fn inputs_of(plan: &Plan, task: usize) -> BTreeSet<usize> {
             }
         }
     }
-    inputs
 }
 
 /// The input files of a run.
