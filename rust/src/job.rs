@@ -8,7 +8,7 @@ use crate::lanes::{Kernel, Lanes, Peaks, W};
 use crate::methods::Method;
 use crate::real::Real;
 use crate::simd::{PREFETCH, Task, prefetch};
-use crate::source::{Settings, Source};
+use crate::source::{Settings, Source, first_nonfinite};
 use crate::sweep::{STRIP, Sweep, common};
 use std::cell::RefCell;
 use std::marker::PhantomData;
@@ -98,7 +98,9 @@ impl Settled<'_> {
             let mut store = |bytes: &[u8]| {
                 let finite = settings.simd.run(Peak::<F>(bytes, PhantomData)) < F::Real::INFINITE;
                 if !finite && !self.job.allow_nonfinite {
-                    return Err(self.blame_input()?.unwrap_or_else(|| self.nothing_at_fault()));
+                    // What a source computes may overflow where its inputs do not.
+                    let first = self.job.encoding.first_nonfinite(bytes).unwrap_or_default();
+                    return Err(self.blame_input()?.unwrap_or_else(|| self.too_large(tile.start + first)));
                 }
                 done = Done { crc: Crc::of(bytes), finite };
                 (self.write)(tile.start * F::BYTES, bytes)
@@ -155,21 +157,21 @@ impl Settled<'_> {
         Ok(Done::joined(tiles))
     }
 
-    /// Finds the first non-finite element of the first tensor below the sources that has one. Slow and deterministic.
+    /// Finds the first non-finite element of the first tensor below the sources that has one.
     fn blame_input(&self) -> Result<Option<Error>> {
-        let mut leaves = Vec::new();
-        self.sources.iter().for_each(|source| source.leaves(&mut |leaf| leaves.push(leaf)));
-        for leaf in leaves {
-            let found = leaf.nonfinite(self.job.settings.simd, || self.job.settings.watch.check())?;
-            if found.is_some() {
-                return Ok(found);
-            }
-        }
-        Ok(None)
+        let watch = self.job.settings.watch;
+        first_nonfinite(self.sources, self.job.settings.simd, &|| watch.check())
     }
 
-    fn nothing_at_fault(&self) -> Error {
-        Error::Panic(format!("tensor `{}` was flagged as not finite, but every element is", self.job.name))
+    /// Returns the error of a result that overflows at an element.
+    fn too_large(&self, element: usize) -> Error {
+        let (name, encoding) = (self.job.name, self.job.encoding);
+        let wider = if encoding.largest() < 1e38 { "a wider `out_dtype` (bfloat16, float32) or " } else { "" };
+        Error::NonFinite(format!(
+            "tensor `{name}`: the result at element {element} is too large for {}; choose {wider}smaller weights, or \
+             pass --allow-nonfinite",
+            encoding.name()
+        ))
     }
 }
 
@@ -221,14 +223,15 @@ impl<F: Lanes> Made<'_, F> {
             bytes.resize(encoding.bytes(tile.len()), 0);
             self.make(tile, &mut bytes, &mut scratch)?;
             if let Some(element) = encoding.first_nonfinite(&bytes) {
-                let (name, format, element) = (self.settled.job.name, encoding.name(), start + element);
-                return Ok(Error::NonFinite(format!(
-                    "tensor `{name}`: the result at element {element} is too large for {format}; choose a wider \
-                     `out_dtype` (bfloat16, float32) or smaller weights, or pass --allow-nonfinite"
-                )));
+                return Ok(self.settled.too_large(start + element));
             }
         }
-        Ok(self.settled.nothing_at_fault())
+        Ok(Error::NonFinite(format!(
+            "tensor `{}`: numbers on the way to the result are too large for {:?}; choose smaller weights, or pass \
+             --allow-nonfinite",
+            self.settled.job.name,
+            F::FLOAT
+        )))
     }
 }
 

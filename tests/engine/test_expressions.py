@@ -22,6 +22,7 @@ from tests.engine.toolkit import (
     preflight,
     read_shard,
     slerp,
+    thin,
     ties,
 )
 
@@ -194,6 +195,19 @@ def test_a_method_takes_an_expression_as_it_takes_a_tensor(tmp_path: Path, metho
     assert bytes_of[0] == bytes_of[1]
 
 
+@pytest.mark.parametrize("by", [COPY, thin("della", [1.0], [0.6], epsilons=[0.2], rescale=True)], ids=["copy", "rows"])
+def test_a_transpose_of_several_blocks_is_the_same_from_a_file_that_is_read(tmp_path: Path, by: dict[str, Any]) -> None:
+    """Read, it makes rows by the block, for copies and methods of single rows, below a stage and by itself."""
+    values = {"w": RANDOM.normal(0, 1, (700, 300)), "v": RANDOM.normal(0, 1, (300, 700))}
+    of: list[Any] = [{"transpose": t("w")}]
+    if by is not COPY:
+        of.append({"merged": {"by": slerp(0.3), "of": [{"transpose": t("w")}, t("v")]}})
+    plan = plan_for(tmp_path, (0, *of), by=by, dtype="F32", shape=(300, 700), values=values)
+    result = made_by(plan, tmp_path)
+    if by is COPY:
+        np.testing.assert_array_equal(result.data, values["w"].T.astype(np.float32))
+
+
 def test_bytes_do_not_depend_on_threads_tiles_and_instruction_set(tmp_path: Path) -> None:
     """A tensor of several tiles whose rows are longer than a strip."""
     random = np.random.default_rng(5)
@@ -210,6 +224,7 @@ def test_bytes_do_not_depend_on_threads_tiles_and_instruction_set(tmp_path: Path
             {"threads": 3, "tile": 65536, "simd": "off"},
             {"threads": 2, "tile": 1 << 20},
             {"threads": 7, "simd": "off"},
+            {"threads": 3, "tile": 65536, "mmap": False},
         ]
     ):
         execute(plan, tmp_path / f"{i}.partial", **options)

@@ -10,6 +10,7 @@ import pytest
 from mol import _rust
 from mol.errors import MergeError
 from tests.engine.toolkit import (
+    COPY,
     Case,
     Method,
     encode,
@@ -18,10 +19,12 @@ from tests.engine.toolkit import (
     merge,
     of_rows,
     plan_of,
+    plan_of_tasks,
     preflight,
     shard_bytes,
     slerp,
     task_arithmetic,
+    thin,
     ties,
 )
 
@@ -152,6 +155,29 @@ def test_an_f32_result_in_range_is_no_overflow_whatever_its_terms(tmp_path: Path
     base, tuned = encode([-3e38], "F32"), encode([3e38], "F32")
     merged = merge(tmp_path, {"w": Case(task_arithmetic(0.1), (base, tuned), "F32")})["w"]
     assert merged.data.tolist() == pytest.approx([-2.4e38])
+
+
+@pytest.mark.parametrize("out", ["F32", "F16"])
+def test_an_adapter_that_overflows_in_a_copy(tmp_path: Path, out: str) -> None:
+    """All that is stored is finite, and what is copied is not."""
+    tensors = {"w": np.ones((300, 3)), "a": np.full((1, 3), 1e30), "b": np.zeros((300, 1))}
+    tensors["b"][7] = 1e30
+    lora = {"lora": {**{name: [0, name] for name in "ab"}, "of": [0, "w"], "scale": 1.0, "magnitude": None}}
+    stored = {name: encode(tensor, "F32") for name, tensor in tensors.items()}
+    plan = plan_of_tasks(tmp_path, stored, (0, lora), shape=(300, 3), out=out, by=COPY, tables={})
+    with pytest.raises(MergeError, match=rf"element 21 is too large for {out}") as caught:
+        execute(plan, tmp_path / "out.partial")
+    assert ("wider" in str(caught.value)) == (out == "F16")
+
+
+def test_an_overflow_that_the_result_does_not_show(tmp_path: Path) -> None:
+    """Dropped deltas of infinity make the factors of the survivors infinite, which then elect no sign."""
+    models = tuple(encode(x, "F32") for x in ([-3e38, 0, 0], [3e38, -1, 0], [3e38, 0, -1]))
+    method = thin("dare_ties", [0.1, 0.1], [0.5, 0.5], rescale=True)
+    plan = plan_of(tmp_path, {"w": Case(method, models, "BF16")})
+    with pytest.raises(MergeError, match="`w`: numbers on the way to the result are too large for F32; .* smaller"):
+        execute(plan, tmp_path / "out.partial")
+    execute(plan | {"allow_nonfinite": True}, tmp_path / "allowed.partial")
 
 
 def test_the_largest_value_is_no_overflow(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 //! The result of a method as a source: stages of a recipe without a file between them.
-use super::{Settings, Slot, Source, lease_as};
+use super::{Settings, Slot, Source, first_nonfinite, lease_as};
 use crate::dtype::{F32, F64, Float};
 use crate::error::{Error, Result};
 use crate::lanes::{Kernel, Peaks};
@@ -32,14 +32,11 @@ fn is_finite<R: Real>(peaks: Peaks<R>) -> bool {
 impl Merged {
     /// Returns the error of a result that is not finite.
     fn blame(&self, simd: Simd) -> Result<Error> {
-        let (mut leaves, mut names) = (Vec::new(), Vec::new());
-        self.leaves(&mut |leaf| leaves.push(leaf));
-        for leaf in leaves {
-            if let Some(error) = leaf.nonfinite(simd, || Ok(()))? {
-                return Ok(error);
-            }
-            names.push(format!("`{}` of {}", leaf.entry().name, leaf.path().display()));
+        if let Some(error) = first_nonfinite(&self.of, simd, &|| Ok(()))? {
+            return Ok(error);
         }
+        let mut names = Vec::new();
+        self.leaves(&mut |leaf| names.push(format!("`{}` of {}", leaf.entry().name, leaf.path().display())));
         Ok(Error::NonFinite(format!(
             "a step of the recipe makes numbers too large for {:?} from {}; choose smaller weights, or pass \
              --allow-nonfinite",

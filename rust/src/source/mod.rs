@@ -14,8 +14,9 @@ pub use spilled::{Stages, repeated};
 pub use tensor::Tensor;
 
 use crate::dtype::{Float, transcode};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::simd::Simd;
+use crate::sweep::STRIP;
 use crate::watch::Watch;
 use std::ops::Range;
 
@@ -82,6 +83,11 @@ pub trait Source: Send + Sync {
         1
     }
 
+    /// Returns the number of elements up to which longer strips cost less for each element.
+    fn strip(&self) -> usize {
+        self.parts().iter().map(|part| part.strip()).fold(STRIP, usize::max)
+    }
+
     /// Returns elements `at` as bytes in format `float()`, in place or computed in the slot.
     fn lease<'s>(&'s self, simd: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]>;
 
@@ -120,6 +126,26 @@ pub fn two(shape: &[usize]) -> (usize, usize) {
         Some((columns, rows)) => (rows.iter().product(), *columns),
         None => (1, 1),
     }
+}
+
+/// Finds the first non-finite element of the first tensor below some sources that has one. Slow and deterministic; `check`
+/// runs in between.
+pub fn first_nonfinite(
+    sources: &[Box<dyn Source>],
+    simd: Simd,
+    check: &dyn Fn() -> Result<()>,
+) -> Result<Option<Error>> {
+    let mut leaves = Vec::new();
+    for source in sources {
+        source.leaves(&mut |leaf| leaves.push(leaf));
+    }
+    for leaf in leaves {
+        let found = leaf.nonfinite(simd, check)?;
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
 }
 
 /// Returns elements `at` of a source in format `float`, whatever the source's unit.

@@ -3,6 +3,7 @@ use super::{Slot, Source, lease_any};
 use crate::dtype::Float;
 use crate::error::Result;
 use crate::simd::Simd;
+use crate::sweep::{BLOCK, STRIP};
 use std::ops::Range;
 use std::slice;
 
@@ -194,6 +195,11 @@ impl Source for Transpose {
     fn shape(&self) -> (usize, usize) {
         let (rows, columns) = self.of.shape();
         (columns, rows)
+    }
+
+    /// Of a source that is not in place every piece of a row costs a call, and a short strip takes short pieces.
+    fn strip(&self) -> usize {
+        if self.of.ready() { STRIP } else { BLOCK }
     }
 
     /// Reads the source row by row: from each row, the columns that are rows of the requested range.

@@ -48,16 +48,17 @@ impl Store for Unopened {
 /// mtime.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
-    inode: (u64, u64),
+    /// None if it is remote: user-space file systems may number a file anew once nobody has it open.
+    inode: Option<(u64, u64)>,
     size: u64,
     content: (i64, i64),
     status: (i64, i64),
 }
 
 impl Stamp {
-    fn of(meta: &Metadata) -> Self {
+    fn of(meta: &Metadata, remote: bool) -> Self {
         Self {
-            inode: (meta.dev(), meta.ino()),
+            inode: (!remote).then(|| (meta.dev(), meta.ino())),
             size: meta.len(),
             content: (meta.mtime(), meta.mtime_nsec()),
             status: (meta.ctime(), meta.ctime_nsec()),
@@ -77,11 +78,9 @@ impl Stamp {
     /// Returns why the file at a path no longer matches this stamp, or `None` if it does. Fails if the system does not
     /// report the status.
     pub fn changed(&self, path: &Path) -> Result<Option<Error>> {
-        match std::fs::metadata(path) {
-            Ok(meta) if Self::of(&meta) == *self => Ok(None),
-            Ok(meta) if meta.ino() != self.inode.1 => {
-                Ok(Some(Error::checkpoint(path, "it was replaced by another file")))
-            }
+        match std::fs::metadata(path).map(|meta| Self::of(&meta, self.inode.is_none())) {
+            Ok(now) if now == *self => Ok(None),
+            Ok(now) if now.inode != self.inode => Ok(Some(Error::checkpoint(path, "it was replaced by another file"))),
             Ok(_) => Ok(Some(Error::checkpoint(path, "it was written to, or its times or permissions were changed"))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Some(Error::io(path)(e))),
             Err(e) => Err(Error::io(path)(e)),
@@ -162,7 +161,7 @@ pub(crate) fn open(path: &Path, mmap: Option<bool>) -> Result<(Box<dyn Store>, S
     }
     let open = || {
         let file = File::open(path)?;
-        let stamp = Stamp::of(&file.metadata()?);
+        let stamp = Stamp::of(&file.metadata()?, is_remote(&file) == Some(true));
         Ok((of_file(file, mmap)?, stamp))
     };
     open().map_err(Error::io(path))
@@ -211,6 +210,18 @@ mod tests {
                 store.fetch(at.clone());
                 assert_eq!(store.lend(at.clone(), &mut room).unwrap(), &bytes[at]);
             }
+        }
+    }
+
+    #[test]
+    fn files_of_one_machine_are_told_apart_by_inode_and_remote_ones_by_size_and_times() {
+        let [a, b] = [file_of(&[1; 10]), file_of(&[2; 10])];
+        let meta = a.as_file().metadata().unwrap();
+        for remote in [false, true] {
+            let stamp = Stamp { status: (0, 0), content: (0, 0), ..Stamp::of(&meta, remote) };
+            let other = Stamp { inode: Stamp::of(&b.as_file().metadata().unwrap(), remote).inode, ..stamp };
+            assert_eq!(stamp == other, remote);
+            assert_ne!(stamp, Stamp { status: (0, 1), ..stamp });
         }
     }
 

@@ -152,7 +152,8 @@ impl<'a, F: Lanes> Sweep<'a, F> {
         step: usize,
         mut take: impl FnMut(Range<usize>, &[&[u8]]) -> Result<()>,
     ) -> Result<()> {
-        let step = if self.ready { step } else { step.min(STRIP) };
+        let strip = || chosen.iter().map(|source| self.sources[*source].strip()).fold(STRIP, usize::max);
+        let step = if self.ready { step } else { step.min(strip()) };
         // Taken out and put back, since `take` may need strips of its own.
         let mut slots = SLOTS.take();
         if slots.len() < chosen.len() {
