@@ -175,7 +175,7 @@ def test_an_overflow_that_the_result_does_not_show(tmp_path: Path) -> None:
     models = tuple(encode(x, "F32") for x in ([-3e38, 0, 0], [3e38, -1, 0], [3e38, 0, -1]))
     method = thin("dare_ties", [0.1, 0.1], [0.5, 0.5], rescale=True)
     plan = plan_of(tmp_path, {"w": Case(method, models, "BF16")})
-    with pytest.raises(MergeError, match="`w`: numbers on the way to the result are too large for F32; .* smaller"):
+    with pytest.raises(MergeError, match=r"`w`: numbers on the way to the result are too large for F32; .* smaller"):
         execute(plan, tmp_path / "out.partial")
     execute(plan | {"allow_nonfinite": True}, tmp_path / "allowed.partial")
 
