@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-EQUALS: Final = "which of equal magnitudes are kept hangs on an unstable sort there"
+EQUALS: Final = "which of equal magnitudes are kept depends on an unstable sort there"
 VOTES: Final = "votes that nearly cancel have another sign after its roundings"
 NEAR: Final = "values within its rounding of a threshold fall on the other side"
 PICKS: Final = "it picks other elements, since the divergences of rows cancel in its arithmetic"

@@ -114,7 +114,7 @@ class Compared:
 
     @property
     def drawn(self) -> bool:
-        """Whether its result hangs on a random stream."""
+        """Whether its result depends on a random stream."""
         return self.method in RANDOM and self.setting == self.method
 
     def recipe(self, models: Path) -> Recipe:

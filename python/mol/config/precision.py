@@ -30,7 +30,7 @@ _UNSTEADY: Final = {
     "arcee_fusion": "has no one result in mergekit, which picks other elements on another processor, and takes the "
     "threshold of more than a million elements from a random sample",
 }
-"""Methods whose result in mergekit hangs on more than the recipe and the models."""
+"""Methods whose result in mergekit depends on more than the recipe and the models."""
 _OWN: Final = ("rules", "modules", "sweep")
 _WAY_OUT: Final = "leave `precision` out for `exact`"
 

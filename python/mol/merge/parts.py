@@ -28,7 +28,7 @@ class _Carry:
         self.fixed: Combination | str | None = Combination(COPY, (0,))
 
     def set_depth(self, first: float, last: float) -> None:
-        """Nothing hangs on the depth."""
+        """Nothing depends on the depth."""
 
     def __call__(self, names: Sequence[str | None], output: str, position: float) -> Combination | str:
         return Combination(COPY, (0,))
