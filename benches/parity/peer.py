@@ -42,7 +42,7 @@ class Peer:
 
     Attributes:
         commands: the directory of its commands.
-        made: where results lie, each in a directory whose name depends on recipe and inputs, so that none is made twice.
+        made: where results lie, each in a directory named by recipe and inputs, so that none is made twice.
         inputs: a digest of what the recipes read.
     """
 

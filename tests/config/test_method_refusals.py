@@ -182,16 +182,24 @@ def test_what_the_method_needs(text: str, problem: str) -> None:
     assert problem in refusal(text)
 
 
+CANCELLING = "models:\n" + "".join(
+    f"  - model: m{i}\n    parameters: {{weight: {weight}}}\n" for i, weight in enumerate((0.1, 0.2, -0.3))
+)
+
+
 def test_weights_that_cancel_up_to_rounding() -> None:
-    text = "merge_method: task_arithmetic\nbase_model: x\nmodels:\n"
-    text += "".join(f"  - model: m{i}\n    parameters: {{weight: {w}}}\n" for i, w in enumerate((0.1, 0.2, -0.3)))
-    assert (
-        MergeConfig.from_yaml(text).method == "task_arithmetic"
-    )  # it does not divide by them unless the recipe says so
-    assert "sum to zero" in refusal(text + "parameters: {normalize: true}\n")[0]
+    assert "sum to zero" in refusal(f"merge_method: linear\n{CANCELLING}")[0]
+
+
+@pytest.mark.parametrize("method", ["task_arithmetic", "dare_linear", "breadcrumbs", "della_linear", "consensus_ta"])
+def test_differences_whose_weights_cancel_are_divided_by_one_with_a_warning(method: str) -> None:
+    text = f"merge_method: {method}\nbase_model: x\n{CANCELLING}"
+    assert MergeConfig.from_yaml(text).warnings == ()  # it does not divide by them unless the recipe says so
+    (warning,) = MergeConfig.from_yaml(text + "parameters: {normalize: true}\n").warnings
+    assert warning == (
+        "the weights [0.1, 0.2, -0.3] sum to zero: as in mergekit, `normalize: true` divides by 1 instead"
+    )
 
 
 def test_weights_of_ties_may_cancel() -> None:
-    text = "merge_method: ties\nbase_model: x\nmodels:\n"
-    text += "".join(f"  - model: m{i}\n    parameters: {{weight: {w}}}\n" for i, w in enumerate((1, -1)))
-    assert MergeConfig.from_yaml(text).method == "ties"
+    assert MergeConfig.from_yaml(f"merge_method: ties\nbase_model: x\n{CANCELLING}").method == "ties"

@@ -146,6 +146,8 @@ def test_weights_that_cancel_for_some_tensors_are_refused_and_named() -> None:
     text = problems(recipe, *llamas("a", "b"))
     assert "`model.layers.*.mlp.up_proj.weight` (layers 0-3) cannot be made: the weights (1, -1) sum to zero" in text
     assert "self_attn" not in text
+    recipe |= {"merge_method": "task_arithmetic", "base_model": "c", "parameters": {"normalize": True}}
+    assert plan(recipe, *llamas("a", "b", "c")).methods == {"task_arithmetic": len(llama())}
 
 
 def test_probabilities_around_a_density_stay_between_0_and_1() -> None:

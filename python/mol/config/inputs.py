@@ -333,13 +333,18 @@ def _check_sum(
     parameters: ParameterMap,
     reader: ValueReader,
 ) -> None:
-    """Refuse weights that sum to zero where they are divided by their sum."""
+    """Refuse weights that sum to zero where they are divided by their sum; warn where the divisor is then 1."""
     parameter = spec.parameter("normalize")
     chain = Chain(parameter.name if parameter else "", part.parameters, parameters)
     normalize = chain.constant if chain.links else parameter.default if parameter else True
     weights = [Chain("weight", source.parameters, part.parameters, parameters).constant for source in weighted]
     numbers = [float(weight) for weight in weights if weight is not None]
     if normalize is True and numbers and len(numbers) == len(weights) and weights_cancel(numbers):
+        if spec.base == "required":
+            reader.warnings.append(
+                f"{where}the weights {numbers} sum to zero: as in mergekit, `normalize: true` divides by 1 instead"
+            )
+            return
         dividing, way_out = "they are divided by their sum", "change them"
         if parameter:
             dividing = f"`{parameter.name}: true` divides by their sum"

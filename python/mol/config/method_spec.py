@@ -105,7 +105,8 @@ class MethodSpec(NamedTuple):
         about: what the result is, with formulas where words are long.
         max_models: most inputs of a slice, counted the same; None means no limit.
         plan: the plan's word for the method, where it is not the recipe's.
-        divides: weights are divided by their sum, where there is a `normalize` only if that is true.
+        divides: weights are divided by their sum, where there is a `normalize` only if that is true; differences from
+            a required base by 1 if the sum is zero.
         base_twice: the base may be the other model too, with other layers for example.
         evidence: what the study that `STUDY` names found about it, if it was in it.
         draws: it draws random numbers, and the plan says by which number each model does (`models`).

@@ -180,7 +180,8 @@ class Combiner:
                 of_models.setdefault(parameter.name, {})[index] = typed
         normalize = self._spec.parameter("normalize")
         divides = self._spec.divides and (normalize is None or shared[normalize.name])
-        if divides and (problem := _cancelling(of_models["weight"].values(), normalize)):
+        refuses = divides and self._spec.base != "required"  # what is added to a base is divided by 1 then
+        if refuses and (problem := _cancelling(of_models["weight"].values(), normalize)):
             return problem
         parameters = self._spec.parameters
         for name, parameter in parameters.items():
