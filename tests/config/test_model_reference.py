@@ -108,7 +108,7 @@ def test_a_path_that_resembles_another(tmp_path: Path) -> None:
         ({"path": "a", "lora": {"path": "b"}}, "`lora` in a model reference stands next to `model`"),
         ({"model": "a+b", "lora": "c"}, "a model takes one adapter"),
         ({"model": "a", "lora": "b+c"}, "a model takes one adapter"),
-        ({"model": "a", "override_architecture": "B"}, "`override_architecture` in a model reference"),
+        ({"model": "a", "override_architecture": 7}, "is the name of a class, not 7"),
         ({"path": "a", "revison": "b"}, "unknown key `revison` in a model reference, which has `path` and `revision`"),
         ({"model": {"model": {"path": "a"}}}, "nested twice"),
         ({"model": "a", "revision": "b"}, "`{model: {path, revision}}`"),

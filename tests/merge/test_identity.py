@@ -106,3 +106,18 @@ def test_a_range_of_layers_under_models_must_be_the_whole_model(tmp_path: Path) 
     recipe["models"][0]["layer_range"] = [2, 1]
     with pytest.raises(ConfigError, match="holds no layer"):
         plan_recipe(recipe)
+
+
+def test_an_architecture_that_is_the_models_own_has_no_effect_and_another_is_refused(tmp_path: Path) -> None:
+    a, b = make_llama(tmp_path / "a", 1), make_llama(tmp_path / "b", 2)
+    recipe = arithmetic(str(a), str(b))
+    plain = plan_recipe(recipe)
+    entry = recipe["models"][0]
+    entry["model"] = {"model": {"path": str(b)}, "override_architecture": "LlamaForCausalLM"}
+    assert plan_recipe(recipe).plan == plain.plan
+    entry["model"]["override_architecture"] = "MistralForCausalLM"
+    with pytest.raises(MergeError, match=r"`override_architecture: MistralForCausalLM`, and config\.json has LlamaFor"):
+        plan_recipe(recipe)
+    recipe["base_model"] = str(b)
+    with pytest.raises(ConfigError, match="belongs where the model is named first"):
+        plan_recipe(recipe)

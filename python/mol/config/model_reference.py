@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from mol.errors import ConfigError
 from mol.text import closest
 
 _MAX_NAME = 4095
-_LATER = {"override_architecture": "overriding the architecture comes later"}
+_ARCHITECTURE = "override_architecture"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,14 @@ class ModelReference:
         name: local directory, or hub id such as `org/model`.
         revision: branch, tag or commit of a hub id; None means the default branch.
         adapter: the adapter (LoRA) that is applied to the model, named like a model; it has none itself.
+        architecture: the class that the recipe names in `override_architecture`, which must be the model's own; None
+            without it.
     """
 
     name: str
     revision: str | None = None
     adapter: ModelReference | None = None
+    architecture: str | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         """Return `name`, `name@revision` or either with `+adapter`, as a recipe writes it."""
@@ -37,7 +40,7 @@ class ModelReference:
     @property
     def model(self) -> ModelReference:
         """The model without its adapter."""
-        return self if self.adapter is None else ModelReference(self.name, self.revision)
+        return self if self.adapter is None else replace(self, adapter=None)
 
     @classmethod
     def parse(cls, value: object) -> ModelReference:
@@ -87,10 +90,15 @@ class ModelReference:
 
     @classmethod
     def _parse_mapping(cls, value: Mapping[Any, Any]) -> ModelReference:
-        for key, why in _LATER.items():
-            if value.get(key) is not None:
-                raise ConfigError(f"`{key}` in a model reference: {why}")
-        unknown = [str(key) for key in value if key not in {"model", "lora", "path", "revision", *_LATER}]
+        architecture = value.get(_ARCHITECTURE)
+        if architecture is not None:
+            if not isinstance(architecture, str):
+                raise ConfigError(
+                    f"`{_ARCHITECTURE}` in a model reference is the name of a class, not {architecture!r}"
+                )
+            rest = {key: inner for key, inner in value.items() if key != _ARCHITECTURE}
+            return replace(cls._parse_mapping(rest), architecture=architecture)
+        unknown = [str(key) for key in value if key not in {"model", "lora", "path", "revision", _ARCHITECTURE}]
         if unknown:
             raise ConfigError(f"unknown key `{unknown[0]}` in a model reference, which has `path` and `revision`")
         if "model" in value:

@@ -181,6 +181,8 @@ class ValueReader:
         first = self._models.setdefault(model.identity(), model)
         if first != model:
             self.notes.append(f"`{model}` is `{first}`, spelled another way: they are one model")
+        if model.architecture not in (None, first.architecture):
+            self.problems.add(location, f"`override_architecture` of `{first}` belongs where the model is named first")
         self.locations.setdefault(first, str(location))
         return first
 

@@ -69,6 +69,24 @@ def refuse_unnameable(checkpoints: Mapping[ModelReference, Checkpoint]) -> None:
         )
 
 
+def refuse_overridden(checkpoints: Mapping[ModelReference, Checkpoint]) -> None:
+    """Refuse an `override_architecture` that is not the model's own, which has no effect.
+
+    Raises:
+        MergeError: naming the models.
+    """
+    problems = []
+    for reference, checkpoint in checkpoints.items():
+        own = checkpoint.config.get("architectures") or []
+        if reference.architecture not in (None, *own):
+            problems.append(
+                f"{reference}: `override_architecture: {reference.architecture}`, and config.json has "
+                f"{', '.join(map(str, own)) or 'none'}; leave it out, tensors are matched by name"
+            )
+    if problems:
+        raise MergeError.listing("a model is merged as the architecture that its config.json states", problems)
+
+
 def _is_utf8(text: str) -> bool:
     try:
         text.encode()

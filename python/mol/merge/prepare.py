@@ -144,7 +144,7 @@ def _plan(
     """Plan one document of a recipe, `whole`; return its plan, whose tokenizer it has, vocabularies and remarks."""
     from mol.io.vocabulary import read_vocabularies
     from mol.merge.auto_weights import find_weights
-    from mol.merge.identity import spelled_twice
+    from mol.merge.identity import refuse_overridden, spelled_twice
     from mol.merge.joined import join_models
     from mol.merge.planner import plan_merge
     from mol.merge.vocabularies import VocabularyRemarks, check_vocabularies
@@ -152,6 +152,7 @@ def _plan(
     from mol.structure.layers import find_structures
 
     named = config.model_references()
+    refuse_overridden({name: models[name] for name in named})
     config = config.with_one_name_each(
         spelled_twice({name: models[name] for name in named if not whole.is_stage(name)})
     )
