@@ -180,6 +180,7 @@ IGNORED = "has no effect: mergekit ignores it, and so does mol"
         ),
         (SLERP + "  smoothing: 1\n", f"`smoothing` in `parameters` for slerp {IGNORED}; its parameters are `t`"),
         (SLERP + "  tt: 1\n", f"`tt` in `parameters` for slerp {IGNORED}; did you mean `t`?"),
+        (SLERP + "wieghts: 1\n", f"`wieghts` in a recipe {IGNORED}; leave it out, or make it a comment with `#`"),
     ],
 )
 def test_what_mergekit_ignores_is_warned_of_and_named(text: str, warning: str) -> None:

@@ -60,6 +60,10 @@ def test_parameters_of_a_rule_come_before_those_of_the_recipe() -> None:
         ("{filter: mlp, method: ties}", "unknown key `method` in an entry of `rules`: write `merge_method`"),
         ("{filter: mlp, merge_method: ties}", "b has no `weight`; give it one under its `parameters`"),
         (
+            "{filter: mlp, merge_method: ties, weight: 1}",
+            "unknown key `weight` in an entry of `rules`: write `parameters:",
+        ),
+        (
             "{filter: mlp, merge_method: ties, parameters: {wight: 1}}",
             "unknown parameter `wight` for ties; did you",
         ),
@@ -83,6 +87,11 @@ def test_problems_of_all_rules_are_listed() -> None:
     text = f"{SLERP}rules:\n  - {{filter: mlp}}\n  - {{copy: c}}\n  - {{merge_method: linear}}\n"
     assert [line.split(":")[1] for line in refusal(text)] == ["9", "10", "11", "11"]
     assert "`rules` is a list" in refusal(f"{SLERP}rules: {{mlp: a}}\n")[0]
+
+
+def test_a_weight_is_advised_only_where_the_method_of_the_rule_has_one() -> None:
+    config = MergeConfig.from_yaml(f"{SLERP}rules:\n  - {{filter: mlp, weight: 1, parameters: {{t: 0.25}}}}\n")
+    assert config.notes[0].startswith("`weight` has no effect on slerp: a parameter of linear, nuslerp")
 
 
 def test_a_rule_behind_one_that_takes_all_is_never_used() -> None:

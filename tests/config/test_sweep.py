@@ -65,6 +65,9 @@ def test_a_sweep_is_read_back_to_itself() -> None:
     [
         ({**SLERP, "sweep": {"t": [0.3]}}, "a list of two values or more, not [0.3]; one stands in `parameters`"),
         ({**SLERP, "sweep": {"t": 0.3}}, "a list of two values or more, not 0.3"),
+        ({**TIES, "sweep": {"weights": [[1, 2]]}}, "not [[1, 2]]; one stands next to `merge_method`"),
+        ({"merge_method": "average", "checkpoints": ["a", "b"], "sweep": {"last": [2]}},
+         "not [2]; one stands next to `merge_method`"),
         ({**SLERP, "sweep": {}}, "a map from parameters to lists of values, not an empty one"),
         ({**SLERP, "sweep": [0.3]}, "a map from parameters to lists of values, not [0.3]"),
         ({**SLERP, "sweep": {"tt": [1, 2]}}, "`tt` in `sweep` is no parameter of slerp; did you mean `t`?"),

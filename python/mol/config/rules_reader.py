@@ -25,7 +25,6 @@ _HINTS: Final = {
     "method": "write `merge_method`",
     "model": "write `copy: MODEL`, or `models` for the inputs of a method",
     "value": "write `parameters`",
-    "weight": "write `parameters: {weight: ...}`",
 }
 
 
@@ -89,6 +88,7 @@ def read_rules(
 def _read_rule(entry: Table, known: Sequence[ModelReference], recipe: ValueReader) -> RuleConfig:
     problems = recipe.problems
     reader = recipe.of_method(recipe.spec)
+    method = None if entry.get("merge_method") is None else _method(entry, reader)
     reader.keys(entry, ("filter", "copy", *_OF_METHOD), "an entry of `rules`", _HINTS)
     _, text = reader.filter(entry)
     if entry.get("copy") is not None:
@@ -98,9 +98,6 @@ def _read_rule(entry: Table, known: Sequence[ModelReference], recipe: ValueReade
         return RuleConfig(text, copy=_model(entry["copy"], entry.at("copy"), "copy", known, reader))
     if all(entry.get(word) is None for word in ("merge_method", "models", "parameters")):
         problems.add(entry.location, "a rule needs `copy: MODEL`, `merge_method` or `parameters`")
-    method = None
-    if entry.get("merge_method") is not None:
-        method = _method(entry, reader)
     models = None
     if entry.get("models") is not None:
         models = _models(entry["models"], entry.at("models"), known, reader)

@@ -135,7 +135,8 @@ class ValueReader:
             return f": a decimal has a point, as in 0.{word}; a comma ends the entry", False
         parameters = [name for method in methods for name in method.parameters] if "parameters" in known else []
         meant = word.lower().replace("-", "_")
-        near = closest(meant, (*known, *parameters))
+        weighs = any("weight" in method.parameters for method in methods)
+        near = closest(meant, (*(key for key in known if weighs or key != "weights"), *parameters))
         if near is None:
             return "; leave it out, or make it a comment with `#`", True
         slip = closest(meant, (near,), cutoff=_SLIP) is not None
