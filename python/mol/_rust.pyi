@@ -87,6 +87,8 @@ def methods() -> list[tuple[str, list[str], int]]:
 def plan_digest(plan: str) -> str:
     """Compute the digest of a plan: BLAKE3 of its canonical form, which contains no path and no time.
 
+    A file counts by its size and the digest of its header: fine-tunes of one model that change roles give the same.
+
     Raises:
         MergeError: The plan is not valid for this version of the engine.
     """

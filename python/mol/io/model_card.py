@@ -109,7 +109,7 @@ def model_card(
         dtypes: dtypes of the output's tensors.
         tensors: how many tensors each method made.
         sections: title -> lines to list; empty ones are left out.
-        plan_digest: digest of the plan.
+        plan_digest: digest of the operations, not of what is in the files that they read.
         version: mol's version.
     """
     names = [source.name for source in sources]
@@ -126,7 +126,7 @@ def model_card(
         "## What was done",
         "\n".join(
             [f"- {count} tensors: {inline(name)}" for name, count in sorted(tensors.items())]
-            + [f"- stored as {', '.join(dtypes)}", f"- plan `{plan_digest}`"]
+            + [f"- stored as {', '.join(dtypes)}", f"- digest of the operations: `{plan_digest}`"]
         ),
     ]
     for title, lines in sections.items():

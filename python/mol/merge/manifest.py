@@ -31,6 +31,9 @@ def build_manifest(
 ) -> dict[str, Any]:
     """Collect the manifest: no absolute path and no clock time, so the same work gives the same bytes.
 
+    `plan` is a digest of the operations, in which files count by size and header alone: which models they read is in
+    `recipe` and `sources`.
+
     Args:
         planned: the merge.
         executed: the engine's report.

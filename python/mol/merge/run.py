@@ -40,7 +40,7 @@ class MergeReport:
     Attributes:
         out: the output directory, with links followed.
         planned: the merge, its copied and dropped tensors, notes and warnings.
-        plan_digest: digest of the plan.
+        plan_digest: digest of the operations, in which files count by size and header (see `_rust.plan_digest`).
         files: name, size and checksum of each weight file, as in the manifest.
         bytes_read: bytes of weights read by this run.
         bytes_written: bytes of weights written by this run.
