@@ -118,6 +118,6 @@ def test_an_architecture_that_is_the_models_own_has_no_effect_and_another_is_ref
     entry["model"]["override_architecture"] = "MistralForCausalLM"
     with pytest.raises(MergeError, match=r"`override_architecture: MistralForCausalLM`, and config\.json has LlamaFor"):
         plan_recipe(recipe)
-    recipe["base_model"] = str(b)
+    recipe["models"].insert(0, {"model": str(b), "parameters": {"weight": 1.0}})
     with pytest.raises(ConfigError, match="belongs where the model is named first"):
         plan_recipe(recipe)

@@ -75,8 +75,21 @@ def test_a_directory_of_a_tokenizer_alone_is_enough(tmp_path: Path, generation: 
     model(tmp_path / "b", **CHAT)
     (tmp_path / "b" / "generation_config.json").unlink(missing_ok=True)
     config, generated, _ = merged(tokenizer_source="b")
-    assert config["eos_token_id"] == 11
-    assert generated == (None if generation is None else {"eos_token_id": 11})
+    assert config["eos_token_id"] == [11, 2]  # its config.json is all that says what it stops at
+    assert generated == (None if generation is None else {"eos_token_id": [11, 2]})
+
+
+@pytest.mark.parametrize("source", ["base", "union"])
+@pytest.mark.parametrize(("stated", "kept"), [(11, [2, 11]), (200, 2)])
+def test_an_end_that_config_json_alone_states_is_kept_if_the_vocabulary_has_it(
+    tmp_path: Path, source: str, stated: int, kept: object
+) -> None:
+    for seed, name in enumerate("ab"):
+        config = llama_config() | {"eos_token_id": stated}
+        model(tmp_path / name, seed, config__json=config, tokenizer_config__json={"eos_token": "token2"})
+    config, generation, said = merged(tokenizer_source=source)
+    assert (config["eos_token_id"], generation) == (kept, None)
+    assert said == [f"special tokens follow the tokenizer of {source}: config.json `eos_token_id` {stated} -> {kept}"]
 
 
 def test_more_ends_than_config_json_has_get_a_generation_config(tmp_path: Path) -> None:
@@ -91,7 +104,7 @@ def test_ids_in_a_nested_config_follow_too(tmp_path: Path) -> None:
     model(tmp_path / "a", config__json=nested)
     model(tmp_path / "b", config__json=nested, **CHAT)
     config, _, _ = merged(tokenizer_source="b")
-    assert config["text_config"] == {"bos_token_id": 1, "eos_token_id": 11}
+    assert config["text_config"] == {"bos_token_id": 1, "eos_token_id": [11, 2]}
     assert "eos_token_id" not in config
 
 
@@ -129,6 +142,23 @@ def test_without_a_tokenizer_source_other_ends_are_warned_of(tmp_path: Path) -> 
     )
     assert "`tokenizer_source: b`" in warning
     assert plan_recipe(linear(0.5, 0.5, tokenizer_source="b")).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("source", "way_out"), [("base", "`tokenizer_source: b`"), ("union", "`eos_token_id` in generation_config.json")]
+)
+def test_other_ends_are_warned_of_where_rows_are_paired_by_token(tmp_path: Path, source: str, way_out: str) -> None:
+    model(tmp_path / "a", generation={"eos_token_id": 2})
+    moved = {f"token{i}": i for i in range(10)} | {"token10": 11, "token11": 10}
+    tokens = TOKENIZER | {"model": TOKENIZER["model"] | {"vocab": moved}}
+    chat = {"tokenizer__json": tokens, "tokenizer_config__json": {"eos_token": "token10"}}
+    model(tmp_path / "b", config__json=llama_config() | {"eos_token_id": 11}, generation={"eos_token_id": 11}, **chat)
+    (warning,) = plan_recipe(linear(0.5, 0.5, tokenizer_source=source)).warnings
+    assert "different tokens: a 2 (token2), b 11 (token10); the output has the ids of a" in warning
+    assert way_out in warning
+    # The same token under another id is the same end.
+    model(tmp_path / "c", config__json=llama_config() | {"eos_token_id": 10}, generation={"eos_token_id": 10})
+    assert plan_recipe(linear(0.5, 0.5, names="cb", tokenizer_source=source)).warnings == ()
 
 
 def test_ends_that_are_spelled_otherwise_are_the_same(tmp_path: Path) -> None:

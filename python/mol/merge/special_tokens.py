@@ -45,8 +45,8 @@ def follow_tokenizer(
     """Set the ids of the output's special tokens to those of its tokenizer, if the recipe chooses one.
 
     What the tokenizer's model states in its own config.json and generation_config.json counts, since a model may
-    stop at more tokens than one, as long as the token that the tokenizer itself names is among them. Without a
-    `tokenizer_source` nothing is changed, and a warning says where inputs end their texts differently.
+    stop at more tokens than one, next to the token that the tokenizer itself names. Without a `tokenizer_source`
+    nothing is changed. Unless it names a model, a warning says where inputs end their texts differently.
 
     Args:
         planned: the merge.
@@ -61,18 +61,22 @@ def follow_tokenizer(
     donor, source = planned.donor, planned.config.tokenizer_source
     if source is None or not copies_tokenizer:
         return SpecialTokens(planned.model_config, {}, (), _differing_ends(planned, vocabularies))
+    warnings = _differing_ends(planned, vocabularies) if source in ("base", "union") else ()
     own = tokenizer == donor.directory
     vocabulary = vocabularies[tokenizer]
     its_config = donor.config if own else _read(tokenizer / CONFIG) or {}
     its_generation, generation = _read(tokenizer / GENERATION), _read(donor.directory / GENERATION)
     end = vocabulary.special.get("eos")
     if own and (end is None or end in _stops(its_config, its_generation)):
-        return SpecialTokens(planned.model_config, {}, (), ())
+        return SpecialTokens(planned.model_config, {}, (), warnings)
 
     wanted: dict[str, Any] = {}
     for role in SPECIAL_ROLES:
         key = f"{role}_token_id"
-        value = _with(vocabulary.special.get(role), _find(its_config, key))
+        stated = _find(its_config, key)
+        # Without a generation config it is what the model stops at.
+        stops = key == _EOS and _find(its_generation or {}, key) is None and _has(vocabulary, stated)
+        value = _with(vocabulary.special.get(role), stated, keeps=stops)
         if value is not None and (role in _ALWAYS or _find(donor.config, key) is not None) and (not own or key == _EOS):
             wanted[key] = value
     states_none = not wanted and not own
@@ -93,9 +97,8 @@ def follow_tokenizer(
         ]
         files[GENERATION] = generated
     notes = (f"special tokens follow the tokenizer of {source}: {', '.join(changes)}",) if changes else ()
-    warnings: tuple[str, ...] = ()
     if states_none:
-        warnings = (
+        warnings += (
             f"no file of {source} states the ids of its special tokens, so config.json and {GENERATION} keep those of "
             f"{donor.name}: check that the output stops generating",
         )
@@ -143,24 +146,36 @@ def _of_donor(
 
 def _differing_ends(planned: PlannedMerge, vocabularies: Mapping[Path, Vocabulary]) -> tuple[str, ...]:
     """Warn where the inputs do not end their texts with the same tokens."""
-    ends = {source.name: _ends_of(source, vocabularies[source.directory]) for source in planned.sources}
+    chosen = planned.config.tokenizer_source
+    # Rows are paired by token where the recipe chooses a tokenizer, else by number.
+    donors = None if chosen is None else vocabularies[planned.donor.directory]
+    ends = {source.name: _ends_of(source, vocabularies[source.directory], donors) for source in planned.sources}
     known = {name: ids for name, ids in ends.items() if ids}
     if len({frozenset(ids) for ids in known.values()}) < 2:
         return ()
     listed = ", ".join(f"{name} {' or '.join(ids.values())}" for name, ids in known.items())
     other = next(name for name, ids in known.items() if ids.keys() != known.get(planned.donor.name, {}).keys())
+    way_out = f"`tokenizer_source: {other}` takes tokenizer and ids of {other}"
+    if chosen == "union":
+        way_out = f"`eos_token_id` in {GENERATION} may list ids of several tokens"
     return (
         f"the inputs end their texts with different tokens: {listed}; the output has the ids of {planned.donor.name}, "
-        f"so it may not stop where another would (`tokenizer_source: {other}` takes tokenizer and ids of {other})",
+        f"so it may not stop where another would ({way_out})",
     )
 
 
-def _ends_of(source: Checkpoint, vocabulary: Vocabulary) -> dict[int, str]:
-    """Return the ids at which a model stops, each with its token where that is known."""
+def _ends_of(source: Checkpoint, vocabulary: Vocabulary, donors: Vocabulary | None) -> dict[object, str]:
+    """Return what a model stops at, each id with its token where that is known: by id, by token with `donors`."""
     stops = set(_stops(source.config, _read(source.directory / GENERATION)))
     stops |= {vocabulary.special["eos"]} if "eos" in vocabulary.special else set()
-    tokens = {number: token for token, number in vocabulary.ids.items() if number in stops}
-    return {number: f"{number} ({tokens[number]})" if number in tokens else str(number) for number in sorted(stops)}
+    named = vocabulary if donors is None or vocabulary.complete else donors
+    tokens = {number: token for token, number in named.ids.items() if number in stops}
+    return {
+        number if donors is None else tokens.get(number, number): (
+            f"{number} ({tokens[number]})" if number in tokens else str(number)
+        )
+        for number in sorted(stops)
+    }
 
 
 def _stops(config: Mapping[str, Any], generation: Mapping[str, Any] | None) -> list[int]:
@@ -173,11 +188,16 @@ def _as_list(value: object) -> list[int]:
     return [number for number in (value if isinstance(value, list) else [value]) if type(number) is int]
 
 
-def _with(token: int | None, stated: object) -> object:
-    """Return what a model states, if the token is among it."""
+def _with(token: int | None, stated: object, *, keeps: bool) -> object:
+    """Return what a model states, if the token is among it, else the token, with what is stated next to it."""
     if token is None or token in _as_list(stated):
         return stated
-    return [token, *_as_list(stated)] if isinstance(stated, list) else token
+    return [token, *_as_list(stated)] if keeps or isinstance(stated, list) else token
+
+
+def _has(vocabulary: Vocabulary, stated: object) -> bool:
+    """Return whether an id may be one of a vocabulary: of one that is not read any may."""
+    return type(stated) is int and (not vocabulary.complete or stated in vocabulary.ids.values())
 
 
 def _find(config: Mapping[str, Any], key: str) -> Any:  # noqa: ANN401 - a number or a list of numbers
