@@ -256,6 +256,28 @@ def test_a_bias_of_the_head_follows(tmp_path: Path) -> None:
     np.testing.assert_allclose(weights_of(out)["lm_head.bias"], [*wanted, C["new"], C["<|im_end|>"]])
 
 
+def test_a_head_of_an_rwkv_follows(tmp_path: Path) -> None:
+    for name, tokens, rows in (("a", A, 14), ("b", C, 11)):
+        path = make(tmp_path / name, tokens, rows)
+        tensors = weights_of(path)
+        save_file(tensors | {"head.weight": tensors.pop(HEAD)}, path / "model.safetensors", metadata={"format": "pt"})
+    out = run_merge(
+        linear(0, 1, names=[str(tmp_path / n) for n in "ab"], tokenizer_source="base"), tmp_path / "out"
+    ).out
+    head, b = (weights_of(path)["head.weight"] for path in (out, tmp_path / "b"))
+    np.testing.assert_array_equal(head[[0, 8, 10, 11]], b[[9, 1, 10, 0]])
+
+
+def test_rows_of_tokens_per_layer_are_not_paired_with_those_of_other_tokens(tmp_path: Path) -> None:
+    for path in map(Path, models(tmp_path)):
+        extra = {"model.embed_tokens_per_layer.weight": np.zeros((11, 4), dtype="f4")}
+        save_file(weights_of(path) | extra, path / "model.safetensors", metadata={"format": "pt"})
+    a, b, c = (str(tmp_path / name) for name in "abc")
+    assert plan_recipe(linear(0.5, 0.5, names=(a, b), tokenizer_source="union")).joined is not None
+    with pytest.raises(MergeError, match=rf"`model.embed_tokens_per_layer.weight` of {a} .* not those of {c}; leave"):
+        plan_recipe(linear(1, 1, 1, names=(a, b, c), tokenizer_source="union"))
+
+
 def test_an_adapter_on_an_embedding_is_gathered_with_it(tmp_path: Path) -> None:
     models(tmp_path)
     adapter = tmp_path / "lora"
@@ -325,12 +347,14 @@ def test_rules_that_name_nothing_are_refused_together(tmp_path: Path) -> None:
             {
                 "<x>": {"source": {"kind": "model_token", "model": b, "token": "<|im_strat|>"}},
                 "<y>": {"source": b},
+                "<z>": {"source": {"kind": "model_token", "model": b, "token_id": 16}},
             },
         )
-    assert "b has no token '<|im_strat|>'; did you mean `<|im_start|>`?" in str(caught.value)
-    assert "b has no token '<y>'" in str(caught.value)
-    with pytest.raises(MergeError, match="b has 16 rows, so none of the id 16"):
-        rules(tmp_path, {"<x>": {"source": {"kind": "model_token", "model": b, "token_id": 16}}})
+    assert list(caught.value.problems) == [
+        f"`tokens`: {b} has no token '<|im_strat|>'; did you mean `<|im_start|>`?",
+        f"`tokens`: {b} has no token '<y>'; did you mean `<s>`?",
+        f"`tokens`: {b} has 16 rows, so none of the id 16",
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

@@ -204,7 +204,6 @@ class _Planner:
                 f"{reason} but by number; with a tokenizer.json they would be, which transformers writes: "
                 "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
             ] = None
-        self._refuse()
         if self._config.tokenizer_source is None:
             self._warnings[
                 f"the recipe chooses no tokenizer and vocabularies differ in size ({unequal}): rows are paired by the "
