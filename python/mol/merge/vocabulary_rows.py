@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from mol.merge.gathers import Gathers, is_vocabulary
 from mol.structure.layers import is_side_tower
 from mol.structure.model_config import set_vocab_size
-from mol.structure.names import EMBEDDING, HEAD
+from mol.structure.names import EMBEDDING, HEAD, PER_LAYER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -125,6 +125,21 @@ class VocabularyRows:
                     f"`{name}` of {self._donor.label} predicts further tokens and has a row for each: it is copied and "
                     "cannot follow another vocabulary; choose the tokenizer of the base, or remove these layers"
                 )
+
+        for name in filter(PER_LAYER.search, self._donor.structure.loose):
+            if others := ", ".join(self._numbered_otherwise(name, joined)):
+                problems.add(
+                    f"`{name}` of {self._donor.label} has rows of tokens, which are paired by number, and the output's "
+                    f"ids of these tokens are not those of {others}; leave such models out"
+                )
+
+    def _numbered_otherwise(self, name: str, joined: Joined) -> Iterator[str]:
+        """Yield the models that have a tensor and do not number the tokens of its rows as the output does."""
+        for index, theirs in self._everywhere(name).items():
+            model = self._models[index]
+            rows = model.checkpoint.tensors[theirs].shape[0]
+            if joined.rows_of(model.checkpoint.directory, rows, rows)[:rows].tolist() != list(range(rows)):
+                yield model.label
 
     def _tail_ends(self) -> Iterator[str]:
         """Yield the embeddings and heads of what predicts further tokens behind the layers of the donor."""

@@ -35,7 +35,7 @@ _SIDES: Final = tuple((regex(rf"(?:^|\.)(?:{words})(?:\.|$)"), side) for words, 
 
 HEAD: Final = regex(
     r"(?:^|\.)(?:(?:lm_|generator_lm_)?head\.decoder|(?:generator_)?lm_head(?:\.out_proj)?|embed_out|output_layer|output"
-    r"|output_projection|proj_out|vocab_projector|predictions\.decoder|pred_layer\.proj|lm_loss|^decoder)\.weight$"
+    r"|output_projection|proj_out|vocab_projector|predictions\.decoder|pred_layer\.proj|lm_loss|^decoder|^head)\.weight$"
 )
 """The matrix that turns hidden states into scores of tokens."""
 
@@ -43,6 +43,9 @@ EMBEDDING: Final = regex(
     r"(?:^|\.)(?:embed_tokens|wte|word_embeddings?|embed_in|tok_embeddings|shared|embeddings?|token_embedding|tokens_embed)\.weight$"
 )
 """The matrix that turns tokens into hidden states."""
+
+PER_LAYER: Final = regex(r"(?:^|\.)embed_tokens_per_layer\.weight$")
+"""The matrix that turns tokens into further inputs of each layer (Gemma 3n); it has fewer rows than the embedding."""
 
 HEAD_BIAS: Final = regex(
     r"(?:^|\.)(?:lm_head(?:\.decoder)?|generator_lm_head|embed_out|output_layer|output_projection|proj_out|vocab_projector"
