@@ -70,3 +70,22 @@ def test_tokens_that_the_tokenizer_lacks_are_warned_of(tmp_path: Path) -> None:
     )
     planned = plan_recipe(recipe | {"tokenizer_source": "union"})
     assert not [line for line in planned.warnings if "chat_template" in line]
+
+
+@pytest.mark.parametrize("chosen", ["chatml", "auto"])
+def test_other_templates_of_the_tokenizer_stay(tmp_path: Path, chosen: str) -> None:
+    named = [{"name": "rag", "template": "{{ 'rag' }}"}, {"name": "default", "template": "{{ 'of b' }}"}]
+    make_llama(tmp_path / "a", 1, tokenizer_config__json={"chat_template": named})
+    make_llama(tmp_path / "b", 2, tokenizer_config__json={"chat_template": named[1]["template"]})
+    recipe = linear(0.5, 0.5, names=[str(tmp_path / name) for name in "ab"], chat_template=chosen)
+    wanted = "{{ 'of b' }}" if chosen == "auto" else CHAT_TEMPLATES[chosen]
+    listed = [{"name": "default", "template": wanted}, named[0]]
+    out = run_merge(recipe, tmp_path / "out").out
+    assert json.loads((out / "tokenizer_config.json").read_text())["chat_template"] == listed
+    assert not (out / "chat_template.jinja").exists()  # loaders would read it instead of the list
+    more = tmp_path / "a" / "additional_chat_templates"
+    more.mkdir()
+    (more / "rag.jinja").write_text("{{ 'rag' }}")
+    out = run_merge(recipe, tmp_path / "files").out
+    assert (out / "chat_template.jinja").read_text() == wanted
+    assert (out / "additional_chat_templates" / "rag.jinja").read_text() == "{{ 'rag' }}"

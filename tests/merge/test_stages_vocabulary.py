@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 
 from mol import run_merge
 from mol.errors import ConfigError, MergeError
+from mol.merge.chat_template import chat_template_of
 from mol.merge.run import plan_recipe
-from mol.merge.side_files import chat_template_of
 from tests.merge.loras import EMBEDDING, HIDDEN, PLAIN, draw, embedding_factors, factors, save_adapter
 from tests.merge.models import ROWS, contents_of, llama_config, make_llama, weights_of
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mol.config.model_reference import ModelReference
 from mol.errors import MergeError, MolError
-from mol.io.layout import CHAT_TEMPLATE
 from mol.merge.opening import adapted_step, resolve_checkpoints, tokenizer_directory
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def _prepare_one(config: MergeConfig, options: MergeOptions, opened: Mapping[Mod
         models |= {ModelReference(name): step, **adapted_step(name, step, config, options)}
     planned, tokenizer, vocabularies, tokens = _plan(config, config, models, options)
     side = plan_side_files(planned, tokenizer, vocabularies, options)
-    remarks = [*tokens.notes, *_idle_templates(config, models, side.texts.get(CHAT_TEMPLATE), tokenizer)]
+    remarks = [*tokens.notes, *_idle_templates(config, models, side.chat_template, tokenizer)]
     if tokenizer != planned.donor.directory:
         remarks.append(f"the tokenizer is that of {planned.config.tokenizer_source}")
     if options.dtype is not None:
@@ -130,7 +129,7 @@ def _idle_templates(
     config: MergeConfig, models: Mapping[ModelReference, Checkpoint], chosen: str | None, tokenizer: Path
 ) -> Iterator[str]:
     """Yield notes on chat templates that stages choose and the result does not have."""
-    from mol.merge.side_files import chat_template_of
+    from mol.merge.chat_template import chat_template_of
 
     for name, stage in config.stages.items():
         own = models[ModelReference(name)].directory

@@ -5,23 +5,19 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from mol.config.chat_templates import CHAT_TEMPLATES, SPECIAL_TOKENS
 from mol.errors import CheckpointError, MergeError
-from mol.io.json_file import found_instead, may, read_object, read_regular
+from mol.io.json_file import found_instead, may, read_object
 from mol.io.layout import (
     ADDED_TOKENS,
     CARD,
-    CHAT_TEMPLATE,
     CONFIG,
     INDEX,
     JOURNAL,
     MANIFEST,
     RECIPE,
     TOKENIZER,
-    TOKENIZER_SETTINGS,
 )
 from mol.io.side_files import (
     SideFile,
@@ -34,6 +30,7 @@ from mol.io.side_files import (
 )
 from mol.io.tokenizer_json import add_tokens
 from mol.merge.card import card_text
+from mol.merge.chat_template import choose_template, write_template
 from mol.merge.manifest import build_manifest, manifest_size, manifest_text
 from mol.merge.planned import OutputFile
 from mol.merge.special_tokens import follow_tokenizer
@@ -64,6 +61,7 @@ class SideFilePlan(NamedTuple):
         notes: what was changed, one line each.
         left_out: what is not copied, one line for each reason; not for the card, since names of files may be private.
         warnings: what the user should know about, one line each.
+        chat_template: that which the recipe chooses; None where it keeps the tokenizer's.
     """
 
     copies: Mapping[str, SideFile]
@@ -71,6 +69,7 @@ class SideFilePlan(NamedTuple):
     notes: tuple[str, ...]
     left_out: tuple[str, ...]
     warnings: tuple[str, ...]
+    chat_template: str | None
 
 
 def plan_side_files(
@@ -127,25 +126,9 @@ def plan_side_files(
     rewritten, remarks = _rewritten(planned, copies, changed, trust=trust)
     notes += [*tokens.notes, *remarks]
     warnings += tokens.warnings
-    template = planned.config.chat_template
-    if template == "auto":
-        template, remark = _most_common_template(planned)
-        notes.append(remark)
-    elif template in CHAT_TEMPLATES:
-        lacking = _lacking(SPECIAL_TOKENS[template], planned, vocabularies[tokenizer])
-        if lacking:
-            warnings.append(
-                f"chat_template {template} writes {', '.join(lacking)}, which the output's tokenizer splits up; "
-                "take the tokenizer of a model that has such tokens, or `union`"
-            )
-        template = CHAT_TEMPLATES[template]
+    template = choose_template(planned, vocabularies[tokenizer], notes, warnings)
     if template is not None:
-        texts[CHAT_TEMPLATE] = template
-        if TOKENIZER_SETTINGS in copies:
-            # Versions older than chat_template.jinja look here.
-            settings = rewritten.setdefault(TOKENIZER_SETTINGS, read_object(copies[TOKENIZER_SETTINGS].path))
-            settings["chat_template"] = template
-        copies.pop("chat_template.json", None)
+        write_template(template, copies, texts, rewritten)
     for name, value in rewritten.items():
         texts[name] = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     return SideFilePlan(
@@ -154,6 +137,7 @@ def plan_side_files(
         notes=tuple(notes),
         left_out=tuple(left_out),
         warnings=tuple(warnings),
+        chat_template=template,
     )
 
 
@@ -205,13 +189,6 @@ def write_side_files(
         written[INDEX] = _digest((partial / INDEX).read_bytes())
     manifest = build_manifest(planned, executed, written, card=card, version=version)
     _write(_target(partial, MANIFEST), manifest_text(manifest))
-
-
-def _lacking(tokens: Iterable[str], planned: PlannedMerge, vocabulary: Vocabulary) -> list[str]:
-    """Return the tokens that the output's tokenizer is known to lack."""
-    new = () if planned.joined is None else planned.joined.new
-    known = {*vocabulary.ids, *(token.content for token in new)}
-    return [token for token in tokens if token not in known] if vocabulary.complete else []
 
 
 def _of_one_model(planned: PlannedMerge, copies: Mapping[str, SideFile]) -> list[str]:
@@ -303,30 +280,6 @@ def _texts(
     if options.write_model_card:
         texts[CARD] = card_text(card, planned, plan_digest=plan_digest, version=version)
     return texts
-
-
-def _most_common_template(planned: PlannedMerge) -> tuple[str | None, str]:
-    """Return the chat template that most inputs have, the first of equals, and a remark about it."""
-    found = {source.name: template for source in planned.sources if (template := chat_template_of(source.directory))}
-    if not found:
-        return None, "chat_template: auto finds none: no input has a chat template"
-    ((template, count),) = Counter(found.values()).most_common(1)
-    owner = next(name for name, text in found.items() if text == template)
-    return template, f"chat_template: auto takes that of {owner}, which {count} of {len(planned.sources)} inputs have"
-
-
-def chat_template_of(directory: Path) -> str | None:
-    """Return the chat template that a model has in its files; a damaged file is refused."""
-    if os.path.lexists(directory / CHAT_TEMPLATE):
-        path = find_file(directory, CHAT_TEMPLATE).path
-        try:
-            return read_regular(path).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{path} is not UTF-8: {error}; fetch the file again from where it came") from error
-    if not os.path.lexists(directory / TOKENIZER_SETTINGS):
-        return None
-    template = read_object(find_file(directory, TOKENIZER_SETTINGS).path).get("chat_template")
-    return template if isinstance(template, str) else None
 
 
 def _clear(partial: Path, *, keep: Iterable[str]) -> None:
