@@ -71,6 +71,11 @@ def closest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
     return close[0] if close else None
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says; of one that says nothing its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def _scaled(count: int | float, units: Sequence[tuple[str, int]]) -> str | None:
     for unit, scale in units:
         if count >= 0.9995 * scale:

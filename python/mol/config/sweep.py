@@ -130,9 +130,9 @@ def _choices(word: str, sweep: Table, spec: MethodSpec | None, recipe: Table, pr
         problems.add(location, problem)
         return
     if not isinstance(values, Items) or len(values) < 2:
-        where = "next to `merge_method`" if is_average(recipe) or word == _WEIGHTS else "in `parameters`"
+        position = "next to `merge_method`" if is_average(recipe) or word == _WEIGHTS else "in `parameters`"
         problems.add(
-            location, f"`{word}` in `sweep` is a list of two values or more, not {shown(values)}; one stands {where}"
+            location, f"`{word}` in `sweep` is a list of two values or more, not {shown(values)}; one stands {position}"
         )
         return
     parameter = None if spec is None else spec.parameter(word)

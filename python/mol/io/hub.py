@@ -18,6 +18,7 @@ from mol.io.layout import ADAPTER, ADAPTER_CONFIG, CARD, CONFIG, INDEX, SINGLE, 
 from mol.io.side_files import sort_side_files
 from mol.io.weight_files import counted_shards, missing_files
 from mol.regex import regex
+from mol.text import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -145,7 +146,7 @@ def revisions_like(repository: str, pattern: str, *, token: str | None = None) -
             refs = HfApi(token=checked_token(token)).list_repo_refs(repository)
     except ConnectionError as error:
         raise CheckpointError(
-            f"{reference}: the Hub, which knows them, is unreachable ({_first_line(error)}); write them out, as in "
+            f"{reference}: the Hub, which knows them, is unreachable ({first_line(error)}); write them out, as in "
             f"{repository}@step1,step2"
         ) from error
     found = {ref.name for ref in (*refs.branches, *refs.tags) if fnmatchcase(ref.name, pattern)}
@@ -311,7 +312,7 @@ class _Hub:
             missing = missing_files(snapshot, weights=weights and self._copies is None)
         if snapshot is None or missing:
             raise CheckpointError(
-                f"{self._reference}: no such directory, the Hub is unreachable ({_first_line(cause)}), and its cache "
+                f"{self._reference}: no such directory, the Hub is unreachable ({first_line(cause)}), and its cache "
                 f"lacks {', '.join(missing[:4])}; "
                 f"connect (unset HF_HUB_OFFLINE) and run again, or name a local directory{nearby(self._reference.name)}"
             ) from cause
@@ -338,7 +339,7 @@ class _Hub:
             yield
         except HFValidationError as error:
             raise FileNotFoundError(
-                f"{self._reference}: no such directory, and no id of a Hub repository ({_first_line(error)})"
+                f"{self._reference}: no such directory, and no id of a Hub repository ({first_line(error)})"
                 f"{nearby(self._reference.name)}"
             ) from error
         except GatedRepoError as error:
@@ -359,14 +360,14 @@ class _Hub:
         except HfHubHTTPError as error:
             if error.response is not None and error.response.status_code in (401, 403):
                 raise PermissionError(
-                    f"{self._reference}: the Hub refused ({_first_line(error)}); check HF_TOKEN and its rights"
+                    f"{self._reference}: the Hub refused ({first_line(error)}); check HF_TOKEN and its rights"
                 ) from error
             raise CheckpointError(
-                f"{self._reference}: the Hub failed ({_first_line(error)}); run again later"
+                f"{self._reference}: the Hub failed ({first_line(error)}); run again later"
             ) from error
         except (LocalEntryNotFoundError, *_connection_errors()[:1]) as error:
             raise CheckpointError(
-                f"{self._reference}: the connection to the Hub broke ({_first_line(error)}); run again, "
+                f"{self._reference}: the connection to the Hub broke ({first_line(error)}); run again, "
                 "finished files are kept"
             ) from error
 
@@ -376,7 +377,3 @@ def _connection_errors() -> tuple[type[Exception], type[OSError]]:
     from huggingface_hub import errors
 
     return errors.HTTPError, OSError  # type: ignore[attr-defined]
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mol.errors import CheckpointError, ConfigError
 from mol.io.layout import CONFIG
+from mol.text import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -75,7 +76,7 @@ def check_load(directory: Path, *, trust_remote_code: bool = False) -> str:
                 trust_remote_code=trust_remote_code,
             )
         except _RAISED as error:
-            raise CheckpointError(f"{directory} does not load with {version}: {_first_line(error)}") from error
+            raise CheckpointError(f"{directory} does not load with {version}: {first_line(error)}") from error
     problems = [
         *_listed("is missing in the weights", map(str, info["missing_keys"])),
         *_listed("is in the weights, and the class has no such tensor", map(str, info["unexpected_keys"])),
@@ -114,10 +115,6 @@ def _listed(reason: str, names: Iterable[str]) -> list[str]:
     lines = sorted(f"`{name}` {reason}" if reason else name for name in names)
     rest = len(lines) - _SHOWN
     return lines if rest <= 0 else [*lines[:_SHOWN], f"{rest} more {reason or 'of this kind'}"]
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager
