@@ -72,8 +72,9 @@ def closest(word: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of what an error says; of one that says nothing its type."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """Return the first line of what an error says, two if a colon ends it; of one that says nothing its type."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    return f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first
 
 
 def _scaled(count: int | float, units: Sequence[tuple[str, int]]) -> str | None:

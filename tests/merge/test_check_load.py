@@ -99,6 +99,14 @@ def test_a_class_that_is_not_known_is_named(tmp_path: Path) -> None:
         check_load(tmp_path / "a")
 
 
+def test_a_setting_of_the_wrong_kind_is_named(tmp_path: Path) -> None:
+    """Version 5 of transformers checks each by the type that its class declares."""
+    path = make(tmp_path / "a", 0) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": "wide"}))
+    with pytest.raises(CheckpointError, match=r"does not load with transformers .*hidden_size.*wide"):
+        check_load(tmp_path / "a")
+
+
 def test_without_transformers_it_is_refused_before_a_model_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,7 @@ def check_load(directory: Path, *, trust_remote_code: bool = False) -> str:
     """
     check_can_load()
     import transformers
+    from huggingface_hub.errors import StrictDataclassError
 
     version = f"transformers {transformers.__version__}"
     with _silent():
@@ -75,7 +76,7 @@ def check_load(directory: Path, *, trust_remote_code: bool = False) -> str:
                 output_loading_info=True,
                 trust_remote_code=trust_remote_code,
             )
-        except _RAISED as error:
+        except (*_RAISED, StrictDataclassError) as error:
             raise CheckpointError(f"{directory} does not load with {version}: {first_line(error)}") from error
     problems = [
         *_listed("is missing in the weights", map(str, info["missing_keys"])),
