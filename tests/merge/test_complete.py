@@ -110,6 +110,25 @@ def test_a_layer_of_another_kind_lacks_nothing(shapes: Shapes, more: dict[str, A
         # What a class without a head stores: no prefix, no head.
         (llama(4, prefix="", head=False), llama_config(4)),
         (bert(3, prefix=""), {**bert_config(3), "architectures": ["BertModel"]}),
+        # A tower without a name, as in a Cosmos3.
+        (
+            llama(4, prefix="") | {f"blocks.{i}.attn.qkv.weight": (4, 4) for i in range(3)},
+            {
+                "architectures": ["Cosmos3OmniForConditionalGeneration"],
+                "text_config": llama_config(4),
+                "vision_config": {"depth": 3, "hidden_size": 4},
+            },
+        ),
+        # A BLT embeds bytes in an encoder next to the layers.
+        (
+            {
+                "lm_head.weight": (16, 4),
+                "model.local_encoder.embed_tokens.weight": (16, 4),
+                **{f"model.local_encoder.layers.{i}.fc.weight": (4, 4) for i in range(2)},
+                **{f"model.global_transformer.layers.{i}.fc.weight": (16, 16) for i in range(3)},
+            },
+            {"architectures": ["BltForCausalLM"], "vocab_size": 16, "tie_word_embeddings": False},
+        ),
         # Stages count as the layers inside of them.
         (
             {f"encoder.stages.{i}.layers.{j}.fc.weight": (2, 2) for i in range(3) for j in range(2)},

@@ -104,7 +104,9 @@ def _lacking_towers(donor: Model) -> Iterator[str]:
             continue
         counts = [(f"{key}.{name}", section[name]) for name in section if name in {*_PLAIN, "depth"}]
         part = re.compile("|".join((*_TOWERS[tower], "img", "encoder", "conformer")))
-        if counts and not any(map(part.search, donor.checkpoint.tensors)):
+        # One without a name, such as the `blocks` of a Cosmos3, has as many layers as are counted.
+        depths = {len(stack) for stack in donor.structure.stacks if stack is not donor.structure.main}
+        if counts and depths.isdisjoint(n for _, n in counts) and not any(map(part.search, donor.checkpoint.tensors)):
             yield _describe(donor, [(k, n) for k, n in counts if type(n) is int], f"no tensor of a tower for {tower}")
 
 
@@ -268,7 +270,13 @@ class _Ends:
         heads = [name for name in loose if "head" in name or HEAD.search(name)]
         large = [name for name in matrices if rows is not None and max(tensors[name].shape) >= rows]
         self.rows = rows
-        self.embeddings = named or [name for name in large if name not in heads]
+        # A BLT has it in the encoder of its bytes, next to the layers that are the main ones.
+        apart = [name for name in structure.loose if EMBEDDING.search(name) and not is_side_tower(name)]
+        self.embeddings = (
+            named
+            or [name for name in large if name not in heads]
+            or [name for name in apart if rows is not None and tensors[name].shape[0] >= rows]
+        )
         self.heads = heads or [name for name in large if name not in self.embeddings[:1]]
         parents = [] if self.main is None else self.main.prefix.split(".")
         around = {".".join(parents[:i]) for i in range(len(parents))}
