@@ -257,6 +257,16 @@ def test_integers_are_copied_when_all_are_equal_and_never_cast() -> None:
     assert "is I32 in b and I64 in a" in problems(linear(0.5, 0.5), a, other)
 
 
+def test_a_counter_of_training_steps_is_the_donors_and_need_not_be_equal() -> None:
+    """Fine-tunes of a model with batch norms were trained for unequal numbers of steps."""
+    name = "conv.norm.num_batches_tracked"
+    a, b = (headers(of, llama() | {name: ()}, llama_config(), {"": "F32", name: "I64"}) for of in "ab")
+    planned = plan(linear(0.5, 0.5), a, b)
+    assert task(planned, name) == ({"copy": {}}, [(0, name)])
+    assert planned.copied == (f"{name}: I64, copied as it is and not merged",)
+    assert task(plan(based("task_arithmetic", {"weight": 1}, "b"), a, b), name) == ({"copy": {}}, [(1, name)])
+
+
 def test_each_tensor_keeps_the_dtype_it_has_in_the_donor_and_the_config_says_so() -> None:
     a = headers("a", llama(), llama_config() | {"torch_dtype": "float16"}, {"": "F32", "model.norm.weight": "F64"})
     b = headers("b", llama(), llama_config(), "BF16")

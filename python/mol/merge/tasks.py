@@ -16,7 +16,7 @@ from mol.merge.stages import computed, made_in_f64
 from mol.merge.stepwise import Origin
 from mol.merge.task_list import TaskList
 from mol.structure.experts import expert_rows, matrix_name
-from mol.structure.names import is_buffer
+from mol.structure.names import is_buffer, is_counter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -233,8 +233,11 @@ class TaskBuilder:
         if combination.rule is not None:
             self.ruled[spec.name] = combination.rule
         if spec.info.dtype in EXACT_DTYPES and combination.method is not COPY:
-            combination = combination._replace(method=COPY, inputs=tuple(reads.of), scaled=None)
             self.copied.append(f"{spec.name}: {spec.info.dtype}, copied as it is and not merged")
+            if is_counter(spec.source):
+                self._append_copy(spec.name, spec.info, *spec.owner.read(spec.source))
+                return
+            combination = combination._replace(method=COPY, inputs=tuple(reads.of), scaled=None)
         divides = self._divides(combination.method)
         matrices = expert_rows(spec.source, spec.owner.checkpoint.tensors) if divides else 1
         self._append_made(spec, [combination] * matrices, reads)

@@ -44,8 +44,13 @@ EMBEDDING: Final = regex(
 )
 """The matrix that turns tokens into hidden states."""
 
-PER_LAYER: Final = regex(r"(?:^|\.)embed_tokens_per_layer\.weight$")
-"""The matrix that turns tokens into further inputs of each layer (Gemma 3n); it has fewer rows than the embedding."""
+TOKENS_PER_LAYER: Final = regex(r"(?:^|\.)embed_tokens_per_layer\.weight$")
+"""The table of a Gemma 3n or 4 that turns tokens into one vector for each layer, all of a token in one row."""
+
+FOR_EACH_LAYER: Final = regex(
+    r"(?:^|\.)(?:embed_tokens_per_layer|per_layer_model_projection|contact_head\.regression)\.weight$"
+)
+"""What is outside of the layers and has a part for each of them, so that its shape depends on their number."""
 
 HEAD_BIAS: Final = regex(
     r"(?:^|\.)(?:lm_head(?:\.decoder)?|generator_lm_head|embed_out|output_layer|output_projection|proj_out|vocab_projector"
@@ -53,6 +58,7 @@ HEAD_BIAS: Final = regex(
 )
 """One number for each token, which is added to its score."""
 
+_COUNTER: Final = regex(r"(?:^|\.)num_batches_tracked$")
 _INTEGER: Final = regex(r"[0-9]{1,9}")  # longer ones are no counts, and int() refuses very long ones
 _BUFFER: Final = regex(r"(?:^|\.)(?:rotary_emb\.(?:inv_freq|\w+_cached)|attn\.masked_bias|position_ids)$")
 _MASK: Final = regex(r"(?:^|\.)attn(?:ention)?\.(?:bias|mask)$")
@@ -74,6 +80,11 @@ def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
     return _BUFFER.search(name) is not None or (
         len(shape) == 4 and shape[:2] == (1, 1) and shape[2] == shape[3] and _MASK.search(name) is not None
     )
+
+
+def is_counter(name: str) -> bool:
+    """Return whether a tensor counts training steps, as batch norms do: siblings differ in it, their outputs do not."""
+    return _COUNTER.search(name) is not None
 
 
 @lru_cache(maxsize=65536)
