@@ -278,6 +278,23 @@ def test_rows_of_tokens_per_layer_are_not_paired_with_those_of_other_tokens(tmp_
         plan_recipe(linear(1, 1, 1, names=(a, b, c), tokenizer_source="union"))
 
 
+def test_a_table_of_tokens_for_each_layer_follows(tmp_path: Path) -> None:
+    """Gemma 3n and 4 have one."""
+    table, key = "model.embed_tokens_per_layer.weight", "vocab_size_per_layer_input"
+    for name in "ab":
+        rows = len(TOKENS[name])
+        directory = make(tmp_path / name, TOKENS[name], rows, config={key: rows})
+        tensors = weights_of(directory)
+        tensors[table] = np.arange(rows, dtype="float32").repeat(2).reshape(rows, 2) + 100 * (name == "b")
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    recipe = linear(0.5, 0.5, names=[str(tmp_path / name) for name in "ab"], tokenizer_source="union")
+    out = run_merge(recipe, tmp_path / "out").out
+    found = weights_of(out)[table]
+    assert found.shape == (14, 2)
+    assert found[[3, B["<|im_end|>"]], 0].tolist() == [(3 + 103) / 2, 100 + B["<|im_end|>"]]
+    assert json.loads((out / "config.json").read_text())[key] == 14
+
+
 def test_an_adapter_on_an_embedding_is_gathered_with_it(tmp_path: Path) -> None:
     models(tmp_path)
     adapter = tmp_path / "lora"

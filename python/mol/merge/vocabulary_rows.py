@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from mol.merge.gathers import Gathers, is_vocabulary
 from mol.structure.layers import is_side_tower
-from mol.structure.model_config import set_vocab_size
-from mol.structure.names import EMBEDDING, HEAD, PER_LAYER
+from mol.structure.model_config import set_vocab_size, text_sections
+from mol.structure.names import EMBEDDING, HEAD, TOKENS_PER_LAYER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mol.merge.mismatch import Mismatches
     from mol.merge.model import Model
     from mol.merge.tied import Tying
+
+_PER_LAYER: Final = "vocab_size_per_layer_input"
 
 
 class VocabularyRows:
@@ -39,6 +41,11 @@ class VocabularyRows:
         self._names = dict.fromkeys(
             name for name in structure.loose if is_vocabulary(name, tensors[name].shape) and not is_side_tower(name)
         )
+        heights = {tensors[name].shape[0] for name in self._names if EMBEDDING.search(name)}
+        per_layer = [name for name in structure.loose if TOKENS_PER_LAYER.search(name)]
+        # The class takes the first row for tokens behind the last one of a shorter table.
+        self._short = [name for name in per_layer if tensors[name].shape[0] not in heights]
+        self._names.update((name, None) for name in per_layer if name not in self._short)
         if tying is not None:
             self._names[tying.head] = None
         self._gathers: Gathers | None = None
@@ -107,6 +114,9 @@ class VocabularyRows:
         rows = {self._info(self._donor, names).shape[0] for names in map(self._everywhere, self._names)}
         if rows != {self._size}:
             set_vocab_size(config, self._size)
+            for section in text_sections(config):
+                if _PER_LAYER in section and not self._short:
+                    section[_PER_LAYER] = self._size
             notes[f"the vocabulary of the output has {len(joined.tokens)} tokens and {self._size} rows"] = None
         tokens = joined.tokens
         for label, count in gathers.lacking.items():
@@ -125,12 +135,11 @@ class VocabularyRows:
                     f"`{name}` of {self._donor.label} predicts further tokens and has a row for each: it is copied and "
                     "cannot follow another vocabulary; choose the tokenizer of the base, or remove these layers"
                 )
-
-        for name in filter(PER_LAYER.search, self._donor.structure.loose):
+        for name in self._short:
             if others := ", ".join(self._numbered_otherwise(name, joined)):
                 problems.add(
-                    f"`{name}` of {self._donor.label} has rows of tokens, which are paired by number, and the output's "
-                    f"ids of these tokens are not those of {others}; leave such models out"
+                    f"`{name}` of {self._donor.label} has rows for the first tokens alone, which are paired by number, and "
+                    f"the output's ids of these tokens are not those of {others}; leave such models out"
                 )
 
     def _numbered_otherwise(self, name: str, joined: Joined) -> Iterator[str]:
