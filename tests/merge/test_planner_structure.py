@@ -122,7 +122,9 @@ def test_ranges_outside_a_model_are_refused() -> None:
 def test_slices_of_an_encoder_and_a_decoder_are_refused() -> None:
     shapes = {f"{s}.block.{i}.layer.0.x.weight": (4, 4) for s in ("encoder", "decoder") for i in range(2)}
     a = headers("a", shapes, {"is_encoder_decoder": True, "num_layers": 2})
-    assert "a cannot be cut into layers: it has an encoder and a decoder" in problems(sliced([("a", 0, 1)]), a)
+    text = problems(sliced([("a", 0, 1)]), a)
+    assert "a cannot be cut into layers: it has an encoder and a decoder" in text
+    assert "; `modules` takes slices of each: encoder, decoder" in text.replace("decoder, encoder", "encoder, decoder")
     assert plan(linear(0.5, 0.5), a, headers("b", shapes, a.config)).methods == {"linear": 4}
 
 
@@ -224,6 +226,12 @@ KINDS = [SLIDING, FULL, SLIDING, SLIDING, FULL]
         ({"max_window_layers": 28, "use_sliding_window": False}, {"max_window_layers": 5}),
         ({"first_k_dense_replace": 3}, {"first_k_dense_replace": 4}),
         ({"num_kv_shared_layers": 2}, {"num_kv_shared_layers": 3}),
+        ({"moe_layer_end_index": 3, "moe_layer_start_index": 1}, {"moe_layer_end_index": 4}),
+        ({"moe_layer_end_index": -1}, {"moe_layer_end_index": 4}),
+        (
+            {"per_layer_config": {"1": {"head_dim": 2}, "3": {"head_dim": 4}}},
+            {"per_layer_config": {"1": {"head_dim": 2}, "4": {"head_dim": 4}}},
+        ),
         ({"attn_layer_period": 2, "layers_block_type": list("abab")}, {"layers_block_type": list("abaab")}),
         (
             {"block_configs": [{"n": i} for i in range(4)]},
@@ -250,6 +258,7 @@ def test_what_hangs_on_the_number_of_a_layer_moves_with_it(section: dict[str, An
             "`first_k_dense_replace: 1` says from which number on layers are of another kind",
         ),
         ({"max_window_layers": 2, "use_sliding_window": True}, "`max_window_layers: 2` says from which number on"),
+        ({"moe_layer_end_index": 1}, "`moe_layer_end_index: 1` says from which number on layers are of another kind"),
         ({"attn_layer_period": 3}, "`attn_layer_period: 3` makes the kind of a layer depend on its number"),
         ({"text_config": {"moe_layer_freq": 3}}, "`text_config.moe_layer_freq: 3` makes the kind of a layer depend on"),
     ],
@@ -257,6 +266,40 @@ def test_what_hangs_on_the_number_of_a_layer_moves_with_it(section: dict[str, An
 def test_kinds_that_cannot_be_stated_are_refused_by_name(section: dict[str, Any], problem: str) -> None:
     a = headers("a", llama(4), llama_config(4) | section)
     assert problem in problems(sliced([("a", 1, 3)], [("a", 0, 2)]), a)
+
+
+def test_a_list_of_kinds_counts_the_layers_where_no_number_does() -> None:
+    config = {key: value for key, value in llama_config(4).items() if key != "num_hidden_layers"}
+    kinds = {"layers_block_type": ["mamba", "moe", "attention", "mlp"]}
+    found = plan(sliced([("a", 0, 2)], [("a", 1, 4)]), headers("a", llama(4), config | kinds)).model_config
+    assert found["layers_block_type"] == ["mamba", "moe", "moe", "attention", "mlp"]
+    assert "counts no layers as 4" in problems(sliced([("a", 0, 2)], [("a", 1, 4)]), headers("a", llama(4), config))
+
+
+def test_words_of_a_tower_are_whole_words() -> None:
+    """The text model of an `owlvit` is no `vit`."""
+    shapes = llama(4, prefix="owlvit.text_model.", head=False)
+    shapes |= {f"owlvit.vision_model.layers.{i}.fc.weight": (2, 2) for i in range(4)}
+    sections = {"text_config": llama_config(4), "vision_config": {"num_hidden_layers": 4, "hidden_size": 2}}
+    found = plan(sliced([("a", 0, 4)], [("a", 2, 4)]), headers("a", shapes, sections)).model_config
+    assert [found[key]["num_hidden_layers"] for key in sections] == [6, 4]
+
+
+def test_numbers_of_layers_are_read_in_the_model_that_a_layer_is_from() -> None:
+    a, b = (
+        headers(name, llama(4), llama_config(4) | {"per_layer_config": {key: {"head_dim": 2}}})
+        for name, key in (("a", "0"), ("b", "2"))
+    )
+    found = plan(sliced([("a", 0, 2)], [("b", 1, 4)]), a, b).model_config
+    assert found["per_layer_config"] == {"0": {"head_dim": 2}, "3": {"head_dim": 2}}
+
+
+def test_what_has_a_part_for_each_layer_keeps_layers_where_they_are() -> None:
+    table = "model.embed_tokens_per_layer.weight"
+    a, b = (headers(name, llama(4) | {table: (16, 4 * 2)}, llama_config(4)) for name in "ab")
+    assert f"`{table}` of a has a part for each of its 4 layers" in problems(sliced([("a", 0, 4)], [("a", 2, 4)]), a)
+    assert f"`{table}` of a has a part for each of its 4 layers" in problems(sliced([("a", 1, 4)], [("a", 0, 1)]), a)
+    assert len(plan(sliced([("a", 0, 2)], [("b", 2, 4)]), a, b).plan.tensors) == len(llama(4)) + 1
 
 
 def test_layers_that_stay_in_step_change_nothing() -> None:

@@ -99,6 +99,18 @@ def test_an_encoder_and_a_decoder_have_no_main_tower() -> None:
     assert "an encoder and a decoder" in found.ambiguity
 
 
+def test_a_decoder_next_to_an_encoder_of_images_is_the_main_tower() -> None:
+    """As the OPT of a BLIP-2 is."""
+    shapes = {
+        f"{prefix}.{i}.fc.weight": (4,)
+        for prefix in ("vision_model.encoder.layers", "qformer.encoder.layer", "language_model.model.decoder.layers")
+        for i in range(3)
+    }
+    found = structure(shapes, text_config={"num_hidden_layers": 3})
+    assert found.main is not None
+    assert found.main.prefix == "language_model.model.decoder.layers"
+
+
 @pytest.mark.parametrize("key", ["num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "depth"])
 def test_keys_that_count_layers(key: str) -> None:
     assert is_layer_count_key(key)

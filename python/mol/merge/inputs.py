@@ -9,6 +9,7 @@ from mol.merge.model import Model, Slice, SliceSource
 from mol.merge.ruled import combiner
 from mol.structure.alignment import align
 from mol.structure.layers import map_layers
+from mol.structure.modules import find_modules, stacks_of
 from mol.text import ranges
 
 if TYPE_CHECKING:
@@ -141,6 +142,10 @@ class _Slicer:
         start, end = source.layer_range
         if stack is None or self._stack is None:
             reason = model.structure.ambiguity or "it has no layers that correspond to the base's"
+            if model.structure.ambiguity and not self._where.startswith("module "):
+                modules = find_modules(model.structure, model.checkpoint.config)
+                single = [name for name in modules.words if len(stacks_of(modules, name, model.structure)) == 1]
+                reason += f"; `modules` takes slices of each: {', '.join(single)}" if single else ""
             self._problems.add(f"{self._where}{model.label} cannot be cut into layers: {reason}")
         elif end > depth:
             self._problems.add(

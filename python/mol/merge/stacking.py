@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mol.merge.model import ModelLayer
 from mol.structure.layer_kinds import move_kinds
 from mol.structure.model_config import LayerOrigin, restack, tie_flag
-from mol.structure.names import is_buffer
+from mol.structure.names import FOR_EACH_LAYER, is_buffer
 from mol.text import ranges
 
 if TYPE_CHECKING:
@@ -97,6 +97,12 @@ class Stacker:
         """Make config.json describe the sliced layers, and check that it does."""
         origins = [LayerOrigin(lead.model.checkpoint.config, lead.layer, len(lead.stack)) for lead in leads]
         in_place = [lead.layer for lead in leads] == list(range(len(stack)))
+        if not in_place and stack is self._donor.structure.main:
+            for name in filter(FOR_EACH_LAYER.search, self._donor.structure.loose):
+                self._problems.add(
+                    f"`{name}` of {self._donor.label} has a part for each of its {len(stack)} layers in their order, "
+                    "and cannot follow layers that move; leave each layer at its position"
+                )
         unchanged = in_place and all(lead.model is self._donor for lead in leads)
         if not unchanged:
             notes, problems = restack(self._config, self._donor.structure, stack, origins)

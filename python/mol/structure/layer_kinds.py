@@ -17,6 +17,8 @@ _FROM: Final = frozenset({
     "max_window_layers", "first_k_dense_replace", "n_dense_layers", "num_dense_layers", "n_dense_first_layers",
     "moe_layer_start_index", "first_moe_layer", "num_hash_layers",
 })  # fmt: skip
+# Layers behind this number are of another kind; -1 is the last layer's.
+_UP_TO: Final = frozenset({"moe_layer_end_index"})
 # So many layers at the end are of another kind.
 _LAST: Final = frozenset({"num_kv_shared_layers"})
 # Every n-th layer is of another kind.
@@ -81,7 +83,7 @@ def move_kinds(
             where = ".".join((*path, key))
             if type(value) is not int:
                 continue
-            if key in _FROM or key in _LAST:
+            if key in _FROM or key in _UP_TO or key in _LAST:
                 moved = _counted(key, path, before, origins)
                 if moved is None and not before.get("layer_types"):
                     problems.append(
@@ -141,8 +143,14 @@ def _counted(key: str, path: tuple[str, ...], donor: Mapping[str, Any], origins:
         value = lookup(origin.config, path).get(key)
         if type(value) is not int:
             value = donor[key]
-        kinds.append(origin.layer >= (origin.depth - value if key in _LAST else value))
+        if key in _LAST:
+            value = origin.depth - value
+        elif key in _UP_TO:
+            value += 1 if value >= 0 else origin.depth + 1
+        kinds.append(origin.layer >= value)
     first = next((i for i, kind in enumerate(kinds) if kind), len(kinds))
     if not all(kinds[first:]):
         return None
-    return len(kinds) - first if key in _LAST else first
+    if key in _LAST:
+        return len(kinds) - first
+    return first - 1 if key in _UP_TO else first

@@ -27,7 +27,7 @@ _TAIL_KEY: Final = regex(r"(?:.*_)?(?:nextn|mtp)(?:_.*)?_(?:layers?|modules?)")
 
 # Words in the path of a stack that make it a side tower of a language model.
 _SIDE_TOWER: Final = regex(
-    r"(?:^|[._])(?:vision|visual|vit|image|img|audio|speech|sound|video|resampler|connector|projector|merger|mtp)(?:[._]|$)"
+    r"(?:^|[._])(?:vision|visual|vit|image|img|audio|speech|sound|video|resampler|connector|projector|merger|qformer|mtp)(?:[._]|$)"
 )
 _CLEARLY_LARGER: Final = 4
 
@@ -190,7 +190,7 @@ def is_encoder_decoder(stacks: Iterable[Stack], config: Mapping[str, Any]) -> bo
     """Return whether a model has an encoder and a decoder that both read text."""
     if config.get("is_encoder_decoder") is True:
         return True
-    words = [set(stack.prefix.split(".")) for stack in stacks]
+    words = [set(stack.prefix.split(".")) for stack in stacks if not is_side_tower(stack.prefix)]
     return any("decoder" in w for w in words) and any("encoder" in w and "decoder" not in w for w in words)
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _DTYPE_KEYS: Final = ("dtype", "torch_dtype")
 _TIE_KEY: Final = "tie_word_embeddings"
+_KINDS: Final = ("_type", "_types", "_pattern")
 _INDEX_LIST: Final = regex(r"(?:^|_)(?:layers?|blocks?|idxs)(?:_|$)")
 
 # Lists that have nothing to do with layers, however long they are, and sections that hold factors of frequencies.
@@ -138,6 +139,14 @@ def restack(
                     [*_written_as(value, depth, entries), *rest] if rest else _written_as(value, depth, entries)
                 )
                 notes.append(f"config.json: `{where}` has one entry per layer, so its entries moved with the layers")
+                # A Nemotron-H of transformers 5 states no number next to the list of its kinds.
+                counted |= key.endswith(_KINDS) and not any(
+                    type(other) is int and is_layer_count_key(name) for name, other in mapping.items()
+                )
+            elif isinstance(value, dict) and _is_numbered(key, value, depth):
+                found = ((i, _numbered(origin, path, key, value)) for i, origin in enumerate(origins))
+                mapping[key] = {str(i): copy.deepcopy(entry) for i, entry in found if entry is not None}
+                notes.append(f"config.json: the layer numbers of `{where}` moved with the layers")
             elif isinstance(value, list) and _is_index_list(key, value, depth):
                 mapping[key] = [
                     i for i, origin in enumerate(origins) if origin.layer in _indices(origin, path, key, value)
@@ -179,7 +188,8 @@ def sections(
 
 def _is_of_tower(tower: str, prefix: str) -> bool:
     """Return whether a section describes the tower at a path: `vision_config` describes `visual.blocks`."""
-    return tower in prefix or any(tower in words and any(word in prefix for word in words) for words in _SIDE_SECTIONS)
+    parts = re.split(r"[._]", prefix)
+    return tower in prefix or any(tower in words and not set(words).isdisjoint(parts) for words in _SIDE_SECTIONS)
 
 
 def _state_sides(config: dict[str, Any], stack: Stack) -> None:
@@ -259,6 +269,21 @@ def _is_index_list(key: str, value: list[Any], depth: int) -> bool:
         and all(type(entry) is int and 0 <= entry < depth for entry in value)
         and all(a < b for a, b in itertools.pairwise(value))
     )
+
+
+def _is_numbered(key: str, value: Mapping[str, Any], depth: int) -> bool:
+    """Return whether a value has numbers of layers as keys, such as `per_layer_config` of transformers 5."""
+    return (
+        bool(value)
+        and _INDEX_LIST.search(key) is not None
+        and all(number.isdecimal() and int(number) < depth for number in value)
+    )
+
+
+def _numbered(origin: LayerOrigin, path: tuple[str, ...], key: str, donors: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """Return what is stated of a layer by its number, None where nothing is."""
+    own = lookup(origin.config, path).get(key)
+    return (own if isinstance(own, dict) else donors).get(str(origin.layer))
 
 
 def _lists_all(key: str, value: object, depth: int) -> bool:

@@ -25,7 +25,7 @@ _WRAPPERS: Final = frozenset(("model", "transformer", "base_model", "thinker"))
 _ROLES: Final = (
     (
         "multi_modal_projector",
-        regex(r"projector|connector|merger|resampler|aligner|multi_?modal|^mm_|^embed_(?:vision|audio)$"),
+        regex(r"projector|connector|merger|resampler|qformer|aligner|multi_?modal|^mm_|^embed_(?:vision|audio)$"),
     ),
     ("vision_tower", regex(r"(?:^|_)(?:vision|visual|vit|image|img)(?:_|$)")),
     ("audio_tower", regex(r"(?:^|_)(?:audio|speech|sound)(?:_|$)")),
