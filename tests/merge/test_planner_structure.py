@@ -232,6 +232,7 @@ KINDS = [SLIDING, FULL, SLIDING, SLIDING, FULL]
             {"per_layer_config": {"1": {"head_dim": 2}, "3": {"head_dim": 4}}},
             {"per_layer_config": {"1": {"head_dim": 2}, "4": {"head_dim": 4}}},
         ),
+        ({"block_types": ["rec", "rec", "attn"]}, {"block_types": ["rec", "rec", "attn", "attn", "rec"]}),
         ({"attn_layer_period": 2, "layers_block_type": list("abab")}, {"layers_block_type": list("abaab")}),
         (
             {"block_configs": [{"n": i} for i in range(4)]},

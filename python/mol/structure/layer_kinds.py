@@ -23,6 +23,8 @@ _UP_TO: Final = frozenset({"moe_layer_end_index"})
 _LAST: Final = frozenset({"num_kv_shared_layers"})
 # Every n-th layer is of another kind.
 _CYCLE: Final = regex(r"_pattern$|_interval$|_period$|_every_n_layers$|(?:sparse|layer)_step$|^moe_layer_freq$")
+# Lists of kinds that are read over and over until each layer has one.
+_REPEATED: Final = frozenset({"block_types"})
 # What some classes do where config.json states nothing.
 _UNSTATED: Final[Mapping[str, tuple[str, int]]] = {
     "gemma2": ("sliding_window_pattern", 2),
@@ -93,6 +95,11 @@ def move_kinds(
                 elif moved is not None and moved != value:
                     mapping[key] = moved
                     notes.append(f"config.json: `{where}` is {moved} now, since the layers that it divides moved")
+        for key in sorted(_REPEATED & before.keys()):
+            repeated = _repeated(key, path, before, origins)
+            if repeated is not None:
+                mapping[key] = repeated
+                notes.append(f"config.json: `{'.'.join((*path, key))}` lists all layers now, since they moved")
         for key, value in _cycles(mapping, before):
             if value < 2 or not any((i - origin.layer) % value for i, origin in enumerate(origins)):
                 continue
@@ -116,6 +123,18 @@ def move_kinds(
             written = _LISTS[key].key if key in _LISTS else _SPARSE[1]
             notes.append(f"config.json: `{written}` lists the layers that `{where}: {value}` gave by their numbers")
     return notes, problems
+
+
+def _repeated(
+    key: str, path: tuple[str, ...], donor: Mapping[str, Any], origins: Sequence[LayerOrigin]
+) -> list[Any] | None:
+    """Return the kinds of all layers, from a list that is repeated; None where repeating the donor's gives them."""
+    donors = donor[key]
+    if not isinstance(donors, list) or not donors:
+        return None
+    lists = [lookup(origin.config, path).get(key) or donors for origin in origins]
+    found = [kinds[origin.layer % len(kinds)] for kinds, origin in zip(lists, origins, strict=True)]
+    return None if all(kind == donors[i % len(donors)] for i, kind in enumerate(found)) else found
 
 
 def _cycles(mapping: Mapping[str, Any], before: Mapping[str, Any]) -> list[tuple[str, int]]:
