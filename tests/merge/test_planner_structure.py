@@ -295,12 +295,18 @@ def test_numbers_of_layers_are_read_in_the_model_that_a_layer_is_from() -> None:
     assert found["per_layer_config"] == {"0": {"head_dim": 2}, "3": {"head_dim": 2}}
 
 
-def test_what_has_a_part_for_each_layer_keeps_layers_where_they_are() -> None:
-    table = "model.embed_tokens_per_layer.weight"
-    a, b = (headers(name, llama(4) | {table: (16, 4 * 2)}, llama_config(4)) for name in "ab")
-    assert f"`{table}` of a has a part for each of its 4 layers" in problems(sliced([("a", 0, 4)], [("a", 2, 4)]), a)
-    assert f"`{table}` of a has a part for each of its 4 layers" in problems(sliced([("a", 1, 4)], [("a", 0, 1)]), a)
-    assert len(plan(sliced([("a", 0, 2)], [("b", 2, 4)]), a, b).plan.tensors) == len(llama(4)) + 1
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("model.embed_tokens_per_layer.weight", "has a part for each of its 4 layers"),
+        ("model.layers.1.shared_transf.q.weight", "share a transformer, which only the first of them stores"),
+    ],
+)
+def test_what_is_of_all_layers_keeps_them_where_they_are(name: str, says: str) -> None:
+    a, b = (headers(of, llama(4) | {name: (16, 4 * 2)}, llama_config(4)) for of in "ab")
+    assert says in problems(sliced([("a", 0, 4)], [("a", 2, 4)]), a)
+    assert says in problems(sliced([("a", 1, 4)], [("a", 0, 1)]), a)
+    assert len(plan(sliced([("a", 0, 2)], [("b", 2, 4)]), a, b).plan.tensors) == len(a.tensors)
 
 
 def test_layers_that_stay_in_step_change_nothing() -> None:

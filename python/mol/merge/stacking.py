@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from mol.merge.model import ModelLayer
 from mol.structure.layer_kinds import move_kinds
 from mol.structure.model_config import LayerOrigin, restack, tie_flag
-from mol.structure.names import FOR_EACH_LAYER, is_buffer
+from mol.structure.names import FOR_EACH_LAYER, SHARED_BY_LAYERS, is_buffer
 from mol.text import ranges
 
 if TYPE_CHECKING:
@@ -103,6 +103,11 @@ class Stacker:
                     f"`{name}` of {self._donor.label} has a part for each of its {len(stack)} layers in their order, "
                     "and cannot follow layers that move; leave each layer at its position"
                 )
+        if not in_place and any(map(SHARED_BY_LAYERS.search, stack.suffixes)):
+            self._problems.add(
+                f"layers of `{stack.prefix}` of {self._donor.label} share a transformer, which only the first of them "
+                "stores, and cannot move without it; leave each layer at its position"
+            )
         unchanged = in_place and all(lead.model is self._donor for lead in leads)
         if not unchanged:
             notes, problems = restack(self._config, self._donor.structure, stack, origins)

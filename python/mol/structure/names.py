@@ -52,6 +52,9 @@ FOR_EACH_LAYER: Final = regex(
 )
 """What is outside of the layers and has a part for each of them, so that its shape depends on their number."""
 
+SHARED_BY_LAYERS: Final = regex(r"(?:^|\.)shared_transf(?:ormer)?\.")
+"""What several layers of a Zamba use and only the first of them stores."""
+
 HEAD_BIAS: Final = regex(
     r"(?:^|\.)(?:lm_head(?:\.decoder)?|generator_lm_head|embed_out|output_layer|output_projection|proj_out|vocab_projector"
     r"|predictions(?:\.decoder)?|pred_layer\.proj|lm_loss|^decoder|^output)\.bias$"
