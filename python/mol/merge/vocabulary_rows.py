@@ -138,8 +138,8 @@ class VocabularyRows:
         for name in self._short:
             if others := ", ".join(self._numbered_otherwise(name, joined)):
                 problems.add(
-                    f"`{name}` of {self._donor.label} has rows for the first tokens alone, which are paired by number, and "
-                    f"the output's ids of these tokens are not those of {others}; leave such models out"
+                    f"`{name}` of {self._donor.label} has rows for the first tokens alone, which are paired by number, "
+                    f"and the output's ids of these tokens are not those of {others}; leave such models out"
                 )
 
     def _numbered_otherwise(self, name: str, joined: Joined) -> Iterator[str]:
