@@ -86,6 +86,18 @@ def test_answers_under_autocast_are_those_without(kind: str) -> None:
         assert answers(Source(body_of(kind), kind)) == wanted
 
 
+@pytest.mark.parametrize("stack", ["encoder", "decoder"])
+def test_rounding_is_that_of_the_weights_where_results_are_wider(stack: str) -> None:
+    """A T5 in float16 keeps its last weights in float32, so float32 results hold the rounding of float16."""
+    model = body_of("t5", d_model=256, d_ff=512, d_kv=64).half()
+    for name, parameter in model.named_parameters():
+        if name.endswith("wo.weight"):
+            parameter.data = parameter.data.float()
+    source = Source(model, "t5", stack=stack)
+    assert source.make_causal()
+    assert not any(source.minds_padding(index, before=True) for index in range(len(source)))
+
+
 def test_gradients_flow_through_a_block_and_not_into_it() -> None:
     source = Source(body_of("llama"), "llama")
     hidden = torch.randn(2, 5, 32, requires_grad=True)

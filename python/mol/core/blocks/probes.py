@@ -101,13 +101,19 @@ def _is_whole(
         except REFUSALS:
             return False  # a block that fails alone with a cache runs without one
     shown = mask[:, : cuts[-1][1]].bool()
-    return agree(torch.cat(chunks, 1)[shown], whole[:, : cuts[-1][1]][shown])
+    return agree(torch.cat(chunks, 1)[shown], whole[:, : cuts[-1][1]][shown], dtype)
 
 
-def agree(chunks: torch.Tensor, whole: torch.Tensor) -> bool:
-    """Return whether results computed in chunks are those computed at once, except for rounding."""
+def agree(chunks: torch.Tensor, whole: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Return whether results computed in chunks are those computed at once, except for rounding.
+
+    Args:
+        chunks: the results.
+        whole: those computed at once.
+        dtype: in which they were computed; a T5 in float16 keeps one of its weights, and so its results, in float32.
+    """
     scale = max(1.0, whole.abs().max().item())
-    return torch.allclose(chunks, whole, rtol=0.0, atol=max(2e-4, 4 * torch.finfo(whole.dtype).eps) * scale)
+    return torch.allclose(chunks, whole, rtol=0.0, atol=max(2e-4, 4 * torch.finfo(dtype).eps) * scale)
 
 
 def find_cache_mask(runner: BlockRunner) -> CacheMask | None:
@@ -160,7 +166,7 @@ def _model_continues(runner: BlockRunner, cache_mask: CacheMask, length: int, cu
                 chunks.append(model(**inputs).logits)
         except REFUSALS:
             return False  # it takes no such mask
-    return agree(torch.cat(chunks, 1)[mask.bool()], whole[mask.bool()])
+    return agree(torch.cat(chunks, 1)[mask.bool()], whole[mask.bool()], runner.dtype)
 
 
 def _run_with(driver: Driver, index: int, hidden: torch.Tensor, tokens: Tokens, cache: ExpertCache) -> torch.Tensor:
@@ -194,7 +200,7 @@ def _minds(driver: Driver, index: int, length: int, *, before: bool) -> bool:
             -1, shown
         ]
         alone = driver.context(Tokens.of(mask[:, shown], length - 3, tokens.dtype))
-        return not agree(padded, driver.run_in_layout(index, hidden[:, shown], alone, {})[-1])
+        return not agree(padded, driver.run_in_layout(index, hidden[:, shown], alone, {})[-1], hidden.dtype)
 
 
 def _differ(driver: Driver, first: list[Arguments], second: list[Arguments]) -> bool:
