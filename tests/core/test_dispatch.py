@@ -315,7 +315,7 @@ def test_a_row_chooses_by_its_first_tokens_and_by_nothing_else(router_type: str,
     for row, first in ((0, 0), (1, 3)):
         alone = ids[row : row + 1, first : first + PREFIX]
         stream = fuse("gpt2", layers=(), keep_host_layers=False)(alone)[0]
-        wanted, _ = layer.router.route_rows(stream, torch.ones_like(alone))
+        wanted, _ = layer.router(stream, torch.ones_like(alone), rows=True)
         torch.testing.assert_close(weights[row, first:], wanted.expand(9 - first, -1), rtol=0, atol=1e-6)
         assert not weights[row, :first].any()
 

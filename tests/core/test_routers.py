@@ -148,11 +148,11 @@ def test_padding_and_batch_mates_change_nothing(kind: str, top_k: int | None) ->
 def test_chunks_with_a_state_are_the_whole(kind: str, top_k: int | None, cuts: set[int], pads: list[int]) -> None:
     router, x = router_of(kind, top_k), stream(3, 20, seed=1)
     mask = torch.arange(20) >= torch.tensor(pads)[:, None]
-    whole, _, end = router.route(x, mask)
+    whole, _, end = router(x, mask, remember=True)
     state: RouterState | None = None
     chunks = []
     for begin, stop in zip([0, *sorted(cuts)], [*sorted(cuts), 20], strict=True):
-        weights, _, state = router.route(x[:, begin:stop], mask[:, begin:stop], state)
+        weights, _, state = router(x[:, begin:stop], mask[:, begin:stop], state=state, remember=True)
         chunks.append(weights)
     assert close(torch.cat(chunks, 1), whole)
     assert state is not None
@@ -165,16 +165,16 @@ def test_chunks_with_a_state_are_the_whole(kind: str, top_k: int | None, cuts: s
 def test_a_long_sequence_token_by_token(kind: str) -> None:
     router, x = router_of(kind), stream(1, 600)
     whole, _ = router(x)
-    _, _, state = router.route(x[:, :100])
+    _, _, state = router(x[:, :100], remember=True)
     for t in range(100, 600):
-        weights, _, state = router.route(x[:, t : t + 1], None, state)
+        weights, _, state = router(x[:, t : t + 1], state=state, remember=True)
         assert close(weights[:, 0], whole[:, t])
 
 
 @every_kind
 @torch.no_grad()
 def test_a_state_does_not_grow_with_the_text(kind: str) -> None:
-    _, _, state = router_of(kind).route(stream(2, 50))
+    _, _, state = router_of(kind)(stream(2, 50), remember=True)
     for tensor in (state.pooled, state.total):
         assert tensor.untyped_storage().nbytes() == 4 * tensor.numel()
 
@@ -184,9 +184,9 @@ def test_a_state_does_not_grow_with_the_text(kind: str) -> None:
 def test_beams_take_their_state_with_them(kind: str) -> None:
     router, x = router_of(kind), stream(3, 8)
     rows = torch.tensor([2, 0, 0, 1])
-    _, _, state = router.route(x[:, :7])
+    _, _, state = router(x[:, :7], remember=True)
     state.select(rows)
-    weights, _, _ = router.route(x[rows, 7:], None, state)
+    weights, _, _ = router(x[rows, 7:], state=state, remember=True)
     assert close(weights[:, 0], router(x)[0][rows, 7])
 
 
@@ -194,9 +194,9 @@ def test_beams_take_their_state_with_them(kind: str) -> None:
 @torch.no_grad()
 def test_a_state_is_not_changed_by_the_call_that_reads_it(kind: str) -> None:
     router, x = router_of(kind), stream(2, 8)
-    _, _, state = router.route(x[:, :4])
-    first = router.route(x[:, 4:], None, state)[0]
-    assert torch.equal(router.route(x[:, 4:], None, state)[0], first)
+    _, _, state = router(x[:, :4], remember=True)
+    first = router(x[:, 4:], state=state, remember=True)[0]
+    assert torch.equal(router(x[:, 4:], state=state, remember=True)[0], first)
 
 
 @every_kind
@@ -258,7 +258,7 @@ def test_the_choice_is_made_in_float32(kind: str, autocast: bool) -> None:
     expected = router(x.float())
     for one in (router, router_of(kind).bfloat16()):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            weights, logits, state = one.route(x)
+            weights, logits, state = one(x, remember=True)
         assert {weights.dtype, logits.dtype, state.pooled.dtype, state.total.dtype} == {torch.float32}
         assert torch.equal(weights, expected[0])
         assert torch.equal(logits, expected[1])

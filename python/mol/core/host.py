@@ -175,7 +175,7 @@ def check_longest(limits: Mapping[str, Limit], length: int, *, generated: bool =
         raise FusionError(f"{'; '.join(short)}, and {said}; shorten the text, or leave its blocks out")
     for name, (_, announced) in limits.items():
         if announced and announced < length:
-            _warn_once(
+            warn_once(
                 f"{name}: its config is for {announced} tokens (max_position_embeddings), and longer texts are run: it "
                 "computes positions for them, as in transformers, which it may not have been trained on"
             )
@@ -196,7 +196,8 @@ def check_noise(host: Source) -> None:
 
 
 @cache
-def _warn_once(line: str) -> None:
+def warn_once(line: str) -> None:
+    """Warn with this line, the first time that it is given."""
     _log.warning(line)
 
 

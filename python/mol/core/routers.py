@@ -186,20 +186,6 @@ class BaseRouter(nn.Module, ABC):
                 weights = weights.masked_fill(~mask, 0.0)
         return (weights, logits, after) if remember else (weights, logits)
 
-    def route(
-        self, x: torch.Tensor, attention_mask: torch.Tensor | None = None, state: RouterState | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, RouterState]:
-        """Weigh the experts for tokens that follow those of a state, and return the next state too; see `forward`."""
-        weights, logits, after = self(x, attention_mask, state=state, remember=True)
-        return weights, logits, after
-
-    def route_rows(
-        self, x: torch.Tensor, attention_mask: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weigh the experts once for each row, by all of the tokens (B, T, H) that are given; see `forward`."""
-        weights, logits = self(x, attention_mask, rows=True)
-        return weights, logits
-
     def of_rows(self, seen: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Return the features of a whole row (B, H), from those of its tokens (B, T, H): their mean.
 
