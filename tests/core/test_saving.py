@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, GenerationConfig, Trainer, TrainingArguments
 
+from mol import MoLRuntime
 from mol.auto import MoLForCausalLM
 from mol.errors import ConfigError, MolError
 from tests.core.zoo import tokens_of
@@ -93,13 +94,29 @@ def test_a_cast_model_is_loaded_as_it_was_cast(fuse: Fuse, tmp_path: Path) -> No
     assert torch.equal(again(ids).logits, model(ids).logits)
 
 
-def test_the_generation_config_is_the_models_own(fuse: Fuse, tmp_path: Path) -> None:
-    runtime = fuse("gpt2", "llama")
+@pytest.mark.parametrize("whole", [False, True])
+def test_settings_of_generate_stay_with_the_fusion(whole: bool, fuse: Fuse, tmp_path: Path) -> None:
+    runtime = fuse("gpt2", "gpt2")
     model = runtime.as_causal_lm()
-    model.generation_config.max_new_tokens = 3
-    model.save_pretrained(tmp_path)
-    assert AutoModelForCausalLM.from_pretrained(tmp_path).generation_config.max_new_tokens == 3
-    assert runtime.host.model.generation_config.max_new_tokens is None
+    if whole:
+        model.generation_config = GenerationConfig(max_new_tokens=3, eos_token_id=[2, 7])
+    else:
+        model.generation_config.update(max_new_tokens=3, eos_token_id=[2, 7])
+    model.save_pretrained(tmp_path / "saved")
+    loaded = MoLRuntime.from_pretrained(tmp_path / "saved")
+    file = loaded.save_checkpoint(tmp_path / "one")
+    loaded.push_to_hf("user/model", dry_run=tmp_path / "runtime")
+    runtime.push_to_hf("user/model", "fused", dry_run=tmp_path / "fused")
+    for found in (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "saved"),
+        MoLRuntime.load_checkpoint(file).as_causal_lm(),
+        AutoModelForCausalLM.from_pretrained(tmp_path / "runtime"),
+        AutoModelForCausalLM.from_pretrained(tmp_path / "fused"),
+        runtime.create_fused_model(),
+    ):
+        assert (found.generation_config.max_new_tokens, found.generation_config.eos_token_id) == (3, [2, 7])
+    assert loaded.generate(tokens_of(1, 4), pad_token_id=0).shape[1] <= 7
+    assert fuse("gpt2").as_causal_lm().generation_config.max_new_tokens is None
 
 
 def test_settings_can_be_given_instead_of_those_that_were_saved(fuse: Fuse, tmp_path: Path) -> None:

@@ -79,14 +79,14 @@ def build_manifest(
     }
 
 
-def replace_side_file(directory: Path, name: str, content: bytes) -> None:
-    """Replace a file of a result that is no weights, and what its manifest says of it."""
+def put_side_file(directory: Path, name: str, content: bytes) -> None:
+    """Replace or add a file of a result that is no weights, and what its manifest says of it."""
     import hashlib
 
     manifest = read_manifest(directory)
-    for entry in manifest["side_files"]:
-        if entry["name"] == name:
-            entry |= {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    entries = {entry["name"]: entry for entry in manifest["side_files"]}
+    entries[name] = {"name": name, "size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    manifest["side_files"] = [entries[each] for each in sorted(entries)]
     (directory / name).write_bytes(content)
     (directory / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
 

@@ -5,10 +5,7 @@ It is registered with AutoModelForCausalLM, which then loads what `save_pretrain
 
 from __future__ import annotations
 
-import copy
-import logging
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
@@ -20,7 +17,7 @@ from mol.core.blocks.inputs import takes, token_inputs
 from mol.core.blocks.lengths import turns
 from mol.core.cache import CACHE_NAME, FusedCache
 from mol.core.fusion import choosing
-from mol.core.host import UNKNOWN_TO_EXPERTS, checked_labels, checked_tokens, host_options
+from mol.core.host import UNKNOWN_TO_EXPERTS, checked_labels, checked_tokens, host_options, warn_once
 from mol.core.losses import compute_routing_loss
 from mol.core.models.heads import CAUSAL_LM
 from mol.core.pretrained.fused_model import FusedModel
@@ -37,8 +34,6 @@ if TYPE_CHECKING:
     from mol.core.blocks.lengths import Limit
     from mol.core.cache import ExpertCache
     from mol.core.runtime import Runtime
-
-_log: Final = logging.getLogger("mol")
 
 
 class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
@@ -67,7 +62,17 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
                 f"the host {runtime.host_name} ({type(host.model).__name__}) does not predict the next token: its "
                 "blocks attend to later tokens, so the fusion cannot generate"
             )
-        self.generation_config = copy.deepcopy(host.model.generation_config)
+
+    @property
+    def generation_config(self) -> GenerationConfig | None:
+        """The settings of `generate`: those of the host, shared by all that share the fusion, and saved with it."""
+        runtime = self._modules.get("runtime")  # transformers sets it before there is one
+        return None if runtime is None else runtime.host.model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, config: GenerationConfig) -> None:
+        if "runtime" in self._modules:
+            self.runtime.host.model.generation_config = config
 
     def generate(
         self,
@@ -108,7 +113,7 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
     def _continues(self) -> bool:
         host = self.runtime.host
         if host.cache_mask() is None:
-            _warn_once(
+            warn_once(
                 f"{self.runtime.host_name} ({type(host.model).__name__}) does not continue from a cache: as host it "
                 "runs all tokens again at every step"
             )
@@ -282,11 +287,6 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
             )
             raise FusionError(f'with dispatch="sequence" no label is left to count, for {why}')
         return counted
-
-
-@cache
-def _warn_once(line: str) -> None:
-    _log.warning(line)
 
 
 AutoModelForCausalLM.register(MoLModelConfig, MoLForCausalLM)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 
 from mol import _rust
 from mol.core.host import HostHead
@@ -53,6 +54,9 @@ def write_checkpoint(runtime: Runtime, path: str | os.PathLike[str]) -> Path:
         "lm_head": runtime.lm_head is not None,
         "models": {name: record_model(use, file.parent) for name, use in used_models(runtime).items()},
     }
+    host: Any = runtime.host.model
+    if host.can_generate():
+        content["generation_config"] = json.loads(host.generation_config.to_json_string())
     return save_model_safe(runtime, file, {_KEY: json.dumps(content, sort_keys=True)})
 
 
@@ -123,9 +127,19 @@ def read_checkpoint(kind: type[_R], path: str | os.PathLike[str], options: Mappi
             f"{file}: its weights are not those that its description describes", [*names, *shapes]
         )
     load_weights(runtime, weights)
+    host: Any = runtime.host.model
+    if host.can_generate() and "generation_config" in content:
+        host.generation_config = _generation_config(content["generation_config"], file)
     if content.get("lm_head"):
         runtime.lm_head = HostHead(runtime.host)
     return runtime
+
+
+def _generation_config(settings: Any, file: Path) -> GenerationConfig:  # noqa: ANN401 - as JSON holds it
+    try:
+        return GenerationConfig.from_dict(settings)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file} holds settings of generate that no model can have: {error}") from error
 
 
 def _identity(file: Path) -> tuple[int, int] | None:

@@ -16,6 +16,7 @@ from mol.core.models.heads import CAUSAL_LM, head_of
 from mol.core.pretrained.causal_lm import MoLForCausalLM
 from mol.core.pretrained.rebuilding import used_models
 from mol.errors import ConfigError, FusionError
+from mol.io.layout import GENERATION
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,6 +86,8 @@ def collapse(
 def _collapse(
     runtime: Runtime, directory: Path, fusion_method: str, texts: Sequence[str] | None, *, drop_adapters: bool
 ) -> Collapsed:
+    from mol.merge.manifest import put_side_file
+
     dropped = _check(runtime, drop_adapters=drop_adapters)
     rows = [] if texts is None else _rows(runtime, texts)
     chosen: list[str] = []
@@ -96,6 +99,8 @@ def _collapse(
     else:
         weights = {position: [1 / len(layer.specs)] * len(layer.specs) for position, layer in _layers(runtime)}
     _merge(runtime, weights, directory)
+    generation: Any = runtime.host.model.generation_config  # of the fusion, which may have others than the host's file
+    put_side_file(directory, GENERATION, generation.to_json_string().encode())
     lines = [f"method `{fusion_method}`", *chosen, *(f"adapters left out: {line}" for line in dropped)]
     lines += [
         f"layer {position}: "

@@ -121,11 +121,10 @@ class FusedModel(HostEmbeddings, OutsideModels):
         runtime = rebuild(
             cls._runtime_class(), description, saved.models, directory, given, allow_changed=changed, offline=offline
         )
+        read_generation_config(runtime.host.model, saved.holds(GENERATION_CONFIG_NAME))
         model = cls._around(runtime, config)
         saved.check_names(model.state_dict())
         load_weights(model, saved.load())
-        if model.can_generate():
-            read_generation_config(model, saved.holds(GENERATION_CONFIG_NAME))
         if saved.record.get("lm_head"):
             runtime.lm_head = HostHead(runtime.host)
         model.train(mode=False)

@@ -83,14 +83,14 @@ def _write(
     """Write all files of a repository."""
     measured = [f"{inline(str(what))}: {value}" for what, value in evaluation.items()]
     if fusion_type == "fused":
-        from mol.merge.manifest import replace_side_file
+        from mol.merge.manifest import put_side_file
 
         done = collapse(model.runtime, directory, fusion_method, texts=texts, drop_adapters=drop_adapters)
         load = "from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM"
         load += f'.from_pretrained("{repo_id}")'
         card = (directory / CARD).read_text(encoding="utf-8") + _section("Made of a fusion", done.lines)
         card += _section("Evaluation", measured) + f"\n## How to load it\n\n```python\n{load}\n```\n"
-        replace_side_file(directory, CARD, card.encode())
+        put_side_file(directory, CARD, card.encode())
         return
     names = _names(model.runtime, fusion_type)
     kind: Any = fusion_type
