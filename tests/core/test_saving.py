@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, Trainer, Traini
 
 from mol import MoLRuntime
 from mol.auto import MoLForCausalLM
+from mol.core.cache import CACHE_NAME
 from mol.errors import ConfigError, MolError
 from tests.core.zoo import tokens_of
 from tests.io.hub_server import COMMIT, serving
@@ -159,12 +160,49 @@ assert torch.equal(MoLForCausalLM.from_pretrained({str(tmp_path / "fused")!r})(i
         ({"use_safetensors": False, "colour": "red"}, "does not take colour"),
         ({"device_map": "auto"}, "mol chooses no devices by itself"),
         ({"device_map": 99}, "device_map names 'cuda:99', which this machine does not have"),
+        ({"colour": False}, "does not take colour"),
+        ({"vocab_size": 12}, "vocab_size is 12, and was saved as 128"),
+        ({"output_attentions": True, "num_labels": 5}, "(?s)output_attentions is True.*num_labels is 5"),
+        ({"attn_implementation": {"text_config": "eager"}}, "wanted one name for all models"),
     ],
 )
-def test_options_that_are_not_honoured_are_refused(options: dict, says: str, fuse: Fuse, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [AutoModelForCausalLM, MoLForCausalLM])
+def test_options_that_are_not_honoured_are_refused(
+    kind: Any,  # noqa: ANN401
+    options: dict,
+    says: str,
+    fuse: Fuse,
+    tmp_path: Path,
+) -> None:
     fuse("gpt2", "llama").as_causal_lm().save_pretrained(tmp_path)
     with pytest.raises(MolError, match=says):
-        AutoModelForCausalLM.from_pretrained(tmp_path, **options)
+        kind.from_pretrained(tmp_path, **options)
+
+
+@pytest.mark.parametrize("kind", [AutoModelForCausalLM, MoLForCausalLM])
+def test_attributes_of_the_config_are_options_as_in_transformers(kind: Any, fuse: Fuse, tmp_path: Path) -> None:  # noqa: ANN401
+    fuse("gpt2", "llama").as_causal_lm().save_pretrained(tmp_path)
+    plain = kind.from_pretrained(tmp_path)(tokens_of(1, 4))
+    assert CACHE_NAME in plain
+    assert plain.hidden_states is None
+    model = kind.from_pretrained(tmp_path, use_cache=False, output_hidden_states=True)
+    output = model(tokens_of(1, 4))
+    assert CACHE_NAME not in output
+    assert len(output.hidden_states) == 4
+    model.save_pretrained(tmp_path / "again")
+    assert CACHE_NAME not in kind.from_pretrained(tmp_path / "again")(tokens_of(1, 4))
+
+
+def test_a_save_in_a_subfolder_is_loaded_and_one_that_is_missing_named(fuse: Fuse, tmp_path: Path) -> None:
+    model, ids = fuse("gpt2", "llama").as_causal_lm(), tokens_of(1, 4)
+    model.save_pretrained(tmp_path / "runs/last")
+    for kind in (AutoModelForCausalLM, MoLForCausalLM):
+        again = kind.from_pretrained(tmp_path / "runs", subfolder="last")
+        assert torch.equal(again(ids).logits, model(ids).logits)
+    with pytest.raises(FileNotFoundError, match=r"runs/first holds no config\.json, so a fused model was not"):
+        MoLForCausalLM.from_pretrained(tmp_path / "runs", subfolder="first")
+    with pytest.raises(MolError, match="subfolder is 'last', and some/model is no directory here"):
+        MoLForCausalLM.from_pretrained("some/model", subfolder="last")
 
 
 def test_what_was_saved_does_not_say_that_code_is_trusted(fuse: Fuse, tmp_path: Path) -> None:

@@ -153,6 +153,9 @@ class MoLConfig:
             _ = self.expert_bytes
         except ConfigError as error:
             yield f"max_expert_memory: {error}"
+        attention: object = self.attn_implementation
+        if not isinstance(attention, str | None):
+            yield f'attn_implementation is {attention!r}, wanted one name for all models, "eager" say'
         for name in ("paths", "revisions", "stacks"):
             if not isinstance(getattr(self, name), dict):
                 yield f"{name} is {getattr(self, name)!r}, wanted a dictionary by model name"

@@ -205,7 +205,7 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
                 to count.
         """
         host = self.runtime.host
-        options = host_options(host, host.model, others)
+        options = host_options(host, host.model, self._requested(others))
         step = self._begin(
             input_ids, attention_mask, past_key_values if cache is None else cache, use_cache, return_dict
         )

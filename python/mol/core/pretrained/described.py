@@ -51,6 +51,11 @@ class DescribedConfig(PreTrainedConfig):
     auto_map: ClassVar[dict[str, str]] = {}  # TRL reads the Auto class of unknown classes here
     keys_to_ignore_at_inference: ClassVar = [CACHE_NAME]
 
+    def __init__(self, **others: Any) -> None:  # noqa: ANN401 - the fields of PreTrainedConfig
+        """Store the fields; transformers keeps `use_cache` only where a class has it."""
+        self.use_cache: bool = others.pop("use_cache", True)
+        super().__init__(**others)
+
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:  # noqa: ANN401 - as transformers has it
         """Make a config from the contents of config.json.
@@ -58,6 +63,7 @@ class DescribedConfig(PreTrainedConfig):
         Raises:
             ConfigError: no config can have them.
         """
+        check_attention(kwargs.get("attn_implementation"))
         mine = {name: value for name, value in config_dict.items() if name.removeprefix("_") not in _IMPLEMENTATIONS}
         try:
             return super().from_dict(mine, **kwargs)
@@ -65,6 +71,16 @@ class DescribedConfig(PreTrainedConfig):
             raise
         except (AttributeError, LookupError, TypeError, ValueError, StrictDataclassError) as error:
             raise ConfigError(f"config.json holds what no config can: {type(error).__name__}: {error}") from error
+
+
+def check_attention(chosen: object) -> None:
+    """Refuse another `attn_implementation` than one name: transformers drops those of parts that a config lacks.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if chosen is not None and not isinstance(chosen, str):
+        raise ConfigError(f'attn_implementation is {chosen!r}, wanted one name for all models, "eager" say')
 
 
 def read_description(

@@ -22,8 +22,8 @@ from mol.core.pretrained.bundle import Kind, check_kind_of_save, save_models
 from mol.core.pretrained.cards import card_of_fusion
 from mol.core.pretrained.described import read_description
 from mol.core.pretrained.embeddings import HostEmbeddings
-from mol.core.pretrained.model_config import MoLModelConfig, config_of, described, description_in
-from mol.core.pretrained.options import OF_MODELS, checked_options
+from mol.core.pretrained.model_config import ATTRIBUTES, MoLModelConfig, config_of, described, description_in
+from mol.core.pretrained.options import OF_MODELS, checked_options, config_of_call
 from mol.core.pretrained.rebuilding import build_runtime, load_weights, rebuild, used_models
 from mol.core.pretrained.refused import OutsideModels
 from mol.core.pretrained.saving import KEY, read_saved, refuse_other_ways, saved_directory, write_save
@@ -98,8 +98,9 @@ class FusedModel(HostEmbeddings, OutsideModels):
             pretrained_model_name_or_path: the directory, or `user/name` on the Hub.
             args: none.
             kwargs: `config`; or these of `MoLConfig`, which replace what was saved: `attn_implementation`, `dtype`,
-                `max_expert_memory`; and `cache_dir`, `device_map`, `paths`, `token`, `trust_remote_code`, which are
-                never saved. `paths` are directories, by name, of models that were moved. With
+                `max_expert_memory`; attributes of the config that a fused model reads, such as `use_cache`; and
+                `cache_dir`, `device_map`, `paths`, `subfolder`, `token`, `trust_remote_code`, which are never saved.
+                `paths` are directories, by name, of models that were moved. With
                 `allow_changed_models` models may differ from those that the fusion was saved with.
 
         Raises:
@@ -110,10 +111,9 @@ class FusedModel(HostEmbeddings, OutsideModels):
         directory = saved_directory(pretrained_model_name_or_path, "a fused model", kwargs)
         changed, offline = kwargs.pop("allow_changed_models", False), kwargs.pop("local_files_only", False)
         saved = read_saved(directory, MoLModelConfig.model_type)
-        config = kwargs.pop("config", None) or MoLModelConfig.from_pretrained(directory)
-        given = checked_options(
-            "from_pretrained of a fused model", (*OF_MODELS, "max_expert_memory"), config, args, kwargs
-        )
+        called = "from_pretrained of a fused model"
+        config = config_of_call(MoLModelConfig, directory, called, ATTRIBUTES, kwargs)
+        given = checked_options(called, (*OF_MODELS, "max_expert_memory"), config, args, kwargs)
         description = read_description(
             config.fusion, config.host, config.fused_layers, given=given, written_by=saved.version
         )
@@ -204,6 +204,12 @@ class FusedModel(HostEmbeddings, OutsideModels):
             attention_mask: (B, T), 0 for padding.
         """
         return labels.ne(-100).sum()
+
+    def _requested(self, others: Mapping[str, Any]) -> dict[str, Any]:
+        """Return further inputs of a forward, with those that the config requests, as in transformers."""
+        if others.get("output_hidden_states") is None:
+            return {**others, "output_hidden_states": self.config.output_hidden_states}
+        return dict(others)
 
     def _init_weights(self, module: torch.nn.Module) -> None:
         """Leave modules as they were built."""
@@ -334,7 +340,7 @@ class MoLModel(FusedModel):
             raise FusionError("a fused model returns its outputs by name: return_dict=False is not supported")
         host = self.runtime.host
         body = host.model.base_model
-        inputs, mask = host_inputs(host, body, input_ids, attention_mask, others)
+        inputs, mask = host_inputs(host, body, input_ids, attention_mask, self._requested(others))
         output, run = self.runtime.run_host(lambda: body(**inputs), mask, mask.shape[1])
         self.routings = run.routings
         last = output.get("last_hidden_state")

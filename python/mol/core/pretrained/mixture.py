@@ -37,7 +37,7 @@ from mol.core.pretrained.mixture_config import (
     check_mixture_config,
     mixture_described_in,
 )
-from mol.core.pretrained.options import OF_MODELS, check_offline, checked_options
+from mol.core.pretrained.options import OF_MODELS, check_offline, checked_options, config_of_call
 from mol.core.pretrained.posterior import posterior
 from mol.core.pretrained.refused import OutsideModels
 from mol.core.pretrained.saving import KEY, read_saved, refuse_other_ways, saved_directory, write_save
@@ -142,8 +142,9 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         directory = saved_directory(pretrained_model_name_or_path, "a mixture", kwargs)
         changed, offline = kwargs.pop("allow_changed_models", False), kwargs.pop("local_files_only", False)
         saved = read_saved(directory, MoLMixtureConfig.model_type)
-        config = kwargs.pop("config", None) or MoLMixtureConfig.from_pretrained(directory)
-        given = checked_options("from_pretrained of a mixture", OF_MODELS, config, args, kwargs)
+        called = "from_pretrained of a mixture"
+        config: Any = config_of_call(MoLMixtureConfig, directory, called, ("models", "mixture_weights"), kwargs)
+        given = checked_options(called, OF_MODELS, config, args, kwargs)
         check_mixture_config(config)
         saved.check_description(mixture_described_in(saved.content))
         given["paths"] = find_models(saved.models, directory, given.get("paths", {}))

@@ -21,6 +21,10 @@ _HEAD_SETTINGS: Final = (
 """What a host's head does next to multiplying, which trainers that apply it themselves read in the config."""
 
 
+ATTRIBUTES: Final = frozenset({"fused_layers", "fusion", "host", "output_hidden_states"})
+"""What a call of `from_pretrained` may change: the description, which weights must fit, and what a forward returns."""
+
+
 class MoLModelConfig(DescribedConfig):
     """config.json of a fused model.
 

@@ -172,19 +172,30 @@ def saved_directory(name: str | Path, called: str, options: Any) -> Path:  # noq
     Args:
         name: the directory, or `user/name`, with `@revision` if wanted.
         called: the kind of model in messages.
-        options: of `from_pretrained`; `revision` is taken out where the save is on the Hub.
+        options: of `from_pretrained`; `subfolder` is taken out, and `revision` where the save is on the Hub.
 
     Raises:
-        FusionError: there is no directory of this name, and no repository has such a name.
+        FusionError: there is no directory of this name, and no repository has such a name; or `subfolder` is one of a
+            repository.
         MolError: the repository holds no save, or the Hub is unreachable.
         OSError: there is no such repository, or it may not be read.
     """
-    directory = Path(name)
+    directory, subfolder = Path(name), options.pop("subfolder", None) or ""
     if directory.is_dir():
-        return directory
+        if not (directory / subfolder / _CONFIG).is_file():
+            raise FileNotFoundError(
+                f"{directory / subfolder} holds no {_CONFIG}, so {called} was not saved there; name the directory that "
+                f"save_pretrained was given{', and its subfolder' if subfolder else ''}"
+            )
+        return directory / subfolder
     reference = ModelReference.parse(str(name))
     if not can_be_id(reference.name) or directory.exists():
         raise FusionError(f"{directory}: no such directory; {called} is loaded from what save_pretrained wrote")
+    if subfolder:
+        raise FusionError(
+            f"subfolder is {subfolder!r}, and {reference} is no directory here: on the Hub {called} is a repository of "
+            "its own; leave subfolder out"
+        )
     revision = options.pop("revision", None)
     if reference.revision is None and revision not in (None, "main"):
         reference = replace(reference, revision=revision)

@@ -61,7 +61,7 @@ class TaskModel(FusedModel):
             raise FusionError("a fused model returns its outputs by name: return_dict=False is not supported")
         host = self.runtime.host
         named = {"token_type_ids": token_type_ids, "pixel_values": pixel_values, "labels": labels}
-        inputs, mask = host_inputs(host, host.model, input_ids, attention_mask, {**named, **others})
+        inputs, mask = host_inputs(host, host.model, input_ids, attention_mask, {**named, **self._requested(others)})
         output, run = self.runtime.run_host(lambda: host.model(**inputs), mask, mask.shape[1])
         self.routings = run.routings
         result: ModelOutput = output
