@@ -193,7 +193,7 @@ class MoLRuntime(SavedRuntime):
     ) -> torch.Tensor:
         """Generate a continuation of `input_ids` (B, T); returns (B, T + new).
 
-        An option that is None here is taken from `generation_config`, else from that of the fusion (at first the host's),
+        An option that is None here is taken from `generation_config`, else from the fusion's (at first the host's),
         else it has the default named here.
 
         Args:

@@ -197,7 +197,7 @@ impl Source for Transpose {
         (columns, rows)
     }
 
-    /// Of a source that is not in place every piece of a row costs a call, and a short strip takes short pieces.
+    /// From each row of a source that is not in place a call reads a range: a short strip makes it short.
     fn strip(&self) -> usize {
         if self.of.ready() { STRIP } else { BLOCK }
     }
