@@ -259,6 +259,7 @@ def test_what_hangs_on_the_number_of_a_layer_moves_with_it(section: dict[str, An
             "`first_k_dense_replace: 1` says from which number on layers are of another kind",
         ),
         ({"max_window_layers": 2, "use_sliding_window": True}, "`max_window_layers: 2` says from which number on"),
+        ({"depths": [2, 2, 6, 2]}, "`depths` lists stages, each of another width by its number"),
         ({"moe_layer_end_index": 1}, "`moe_layer_end_index: 1` says from which number on layers are of another kind"),
         ({"attn_layer_period": 3}, "`attn_layer_period: 3` makes the kind of a layer depend on its number"),
         ({"text_config": {"moe_layer_freq": 3}}, "`text_config.moe_layer_freq: 3` makes the kind of a layer depend on"),
@@ -267,6 +268,8 @@ def test_what_hangs_on_the_number_of_a_layer_moves_with_it(section: dict[str, An
 def test_kinds_that_cannot_be_stated_are_refused_by_name(section: dict[str, Any], problem: str) -> None:
     a = headers("a", llama(4), llama_config(4) | section)
     assert problem in problems(sliced([("a", 1, 3)], [("a", 0, 2)]), a)
+    b = headers("b", llama(4), a.config)
+    assert plan(sliced([("a", 0, 2)], [("b", 2, 4)]), a, b).model_config == a.config
 
 
 def test_a_list_of_kinds_counts_the_layers_where_no_number_does() -> None:

@@ -23,6 +23,8 @@ _UP_TO: Final = frozenset({"moe_layer_end_index"})
 _LAST: Final = frozenset({"num_kv_shared_layers"})
 # Every n-th layer is of another kind.
 _CYCLE: Final = regex(r"_pattern$|_interval$|_period$|_every_n_layers$|(?:sparse|layer)_step$|^moe_layer_freq$")
+# Counts the layers of each stage of a Swin, a SegFormer or the like.
+_STAGES: Final = "depths"
 # Lists of kinds that are read over and over until each layer has one.
 _REPEATED: Final = frozenset({"block_types"})
 # What some classes do where config.json states nothing.
@@ -79,10 +81,17 @@ def move_kinds(
     """
     notes: list[str] = []
     problems: list[str] = []
+    in_place = [origin.layer for origin in origins] == list(range(len(stack)))
     for path, mapping in sections(config, structure, stack):
         before = lookup(donor, path)
         for key, value in list(mapping.items()):
             where = ".".join((*path, key))
+            stages = before.get(key) if key == _STAGES else None
+            if isinstance(stages, list) and len(stages) == len(stack) and not in_place:
+                problems.append(
+                    f"config.json: `{where}` lists stages, each of another width by its number, so `{stack.prefix}` "
+                    "cannot be cut; leave each stage at its position"
+                )
             if type(value) is not int:
                 continue
             if key in _FROM or key in _UP_TO or key in _LAST:
