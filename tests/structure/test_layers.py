@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mol.structure.alignment import align
-from mol.structure.layers import Structure, find_structure, is_layer_count_key, map_layers
+from mol.structure.layers import Structure, find_structure, is_layer_count_key, is_side_tower, map_layers
 from mol.structure.names import is_buffer, natural_key, side_of
 from tests.tiny import bert, gpt2, headers, llama
 
@@ -97,6 +97,14 @@ def test_an_encoder_and_a_decoder_have_no_main_tower() -> None:
     assert found.main is None
     assert [(stack.prefix, len(stack)) for stack in found.stacks] == [("decoder.block", 2), ("encoder.block", 2)]
     assert "an encoder and a decoder" in found.ambiguity
+
+
+@pytest.mark.parametrize(
+    "name", ["multi_modal_projector.linear_1", "model.vision_tower.layers", "qformer.encoder.layer"]
+)
+def test_what_stands_next_to_a_language_model(name: str) -> None:
+    assert is_side_tower(name)
+    assert not is_side_tower("vocab_projector.bias")
 
 
 def test_a_decoder_next_to_an_encoder_of_images_is_the_main_tower() -> None:

@@ -25,9 +25,9 @@ _OTHER_COUNT: Final = regex(r"max|nextn|mtp|dense|window|first|shared|skip|layer
 # A key that counts what predicts further tokens (multi-token prediction) and may be stored as layers behind the last.
 _TAIL_KEY: Final = regex(r"(?:.*_)?(?:nextn|mtp)(?:_.*)?_(?:layers?|modules?)")
 
-# Words in the path of a stack that make it a side tower of a language model.
+# Words in the path of a stack that make it a side tower of a language model; `vocab_projector` is a DistilBERT's head.
 _SIDE_TOWER: Final = regex(
-    r"(?:^|[._])(?:vision|visual|vit|image|img|audio|speech|sound|video|resampler|connector|projector|merger|qformer|mtp)(?:[._]|$)"
+    r"(?:^|(?<!vocab)[._])(?:vision|visual|vit|image|img|audio|speech|sound|video|resampler|connector|projector|merger|qformer|mtp)(?:[._]|$)"
 )
 _CLEARLY_LARGER: Final = 4
 
