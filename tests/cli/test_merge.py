@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -146,72 +145,6 @@ def test_a_no_that_the_recipe_overrules_is_refused(recipe: Path, capsys: pytest.
     recipe.write_text(recipe.read_text() + "trust_remote_code: true\n")
     assert main([str(recipe), "out", "--no-trust-remote-code"]) == 2
     assert "contradicts `trust_remote_code: true`" in capsys.readouterr().err
-
-
-INTERRUPTED = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored,
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and one under nohup with this
-from mol.cli import main, progress
-shown = progress.Progress.__call__
-def interrupt(self, *numbers):
-    shown(self, *numbers)
-    os.kill(os.getpid(), signal.SIGINT)
-progress.Progress.__call__ = interrupt
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_an_interrupted_merge_says_how_to_go_on_and_does(recipe: Path) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, str(recipe), "out"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 130, done.stderr
-    assert "interrupted" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not Path("out").exists()
-    assert main([str(recipe), "out", "-q"]) == 0
-    assert main([str(recipe), "again", "-q"]) == 0
-    assert Path("out/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-TERMINATED = INTERRUPTED.replace("os.kill(os.getpid(), signal.SIGINT)", "os.kill(os.getpid(), signal.{0})")
-
-
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
-def test_a_merge_that_is_terminated_says_how_to_go_on_and_does(name: str, code: int, recipe: Path) -> None:
-    program = TERMINATED.replace("{0}", name)
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(recipe), "out"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == code, done.stderr
-    said = " ".join(done.stderr.split())
-    assert f"error: terminated ({name}); " in said
-    assert "out.partial keeps what is done: run the same command again to resume, or delete it to give up" in said
-    assert not Path("out").exists()
-    assert main([str(recipe), "out", "-q"]) == 0
-
-
-def test_a_resumed_run_reports_its_own_bytes_and_a_plan_those_of_a_run_from_the_start(
-    recipe: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def figures(*line: str) -> tuple[int, int]:
-        assert main([*line, "--json"]) == 0
-        document = json.loads(capsys.readouterr().out)
-        return document["bytes_read"], document["bytes_written"]
-
-    whole = figures("plan", str(recipe))
-    assert figures(str(recipe), "again") == whole
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, str(recipe), "out", "-j", "1"], capture_output=True, check=False
-    )
-    assert done.returncode == 130
-    rest = figures(str(recipe), "out")
-    assert rest[0] < whole[0]
-    assert rest[1] < whole[1]
-    assert Path("out/model.safetensors").read_bytes() == Path("again/model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("verb", ["merge", "plan", "validate"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +118,33 @@ def test_a_sweep_resumes_and_appears_at_once(folder: Path) -> None:
     report = run_merge(wanted, out)
     assert report.resumed > 0
     assert contents_of(out) == contents_of(folder / "whole")
+
+
+FEW_FILES = """
+import json, resource, sys
+from mol import MergeError, run_merge
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, int(sys.argv[1])))
+try:
+    run_merge(json.loads(sys.argv[2]), sys.argv[3])
+except MergeError as error:
+    sys.exit(f"refused: {error}")
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (64, int(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("most", [64, 4096])
+def test_a_sweep_of_more_results_than_open_files(most: int, folder: Path) -> None:
+    """The soft limit is raised for the run; where it cannot be, the sweep is refused before its first byte."""
+    wanted = recipe(folder, "linear", "a", "b", sweep={"weights": [[i, 100 - i] for i in range(1, 81)]})
+    line = [sys.executable, "-c", FEW_FILES, str(most), json.dumps(wanted), str(folder / "out")]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert (folder / "out").exists() == (most > 64)
+    assert not (folder / "out.partial").exists()
+    if most > 64:
+        assert done.returncode == 0, done.stderr
+    else:
+        assert "refused: the sweep writes 80 results at once" in done.stderr
+        assert "`ulimit -n`" in done.stderr
 
 
 def test_a_value_that_is_not_finite_leaves_no_result_at_all(folder: Path) -> None:

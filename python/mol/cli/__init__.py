@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mol.cli.console import Console, LogHandler, width_of
-from mol.cli.errors import describe, error_document
+from mol.cli.errors import describe, error_document, stop_document
 from mol.cli.group import VerbGroup, usage_text
 from mol.cli.signals import interruptible, kind_of
 from mol.cli.streams import guarded_streams, printable
@@ -117,16 +117,17 @@ def _run(console: Console, args: list[str]) -> int:
         with click.Context(cli, info_name="mol-merge", **cli.context_settings) as ctx:
             click.echo(cli.get_help(ctx), err=True)
         return USAGE
+    console.json = "--json" in args  # until the verb has read its options
     try:
         code = cli.main(args, prog_name="mol-merge", standalone_mode=False, obj=console)
     except click.UsageError as error:
-        console.json |= "--json" in args  # the verb has not read its options yet
         console.error(text := usage_text(error, width_of(sys.stderr)))
         console.document({"error": {"type": "UsageError", "message": text, "problems": []}})
         return USAGE
     except (click.Abort, KeyboardInterrupt) as stop:
         word, code = kind_of(stop.__cause__ or stop)  # click makes an Abort of it
         console.error(word)
+        console.document(stop_document(word))
         return code
     except (MolError, OSError, click.ClickException) as error:
         refuse(console, error)
@@ -158,9 +159,11 @@ class _Bug:
         if self.console.verbose:
             _trace(error)
         if issubclass(kind, MemoryError):
-            self.console.error("out of memory: free some, or raise the limit that is set for the process (`ulimit -a`)")
+            text = "out of memory: free some, or raise the limit that is set for the process (`ulimit -a`)"
         else:
-            self.console.error(f"{kind.__name__}: {error}\n{_where_to_report()}")
+            text = f"{kind.__name__}: {error}\n{_where_to_report()}"
+        self.console.error(text)
+        self.console.document({"error": {"type": kind.__name__, "message": text, "problems": []}})
 
 
 def _trace(error: BaseException) -> None:

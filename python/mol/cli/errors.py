@@ -28,3 +28,12 @@ def error_document(error: MolError | OSError | click.ClickException, text: str) 
     """
     problems = list(error.problems) if isinstance(error, MolError) else []
     return {"type": type(error).__name__, "message": text, "problems": problems}
+
+
+def stop_document(text: str) -> dict[str, object]:
+    """Return the JSON document of a command that a signal ended.
+
+    Args:
+        text: which signal, and how to go on.
+    """
+    return {"error": {"type": "Interrupted", "message": text, "problems": []}}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mol.cli import units
-from mol.cli.errors import describe, error_document
+from mol.cli.errors import describe, error_document, stop_document
 from mol.cli.group import Verb
 from mol.cli.options import PATH, merge_options, merging, option, refuse_contradictions, speaking
 from mol.cli.recipes import STDIN, read_recipe, refuse_swapped
@@ -18,6 +18,8 @@ from mol.cli.signals import kind_of
 from mol.errors import MolError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from mol.cli.console import Console
     from mol.config.merge_config import MergeConfig
     from mol.merge.options import MergeOptions
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
     "merge",
     cls=Verb,
     help="""Merge the models that the recipe CONFIG (`-`: standard input) names into the directory OUT, which may be
-left out if the recipe has `output_path`. Several recipes go into --out-dir, each under its own name. A merge that was
-interrupted resumes when the same command is run again.""",
+left out if the recipe has `output_path`. Several recipes go into --out-dir, each under its own name. What was
+interrupted resumes when the same command is run again; of several recipes those whose result is there are kept.""",
     options_metavar="[OPTIONS]",
 )
 @click.argument("words", metavar="CONFIG... [OUT]", nargs=-1, type=PATH)
@@ -99,19 +101,40 @@ def _output(path: Path, recipe: MergeConfig, out: Path | None) -> Path:
     return Path(recipe.output_path)
 
 
-def merge_one(console: Console, path: Path, recipe: MergeConfig, out: Path, options: MergeOptions) -> dict[str, object]:
-    """Run one recipe and say how it went; interrupted, say how to go on."""
+def merge_one(
+    console: Console,
+    path: Path,
+    recipe: MergeConfig,
+    out: Path,
+    options: MergeOptions,
+    *,
+    earlier: Sequence[dict[str, object]] | None = None,
+) -> dict[str, object]:
+    """Run one recipe and say how it went; interrupted, say how to go on.
+
+    Args:
+        console: where to.
+        path: of the recipe.
+        recipe: what to run.
+        out: the output directory.
+        options: see MergeOptions.
+        earlier: of a series of recipes the documents of those before; a result that is there already is kept then.
+    """
     from mol.cli.progress import Progress
     from mol.cli.report import merge_document, merge_text
     from mol.config.model_reference import expanded
     from mol.io.layout import MANIFEST
+    from mol.merge.finished import finished_merge
     from mol.merge.output import partial_of
     from mol.merge.run import run_merge
 
     started, begun = time.monotonic(), time.time()
+    keeps = earlier is not None and not (options.overwrite or options.overwrite_all)
     try:
-        with Progress(console, "merging") as progress:
-            report = run_merge(recipe, out, on_progress=progress, options=options)
+        report = finished_merge(recipe, out, options) if keeps else None
+        if report is None:
+            with Progress(console, "merging") as progress:
+                report = run_merge(recipe, out, on_progress=progress, options=options)
     except KeyboardInterrupt as stop:
         word, code = kind_of(stop)
         whole = Path(os.path.realpath(expanded(str(out))))
@@ -123,6 +146,8 @@ def merge_one(console: Console, path: Path, recipe: MergeConfig, out: Path, opti
         else:
             how = " before anything was written"
         console.error(word + how)
+        document = stop_document(word + how)
+        console.document(document if earlier is None else [*earlier, {"recipe": str(path), **document}])
         raise click.exceptions.Exit(code) from None
     span = time.monotonic() - started
     for line in merge_text(console, report, out, span):
@@ -137,7 +162,7 @@ def _merge_all(console: Console, jobs: list[tuple[Path, MergeConfig, Path]], opt
     for number, (path, recipe, out) in enumerate(jobs, start=1):
         console.status(f"{'' if number == 1 else chr(10)}{path} ({number} of {len(jobs)})")
         try:
-            documents.append(merge_one(console, path, recipe, out, options))
+            documents.append(merge_one(console, path, recipe, out, options, earlier=documents))
         except (MolError, OSError) as error:
             failed.append(str(path))
             console.error(describe(error))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mol.config.model_reference import expanded
 from mol.errors import CheckpointError, ConfigError, MergeCancelled, MergeError
+from mol.merge.open_files import enough_open_files
 from mol.merge.options import MergeOptions
 from mol.merge.prepare import prepare
 
@@ -182,7 +183,8 @@ def _merge(
     _check_space(directory, prepared.planned, found)
     # Planning may have taken hours of downloads, in which another merge may have ended here.
     check_replaceable(directory, **may)
-    executed = _execute(prepared, plan, directory, lock, options, watch)
+    with enough_open_files(len(prepared.planned.results)):
+        executed = _execute(prepared, plan, directory, lock, options, watch)
     return MergeReport(
         out=directory,
         planned=prepared.planned,
