@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from typing import TYPE_CHECKING
 
 import pytest
 
 from mol import errors
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_listing_has_one_bullet_per_problem() -> None:
@@ -50,3 +54,13 @@ def test_problems_survive_a_pickle() -> None:
     error = pickle.loads(pickle.dumps(errors.ConfigError.listing("no", ["a"])))
     assert error.problems == ("a",)
     assert str(error) == "no:\n  - a"
+
+
+def test_what_the_system_refuses_is_said_without_pythons_number(tmp_path: Path) -> None:
+    missing, link = tmp_path / "missing", tmp_path / "link"
+    link.symlink_to("blobs/gone")
+    for path, says in ((missing, "No such file or directory"), (link, "is a link to blobs/gone, which is not there")):
+        with pytest.raises(FileNotFoundError) as caught:
+            path.read_bytes()
+        assert errors.reason_of(caught.value) == f"{path}: {says}"
+    assert errors.reason_of(errors.MergeError("no")) == "no"

@@ -14,6 +14,8 @@ Files that are missing or forbidden raise the builtin OSError family.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -72,3 +74,13 @@ class FusionError(MolError, ValueError):
 
 class InternalError(MolError):
     """A bug of mol: a state that no recipe, input or call should lead to. Please report it."""
+
+
+def reason_of(error: MolError | OSError) -> str:
+    """Return an error as one text: without Python's number and quotes where the system refused."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error) or type(error).__name__
+    names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    if isinstance(error, FileNotFoundError) and names and (link := Path(names[0])).is_symlink():
+        return f"{link}: is a link to {link.readlink()}, which is not there"
+    return ": ".join([*names, error.strerror])

@@ -167,6 +167,11 @@ def test_verify_trusts_no_manifest(text: str, says: str, tmp_path: Path, capsys:
     assert says in capsys.readouterr().err
 
 
+def test_verify_says_what_a_file_is(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "merged/config.json"]) == 1
+    assert "merged/config.json is a file; name the directory of a result" in capsys.readouterr().err
+
+
 def test_verify_waits_for_no_pipe(merged: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("config.json", "model.safetensors", "mol_manifest.json"):
         (merged / name).unlink()

@@ -302,6 +302,20 @@ def test_a_missing_recipe_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixt
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("line", [["plan"], ["validate"], ["merge", "out"]])
+def test_a_working_directory_that_was_removed_is_named(
+    line: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    (tmp_path / "config.yml").write_text("merge_method: linear\nmodels: [./a, ./b]\n")
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    verb, *out = line
+    assert main([verb, str(tmp_path / "config.yml"), *out]) == 1
+    assert "the working directory was removed" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+
+
 def test_with_json_a_refusal_is_a_document_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "no.yml"), str(tmp_path / "out"), "--json"]) == 1
     said = capsys.readouterr()

@@ -123,7 +123,7 @@ def test_slices_are_as_deep_as_they_lie_in_the_output() -> None:
     [
         ({"alpha": 0.3}, "`depth_scale` needs both, as in {alpha: 0.2, beta: 0.8}"),
         ({"alpha": 0.3, "beta": "much"}, "`depth_scale` is 'much'; it must be a finite number"),
-        ({"alpha": 1e308, "beta": 1e308}, "`depth_scale` is inf; it must be a finite number"),
+        ({"alpha": 3e38, "beta": 3e38}, "`depth_scale` is 6e+38; it must be a finite number, and no larger than"),
         ("deep", "`depth_scale` is 'deep'; it must be a finite number"),
     ],
 )

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
 import click
 
-from mol.errors import MolError
+from mol.errors import MolError, reason_of
 
 
 def describe(error: MolError | OSError | click.ClickException) -> str:
-    """Return an error as one text: without Python's number and quotes where the system refused."""
+    """Return an error as one text."""
     if isinstance(error, click.ClickException):
         return error.format_message()
-    if isinstance(error, OSError) and error.strerror:
-        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
-        return ": ".join([*names, error.strerror])
-    return str(error) or type(error).__name__
+    if isinstance(error, FileNotFoundError) and not _has_working_directory():
+        return "the working directory was removed, so no path can be found from here; change to one that is there"
+    return reason_of(error)
+
+
+def _has_working_directory() -> bool:
+    try:
+        return bool(Path.cwd())
+    except FileNotFoundError:
+        return False
 
 
 def error_document(error: MolError | OSError | click.ClickException, text: str) -> dict[str, object]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import numbers
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from mol.text import suggestion
 
 if TYPE_CHECKING:
     from mol.config.method_spec import ParameterSpec, Scalar
+
+
+_LARGEST: Final = 3.4e38  # of float32, in which most is computed; sums of larger numbers leave float64 too
 
 
 def read_scalar(value: object, spec: ParameterSpec) -> tuple[Scalar | None, str]:
@@ -48,6 +51,8 @@ def _read_float(value: object, spec: ParameterSpec) -> tuple[Scalar | None, str]
         number = float(value)
     except (ValueError, OverflowError):
         return None, wanted + _number_meant(value)
+    if math.isfinite(number) and abs(number) > _LARGEST:
+        return None, f"{wanted}, and no larger than float32 holds ({_LARGEST:g})"
     return (number if math.isfinite(number) and spec.low <= number <= spec.high else None), wanted
 
 

@@ -351,10 +351,6 @@ class ValueReader:
         good = tuple(point for point in points if point is not None)
         if len(good) != len(points):
             return None
-        for a, b in itertools.pairwise(good):
-            if isinstance(a, float) and isinstance(b, float) and not math.isfinite(b - a):
-                self.problems.add(location, f"`{spec.name}` goes from {a:g} to {b:g}, a step too large to interpolate")
-                return None
         return good[0] if len(set(good)) == 1 else good
 
     def _scalar(self, value: object, location: Location, spec: ParameterSpec) -> Scalar | None:

@@ -38,7 +38,8 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     content = read_json(path)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds a {type(content).__name__}, wanted a JSON object")
+        found = "null" if content is None else f"a {type(content).__name__}"
+        raise CheckpointError(f"{path} holds {found}, wanted a JSON object")
     return content
 
 

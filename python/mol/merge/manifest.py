@@ -135,10 +135,13 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: The directory, or the manifest in it, is missing.
+        NotADirectoryError: It is a file.
         CheckpointError: The manifest is not one, is of a format that this version does not read, or lists so little
             that nothing could be verified by it.
     """
     path = directory / MANIFEST
+    if directory.is_file():
+        raise NotADirectoryError(f"{directory} is a file; name the directory of a result")
     if not directory.is_dir():
         raise FileNotFoundError(f"{directory}: no such directory")
     if not os.path.lexists(path):

@@ -6,7 +6,7 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from mol.errors import MergeError, MolError
+from mol.errors import MergeError, MolError, reason_of
 from mol.merge.options import MergeOptions
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _with_location(error: FileNotFoundError, reference: ModelReference, config: 
     """Return the error with where the recipe names the model."""
     documents = config.documents()
     location = next((part.locations[reference] for part in documents if reference in part.locations), None)
-    return FileNotFoundError(f"{location}: {error}" if location else str(error))
+    return FileNotFoundError(f"{location}: {reason_of(error)}" if location else reason_of(error))
 
 
 def _note_offline(commits: Sequence[str]) -> None:
@@ -233,4 +233,4 @@ def _raise_all(header: str, failures: Mapping[_Part, MolError | OSError]) -> Non
     if len(errors) == 1:
         raise errors[0]
     if errors:
-        raise MergeError.listing(header, [str(error) for error in errors])
+        raise MergeError.listing(header, [reason_of(error) for error in errors])
