@@ -106,6 +106,36 @@ def test_with_json_every_end_prints_one_document(raised: str, kind: str | None, 
     assert "Traceback" not in done.stderr
 
 
+SLOW_READER = """
+import os, signal, sys
+from mol.cli import console, main
+write, signals = console.Console._write, iter(sys.argv[1].split(","))
+def interrupt(self, text, stream):
+    if stream is sys.stdout:
+        for name in signals:
+            os.kill(os.getpid(), getattr(signal, name))
+    write(self, text, stream)
+console.Console._write = interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(("signals", "whole"), [("SIGINT", True), ("SIGTERM", True), ("SIGTERM,SIGTERM", False)])
+def test_a_document_that_is_being_written_is_finished(signals: str, whole: bool, recipe: Path) -> None:
+    """A second signal ends the command at once: the reader may never read on."""
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW_READER, signals, "plan", str(recipe), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 128 + getattr(signal, signals.partition(",")[0])
+    assert done.stdout.endswith("\n}\n") == whole
+    if whole:
+        assert json.loads(done.stdout)["method"] == "ties"
+
+
 STOPPED_AT_THE_SECOND = """
 import os, signal, sys
 from mol.cli import main, progress

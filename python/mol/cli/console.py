@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 import click
 
+from mol.cli.signals import held_back
 from mol.cli.streams import json_printable, printable
 
 if TYPE_CHECKING:
@@ -73,15 +74,16 @@ class Console:
         if self.json and not self.json_written:
             from json import dumps
 
-            self.json_written = True
             text = json_printable(dumps(_finite(value), indent=2, ensure_ascii=False), sys.stdout)
-            if large:
-                sys.stdout.write(text.removesuffix("\n}"))
-                for key, entry in large.items():
-                    sys.stdout.write(f',\n  "{key}": ')
-                    sys.stdout.write(entry)
-                text = "\n}"
-            self._write(text, sys.stdout)
+            with held_back():  # half a document is none
+                self.json_written = True
+                if large:
+                    sys.stdout.write(text.removesuffix("\n}"))
+                    for key, entry in large.items():
+                        sys.stdout.write(f',\n  "{key}": ')
+                        sys.stdout.write(entry)
+                    text = "\n}"
+                self._write(text, sys.stdout)
 
     def note(self, text: str) -> None:
         """Print something worth knowing on stderr."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # Python itself handles SIGINT; the default of these is silent death
@@ -43,6 +43,32 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Hold back a signal that arrives while the context is open until it ends; a second one is obeyed immediately."""
+    before: dict[int, Callable[[int, FrameType | None], object]] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, *_SIGNALS):
+            if callable(handler := signal.getsignal(number)):
+                before[number] = handler
+    held: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if held:
+            before[number](number, frame)
+        held.append(number)
+
+    for each in before:
+        signal.signal(each, hold)
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    for each in held:
+        before[each](each, None)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:
