@@ -17,7 +17,7 @@ from mol.errors import CheckpointError, MergeError
 from mol.merge import plan_recipe, run_merge
 from mol.merge.labels import Labels
 from mol.merge.output import check_apart, check_output
-from tests.merge.models import TOKENIZER, contents_of, llama_config, make_llama
+from tests.merge.models import TOKENIZER, contents_of, llama_config, llama_tensors, make_llama
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -328,6 +328,25 @@ def test_a_side_file_that_may_not_be_read_is_refused_while_planning(open_folder:
     (donor / "LICENSE").chmod(0)
     with as_nobody(), pytest.raises(PermissionError, match=r"no right to read it.*LICENSE"):
         plan_recipe(linear(donor))
+
+
+@pytest.mark.parametrize("harm", ["removed", "cut off"])
+def test_a_file_that_is_lost_while_others_are_written_stops_the_merge(harm: str, tmp_path: Path) -> None:
+    """The descriptor of a file that was removed takes every write; the next run writes it again."""
+    recipe = linear(make_llama(tmp_path / "a", 1), make_llama(tmp_path / "b", 2))
+    lost = tmp_path / "out.partial" / "model-00001-of-00002.safetensors"
+    shard = sum(tensor.nbytes for tensor in llama_tensors(1).values()) // 2 + 100
+
+    def lose(*_: int) -> None:
+        if lost.exists():
+            lost.unlink() if harm == "removed" else os.truncate(lost, 10)
+
+    with pytest.raises(MergeError, match=r"changed by another program.*\n.*model-00001-of-00002\.safetensors: "):
+        run_merge(recipe, tmp_path / "out", on_progress=lose, out_shard_size=shard)
+    assert not (tmp_path / "out").exists()
+    run_merge(recipe, tmp_path / "out", out_shard_size=shard)
+    run_merge(recipe, tmp_path / "whole", out_shard_size=shard)
+    assert contents_of(tmp_path / "out") == contents_of(tmp_path / "whole")
 
 
 def test_labels_are_short_unique_and_free_of_paths(tmp_path: Path) -> None:

@@ -244,6 +244,7 @@ def _execute(
         )
         if lock.warning is not None:
             _log.warning("%s", lock.warning)
+        _check_written(partial, executed)
         _write_side_files(partial, prepared, executed, options)
         if options.check_load:
             _check_load(prepared, options, watch)
@@ -259,6 +260,23 @@ def _execute(
         message = f"{error.strerror or error}; {watch.resume}"
         raise OSError(error.errno, message, error.filename) if error.errno else OSError(message) from error
     return executed
+
+
+def _check_written(partial: Path, executed: Mapping[str, Any]) -> None:
+    """Refuse a result of which a file was removed or cut off while others were written."""
+    problems = []
+    for entry in executed["files"]:
+        path = partial / entry["name"]
+        found = path.stat().st_size if path.is_file() else None
+        if found != entry["size"]:
+            problems.append(
+                f"{path}: {'is gone' if found is None else f'has {found:,} bytes'}, {entry['size']:,} were written"
+            )
+    if problems:
+        raise MergeError.listing(
+            "what was merged was changed by another program; let nothing write there and run the same merge again",
+            problems,
+        )
 
 
 def _write_side_files(partial: Path, prepared: Prepared, executed: Mapping[str, Any], options: MergeOptions) -> None:
