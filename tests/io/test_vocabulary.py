@@ -87,3 +87,21 @@ def test_a_damaged_file_is_named(tmp_path: Path, name: str, text: str) -> None:
     model = write(tmp_path / "model", **{name: text})
     with pytest.raises(CheckpointError, match=str(model / name.replace("__", "."))):
         _ = Vocabulary(model).ids
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[]", "holds something else where tokens should be"),
+        ('{"model": {}}', "lacks `vocab`"),
+        ('{"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": "b"}]}', "lacks `id`"),
+        ('{"model": {"vocab": {"a": -1}}}', "maps tokens to ids that no vocabulary has"),
+    ],
+)
+def test_what_is_wrong_with_a_tokenizer_is_said_without_python(tmp_path: Path, text: str, says: str) -> None:
+    model = write(tmp_path / "model", tokenizer__json=text)
+    with pytest.raises(CheckpointError) as caught:
+        _ = Vocabulary(model).ids
+    assert says in str(caught.value)
+    assert "fetch the file again" in str(caught.value)
+    assert "Error(" not in str(caught.value)

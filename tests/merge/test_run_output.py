@@ -330,18 +330,19 @@ def test_a_side_file_that_may_not_be_read_is_refused_while_planning(open_folder:
         plan_recipe(linear(donor))
 
 
-@pytest.mark.parametrize("harm", ["removed", "cut off"])
+@pytest.mark.parametrize("harm", ["removed", "cut off", "index"])
 def test_a_file_that_is_lost_while_others_are_written_stops_the_merge(harm: str, tmp_path: Path) -> None:
     """The descriptor of a file that was removed takes every write; the next run writes it again."""
     recipe = linear(make_llama(tmp_path / "a", 1), make_llama(tmp_path / "b", 2))
-    lost = tmp_path / "out.partial" / "model-00001-of-00002.safetensors"
+    name = "model.safetensors.index.json" if harm == "index" else "model-00001-of-00002.safetensors"
+    lost = tmp_path / "out.partial" / name
     shard = sum(tensor.nbytes for tensor in llama_tensors(1).values()) // 2 + 100
 
     def lose(*_: int) -> None:
         if lost.exists():
-            lost.unlink() if harm == "removed" else os.truncate(lost, 10)
+            os.truncate(lost, 10) if harm == "cut off" else lost.unlink()
 
-    with pytest.raises(MergeError, match=r"changed by another program.*\n.*model-00001-of-00002\.safetensors: "):
+    with pytest.raises(MergeError, match=rf"changed by another program.*\n.*{name}: "):
         run_merge(recipe, tmp_path / "out", on_progress=lose, out_shard_size=shard)
     assert not (tmp_path / "out").exists()
     run_merge(recipe, tmp_path / "out", out_shard_size=shard)

@@ -20,6 +20,7 @@ _UNREAD: Final = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", 
 _UNREAD_ENDINGS: Final = ("*.tiktoken", "*.spm")
 
 _MOST_IDS: Final = 1 << 24
+_AGAIN: Final = "fetch the file again from where it came, or let transformers save the tokenizer"
 _FLAGS: Final = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 SPECIAL_ROLES: Final = ("bos", "eos", "pad", "unk", "sep", "cls", "mask")
@@ -219,7 +220,10 @@ def _fast(path: Path) -> Content:
         kind = _kind(content, model)
         apart = {token: number for token, number in numbers.items() if token not in ids}
     except (KeyError, TypeError, IndexError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a tokenizer of the tokenizers library: {error!r}") from error
+        what = (
+            f"lacks `{error.args[0]}`" if isinstance(error, KeyError) else "holds something else where tokens should be"
+        )
+        raise CheckpointError(f"{path} {what}; {_AGAIN}") from error
     return Content(_checked(path, {**ids, **numbers}), flags, kind, apart, scores)
 
 
@@ -249,14 +253,14 @@ def _lines(path: Path) -> Content:
     try:
         text = read_regular(path).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8: {error}") from error
+        raise CheckpointError(f"{path} is not UTF-8: {error}; {_AGAIN}") from error
     lines = text.rstrip("\n").split("\n")
     return Content({line.removesuffix("\r"): i for i, line in enumerate(lines)}, {}, "WordPiece")
 
 
 def _checked(path: Path, found: object) -> dict[str, int]:
     if not isinstance(found, dict) or not {int}.issuperset(map(type, found.values())):
-        raise CheckpointError(f"{path} does not map tokens to ids")
+        raise CheckpointError(f"{path} does not map tokens to ids; {_AGAIN}")
     if found and not 0 <= min(found.values()) <= max(found.values()) < _MOST_IDS:
-        raise CheckpointError(f"{path} does not map tokens to ids")
+        raise CheckpointError(f"{path} maps tokens to ids that no vocabulary has; {_AGAIN}")
     return found

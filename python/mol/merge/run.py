@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mol.config.model_reference import expanded
 from mol.errors import CheckpointError, ConfigError, MergeCancelled, MergeError
+from mol.io.layout import INDEX
 from mol.merge.open_files import enough_open_files
 from mol.merge.options import MergeOptions
 from mol.merge.prepare import prepare
@@ -272,6 +273,9 @@ def _check_written(partial: Path, executed: Mapping[str, Any]) -> None:
             problems.append(
                 f"{path}: {'is gone' if found is None else f'has {found:,} bytes'}, {entry['size']:,} were written"
             )
+    folders = [Path(entry["name"]).parent for entry in executed["files"]]
+    indices = (partial / folder / INDEX for folder in dict.fromkeys(folders) if folders.count(folder) > 1)
+    problems += [f"{path}: is gone" for path in indices if not path.is_file()]
     if problems:
         raise MergeError.listing(
             "what was merged was changed by another program; let nothing write there and run the same merge again",
