@@ -119,3 +119,18 @@ def test_a_result_is_checked_by_verify_too(tmp_path: Path, capsys: pytest.Captur
     run_merge(linear(make(tmp_path / "a", 0)), tmp_path / "out")
     assert main(["verify", str(tmp_path / "out"), "--check-load"]) == 0
     assert "as LlamaForCausalLM of" in " ".join(capsys.readouterr().out.split())
+
+
+def test_of_a_series_finished_results_are_loaded_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = linear(make(tmp_path / "a", 1), make(tmp_path / "b", 2))
+    (tmp_path / "mean.yml").write_text(json.dumps(recipe))
+    line = ["merge", "mean.yml", "--out-dir", "results"]
+    assert main(line) == 0
+    capsys.readouterr()
+    assert main([*line, "--check-load"]) == 0
+    said = capsys.readouterr()
+    assert "were there already" in said.out
+    assert "loads as LlamaForCausalLM" in said.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from mol.errors import MolError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from mol.merge.prepare import Result
     from mol.merge.run import MergeReport
 
+_log = logging.getLogger("mol")
+
 
 def finished_merge(config: MergeConfig, out: Path, options: MergeOptions) -> MergeReport | None:
     """Return the report of a merge whose result is at `out` in full; None where something else, or nothing, is.
@@ -25,11 +28,12 @@ def finished_merge(config: MergeConfig, out: Path, options: MergeOptions) -> Mer
     input may have changed since. Contents are not read; `mol-merge verify` does that.
 
     Raises:
-        MolError: with every reason why this cannot be merged.
+        MolError: with every reason why this cannot be merged, or why with `check_load` the result does not load.
         OSError: a file is missing or may not be read.
     """
     from mol import _rust
     from mol.config.model_reference import expanded
+    from mol.merge.check_load import check_load
     from mol.merge.prepare import prepare
     from mol.merge.run import MergeReport
 
@@ -45,6 +49,10 @@ def finished_merge(config: MergeConfig, out: Path, options: MergeOptions) -> Mer
         files += [
             {**entry, "name": f"{name}/{entry['name']}" if name else entry["name"]} for entry in manifest["files"]
         ]
+    if options.check_load:
+        code = options.trust_remote_code or prepared.planned.config.trust_remote_code
+        for name in prepared.results:
+            _log.info("%s", " ".join((name, check_load(directory / name, trust_remote_code=code))).strip())
     return MergeReport(
         out=directory,
         planned=prepared.planned,
