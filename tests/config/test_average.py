@@ -152,3 +152,10 @@ def test_directories_that_leave_a_choice_are_refused(tmp_path: Path) -> None:
 def test_a_recipe_names_its_revisions() -> None:
     with pytest.raises(ConfigError, match=r"looked up on the Hub by `mol-merge average 'org/run@step\*' OUT`"):
         taken({"checkpoints": "org/run@step*"})
+
+
+def test_an_average_of_one_checkpoint_is_called_so(tmp_path: Path) -> None:
+    run = run_of(tmp_path, "step_1", "step_2")
+    for last, says in ((2, "average of 2 checkpoints with equal weights"), (1, "step_2, so nothing is averaged")):
+        config = MergeConfig.from_dict({"merge_method": "average", "checkpoints": run, "last": last})
+        assert any(says in note for note in config.notes)

@@ -103,6 +103,8 @@ def write_out(table: Table, problems: Problems, notes: list[str]) -> Table:
         by = "equal weights" if rule in (None, "mean") else f"the weights {shown(rule)}"
         notes.append(
             f"average of {len(names)} checkpoints with {by}, oldest first; config and tokenizer are the last's"
+            if len(names) > 1
+            else f"average of one checkpoint, {names[0]}, so nothing is averaged"
         )
     elif not len(problems):
         problems.add(location, f"{AVERAGE} needs `checkpoints`: a directory of them, a pattern, or a list")

@@ -113,7 +113,7 @@ class MergeOptions:
             ("out_shard_size", self.out_shard_size, 1, 2**63 - 1, "a shard holds at least one byte"),
             ("seed", self.seed, 0, 2**64 - 1, "a seed is a number from 0 to 2**64 - 1"),
             ("threads", self.threads, 1, None, "a run needs at least one thread"),
-            ("memory", self.memory, 0, 2**63 - 1, "it is a number of bytes"),
+            ("memory", self.memory, 0, 2**63 - 1, "it is a number of bytes below 2**63"),
             ("tile", self.tile, 1, 1 << 30, "a tile has from 1 to 2**30 elements"),
         )
         texts = (
