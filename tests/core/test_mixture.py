@@ -175,6 +175,8 @@ def test_what_was_saved_is_loaded_exactly(weights: str, tmp_path: Path) -> None:
     ids = tokens_of(2, 7)
     assert torch.equal(log_p_of(again, ids), log_p_of(mixture, ids))
     assert MoLMixtureConfig.from_pretrained(tmp_path / "mixture").mixture_weights == weights
+    with pytest.raises(MolError, match="vocab_size is 12, and was saved as 257"):
+        MoLMixture.from_pretrained(tmp_path / "mixture", vocab_size=12)
 
 
 def test_different_vocabularies_are_refused(tmp_path: Path, parts: list[PreTrainedModel]) -> None:
