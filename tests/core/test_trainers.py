@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -98,6 +99,22 @@ def test_noise_that_frozen_embeddings_never_add_is_refused(fuse: Fuse, tmp_path:
 def test_options_that_request_nothing_are_taken(options: dict[str, Any], fuse: Fuse, tmp_path: Path) -> None:
     fuse("gpt2", "llama").as_causal_lm().save_pretrained(tmp_path)
     AutoModelForCausalLM.from_pretrained(tmp_path, **options)
+
+
+@pytest.mark.parametrize("base", ["named by the adapter", "in one directory with it"])
+def test_the_auto_classes_do_not_load_a_model_without_its_adapter(
+    base: str, fuse: Fuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where PEFT is installed they take the directory of an adapter for that of its model."""
+    monkeypatch.setattr("transformers.models.auto.auto_factory.is_peft_available", lambda: True)
+    directory = tmp_path / "adapter" if base == "named by the adapter" else tmp_path
+    directory.mkdir(exist_ok=True)
+    fuse("gpt2", "llama").as_causal_lm().save_pretrained(tmp_path)
+    (directory / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
+    with pytest.raises(MolError, match=r"has an adapter of PEFT.*PeftModel\.from_pretrained\(model, directory\)"):
+        AutoModelForCausalLM.from_pretrained(directory)
+    if directory != tmp_path:
+        AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

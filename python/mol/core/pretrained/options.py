@@ -88,8 +88,15 @@ def checked_options(
         kwargs: options by name.
 
     Raises:
-        FusionError: it was called with another option.
+        FusionError: it was called with another option, or the Auto classes found an adapter of PEFT.
     """
+    adapter = (kwargs.get("adapter_kwargs") or {}).get("_adapter_model_path")
+    if adapter is not None:  # without it another model would be loaded than the one that was named
+        raise FusionError(
+            f"{adapter} has an adapter of PEFT (adapter_config.json), which {called} does not apply: load the model "
+            "without it, and then peft.PeftModel.from_pretrained(model, directory); or let PEFT load both, with "
+            "AutoPeftModelForCausalLM"
+        )
     given = {
         name: value
         for name, value in kwargs.items()
