@@ -45,7 +45,8 @@ class MoLConfig:
         target_hidden_dim: width of the fused stream; it is the host's, so any other is refused.
         temperature: of the routers' softmax.
         top_k_experts: number of experts with a weight for a token, the others have none; all if None. How much work
-            that saves depends on `dispatch`.
+            that saves depends on `dispatch`. The weights of several sum to 1; a single one is its probability, which
+            routers learn by, and about 1 / E before they are trained: that is the share of its change that is added.
         dispatch: what an expert sees: "dense" all tokens, also those that did not choose it, so that only an expert
             that no token of the batch chose is left out, and with a cache none is; "sequence" the rows that chose it;
             "token" the tokens that did. The last two do `top_k_experts` of E experts' work per token.
