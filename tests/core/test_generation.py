@@ -67,6 +67,7 @@ def test_a_loop_by_hand_is_that_of_the_host(kind: str, fuse: Fuse) -> None:
 
 def test_a_forward_returns_a_cache_as_the_config_says(model: Any) -> None:  # noqa: ANN401
     ids = tokens_of(2, 6)
+    assert model.config.use_cache is True
     with torch.no_grad():
         assert model(ids)[CACHE_NAME].get_seq_length() == 6
         assert CACHE_NAME not in model(ids, use_cache=False)

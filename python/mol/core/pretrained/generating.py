@@ -249,7 +249,7 @@ class Generating(GenerationMixin):
         mask = checked_mask(ids, mask, 0 if cache is None else cache.seen)
         new = ids.shape[1]
         if cache is None and not use_cache:
-            if use_cache is False or self.training or not getattr(self.config, "use_cache", True):
+            if use_cache is False or self.training or not self.config.use_cache:
                 return Step(ids, mask, new, None, None)
             cache = FusedCache(None)
             cache.stale = True
