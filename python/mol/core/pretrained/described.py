@@ -50,7 +50,6 @@ class DescribedConfig(PreTrainedConfig):
 
     auto_map: ClassVar[dict[str, str]] = {}  # TRL reads the Auto class of unknown classes here
     keys_to_ignore_at_inference: ClassVar = [CACHE_NAME]
-    use_cache: ClassVar[bool] = True  # training scripts read it before they set that of the instance
 
     def __init__(self, **others: Any) -> None:  # noqa: ANN401 - the fields of PreTrainedConfig
         """Store the fields; transformers keeps `use_cache` only where a class has it."""
