@@ -166,7 +166,11 @@ impl Settled<'_> {
     /// Returns the error of a result that overflows at an element.
     fn too_large(&self, element: usize) -> Error {
         let (name, encoding) = (self.job.name, self.job.encoding);
-        let wider = if encoding.largest() < 1e38 { "a wider `out_dtype` (bfloat16, float32) or " } else { "" };
+        let wider = if encoding.largest() < 1e38 {
+            "a wider `out_dtype` (bfloat16, float32) with --discard-partial, or "
+        } else {
+            ""
+        };
         Error::NonFinite(format!(
             "tensor `{name}`: the result at element {element} is too large for {}; choose {wider}smaller weights, or \
              pass --allow-nonfinite",

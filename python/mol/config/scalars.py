@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from mol.config.method_spec import ParameterSpec, Scalar
 
 
-_LARGEST: Final = 3.4e38  # of float32, in which most is computed; sums of larger numbers leave float64 too
+# Of float32, in which most is computed: sums of larger numbers leave float64 too, and products of smaller ones are zero.
+_LARGEST: Final = 3.4e38
+_SMALLEST: Final = 1.2e-38
 
 
 def read_scalar(value: object, spec: ParameterSpec) -> tuple[Scalar | None, str]:
@@ -53,6 +55,8 @@ def _read_float(value: object, spec: ParameterSpec) -> tuple[Scalar | None, str]
         return None, wanted + _number_meant(value)
     if math.isfinite(number) and abs(number) > _LARGEST:
         return None, f"{wanted}, and no larger than float32 holds ({_LARGEST:g})"
+    if 0 < abs(number) < _SMALLEST:
+        return None, f"{wanted}, and zero or no smaller than float32 holds ({_SMALLEST:g})"
     return (number if math.isfinite(number) and spec.low <= number <= spec.high else None), wanted
 
 

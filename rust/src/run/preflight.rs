@@ -90,7 +90,11 @@ pub fn preflight(
 
 /// Formats a size for people.
 fn size(bytes: u64) -> String {
-    if bytes < 1_000_000 { format!("{bytes} bytes") } else { format!("{:.3} GB", bytes as f64 / 1e9) }
+    match bytes {
+        0..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
 }
 
 /// Returns the bytes that a file occupies on disk; 0 if it does not exist.
