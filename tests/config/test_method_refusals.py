@@ -18,7 +18,10 @@ from tests.config.toolkit import LINEAR, PASSTHROUGH, SLERP, TIES, refusal
         ("t: [0, .nan]", "`t` is nan; it must be a finite number"),
         ("t: 1.7e+308", "`t` is 1.7e+308; it must be a finite number, and no larger than float32 holds (3.4e+38)"),
         ("t: [0, -4.0e+38]", "`t` is -4e+38; it must be a finite number, and no larger than float32 holds (3.4e+38)"),
-        ("t: 1.0e-300", "`t` is 1e-300; it must be a finite number, and zero or no smaller than float32 holds (1.2e-38)"),
+        (
+            "t: 1.0e-300",
+            "`t` is 1e-300; it must be a finite number, and zero or no smaller than float32 holds (1.2e-38)",
+        ),
         ("t:", "`t` is empty; it must be a finite number"),
         ("t: []", "`t` is an empty list"),
         ("t: {filter: mlp}", "a value of `t` in map form needs `value`"),

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mol.config.method_spec import ParameterSpec, Scalar
 
 
-# Of float32, in which most is computed: sums of larger numbers leave float64 too, and products of smaller ones are zero.
+# Of float32, in which most is computed: sums of larger numbers leave float64 too, products of smaller ones are zero.
 _LARGEST: Final = 3.4e38
 _SMALLEST: Final = 1.2e-38
 
