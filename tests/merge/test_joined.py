@@ -268,13 +268,18 @@ def test_a_head_of_an_rwkv_follows(tmp_path: Path) -> None:
     np.testing.assert_array_equal(head[[0, 8, 10, 11]], b[[9, 1, 10, 0]])
 
 
-def test_rows_of_tokens_per_layer_are_not_paired_with_those_of_other_tokens(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tensor", "shape"), [("model.embed_tokens_per_layer.weight", (11, 4)), ("final_logits_bias", (1, 11))]
+)
+def test_what_is_paired_by_number_is_not_paired_with_other_tokens(
+    tmp_path: Path, tensor: str, shape: tuple[int, int]
+) -> None:
     for path in map(Path, models(tmp_path)):
-        extra = {"model.embed_tokens_per_layer.weight": np.zeros((11, 4), dtype="f4")}
+        extra = {tensor: np.zeros(shape, dtype="f4")}
         save_file(weights_of(path) | extra, path / "model.safetensors", metadata={"format": "pt"})
     a, b, c = (str(tmp_path / name) for name in "abc")
     assert plan_recipe(linear(0.5, 0.5, names=(a, b), tokenizer_source="union")).joined is not None
-    with pytest.raises(MergeError, match=rf"`model.embed_tokens_per_layer.weight` of {a} .* not those of {c}; leave"):
+    with pytest.raises(MergeError, match=rf"`{tensor}` of {a} .* not those of {c}; leave"):
         plan_recipe(linear(1, 1, 1, names=(a, b, c), tokenizer_source="union"))
 
 

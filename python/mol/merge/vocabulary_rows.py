@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from mol.merge.gathers import Gathers, is_vocabulary
 from mol.structure.layers import is_side_tower
 from mol.structure.model_config import set_vocab_size, text_sections
-from mol.structure.names import EMBEDDING, HEAD, TOKENS_PER_LAYER
+from mol.structure.names import EMBEDDING, HEAD, LOGITS_BIAS, TOKENS_PER_LAYER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -135,18 +135,19 @@ class VocabularyRows:
                     f"`{name}` of {self._donor.label} predicts further tokens and has a row for each: it is copied and "
                     "cannot follow another vocabulary; choose the tokenizer of the base, or remove these layers"
                 )
-        for name in self._short:
+        for name in (*self._short, *filter(LOGITS_BIAS.search, self._donor.structure.loose)):
             if others := ", ".join(self._numbered_otherwise(name, joined)):
                 problems.add(
-                    f"`{name}` of {self._donor.label} has rows for the first tokens alone, which are paired by number, "
-                    f"and the output's ids of these tokens are not those of {others}; leave such models out"
+                    f"`{name}` of {self._donor.label} is paired by the numbers of tokens, and the output's are not "
+                    f"those of {others}; leave such models out"
                 )
 
     def _numbered_otherwise(self, name: str, joined: Joined) -> Iterator[str]:
         """Yield the models that have a tensor and do not number the tokens of its rows as the output does."""
         for index, theirs in self._everywhere(name).items():
             model = self._models[index]
-            rows = model.checkpoint.tensors[theirs].shape[0]
+            first, *rest = model.checkpoint.tensors[theirs].shape
+            rows = rest[0] if first == 1 and rest else first
             if joined.rows_of(model.checkpoint.directory, rows, rows)[:rows].tolist() != list(range(rows)):
                 yield model.label
 

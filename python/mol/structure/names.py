@@ -61,6 +61,9 @@ HEAD_BIAS: Final = regex(
 )
 """One number for each token, which is added to its score."""
 
+LOGITS_BIAS: Final = regex(r"(?:^|\.)final_logits_bias$")
+"""The same of a BART, Marian or Pegasus: one row of numbers."""
+
 _COUNTER: Final = regex(r"(?:^|\.)num_batches_tracked$")
 _INTEGER: Final = regex(r"[0-9]{1,9}")  # longer ones are no counts, and int() refuses very long ones
 _BUFFER: Final = regex(r"(?:^|\.)(?:rotary_emb\.(?:inv_freq|\w+_cached)|attn\.masked_bias|position_ids)$")
