@@ -125,7 +125,8 @@ fn check_equal_copies(plan: &Plan, headers: Vec<Arc<Header>>, mmap: Option<bool>
     if problems.is_empty() {
         return Ok(());
     }
-    let rule = "tensors that cannot be averaged must be equal in all inputs";
+    let rule = "tensors that cannot be averaged must be equal in all inputs, unless an entry of `rules` takes those of \
+                one (`filter: NAME`, `copy: MODEL`)";
     Err(Error::Merge(format!("{rule}:\n- {}", problems.join("\n- "))))
 }
 
