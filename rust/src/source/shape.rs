@@ -202,6 +202,11 @@ impl Source for Transpose {
         if self.of.ready() { STRIP } else { BLOCK }
     }
 
+    /// What is longer than a usual strip, as read and as returned.
+    fn resident(&self) -> usize {
+        self.of.resident() + 2 * (self.strip() - STRIP) * size_of::<f64>()
+    }
+
     /// Reads the source row by row: from each row, the columns that are rows of the requested range.
     fn lease<'s>(&'s self, simd: Simd, at: Range<usize>, slot: &'s mut Slot) -> Result<&'s [u8]> {
         let ((rows, columns), size) = (self.of.shape(), self.float().bytes());
