@@ -5,10 +5,10 @@ from __future__ import annotations
 import signal
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP)  # Python itself handles SIGINT; the default of these is silent death
@@ -32,27 +32,14 @@ def kind_of(stop: BaseException) -> tuple[str, int]:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Raise KeyboardInterrupt at SIGTERM and SIGHUP while the context is open, unless they are ignored (`nohup`)."""
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in _SIGNALS}
-        before = {number: handler for number, handler in before.items() if handler is signal.SIG_DFL}
-    for number in before:
-        signal.signal(number, _stop)
-    try:
+    with _replaced(_handlers(_SIGNALS, lambda handler: handler is signal.SIG_DFL), _stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
 def held_back() -> Iterator[None]:
     """Hold back a signal that arrives while the context is open until it ends; a second one is obeyed immediately."""
-    before: dict[int, Callable[[int, FrameType | None], object]] = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, *_SIGNALS):
-            if callable(handler := signal.getsignal(number)):
-                before[number] = handler
+    before = _handlers((signal.SIGINT, *_SIGNALS), callable)
     held: list[int] = []
 
     def hold(number: int, frame: FrameType | None) -> None:
@@ -60,15 +47,29 @@ def held_back() -> Iterator[None]:
             before[number](number, frame)
         held.append(number)
 
-    for each in before:
-        signal.signal(each, hold)
+    with _replaced(before, hold):
+        yield
+    for each in held:
+        before[each](each, None)
+
+
+def _handlers(numbers: Iterable[int], which: Callable[[Any], bool]) -> dict[int, Any]:
+    """Return the handlers of some signals; none outside of the main thread, which alone may replace them."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    return {number: handler for number, handler in handlers.items() if which(handler)}
+
+
+@contextmanager
+def _replaced(before: Mapping[int, Any], handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    for number in before:
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-    for each in held:
-        before[each](each, None)
+        for number, own in before.items():
+            signal.signal(number, own)
 
 
 def _stop(number: int, _frame: FrameType | None) -> None:

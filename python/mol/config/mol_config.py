@@ -154,9 +154,10 @@ class MoLConfig:
             _ = self.expert_bytes
         except ConfigError as error:
             yield f"max_expert_memory: {error}"
-        attention: object = self.attn_implementation
-        if not isinstance(attention, str | None):
-            yield f'attn_implementation is {attention!r}, wanted one name for all models, "eager" say'
+        try:
+            check_attention(self.attn_implementation)
+        except ConfigError as error:
+            yield str(error)
         for name in ("paths", "revisions", "stacks"):
             if not isinstance(getattr(self, name), dict):
                 yield f"{name} is {getattr(self, name)!r}, wanted a dictionary by model name"
@@ -227,6 +228,16 @@ def _devices(given: object) -> str | dict[str, str] | None:
     if given is None:
         return None
     return f"cuda:{given}" if type(given) is int else str(given)
+
+
+def check_attention(chosen: object) -> None:
+    """Refuse another `attn_implementation` than one name: transformers drops those of parts that a config lacks.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if chosen is not None and not isinstance(chosen, str):
+        raise ConfigError(f'attn_implementation is {chosen!r}, wanted one name for all models, "eager" say')
 
 
 def _is_number(value: object) -> bool:

@@ -161,15 +161,15 @@ pub(crate) fn open(path: &Path, mmap: Option<bool>) -> Result<(Box<dyn Store>, S
     }
     let open = || {
         let file = File::open(path)?;
-        let stamp = Stamp::of(&file.metadata()?, is_remote(&file) == Some(true));
-        Ok((of_file(file, mmap)?, stamp))
+        let remote = is_remote(&file) == Some(true);
+        let stamp = Stamp::of(&file.metadata()?, remote);
+        Ok((of_file(file, mmap.unwrap_or(!remote))?, stamp))
     };
     open().map_err(Error::io(path))
 }
 
-/// Returns the bytes of an open file: mapped or read as requested, otherwise mapped unless it is remote.
-fn of_file(file: File, mmap: Option<bool>) -> io::Result<Box<dyn Store>> {
-    let mmap = mmap.unwrap_or_else(|| is_remote(&file) != Some(true));
+/// Returns the bytes of an open file, mapped or read.
+fn of_file(file: File, mmap: bool) -> io::Result<Box<dyn Store>> {
     Ok(if mmap { Box::new(Mapped::new(&file)?) } else { Box::new(Read::new(file)) })
 }
 

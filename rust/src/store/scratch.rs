@@ -45,11 +45,12 @@ impl Scratch {
     /// Ends writing; returns what was written, mapped or read as an input would be, and the path for messages.
     pub fn finish(self, mmap: Option<bool>) -> Result<(Box<dyn Store>, PathBuf)> {
         let finish = || -> io::Result<_> {
+            let remote = is_remote(&self.file);
             // There only a sync reports failed writes.
-            if is_remote(&self.file).unwrap_or(true) {
+            if remote.unwrap_or(true) {
                 self.file.sync_data()?;
             }
-            of_file(self.file, mmap)
+            of_file(self.file, mmap.unwrap_or(remote != Some(true)))
         };
         match finish() {
             Ok(store) => Ok((store, self.path)),

@@ -15,7 +15,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
 
 from mol import _rust
-from mol.config.mol_config import PERSONAL, MoLConfig
+from mol.config.mol_config import PERSONAL, MoLConfig, check_attention
 from mol.core.cache import CACHE_NAME
 from mol.errors import ConfigError, MolError
 
@@ -71,16 +71,6 @@ class DescribedConfig(PreTrainedConfig):
             raise
         except (AttributeError, LookupError, TypeError, ValueError, StrictDataclassError) as error:
             raise ConfigError(f"config.json holds what no config can: {type(error).__name__}: {error}") from error
-
-
-def check_attention(chosen: object) -> None:
-    """Refuse another `attn_implementation` than one name: transformers drops those of parts that a config lacks.
-
-    Raises:
-        ConfigError: it is something else.
-    """
-    if chosen is not None and not isinstance(chosen, str):
-        raise ConfigError(f'attn_implementation is {chosen!r}, wanted one name for all models, "eager" say')
 
 
 def read_description(

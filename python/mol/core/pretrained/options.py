@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar
 
-from mol.core.pretrained.described import DescribedConfig, check_attention
+from mol.config.mol_config import check_attention
+from mol.core.pretrained.described import DescribedConfig
 from mol.errors import FusionError
 
 if TYPE_CHECKING:
