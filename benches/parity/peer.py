@@ -97,6 +97,7 @@ class Peer:
         command = [str(self.commands / "mergekit-multi"), str(file), "-I", str(self.made), *_OPTIONS]
         tokenizer = [] if with_tokenizer else ["--no-copy-tokenizer"]
         own = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "PYTHONWARNINGS": "ignore"}
+        own["PYTHONHASHSEED"] = "0"  # it numbers the tokens of a union in the order of a set
         done = subprocess.run(
             [*command, *tokenizer],
             env=os.environ | own,
