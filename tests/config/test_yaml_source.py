@@ -123,3 +123,14 @@ def test_deep_nesting_is_refused() -> None:
     assert refusal("a: " + "[" * 50_000).endswith("nested more than 32 deep")
     deep = "\n".join(["a0: &a0 [[[[[[[[[[x]]]]]]]]]]", *(f"a{i}: &a{i} [[[[*a{i - 1}]]]]" for i in range(1, 10))])
     assert refusal(deep).endswith("nested more than 32 deep")
+
+
+def test_a_character_of_a_long_recipe_costs_few_calls() -> None:
+    lines = [f"  - sources: [{{model: org/name-{i}, layer_range: [{i}, {i + 1}]}}]" for i in range(300)]
+    text = "\n".join(["merge_method: passthrough", "slices:", *lines])
+    assert calls(lambda: read_documents(text, "config.yml")) < 8 * len(text)  # PyYAML's own parser makes 26
+
+
+def test_what_libyaml_refuses_and_pyyaml_reads() -> None:
+    (table,) = read_documents('a: "\\ud83d\\ude00"\nb: !\n', "config.yml")
+    assert table == {"a": "\U0001f600", "b": None}
