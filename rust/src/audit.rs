@@ -136,16 +136,19 @@ pub struct Distance {
     pub norm_b: f64,
     /// Norm of second minus first.
     pub norm_difference: f64,
-    /// Their dot product.
-    pub dot: f64,
+    /// The cosine of the angle between them; 0 where one of them is.
+    pub cosine: f64,
     /// The largest |second - first|.
     pub max_difference: f64,
     /// Index of the first element that reaches it.
     pub index: usize,
 }
 
-/// Accumulated sums of squares and products.
-struct Squares;
+/// Factors at which squares of the largest, or of the smallest, numbers of f64 are numbers.
+const SCALES: [f64; 2] = [f64::from_bits((1023 - 540) << 52), f64::from_bits((1023 + 500) << 52)];
+
+/// Accumulated sums of squares and products of elements times a power of two.
+struct Squares(f64);
 
 impl<R: Real> Terms<R, 2, 4> for Squares {
     type Stretch = ();
@@ -160,7 +163,7 @@ impl<R: Real> Terms<R, 2, 4> for Squares {
 
     #[inline(always)]
     fn terms<const N: usize>(&self, (): &(), _: At, [a, b]: [[R; N]; 2]) -> [[f64; N]; 4] {
-        let (a, b) = (a.map(R::to_f64), b.map(R::to_f64));
+        let (a, b) = (a.map(|x| x.to_f64() * self.0), b.map(|x| x.to_f64() * self.0));
         let mut terms = [[0.0; N]; 4];
         for j in 0..N {
             let difference = b[j] - a[j];
@@ -210,14 +213,16 @@ pub fn compare(pair: &[Tensor; 2], simd: Simd, watch: &Watch) -> Result<Distance
     }
     let sources: Vec<Box<dyn Source>> = pair.iter().map(|tensor| Box::new(tensor.clone()) as Box<dyn Source>).collect();
     let settings = Settings { tile: BLOCK, simd, watch, key: [0; 2] };
-    with_format!(common([a.float(), b.float()].into_iter()), F => distance(&Sweep::<F>::new(&sources, settings)))
+    with_format!(common([a.float(), b.float()].into_iter()), F => distance(&Sweep::<F>::new(&sources, settings), 1.0))
 }
 
-fn distance<F: Lanes>(sweep: &Sweep<F>) -> Result<Distance> {
+fn distance<F: Lanes>(sweep: &Sweep<F>, scale: f64) -> Result<Distance> {
     let Settings { simd, watch, .. } = sweep.settings;
     let bytes: usize = sweep.sources().iter().map(|source| source.float().bytes()).sum();
     let blocks = sweep.tiles(|block| {
-        let [sums] = sweep.sums_of(&[Squares], block.clone())?[..] else { return Err(Error::Panic("one sum".into())) };
+        let [sums] = sweep.sums_of(&[Squares(scale)], block.clone())?[..] else {
+            return Err(Error::Panic("one sum".into()));
+        };
         let mut largest = 0;
         sweep.strips(&[0, 1], block.clone(), BLOCK, |_, x| {
             largest = largest.max(rank(simd.run(Largest::<F>([x[0], x[1]], PhantomData))));
@@ -236,6 +241,16 @@ fn distance<F: Lanes>(sweep: &Sweep<F>) -> Result<Distance> {
             most = (index, largest);
         }
     }
+    let [aa, bb, difference, dot] = totals;
+    let squares = [aa, bb, difference];
+    if scale == 1.0 && squares.contains(&f64::INFINITY) {
+        return distance(sweep, SCALES[0]);
+    }
+    if scale == 1.0 && aa.max(bb) < f64::MIN_POSITIVE && most.1 > 0 {
+        return distance(sweep, SCALES[1]);
+    }
+    let [norm_a, norm_b, norm_difference] = squares.map(|square| square.sqrt() / scale);
+    let cosine = if aa == 0.0 || bb == 0.0 { 0.0 } else { dot / aa.sqrt() / bb.sqrt() };
     let mut found = None;
     let block = most.0 * BLOCK..sweep.len().min((most.0 + 1) * BLOCK);
     sweep.strips(&[0, 1], block, BLOCK, |piece, x| {
@@ -245,7 +260,5 @@ fn distance<F: Lanes>(sweep: &Sweep<F>) -> Result<Distance> {
         Ok(())
     })?;
     let (index, max_difference) = found.unwrap_or_default();
-    let [aa, bb, difference, dot] = totals;
-    let [norm_a, norm_b, norm_difference] = [aa, bb, difference].map(f64::sqrt);
-    Ok(Distance { norm_a, norm_b, norm_difference, dot, max_difference, index })
+    Ok(Distance { norm_a, norm_b, norm_difference, cosine, max_difference, index })
 }

@@ -125,14 +125,24 @@ def test_compare_against_numpy(tmp_path: Path, dtype_a: str, dtype_b: str, threa
     a["equal"], b["equal"] = encode(np.arange(9), dtype_a), encode(np.arange(9), dtype_b)
     paths = [str(write_shard(tmp_path / f"{i}.safetensors", tensors)) for i, tensors in enumerate((a, b))]
     found = _rust.compare([(paths[0], name, paths[1], name) for name in shapes], threads=threads)
-    for name, (norm_a, norm_b, norm_difference, dot, largest, where) in zip(shapes, found, strict=True):
+    for name, (norm_a, norm_b, norm_difference, cosine, largest, where) in zip(shapes, found, strict=True):
         x, y = decode(a[name]), decode(b[name])
         difference = np.abs(x - y)
         assert (norm_a, norm_b) == pytest.approx((np.linalg.norm(x), np.linalg.norm(y)), rel=1e-12), name
         assert norm_difference == pytest.approx(np.linalg.norm(difference), rel=1e-6), name
-        assert dot == pytest.approx(x @ y, rel=1e-9, abs=1e-9), name
+        assert cosine * norm_a * norm_b == pytest.approx(x @ y, rel=1e-9, abs=1e-9), name
         assert largest == pytest.approx(difference.max(initial=0.0), rel=1e-6), name
         assert where == (int(difference.argmax()) if difference.size else 0), name
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_compare_of_numbers_whose_squares_are_none(tmp_path: Path, size: float) -> None:
+    x, y = np.array([3.0, 4.0, 0.0]), np.array([3.0, 0.0, 4.0])
+    tensors = {"a": encode(x * size, "F64"), "b": encode(y * size, "F64")}
+    path = str(write_shard(tmp_path / "model.safetensors", tensors))
+    ((norm_a, norm_b, difference, cosine, largest, where),) = _rust.compare([(path, "a", path, "b")])
+    assert [norm_a / size, norm_b / size, difference / size] == pytest.approx([5, 5, 32**0.5], rel=1e-12)
+    assert (cosine, largest / size, where) == (pytest.approx(9 / 25, rel=1e-12), pytest.approx(4), 1)
 
 
 def test_compare_names_what_it_cannot_compare(tmp_path: Path) -> None:

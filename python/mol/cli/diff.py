@@ -49,7 +49,7 @@ class Sums(NamedTuple):
     norm_a: float
     norm_b: float
     norm_difference: float
-    dot: float
+    cosine: float
     largest: float
     at: int
 
@@ -104,7 +104,7 @@ def command(console: Console, a: str, b: str, threads: int | None, cache_dir: Pa
     for label, lines in rest:
         for line in listing(label, lines, limit=limit):
             console.result(line)
-    equal = sum(one.norm_difference == 0 for one in sums.values())
+    equal = sum(one.largest == 0 for one in sums.values())
     console.result(field("compared", f"{units.amount(len(pairs), 'tensor')}; {equal:,} of them equal"))
 
 
@@ -118,7 +118,8 @@ def distance(name: str, parts: Sequence[Sums], *, at: int | None = None) -> Dist
     """
     norm_a, norm_b, change = (math.hypot(*(part[i] for part in parts)) for i in range(3))
     relative = change / norm_a if norm_a else math.inf if change else 0.0
-    cosine = math.fsum(part.dot for part in parts) / norm_a / norm_b if norm_a and norm_b else math.nan
+    dots = (part.cosine * (part.norm_a / norm_a) * (part.norm_b / norm_b) for part in parts if norm_a and norm_b)
+    cosine = math.fsum(dots) if norm_a and norm_b else math.nan
     return Distance(name, relative, cosine, max((part.largest for part in parts), default=0.0), at)
 
 

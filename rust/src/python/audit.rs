@@ -83,9 +83,9 @@ pub(super) fn compare(
         let [first, second] = held;
         let tensors =
             [Tensor::new(&opened(first, &headers[a], mmap)?, x)?, Tensor::new(&opened(second, &headers[b], mmap)?, y)?];
-        let Distance { norm_a, norm_b, norm_difference, dot, max_difference, index } =
+        let Distance { norm_a, norm_b, norm_difference, cosine, max_difference, index } =
             audit::compare(&tensors, Simd::detect(), &watch)?;
-        Ok((norm_a, norm_b, norm_difference, dot, max_difference, index))
+        Ok((norm_a, norm_b, norm_difference, cosine, max_difference, index))
     };
     watched(
         py,

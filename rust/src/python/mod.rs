@@ -52,7 +52,12 @@ fn read_vocabulary<'py>(py: Python<'py>, data: &[u8]) -> PyResult<Option<ReadVoc
     let ids = PyDict::new(py);
     let scores = match tokens {
         Tokens::Ids(tokens) => {
+            let count = tokens.len();
             tokens.into_iter().try_for_each(|(token, id)| ids.set_item(token, id))?;
+            // A token that is given twice is left to Python, which refuses two ids of it.
+            if ids.len() < count {
+                return Ok(None);
+            }
             None
         }
         Tokens::Scores(tokens) => {
