@@ -40,6 +40,14 @@ def test_a_method_is_described_with_a_recipe_to_start_from(
         assert ("required" in line) == (parameter.default is REQUIRED)
 
 
+def test_one_row_as_markdown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "slerp", "--markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[2].startswith("| `slerp` | ")
+    assert lines[2] in README.read_text(encoding="utf-8")
+
+
 def test_programs_get_the_rows(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)

@@ -12,6 +12,8 @@ from mol.cli.options import option, speaking
 from mol.cli.tables import table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from mol.config.method_spec import MethodSpec, ParameterSpec, Scalar
 
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     "paper, and a recipe to start from.",
 )
 @click.argument("name", metavar="[NAME]", required=False)
-@option("--markdown", is_flag=True, help="The list as Markdown, as in mol's README.")
+@option("--markdown", is_flag=True, help="The list, or the row of NAME, as Markdown, as in mol's README.")
 @speaking
 def command(console: Console, name: str | None, markdown: bool) -> None:
     """Show the table, or one row of it."""
@@ -33,12 +35,12 @@ def command(console: Console, name: str | None, markdown: bool) -> None:
     if name is not None:
         spec = method_named(name)
         console.document(_document(spec) | {"example": example_text(spec)})
-        console.result("\n".join([*_described(spec), "", example_text(spec).rstrip()]))
+        lines = _table([spec]) if markdown else [*_described(spec), "", example_text(spec).rstrip()]
+        console.result("\n".join(lines))
         return
     console.document({"methods": [_document(spec) for spec in METHODS.values()]})
     if markdown:
-        heads = "| `merge_method` | result | inputs | parameters (default) |\n|---|---|---|---|"
-        console.result("\n".join([heads, *map(_markdown, METHODS.values())]))
+        console.result("\n".join(_table(METHODS.values())))
         return
     rows = [[spec.name, spec.title] for spec in METHODS.values()]
     console.result("\n".join(table(("method", "what it is"), rows, right=frozenset())))
@@ -67,6 +69,10 @@ def _described(spec: MethodSpec) -> list[str]:
     return (
         [*lines, "", *table(("parameter", "of each", "values", "default"), rows, right=frozenset())] if rows else lines
     )
+
+
+def _table(specs: Iterable[MethodSpec]) -> list[str]:
+    return ["| `merge_method` | result | inputs | parameters (default) |", "|---|---|---|---|", *map(_markdown, specs)]
 
 
 def _markdown(spec: MethodSpec) -> str:
