@@ -151,6 +151,15 @@ def test_quantized_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
     assert "unquantized" in text
 
 
+def test_complex_weights_are_called_that(tmp_path: Path) -> None:
+    directory = write_checkpoint(tmp_path / "m", llama(), llama_config())
+    header = json.dumps({"freqs": {"dtype": "C64", "shape": [2], "data_offsets": [0, 16]}}).encode()
+    (directory / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    text = refusal(directory)
+    assert "holds complex numbers (C64), e.g. `freqs`" in text
+    assert "quantized" not in text
+
+
 def test_fp8_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
     directory = write_checkpoint(tmp_path / "m", llama(), llama_config())
     table = {"model.layers.0.q.weight": {"dtype": "F8_E4M3", "shape": [2, 2], "data_offsets": [0, 4]}}

@@ -53,6 +53,23 @@ def test_so_they_are_wherever_a_model_has_a_file(tmp_path: Path, file: str, kind
         _ = Checkpoint.open(directory), Vocabulary(directory).ids
 
 
+def test_a_key_with_two_values_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"a": {"hidden_size": 8, "hidden_size": 16}}')
+    assert "gives `hidden_size` twice, as '8' and '16'" in refusal(path)
+    path.write_text('{"tie": 1, "tie": true}')
+    assert "gives `tie` twice" in refusal(path)
+    path.write_text('{"a": [1], "b": 2, "a": [1]}')
+    assert read_object(path) == {"a": [1], "b": 2}
+
+
+def test_a_token_with_two_ids_is_named(tmp_path: Path) -> None:
+    text = '{"model": {"type": "BPE", "vocab": {"x": 0, "y": 1, "x": 2}, "merges": []}}'
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json gives `x` twice, as '0' and '2'"):
+        _ = Vocabulary(tmp_path).ids
+
+
 def test_a_file_beyond_all_bounds_is_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(10**12)  # sparse

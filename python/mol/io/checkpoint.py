@@ -301,6 +301,11 @@ def _refuse_quantized(directory: Path, config: dict[str, Any], tensors: dict[str
         if info.dtype in FLOAT_DTYPES:
             if name.endswith(".weight_scale_inv"):
                 packed.append(name)
+        elif info.dtype == "C64":
+            raise CheckpointError(
+                f"{directory} holds complex numbers (C64), e.g. `{name}`, which are neither merged nor copied yet; "
+                "save the model with their real and imaginary parts as tensors of their own"
+            )
         elif info.dtype not in EXACT_DTYPES:
             unread.setdefault(info.dtype, []).append(name)
         elif name.endswith(_PACKED_ENDINGS):

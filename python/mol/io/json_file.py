@@ -54,8 +54,8 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - whatever the file holds
     """Read a JSON file.
 
     Raises:
-        CheckpointError: it is no JSON, is nested without end, holds a number without end, or is no file that a model
-            has.
+        CheckpointError: it is no JSON, is nested without end, holds a number without end, gives a key two values, or
+            is no file that a model has.
         OSError: it cannot be read.
     """
     return parse_json(path, read_regular(path))
@@ -65,11 +65,13 @@ def parse_json(path: Path, data: str | bytes) -> Any:  # noqa: ANN401 - whatever
     """Parse what was read of a JSON file; see `read_json`."""
     too_deep = f"{path} is nested more than {_DEEPEST} levels deep; no model's is"
     try:
-        content = json.loads(data, parse_int=_integer)
+        content = json.loads(data, parse_int=_integer, object_pairs_hook=_unique)
     except RecursionError as error:
         raise CheckpointError(too_deep) from error
     except _TooManyDigits as error:
         raise CheckpointError(f"{path} holds {error}; no model's does") from error
+    except _GivenTwice as error:
+        raise CheckpointError(f"{path} {error}; other programs take the last: remove the one that is wrong") from error
     except ValueError as error:
         instead = found_instead(data) if isinstance(data, bytes) else None
         if instead is not None:
@@ -139,6 +141,20 @@ def may(path: Path, mode: int) -> bool:
 
 class _TooManyDigits(Exception):
     """A number that is no number of a model's."""
+
+
+class _GivenTwice(Exception):
+    """A key with two values."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object whose keys are given once, or say the same each time."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for key, value in pairs:
+            if (type(value), value) != (type(found[key]), found[key]):
+                raise _GivenTwice(f"gives `{key[:100]}` twice, as {str(value)[:40]!r} and {str(found[key])[:40]!r}")
+    return found
 
 
 def _integer(text: str) -> int:
