@@ -272,6 +272,33 @@ def test_kinds_that_cannot_be_stated_are_refused_by_name(section: dict[str, Any]
     assert plan(sliced([("a", 0, 2)], [("b", 2, 4)]), a, b).model_config == a.config
 
 
+@pytest.mark.parametrize(
+    ("outputs", "cut", "wanted"), [([4], (0, 2), [3]), ([0, 1, 4], (0, 2), [0, 1, 3]), ([2, 4], (0, 3), None)]
+)
+def test_features_of_a_backbone_are_those_of_the_same_layers(
+    outputs: list[int], cut: tuple[int, int], wanted: list[int] | None
+) -> None:
+    names = ["stem", "stage1", "stage2", "stage3", "stage4"]
+    section = {"stage_names": names, "out_indices": outputs, "out_features": [names[i] for i in outputs]}
+    a = headers("a", llama(4), llama_config(4) | section)
+    recipe = sliced([("a", *cut)], [("a", 3, 4)]) if wanted else sliced([("a", *cut)])
+    if wanted is None:
+        assert "`out_indices: [2, 4]` says behind which layers features are taken" in problems(recipe, a)
+        return
+    found = plan(recipe, a).model_config
+    assert found["stage_names"] == names[:4]
+    assert found["out_indices"] == wanted
+    assert found["out_features"] == [names[i] for i in wanted]
+    assert plan(sliced([("a", 0, 4)]), a).model_config == a.config
+
+
+def test_periods_of_other_things_than_layers_stay() -> None:
+    section = {"speaker_cache_update_period": 3, "diffusion_max_period": 3, "min_period": 3}
+    a = headers("a", llama(4), llama_config(4) | section)
+    found = plan(sliced([("a", 1, 3)], [("a", 0, 2)]), a).model_config
+    assert {key: found[key] for key in section} == section
+
+
 def test_a_list_of_kinds_counts_the_layers_where_no_number_does() -> None:
     config = {key: value for key, value in llama_config(4).items() if key != "num_hidden_layers"}
     kinds = {"layers_block_type": ["mamba", "moe", "attention", "mlp"]}

@@ -21,8 +21,10 @@ _FROM: Final = frozenset({
 _UP_TO: Final = frozenset({"moe_layer_end_index"})
 # So many layers at the end are of another kind.
 _LAST: Final = frozenset({"num_kv_shared_layers"})
-# Every n-th layer is of another kind.
-_CYCLE: Final = regex(r"_pattern$|_interval$|_period$|_every_n_layers$|(?:sparse|layer)_step$|^moe_layer_freq$")
+# Every n-th layer is of another kind; periods of frequencies and of updates (a Nemotron's cache of speakers) are none.
+_CYCLE: Final = regex(
+    r"_pattern$|_interval$|(?<!max)(?<!min)(?<!update)_period$|_every_n_layers$|(?:sparse|layer)_step$|^moe_layer_freq$"
+)
 # Counts the layers of each stage of a Swin, a SegFormer or the like.
 _STAGES: Final = "depths"
 # Lists of kinds that are read over and over until each layer has one.
@@ -84,6 +86,17 @@ def move_kinds(
     in_place = [origin.layer for origin in origins] == list(range(len(stack)))
     for path, mapping in sections(config, structure, stack):
         before = lookup(donor, path)
+        if not in_place and before.get("stage_names") == _stage_names(len(stack)):
+            indices = _outputs(before.get("out_indices"), len(stack), origins)
+            if indices is None:
+                problems.append(
+                    f"config.json: `{'.'.join((*path, 'out_indices'))}: {before['out_indices']}` says behind which "
+                    "layers features are taken, and not each of these is once in the output; take out_indices, "
+                    "out_features and stage_names out of the file"
+                )
+            else:
+                mapping["stage_names"] = names = _stage_names(len(origins))
+                mapping.update(out_indices=indices, out_features=[names[i] for i in indices])
         for key, value in list(mapping.items()):
             where = ".".join((*path, key))
             stages = before.get(key) if key == _STAGES else None
@@ -132,6 +145,23 @@ def move_kinds(
             written = _LISTS[key].key if key in _LISTS else _SPARSE[1]
             notes.append(f"config.json: `{written}` lists the layers that `{where}: {value}` gave by their numbers")
     return notes, problems
+
+
+def _stage_names(depth: int) -> list[str]:
+    """Return the names that a backbone with a stage in each layer, a ViT or DINOv2, writes into its config."""
+    return ["stem", *(f"stage{i + 1}" for i in range(depth))]
+
+
+def _outputs(indices: object, depth: int, origins: Sequence[LayerOrigin]) -> list[int] | None:
+    """Return behind which layers features are taken, 0 being before the first; None if one is not in the output once.
+
+    The last layer alone, which is the default, remains that.
+    """
+    if not isinstance(indices, list) or indices in ([depth], [-1]):
+        return [len(origins)]
+    wanted = {i if i >= 0 else depth + 1 + i for i in indices}
+    found = [0] * (0 in wanted) + [i + 1 for i, origin in enumerate(origins) if origin.layer + 1 in wanted]
+    return found if len(found) == len(wanted) else None
 
 
 def _repeated(
