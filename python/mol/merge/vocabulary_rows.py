@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mol.merge.gathers import Gathers, is_vocabulary
 from mol.structure.layers import is_side_tower
-from mol.structure.model_config import set_vocab_size, text_sections
-from mol.structure.names import EMBEDDING, HEAD, LOGITS_BIAS, TOKENS_PER_LAYER
+from mol.structure.model_config import second_vocabulary, set_vocab_size, text_sections
+from mol.structure.names import EMBEDDING, EXPERTS_OF_TOKENS, HEAD, LOGITS_BIAS, TOKENS_PER_LAYER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from mol.merge.tied import Tying
 
 _PER_LAYER: Final = "vocab_size_per_layer_input"
+_WITHOUT_BIAS: Final = (
+    "leave such models out, or, where it holds nothing but zeros, which transformers makes if it is missing, save the "
+    "models without it"
+)
 
 
 class VocabularyRows:
@@ -135,11 +139,22 @@ class VocabularyRows:
                     f"`{name}` of {self._donor.label} predicts further tokens and has a row for each: it is copied and "
                     "cannot follow another vocabulary; choose the tokenizer of the base, or remove these layers"
                 )
-        for name in (*self._short, *filter(LOGITS_BIAS.search, self._donor.structure.loose)):
-            if others := ", ".join(self._numbered_otherwise(name, joined)):
+        if gathers.tables and (second := second_vocabulary(config)):
+            problems.add(
+                f"config.json of {self._donor.label} states two vocabularies (`{second}`), and rows follow one "
+                "tokenizer; merge models of the same vocabularies, without `tokenizer_source`"
+            )
+        tensors = self._donor.checkpoint.tensors
+        biases = [name for name in self._donor.structure.loose if LOGITS_BIAS.search(name)]
+        copied = [name for name in tensors if EXPERTS_OF_TOKENS.search(name)]
+        for name in (*self._short, *biases, *copied):
+            rows = tensors[name].shape[-1 if name in biases else 0]
+            others = ", ".join(self._numbered_otherwise(name, joined))
+            if others or (rows != self._size and name not in self._short):
+                found = f"those of {others}" if others else f"as many ({self._size}, wanted {rows})"
                 problems.add(
                     f"`{name}` of {self._donor.label} is paired by the numbers of tokens, and the output's are not "
-                    f"those of {others}; leave such models out"
+                    f"{found}; {_WITHOUT_BIAS if name in biases else 'leave such models out'}"
                 )
 
     def _numbered_otherwise(self, name: str, joined: Joined) -> Iterator[str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _DTYPE_KEYS: Final = ("dtype", "torch_dtype")
 _TIE_KEY: Final = "tie_word_embeddings"
+_DECODERS: Final = "decoder_vocab_size"
 _KINDS: Final = ("_type", "_types", "_pattern")
 _INDEX_LIST: Final = regex(r"(?:^|_)(?:layers?|blocks?|idxs)(?:_|$)")
 
@@ -89,7 +90,15 @@ def set_vocab_size(config: dict[str, Any], size: int) -> None:
     """State the rows of the embedding, at the top and in the sections of the language model that state them."""
     stated = [section for section in text_sections(config) if type(section.get("vocab_size")) is int]
     for section in stated or [config]:
+        if section.get(_DECODERS, object()) == section.get("vocab_size"):
+            section[_DECODERS] = size
         section["vocab_size"] = size
+
+
+def second_vocabulary(config: Mapping[str, Any]) -> str | None:
+    """Return what config.json states of a decoder's vocabulary that is not the encoder's; None where it is."""
+    size = config.get(_DECODERS)
+    return f"{_DECODERS}: {size}" if size not in (None, config.get("vocab_size")) else None
 
 
 def text_sections(config: dict[str, Any] | Mapping[str, Any]) -> Iterator[Any]:

@@ -64,6 +64,9 @@ HEAD_BIAS: Final = regex(
 LOGITS_BIAS: Final = regex(r"(?:^|\.)final_logits_bias$")
 """The same of a BART, Marian or Pegasus: one row of numbers."""
 
+EXPERTS_OF_TOKENS: Final = regex(r"\.tid2eid$")
+"""The table of a layer of a DeepSeek-V4 that has the experts of each token."""
+
 _COUNTER: Final = regex(r"(?:^|\.)num_batches_tracked$")
 _INTEGER: Final = regex(r"[0-9]{1,9}")  # longer ones are no counts, and int() refuses very long ones
 _BUFFER: Final = regex(r"(?:^|\.)(?:rotary_emb\.(?:inv_freq|\w+_cached)|attn\.masked_bias|position_ids)$")
