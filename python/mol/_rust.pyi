@@ -308,8 +308,8 @@ def compare(
         on_progress: Called with bytes read and bytes to read.
 
     Returns:
-        For each pair the norm of a, the norm of b, the norm of b - a, the cosine (0 where a norm is), the largest |b - a|,
-        and the first element where it is reached; sums are in f64.
+        For each pair the norm of a, the norm of b, the norm of b - a, the cosine (0 where a norm is), the largest
+        |b - a|, and the first element where it is reached; sums are in f64.
 
     Raises:
         CheckpointError: A tensor is missing, is not of a float dtype, or the shapes differ.

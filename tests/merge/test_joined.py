@@ -309,7 +309,7 @@ def test_the_vocabulary_of_a_marian_is_stated_twice(tmp_path: Path) -> None:
 
 def test_two_vocabularies_cannot_follow_one_tokenizer(tmp_path: Path) -> None:
     paths = [str(make(tmp_path / n, TOKENS[n], SIZES[n], config={"decoder_vocab_size": 5})) for n in "ab"]
-    with pytest.raises(MergeError, match="states two vocabularies .`decoder_vocab_size: 5`."):
+    with pytest.raises(MergeError, match="states two vocabularies"):
         plan_recipe(linear(0.5, 0.5, names=paths, tokenizer_source="union"))
 
 

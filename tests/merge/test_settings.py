@@ -47,6 +47,14 @@ def test_equal_shapes_that_are_cut_otherwise_are_refused(changes: dict[str, Any]
     assert any(line in warning for warning in planned.warnings)
 
 
+@pytest.mark.parametrize(("key", "right"), [("hidden_size", 8), ("vocab_size", 16)])
+def test_a_size_of_the_donor_that_no_tensor_has_is_refused(key: str, right: int) -> None:
+    found = problems(linear(0.5, 0.5), *pair({key: 77}, {key: right}))
+    assert f"`{key}` is 77 in a, and no tensor has this size" in found
+    assert f"correct it (b has {right})" in found
+    plan(linear(0.5, 0.5), *pair({key: right}, {key: 77}))
+
+
 @pytest.mark.parametrize(
     ("key", "ours", "theirs"),
     [

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mol.regex import regex
 from mol.structure.layers import is_layer_count_key
-from mol.structure.model_config import TEXT_SECTIONS
+from mol.structure.model_config import TEXT_SECTIONS, text_sections
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from mol.merge.mismatch import Mismatches
     from mol.merge.model import Model
@@ -22,6 +22,7 @@ _CUTS: Final = regex(
     r"|(?:dt|time_step)_rank$"
 )
 _ORDERS: Final = regex(r"^multi_query$|^new_decoder_architecture$|interleaved?$")
+_SIZES: Final = ("hidden_size", "intermediate_size", "vocab_size", "d_model", "d_ff", "n_embd", "n_inner", "ffn_dim")
 _ACTIVATION: Final = regex(r"(?:^|_)act(?:ivation)?(?:_fn|_func(?:tion)?)?$|^afn$|^feed_forward_proj$")
 # What a forward pass does with numbers that are no weights.
 _BEHAVIOUR: Final = regex(
@@ -92,6 +93,8 @@ def compare_settings(
         notes: where notes go.
         warnings: where warnings go.
     """
+    for problem in _misstated(donor, models):
+        problems.add(problem)
     ours = _settings(donor.checkpoint.config)
     differing: dict[str, dict[str, object]] = {}
     for model in models:
@@ -117,6 +120,23 @@ def compare_settings(
     if others:
         listed = ", ".join(sorted(others))
         notes[f"config.json of the inputs differs in {listed} too; the output has what {donor.label} has"] = None
+
+
+def _misstated(donor: Model, models: Sequence[Model]) -> Iterator[str]:
+    """Yield sizes that the donor's config.json states, no tensor has, and another model states as they are."""
+    sizes = {size for info in donor.checkpoint.tensors.values() for size in info.shape}
+    sizes |= {size // 2 for size in sizes}  # gate and up in one
+    for key in _SIZES:
+        stated = [
+            next((s[key] for s in text_sections(m.checkpoint.config) if key in s), None) for m in (donor, *models)
+        ]
+        right = [(size, model.label) for size, model in zip(stated[1:], models, strict=True) if size in sizes]
+        if type(stated[0]) is int and stated[0] not in sizes and right:
+            size, label = right[0]
+            yield (
+                f"config.json: `{key}` is {stated[0]} in {donor.label}, and no tensor has this size: the result, which "
+                f"gets this config.json, would not load; correct it ({label} has {size})"
+            )
 
 
 def _cuts(key: str, values: Iterable[object]) -> bool:

@@ -148,10 +148,10 @@ class VocabularyRows:
         biases = [name for name in self._donor.structure.loose if LOGITS_BIAS.search(name)]
         copied = [name for name in tensors if EXPERTS_OF_TOKENS.search(name)]
         for name in (*self._short, *biases, *copied):
-            rows = tensors[name].shape[-1 if name in biases else 0]
+            count = tensors[name].shape[-1 if name in biases else 0]
             others = ", ".join(self._numbered_otherwise(name, joined))
-            if others or (rows != self._size and name not in self._short):
-                found = f"those of {others}" if others else f"as many ({self._size}, wanted {rows})"
+            if others or (count != self._size and name not in self._short):
+                found = f"those of {others}" if others else f"as many ({self._size}, wanted {count})"
                 problems.add(
                     f"`{name}` of {self._donor.label} is paired by the numbers of tokens, and the output's are not "
                     f"{found}; {_WITHOUT_BIAS if name in biases else 'leave such models out'}"
