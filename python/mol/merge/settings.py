@@ -127,14 +127,15 @@ def _misstated(donor: Model, models: Sequence[Model]) -> Iterator[str]:
     sizes = {size for info in donor.checkpoint.tensors.values() for size in info.shape}
     sizes |= {size // 2 for size in sizes}  # gate and up in one
     for key in _SIZES:
-        stated = [
-            next((s[key] for s in text_sections(m.checkpoint.config) if key in s), None) for m in (donor, *models)
-        ]
-        right = [(size, model.label) for size, model in zip(stated[1:], models, strict=True) if size in sizes]
-        if type(stated[0]) is int and stated[0] not in sizes and right:
+        mine, *others = (
+            next((section[key] for section in text_sections(model.checkpoint.config) if key in section), None)
+            for model in (donor, *models)
+        )
+        right = [(it, of.label) for it, of in zip(others, models, strict=True) if type(it) is int and it in sizes]
+        if type(mine) is int and mine not in sizes and right:
             size, label = right[0]
             yield (
-                f"config.json: `{key}` is {stated[0]} in {donor.label}, and no tensor has this size: the result, which "
+                f"config.json: `{key}` is {mine} in {donor.label}, and no tensor has this size: the result, which "
                 f"gets this config.json, would not load; correct it ({label} has {size})"
             )
 
