@@ -145,6 +145,22 @@ def test_a_table_of_positions_in_the_first_block_stays_there_whichever_blocks_mo
     assert len(held) == (parts[0][1] != 0)
 
 
+@pytest.mark.parametrize(("side", "counts"), [("encoder", (3, 2)), ("decoder", (2, 3))])
+@pytest.mark.parametrize("prefixes", [("led.encoder.", "led.decoder."), ("m.encoder.", "m.transf_decoder._decoder.")])
+def test_a_side_is_known_wherever_its_word_stands(
+    side: str, counts: tuple[int, int], prefixes: tuple[str, str]
+) -> None:
+    """As in a LED and a Cohere-ASR, which counts the layers of its encoder in a section of its own."""
+    shapes = {f"{prefix}layers.{i}.fc1.weight": (4, 4) for prefix in prefixes for i in range(3)}
+    tower = {f"{prefixes[0]}vision_tower.layers.{i}.fc2.weight": (4, 4) for i in range(2)}
+    config = {"is_encoder_decoder": True, "num_hidden_layers": 3, "encoder_config": {"num_hidden_layers": 3}}
+    a = headers("a", shapes | tower, config)
+    planned = plan(stacked(side, ("a", 0, 1), ("a", 2, 3)), a)
+    found = planned.model_config
+    assert (found["num_hidden_layers"], found["encoder_config"]["num_hidden_layers"]) == counts
+    assert len(planned.plan.tensors) == 7
+
+
 def test_a_module_has_its_own_method_base_and_parameters() -> None:
     decoder = {"merge_method": "ties", "base_model": "b", "parameters": {"density": 0.5, "weight": 1}, **models("a")}
     planned = plan(divided(encoder=models("a", "b"), decoder=decoder), *two_sided("a", "b"))

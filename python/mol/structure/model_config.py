@@ -182,12 +182,16 @@ def sections(
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
     """Yield the objects of config.json that may speak of a stack, with their paths."""
     beside = structure.main is not None and stack is not structure.main and is_side_tower(stack.prefix)
-    if path or not beside:
+    side = "" if path else _side(stack.prefix)
+    apart = bool(side) and any(isinstance(value, dict) and _side(key) == side for key, value in config.items())
+    if path or not (beside or apart):
         yield path, config
     for key, value in config.items():
         if not isinstance(value, dict) or _OTHER_SECTION.fullmatch(key):
             continue
         tower = key.removesuffix("_config")
+        if apart and _side(key) != side:
+            continue
         if beside and not path and not _is_of_tower(tower, stack.prefix):
             continue
         elsewhere = any(_is_of_tower(tower, other.prefix) for other in structure.stacks if other is not stack)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from mol.regex import regex
-from mol.structure.layers import is_encoder_decoder
+from mol.structure.layers import is_encoder_decoder, is_side_tower
 from mol.structure.names import side_of
 
 if TYPE_CHECKING:
@@ -75,8 +75,9 @@ def find_modules(structure: Structure, config: Mapping[str, Any]) -> Modules:
         role = next((name for name, pattern in _ROLES if pattern.search(head)), None)
         known = role is not None
         if role is None and two_sided:
-            known = head in (_ENCODER, _DECODER)
-            role = head if known else _DECODER if side_of(path) == "last" else _ENCODER
+            side = next((word for word in path.replace(".", "_").split("_") if word in (_ENCODER, _DECODER)), None)
+            known = side is not None
+            head = role = side or (_DECODER if side_of(path) == "last" else _ENCODER)
         of[path] = role or TEXT
         words.setdefault(of[path], set()).update((head,) if known or head in _OTHER_WORDS[TEXT] else ())
     if len(words) == 1:
@@ -88,5 +89,6 @@ def find_modules(structure: Structure, config: Mapping[str, Any]) -> Modules:
 
 
 def stacks_of(modules: Modules, name: str, structure: Structure) -> list[Stack]:
-    """Return the stacks of layers that a module has."""
-    return [stack for stack in structure.stacks if modules.of[stack.prefix] == name]
+    """Return the stacks of layers that a module has; of an encoder with a tower for images in it, its own."""
+    stacks = [stack for stack in structure.stacks if modules.of[stack.prefix] == name]
+    return [stack for stack in stacks if not is_side_tower(stack.prefix)] or stacks
