@@ -151,6 +151,12 @@ def test_quantized_weights_are_refused_with_the_way_out(tmp_path: Path) -> None:
     assert "unquantized" in text
 
 
+def test_plain_weights_whose_config_says_quantized_have_a_way_out(tmp_path: Path) -> None:
+    config = llama_config() | {"quantization_config": {"quant_method": "bitsandbytes"}}
+    text = refusal(write_checkpoint(tmp_path / "m", llama(), config))
+    assert "if its weights were dequantized, take this key out of config.json" in text
+
+
 def test_complex_weights_are_called_that(tmp_path: Path) -> None:
     directory = write_checkpoint(tmp_path / "m", llama(), llama_config())
     header = json.dumps({"freqs": {"dtype": "C64", "shape": [2], "data_offsets": [0, 16]}}).encode()

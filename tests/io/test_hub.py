@@ -157,6 +157,13 @@ def test_the_cache_is_used_with_a_note_when_the_hub_is_down(
         assert f"offline: using the cached commit {COMMIT} of org/model" in caplog.text
 
 
+def test_a_cache_of_another_commit_is_named(hub: Hub, tmp_path: Path) -> None:
+    resolve(ModelReference("org/model"), cache_dir=tmp_path, endpoint=hub.url)
+    hub.broken = True
+    with pytest.raises(CheckpointError, match=rf"lacks config\.json, .* \(of other commits it has {COMMIT}\); connect"):
+        resolve(ModelReference("org/model", COMMIT[:7]), cache_dir=tmp_path, endpoint=hub.url)
+
+
 def test_an_incomplete_cache_is_not_used(hub: Hub, tmp_path: Path) -> None:
     directory, _ = resolve(ModelReference("org/model"), cache_dir=tmp_path, endpoint=hub.url)
     (directory / "model-00002-of-00002.safetensors").unlink()

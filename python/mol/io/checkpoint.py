@@ -318,7 +318,8 @@ def _refuse_quantized(directory: Path, config: dict[str, Any], tensors: dict[str
     quantization = _find_quantization(config)
     if quantization is not None:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else quantization
-        problems.append(f"config.json has a quantization_config (quant_method {method!r}): not supported yet")
+        only = "" if problems else "; if its weights were dequantized, take this key out of config.json"
+        problems.append(f"config.json has a quantization_config (quant_method {method!r}): not supported yet{only}")
     if problems:
         raise CheckpointError.listing(
             f"{directory} is quantized; use the unquantized (bf16, f16 or f32) release of the model", problems

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
 from mol.config.model_reference import ModelReference, expanded, nearby
 from mol.errors import CheckpointError, ConfigError
-from mol.io.hub_cache import cached_snapshot, hub_origin
+from mol.io.hub_cache import cached_commits, cached_snapshot, hub_origin
 from mol.io.layout import ADAPTER, ADAPTER_CONFIG, CARD, CONFIG, INDEX, SINGLE, read_shard_names
 from mol.io.side_files import sort_side_files
 from mol.io.weight_files import counted_shards, missing_files
@@ -311,9 +311,11 @@ class _Hub:
         else:
             missing = missing_files(snapshot, weights=weights and self._copies is None)
         if snapshot is None or missing:
+            others = [] if snapshot else cached_commits(self._reference, self._cache_dir)
+            known = f" (of other commits it has {', '.join(others[:3])})" if others else ""
             raise CheckpointError(
                 f"{self._reference}: no such directory, the Hub is unreachable ({first_line(cause)}), and its cache "
-                f"lacks {', '.join(missing[:4])}; "
+                f"lacks {', '.join(missing[:4])}{known}; "
                 f"connect (unset HF_HUB_OFFLINE) and run again, or name a local directory{nearby(self._reference.name)}"
             ) from cause
         commit = snapshot.name

@@ -45,14 +45,23 @@ def cached_snapshot(reference: ModelReference, cache_dir: Path | str | None = No
         reference: the id of a repository with an optional revision.
         cache_dir: the Hub cache, huggingface_hub's own if None.
     """
-    if cache_dir is None:
-        from huggingface_hub.constants import HF_HUB_CACHE
-
-        cache_dir = HF_HUB_CACHE
-    repository = Path(cache_dir).expanduser() / f"models--{reference.name.replace('/', '--')}"
+    repository = _repository(reference, cache_dir)
     revision = reference.revision or "main"
     named = repository / "refs" / revision
     if named.is_file():
         revision = named.read_text(encoding="utf-8", errors="replace").strip()
     snapshot = repository / "snapshots" / revision
     return snapshot if _COMMIT.fullmatch(revision) and snapshot.is_dir() else None
+
+
+def cached_commits(reference: ModelReference, cache_dir: Path | str | None = None) -> list[str]:
+    """Return the commits of a repository that the Hub's cache has; the arguments are those of `cached_snapshot`."""
+    return sorted(path.name for path in _repository(reference, cache_dir).glob("snapshots/*"))
+
+
+def _repository(reference: ModelReference, cache_dir: Path | str | None) -> Path:
+    if cache_dir is None:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        cache_dir = HF_HUB_CACHE
+    return Path(cache_dir).expanduser() / f"models--{reference.name.replace('/', '--')}"
