@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from mol.config import MergeConfig
 from mol.config.model_reference import ModelReference
 from mol.errors import ConfigError
 from tests.config.toolkit import LINEAR, PASSTHROUGH, SLERP, TIES, refusal
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 ANCHORS = """\
 const_tag: &ATT 0.7071067812
@@ -127,8 +132,12 @@ def test_a_word_in_the_wrong_map_that_changes_nothing_is_noted_once(text: str) -
     ("text", "problem"),
     [
         (
-            PASSTHROUGH.replace("model: a,", "model: a, revision: v2,"),
-            "config.yml:4: `revision` in an entry of `sources`: mergekit ignores it; write `model: NAME@REVISION`",
+            PASSTHROUGH.replace("model: a,", "model: a@v1, revision: v2,"),
+            "config.yml:4: `revision` in an entry of `sources` is v2, and the model is a@v1; give one of them",
+        ),
+        (
+            PASSTHROUGH.replace("model: a,", "model: a, revision: 7,"),
+            "config.yml:4: `revision` in an entry of `sources` must be text, not 7; put it in quotes",
         ),
         (
             TIES + "  base_model: c\n",
@@ -180,6 +189,7 @@ IGNORED = "has no effect: mergekit ignores it, and so does mol"
         ),
         (SLERP + "  smoothing: 1\n", f"`smoothing` in `parameters` for slerp {IGNORED}; its parameters are `t`"),
         (SLERP + "  tt: 1\n", f"`tt` in `parameters` for slerp {IGNORED}; did you mean `t`?"),
+        (LINEAR + "dype: float32\nout_dtype: float16\n", f"`dype` in a recipe {IGNORED}; did you mean `dtype`?"),
         (SLERP + "wieghts: 1\n", f"`wieghts` in a recipe {IGNORED}; leave it out, or make it a comment with `#`"),
     ],
 )
@@ -187,6 +197,20 @@ def test_what_mergekit_ignores_is_warned_of_and_named(text: str, warning: str) -
     config = MergeConfig.from_yaml(text, "config.yml")
     assert config.warnings == (warning,)
     assert MergeConfig.from_yaml(config.to_yaml()).warnings == ()
+
+
+def test_the_revision_next_to_a_model_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = PASSTHROUGH.replace("model: a,", "model: a, revision: v2,")
+    config = MergeConfig.from_yaml(text, "config.yml")
+    assert config.inputs() == (ModelReference("a", "v2"),)
+    (warning,) = config.warnings
+    assert "mergekit ignores it and takes a; here a is taken at v2" in warning
+    assert MergeConfig.from_yaml(config.to_yaml()) == config
+    (tmp_path / "a").mkdir()
+    monkeypatch.chdir(tmp_path)
+    config = MergeConfig.from_yaml(text, "config.yml")
+    assert config.inputs() == (ModelReference("a"),)
+    assert config.warnings == (f"`revision` in an entry of `sources` {IGNORED}: a is a directory",)
 
 
 def test_in_a_recipe_of_the_short_form_or_in_python_nothing_is_ignored() -> None:

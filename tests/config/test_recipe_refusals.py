@@ -299,4 +299,5 @@ def test_no_recipe_raises_anything_but_a_config_error(method: str, key: str, tre
     ],
 )
 def test_recipes_of_other_commands_of_mergekit_are_called_by_their_name(text: str, tool: str) -> None:
-    assert any(f"this is a recipe of {tool}" in problem for problem in refusal(text))
+    (problem,) = refusal(text)
+    assert f"this is a recipe of {tool}" in problem

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from mol.config import MergeConfig, ModelReference
 from mol.errors import ConfigError
 from tests.config.toolkit import LINEAR, SLERP, TIES
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 FIRST = f"name: first\n{LINEAR}"
 SECOND = f"name: second\n{LINEAR.replace('model: b', 'model: first')}"
@@ -36,6 +41,21 @@ def test_the_result_is_the_document_without_a_name_or_that_no_other_names(docume
     assert not config.is_stage(ModelReference("second", "v1"))
     assert MergeConfig.from_dict(config.to_dict()) == config
     assert MergeConfig.from_yaml(config.to_yaml()) == config
+
+
+@pytest.mark.parametrize("path", ["./intermediates/second", "/tmp/merges/second", "../second"])
+def test_a_path_that_mergekit_multi_puts_before_a_name_is_the_document(path: str) -> None:
+    config = read(FIRST, SECOND, LAST.replace("second", path))
+    assert config.is_stage(ModelReference("second"))
+    assert f"`{path}` is the document `second`: there is no such directory" in config.notes
+    assert MergeConfig.from_yaml(config.to_yaml()) == config
+
+
+def test_a_directory_and_a_repository_are_no_document(tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    for name in (str(tmp_path / "second"), "org/second"):
+        config = read(FIRST, LAST.replace("model: second", f"model: {name}"))
+        assert ModelReference(name) in config.inputs()
 
 
 def test_a_recipe_in_python_takes_stages_by_name() -> None:

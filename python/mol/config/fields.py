@@ -24,7 +24,7 @@ from mol.errors import ConfigError
 from mol.text import closest, suggestion
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Mapping, Sequence
 
     from mol.config.model_reference import ModelReference
     from mol.config.modules import ModuleConfig
@@ -39,10 +39,14 @@ _NO_EFFECT = {
     "memory_efficient": "a merge always runs in constant memory",
     "use_safetensors": "weights are always written as safetensors",
 }
+_OF_OTHER_COMMANDS = {
+    "experts": "mergekit-moe, which makes a mixture of experts with a new router; `mol.MoLRuntime` makes one of the "
+    "blocks of the same models and trains its router (docs/fusion.md)",
+    "genome": "mergekit-evolve, which searches for one; write it with one `merge_method`, and `sweep` tries values of "
+    "its parameters",
+}
 _LATER = {
-    "experts": "this is a recipe of mergekit-moe, which makes a mixture of experts; mol makes one by fusion",
-    "gate_mode": "this is a recipe of mergekit-moe, which makes a mixture of experts; mol makes one by fusion",
-    "genome": "this is a recipe of mergekit-evolve, which searches for one; `sweep` tries values of a parameter",
+    "gate_mode": "it belongs to a recipe of mergekit-moe, with `experts`",
     "push_to_hub": "upload the finished directory instead",
     "repo_id": "upload the finished directory instead",
     "target_hidden_dim": "this belongs to fusion, not to a merge",
@@ -89,7 +93,7 @@ def read_fields(
     flat: bool | None = None,
     defaults: bool = True,
     resolved: bool = False,
-    staged: bool = False,
+    stages: Container[str] = (),
 ) -> dict[str, Any]:
     """Read and check a recipe; return the fields of MergeConfig.
 
@@ -99,13 +103,14 @@ def read_fields(
         flat: whether it is in the Python or flat form; None looks at the recipe.
         defaults: whether the defaults of those forms are filled in.
         resolved: whether each model has one name only, as after the commits of its revisions are known.
-        staged: whether it is one of several documents, which know each other by `name`.
+        stages: what the other documents of the recipe call their results.
 
     Raises:
         ConfigError: lists everything that is wrong.
     """
-    reader = ValueReader(None, Problems(), [])
+    reader = ValueReader(None, Problems(), [], stages)
     recipe = _without_holders(table, reader)
+    _refuse_of_other_commands(recipe, header)
     if is_average(recipe):
         recipe = write_out(recipe, reader.problems, reader.notes)
         reader.problems.raise_any(header)
@@ -153,7 +158,7 @@ def read_fields(
     ]
     parts = parts or [Part(inputs, reader.spec, base_model, parameters, alone=True)]
     rules = read_rules(recipe, parts, base_model, reader, resolved=resolved)
-    if not staged:
+    if not stages:
         _note_name(recipe, inputs, reader)
     tokenizer = read_tokenizer(recipe, base_model, inputs, reader)
     if plain["precision"] == "mergekit" and reader.spec and inputs.sound:
@@ -200,6 +205,15 @@ def _without_holders(table: Table, reader: ValueReader) -> Table:
     recipe = table.without(*holders)
     _refuse_repeated(recipe, reader)
     return recipe
+
+
+def _refuse_of_other_commands(recipe: Table, header: str) -> None:
+    """Refuse the recipe of another command for that reason alone: the rest of it is right there."""
+    for word, whose in _OF_OTHER_COMMANDS.items():
+        if recipe.get(word) is not None:
+            problems = Problems()
+            problems.add(recipe.at(word), f"`{word}`: this is a recipe of {whose}")
+            problems.raise_any(header)
 
 
 def _refuse_repeated(value: object, reader: ValueReader) -> None:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from mol.config.auto_weights import Auto
 from mol.config.document import Items, Location, Table, shown
 from mol.config.method_spec import REQUIRED, MethodSpec
 from mol.config.methods import weights_cancel
-from mol.config.model_reference import may_be_one
+from mol.config.model_reference import ModelReference, may_be_one
 from mol.config.parameters import Chain, ParameterMap
 from mol.config.sources import SliceConfig, SourceConfig
+from mol.errors import ConfigError
 from mol.text import suggestion
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from mol.config.model_reference import ModelReference
     from mol.config.values import ValueReader
 
 _HINTS = {
@@ -146,7 +146,6 @@ class _InputReader:
     def _source(self, entry: Table, location: Location, name: str, ranged: bool) -> SourceConfig | None:
         needed = ("model", "layer_range") if ranged else ("model",)
         self._keys(entry, ("model", "layer_range", "parameters", "revision"), f"an entry of `{name}`", _HINTS)
-        self._revision(entry, name)
         parameters = self._parameters(entry, of_model=True)
         missing = [key for key in needed if entry.get(key) is None]
         for key in missing:
@@ -161,19 +160,37 @@ class _InputReader:
                     "merged; layers are chosen by `slices`"
                 )
         if "model" not in missing:
-            model = self._reader.model(entry["model"], entry.at("model"))
+            model = self._reader.model(self._at_revision(entry, name), entry.at("model"))
             self._inputs.sound &= model is not None
         return None if model is None else SourceConfig(model, layers, parameters)
 
-    def _revision(self, entry: Table, name: str) -> None:
-        revision = entry.get("revision")
-        if revision is None:
-            return
-        if revision == "main":
-            self._reader.notes.append(f"`revision` in an entry of `{name}` has no effect in mergekit, and none here")
-            return
-        location = entry.at("revision")
-        self._refuse(location, f"`revision` in an entry of `{name}`: mergekit ignores it; write `model: NAME@REVISION`")
+    def _at_revision(self, entry: Table, name: str) -> object:
+        """Return the model of an entry, at the `revision` that stands next to it."""
+        model, revision = entry["model"], entry.get("revision")
+        if revision in (None, "main"):
+            if revision is not None:
+                self._reader.notes.append(
+                    f"`revision` in an entry of `{name}` has no effect in mergekit, and none here"
+                )
+            return model
+        try:
+            reference = ModelReference.parse(model)
+        except ConfigError:
+            return model  # refused where it is read
+        where, location = f"in an entry of `{name}`", entry.at("revision")
+        if not isinstance(revision, str):
+            self._refuse(location, f"`revision` {where} must be text, not {shown(revision)}; put it in quotes")
+        elif reference.is_directory():
+            self._reader.ignore("revision", where, location, f": {reference.name} is a directory")
+        elif reference.revision not in (None, revision):
+            self._refuse(location, f"`revision` {where} is {revision}, and the model is {reference}; give one of them")
+        else:
+            self._reader.warnings.append(
+                f"`revision` {where}: mergekit ignores it and takes {reference}; here {reference.name} is taken at "
+                f"{revision}, as `model: NAME@REVISION` means in both"
+            )
+            return replace(reference, revision=revision)
+        return reference
 
 
 def check_inputs(

@@ -99,7 +99,7 @@ class MergeConfig(CheckedRecipe):
 
             def make(variant: Table) -> MergeConfig:
                 config = object.__new__(type(self))
-                config._fill(read_fields(variant, "invalid recipe", flat=True, staged=bool(stages)), None, notes)
+                config._fill(read_fields(variant, "invalid recipe", flat=True, stages=others), None, notes)
                 return self._take_stages([*others.items(), (None, config)], "invalid recipe") if others else config
 
             given = {
@@ -111,7 +111,7 @@ class MergeConfig(CheckedRecipe):
         # The parts of a recipe that was checked before (dataclasses.replace) have their defaults already.
         parts = [*_listed(models), *_listed(keys.get("slices"))]
         fresh = not (parts or checked) or any(not isinstance(part, (SourceConfig, SliceConfig)) for part in parts)
-        read = read_fields(table, "invalid recipe", flat=True, defaults=fresh, staged=bool(stages))
+        read = read_fields(table, "invalid recipe", flat=True, defaults=fresh, stages=others)
         self._fill(read, source_text, notes)
         if others:
             self._take_stages([*others.items(), (None, self)], "invalid recipe")
@@ -209,14 +209,14 @@ class MergeConfig(CheckedRecipe):
     def _of_documents(
         cls, named: Sequence[tuple[str | None, Table]], header: str, source_text: str | None = None
     ) -> Self:
-        read = []
-        listed: list[str] = []
+        read, listed = [], list[str]()
+        names = [str(name) for name, _ in named if len(named) > 1]
         for name, table in named:
             config = cls.__new__(cls)
             try:
                 # An average is written out, so that what is quoted later names its checkpoints.
                 text = None if is_average(table) else source_text
-                config._fill(read_fields(table, header, staged=len(named) > 1), text)
+                config._fill(read_fields(table, header, stages=names), text)
             except ConfigError as error:  # the problems of all documents are listed
                 if len(named) == 1:
                     raise
@@ -266,7 +266,7 @@ class MergeConfig(CheckedRecipe):
         table = from_python(self.to_dict())
         rename_models(self, table, names)
         config = object.__new__(type(self))
-        read = read_fields(table, "invalid recipe", flat=False, resolved=True, staged=True)
+        read = read_fields(table, "invalid recipe", flat=False, resolved=True, stages=self.stages)
         config._fill(read, self.source_text)
         remarks = (f"`{name}` is the same commit as `{first}`: they are one model" for name, first in names.items())
         object.__setattr__(config, "notes", tuple(dict.fromkeys((*self.notes, *remarks))))

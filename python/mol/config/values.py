@@ -6,6 +6,8 @@ import copy
 import itertools
 import math
 import re
+from dataclasses import replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from mol.config.auto_weights import Auto, read_auto
@@ -43,9 +45,12 @@ class ValueReader:
         locations: where each model is named first.
         recipe: the keys of the recipe, for words that stand in the wrong map.
         shared: the recipe's own parameters, once they are read.
+        stages: what the other documents of the recipe call their results.
     """
 
-    def __init__(self, spec: MethodSpec | None, problems: Problems, notes: list[str]) -> None:
+    def __init__(
+        self, spec: MethodSpec | None, problems: Problems, notes: list[str], stages: Container[str] = ()
+    ) -> None:
         """Read for a method into given collections."""
         self.spec = spec
         self.problems = problems
@@ -55,6 +60,7 @@ class ValueReader:
         self.locations: dict[ModelReference, str] = {}
         self.recipe: Table | None = None
         self.shared = ParameterMap()
+        self.stages = stages
         self._models: dict[tuple[object, ...], ModelReference] = {}
 
     def of_method(self, spec: MethodSpec | None) -> ValueReader:
@@ -140,6 +146,8 @@ class ValueReader:
         if near is None:
             return "; leave it out, or make it a comment with `#`", True
         slip = closest(meant, (near,), cutoff=_SLIP) is not None
+        if near == "dtype" and self.recipe is not None and self.recipe.get("out_dtype") is not None:
+            slip = False  # `dtype` itself would have no effect
         return (
             f"; did you mean `parameters: {{{near}: ...}}`?" if near in parameters else f"; did you mean `{near}`?"
         ), not slip
@@ -179,6 +187,7 @@ class ValueReader:
         except ConfigError as error:
             self.problems.add(location, str(error))
             return None
+        model = self._as_stage(model)
         first = self._models.setdefault(model.identity(), model)
         if first != model:
             self.notes.append(f"`{model}` is `{first}`, spelled another way: they are one model")
@@ -186,6 +195,15 @@ class ValueReader:
             self.problems.add(location, f"`override_architecture` of `{first}` belongs where the model is named first")
         self.locations.setdefault(first, str(location))
         return first
+
+    def _as_stage(self, model: ModelReference) -> ModelReference:
+        """Return what a path means that mergekit-multi writes for a stage in its cards: DIRECTORY/NAME, for NAME."""
+        name = PurePath(model.name).name
+        path = model.name.startswith(("/", "./", "../", "~/")) and not model.is_directory()
+        if not path or model.revision is not None or name not in self.stages:
+            return model
+        self.notes.append(f"`{model.name}` is the document `{name}`: there is no such directory")
+        return replace(model, name=name)
 
     def layer_range(self, value: object, location: Location) -> tuple[int, int] | None:
         """Read `[first, end]`, counted from 0, the end not included; a wrong one is a problem and None."""
