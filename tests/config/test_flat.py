@@ -247,7 +247,10 @@ def test_parameters_of_the_seed_that_are_built_in(word: str) -> None:
         ("models: [a, b]\nweights: [1, -1]\n", "config.yml:2: the weights [1.0, -1.0] sum to zero"),
         ("models: [a, b]\nbase_model: c\n", "config.yml:2: `base_model` c is not among `models`"),
         ("models: [a, true]\n", "config.yml:2: an entry of `models` is a map, not true"),
-        ("models:\n  - {name: a, model: b}\n", "config.yml:3: unknown key `name` in an entry of `models`"),
+        (
+            "slices:\n  - sources:\n      - {name: a, layer_range: [0, 1]}\n",
+            "config.yml:4: unknown key `name` in an entry of `sources`: a model is named by `model`",
+        ),
         (
             "models:\n  - {model: a, layer_range: [0, 2]}\n  - b\n",
             "config.yml:4: an entry of `sources` needs `layer_range`",

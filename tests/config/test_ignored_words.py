@@ -178,6 +178,10 @@ IGNORED = "has no effect: mergekit ignores it, and so does mol"
             TIES + "  dtype: float16\n",
             f"`dtype` in `parameters` for ties {IGNORED}: it is a key of the recipe, write it next to `parameters`",
         ),
+        (
+            LINEAR.replace("model: b", "model: b\n    name: second"),
+            f"`name` in an entry of `models` {IGNORED}; leave it out, or make it a comment with `#`",
+        ),
         (TIES + "normalize: false\n", f"`normalize` in a recipe {IGNORED}: write `parameters: {{normalize: ...}}`"),
         (
             TIES.replace("model: b", "model: b\n    parameters: {normalize: false}"),

@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
     from mol.config.values import ValueReader
 
-_HINTS = {
-    "lora": "write `model: NAME+ADAPTER`",
-    "name": "a model is named by `model`",
-}
+_HINTS = {"lora": "write `model: NAME+ADAPTER`"}
+_HINTS_WITHOUT_MODEL = _HINTS | {"name": "a model is named by `model`"}
 
 
 @dataclass(slots=True)
@@ -145,7 +143,8 @@ class _InputReader:
 
     def _source(self, entry: Table, location: Location, name: str, ranged: bool) -> SourceConfig | None:
         needed = ("model", "layer_range") if ranged else ("model",)
-        self._keys(entry, ("model", "layer_range", "parameters", "revision"), f"an entry of `{name}`", _HINTS)
+        hints = _HINTS_WITHOUT_MODEL if entry.get("model") is None else _HINTS
+        self._keys(entry, ("model", "layer_range", "parameters", "revision"), f"an entry of `{name}`", hints)
         parameters = self._parameters(entry, of_model=True)
         missing = [key for key in needed if entry.get(key) is None]
         for key in missing:
