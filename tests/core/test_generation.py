@@ -275,6 +275,41 @@ def test_assisted_generation_says_why_it_is_refused(model: Any) -> None:  # noqa
             model.generate(tokens_of(1, 6), **options, **GREEDY)
 
 
+def test_a_fusion_or_a_mixture_assists_another_model(model: Any) -> None:  # noqa: ANN401
+    main, ids = language_model_of("opt", seed=3), tokens_of(1, 6)
+    options = {**GREEDY, "max_new_tokens": 12}
+    assert torch.equal(main.generate(ids, assistant_model=model, **options), main.generate(ids, **options))
+
+
+@pytest.mark.parametrize("removed", [-1, -99, 4])
+def test_a_cache_that_was_cut_is_that_of_the_tokens_that_are_left(removed: int, model: Any) -> None:  # noqa: ANN401
+    ids, cache = tokens_of(2, 6), model.new_cache()
+    said = model.generate(ids, past_key_values=cache, **GREEDY)[:, :10]
+    cache.crop(removed)
+    left = {-1: 9, -99: 0, 4: 4}[removed]
+    assert cache.get_seq_length() == left
+    text = torch.cat([said[:, :left], tokens_of(2, 5, seed=9)], 1)
+    copied = copy.deepcopy(cache)
+    assert torch.equal(model.generate(text, past_key_values=cache, **GREEDY), written(model, text))
+    if not left:  # other rows may follow, too
+        text = tokens_of(3, 4, seed=1)
+        assert torch.equal(model.generate(text, past_key_values=copied, **GREEDY), written(model, text))
+
+
+@pytest.mark.parametrize("router_type", ["simple", "token"])
+@pytest.mark.parametrize("negative", [0, 4])
+def test_guidance_chooses_experts_by_the_prompt_of_its_own_text(negative: int, router_type: str, fuse: Fuse) -> None:
+    settings: Any = {"dispatch": "sequence", "top_k_experts": 1, "router_prefix": 3, "router_type": router_type}
+    model, ids = fuse("gpt2", "llama", **settings).as_causal_lm(), tokens_of(2, 6)
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.3)
+    options: dict[str, Any] = {"guidance_scale": 1.5}
+    if negative:
+        options["negative_prompt_ids"] = tokens_of(2, negative, seed=3)
+    assert torch.equal(model.generate(ids, **GREEDY, **options), written(model, ids, **options))
+
+
 def test_rows_that_choose_by_the_whole_prompt_take_it_whole(fuse: Fuse) -> None:
     model = fuse("gpt2", "llama", dispatch="sequence").as_causal_lm()
     with pytest.raises(MolError, match="rows choose their experts by the whole prompt, so a fused model does not take"):

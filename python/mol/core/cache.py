@@ -203,13 +203,16 @@ class FusedCache(Cache):
             raise FusionError("rows of an empty cache cannot be repeated")
         self.reorder_cache(torch.arange(self.batch).repeat_interleave(repeats))
 
-    def crop(self, max_length: int) -> None:
-        """Refuse to remove tokens.
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove the last tokens; the next forward runs those that are left again, for a state cannot undo tokens.
 
-        Raises:
-            FusionError: always; recurrent experts cannot undo tokens.
+        Args:
+            tokens_to_remove: their number, negative. A positive number is that of the tokens which stay, as it was in
+                transformers before 5.24.
         """
-        raise FusionError(f"a fused cache cannot be cut to {max_length} tokens; assisted generation does not work here")
+        left = tokens_to_remove if tokens_to_remove > 0 else max(self.seen + tokens_to_remove, 0)
+        if self.ids is not None and left < self.seen:
+            self.ids, self.seen, self.stale = self.ids[:, :left], left, True
 
     @property
     def is_compileable(self) -> bool:
@@ -218,7 +221,7 @@ class FusedCache(Cache):
 
     @property
     def is_croppable(self) -> bool:
-        """Whether tokens can be removed: they cannot."""
+        """Whether tokens can be removed without running the others again: they cannot."""
         return False
 
     @property

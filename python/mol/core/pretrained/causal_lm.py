@@ -5,11 +5,13 @@ It is registered with AutoModelForCausalLM, which then loads what `save_pretrain
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GenerationMixin
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -29,7 +31,7 @@ from mol.errors import FusionError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
     from mol.core.blocks.lengths import Limit
     from mol.core.cache import ExpertCache
@@ -88,6 +90,15 @@ class MoLForCausalLM(Generating, FusedModel, GenerationMixin):
         prompt = kwargs.get("input_ids") if inputs is None else inputs
         kwargs.setdefault("prompt_length", 1 if prompt is None else checked_tokens(prompt).shape[1])  # or it is BOS
         return super().generate(inputs, *args, **kwargs)
+
+    def _get_logits_processor(self, *args: Any, **kwargs: Any) -> LogitsProcessorList:  # noqa: ANN401 - as transformers
+        processors = super()._get_logits_processor(*args, **kwargs)
+        for each in processors:
+            # With `guidance_scale` it runs a text of its own, by whose prompt rows are to choose in every forward.
+            if isinstance(each, UnbatchedClassifierFreeGuidanceLogitsProcessor) and each.model is self:
+                prompt = each.unconditional_context["input_ids"]
+                each.model = partial(self, prompt_length=1 if prompt is None else prompt.shape[1])
+        return processors
 
     def prepare_inputs_for_generation(
         self,

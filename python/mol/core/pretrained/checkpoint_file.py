@@ -126,7 +126,7 @@ def read_checkpoint(kind: type[_R], path: str | os.PathLike[str], options: Mappi
         raise CheckpointError.listing(
             f"{file}: its weights are not those that its description describes", [*names, *shapes]
         )
-    load_weights(runtime, weights)
+    load_weights(runtime, weights, runtime.host.dtype if "dtype" in given else None)
     host: Any = runtime.host.model
     if host.can_generate() and "generation_config" in content:
         host.generation_config = _generation_config(content["generation_config"], file)

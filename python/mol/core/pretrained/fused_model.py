@@ -77,6 +77,19 @@ class FusedModel(HostEmbeddings, OutsideModels):
         self._adopt(build_runtime(self._runtime_class(), description, {}))
 
     @classmethod
+    def _from_config(cls: type[_F], config: MoLModelConfig, **kwargs: Any) -> _F:  # noqa: ANN401 - as in transformers
+        """Build the fusion that a config describes, with options of `from_pretrained`; the Auto classes call it."""
+        given = checked_options("from_config of a fused model", (*OF_MODELS, "max_expert_memory"), config, (), kwargs)
+        description = read_description(config.fusion, config.host, config.fused_layers, given=given)
+        dtypes = description.settings.get("dtype")
+        saved = dtypes.get(description.host) if isinstance(dtypes, dict) else dtypes
+        if config.dtype is not None and str(config.dtype).removeprefix("torch.") != saved:
+            given.setdefault("dtype", config.dtype)
+        model = cls._around(build_runtime(cls._runtime_class(), description, given), config)
+        config.dtype = model.dtype
+        return model
+
+    @classmethod
     def from_runtime(cls: type[_F], runtime: Runtime) -> _F:
         """Wrap a runtime; both share everything.
 
@@ -124,7 +137,7 @@ class FusedModel(HostEmbeddings, OutsideModels):
         read_generation_config(runtime.host.model, saved.holds(GENERATION_CONFIG_NAME))
         model = cls._around(runtime, config)
         saved.check_names(model.state_dict())
-        load_weights(model, saved.load())
+        load_weights(model, saved.load(), runtime.host.dtype if "dtype" in given else None)
         if saved.record.get("lm_head"):
             runtime.lm_head = HostHead(runtime.host)
         model.train(mode=False)

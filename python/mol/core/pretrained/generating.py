@@ -77,7 +77,7 @@ class Generating(GenerationMixin):
     """
 
     called: ClassVar[str]
-    _is_stateful = True  # no token can be removed, so transformers refuses assisted generation
+    _is_stateful = True  # to remove tokens all are run again, so transformers refuses assisted generation
 
     @abstractmethod
     def new_cache(self) -> FusedCache:
@@ -263,9 +263,9 @@ class Generating(GenerationMixin):
             )
         if not cache.seen:
             cache.prompt = new
-        elif cache.stale or not self._continues() or self._must_restart(mask, new):
-            assert cache.ids is not None  # it has seen tokens
-            ids = torch.cat([cache.ids.to(ids.device), ids], 1)
+        if cache.stale or (cache.seen and (not self._continues() or self._must_restart(mask, new))):
+            if cache.ids is not None and cache.seen:
+                ids = torch.cat([cache.ids.to(ids.device), ids], 1)
             cache.restart(self.new_cache())
         return Step(ids, mask, new, cache, cache if self._continues() else None)
 

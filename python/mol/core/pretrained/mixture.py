@@ -84,6 +84,15 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         self._adopt(*load_all(names, {}), names)
 
     @classmethod
+    def _from_config(cls, config: MoLMixtureConfig, **kwargs: Any) -> MoLMixture:  # noqa: ANN401 - as in transformers
+        """Load the models that a config names, with options of `from_pretrained`; the Auto classes call it."""
+        check_mixture_config(config)
+        given = checked_options("from_config of a mixture", OF_MODELS, config, (), kwargs)
+        mixture = cls._around(config, *load_all(config.models, given), config.models, given)
+        config.dtype = mixture.dtype
+        return mixture
+
+    @classmethod
     def from_models(cls, models: Sequence[str | PreTrainedModel], weights: MixtureWeights = "uniform") -> MoLMixture:
         """Mix models.
 

@@ -135,6 +135,8 @@ def config_of_call(
     """
     saved: _C = kind.from_pretrained(directory)
     config: _C = kwargs.pop("config", None) or copy.deepcopy(saved)
+    if config.dtype != saved.dtype and kwargs.get("dtype") in (None, "auto"):  # as transformers reads it
+        kwargs["dtype"] = config.dtype
     for name in [name for name in kwargs if hasattr(saved, name) and not name.endswith("dtype")]:
         setattr(config, name, kwargs.pop(name))
     before, after = ({**each.to_dict(), "num_labels": each.num_labels} for each in (saved, config))

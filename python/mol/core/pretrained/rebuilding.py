@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 from mol.config.mol_config import MoLConfig
 from mol.core.building import build_layer
 from mol.core.pretrained.digests import ModelUse, check_model, find_models
@@ -13,8 +15,6 @@ from mol.core.pretrained.saving import is_copy
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-    import torch
 
     from mol.core.pretrained.described import Description
     from mol.core.runtime import Runtime
@@ -77,10 +77,13 @@ def rebuild(
     return runtime
 
 
-def load_weights(module: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
-    """Load weights of the names and shapes of a module, and take on their dtypes, so that they stay bit for bit."""
+def load_weights(
+    module: torch.nn.Module, weights: Mapping[str, torch.Tensor], requested: torch.dtype | None = None
+) -> None:
+    """Load weights of the names and shapes of a module exactly: in their dtypes, widened to a dtype if it is given."""
     for name, parameter in module.named_parameters():
-        parameter.data = parameter.data.to(weights[name].dtype)
+        dtype = weights[name].dtype
+        parameter.data = parameter.data.to(dtype if requested is None else torch.promote_types(dtype, requested))
     module.load_state_dict(weights)
 
 
