@@ -107,3 +107,47 @@ def test_peft_adapts_the_router_of_a_mixture_and_no_model() -> None:
         peft.get_peft_model(mixture, peft.LoraConfig(r=2, target_modules=["classifier", "c_attn"]))
     mixture = MoLMixture.from_models([language_model_of("gpt2")] * 2, weights="router")
     peft.get_peft_model(mixture, peft.LoraConfig(r=2, target_modules=["classifier"]))
+
+
+KINDS_OF_PEFT: dict[str, tuple[str, dict[str, Any], str]] = {
+    "DoRA": ("LoraConfig", {"use_dora": True}, "DoRA .* the result would be NaN"),
+    "PiSSA": ("LoraConfig", {"init_lora_weights": "pissa"}, r"this start \(init_lora_weights\) multiplies"),
+    "IA3": ("IA3Config", {"feedforward_modules": []}, "IA3 multiplies what the weight computes: nothing would be"),
+    "HRA": ("HRAConfig", {}, "HRA multiplies what the weight computes: nothing would be trained"),
+    "OFT": ("OFTConfig", {"oft_block_size": 4, "r": 0}, "OFT multiplies what the weight computes"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_PEFT)
+@pytest.mark.parametrize("adapter", ["linear", "bottleneck"])
+def test_peft_is_refused_where_a_weight_of_0_would_stay_so_or_divide(kind: str, adapter: str, fuse: Fuse) -> None:
+    peft = pytest.importorskip("peft")
+    name, options, words = KINDS_OF_PEFT[kind]
+    target = r"runtime\.layers\..*\.(projection|outer)"
+    config = getattr(peft, name)(target_modules=target, task_type="CAUSAL_LM", **options)
+    tuned, ids = (
+        peft.get_peft_model(fuse("gpt2", "llama", adapter_type=adapter).as_causal_lm(), config),
+        tokens_of(2, 6),
+    )
+    with pytest.raises(MolError, match=rf"{words}.*adapter_init=\"lstsq\""):
+        tuned(input_ids=ids)
+    model = fuse("gpt2", "llama", adapter_type=adapter).as_causal_lm()
+    with torch.no_grad():  # as after training
+        for number, parameter in enumerate(model.parameters()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.05)
+    before = model(ids).logits
+    tuned = peft.get_peft_model(model, config)
+    output = tuned(input_ids=ids, labels=ids)
+    assert torch.allclose(output.logits, before, atol=1e-4)
+    output.loss.backward()
+    assert any(parameter.grad is not None and parameter.grad.any() for parameter in tuned.parameters())
+
+
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig", "PromptEncoderConfig"])
+def test_vectors_in_front_of_a_text_are_refused(kind: str, fuse: Fuse) -> None:
+    peft = pytest.importorskip("peft")
+    mixture = MoLMixture.from_models([language_model_of("gpt2")] * 2, weights="router")
+    for model in (fuse("gpt2", "llama").as_causal_lm(), mixture):
+        sizes = {"num_virtual_tokens": 3, "token_dim": 32, "num_layers": 3, "num_attention_heads": 4}
+        with pytest.raises(MolError, match=r"PEFT's prompt tuning, .* a fusion takes tokens alone: use LoRA"):
+            peft.get_peft_model(model, getattr(peft, kind)(task_type="CAUSAL_LM", **sizes))

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
-from mol.core.linear import TrainedLinear, dtype_of, is_plain
+from mol.core.linear import TrainedLinear, check_wrapper, dtype_of, is_plain
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -212,8 +212,10 @@ class LinearAdapter(BaseAdapter):
 
         Raises:
             ConfigError: x is of another width.
+            FusionError: PEFT wraps a weight in a way that cannot work, see `check_wrapper`.
         """
         self._check(x)
+        check_wrapper(self.projection)
         # Weights may be kept in float32 for a stream in bfloat16.
         inner = x.to(dtype_of(self.projection, x.dtype))
         branch: torch.Tensor
@@ -302,8 +304,10 @@ class BottleneckAdapter(BaseAdapter):
 
         Raises:
             ConfigError: x is of another width.
+            FusionError: PEFT wraps a weight in a way that cannot work, see `check_wrapper`.
         """
         self._check(x)
+        check_wrapper(self.outer)
         narrow = self.activation(self.inner(self.layer_norm(x.to(dtype_of(self.inner, x.dtype)))))
         branch: torch.Tensor = self.outer(self.dropout(narrow))
         return _add(fit_width(x, self.output_dim), branch * (token_size(x) * self.scale).to(branch.dtype))

@@ -78,10 +78,30 @@ class NamesModels:
             FrozenError: it is one of the models'.
             AttributeError: there is none.
         """
-        if target.startswith(FROZEN):
-            raise refused(target)
+        check_target(target)
         module: nn.Module = super().get_submodule(target)  # type: ignore[misc]
         return module
+
+
+def check_target(target: str, within: str = "") -> None:
+    """Refuse to look up a module by a name that only the models have.
+
+    Args:
+        target: the name.
+        within: what names of the models' modules have in front.
+
+    Raises:
+        FrozenError: it is the name of one of the models' modules.
+        FusionError: it is the one by which PEFT looks for embeddings to put vectors in front of.
+    """
+    if target.startswith(f"{within}{FROZEN}"):
+        raise refused(target)
+    if target == "embeddings.word_embeddings":
+        raise FusionError(
+            "PEFT's prompt tuning, p-tuning and prefix tuning put vectors into embeddings or the cache of one model, "
+            r"and a fusion takes tokens alone: use LoRA with target_modules=r'runtime\.layers\..*projection', or train "
+            "its adapters and routers, which are small"
+        )
 
 
 def names_in(source: Source) -> Iterator[str]:

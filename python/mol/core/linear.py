@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakSet
 
 import torch
 from torch import nn
@@ -10,6 +12,14 @@ from torch.nn import functional
 from torch.nn.modules import module as _modules
 
 from mol.errors import FusionError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_of_peft: Final[WeakSet[nn.Module]] = WeakSet()
+"""Wrappers of PEFT that were checked."""
+_SCALES: Final[Mapping[str, str]] = {"boft": "BOFT", "hra": "HRA", "ia3": "IA3", "oft": "OFT"}
+"""Tuners of PEFT that multiply what a weight computes, by their modules."""
 
 
 class TrainedLinear(nn.Linear):
@@ -53,6 +63,30 @@ def is_plain(linear: nn.Module) -> bool:
         and not (linear._backward_pre_hooks or linear._backward_hooks)
         and not (_modules._global_forward_pre_hooks or _modules._global_forward_hooks)
         and not (_modules._global_backward_pre_hooks or _modules._global_backward_hooks)
+    )
+
+
+def check_wrapper(linear: Any) -> None:  # noqa: ANN401 - has attributes of PEFT
+    """Refuse what PEFT makes of a weight that is 0, as those of adapters that start as the identity are.
+
+    Raises:
+        FusionError: it would divide by the weight, or multiply it alone, so that nothing is trained.
+    """
+    home = type(linear).__module__
+    if not home.startswith("peft.") or linear in _of_peft:
+        return
+    rows = linear.weight.ne(0).any(1)
+    if any(getattr(linear, "use_dora", {}).values()) and not rows.all():
+        problem = "DoRA (use_dora) divides by the norms of a weight's rows: the result would be NaN"
+    elif rows.any() or any(parameter.any() for parameter in linear.parameters() if home.split(".")[2] not in _SCALES):
+        _of_peft.add(linear)
+        return
+    else:
+        name = _SCALES.get(home.split(".")[2], "this start (init_lora_weights)")
+        problem = f"{name} multiplies what the weight computes: nothing would be trained"
+    raise FusionError(
+        f"PEFT wraps a weight of an adapter that is 0, as it is in one that starts as the identity, and {problem}; fit "
+        'the adapter (adapter_init="lstsq") or train it itself first, or take plain LoRA'
     )
 
 

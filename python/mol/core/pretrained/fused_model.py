@@ -11,7 +11,7 @@ from transformers import AutoModel, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import GENERATION_CONFIG_NAME
 
-from mol.core.frozen import FROZEN, refused
+from mol.core.frozen import check_target
 from mol.core.host import HostHead, OutputEmbeddings, host_inputs
 from mol.core.models.heads import (  # Head at run time: transformers reads the annotations of its subclasses
     Head,
@@ -253,8 +253,7 @@ class FusedModel(HostEmbeddings, OutsideModels):
             FrozenError: it is one of the models'.
             AttributeError: there is none.
         """
-        if target.startswith(f"{self.base_model_prefix}.{FROZEN}"):
-            raise refused(target)
+        check_target(target, f"{self.base_model_prefix}.")
         module: torch.nn.Module = super().get_submodule(target)
         return module
 

@@ -88,7 +88,7 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         """Load the models that a config names, with options of `from_pretrained`; the Auto classes call it."""
         check_mixture_config(config)
         given = checked_options("from_config of a mixture", OF_MODELS, config, (), kwargs)
-        mixture = cls._around(config, *load_all(config.models, given), config.models, given)
+        mixture = cls._around(config, *load_all(config.models, given), [*config.models], given)
         config.dtype = mixture.dtype
         return mixture
 
