@@ -62,6 +62,18 @@ def test_embeddings_are_refused_before_anything_changes(way: str, fuse: Fuse) ->
     assert model.config.vocab_size == 128
 
 
+def test_a_head_to_cast_is_refused_and_its_absence_can_be_asked_for(fuse: Fuse) -> None:
+    model = fuse("gpt2", "llama", dtype="bfloat16").as_causal_lm()
+    assert not hasattr(model, "lm_head")
+    assert not hasattr(model, "lm_heads")
+    with pytest.raises(MolError, match=r"in TRL leave cast_lm_head_to_fp32 out, .* dtype=\{'gpt2': 'float32'\}"):
+        model.lm_head.float()  # as GRPOTrainer does
+    with pytest.raises(AttributeError, match="no attribute 'lm_heads'"):
+        model.lm_heads  # noqa: B018
+    again = fuse("gpt2", "llama", dtype={"gpt2": "float32", "llama": "bfloat16"}).as_causal_lm()
+    assert again(tokens_of(1, 4)).logits.dtype == torch.float32
+
+
 def test_a_resize_that_changes_nothing_is_taken(fuse: Fuse) -> None:
     model = fuse("gpt2", "llama").as_causal_lm()
     assert model.resize_token_embeddings() is model.get_input_embeddings()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch  # noqa: TC002 - at run time, like the other two: transformers reads the annotations of its subclasses
 
+from mol.core.frozen import FrozenError
 from mol.core.host import OutputEmbeddings, set_options
 from mol.core.runtime import Runtime  # noqa: TC001
 from mol.errors import FusionError
@@ -21,6 +22,25 @@ class HostEmbeddings:
 
     runtime: Runtime
     output_embeddings: OutputEmbeddings
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - any attribute
+        """Return a parameter, buffer or module of the model, as nn.Module does.
+
+        Raises:
+            FrozenError: it is `lm_head`, which TRL's `cast_lm_head_to_fp32` would cast and replace.
+            AttributeError: there is none.
+        """
+        try:
+            return super().__getattr__(name)  # type: ignore[misc]
+        except AttributeError:
+            if name != "lm_head":
+                raise
+        host = self.runtime.host_name
+        raise FrozenError(
+            f"a fused model has no lm_head of its own: get_output_embeddings() returns that of the host, {host}, which "
+            "is frozen and not cast or replaced; in TRL leave cast_lm_head_to_fp32 out, and load the host in float32, "
+            f"dtype={{{host!r}: 'float32'}}, if its logits are to be"
+        ) from None
 
     def get_input_embeddings(self) -> torch.nn.Module:
         """Return the host's."""

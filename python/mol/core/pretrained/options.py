@@ -107,6 +107,8 @@ def checked_options(
         given.setdefault("dtype", given.pop("torch_dtype"))
     if config is not None and config._attn_implementation is not None:
         given.setdefault("attn_implementation", config._attn_implementation)
+    if config is not None and getattr(config, "_experts_implementation", None) is not None:
+        given["experts_implementation"] = config._experts_implementation  # no option of models here: refused below
     check_attention(given.get("attn_implementation"))
     others = sorted(given.keys() - set(takes))
     if args or others:

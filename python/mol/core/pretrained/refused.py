@@ -28,6 +28,25 @@ class OutsideModels(PreTrainedModel):
             "from_pretrained or MoLConfig"
         )
 
+    def set_experts_implementation(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - as in transformers
+        """Refuse: it would change the config and no model.
+
+        Raises:
+            FusionError: always.
+        """
+        raise FusionError(
+            "each model has an experts_implementation of its own: leave it out, or set it in the models, as in "
+            "model.runtime.source(name).model.set_experts_implementation(...)"
+        )
+
+    def set_decoder(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - as in transformers
+        """Refuse: nothing would be set.
+
+        Raises:
+            FusionError: always.
+        """
+        raise FusionError("the models are outside of the module tree and cannot be replaced: make another fusion")
+
     def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:  # noqa: ANN401 - as in transformers
         """Refuse before a repository is created: the models are not among its weights.
 
