@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, Trainer, Traini
 
 from mol import MoLMixture
 from mol.errors import MolError
-from tests.core.zoo import HOSTS, tokens_of
+from tests.core.zoo import HOSTS, language_model_of, tokens_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +62,18 @@ def test_embeddings_are_refused_before_anything_changes(way: str, fuse: Fuse) ->
     assert model.config.vocab_size == 128
 
 
-def test_a_head_to_cast_is_refused_and_its_absence_can_be_asked_for(fuse: Fuse) -> None:
+@pytest.mark.parametrize("way", ["set_input_embeddings", "set_output_embeddings", "resize_token_embeddings"])
+def test_embeddings_of_a_mixture_are_refused_before_anything_changes(way: str) -> None:
+    model = MoLMixture.from_models([language_model_of("gpt2"), language_model_of("llama")])
+    ids = tokens_of(2, 5)
+    before = model(ids).logits
+    with pytest.raises(MolError, match="embeddings are those of the models, which are not saved with a mixture"):
+        getattr(model, way)(140 if way.startswith("resize") else torch.nn.Embedding(140, 32))
+    assert torch.equal(model(ids).logits, before)
+    assert model.resize_token_embeddings(128) is model.resize_token_embeddings() is model.get_input_embeddings()
+
+
+def test_a_head_to_cast_is_refused_and_is_no_attribute(fuse: Fuse) -> None:
     model = fuse("gpt2", "llama", dtype="bfloat16").as_causal_lm()
     assert not hasattr(model, "lm_head")
     assert not hasattr(model, "lm_heads")

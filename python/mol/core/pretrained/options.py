@@ -107,8 +107,9 @@ def checked_options(
         given.setdefault("dtype", given.pop("torch_dtype"))
     if config is not None and config._attn_implementation is not None:
         given.setdefault("attn_implementation", config._attn_implementation)
-    if config is not None and getattr(config, "_experts_implementation", None) is not None:
-        given["experts_implementation"] = config._experts_implementation  # no option of models here: refused below
+    experts = getattr(config, "_experts_implementation", None)
+    if experts not in (None, "eager"):  # "eager" is also what a config has after a model was made of it
+        given["experts_implementation"] = experts  # which no function takes
     check_attention(given.get("attn_implementation"))
     others = sorted(given.keys() - set(takes))
     if args or others:
