@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import mol
+from tests.merge.loras import factors, save_adapter
 from tests.merge.models import weights_of
 from tests.merge.toolkit import linear, plan, problems
 from tests.tiny import headers, llama, llama_config
@@ -131,15 +132,67 @@ def test_a_layout_that_was_changed_is_noted(stored: Path, tmp_path: Path) -> Non
     assert note.endswith("they are read as `model.layers.0.block_sparse_moe.experts.0.w1.weight`")
 
 
-def test_a_stage_of_fused_experts_has_the_bytes_of_its_own_merge(stored: Path, tmp_path: Path) -> None:
-    a, b = (str(stored / f"qwen3_moe-{name}-fused") for name in "ab")
-    ties = {"merge_method": "ties", "base_model": a, "models": [{"model": b}], "parameters": BY["ties"]}
+@pytest.mark.parametrize("layout", ["single", "fused"])
+@pytest.mark.parametrize("method", ["ties", "dare_ties", "della"])
+def test_a_stage_of_experts_has_the_bytes_of_its_own_merge(
+    stored: Path, tmp_path: Path, method: str, layout: str
+) -> None:
+    a, b = (str(stored / f"qwen3_moe-{name}-{layout}") for name in "ab")
+    ties = {"merge_method": method, "base_model": a, "models": [{"model": b}], "parameters": BY[method]}
     mol.run_merge(ties, tmp_path / "first")
+    a = str(stored / "qwen3_moe-a-fused")
     second = {"merge_method": "slerp", "base_model": a, "parameters": {"t": 0.25}}
     apart = {**second, "models": [{"model": a}, {"model": str(tmp_path / "first")}]}
     mol.run_merge(apart, tmp_path / "apart")
     mol.run_merge({**second, "models": [{"model": a}, {"model": "s"}], "stages": {"s": ties}}, tmp_path / "at once")
     same(weights_of(tmp_path / "apart"), weights_of(tmp_path / "at once"))
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "linear": {"merge_method": "linear", "parameters": {"weight": 0.5}},
+    "depth_scale": {"merge_method": "linear", "parameters": {"weight": 0.5, "depth_scale": 0.5}},
+    "slerp": {"merge_method": "slerp", "parameters": {"t": 0.25}},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_step_and_a_depth_scale_merge_experts_of_both_layouts(stored: Path, tmp_path: Path, recipe: str) -> None:
+    a, results = str(stored / "mixtral-a-fused"), {}
+    for layout in ("single", "fused"):
+        models = [{"model": a}, {"model": str(stored / f"mixtral-b-{layout}")}]
+        step = {**RECIPES[recipe], "base_model": a, "models": models}
+        second = linear(0.5, 0.5, names=(a, "step"), base_model=a, stages={"step": step})
+        for name, whole in (("alone", step), ("step", second)):
+            mol.run_merge(whole, tmp_path / f"{name}-{layout}")
+            results[name, layout] = weights_of(tmp_path / f"{name}-{layout}")
+    same(results["alone", "single"], results["alone", "fused"])
+    same(results["step", "single"], results["step", "fused"])
+
+
+@pytest.mark.parametrize("adapted", [False, True], ids=["stored in F32", "made by an adapter"])
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_experts_of_several_dtypes_become_one_tensor(tmp_path: Path, recipe: str, adapted: bool) -> None:
+    paths, config = {}, {"model_type": "mixtral", "num_hidden_layers": LAYERS, "vocab_size": 8, "hidden_size": WIDTH}
+    module = "model.layers.1.block_sparse_moe.experts.1.w1"
+    for seed, name in enumerate(("single", "fused", "other")):
+        weights = {key: w.astype("float16") for key, w in single("mixtral", seed // 2).items()}
+        if name == "other" and not adapted:
+            weights[f"{module}.weight"] = single("mixtral", 2)[f"{module}.weight"]
+        paths[name] = tmp_path / name
+        paths[name].mkdir()
+        save_file(fused("mixtral", weights) if name == "fused" else weights, paths[name] / "model.safetensors")
+        (paths[name] / "config.json").write_text(json.dumps(config))
+    other = str(paths["other"])
+    if adapted:
+        other += f"+{save_adapter(tmp_path / 'lora', factors(module, INNER, WIDTH))}"
+    results = {}
+    for layout in ("single", "fused"):
+        base = str(paths[layout])
+        whole = {**RECIPES[recipe], "base_model": base, "models": [{"model": base}, {"model": other}]}
+        report = mol.run_merge(whole, tmp_path / f"out-{layout}", dtype="float32")
+        assert report.bytes_read == report.planned.bytes_read
+        results[layout] = weights_of(report.out)
+    same(fused("mixtral", results["single"]), results["fused"])
 
 
 # Layouts that have no other

@@ -92,6 +92,17 @@ def recipes(root: Path) -> dict[str, list[dict[str, Any]]]:
             staged(root, "ties", "stage", "next-stage", weight=1.0, density=0.6, **base),
         ],
         "slices of a stage": [mixed, sliced],
+        "dare, then slices": [
+            staged(root, "dare_linear", "b", "c", name="stage", weight=0.5, density=0.5, **base),
+            sliced,
+        ],
+        "della scaled by depth, then slices": [
+            staged(
+                root, "della_linear", "b", "c", name="stage", weight=0.5, density=0.5,
+                parameters={"depth_scale": [0.2, 1.0]}, **base,
+            ),
+            sliced,
+        ],
         "an adapter in a stage": [
             staged(root, "passthrough", "a+lora", name="stage"),
             staged(root, "linear", "stage", "b", weight=1.0),
@@ -101,7 +112,8 @@ def recipes(root: Path) -> dict[str, list[dict[str, Any]]]:
 
 CASES = (
     "linear, then slerp", "ties, then ties", "slerp, then linear", "task arithmetic, then a copy", "dare, then nuslerp",
-    "three stages", "slices of a stage", "an adapter in a stage",
+    "three stages", "slices of a stage", "dare, then slices", "della scaled by depth, then slices",
+    "an adapter in a stage",
 )  # fmt: skip
 
 

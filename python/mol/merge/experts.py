@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from mol.dtypes import BYTES
 from mol.io.checkpoint import Made, TensorInfo
 from mol.io.expressions import Leaf
 from mol.structure.experts import NUMBERED, PROJ, Block, expert_rows, find_experts, is_router, matrix_name
@@ -123,41 +125,52 @@ class _Conversion:
         self._made = made
         stored = checkpoint.tensors
         if block.layout == "single":
-            shape = stored[block.single(0, 0)].shape
-            self._inner, self._width = shape
-            self._dtype = stored[block.single(0, 0)].dtype
+            self._inner, self._width = stored[block.single(0, 0)].shape
         else:
-            down = stored[block.fused[1]]
-            self._inner, self._width = down.shape[::-1][:2] if block.layout == "fused" else down.shape[1:]
-            self._dtype = down.dtype
-        self._each = stored[block.single(0, 0) if block.layout == "single" else block.fused[1]].bytes
-        if block.layout != "single":
-            self._each //= max(block.experts, 1)
+            down = stored[block.fused[1]].shape
+            self._inner, self._width = down[::-1][:2] if block.layout == "fused" else down[1:]
 
     def run(self) -> None:
         block, target = self._block, self._target
         self._rename()
         old = block.fused if block.layout != "single" else list(_singles(block))
+        experts = range(block.experts)
+        new: dict[str, tuple[Expr, str, tuple[int, ...], int]] = {}
         if target.layout == "single":
-            places = [(expert, part) for expert in range(block.experts) for part in range(3)]
-            new = {target.single(*place): self._part(*place) for place in places}
-            shapes: dict[str, tuple[int, ...]] = {target.single(*place): self._shape(place[1]) for place in places}
+            for expert in experts:
+                for part in range(3):
+                    dtype, each, _ = self._read([(expert, part)])
+                    new[target.single(expert, part)] = self._part(expert, part), dtype, self._shape(part), each
         else:
-            up, down = target.fused
-            experts = range(block.experts)
-            new = {up: self._stack([[0, 1]], experts), down: self._stack([[2]], experts)}
-            wide, tall = 2 * self._inner, self._width
-            flat = {up: (wide, tall), down: (tall, self._inner)}
-            shapes = {
-                name: (block.experts, *(s[::-1] if target.layout == "transposed" else s)) for name, s in flat.items()
-            }
+            flat = (2 * self._inner, self._width), (self._width, self._inner)
+            for name, own, matrix in zip(target.fused, ([0, 1], [2]), flat, strict=True):
+                dtype, each, mixed = self._read([(expert, part) for expert in experts for part in own])
+                of = self._stack(own, experts, ("F64" if each == BYTES["F64"] else "F32") if mixed else None)
+                turned = matrix[::-1] if target.layout == "transposed" else matrix
+                new[name] = of, dtype, (block.experts, *turned), each
         for name in old:
             self._tensors.pop(name)
             self._made.pop(name, None)
-        for name, expr in new.items():
-            matrices = 1 if target.layout == "single" else block.experts * (2 if name == target.fused[0] else 1)
-            self._tensors[name] = TensorInfo(self._dtype, shapes[name], self._each * matrices, 0)
-            self._made[name] = Made((expr,), self._each * matrices)
+        for name, (of, dtype, shape, each) in new.items():
+            self._tensors[name] = TensorInfo(dtype, shape, math.prod(shape) * BYTES.get(dtype, each), 0)
+            self._made[name] = Made((of,), math.prod(shape) * each)
+
+    def _read(self, matrices: Sequence[tuple[int, int]]) -> tuple[str, int, bool]:
+        """Return the dtype that holds some matrices, the bytes per element read, and whether their formats differ.
+
+        What an adapter makes has a format of its own.
+        """
+        block, stored, made = self._block, self._checkpoint.tensors, self._checkpoint.made
+        single = block.layout == "single"
+        names = {block.single(*which) if single else block.fused[which[1] // 2] for which in matrices}
+        dtypes = {stored[name].dtype for name in names}
+        mixed = len({None if name in made else stored[name].dtype for name in names}) > 1
+        each = max(
+            (made[name].bytes if name in made else stored[name].bytes) // max(math.prod(stored[name].shape), 1)
+            for name in names
+        )
+        each = max(each, BYTES["F32"]) if mixed else each
+        return dtypes.pop() if len(dtypes) == 1 else "F64" if "F64" in dtypes else "F32", each, mixed
 
     def _rename(self) -> None:
         """Rename the rest of the experts' module, such as the router, as the target names it."""
@@ -192,15 +205,20 @@ class _Conversion:
             of = {"columns": {"of": of, "from": part * rows, "to": (part + 1) * rows}}
         return {"transpose": of}
 
-    def _stack(self, parts: Sequence[Sequence[int]], experts: Sequence[int]) -> Expr:
-        (of_each,) = parts
+    def _stack(self, parts: Sequence[int], experts: Sequence[int], cast: str | None) -> Expr:
+        """Return parts of all experts, one below the other; `cast` where they are read in several formats."""
+
+        def of(expert: int, part: int) -> Expr:
+            found = self._part(expert, part)
+            return found if cast is None else {"cast": {"of": found, "to": cast}}
+
         if self._target.layout == "transposed":
             matrices: list[Expr] = []
             for expert in experts:
-                own = [self._part(expert, part) for part in of_each]
+                own = [of(expert, part) for part in parts]
                 matrices.append({"transpose": own[0] if len(own) == 1 else {"stack": own}})
             return {"stack": matrices}
-        return {"stack": [self._part(expert, part) for expert in experts for part in of_each]}
+        return {"stack": [of(expert, part) for expert in experts for part in parts]}
 
 
 def _singles(block: Block) -> Iterator[str]:

@@ -75,11 +75,24 @@ def as_checkpoint(name: str, planned: PlannedMerge, own_files: StepFiles | None)
 
 def _rounded(task: Task, planned: PlannedMerge, stored: Mapping[tuple[str, str], str], dtype: str) -> Expr:
     """Return what a task makes, rounded as it would be in a file."""
-    expr: Expr = task.of[0] if task.by is COPY else computed(task.by, task.of, dtype)
+    name, shape = planned.plan.tensors[task.tensor].name, planned.plan.tensors[task.tensor].shape
+    start = task.row * (shape[-1] if len(shape) > 1 else 1)
+    # As the engine calls a task whose rows do not begin the tensor; what a step draws does not change with its user.
+    drawn_as = f"{name}[{start}]" if start else name
+    of = [_drawn_as(expr, drawn_as) for expr in task.of]
+    expr: Expr = of[0] if task.by is COPY else _drawn_as(computed(task.by, of, dtype), drawn_as)
     path = planned.plan.inputs[expr.input].path if isinstance(expr, Leaf) else ""
     if isinstance(expr, Leaf) and stored.get((path, expr.tensor)) == dtype:
         return expr
     return {"cast": {"of": expr, "to": dtype}}
+
+
+def _drawn_as(expr: Expr, name: str) -> Expr:
+    """Return the result of a method, or what is scaled of it, with the name by which the method draws if it does."""
+    if isinstance(expr, Leaf) or "merged" not in expr or "drawn_as" in expr["merged"]:
+        return expr
+    draws = any("models" in numbers for numbers in expr["merged"]["by"].values())
+    return {"merged": {**expr["merged"], "drawn_as": name}} if draws else expr
 
 
 def computed(by: Method, of: Sequence[Expr], dtype: str) -> Expr:

@@ -337,8 +337,10 @@ class TaskBuilder:
                 scale, base = one.scaled
                 result = computed(method, exprs, dtype)
                 # What the engine counts as read: the base, and the method's result in the format in which it is made.
-                each = BYTES["F64" if "F64" in reads.dtypes or made_in_f64(method, dtype) else "F32"]
-                self.tasks.bytes_read += (reads.sizes[base] + math.prod(info.shape) * each) // count
+                elements = math.prod(info.shape)
+                wide = any(reads.sizes[index] >= BYTES["F64"] * elements for index in one.inputs)
+                each = BYTES["F64" if wide or made_in_f64(method, dtype) else "F32"]
+                self.tasks.bytes_read += (reads.sizes[base] + elements * each) // count
                 self.tasks.count(method, 0, share)
                 method, exprs = task_vector(scale), (*of[base], result)
             self.tasks.add_task(origin, method, exprs, number * rows)

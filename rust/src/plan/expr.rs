@@ -85,6 +85,9 @@ pub enum Made {
         by: Method,
         /// Its sources.
         of: Vec<Expr>,
+        /// The name by which it draws random numbers; `None` is that of the tensor it is read for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        drawn_as: Option<String>,
     },
 }
 

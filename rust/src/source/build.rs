@@ -8,6 +8,7 @@ use super::shape::{Columns, Rows, Stack, Transpose};
 use super::spilled::Stages;
 use super::{Source, Tensor, two};
 use crate::container::Container;
+use crate::draw;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
 use crate::methods::Method;
@@ -95,9 +96,10 @@ fn computed(plan: &Plan, expr: &Expr, open: Open, stages: &Stages) -> Result<Bui
             let codes = Tensor::coded(&open(*input)?, name)?;
             scaled(expr, codes, build(by)?, *block)
         }
-        Made::Merged { by, of } => {
+        Made::Merged { by, of, drawn_as } => {
             let of = of.iter().map(build).collect::<Result<_>>()?;
-            merged(expr, by, of, plan.allow_nonfinite)
+            let key = drawn_as.as_ref().map(|name| draw::key(plan.seed, name));
+            merged(expr, by, of, key, plan.allow_nonfinite)
         }
     }
 }
@@ -214,16 +216,18 @@ fn scaled(expr: &Expr, codes: Tensor, (scales, of_scales): Built, block: [usize;
     Ok((Box::new(Scaled::new(Box::new(codes), scales, *rows, block)), shape))
 }
 
-fn merged(expr: &Expr, by: &Method, of: Vec<Built>, allow_nonfinite: bool) -> Result<Built> {
+fn merged(expr: &Expr, by: &Method, of: Vec<Built>, key: Option<[u32; 2]>, allow_nonfinite: bool) -> Result<Built> {
     by.check(of.len()).map_err(|reason| fault(expr, reason))?;
     if matches!(by, Method::Copy(_)) && of.len() > 1 {
         return Err(fault(expr, "copies that must be equal are not compared in a stage; copy one"));
     }
     let Some((_, shape)) = of.first() else { return Err(fault(expr, "has no sources")) };
     let shape = shape.clone();
-    if let Some((_, theirs)) = of.iter().find(|(_, theirs)| *theirs != shape) {
+    // Experts in one tensor, [experts, rows, columns], are merged with those that are stacked, [experts * rows, columns].
+    let flat = |shape: &[usize]| (shape.len() < 2, matrix(shape));
+    if let Some((_, theirs)) = of.iter().find(|(_, theirs)| flat(theirs) != flat(&shape)) {
         return Err(fault(expr, format!("of shapes {shape:?} and {theirs:?}")));
     }
     let of = of.into_iter().map(|(source, _)| source).collect();
-    Ok((Box::new(Merged { by: by.clone(), of, allow_nonfinite, kernel: None }), shape))
+    Ok((Box::new(Merged { by: by.clone(), of, key, allow_nonfinite, kernel: None }), shape))
 }

@@ -13,6 +13,8 @@ use std::ops::Range;
 pub(super) struct Merged {
     pub by: Method,
     pub of: Vec<Box<dyn Source>>,
+    /// Key of its random numbers, if not that of the task.
+    pub key: Option<[u32; 2]>,
     pub allow_nonfinite: bool,
     /// Once it is prepared.
     pub kernel: Option<Either>,
@@ -93,9 +95,10 @@ impl Source for Merged {
 
     fn prepare(&mut self, settings: &Settings) -> Result<()> {
         self.of.iter_mut().try_for_each(|source| source.prepare(settings))?;
+        let own = Settings { key: self.key.unwrap_or(settings.key), ..*settings };
         self.kernel = Some(match self.float() {
-            Float::F64 => Either::Double(self.by.prepare(&Sweep::<F64>::new(&self.of, *settings))?),
-            _ => Either::Single(self.by.prepare(&Sweep::<F32>::new(&self.of, *settings))?),
+            Float::F64 => Either::Double(self.by.prepare(&Sweep::<F64>::new(&self.of, own))?),
+            _ => Either::Single(self.by.prepare(&Sweep::<F32>::new(&self.of, own))?),
         });
         Ok(())
     }

@@ -64,7 +64,7 @@ fn stage(expr: &Expr) -> Option<&[Expr]> {
     let Expr::Made(made) = expr else { return None };
     let made = if let Made::Cast { of: Expr::Made(of), .. } = &**made { of } else { made };
     match &**made {
-        Made::Merged { by, of } if by.sweeps() > 1 => Some(of),
+        Made::Merged { by, of, .. } if by.sweeps() > 1 => Some(of),
         _ => None,
     }
 }
