@@ -157,10 +157,6 @@ impl<R: Real> Terms<R, 2, 4> for Squares {
         [0, 1]
     }
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
     #[inline(always)]
     fn terms<const N: usize>(&self, (): &(), _: At, [a, b]: [[R; N]; 2]) -> [[f64; N]; 4] {
         let (a, b) = (a.map(|x| x.to_f64() * self.0), b.map(|x| x.to_f64() * self.0));

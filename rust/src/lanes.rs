@@ -131,8 +131,8 @@ impl<R: Real> Peaks<R> {
 /// A method's formula for one element. Constants hold for a stretch: a row, or up to where keys equal to the threshold
 /// no longer survive.
 pub trait Combine<R: Real>: Send + Sync {
-    /// Constants of a stretch.
-    type Stretch;
+    /// Constants of a stretch; `()` if there are none.
+    type Stretch: Default;
     /// Whether the loop is compiled separately for two to five inputs.
     const UNROLLED: bool = false;
     /// Whether all of the formula is computed in one loop over the lanes where the loop is [`Combine::UNROLLED`]. Of a loop
@@ -142,12 +142,21 @@ pub trait Combine<R: Real>: Send + Sync {
     /// Whether the witness carries more information than the result.
     const WITNESS: bool = true;
 
-    /// Returns the constants that hold from element `from` on, and the element where they end.
-    fn stretch(&self, from: usize) -> (Self::Stretch, usize);
+    /// Returns the constants that hold from element `from` on, and the element where they end. Without constants, all
+    /// elements are one stretch.
+    fn stretch(&self, _from: usize) -> (Self::Stretch, usize) {
+        one_stretch()
+    }
 
     /// Computes the results, and witnesses that are non-finite wherever an input is. `x` holds one vector per input and
     /// may be overwritten. `#[inline(always)]`, without branches on an element.
     fn lanes<const N: usize>(&self, stretch: &Self::Stretch, at: At, x: &mut [[R; N]]) -> ([R; N], [R; N]);
+}
+
+/// Returns what [`Combine::stretch`] does without constants; a type that has some does not compile.
+pub fn one_stretch<S: Default>() -> (S, usize) {
+    const { assert!(size_of::<S>() == 0, "a formula with constants says where they end") }
+    (S::default(), usize::MAX)
 }
 
 /// Computes [`Combine::lanes`] of `I` inputs, or of any number if it is zero.

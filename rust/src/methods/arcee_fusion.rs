@@ -98,10 +98,6 @@ impl<R: Real> Combine<R> for Importance<'_, R> {
     type Stretch = ();
     const WITNESS: bool = false;
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
     #[inline(always)]
     fn lanes<const N: usize>(&self, (): &(), at: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
         let y = self.of(at, x[0], x[1]);
@@ -118,10 +114,6 @@ struct Chosen<R> {
 
 impl<R: Real> Combine<R> for Chosen<R> {
     type Stretch = ();
-
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
 
     #[inline(always)]
     fn lanes<const N: usize>(&self, (): &(), at: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
@@ -188,10 +180,6 @@ impl<R: Real> Terms<R, 2, 2> for Masses {
         [0, 1]
     }
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
     #[inline(always)]
     fn terms<const N: usize>(&self, (): &(), _: At, [a, b]: [[R; N]; 2]) -> [[f64; N]; 2] {
         [masses(a, self.0[0]), masses(b, self.0[1])]
@@ -209,10 +197,6 @@ impl<R: Real> Terms<R, 2, 1> for Divergence {
 
     fn reads(&self) -> [usize; 2] {
         [0, 1]
-    }
-
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
     }
 
     #[inline(always)]

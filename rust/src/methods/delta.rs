@@ -1,21 +1,23 @@
 //! Base plus task vectors of which some elements survive, summed, or averaged after a sign election. A method of this
 //! family defines which elements survive.
 use crate::error::Result;
-use crate::lanes::{At, Combine, Each, Kernel, Lanes};
+use crate::lanes::{At, Combine, Each, Kernel, Lanes, one_stretch};
 use crate::real::Real;
 use crate::sweep::{Sweep, Terms};
 
 /// Which elements of a task vector survive.
 pub trait Keep<R: Real>: Send + Sync {
-    /// Constants of a stretch of elements.
-    type Stretch;
+    /// See [`Combine::Stretch`].
+    type Stretch: Default;
     /// Whether a dropped element may be infinite or NaN, so that the sum of the survivors does not show it.
     const HIDES: bool = true;
     /// See [`Combine::UNROLLED`].
     const UNROLLED: bool = false;
 
     /// See [`Combine::stretch`].
-    fn stretch(&self, from: usize) -> (Self::Stretch, usize);
+    fn stretch(&self, _from: usize) -> (Self::Stretch, usize) {
+        one_stretch()
+    }
 
     /// Returns `v` if the delta `d` of a model (0 is the first after the base) survives, else +0.
     fn apply<const N: usize>(&self, stretch: &Self::Stretch, at: At, model: usize, d: [R; N], v: [R; N]) -> [R; N];
@@ -28,10 +30,6 @@ impl<R: Real> Keep<R> for All {
     type Stretch = ();
     const HIDES: bool = false;
     const UNROLLED: bool = true;
-
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
 
     #[inline(always)]
     fn apply<const N: usize>(&self, (): &(), _: At, _: usize, _: [R; N], v: [R; N]) -> [R; N] {

@@ -20,10 +20,6 @@ struct Most<R>(R);
 impl<R: Real> Combine<R> for Most<R> {
     type Stretch = ();
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
     #[inline(always)]
     fn lanes<const N: usize>(&self, (): &(), _: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
         let mut most = [R::default(); N];

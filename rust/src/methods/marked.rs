@@ -14,6 +14,7 @@ use std::sync::Arc;
 const HELD: usize = 24 << 20;
 
 /// Elements survive whose bit is set; all survive for a model without bits.
+#[derive(Default)]
 pub struct Marked(pub Vec<Option<Bits>>);
 
 impl Marked {
@@ -28,10 +29,6 @@ impl Marked {
 impl<R: Real> Keep<R> for Option<Bits> {
     type Stretch = ();
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
     #[inline(always)]
     fn apply<const N: usize>(&self, (): &(), at: At, _: usize, _: [R; N], v: [R; N]) -> [R; N] {
         if let Some(bits) = self { bits.keep(at, v) } else { v }
@@ -41,10 +38,6 @@ impl<R: Real> Keep<R> for Option<Bits> {
 impl<R: Real> Keep<R> for &Marked {
     type Stretch = ();
     const UNROLLED: bool = true;
-
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
 
     #[inline(always)]
     fn apply<const N: usize>(&self, (): &(), at: At, model: usize, _: [R; N], v: [R; N]) -> [R; N] {

@@ -24,10 +24,6 @@ impl<R: Real> Combine<R> for Step<R> {
     type Stretch = ();
     const WITNESS: bool = false;
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
     #[inline(always)]
     fn lanes<const N: usize>(&self, (): &(), _: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
         let (a, b) = (x[0], x[1]);

@@ -105,10 +105,6 @@ impl<R: Real> Combine<R> for Seen<'_> {
     type Stretch = ();
     const WITNESS: bool = false;
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
     #[inline(always)]
     fn lanes<const N: usize>(&self, (): &(), _: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
         subtract(x);
@@ -132,10 +128,6 @@ struct Balanced<R> {
 
 impl<R: Real> Combine<R> for Balanced<R> {
     type Stretch = ();
-
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
 
     #[inline(always)]
     fn lanes<const N: usize>(&self, (): &(), _: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {

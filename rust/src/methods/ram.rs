@@ -24,10 +24,6 @@ impl<R: Real, const RESCALED: bool> Combine<R> for Changed<R, RESCALED> {
     type Stretch = ();
     const WITNESS: bool = false;
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
     #[inline(always)]
     fn lanes<const N: usize>(&self, (): &(), _: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
         let zero = [R::default(); N];

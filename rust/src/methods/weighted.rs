@@ -22,10 +22,6 @@ impl<R: Real, const DIVIDE: bool> Combine<R> for Weighted<R, DIVIDE> {
     const UNROLLED: bool = true;
     const WITNESS: bool = false;
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
     #[inline(always)]
     fn lanes<const N: usize>(&self, (): &(), _: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
         let weights = &self.weights[..x.len()];

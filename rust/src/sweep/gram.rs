@@ -35,10 +35,6 @@ impl<R: Real, const M: usize> Terms<R, M, 3> for Products<M> {
         std::array::from_fn(|source| source)
     }
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
     #[inline(always)]
     fn terms<const N: usize>(&self, (): &(), _: At, x: [[R; N]; M]) -> [[f64; N]; 3] {
         let (mut a, mut b) = (x[M - 2], x[M - 1]);
@@ -67,10 +63,6 @@ impl<R: Real, const M: usize> Terms<R, M, 1> for Pair<M> {
 
     fn reads(&self) -> [usize; M] {
         self.0
-    }
-
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
     }
 
     #[inline(always)]

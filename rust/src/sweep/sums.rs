@@ -1,7 +1,7 @@
 //! Sums over a tensor in f64, identical on every instruction set, tile size and number of threads.
 use super::{BLOCK, Sweep, TURN};
 use crate::error::Result;
-use crate::lanes::{At, Lanes, W};
+use crate::lanes::{At, Lanes, W, one_stretch};
 use crate::real::Real;
 use crate::simd::{PREFETCH, Simd, Task, prefetch};
 use std::marker::PhantomData;
@@ -43,12 +43,14 @@ impl Sum {
 
 /// `K` terms to sum for each element of `M` sources.
 pub trait Terms<R: Real, const M: usize, const K: usize>: Sync {
-    /// Constants of a stretch of elements.
-    type Stretch;
+    /// See [`crate::lanes::Combine::Stretch`].
+    type Stretch: Default;
     /// Indices of the sources it reads.
     fn reads(&self) -> [usize; M];
     /// See [`crate::lanes::Combine::stretch`].
-    fn stretch(&self, from: usize) -> (Self::Stretch, usize);
+    fn stretch(&self, _from: usize) -> (Self::Stretch, usize) {
+        one_stretch()
+    }
     /// Computes the terms. `#[inline(always)]`, without branches on an element.
     fn terms<const N: usize>(&self, stretch: &Self::Stretch, at: At, x: [[R; N]; M]) -> [[f64; N]; K];
 }

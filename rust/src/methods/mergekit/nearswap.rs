@@ -20,10 +20,6 @@ pub fn nearswap<F: Lanes, D: Round>(method: &Nearswap) -> Box<dyn Kernel<F>> {
 impl<R: Real, D: Round> Combine<R> for Step<R, D> {
     type Stretch = ();
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
     #[inline(always)]
     fn lanes<const N: usize>(&self, (): &(), _: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
         let (a, b, mut y) = (x[0], x[1], x[0]);

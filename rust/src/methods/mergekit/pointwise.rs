@@ -16,10 +16,6 @@ pub struct Pointwise<T>(pub T);
 impl<R: Real, T: Formula> Combine<R> for Pointwise<T> {
     type Stretch = ();
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
     #[inline(always)]
     fn lanes<const N: usize>(&self, (): &(), at: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
         let (mut element, mut y) = (vec![0.0; x.len()], x[0]);

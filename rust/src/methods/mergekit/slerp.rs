@@ -50,10 +50,6 @@ impl<R: Real, D: Round> Combine<R> for Arc<R, D> {
     type Stretch = ();
     const WITNESS: bool = false;
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
     #[inline(always)]
     fn lanes<const N: usize>(&self, (): &(), _: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
         let mut y = x[0];

@@ -20,10 +20,6 @@ impl<R: Real, D: Round> Combine<R> for Scaled<R, D> {
     type Stretch = ();
     const WITNESS: bool = false;
 
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
-
     #[inline(always)]
     fn lanes<const N: usize>(&self, (): &(), _: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
         let y = x[0].map(|x| D::round(x * self.0));
@@ -48,10 +44,6 @@ pub fn linear<F: Lanes, D: Round>(method: &Linear) -> Box<dyn Kernel<F>> {
 
 impl<R: Real, D: Round> Combine<R> for Weighted<R, D> {
     type Stretch = ();
-
-    fn stretch(&self, _: usize) -> ((), usize) {
-        ((), usize::MAX)
-    }
 
     #[inline(always)]
     fn lanes<const N: usize>(&self, (): &(), _: At, x: &mut [[R; N]]) -> ([R; N], [R; N]) {
