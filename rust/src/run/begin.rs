@@ -32,7 +32,7 @@ pub enum Found {
 
 /// Determines what a directory contains, with respect to a plan. A last line truncated by a crash is dropped.
 pub fn inspect(lock: &mut Lock, plan: &Plan) -> Result<Found> {
-    Ok(look(lock, plan, &Head::of(plan)?)?.0)
+    Ok(look(lock, plan, &Head::of(plan, &claims::keys(plan)?)?)?.0)
 }
 
 fn look(lock: &mut Lock, plan: &Plan, wanted: &Head) -> Result<(Found, Contents)> {

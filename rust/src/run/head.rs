@@ -5,7 +5,7 @@ use super::flock::Owner;
 use super::paths::remove;
 use crate::error::{Error, Result};
 use crate::plan::{Plan, directory_of, is_inside};
-use blake3::Hasher;
+use blake3::{Hash, Hasher};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -28,9 +28,10 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    pub fn of(plan: &Plan) -> Result<Self> {
+    /// Describes the work of a plan; `keys` are those of its claims.
+    pub fn of(plan: &Plan, keys: &[Hash]) -> Result<Self> {
         let mut claims = Hasher::new();
-        for key in claims::keys(plan)? {
+        for key in keys {
             claims.update(key.as_bytes());
         }
         let claims = claims.finalize().to_hex().to_string();

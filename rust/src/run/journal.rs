@@ -30,7 +30,8 @@ impl<'a> Journal<'a> {
     /// Opens or creates the journal of a plan in a directory, held exclusively or shared; if shared, locks `outputs`
     /// for this process. With `sync` its first line is on disk before anything else is created there.
     pub fn open(lock: &mut Lock, plan: &'a Plan, outputs: &BTreeSet<usize>, sync: bool, watch: &Watch) -> Result<Self> {
-        let head = Head::of(plan)?;
+        let keys = claims::keys(plan)?;
+        let head = Head::of(plan, &keys)?;
         if lock.is_shared() {
             let names = outputs.iter().map(|output| plan.outputs[*output].name.as_str());
             join(lock, plan, &head, names, sync, watch)?;
@@ -38,7 +39,7 @@ impl<'a> Journal<'a> {
             begin(lock, plan, &head, sync)?;
         }
         let claims = plan.outputs.iter().map(|_| Mutex::new(None)).collect();
-        let (work, keys) = (head.work()?, claims::keys(plan)?);
+        let work = head.work()?;
         Ok(Self { plan, work, plan_digest: head.plan, partial: lock.partial().into(), keys, claims })
     }
 
