@@ -162,17 +162,7 @@ def read_fields(
         _note_name(recipe, inputs, reader)
     tokenizer = read_tokenizer(recipe, base_model, inputs, reader)
     if plain["precision"] == "mergekit" and reader.spec and inputs.sound:
-        given = [parameters, *(part.parameters for part in inputs.slices)]
-        given += [source.parameters for part in inputs.slices for source in part.sources]
-        keys = [key for key, value in recipe.items() if value is not None]
-        dtypes = (plain["dtype"], plain["out_dtype"])
-        for problem in problems_as_mergekit(reader.spec.name, keys, dtypes, inputs.models(), given):
-            reader.problems.add(recipe.at("precision"), f"`precision: mergekit`: {problem}")
-        if reader.spec.name in WIDENED_AS_MERGEKIT and plain["out_dtype"] is None:
-            plain["out_dtype"] = "F32"
-            reader.notes.append(
-                f"`precision: mergekit`: {reader.spec.name} writes float32 as mergekit does; `out_dtype` changes that"
-            )
+        _check_as_mergekit(recipe, plain, parameters, inputs, reader.spec.name, reader)
     reader.problems.raise_any(header)
     return {
         "method": reader.spec.name if reader.spec else "",
@@ -189,6 +179,27 @@ def read_fields(
         "warnings": tuple(dict.fromkeys(reader.warnings)),
         "locations": reader.locations,
     }
+
+
+def _check_as_mergekit(
+    recipe: Table,
+    plain: dict[str, Any],
+    parameters: ParameterMap,
+    inputs: Inputs,
+    method: str,
+    reader: ValueReader,
+) -> None:
+    """Check what `precision: mergekit` can do, and set the dtype that mergekit writes where the recipe has none."""
+    given = [parameters, *(part.parameters for part in inputs.slices)]
+    given += [source.parameters for part in inputs.slices for source in part.sources]
+    keys = [key for key, value in recipe.items() if value is not None]
+    for problem in problems_as_mergekit(method, keys, (plain["dtype"], plain["out_dtype"]), inputs.models(), given):
+        reader.problems.add(recipe.at("precision"), f"`precision: mergekit`: {problem}")
+    if method in WIDENED_AS_MERGEKIT and plain["out_dtype"] is None:
+        plain["out_dtype"] = "F32"
+        reader.notes.append(
+            f"`precision: mergekit`: {method} writes float32 as mergekit does; `out_dtype` changes that"
+        )
 
 
 def _without_holders(table: Table, reader: ValueReader) -> Table:
