@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mol.merge.planned import PlannedMerge
+    from mol.merge.run import MergeReport
 
 Rows = np.ndarray[Any, Any]
 HIDDEN = 8
@@ -52,6 +53,7 @@ def make(
     dtype: str = "float32",
     config: dict[str, Any] | None = None,
     files: dict[str, Any] | None = None,
+    extra: dict[str, Rows] | None = None,
 ) -> Path:
     """Write a model with a vocabulary; its rows are random."""
     directory.mkdir(parents=True)
@@ -59,6 +61,7 @@ def make(
     tensors = llama_tensors(seed, dtype=dtype)
     random = np.random.default_rng(seed + 1000)
     tensors |= {name: random.standard_normal((rows, HIDDEN)).astype(dtype) for name in (EMBEDDING, HEAD)}
+    tensors |= extra or {}
     if tied:
         del tensors[HEAD]
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
@@ -120,8 +123,7 @@ def test_every_row_is_the_methods_result_for_its_token(
     tmp_path: Path, method: str, source: str, ids: dict[str, int], size: int, tied: bool
 ) -> None:
     recipe, merge = METHODS[method]
-    paths = models(tmp_path, tied=tied)
-    named = dict(zip("abc", paths, strict=True))
+    named = dict(zip("abc", models(tmp_path, tied=tied), strict=True))
     weights = {"a": 0.5, "b": 0.3, "c": 0.4}
     listed = "abc" if method == "linear" else "bc"
     merged = run_merge(
@@ -149,9 +151,13 @@ def planned(tmp_path: Path, *names: str, **recipe: Any) -> PlannedMerge:  # noqa
     return plan_recipe(linear(*[0.5] * len(names), names=[str(tmp_path / name) for name in names], **recipe))
 
 
-def embedding(tmp_path: Path, *names: str, **recipe: Any) -> Rows:  # noqa: ANN401
+def averaged(tmp_path: Path, *names: str, out: str = "out", **recipe: Any) -> MergeReport:  # noqa: ANN401
     paths = [str(tmp_path / name) for name in names]
-    return weights_of(run_merge(linear(*[0.5] * len(names), names=paths, **recipe), tmp_path / "out").out)[EMBEDDING]
+    return run_merge(linear(*[0.5] * len(names), names=paths, **recipe), tmp_path / out)
+
+
+def embedding(tmp_path: Path, *names: str, **recipe: Any) -> Rows:  # noqa: ANN401
+    return weights_of(averaged(tmp_path, *names, **recipe).out)[EMBEDDING]
 
 
 def test_a_padded_vocabulary_stays_as_it_is(tmp_path: Path) -> None:
@@ -176,9 +182,7 @@ def test_unequal_sizes_without_a_tokenizer_are_paired_by_the_tokens_of_the_base(
 def test_unequal_sizes_without_tokens_are_refused(tmp_path: Path) -> None:
     models(tmp_path)
     (tmp_path / "b" / "tokenizer.json").rename(tmp_path / "b" / "tokenizer.model")
-    with pytest.raises(
-        MergeError, match=r"b has tokenizer.model, whose format is not read here, so rows .* differ in size"
-    ):
+    with pytest.raises(MergeError, match=r"b has tokenizer.model, whose format is not read here, so .* differ in size"):
         planned(tmp_path, "a", "b")
 
 
@@ -211,7 +215,6 @@ def test_an_id_of_two_names_is_found_by_either(tmp_path: Path) -> None:
 
 
 def test_tokens_of_another_kind_are_refused(tmp_path: Path) -> None:
-    make(tmp_path / "a", A, 12)
     spelled = tokenizer(A) | {"decoder": {"type": "ByteLevel"}}
     fallback = tokenizer(A, byte_fallback=True)
     for name, content in (("a", spelled), ("b", fallback), ("c", tokenizer(A, type="WordPiece"))):
@@ -228,18 +231,14 @@ def test_embeddings_of_unequal_dtypes_are_rounded_once(tmp_path: Path) -> None:
     found = embedding(tmp_path, "a", "b", tokenizer_source="union")
     a, b = (stored_rows(tmp_path / name, EMBEDDING) for name in "ab")
     assert found.dtype == np.float16
-    np.testing.assert_array_equal(
-        found[:12], ((a[:12].astype(np.float32) + b[:12].astype(np.float32)) / 2).astype("f2")
-    )
+    np.testing.assert_array_equal(found[:12], ((a[:12].astype("f4") + b[:12].astype("f4")) / 2).astype("f2"))
     np.testing.assert_array_equal(found[12:], b[12:14].astype("f2"))
 
 
 def test_the_head_of_a_tied_base_comes_from_a_model_with_its_own(tmp_path: Path) -> None:
     make(tmp_path / "a", A, 14, tied=True)
     make(tmp_path / "b", B, 16)
-    out = run_merge(
-        linear(0.5, 0.5, names=[str(tmp_path / n) for n in "ab"], tokenizer_source="union"), tmp_path / "out"
-    ).out
+    out = averaged(tmp_path, "a", "b", tokenizer_source="union").out
     a, b = stored_rows(tmp_path / "a", EMBEDDING), stored_rows(tmp_path / "b", HEAD)
     np.testing.assert_allclose(weights_of(out)[HEAD], [*((a[:12] + b[:12]) / 2), *b[12:14]], rtol=1e-6)
     assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
@@ -247,11 +246,8 @@ def test_the_head_of_a_tied_base_comes_from_a_model_with_its_own(tmp_path: Path)
 
 def test_a_bias_of_the_head_follows(tmp_path: Path) -> None:
     for name, tokens, rows in (("a", A, 14), ("b", C, 11)):
-        path = make(tmp_path / name, tokens, rows)
-        tensors = weights_of(path) | {"lm_head.bias": np.arange(rows, dtype="f4")}
-        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    paths = [str(tmp_path / name) for name in "ab"]
-    out = run_merge(linear(0.5, 0.5, names=paths, tokenizer_source="union"), tmp_path / "out").out
+        make(tmp_path / name, tokens, rows, extra={"lm_head.bias": np.arange(rows, dtype="f4")})
+    out = averaged(tmp_path, "a", "b", tokenizer_source="union").out
     wanted = [(i + C.get(token, i)) / 2 for token, i in A.items()]
     np.testing.assert_allclose(weights_of(out)["lm_head.bias"], [*wanted, C["new"], C["<|im_end|>"]])
 
@@ -261,56 +257,10 @@ def test_a_head_of_an_rwkv_follows(tmp_path: Path) -> None:
         path = make(tmp_path / name, tokens, rows)
         tensors = weights_of(path)
         save_file(tensors | {"head.weight": tensors.pop(HEAD)}, path / "model.safetensors", metadata={"format": "pt"})
-    out = run_merge(
-        linear(0, 1, names=[str(tmp_path / n) for n in "ab"], tokenizer_source="base"), tmp_path / "out"
-    ).out
+    names = [str(tmp_path / name) for name in "ab"]
+    out = run_merge(linear(0, 1, names=names, tokenizer_source="base"), tmp_path / "out").out
     head, b = (weights_of(path)["head.weight"] for path in (out, tmp_path / "b"))
     np.testing.assert_array_equal(head[[0, 8, 10, 11]], b[[9, 1, 10, 0]])
-
-
-@pytest.mark.parametrize(
-    ("tensor", "shape"), [("model.embed_tokens_per_layer.weight", (11, 4)), ("final_logits_bias", (1, 14))]
-)
-def test_what_is_paired_by_number_is_not_paired_with_other_tokens(
-    tmp_path: Path, tensor: str, shape: tuple[int, int]
-) -> None:
-    for path in (*map(Path, models(tmp_path)), make(tmp_path / "d", A, SIZES["a"])):
-        extra = {tensor: np.zeros(shape, dtype="f4")}
-        save_file(weights_of(path) | extra, path / "model.safetensors", metadata={"format": "pt"})
-    a, b, c, d = (str(tmp_path / name) for name in "abcd")
-    assert plan_recipe(linear(0.5, 0.5, names=(a, d), tokenizer_source="union")).joined is not None
-    with pytest.raises(MergeError, match=rf"`{tensor}` of {a} .* not those of .*{c}; leave"):
-        plan_recipe(linear(1, 1, 1, names=(a, b, c), tokenizer_source="union"))
-
-
-@pytest.mark.parametrize(
-    ("tensor", "shape"), [("final_logits_bias", (1, 14)), ("model.layers.0.mlp.gate.tid2eid", (14, 2))]
-)
-def test_what_is_paired_by_number_has_as_many_as_the_output(
-    tmp_path: Path, tensor: str, shape: tuple[int, ...]
-) -> None:
-    for path in (make(tmp_path / "a", A, 14), make(tmp_path / "d", A, 14)):
-        extra = {tensor: np.zeros(shape, dtype="i8" if "tid2eid" in tensor else "f4")}
-        save_file(weights_of(path) | extra, path / "model.safetensors", metadata={"format": "pt"})
-    names = (str(tmp_path / "a"), str(tmp_path / "d"))
-    assert plan_recipe(linear(0.5, 0.5, names=names, tokenizer_source="union")).joined is not None
-    padded = {"source": "union", "pad_to_multiple_of": 32}
-    with pytest.raises(MergeError, match=rf"`{tensor}` of .* not as many \(32, wanted 14\); leave such models out"):
-        plan_recipe(linear(0.5, 0.5, names=names, tokenizer=padded))
-
-
-def test_the_vocabulary_of_a_marian_is_stated_twice(tmp_path: Path) -> None:
-    paths = [str(make(tmp_path / n, TOKENS[n], SIZES[n], config={"decoder_vocab_size": SIZES[n]})) for n in "ab"]
-    padded = {"source": "union", "pad_to_multiple_of": 32}
-    out = run_merge(linear(0.5, 0.5, names=paths, tokenizer=padded), tmp_path / "out").out
-    config = json.loads((out / "config.json").read_text())
-    assert (config["vocab_size"], config["decoder_vocab_size"]) == (32, 32)
-
-
-def test_two_vocabularies_cannot_follow_one_tokenizer(tmp_path: Path) -> None:
-    paths = [str(make(tmp_path / n, TOKENS[n], SIZES[n], config={"decoder_vocab_size": 5})) for n in "ab"]
-    with pytest.raises(MergeError, match="states two vocabularies"):
-        plan_recipe(linear(0.5, 0.5, names=paths, tokenizer_source="union"))
 
 
 def test_a_table_of_tokens_for_each_layer_follows(tmp_path: Path) -> None:
@@ -318,12 +268,9 @@ def test_a_table_of_tokens_for_each_layer_follows(tmp_path: Path) -> None:
     table, key = "model.embed_tokens_per_layer.weight", "vocab_size_per_layer_input"
     for name in "ab":
         rows = len(TOKENS[name])
-        directory = make(tmp_path / name, TOKENS[name], rows, config={key: rows})
-        tensors = weights_of(directory)
-        tensors[table] = np.arange(rows, dtype="float32").repeat(2).reshape(rows, 2) + 100 * (name == "b")
-        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-    recipe = linear(0.5, 0.5, names=[str(tmp_path / name) for name in "ab"], tokenizer_source="union")
-    out = run_merge(recipe, tmp_path / "out").out
+        numbers = np.arange(rows, dtype="float32").repeat(2).reshape(rows, 2) + 100 * (name == "b")
+        make(tmp_path / name, TOKENS[name], rows, config={key: rows}, extra={table: numbers})
+    out = averaged(tmp_path, "a", "b", tokenizer_source="union").out
     found = weights_of(out)[table]
     assert found.shape == (14, 2)
     assert found[[3, B["<|im_end|>"]], 0].tolist() == [(3 + 103) / 2, 100 + B["<|im_end|>"]]
@@ -340,8 +287,7 @@ def test_an_adapter_on_an_embedding_is_gathered_with_it(tmp_path: Path) -> None:
     save_file({f"{start}lora_embedding_A": a, f"{start}lora_embedding_B": b}, adapter / "adapter_model.safetensors")
     settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["embed_tokens"]}
     (adapter / "adapter_config.json").write_text(json.dumps(settings))
-    names = [str(tmp_path / "a"), f"{tmp_path / 'b'}+{adapter}"]
-    out = run_merge(linear(0.5, 0.5, names=names, tokenizer_source="union"), tmp_path / "out")
+    out = averaged(tmp_path, "a", f"b+{adapter}", tokenizer_source="union")
     of_a = stored_rows(tmp_path / "a", EMBEDDING)
     of_b = stored_rows(tmp_path / "b", EMBEDDING) + 2 * (a.T @ b.T)
     wanted = [*(of_a[:12] + of_b[:12]) / 2, *of_b[12:14]]
@@ -349,22 +295,16 @@ def test_an_adapter_on_an_embedding_is_gathered_with_it(tmp_path: Path) -> None:
     assert out.bytes_read == out.planned.bytes_read
 
 
-# The section `tokenizer`.
-
-
 def rules(tmp_path: Path, tokens: dict[str, Any], **section: Any) -> tuple[Rows, dict[str, Any], list[str]]:  # noqa: ANN401
-    """Merge a and b; give the embedding, the tokenizer and the warnings."""
-    paths = [str(tmp_path / name) for name in "ab"]
-    recipe = linear(0.5, 0.5, names=paths, tokenizer={"source": "base", "tokens": tokens, **section})
-    report = run_merge(recipe, tmp_path / "out")
+    """Merge a and b by a section `tokenizer`; give the embedding, the tokenizer and the warnings."""
+    report = averaged(tmp_path, "a", "b", tokenizer={"source": "base", "tokens": tokens, **section})
     assert report.bytes_read == report.planned.bytes_read
     content = json.loads((report.out / "tokenizer.json").read_text())
     return weights_of(report.out)[EMBEDDING], content, list(report.planned.warnings)
 
 
 def test_a_rule_says_where_the_row_of_a_token_comes_from(tmp_path: Path) -> None:
-    names = {name: str(tmp_path / name) for name in "abc"}
-    models(tmp_path)
+    names = dict(zip("abc", models(tmp_path), strict=True))
     found, content, warnings = rules(
         tmp_path,
         {
@@ -382,11 +322,7 @@ def test_a_rule_says_where_the_row_of_a_token_comes_from(tmp_path: Path) -> None
     wanted[2] = 0
     np.testing.assert_allclose(found, [*wanted, b[12], np.zeros(HIDDEN), c[2]], rtol=1e-6, atol=1e-7)
     added = {entry["content"]: entry["id"] for entry in content["added_tokens"]}
-    assert {token: added[token] for token in ("<|im_start|>", "<pad>", "<y>")} == {
-        "<|im_start|>": 12,
-        "<pad>": 13,
-        "<y>": 14,
-    }
+    assert [added[token] for token in ("<|im_start|>", "<pad>", "<y>")] == [12, 13, 14]
     assert not [line for line in warnings if "zeros" in line]
 
 
@@ -423,10 +359,9 @@ def test_padding_is_the_mean_of_all_rows(tmp_path: Path, dtype: str) -> None:
 def test_a_smaller_multiple_takes_padding_off(tmp_path: Path) -> None:
     for name in "ac":
         make(tmp_path / name, A, 40)
-    paths = [str(tmp_path / name) for name in "ac"]
     for multiple, rows in ((1, 12), (5, 15), (64, 64)):
-        recipe = linear(0.5, 0.5, names=paths, tokenizer={"source": "base", "pad_to_multiple_of": multiple})
-        report = run_merge(recipe, tmp_path / f"out{multiple}")
+        padded = {"source": "base", "pad_to_multiple_of": multiple}
+        report = averaged(tmp_path, "a", "c", out=f"out{multiple}", tokenizer=padded)
         assert report.planned.model_config["vocab_size"] == rows
         a, c = (stored_rows(tmp_path / name, EMBEDDING) for name in "ac")
         mean = (a[:12].mean(axis=0) + c[:12].mean(axis=0)) / 2
@@ -436,8 +371,7 @@ def test_a_smaller_multiple_takes_padding_off(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_alone_is_enough(tmp_path: Path) -> None:
-    make(tmp_path / "a", A, 14)
-    make(tmp_path / "b", B, 16)
+    models(tmp_path)
     other = tmp_path / "other"
     other.mkdir()
     (other / "tokenizer.json").write_text(json.dumps(tokenizer(C)))
