@@ -12,7 +12,7 @@ from mol.core.pretrained.causal_lm import MoLForCausalLM
 from mol.core.pretrained.checkpoint_file import find_checkpoint, read_checkpoint, write_checkpoint
 from mol.core.pretrained.collapse import load_collapsed
 from mol.core.pretrained.fused_model import FusedModel, MoLModel
-from mol.core.pretrained.publishing import publish
+from mol.core.pretrained.publishing import Publication, publish
 from mol.core.pretrained.task_models import (
     MoLForImageClassification,
     MoLForMaskedLM,
@@ -240,10 +240,12 @@ class SavedRuntime(Runtime):
         return publish(
             self.as_model(),
             Destination(repo_id, private, create_pr, revision, commit_message, token),
-            fusion_type,
-            fusion_method,
-            texts=self._calibration if calibration is None else checked_texts(calibration),
-            drop_adapters=drop_adapters,
-            evaluation=evaluation or {},
-            dry_run=None if dry_run is None else Path(dry_run),
+            Publication(
+                fusion_type,
+                fusion_method,
+                self._calibration if calibration is None else checked_texts(calibration),
+                drop_adapters,
+                evaluation or {},
+            ),
+            None if dry_run is None else Path(dry_run),
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+_log: Final = logging.getLogger("mol")
 _SHOWN: Final = 10
 # What transformers and the code of models raise where config.json and weights do not fit together.
 _RAISED: Final = (
@@ -40,6 +42,13 @@ def check_can_load() -> None:
             f"--check-load loads the result with transformers, and {' and '.join(missing)} is not installed: "
             "pip install 'mol-merge[fusion]', or leave the option out"
         )
+
+
+def check_results(root: Path, names: Iterable[str], *, trust_remote_code: bool) -> None:
+    """Check each result of a run by its directory below `root`, "" for the only one, and log as what it loads."""
+    for name in names:
+        loads = check_load(root / name, trust_remote_code=trust_remote_code)
+        _log.info("%s", f"{name} {loads}".strip())
 
 
 def check_load(directory: Path, *, trust_remote_code: bool = False) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from mol.errors import MolError
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from mol.merge.prepare import Result
     from mol.merge.run import MergeReport
 
-_log = logging.getLogger("mol")
-
 
 def finished_merge(config: MergeConfig, out: Path, options: MergeOptions) -> MergeReport | None:
     """Return the report of a merge whose result is at `out` in full; None where something else, or nothing, is.
@@ -33,7 +30,7 @@ def finished_merge(config: MergeConfig, out: Path, options: MergeOptions) -> Mer
     """
     from mol import _rust
     from mol.config.model_reference import expanded
-    from mol.merge.check_load import check_load
+    from mol.merge.check_load import check_results
     from mol.merge.prepare import prepare
     from mol.merge.run import MergeReport
 
@@ -51,8 +48,7 @@ def finished_merge(config: MergeConfig, out: Path, options: MergeOptions) -> Mer
         ]
     if options.check_load:
         code = options.trust_remote_code or prepared.planned.config.trust_remote_code
-        for name in prepared.results:
-            _log.info("%s", " ".join((name, check_load(directory / name, trust_remote_code=code))).strip())
+        check_results(directory, prepared.results, trust_remote_code=code)
     return MergeReport(
         out=directory,
         planned=prepared.planned,

@@ -306,14 +306,11 @@ def _write_side_files(partial: Path, prepared: Prepared, executed: Mapping[str, 
 
 def _check_load(prepared: Prepared, options: MergeOptions, watch: _Watch) -> None:
     """Load what is finished with transformers, before it replaces anything."""
-    from mol.merge.check_load import check_load
+    from mol.merge.check_load import check_results
 
     code = options.trust_remote_code or prepared.planned.config.trust_remote_code
     try:
-        for directory in prepared.results:
-            _log.info(
-                "%s", " ".join((directory, check_load(watch.partial / directory, trust_remote_code=code))).strip()
-            )
+        check_results(watch.partial, prepared.results, trust_remote_code=code)
     except CheckpointError as error:
         kept = f"the result is kept in {watch.partial}: the same merge without --check-load moves it to OUT"
         if not error.problems:

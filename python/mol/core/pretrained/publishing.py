@@ -6,7 +6,7 @@ import json
 import logging
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, get_args
 
 from mol import _rust
 from mol.config.model_reference import is_local
@@ -33,18 +33,26 @@ FusionType = Literal["runtime", "fused", "bundle"]
 _log: Final = logging.getLogger("mol")
 
 
-def publish(
-    model: FusedModel,
-    to: Destination,
-    fusion_type: str,
-    fusion_method: str,
-    *,
-    texts: Sequence[str] | None,
-    drop_adapters: bool,
-    evaluation: Mapping[str, object],
-    dry_run: Path | None,
-) -> str:
-    """Upload a fusion, or write what would be uploaded; see `MoLRuntime.push_to_hf`.
+class Publication(NamedTuple):
+    """What is made of a fusion for a repository; see `MoLRuntime.push_to_hf`.
+
+    Attributes:
+        fusion_type: see `FusionType`.
+        fusion_method: of a "fused" model, as are the next two.
+        texts: what it is measured on.
+        drop_adapters: leave out adapters that are not the identity, instead of refusing them.
+        evaluation: what the card says was measured: a value by its name.
+    """
+
+    fusion_type: str
+    fusion_method: str
+    texts: Sequence[str] | None
+    drop_adapters: bool
+    evaluation: Mapping[str, object]
+
+
+def publish(model: FusedModel, to: Destination, made: Publication, dry_run: Path | None) -> str:
+    """Upload a fusion, or write what would be uploaded into a new directory; see `MoLRuntime.push_to_hf`.
 
     Returns:
         The address of the commit or of the pull request, or the directory.
@@ -53,54 +61,44 @@ def publish(
         MolError: the fusion cannot be published in this form, as listed, or the Hub refuses it.
         OSError: the Hub cannot be reached, there is no token, or something cannot be read or written.
     """
-    if fusion_type not in get_args(FusionType):
-        raise ConfigError(f"fusion_type is {fusion_type!r}, wanted one of {', '.join(get_args(FusionType))}")
+    if made.fusion_type not in get_args(FusionType):
+        raise ConfigError(f"fusion_type is {made.fusion_type!r}, wanted one of {', '.join(get_args(FusionType))}")
     if not can_be_id(to.repo_id) or "/" not in to.repo_id:
         raise ConfigError(f"{to.repo_id!r} is no `user/name`, as the card needs it to say how the model is loaded")
     if dry_run is not None:
         check_new(dry_run)
-        _write(model, dry_run, to.repo_id, fusion_type, fusion_method, texts, drop_adapters, evaluation)
+        _write(model, dry_run, to.repo_id, made)
         return str(dry_run)
     check_destination(to)
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "model"
-        _write(model, directory, to.repo_id, fusion_type, fusion_method, texts, drop_adapters, evaluation)
+        _write(model, directory, to.repo_id, made)
         files = [path.relative_to(directory).as_posix() for path in sorted(directory.rglob("*")) if path.is_file()]
-        message = f"Upload a fusion ({fusion_type}) by mol-merge {_rust.__version__}"
+        message = f"Upload a fusion ({made.fusion_type}) by mol-merge {_rust.__version__}"
         return upload(directory, files, to, default_message=message).url
 
 
-def _write(
-    model: FusedModel,
-    directory: Path,
-    repo_id: str,
-    fusion_type: str,
-    fusion_method: str,
-    texts: Sequence[str] | None,
-    drop_adapters: bool,
-    evaluation: Mapping[str, object],
-) -> None:
+def _write(model: FusedModel, directory: Path, repo_id: str, made: Publication) -> None:
     """Write all files of a repository."""
-    measured = [f"{inline(str(what))}: {value}" for what, value in evaluation.items()]
-    if fusion_type == "fused":
+    measured = [f"{inline(str(what))}: {value}" for what, value in made.evaluation.items()]
+    if made.fusion_type == "fused":
         from mol.merge.manifest import put_side_file
 
-        done = collapse(model.runtime, directory, fusion_method, texts=texts, drop_adapters=drop_adapters)
+        done = collapse(
+            model.runtime, directory, made.fusion_method, texts=made.texts, drop_adapters=made.drop_adapters
+        )
         load = "from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM"
         load += f'.from_pretrained("{repo_id}")'
         card = (directory / CARD).read_text(encoding="utf-8") + _section("Made of a fusion", done.lines)
         card += _section("Evaluation", measured) + f"\n## How to load it\n\n```python\n{load}\n```\n"
         put_side_file(directory, CARD, card.encode())
         return
-    names = _names(model.runtime, fusion_type)
-    kind: Any = fusion_type
+    names = _names(model.runtime, made.fusion_type)
+    kind: Any = made.fusion_type
     model.save_pretrained(directory, kind=kind)
     _remove_paths(directory, names)
-    card = (
-        (directory / CARD)
-        .read_text(encoding="utf-8")
-        .replace('from_pretrained("DIR")', f'from_pretrained("{repo_id}")')
-    )
+    card = (directory / CARD).read_text(encoding="utf-8")
+    card = card.replace('from_pretrained("DIR")', f'from_pretrained("{repo_id}")')
     (directory / CARD).write_text(card + _section("Evaluation", measured), encoding="utf-8")
 
 
