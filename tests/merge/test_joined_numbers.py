@@ -1,4 +1,4 @@
-"""What is paired by the numbers of tokens, or stated twice, beside vocabularies that are joined."""
+"""What is paired by the numbers of tokens, or stated twice, where vocabularies are joined."""
 
 from __future__ import annotations
 
