@@ -53,6 +53,7 @@ def test_a_size_of_the_donor_that_no_tensor_has_is_refused(key: str, right: int)
     assert f"`{key}` is 77 in a, and no tensor has this size" in found
     assert f"correct it (b has {right})" in found
     plan(linear(0.5, 0.5), *pair({key: right}, {key: 77}))
+    plan(linear(0.5, 0.5), *pair({key: 77, "text_config": {key: right}}, {key: right}))
 
 
 @pytest.mark.parametrize(

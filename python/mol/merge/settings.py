@@ -128,14 +128,14 @@ def _misstated(donor: Model, models: Sequence[Model]) -> Iterator[str]:
     sizes |= {size // 2 for size in sizes}  # gate and up in one
     for key in _SIZES:
         mine, *others = (
-            next((section[key] for section in text_sections(model.checkpoint.config) if key in section), None)
+            [section[key] for section in text_sections(model.checkpoint.config) if type(section.get(key)) is int]
             for model in (donor, *models)
         )
-        right = [(it, of.label) for it, of in zip(others, models, strict=True) if type(it) is int and it in sizes]
-        if type(mine) is int and mine not in sizes and right:
+        right = [(it, of.label) for found, of in zip(others, models, strict=True) for it in found if it in sizes]
+        if mine and right and sizes.isdisjoint(mine):
             size, label = right[0]
             yield (
-                f"config.json: `{key}` is {mine} in {donor.label}, and no tensor has this size: the result, which "
+                f"config.json: `{key}` is {mine[0]} in {donor.label}, and no tensor has this size: the result, which "
                 f"gets this config.json, would not load; correct it ({label} has {size})"
             )
 
