@@ -217,6 +217,19 @@ def test_one_missing_model_raises_the_builtin(models: tuple[Path, Path], tmp_pat
         run_merge(linear(models[0], tmp_path / "two"), tmp_path / "out")
 
 
+def test_models_next_to_the_recipe_alone_are_pointed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    make_llama(tmp_path / "recipes" / "a", 1)
+    text = "merge_method: linear\nmodels:\n- model: ./a\n- model: a\nparameters: {weight: 1}\n"
+    (tmp_path / "recipes" / "recipe.yml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MergeError) as caught:
+        run_merge("recipes/recipe.yml", "out")
+    for problem, line in zip(caught.value.problems, (3, 4), strict=True):
+        assert problem.startswith(f"recipes/recipe.yml:{line}: ")
+        assert "recipes/a is there: paths start from the working directory, not from the recipe's" in problem
+
+
 def test_a_merge_needs_an_output_directory(models: tuple[Path, Path]) -> None:
     with pytest.raises(ConfigError, match="give `out`, or `output_path`"):
         run_merge(linear(*models))

@@ -302,6 +302,8 @@ class _Hub:
 
     def _from_cache(self, cause: Exception, *, weights: bool) -> Located:
         """Return the cached snapshot of the revision, if all that the merge needs is there."""
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
         snapshot = cached_snapshot(self._reference, self._cache_dir)
         nothing = [ADAPTER_CONFIG, ADAPTER] if self._adapter else [CONFIG, *([SINGLE] if weights else ())]
         if snapshot is None:
@@ -313,10 +315,11 @@ class _Hub:
         if snapshot is None or missing:
             others = [] if snapshot else cached_commits(self._reference, self._cache_dir)
             known = f" (of other commits it has {', '.join(others[:3])})" if others else ""
+            connect = "unset HF_HUB_OFFLINE and TRANSFORMERS_OFFLINE" if HF_HUB_OFFLINE else "connect"
             raise CheckpointError(
                 f"{self._reference}: no such directory, the Hub is unreachable ({first_line(cause)}), and its cache "
                 f"lacks {', '.join(missing[:4])}{known}; "
-                f"connect (unset HF_HUB_OFFLINE) and run again, or name a local directory{nearby(self._reference.name)}"
+                f"{connect} and run again, or name a local directory{nearby(self._reference.name)}"
             ) from cause
         commit = snapshot.name
         if self._offline is None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mol.errors import MergeError, MolError, reason_of
+from mol.config.model_reference import expanded
+from mol.errors import CheckpointError, MergeError, MolError, reason_of
 from mol.merge.options import MergeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from mol.config import MergeConfig
     from mol.config.model_reference import ModelReference
@@ -134,7 +135,7 @@ class _Opening:
         """Context manager that keeps why a part cannot be used."""
         try:
             yield
-        except FileNotFoundError as error:
+        except (FileNotFoundError, CheckpointError) as error:
             self.failures[part] = _with_location(error, reference, self._config)
         except (MolError, OSError) as error:
             self.failures[part] = error
@@ -164,7 +165,7 @@ def adapted_step(
             try:
                 located = _look_up(reference.adapter, config, options, adapter=True, offline=offline)
                 adapter = Adapter.open(located.fetch(), name=str(reference.adapter), revision=located.commit)
-            except FileNotFoundError as error:
+            except (FileNotFoundError, CheckpointError) as error:
                 raise _with_location(error, reference, config) from error
             found[reference] = _adapted(step, adapter, config)
     _note_offline(offline)
@@ -216,11 +217,19 @@ def _look_up(
     )
 
 
-def _with_location(error: FileNotFoundError, reference: ModelReference, config: MergeConfig) -> FileNotFoundError:
-    """Return the error with where the recipe names the model."""
+def _with_location(
+    error: FileNotFoundError | CheckpointError, reference: ModelReference, config: MergeConfig
+) -> FileNotFoundError | CheckpointError:
+    """Return the error with where the recipe names the model, and with a directory of that name next to the recipe."""
     documents = config.documents()
     location = next((part.locations[reference] for part in documents if reference in part.locations), None)
-    return FileNotFoundError(f"{location}: {reason_of(error)}" if location else reason_of(error))
+    if location is None or (isinstance(error, MolError) and error.problems):
+        return error
+    name = (reference.adapter or reference).name
+    there = Path(location.rpartition(":")[0]).parent / name
+    misplaced = there.is_dir() and not expanded(name).exists()
+    hint = f"; {there} is there: paths start from the working directory, not from the recipe's" if misplaced else ""
+    return type(error)(f"{location}: {reason_of(error)}{hint}")
 
 
 def _note_offline(commits: Sequence[str]) -> None:
