@@ -168,3 +168,23 @@ def test_ends_that_are_spelled_otherwise_are_the_same(tmp_path: Path) -> None:
     make_llama(tmp_path / "d", 3)
     assert plan_recipe(linear(1, 1, 1, 1)).warnings == ()
     assert TOKENIZER["added_tokens"] == []
+
+
+def test_ids_that_no_tokenizer_names_follow_by_their_texts_and_what_is_lost_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    further = {"decoder_start_token_id": 5, "forced_eos_token_id": 2, "image_token_id": 7, "video_token_id": 11}
+    generation = {"decoder_start_token_id": 5, "suppress_tokens": [3, 7, 11], "eos_token_id": 2}
+    model(tmp_path / "a", config__json=llama_config() | IDS | further, generation=generation)
+    vocab = {f"token{i}": 11 - i for i in range(11)}
+    turned = TOKENIZER | {"model": TOKENIZER["model"] | {"vocab": vocab}}
+    ids = {"bos_token_id": 10, "eos_token_id": 9, "decoder_start_token_id": 8}
+    model(tmp_path / "b", config__json=llama_config() | ids, tokenizer__json=turned)
+    config, generated, _ = merged(tokenizer_source="b")
+    assert {key: config[key] for key in further} == {
+        "decoder_start_token_id": 8, "forced_eos_token_id": 9, "image_token_id": 4, "video_token_id": None,
+    }  # fmt: skip
+    assert generated == {"decoder_start_token_id": 8, "suppress_tokens": [8, 4], "eos_token_id": 9}
+    assert any("video_token_id" in line and "token11" in line for line in caplog.messages)
+    config, generated, _ = merged(tokenizer_source="base")
+    assert ({key: config[key] for key in further}, generated) == (further, generation)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from mol.io.json_file import read_object
 from mol.io.layout import CONFIG, GENERATION
 from mol.io.vocabulary import SPECIAL_ROLES
+from mol.regex import regex
 from mol.structure.model_config import text_sections
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 # What generation itself needs; the other roles are stated only where the donor's config.json has them.
 _ALWAYS: Final = frozenset({"bos", "eos", "pad"})
 _EOS: Final = "eos_token_id"
+# Further ids of the text's vocabulary; those of codecs have vocabularies of their own.
+_FURTHER: Final = regex(
+    r"^(decoder_start|forced_[be]os|image|video|audio|vision|vision_start|vision_end)_token_(id|index)$"
+    r"|^(begin_)?suppress_tokens$"
+)
 
 
 class SpecialTokens(NamedTuple):
@@ -87,16 +93,27 @@ def follow_tokenizer(
 
     files = {}
     generated = _generation(generation, its_generation, wanted, end, only_end=own)
+    lost: dict[str, None] = {}
+    if not own:
+        before = {number: token for token, number in vocabularies[donor.directory].ids.items()}
+        its_files = {CONFIG: its_config, GENERATION: {**its_config, **(its_generation or {})}}
+        for name, found in ((CONFIG, config), (GENERATION, generated)):
+            changes += [f"{name} {line}" for line in _follow_further(found, its_files[name], before, vocabulary, lost)]
     # Without a file of its own a model generates by its config.json.
     if generated != (generation or {}) and (generation is not None or not _restates(generated, config)):
         old = generation or {}
         changes += [
             f"{GENERATION} `{key}` {_shown(old.get(key))} -> {_shown(value)}"
             for key, value in generated.items()
-            if old.get(key) != value
+            if old.get(key) != value and not _FURTHER.search(key)
         ]
         files[GENERATION] = generated
     notes = (f"special tokens follow the tokenizer of {source}: {', '.join(changes)}",) if changes else ()
+    if lost:
+        warnings += (
+            f"the tokenizer of {source} lacks tokens that {donor.name} states by their ids, which are left out: "
+            f"{', '.join(lost)}",
+        )
     if states_none:
         warnings += (
             f"no file of {source} states the ids of its special tokens, so config.json and {GENERATION} keep those of "
@@ -142,6 +159,49 @@ def _of_donor(
             ids = [after.ids[tokens[old]] for old in _as_list(stated[0]) if tokens.get(old) in after.ids]
             found[key] = (ids if isinstance(stated[0], list) else ids[0]) if ids else None
     return found
+
+
+def _follow_further(
+    config: dict[str, Any],
+    its: Mapping[str, Any],
+    before: Mapping[int, str],
+    after: Vocabulary,
+    lost: dict[str, None],
+) -> list[str]:
+    """Have ids that are no role of a tokenizer follow it: as its model states them, else by the text of the token.
+
+    Args:
+        config: config.json or generation_config.json of the output; changed in place.
+        its: what the tokenizer's model states there.
+        before: token of each id of the donor.
+        after: the tokenizer of the output.
+        lost: gets the keys whose tokens the tokenizer lacks, each with the first of these.
+
+    Returns:
+        What was changed, one line for each key.
+    """
+    changes = []
+
+    def moved(key: str, old: int) -> int | None:
+        token = before.get(old)
+        if token is not None and token not in after.ids:
+            lost.setdefault(f"`{key}` {old} ({token!r})")
+        return old if token is None else after.ids.get(token)
+
+    # What is not read cannot be followed.
+    parts = text_sections(config) if before and after.complete else ()
+    for part in parts:
+        for key in filter(_FURTHER.search, part):
+            old, stated = part[key], _find(its, key)
+            value = old
+            if isinstance(old, list):
+                value = [new for number in _as_list(old) if (new := moved(key, number)) is not None]
+            elif type(old) is int:
+                value = stated if type(stated) is int and _has(after, stated) else moved(key, old)
+            if value != old:
+                part[key] = value
+                changes.append(f"`{key}` {_shown(old)} -> {_shown(value)}")
+    return changes
 
 
 def _differing_ends(planned: PlannedMerge, vocabularies: Mapping[Path, Vocabulary]) -> tuple[str, ...]:
