@@ -52,6 +52,7 @@ class Content(NamedTuple):
         kind: how tokens spell bytes and spaces ("byte-level", "SentencePiece", "WordPiece"), None where unknown.
         apart: token -> id of added tokens that the model itself lacks.
         scores: by id, of the tokens of a Unigram model itself, which lists them; None of another.
+        whole: whether a BPE model takes a word that is a token as it is, without merges, as that of Llama 3 does.
     """
 
     ids: dict[str, int]
@@ -59,6 +60,7 @@ class Content(NamedTuple):
     kind: str | None
     apart: Mapping[str, int] = {}
     scores: Sequence[float] | None = None
+    whole: bool = False
 
 
 class Vocabulary:
@@ -217,14 +219,14 @@ def _fast(path: Path) -> Content:
         added = list(content.get("added_tokens") or ())
         numbers = {token["content"]: token["id"] for token in added}
         flags = {token["content"]: {flag: token.get(flag) is True for flag in _FLAGS} for token in added}
-        kind = _kind(content, model)
+        kind, whole = _kind(content, model), model.get("ignore_merges") is True
         apart = {token: number for token, number in numbers.items() if token not in ids}
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         what = (
             f"lacks `{error.args[0]}`" if isinstance(error, KeyError) else "holds something else where tokens should be"
         )
         raise CheckpointError(f"{path} {what}; {_AGAIN}") from error
-    return Content(_checked(path, {**ids, **numbers}), flags, kind, apart, scores)
+    return Content(_checked(path, {**ids, **numbers}), flags, kind, apart, scores, whole)
 
 
 def _tokens(vocab: Any) -> tuple[dict[str, int], list[float] | None]:  # noqa: ANN401 - whatever the file holds

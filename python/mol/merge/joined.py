@@ -226,11 +226,28 @@ class _Joiner:
                 flags = next((found for found in known_flags if found is not None), _SPECIAL)
                 found.append(NewToken(rule.token, number + len(found), flags, None))
                 known.add(rule.token)
+        self._warn_of_used(found)
         main = self._first.main
         if found and (main is None or main.name != TOKENIZER):
             what = "no tokenizer" if main is None else f"{main.name} and no {TOKENIZER}"
             self._problems.append(f"{self._names[self._leader]} has {what}; {_SAVE_FAST}")
         return tuple(found)
+
+    def _warn_of_used(self, new: Sequence[NewToken]) -> None:
+        """Warn of tokens that a BPE model uses although no merge makes them: whole words, and characters."""
+        content = self._first.content
+        characters = content.kind == "SentencePiece" and content.scores is None
+        used = [
+            token.content
+            for token in new
+            if token.flags is None and (content.whole or (characters and len(token.content) == 1))
+        ]
+        if used:
+            what = "words that are tokens whole (`ignore_merges`)" if content.whole else "single characters"
+            self._warnings.append(
+                f"the tokenizer of {self._names[self._leader]} takes {what}, so texts with some of {len(used)} tokens "
+                f"that are new to it, e.g. {used[0]!r}, are no longer split as before"
+            )
 
     def _height(self) -> int | None:
         """Return the rows that a tokenizer's model states, where its weights are not read."""
