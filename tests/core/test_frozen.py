@@ -109,6 +109,35 @@ def test_peft_adapts_the_router_of_a_mixture_and_no_model() -> None:
     peft.get_peft_model(mixture, peft.LoraConfig(r=2, target_modules=["classifier"]))
 
 
+@pytest.mark.parametrize("adapter", ["linear", "bottleneck"])
+@pytest.mark.filterwarnings("ignore:Unsupported layer type")
+@pytest.mark.parametrize("way", ["LN tuning", "modules_to_save"])
+def test_norms_before_a_weight_that_stays_0_are_refused(way: str, adapter: str, fuse: Fuse) -> None:
+    peft = pytest.importorskip("peft")
+    norms, heads = r"runtime\.layers\..*layer_norm", r"runtime\.layers\..*classifier"
+    config = (
+        peft.LNTuningConfig(target_modules=norms, task_type="CAUSAL_LM")
+        if way == "LN tuning"
+        else peft.LoraConfig(r=2, target_modules=heads, modules_to_save=["layer_norm"])
+    )
+    ids = tokens_of(2, 6)
+    tuned = peft.get_peft_model(fuse("gpt2", "llama", adapter_type=adapter).as_causal_lm(), config)
+    with pytest.raises(MolError, match=r"norm of an adapter alone.*nothing would be trained.*adapter_init=\"lstsq\""):
+        tuned(input_ids=ids)
+    model = fuse("gpt2", "llama", adapter_type=adapter).as_causal_lm()
+    with torch.no_grad():  # as after training
+        for number, parameter in enumerate(model.parameters()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.05)
+    before = model(ids).logits
+    tuned = peft.get_peft_model(model, config)
+    output = tuned(input_ids=ids, labels=ids)
+    assert torch.allclose(output.logits, before, atol=1e-4)
+    output.loss.backward()
+    trained = {name: each.grad for name, each in tuned.named_parameters() if each.requires_grad and "norm" in name}
+    assert trained
+    assert all(grad is not None and grad.any() for grad in trained.values())
+
+
 KINDS_OF_PEFT: dict[str, tuple[str, dict[str, Any], str]] = {
     "DoRA": ("LoraConfig", {"use_dora": True}, "DoRA .* the result would be NaN"),
     "PiSSA": ("LoraConfig", {"init_lora_weights": "pissa"}, r"this start \(init_lora_weights\) multiplies"),

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import skip_init
 
-from mol.core.linear import TrainedLinear, check_wrapper, dtype_of, is_plain
+from mol.core.linear import TrainedLinear, check_norm, check_wrapper, dtype_of, is_plain
 from mol.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class LinearAdapter(BaseAdapter):
 
         Raises:
             ConfigError: x is of another width.
-            FusionError: PEFT wraps a weight in a way that cannot work, see `check_wrapper`.
+            FusionError: PEFT wraps a weight in a way that cannot work, see `mol.core.linear`.
         """
         self._check(x)
         check_wrapper(self.projection)
@@ -220,6 +220,7 @@ class LinearAdapter(BaseAdapter):
         inner = x.to(dtype_of(self.projection, x.dtype))
         branch: torch.Tensor
         if self.layer_norm is not None:
+            check_norm(self.layer_norm, self.projection)
             branch = self.projection(self.layer_norm(inner))
             branch = branch * (token_size(x) * self.scale).to(branch.dtype)
         elif is_plain(self.projection):
@@ -304,10 +305,11 @@ class BottleneckAdapter(BaseAdapter):
 
         Raises:
             ConfigError: x is of another width.
-            FusionError: PEFT wraps a weight in a way that cannot work, see `check_wrapper`.
+            FusionError: PEFT wraps a weight in a way that cannot work, see `mol.core.linear`.
         """
         self._check(x)
         check_wrapper(self.outer)
+        check_norm(self.layer_norm, self.outer)
         narrow = self.activation(self.inner(self.layer_norm(x.to(dtype_of(self.inner, x.dtype)))))
         branch: torch.Tensor = self.outer(self.dropout(narrow))
         return _add(fit_width(x, self.output_dim), branch * (token_size(x) * self.scale).to(branch.dtype))

@@ -11,12 +11,13 @@ from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+import torch
 from torch import nn
 
 from mol.errors import FusionError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from mol.core.blocks.source import Source
 
@@ -81,6 +82,19 @@ class NamesModels:
         check_target(target)
         module: nn.Module = super().get_submodule(target)  # type: ignore[misc]
         return module
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:  # noqa: ANN401
+        """Apply a function to what is trained, before its models are moved or cast.
+
+        Raises:
+            FusionError: it moves to the meta device; nothing was changed.
+        """
+        if fn(torch.zeros(1)).is_meta:
+            raise FusionError(
+                "on the meta device the models would have no weights, and a fusion loads them by name: leave "
+                '.to("meta") out; num_parameters() and summary() count without a copy'
+            )
+        return super()._apply(fn, recurse)  # type: ignore[misc]
 
 
 def check_target(target: str, within: str = "") -> None:

@@ -90,6 +90,28 @@ def check_wrapper(linear: Any) -> None:  # noqa: ANN401 - has attributes of PEFT
     )
 
 
+def check_norm(norm: Any, linear: nn.Module) -> None:  # noqa: ANN401 - has attributes of PEFT
+    """Refuse what PEFT trains of a norm where the linear layer behind it is 0 and stays so.
+
+    Args:
+        norm: of an adapter.
+        linear: the layer whose product is added to the input.
+
+    Raises:
+        FusionError: gradients of the norm would be 0.
+    """
+    if not type(norm).__module__.startswith("peft.") or norm in _of_peft:
+        return
+    if any(parameter.requires_grad or parameter.any() for parameter in linear.parameters()):
+        _of_peft.add(norm)
+        return
+    raise FusionError(
+        "PEFT trains the norm of an adapter alone, before a weight that is 0, as it is in one that starts as the "
+        'identity: nothing would be trained; fit the adapter (adapter_init="lstsq") or train it itself first, or name '
+        "its linear layers (projection, outer), for plain LoRA"
+    )
+
+
 def dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:
     """Return the dtype that a module, wrapped or not, is computed in: that of its first float parameter."""
     if type(module) is TrainedLinear:  # the common case

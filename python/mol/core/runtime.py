@@ -274,9 +274,9 @@ class Runtime(NamesModels, nn.Module):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Move or cast the models together with the runtime."""
+        super()._apply(fn, recurse)
         for source in self.opened.values():
             source.apply(fn)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def _run_pass(self, fusion: Fusion, host_run: HostRun) -> tuple[Any, Pass]:

@@ -15,6 +15,7 @@ from mol.errors import ConfigError, FusionError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from mol.core.pretrained.mixture_config import MoLMixtureConfig
     from mol.io.checkpoint import Checkpoint
 
 
@@ -27,6 +28,25 @@ def load_all(names: Sequence[str], given: Mapping[str, Any]) -> tuple[list[PreTr
     """Load models, with these settings, and return them with their files."""
     found = [load_one(name, given) for name in names]
     return [model for model, _ in found], [checkpoint for _, checkpoint in found]
+
+
+def load_stated(config: MoLMixtureConfig, given: Mapping[str, Any]) -> tuple[list[PreTrainedModel], list[Checkpoint]]:
+    """Load the models of a config, with these settings; without a `dtype` in them, in that of the config.
+
+    config.json states the dtype of the first model, so that models which differ keep theirs unless it was changed.
+    """
+    found = load_all(config.models, given)
+    if (
+        "dtype" in given
+        or config.dtype is None
+        or str(found[0][0].dtype)
+        in (
+            str(config.dtype),
+            f"torch.{config.dtype}",
+        )
+    ):
+        return found
+    return load_all(config.models, {**given, "dtype": config.dtype})
 
 
 def _settings(name: str, given: Mapping[str, Any]) -> MoLConfig:

@@ -29,7 +29,7 @@ from mol.core.pretrained.bundle import Kind, check_kind_of_save, save_models
 from mol.core.pretrained.cards import card_of_mixture
 from mol.core.pretrained.digests import ModelUse, check_model, find_models
 from mol.core.pretrained.generating import Generating
-from mol.core.pretrained.mixed_models import check_kind, check_vocabularies, load_all, load_one
+from mol.core.pretrained.mixed_models import check_kind, check_vocabularies, load_all, load_one, load_stated
 from mol.core.pretrained.mixture_config import (
     WEIGHTS,
     MixtureWeights,
@@ -88,7 +88,7 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         """Load the models that a config names, with options of `from_pretrained`; the Auto classes call it."""
         check_mixture_config(config)
         given = checked_options("from_config of a mixture", OF_MODELS, config, (), kwargs)
-        mixture = cls._around(config, *load_all(config.models, given), [*config.models], given)
+        mixture = cls._around(config, *load_stated(config, given), [*config.models], given)
         config.dtype = mixture.dtype
         return mixture
 
@@ -388,9 +388,9 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> MoLMixture:
         """Move or cast the models together with the mixture."""
+        super()._apply(fn, recurse)
         for model in self.models:
             model._apply(fn)
-        super()._apply(fn, recurse)
         return self
 
 
