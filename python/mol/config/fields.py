@@ -9,7 +9,8 @@ from mol.config.average import is_average, write_out
 from mol.config.chat_templates import CHAT_TEMPLATES
 from mol.config.document import Items, Location, Problems, Table, shown
 from mol.config.flat import is_flat, to_mergekit_form
-from mol.config.inputs import Inputs, check_inputs, problem_of_auto, read_inputs
+from mol.config.input_checks import add_base, check_inputs, problem_of_auto
+from mol.config.inputs import Inputs, read_inputs
 from mol.config.method_spec import MethodSpec, Required
 from mol.config.methods import METHODS, method_named
 from mol.config.model_reference import is_local
@@ -148,8 +149,8 @@ def read_fields(
             if recipe.get(word) is not None:
                 reader.problems.add(recipe.at(word), f"`{word}` next to `modules`: write it into each of the modules")
         inputs.slices = [part for _, found, _ in modules for part in found.slices]
-    elif reader.spec and inputs.sound:
-        check_inputs(inputs, reader.spec, base_model, parameters, reader, weighs_base=weighs_base, resolved=resolved)
+    elif add_base(inputs, base_model, reader, weighs_base=weighs_base, resolved=resolved):
+        check_inputs(inputs, base_model, parameters, reader, resolved=resolved)
     parts = [
         Part(
             found, spec, module.base_model, module.over(parameters, str(reader.spec and reader.spec.name)), alone=False

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mol.config.auto_weights import Auto
 from mol.config.document import Items, Table, shown
-from mol.config.inputs import Inputs, check_inputs, read_inputs
+from mol.config.input_checks import check_inputs
+from mol.config.inputs import Inputs, read_inputs
 from mol.config.methods import method_named
 from mol.config.parameters import ParameterMap, chained
 from mol.config.sources import SliceConfig, SourceConfig, rename
@@ -151,5 +152,5 @@ def _read(
         levels = module.over(parameters, recipe.spec.name if recipe.spec else "")
         # The recipe's base says where the rest comes from; it is no input of what does not start from it.
         start = None if reader.spec.base == "input" else base or base_model
-        check_inputs(inputs, reader.spec, start, levels, reader, weighs_base=False, resolved=resolved)
+        check_inputs(inputs, start, levels, reader, resolved=resolved)
     return module, inputs, reader.spec

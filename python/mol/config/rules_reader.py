@@ -6,7 +6,8 @@ import itertools
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from mol.config.document import Items, Location, Table, shown
-from mol.config.inputs import Inputs, check_inputs
+from mol.config.input_checks import check_inputs
+from mol.config.inputs import Inputs
 from mol.config.methods import METHODS, method_named
 from mol.config.parameters import ParameterMap, auto_of
 from mol.config.rules import RuleConfig
@@ -185,6 +186,4 @@ def _check(
     for given in slices:
         start = None if checker.spec.base == "input" else rule.base_model or given.base_model or base
         found.slices.append(rule.inputs(given, start, own=own))
-    check_inputs(
-        found, checker.spec, base, rule.over(part.parameters, own=own), checker, weighs_base=False, resolved=resolved
-    )
+    check_inputs(found, base, rule.over(part.parameters, own=own), checker, resolved=resolved)
