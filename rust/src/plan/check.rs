@@ -1,10 +1,10 @@
 //! Checks the tasks of a plan against each other and against the input files.
 use super::{Expr, Fill, Method, OutputTensor, Plan, Table, Task};
-use crate::container::{Container, Header};
+use crate::container::Header;
 use crate::dtype::Float;
 use crate::encode;
 use crate::error::{Error, Result};
-use crate::source::{self, Stages};
+use crate::source;
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -115,12 +115,10 @@ impl Plan {
                 }
                 tensor.bytes.len()
             } else {
-                let open = |input: usize| Ok(Arc::new(Container::unopened(&headers[input])));
-                let (source, found) =
-                    source::build(self, expr, &open, &Stages::default()).map_err(|error| match error {
-                        Error::Merge(reason) => fault(reason),
-                        error => error,
-                    })?;
+                let (source, found) = source::measured(self, expr, headers).map_err(|error| match error {
+                    Error::Merge(reason) => fault(reason),
+                    error => error,
+                })?;
                 if !region.fits(&found, shape) {
                     let wanted = region.wanted(shape);
                     return Err(fault(format!("`{}` makes shape {found:?}, the plan wants {wanted}", expr.kind())));

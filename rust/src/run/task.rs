@@ -1,7 +1,7 @@
 //! Runs one task: accepts an earlier run's result if it holds, else computes it; then releases its inputs.
 use super::claims::Claim;
 use super::{Options, Run, hand_over};
-use crate::container::{Container, Header};
+use crate::container::Header;
 use crate::crc::Crc;
 use crate::draw;
 use crate::encode;
@@ -28,10 +28,7 @@ pub(super) fn resident(plan: &Plan, index: usize, headers: &[Arc<Header>]) -> Re
     let (task, (rows, columns)) = (&plan.tasks[index], plan.written()[index].shape());
     let of_source = |expr: &Expr| match expr {
         Expr::Tensor(..) => Ok(0),
-        Expr::Made(_) => {
-            let open = |input: usize| Ok(Arc::new(Container::unopened(&headers[input])));
-            Ok(source::build(plan, expr, &open, &Stages::default())?.0.resident())
-        }
+        Expr::Made(_) => Ok(source::measured(plan, expr, headers)?.0.resident()),
     };
     let own = task.by.resident(rows, columns, task.of.len());
     task.of.iter().try_fold(own, |sum, expr| Ok(sum.saturating_add(of_source(expr)?)))
@@ -39,9 +36,8 @@ pub(super) fn resident(plan: &Plan, index: usize, headers: &[Arc<Header>]) -> Re
 
 /// Returns the maximum bytes that spilled stages take on the disk, if `threads` tasks run at a time.
 pub(super) fn spilled(plan: &Plan, headers: &[Arc<Header>], threads: usize) -> Result<u64> {
-    let open = |input: usize| Ok(Arc::new(Container::unopened(&headers[input])));
     let size = |stage: &Expr| {
-        let source = source::build(plan, stage, &open, &Stages::default())?.0;
+        let source = source::measured(plan, stage, headers)?.0;
         Ok((source.len() * source.float().bytes()) as u64)
     };
     let of_task = |task| repeated(plan, task).into_iter().map(size).sum::<Result<u64>>();

@@ -7,7 +7,7 @@ use super::scaled::Scaled;
 use super::shape::{Columns, Rows, Stack, Transpose};
 use super::spilled::Stages;
 use super::{Source, Tensor, two};
-use crate::container::Container;
+use crate::container::{Container, Header};
 use crate::draw;
 use crate::dtype::Float;
 use crate::error::{Error, Result};
@@ -28,6 +28,13 @@ fn fault(expr: &Expr, reason: impl AsRef<str>) -> Error {
 /// Builds the source of an expression; returns it with its shape.
 pub fn build(plan: &Plan, expr: &Expr, open: Open, stages: &Stages) -> Result<Built> {
     stages.build(expr, || computed(plan, expr, open, stages))
+}
+
+/// Builds the source of an expression from headers alone: shape, format and size can be had of it, but no element. It is
+/// built anew where they are needed, and no source is kept of it, since a plan may have more tasks than memory has room.
+pub fn measured(plan: &Plan, expr: &Expr, headers: &[Arc<Header>]) -> Result<Built> {
+    let open = |input: usize| Ok(Arc::new(Container::unopened(&headers[input])));
+    build(plan, expr, &open, &Stages::default())
 }
 
 /// Builds a source that computes an expression whenever it is read.

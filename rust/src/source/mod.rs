@@ -9,7 +9,7 @@ mod shape;
 mod spilled;
 mod tensor;
 
-pub use build::{Open, build};
+pub use build::{build, measured};
 pub use spilled::{Stages, repeated};
 pub use tensor::Tensor;
 
@@ -120,7 +120,8 @@ pub trait Source: Send + Sync {
     }
 }
 
-/// Returns rows (the product of all leading axes) and columns of a shape.
+/// Returns rows (the product of all leading axes) and columns of a shape. A vector is one row, as methods that rank or
+/// weigh rows take it; to the plan, which cuts and stacks vectors, it is a column ([`crate::plan::matrix`]).
 pub fn two(shape: &[usize]) -> (usize, usize) {
     match shape.split_last() {
         Some((columns, rows)) => (rows.iter().product(), *columns),
