@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import DataCollatorWithFlattening, PreTrainedTokenizerFast
 
 from mol import MoLMixture
 from mol.core.pretrained.mixture_config import MoLMixtureConfig
@@ -209,3 +209,11 @@ def test_bf16_models_mix_in_float32(weights: str) -> None:
     assert log_p.dtype == torch.float32
     torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(2, 6))
     assert mixture.generate(tokens_of(2, 6), max_new_tokens=3, do_sample=False, pad_token_id=0).shape[1] <= 9
+
+
+def test_flattened_texts_are_refused_with_the_way_out() -> None:
+    mixture = MoLMixture.from_models([language_model_of("gpt2"), language_model_of("llama")])
+    rows = [{"input_ids": [5, 6, 7]}, {"input_ids": [8, 9]}]
+    batch = DataCollatorWithFlattening(return_tensors="pt")(rows)
+    with pytest.raises(MolError, match=r"a mixture does not take position_ids: .* pad them \(DataCollatorWithPadding"):
+        mixture(**batch)

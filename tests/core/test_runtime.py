@@ -133,6 +133,14 @@ def test_a_runtime_without_layers_is_the_host(fuse: Fuse) -> None:
         assert torch.equal(runtime.as_causal_lm()(ids).logits, runtime.host.model(ids).logits)
 
 
+def test_tracing_is_refused_in_words(fuse: Fuse, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fuse("gpt2", "llama").as_causal_lm()
+    monkeypatch.setattr("torch.jit.is_tracing", lambda: True)  # a trace that ends early may crash the next one
+    for traced in (model.runtime, model, model.base_model):
+        with pytest.raises(MolError, match=r"cannot be traced \(torch\.jit\.trace\).*torch\.compile\(model\) runs it"):
+            traced(tokens_of(2, 6))
+
+
 def test_a_text_longer_than_an_experts_positions_is_refused(fuse: Fuse) -> None:
     model = fuse("llama", "bert").as_causal_lm()
     with torch.no_grad(), pytest.raises(MolError, match="bert has positions for 64 tokens, and 65 were given"):

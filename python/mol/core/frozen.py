@@ -91,8 +91,8 @@ class NamesModels:
         """
         if fn(torch.zeros(1)).is_meta:
             raise FusionError(
-                "on the meta device the models would have no weights, and a fusion loads them by name: leave "
-                '.to("meta") out; num_parameters() and summary() count without a copy'
+                "on the meta device the models would have no weights, and they are loaded by name: leave "
+                '.to("meta") out'
             )
         return super()._apply(fn, recurse)  # type: ignore[misc]
 

@@ -24,8 +24,9 @@ _log: Final = logging.getLogger("mol")
 _FROM_MASK: Final = "every model computes its own from attention_mask"
 UNKNOWN_TO_EXPERTS: Final = {
     "inputs_embeds": "give input_ids",
-    "position_ids": f"{_FROM_MASK}; texts packed into a row are not kept apart, so pad them (in TRL leave out packing "
-    'and padding_free, or pack with packing_strategy="wrapped")',
+    "position_ids": f"{_FROM_MASK}; texts packed into a row are not kept apart, so pad them "
+    "(DataCollatorWithPadding, not DataCollatorWithFlattening; in TRL leave out packing and padding_free, or pack with "
+    'packing_strategy="wrapped")',
     "cache_position": _FROM_MASK,
     "output_attentions": "experts do not return theirs",
     "output_router_logits": "the host's own routers are frozen, and fused layers run other blocks than theirs",

@@ -241,7 +241,15 @@ class Runtime(NamesModels, nn.Module):
         Returns:
             The stream after the last layer (B, T, H), before the host's final norm, for `lm_head`; and for each fused
             layer `layer_{position}` what `LayerStats` lists, `expert_weights` (B, T, E) first; None unless requested.
+
+        Raises:
+            FusionError: it is traced, or an input is not known or of another kind or shape.
         """
+        if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            raise FusionError(
+                "a fusion cannot be traced (torch.jit.trace): which experts run depends on the tokens, and a trace "
+                "would repeat what those of its example chose; torch.compile(model) runs it"
+            )
         fusion = self.fusion()
         if host_run is not None:
             done: tuple[Any, Any] = self._run_pass(fusion, host_run)

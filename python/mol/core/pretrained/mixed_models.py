@@ -35,18 +35,12 @@ def load_stated(config: MoLMixtureConfig, given: Mapping[str, Any]) -> tuple[lis
 
     config.json states the dtype of the first model, so that models which differ keep theirs unless it was changed.
     """
-    found = load_all(config.models, given)
-    if (
-        "dtype" in given
-        or config.dtype is None
-        or str(found[0][0].dtype)
-        in (
-            str(config.dtype),
-            f"torch.{config.dtype}",
-        )
-    ):
-        return found
-    return load_all(config.models, {**given, "dtype": config.dtype})
+    models, checkpoints = load_all(config.models, given)
+    stated = str(config.dtype or models[0].dtype).removeprefix("torch.")
+    if "dtype" in given or f"torch.{stated}" == str(models[0].dtype):
+        return models, checkpoints
+    del models  # they may be narrower, so that a cast is not what the files hold
+    return load_all(config.models, {**given, "dtype": stated})
 
 
 def _settings(name: str, given: Mapping[str, Any]) -> MoLConfig:

@@ -23,7 +23,7 @@ from mol.core.blocks.inputs import CACHE_NAMES, positions_of, takes
 from mol.core.blocks.lengths import Limit
 from mol.core.cache import CACHE_NAME, ExpertCache, FusedCache
 from mol.core.frozen import FROZEN, Frozen, NamesModels
-from mol.core.host import check_longest, checked_labels, set_options
+from mol.core.host import UNKNOWN_TO_EXPERTS, check_longest, checked_labels, set_options
 from mol.core.models.loading import read_generation_config
 from mol.core.pretrained.bundle import Kind, check_kind_of_save, save_models
 from mol.core.pretrained.cards import card_of_mixture
@@ -313,9 +313,9 @@ class MoLMixture(Generating, NamesModels, OutsideModels, GenerationMixin):
         Raises:
             FusionError: an input is not known or of another kind or shape, or `return_dict` is False.
         """
-        unknown = set_options(others)
-        if unknown:
-            raise FusionError(f"a mixture does not take {', '.join(sorted(unknown))}")
+        if unknown := set_options(others):
+            why = f": {UNKNOWN_TO_EXPERTS['position_ids']}" if "position_ids" in unknown else ""
+            raise FusionError(f"a mixture does not take {', '.join(sorted(unknown))}{why}")
         step = self._begin(
             input_ids, attention_mask, past_key_values if cache is None else cache, use_cache, return_dict
         )
