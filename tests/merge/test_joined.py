@@ -35,11 +35,17 @@ TOKENS = {"a": A, "b": B, "c": C}
 
 
 def tokenizer(ids: Mapping[str, int], **model: Any) -> dict[str, Any]:  # noqa: ANN401
-    """A tokenizer.json whose tokens in angles are added ones."""
+    """A tokenizer.json whose tokens in angles are added ones; apart from the vocabulary where they stand behind it."""
     special = {token: number for token, number in ids.items() if token.startswith("<")}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    apart = sorted(special.values()) == list(range(len(ids) - len(special), len(ids)))
     return {
-        "model": {"type": "BPE", "vocab": {t: i for t, i in ids.items() if t not in special}, "merges": [], **model},
+        "model": {
+            "type": "BPE",
+            "vocab": {t: i for t, i in ids.items() if not (apart and t in special)},
+            "merges": [],
+            **model,
+        },
         "added_tokens": [{"id": number, "content": token, **flags} for token, number in special.items()],
     }
 

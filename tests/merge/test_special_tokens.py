@@ -175,6 +175,7 @@ def test_ids_that_no_tokenizer_names_follow_by_their_texts_and_what_is_lost_is_w
 ) -> None:
     further = {"decoder_start_token_id": 5, "forced_eos_token_id": 2, "image_token_id": 7, "video_token_id": 11}
     generation = {"decoder_start_token_id": 5, "suppress_tokens": [3, 7, 11], "eos_token_id": 2}
+    generation |= {"bad_words_ids": [[3, 7], [7, 11]], "forced_decoder_ids": [[1, None], [2, 7], [3, 11]]}
     model(tmp_path / "a", config__json=llama_config() | IDS | further, generation=generation)
     vocab = {f"token{i}": 11 - i for i in range(11)}
     turned = TOKENIZER | {"model": TOKENIZER["model"] | {"vocab": vocab}}
@@ -184,7 +185,10 @@ def test_ids_that_no_tokenizer_names_follow_by_their_texts_and_what_is_lost_is_w
     assert {key: config[key] for key in further} == {
         "decoder_start_token_id": 8, "forced_eos_token_id": 9, "image_token_id": 4, "video_token_id": None,
     }  # fmt: skip
-    assert generated == {"decoder_start_token_id": 8, "suppress_tokens": [8, 4], "eos_token_id": 9}
+    assert generated == {
+        "decoder_start_token_id": 8, "suppress_tokens": [8, 4], "eos_token_id": 9,
+        "bad_words_ids": [[8, 4]], "forced_decoder_ids": [[1, None], [2, 4]],
+    }  # fmt: skip
     assert any("video_token_id" in line and "token11" in line for line in caplog.messages)
     config, generated, _ = merged(tokenizer_source="base")
     assert ({key: config[key] for key in further}, generated) == (further, generation)

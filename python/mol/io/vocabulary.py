@@ -53,6 +53,7 @@ class Content(NamedTuple):
         apart: token -> id of added tokens that the model itself lacks.
         scores: by id, of the tokens of a Unigram model itself, which lists them; None of another.
         whole: whether a BPE model takes a word that is a token as it is, without merges, as that of Llama 3 does.
+        renumbered: token -> id that it loads with, where the file states another.
     """
 
     ids: dict[str, int]
@@ -61,6 +62,7 @@ class Content(NamedTuple):
     apart: Mapping[str, int] = {}
     scores: Sequence[float] | None = None
     whole: bool = False
+    renumbered: Mapping[str, int] = {}
 
 
 class Vocabulary:
@@ -160,6 +162,15 @@ class Vocabulary:
         return readers[self.main.name](self.main)
 
     @cached_property
+    def misstated(self) -> str | None:
+        """Which ids the main file states that its tokens do not load with; None where all are right."""
+        if not (wrong := self.content.renumbered):
+            return None
+        stated = self.content.ids
+        first = ", ".join(f"{token!r} (states {stated[token]}, loads with {wrong[token]})" for token in list(wrong)[:3])
+        return f"{self.main} states other ids than {len(wrong)} of its tokens load with: {first}"
+
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """What tokenizer_config.json holds; empty where there is none."""
         path = self.directory / TOKENIZER_SETTINGS
@@ -221,12 +232,24 @@ def _fast(path: Path) -> Content:
         flags = {token["content"]: {flag: token.get(flag) is True for flag in _FLAGS} for token in added}
         kind, whole = _kind(content, model), model.get("ignore_merges") is True
         apart = {token: number for token, number in numbers.items() if token not in ids}
+        loaded = _loaded(numbers, ids, len(ids if scores is None else scores))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         what = (
             f"lacks `{error.args[0]}`" if isinstance(error, KeyError) else "holds something else where tokens should be"
         )
         raise CheckpointError(f"{path} {what}; {_AGAIN}") from error
-    return Content(_checked(path, {**ids, **numbers}), flags, kind, apart, scores, whole)
+    renumbered = {token: number for token, number in loaded.items() if number != numbers[token]}
+    return Content(_checked(path, {**ids, **numbers}), flags, kind, apart, scores, whole, renumbered)
+
+
+def _loaded(added: Iterable[str], ids: Mapping[str, int], size: int) -> dict[str, int]:
+    """Number added tokens as the tokenizers library does, which goes by their order and not by the ids of the file."""
+    found: dict[str, int] = {}
+    free = size
+    for token in filter(None, added):
+        found[token] = ids.get(token, free)
+        free = max(free, found[token] + 1)
+    return found
 
 
 def _tokens(vocab: Any) -> tuple[dict[str, int], list[float] | None]:  # noqa: ANN401 - whatever the file holds

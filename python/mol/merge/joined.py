@@ -30,6 +30,10 @@ _SAVE_FAST: Final = (
     "tokens are added to a tokenizer.json, which transformers writes: AutoTokenizer.from_pretrained(DIR)"
     ".save_pretrained(DIR)"
 )
+_RENUMBER: Final = (
+    "load it with AutoTokenizer, save it again and check that the rows of the model are those of its tokens; or leave "
+    "out the tokenizer section where all models share the file"
+)
 # Flags of a token that a rule adds and that no model has.
 _SPECIAL: Final = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 
@@ -151,6 +155,11 @@ class _Joiner:
         import numpy as np
 
         config = self._config
+        self._problems += [
+            f"{name}: {wrong}; {_RENUMBER}"
+            for model, name in self._names.items()
+            if (wrong := self._vocabularies[model].misstated)
+        ]
         ids = {model: self._ids_of(model) for model in self._names}
         tokens, seconds = _by_id(ids[self._leader] or {})
         new = self._new_tokens(ids, len(tokens))

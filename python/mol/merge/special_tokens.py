@@ -25,7 +25,7 @@ _EOS: Final = "eos_token_id"
 # Further ids of the text's vocabulary; those of codecs have vocabularies of their own.
 _FURTHER: Final = regex(
     r"^(decoder_start|forced_[be]os|image|video|audio|vision|vision_start|vision_end)_token_(id|index)$"
-    r"|^(begin_)?suppress_tokens$"
+    r"|^(begin_)?suppress_tokens$|^(bad_words|forced_decoder)_ids$"
 )
 
 
@@ -188,13 +188,22 @@ def _follow_further(
             lost.setdefault(f"`{key}` {old} ({token!r})")
         return old if token is None else after.ids.get(token)
 
+    def moved_entry(key: str, entry: list[Any]) -> list[Any] | None:
+        start = 1 if key == "forced_decoder_ids" else 0  # a position and an id; None leaves the id open
+        found = [moved(key, number) if type(number) is int else number for number in entry[start:]]
+        lacking = any(new is None and number is not None for new, number in zip(found, entry[start:], strict=True))
+        return None if lacking else [*entry[:start], *found]
+
     # What is not read cannot be followed.
     parts = text_sections(config) if before and after.complete else ()
     for part in parts:
         for key in filter(_FURTHER.search, part):
             old, stated = part[key], _find(its, key)
             value = old
-            if isinstance(old, list):
+            if key.endswith("_ids") and isinstance(old, list):
+                words = (moved_entry(key, entry) for entry in old if isinstance(entry, list))
+                value = [word for word in words if word is not None] or None  # generate() refuses an empty list
+            elif isinstance(old, list):
                 value = [new for number in _as_list(old) if (new := moved(key, number)) is not None]
             elif type(old) is int:
                 value = stated if type(stated) is int and _has(after, stated) else moved(key, old)
