@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 GAP = {"a": 0, "b": 1, "<x>": 5, "<y>": 6}
 
 
-def test_all_files_with_other_ids_are_refused_at_once_and_warned_of_where_nothing_is_paired(tmp_path: Path) -> None:
+def test_all_files_with_other_ids_are_refused_at_once_but_where_nothing_is_paired(tmp_path: Path) -> None:
     file = tokenizer(GAP)
     file["model"]["vocab"] = {"a": 0, "b": 1}
     names = [str(make(tmp_path / name, GAP, 8, files={"tokenizer.json": file})) for name in "pq"]
@@ -31,8 +31,7 @@ def test_all_files_with_other_ids_are_refused_at_once_and_warned_of_where_nothin
             assert f"{name}/tokenizer.json states other ids than 2 of its tokens load with" in line
             assert "'<x>' (states 5, loads with 2), '<y>' (states 6, loads with 3)" in line
             assert "AutoTokenizer" in line
-    warnings = plan_recipe(linear(0.5, 0.5, names=names)).warnings
-    assert [any(f"{name}/tokenizer.json states other ids" in line for line in warnings) for name in names] == [True] * 2
+    plan_recipe(linear(0.5, 0.5, names=names))
 
 
 def test_ids_that_load_as_stated_may_follow_a_gap_of_the_vocabulary(tmp_path: Path) -> None:

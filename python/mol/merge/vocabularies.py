@@ -68,8 +68,6 @@ def check_vocabularies(
         if vocabulary is not donors:
             remark = _incomparable(donors, vocabulary, donor.name)
             notes += [f"{name}: {remark}"] if remark else []
-        if (wrong := vocabulary.misstated) is not None:
-            warnings.append(f"{name}: {wrong}; rows are merged by number, whatever token they are of")
         found = table.add(name, vocabulary)
         problems += [f"{name}: {line}" for line in found.moved]
         if allow_crimes:

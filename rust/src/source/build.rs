@@ -30,8 +30,8 @@ pub fn build(plan: &Plan, expr: &Expr, open: Open, stages: &Stages) -> Result<Bu
     stages.build(expr, || computed(plan, expr, open, stages))
 }
 
-/// Builds the source of an expression from headers alone: shape, format and size can be had of it, but no element. It is
-/// built anew where they are needed, and no source is kept of it, since a plan may have more tasks than memory has room.
+/// Builds the source of an expression from headers alone: it has a shape, a format and a size, and no element can be read.
+/// The check of a plan, the memory budget and the disk space each build their own: that reads no data.
 pub fn measured(plan: &Plan, expr: &Expr, headers: &[Arc<Header>]) -> Result<Built> {
     let open = |input: usize| Ok(Arc::new(Container::unopened(&headers[input])));
     build(plan, expr, &open, &Stages::default())
