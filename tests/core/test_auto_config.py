@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from mol import MoLMixture, MoLRuntime
 from mol.errors import MolError
-from tests.core.zoo import language_model_of, tokens_of
+from tests.core.zoo import tokens_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,18 +55,6 @@ def test_the_dtype_of_a_config_that_is_passed_is_that_of_the_models(saved: Path)
     assert dtypes_of(AutoModelForCausalLM.from_pretrained(saved, config=config, dtype="float16")) == {torch.float16}
     assert dtypes_of(AutoModelForCausalLM.from_config(config)) == {torch.bfloat16}
     assert dtypes_of(AutoModelForCausalLM.from_config(config, dtype="float16")) == {torch.float16}
-
-
-def test_models_of_several_dtypes_keep_them_in_from_config(
-    fuse: Fuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fuse("gpt2", layers=())  # it moves to where the models are
-    monkeypatch.setattr("mol.core.pretrained.mixture.check_vocabularies", lambda *_: None)
-    language_model_of("gpt2").bfloat16().save_pretrained(tmp_path / "narrow")
-    mixture = MoLMixture.from_models([str(tmp_path / "narrow"), "llama"])
-    mixture.save_pretrained(tmp_path / "saved")
-    again: Any = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "saved"))
-    assert [model.dtype for model in again.models] == [torch.bfloat16, torch.float32]
 
 
 def test_a_model_that_is_moved_to_the_meta_device_is_refused_and_unchanged(saved: Path) -> None:

@@ -109,6 +109,22 @@ def test_peft_adapts_the_router_of_a_mixture_and_no_model() -> None:
     peft.get_peft_model(mixture, peft.LoraConfig(r=2, target_modules=["classifier"]))
 
 
+def trained_further(model: Any, config: Any) -> Any:  # noqa: ANN401 - PEFT's
+    """Wrap a model whose parameters are as after training, see that it answers as before, and take gradients."""
+    import peft
+
+    ids = tokens_of(2, 6)
+    with torch.no_grad():
+        for number, parameter in enumerate(model.parameters()):
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.05)
+    before = model(ids).logits
+    tuned = peft.get_peft_model(model, config)
+    output = tuned(input_ids=ids, labels=ids)
+    assert torch.allclose(output.logits, before, atol=1e-4)
+    output.loss.backward()
+    return tuned
+
+
 @pytest.mark.parametrize("adapter", ["linear", "bottleneck"])
 @pytest.mark.filterwarnings("ignore:Unsupported layer type")
 @pytest.mark.parametrize("way", ["LN tuning", "modules_to_save"])
@@ -120,19 +136,10 @@ def test_norms_before_a_weight_that_stays_0_are_refused(way: str, adapter: str, 
         if way == "LN tuning"
         else peft.LoraConfig(r=2, target_modules=heads, modules_to_save=["layer_norm"])
     )
-    ids = tokens_of(2, 6)
     tuned = peft.get_peft_model(fuse("gpt2", "llama", adapter_type=adapter).as_causal_lm(), config)
     with pytest.raises(MolError, match=r"norm of an adapter alone.*nothing would be trained.*adapter_init=\"lstsq\""):
-        tuned(input_ids=ids)
-    model = fuse("gpt2", "llama", adapter_type=adapter).as_causal_lm()
-    with torch.no_grad():  # as after training
-        for number, parameter in enumerate(model.parameters()):
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.05)
-    before = model(ids).logits
-    tuned = peft.get_peft_model(model, config)
-    output = tuned(input_ids=ids, labels=ids)
-    assert torch.allclose(output.logits, before, atol=1e-4)
-    output.loss.backward()
+        tuned(input_ids=tokens_of(2, 6))
+    tuned = trained_further(fuse("gpt2", "llama", adapter_type=adapter).as_causal_lm(), config)
     trained = {name: each.grad for name, each in tuned.named_parameters() if each.requires_grad and "norm" in name}
     assert trained
     assert all(grad is not None and grad.any() for grad in trained.values())
@@ -154,21 +161,10 @@ def test_peft_is_refused_where_a_weight_of_0_would_stay_so_or_divide(kind: str, 
     name, options, words = KINDS_OF_PEFT[kind]
     target = r"runtime\.layers\..*\.(projection|outer)"
     config = getattr(peft, name)(target_modules=target, task_type="CAUSAL_LM", **options)
-    tuned, ids = (
-        peft.get_peft_model(fuse("gpt2", "llama", adapter_type=adapter).as_causal_lm(), config),
-        tokens_of(2, 6),
-    )
+    tuned = peft.get_peft_model(fuse("gpt2", "llama", adapter_type=adapter).as_causal_lm(), config)
     with pytest.raises(MolError, match=rf"{words}.*adapter_init=\"lstsq\""):
-        tuned(input_ids=ids)
-    model = fuse("gpt2", "llama", adapter_type=adapter).as_causal_lm()
-    with torch.no_grad():  # as after training
-        for number, parameter in enumerate(model.parameters()):
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)) * 0.05)
-    before = model(ids).logits
-    tuned = peft.get_peft_model(model, config)
-    output = tuned(input_ids=ids, labels=ids)
-    assert torch.allclose(output.logits, before, atol=1e-4)
-    output.loss.backward()
+        tuned(input_ids=tokens_of(2, 6))
+    tuned = trained_further(fuse("gpt2", "llama", adapter_type=adapter).as_causal_lm(), config)
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in tuned.parameters())
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import DataCollatorWithFlattening, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, DataCollatorWithFlattening, PreTrainedTokenizerFast
 
 from mol import MoLMixture
 from mol.core.pretrained.mixture_config import MoLMixtureConfig
@@ -209,6 +209,14 @@ def test_bf16_models_mix_in_float32(weights: str) -> None:
     assert log_p.dtype == torch.float32
     torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(2, 6))
     assert mixture.generate(tokens_of(2, 6), max_new_tokens=3, do_sample=False, pad_token_id=0).shape[1] <= 9
+
+
+def test_models_of_several_dtypes_keep_them_in_from_config(tmp_path: Path) -> None:
+    names = [named(tmp_path / kind, kind) for kind in ("gpt2", "llama")]
+    language_model_of("gpt2").bfloat16().save_pretrained(names[0])
+    MoLMixture.from_models(names).save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path / "saved"))
+    assert [model.dtype for model in again.models] == [torch.bfloat16, torch.float32]
 
 
 def test_flattened_texts_are_refused_with_the_way_out() -> None:

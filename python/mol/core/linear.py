@@ -66,15 +66,20 @@ def is_plain(linear: nn.Module) -> bool:
     )
 
 
+def _is_unchecked(module: nn.Module) -> bool:
+    """Return whether a module is one of PEFT's that was not found to work yet."""
+    return type(module).__module__.startswith("peft.") and module not in _of_peft
+
+
 def check_wrapper(linear: Any) -> None:  # noqa: ANN401 - has attributes of PEFT
     """Refuse what PEFT makes of a weight that is 0, as those of adapters that start as the identity are.
 
     Raises:
         FusionError: it would divide by the weight, or multiply it alone, so that nothing is trained.
     """
-    home = type(linear).__module__
-    if not home.startswith("peft.") or linear in _of_peft:
+    if not _is_unchecked(linear):
         return
+    home = type(linear).__module__
     rows = linear.weight.ne(0).any(1)
     if any(getattr(linear, "use_dora", {}).values()) and not rows.all():
         problem = "DoRA (use_dora) divides by the norms of a weight's rows: the result would be NaN"
@@ -100,7 +105,7 @@ def check_norm(norm: Any, linear: nn.Module) -> None:  # noqa: ANN401 - has attr
     Raises:
         FusionError: gradients of the norm would be 0.
     """
-    if not type(norm).__module__.startswith("peft.") or norm in _of_peft:
+    if not _is_unchecked(norm):
         return
     if any(parameter.requires_grad or parameter.any() for parameter in linear.parameters()):
         _of_peft.add(norm)

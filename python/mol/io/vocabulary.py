@@ -140,6 +140,11 @@ class Vocabulary:
         return self.added | self.content.ids
 
     @cached_property
+    def tokens(self) -> dict[int, str]:
+        """Id -> token of all tokens that can be read; of an id with several the last."""
+        return {number: token for token, number in self.ids.items()}
+
+    @cached_property
     def flags(self) -> dict[str, dict[str, Any]]:
         """Token -> flags, as tokenizer.json has them, of the tokens that are cut out of a text before the rest."""
         found = {token: dict.fromkeys(_FLAGS, False) | {"normalized": True} for token in self.added}

@@ -95,10 +95,12 @@ def follow_tokenizer(
     generated = _generation(generation, its_generation, wanted, end, only_end=own)
     lost: dict[str, None] = {}
     if not own:
-        before = {number: token for token, number in vocabularies[donor.directory].ids.items()}
-        its_files = {CONFIG: its_config, GENERATION: {**its_config, **(its_generation or {})}}
-        for name, found in ((CONFIG, config), (GENERATION, generated)):
-            changes += [f"{name} {line}" for line in _follow_further(found, its_files[name], before, vocabulary, lost)]
+        before = vocabularies[donor.directory]
+        for name, found, its in (
+            (CONFIG, config, its_config),
+            (GENERATION, generated, {**its_config, **(its_generation or {})}),
+        ):
+            changes += [f"{name} {line}" for line in _follow_further(found, its, before, vocabulary, lost)]
     # Without a file of its own a model generates by its config.json.
     if generated != (generation or {}) and (generation is not None or not _restates(generated, config)):
         old = generation or {}
@@ -151,12 +153,12 @@ def _of_donor(
     after: Vocabulary,
 ) -> dict[str, Any]:
     """Return the new ids of special tokens that the donor alone states; None where the tokenizer has no such token."""
-    tokens = {number: token for token, number in before.ids.items()}
     found: dict[str, Any] = {}
     for key in (f"{role}_token_id" for role in SPECIAL_ROLES):
         stated = [value for value in (_find(config, key), (generation or {}).get(key)) if value is not None]
         if key not in wanted and stated:
-            ids = [after.ids[tokens[old]] for old in _as_list(stated[0]) if tokens.get(old) in after.ids]
+            tokens = map(before.tokens.get, _as_list(stated[0]))
+            ids = [after.ids[token] for token in tokens if token in after.ids]
             found[key] = (ids if isinstance(stated[0], list) else ids[0]) if ids else None
     return found
 
@@ -164,7 +166,7 @@ def _of_donor(
 def _follow_further(
     config: dict[str, Any],
     its: Mapping[str, Any],
-    before: Mapping[int, str],
+    before: Vocabulary,
     after: Vocabulary,
     lost: dict[str, None],
 ) -> list[str]:
@@ -173,9 +175,9 @@ def _follow_further(
     Args:
         config: config.json or generation_config.json of the output; changed in place.
         its: what the tokenizer's model states there.
-        before: token of each id of the donor.
+        before: the donor's tokenizer.
         after: the tokenizer of the output.
-        lost: gets the keys whose tokens the tokenizer lacks, each with the first of these.
+        lost: gets what the tokenizer lacks: a key, with an id and its token.
 
     Returns:
         What was changed, one line for each key.
@@ -183,7 +185,7 @@ def _follow_further(
     changes = []
 
     def moved(key: str, old: int) -> int | None:
-        token = before.get(old)
+        token = before.tokens.get(old)
         if token is not None and token not in after.ids:
             lost.setdefault(f"`{key}` {old} ({token!r})")
         return old if token is None else after.ids.get(token)
@@ -195,7 +197,7 @@ def _follow_further(
         return None if lacking else [*entry[:start], *found]
 
     # What is not read cannot be followed.
-    parts = text_sections(config) if before and after.complete else ()
+    parts = text_sections(config) if before.ids and after.complete else ()
     for part in parts:
         for key in filter(_FURTHER.search, part):
             old, stated = part[key], _find(its, key)
